@@ -1,0 +1,255 @@
+"""Names to things: the registries of backbones, heads and tasks, filled lazily and able to say no.
+
+A name comes from the decorator, from a source that lists many names without importing their library (the zoo,
+timm, torchvision), or from an installed package's entry points. Nothing is imported before its name is
+asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
+
+from flashtask.core.errors import UnknownNameError, UsageError
+
+__all__ = ["Registry", "RegistryEntry", "Source", "check_options"]
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RegistryEntry:
+    """What is known about one name without loading the code behind it.
+
+    Args:
+        name: the canonical name, the one that files store (`timm/resnet18` for `resnet18`).
+        kind: what the registry holds: backbone, head, task.
+        metadata: plain values: always `provider`, and `description`, `licence`, `source`, `weights` ... where
+            they are known. What is not known without loading is not there.
+        load: gives the object.
+    """
+
+    name: str
+    kind: str
+    metadata: Mapping[str, Any]
+    load: Callable[[], Any] = field(repr=False, compare=False)
+
+
+class Source(Protocol):
+    """Many names at once, listed without loading any of them."""
+
+    def names(self) -> Iterable[str]:
+        """The canonical names."""
+        ...
+
+    def spellings(self) -> Iterable[str]:
+        """The names as a user would write them, for near matches; one for each canonical name."""
+        ...
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of a name in any spelling, or None if this source has no such name."""
+        ...
+
+
+class Registry(Generic[T]):
+    """A mapping from names to objects of one kind, with near matches for what it does not have.
+
+    Args:
+        kind: what it holds, as messages call it: backbone, head, task.
+        group: the entry point group by which installed packages add names, e.g. `flashtask.backbones`; a
+            registry with one is listed by `flashtask zoo`.
+    """
+
+    def __init__(self, kind: str, *, group: str | None = None) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, RegistryEntry] = {}
+        self._sources: list[Source] = []
+        self._removed: set[str] = set()
+        self._loaded: dict[str, T] = {}
+
+    @overload
+    def register(self, name: C, /) -> C: ...
+    @overload
+    def register(self, name: str, obj: C, /, *, override: bool = ..., **metadata: Any) -> C: ...
+    @overload
+    def register(
+        self, name: str | None = ..., /, *, override: bool = ..., **metadata: Any
+    ) -> Callable[[C], C]: ...
+    def register(
+        self, name: Any = None, obj: Any = None, /, *, override: bool = False, **metadata: Any
+    ) -> Any:
+        """Add a function or class: `@R.register`, `@R.register("name")`, `@R.register(licence="MIT")`,
+        or `R.register("name", obj)`.
+
+        Args:
+            name: what it is asked for by; the object's own `__name__` without one.
+            obj: what is registered, when not used as a decorator.
+            override: replace what the name means now; without it a taken name is an error.
+            metadata: plain values for `entry(name)`; a `description` is otherwise the docstring's first line.
+
+        Raises:
+            UsageError: the name is taken, or it is no name.
+        """
+        if callable(name):
+            return self._add_object(name.__name__, name, override, metadata)
+        if obj is not None:
+            return self._add_object(name, obj, override, metadata)
+        return lambda decorated: self._add_object(name or decorated.__name__, decorated, override, metadata)
+
+    def add_source(self, source: Source) -> None:
+        """Add a source of many names; names registered one by one and earlier sources win."""
+        self._sources.append(source)
+
+    def get(self, name: str) -> T:
+        """The object behind a name, loaded once.
+
+        Raises:
+            UnknownNameError: nothing has this name.
+            UsageError: an installed package promises it and cannot be loaded.
+        """
+        entry = self.entry(name)
+        if entry.name not in self._loaded:
+            self._loaded[entry.name] = cast(T, entry.load())
+        return self._loaded[entry.name]
+
+    def entry(self, name: str) -> RegistryEntry:
+        """What is known about a name, without loading it.
+
+        Raises:
+            UnknownNameError: nothing has this name.
+        """
+        found = self._find(name)
+        if found is None:
+            listed_by = f"flashtask zoo --kind {self.kind}" if self.group else ""
+            raise UnknownNameError(self.kind, str(name), self._spellings(), listed_by=listed_by)
+        return found
+
+    def names(self) -> list[str]:
+        """Every canonical name, once: what was registered first, then each source's names in its order."""
+        names = [*self._entries, *self._points]
+        for source in self._sources:
+            names.extend(source.names())
+        return [name for name in dict.fromkeys(names) if name not in self._removed]
+
+    def remove(self, name: str) -> None:
+        """Forget a name, wherever it came from; `register` brings it back.
+
+        Raises:
+            UnknownNameError: nothing has this name.
+        """
+        canonical = self.entry(name).name
+        self._entries.pop(canonical, None)
+        self._loaded.pop(canonical, None)
+        self._removed.add(canonical)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {len(self)} names)"
+
+    def _add_object(self, name: Any, obj: Any, override: bool, metadata: dict[str, Any]) -> Any:
+        values = {"provider": "user", **metadata}
+        if "description" not in values and (text := inspect.getdoc(obj)):
+            values["description"] = text.splitlines()[0]
+        self._add(name, RegistryEntry(name, self.kind, values, lambda: obj), override)
+        return obj
+
+    def _add(self, name: Any, entry: RegistryEntry, override: bool) -> None:
+        if not isinstance(name, str) or not name or name != name.strip():
+            raise UsageError(
+                f"a {self.kind} needs a name of text, not {name!r}", fix='@REGISTRY.register("my_name")'
+            )
+        if not override and name in self:
+            raise UsageError(
+                f"there is a {self.kind} named {name!r} already (from {self._find_provider(name)})",
+                fix=f"choose another name, or replace it: register({name!r}, ..., override=True)",
+            )
+        self._removed.discard(name)
+        self._loaded.pop(name, None)
+        self._entries[name] = entry
+
+    def _find(self, name: str) -> RegistryEntry | None:
+        found = self._entries.get(name) or self._find_point(name) or self._find_shipped(name)
+        return None if found is None or found.name in self._removed else found
+
+    def _find_shipped(self, name: str) -> RegistryEntry | None:
+        return next((found for source in self._sources if (found := source.find(name))), None)
+
+    def _find_provider(self, name: str) -> str:
+        return str(self.entry(name).metadata.get("provider"))
+
+    def _spellings(self) -> list[str]:
+        spellings = [*self._entries, *self._points]
+        for source in self._sources:
+            spellings.extend(source.spellings())
+        return [name for name in dict.fromkeys(spellings) if name not in self._removed]
+
+    @cached_property
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        points: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group) if self.group else ():
+            points.setdefault(point.name, []).append(point)
+        return points
+
+    def _find_point(self, name: str) -> RegistryEntry | None:
+        points = self._points.get(name)
+        if not points:
+            return None
+        distribution = " and ".join(_distribution(point) for point in points)
+        metadata = {"provider": distribution, "source": points[0].value}
+        return RegistryEntry(name, self.kind, metadata, lambda: self._load_points(name, points))
+
+    def _load_points(self, name: str, points: list[EntryPoint]) -> Any:
+        packages = " and ".join(_distribution(point) for point in points)
+        rival = self._find_shipped(name)
+        if len(points) > 1 or rival:
+            others = f" and {rival.metadata['provider']}" if rival else ""
+            raise UsageError(
+                f"the {self.kind} {name!r} is promised by {packages}{others}",
+                why="one name cannot mean two things",
+                fix=f"pip uninstall {points[-1].dist.name if points[-1].dist else packages}",
+            )
+        try:
+            return points[0].load()
+        except Exception as error:
+            raise UsageError(
+                f"the {self.kind} {name!r} of the installed package {packages} cannot be loaded",
+                why=f"{type(error).__name__}: {error}",
+                fix=f"pip install --upgrade {points[0].dist.name if points[0].dist else packages}",
+            ) from error
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def check_options(
+    owner: str, builder: Callable[..., object], options: Mapping[str, Any], *, given: int = 0
+) -> None:
+    """Refuse an option that a builder has no parameter for, with near matches.
+
+    Args:
+        owner: what messages call it: `head 'mlp'`.
+        builder: function or class; one with `**kwargs` checks its options itself.
+        options: by name.
+        given: how many of its first parameters are not options.
+
+    Raises:
+        UnknownNameError: there is no such option.
+    """
+    parameters = list(inspect.signature(builder).parameters.values())[given:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of the {owner}", option, known)
