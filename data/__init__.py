@@ -1,0 +1,1 @@
+"""From folders, tables and archives to data modules: reading, splitting, checking and transforming images."""

@@ -1,0 +1,92 @@
+"""What `from_folders` refuses before it lists a folder: values that cannot be meant, and contradictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flashtask.core.errors import UsageError
+from flashtask.data.layout import existing_folder
+from flashtask.data.splits import check_share
+from flashtask.data.transforms import check_augment
+
+__all__ = ["PathLike", "check_folders", "check_numbers", "check_split", "one_augment"]
+
+PathLike = str | os.PathLike[str]
+
+
+def check_numbers(*, batch_size: object, num_workers: object, split_seed: object) -> None:
+    """Refuse numbers that are not whole or too small; `num_workers` may be None.
+
+    Raises:
+        UsageError: naming the first that is wrong.
+    """
+    rules = [("batch_size", batch_size, 1, 32), ("split_seed", split_seed, 0, 0)]
+    if num_workers is not None:
+        rules.append(("num_workers", num_workers, 0, 0))
+    for name, value, least, example in rules:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(
+                f"{name} must be a whole number of at least {least}, not {value!r}", fix=f"{name}={example}"
+            )
+
+
+def one_augment(
+    augment: str | Callable[[Any], Any], transform: Callable[[Any], Any] | None
+) -> str | Callable[[Any], Any]:
+    """The one of `augment` and `transform` that says what training does to images.
+
+    Raises:
+        UsageError: both say it, or the one that does is neither a known name nor a callable.
+    """
+    check_augment(augment)
+    if transform is None:
+        return augment
+    if augment != "auto":
+        raise UsageError(
+            "augment and transform both say what training does to images", fix="leave one of them out"
+        )
+    if not callable(transform):
+        raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
+    return transform
+
+
+def check_split(val_split: float | int | None, given: Mapping[str, PathLike | None]) -> None:
+    """Refuse a `val_split` that is no share, or that has nothing to split.
+
+    Args:
+        val_split: as in `from_folders`.
+        given: the folders by part (`train`, `val`, ...), as the user gave them.
+
+    Raises:
+        UsageError: it contradicts the folders.
+    """
+    if val_split is None:
+        return
+    check_share(val_split)
+    if given["val"] is not None:
+        raise UsageError("val_split and val_folder both say what to validate on", fix="leave one of them out")
+    if given["train"] is None:
+        raise UsageError("val_split takes a part of train_folder, and there is none", fix="train_folder=...")
+
+
+def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:
+    """The absolute paths of the folders that were given.
+
+    Raises:
+        MissingInputError: one does not exist.
+        UsageError: there is none, or training and evaluation have the same.
+    """
+    folders = {p: existing_folder(path, f"{p}_folder") for p, path in given.items() if path is not None}
+    if not folders:
+        raise UsageError("from_folders needs a folder", fix='from_folders(train_folder="data/train")')
+    for part in ("val", "test"):
+        if "train" in folders and part in folders and folders["train"].samefile(folders[part]):
+            raise UsageError(
+                f"train_folder and {part}_folder are the same folder: {str(folders[part])!r}",
+                why="a model would be judged on what it was trained on",
+                fix="val_split=0.2 instead of val_folder" if part == "val" else "leave out test_folder",
+            )
+    return folders

@@ -1,0 +1,304 @@
+"""`ImageClassificationData`: folders of images as the data of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.preprocessing import Preprocessing
+from flashtask.data.arguments import PathLike, check_folders, check_numbers, check_split, one_augment
+from flashtask.data.checks import BadImage, check_images, check_policy, describe, find_leaks
+from flashtask.data.datasets import ImageFileDataset
+from flashtask.data.folders import ImageSet, list_class_folders, list_images, match_classes
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, resolve_layout
+from flashtask.data.loaders import image_loader
+from flashtask.data.splits import stratified_split
+from flashtask.data.transforms import eval_transform, train_transform
+from flashtask.trainer.datamodule import DataModule
+
+__all__ = ["ImageClassificationData"]
+
+_PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class ImageClassificationData(DataModule):
+    """Images with one label each, made by `from_folders` or `from_root`.
+
+    Labels are known from the listing, before any image is read. `setup` reads every image of the stage once
+    and names all bad ones; validation, test and prediction images see the backbone's own preprocessing,
+    whatever training does.
+
+    Args:
+        parts: the images of `train`, `val`, `test` and `predict`, those there are.
+        arguments: the arguments of `from_folders`, for the recipe.
+    """
+
+    #: What a recipe may call.
+    constructors = ("from_folders",)
+
+    def __init__(self, parts: Mapping[str, ImageSet], arguments: Mapping[str, Any]) -> None:
+        self._parts = dict(parts)
+        self._arguments = dict(arguments)
+        self.batch_size: int = arguments["batch_size"]
+        self.num_workers: int | None = arguments["num_workers"]
+        self.preprocessing: Preprocessing | None = None
+        #: Labels that a part has no folder for, by part.
+        self.missing_classes: dict[str, tuple[str, ...]] = {}
+        #: Images that `on_bad_image="skip"` left out.
+        self.skipped: tuple[BadImage, ...] = ()
+        #: Files whose content is also in the training part: (the file, the training file).
+        self.leaks: tuple[tuple[str, str], ...] = ()
+        self._checked: set[str] = set()
+        self._datasets: dict[str, ImageFileDataset] = {}
+        self._manifest: tuple[str, ...] = ()
+        self._labels: tuple[str, ...] = ()
+        self._against = "the model"
+        if arguments["val_split"] is not None:
+            self._split(arguments["val_split"], arguments["split_seed"])
+        for part in ("train", "val", "test"):
+            if part in self._parts:
+                self._match(self._parts[part].classes, f"{part}_folder")
+                break
+
+    @classmethod
+    def from_folders(
+        cls,
+        train_folder: PathLike | None = None,
+        val_folder: PathLike | None = None,
+        test_folder: PathLike | None = None,
+        predict_folder: PathLike | None = None,
+        *,
+        batch_size: int = 32,
+        val_split: float | int | None = None,
+        split_seed: int = 0,
+        num_workers: int | None = None,
+        augment: str | Callable[[Any], Any] = "auto",
+        transform: Callable[[Any], Any] | None = None,
+        on_bad_image: str = "error",
+    ) -> ImageClassificationData:
+        """Take class folders: `train_folder/cat/1.jpg` is an image of a cat.
+
+        Args:
+            train_folder: defines the classes, sorted by name as text.
+            val_folder: matched to the classes by name; a class may be missing, none may be added.
+            test_folder: as `val_folder`.
+            predict_folder: images without classes, at any depth.
+            batch_size: images a step, at least 1.
+            val_split: the part of `train_folder` to validate on: a share in (0, 1) or a number of images,
+                stratified.
+            split_seed: the split's own seed.
+            num_workers: processes that load images; None decides by itself (none unless processes are
+                forked).
+            augment: one of flashtask.data.transforms.AUGMENTATIONS, or a callable on PIL images; training
+                only.
+            transform: another name for `augment` with a callable.
+            on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
+                so.
+
+        Raises:
+            UsageError: a value that cannot be meant, or arguments that contradict each other.
+            MissingInputError: a folder that is not there.
+            BadDataError: folders that are no class folders, or class names that do not match.
+        """
+        check_numbers(batch_size=batch_size, num_workers=num_workers, split_seed=split_seed)
+        check_policy(on_bad_image)
+        augment = one_augment(augment, transform)
+        given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
+        check_split(val_split, given)
+        folders = check_folders(given)
+        parts = {part: _list_part(part, folder) for part, folder in folders.items()}
+        arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
+        options: dict[str, Any] = {"batch_size": batch_size, "val_split": val_split, "split_seed": split_seed}
+        options |= {"num_workers": num_workers, "augment": augment, "on_bad_image": on_bad_image}
+        return cls(parts, {**arguments, **options})
+
+    @classmethod
+    def from_root(
+        cls, root: PathLike, *, val_split: float | int | None = None, **options: Any
+    ) -> ImageClassificationData:
+        """Take one folder: of `train/` (and `val/`, `test/`, `predict/`), or of class folders.
+
+        Without validation images of its own, `val_split` (0.2 unless given) of the training images validate.
+
+        Args:
+            root: the folder.
+            val_split: as in `from_folders`.
+            options: as in `from_folders`.
+        """
+        layout = resolve_layout(root)
+        if val_split is None and layout.val is None:
+            val_split = DEFAULT_VAL_SPLIT
+        return cls.from_folders(
+            layout.train, layout.val, layout.test, layout.predict, val_split=val_split, **options
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names; a position is a class index. Empty if there are only images to predict."""
+        return self._labels
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self._labels)
+
+    def set_labels(self, labels: Sequence[str]) -> None:
+        """Take the classes of a model that is already trained: folders are matched to them by name.
+
+        Raises:
+            UsageError: labels that are not different strings.
+            BadDataError: a folder is named after none of them.
+        """
+        if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
+            raise UsageError(f"labels must be a list of names, not {labels!r}")
+        if len(set(labels)) != len(labels):
+            raise UsageError(
+                f"labels has a name twice: {sorted(n for n in labels if labels.count(n) > 1)[0]!r}"
+            )
+        self._match(tuple(labels), "the model")
+
+    def split_manifest(self) -> tuple[str, ...]:
+        """The images that `val_split` chose, relative to the training folder; empty without a split."""
+        return self._manifest
+
+    def recipe(self) -> dict[str, Any]:
+        """The call that makes this data again, as a recipe holds it: absolute paths, plain values."""
+        arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
+        augment = arguments["augment"]
+        if not isinstance(augment, str):
+            kind = type(augment)
+            arguments["augment"] = {"not_saved": f"{kind.__module__}.{kind.__qualname__}"}
+        return {"from_folders": arguments}
+
+    def setup(self, stage: str) -> None:
+        """Read every image of the stage once, and make its datasets.
+
+        Args:
+            stage: fit, validate, test or predict.
+
+        Raises:
+            BadDataError: images that cannot be read (with `on_bad_image="error"`), or a class that has none
+                left.
+            UsageError: an unknown stage.
+        """
+        if stage not in _PARTS_OF_STAGE:
+            raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
+        parts = [part for part in _PARTS_OF_STAGE[stage] if part in self._parts]
+        self._check([part for part in parts if part not in self._checked])
+        for part in parts:
+            self._datasets[part] = self._dataset(part)
+
+    def train_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, labels), shuffled."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, labels), in the order of the listing."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, labels), in the order of the listing."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of images, in the order of the listing."""
+        return self._loader("predict")
+
+    def _split(self, share: float | int, seed: int) -> None:
+        whole = self._parts["train"]
+        names = whole.relative_paths()
+        train, val = stratified_split(names, whole.names, share, seed)
+        self._parts |= {"train": whole.subset(train), "val": whole.subset(val)}
+        self._manifest = tuple(names[i] for i in val)
+
+    def _match(self, labels: tuple[str, ...], against: str) -> None:
+        for part in ("train", "val", "test"):
+            if part in self._parts:
+                argument = f"{part}_folder"
+                _, self.missing_classes[part] = match_classes(self._parts[part], labels, argument, against)
+        self._labels, self._against = labels, against
+        self._datasets.clear()
+
+    def _check(self, parts: list[str]) -> None:
+        paths = [path for part in parts for path in self._parts[part].paths]
+        bad = check_images(paths, self._arguments["on_bad_image"], self._channels())
+        if bad:
+            self._leave_out(parts, bad)
+        for part in parts:
+            _say_ignored(part, self._parts[part].ignored)
+        for part in ("val", "test"):
+            if part in parts and "train" in self._parts:
+                self._report_leaks(part)
+        self._checked.update(parts)
+
+    def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
+        names = {image.path for image in bad}
+        for part in parts:
+            images = self._parts[part]
+            kept = images.subset(i for i, path in enumerate(images.paths) if path not in names)
+            lost = sorted(set(images.names) - set(kept.names))
+            if not kept or (part == "train" and lost):
+                what = f"class {lost[0]!r}" if lost else f"the {part} part"
+                raise BadDataError(f"no image of {what} can be read", why="\n    ".join(describe(bad)))
+            self._parts[part] = kept
+        self.skipped += tuple(bad)
+        _say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad))}")
+
+    def _report_leaks(self, part: str) -> None:
+        found = find_leaks(self._parts["train"].paths, self._parts[part].paths)
+        if found:
+            self.leaks += tuple(found)
+            pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
+            _say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
+
+    def _channels(self) -> int:
+        return (self.preprocessing or Preprocessing()).input_size[0]
+
+    def _dataset(self, part: str) -> ImageFileDataset:
+        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
+        preprocessing = self.preprocessing or Preprocessing()
+        images = self._parts[part]
+        targets = None
+        if part != "predict":
+            targets, _ = match_classes(images, self._labels, f"{part}_folder", self._against)
+        if part == "train":
+            augmentation = train_transform(preprocessing, self._arguments["augment"])
+            return ImageFileDataset(images.paths, targets, augmentation, self._channels())
+        return ImageFileDataset(images.paths, targets, eval_transform(preprocessing), self._channels())
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
+        if part not in self._parts:
+            return None
+        if part not in self._datasets:
+            stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
+            raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
+        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+
+
+def _list_part(part: str, folder: Path) -> ImageSet:
+    argument = f"{part}_folder"
+    if part == "predict":
+        return list_images(folder, argument)
+    return list_class_folders(folder, argument, min_classes=2 if part == "train" else 1)
+
+
+def _say_ignored(part: str, files: Sequence[str]) -> None:
+    if files:
+        names = ", ".join(repr(os.path.basename(file)) for file in files[:3]) + (
+            ", ..." if len(files) > 3 else ""
+        )
+        _say(
+            f"{part}_folder: {len(files)} file(s) that are no images by their extension are not used: {names}"
+        )
+
+
+def _say(line: str) -> None:
+    # On stderr: stdout may be read by a program. Only the first process of several speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)

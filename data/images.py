@@ -1,0 +1,174 @@
+"""One image file to one whole picture: complete decoding, orientation, and one meaning for every pixel mode.
+
+What is decided here, for training and prediction alike:
+
+- EXIF orientation is applied.
+- Transparency (alpha channel, palette or colour key) is laid over white.
+- 16-bit grey is scaled by the range of its type (65535 becomes 255); floats must lie in 0..1; other ranges
+  are refused, because nobody declared what is white.
+- Of an animation or a multi-page file the first frame counts.
+- A file that cannot be decoded to its last byte is an error, never half an image.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.data.layout import is_image_name, nearest_existing
+
+__all__ = ["MAX_PIXELS", "in_mode", "is_image_name", "load_image", "prepare_decoders"]
+
+#: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
+MAX_PIXELS = 89_478_485
+
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+# What an orientation tag (EXIF 0x0112) asks for; 1 and unknown values ask for nothing.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(
+    path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode one file completely.
+
+    Args:
+        path: the image file; its content decides the format, not its name.
+        channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
+        max_pixels: width times height above which the file is refused before it is decoded.
+
+    Raises:
+        BadDataError: empty, not an image, cut short, damaged, too large, of an undeclared range, or
+            unreadable.
+        MissingInputError: there is no such file.
+        UsageError: `channels` is not 1 or 3, or Pillow was told to accept truncated images.
+    """
+    if channels not in (1, 3):
+        raise UsageError(f"images are read with 1 or 3 channels, not {channels!r}")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set",
+            why="Pillow would fill the missing part of damaged images with grey or black",
+            fix="PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False",
+        )
+    name = os.fspath(path)
+    _require_regular_file(name)
+    try:
+        return in_mode(_decode(name, max_pixels), "RGB" if channels == 3 else "L")
+    except (MemoryError, UsageError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every built-in kind on damaged files
+        raise _bad(name, _reason(name, error)) from error
+
+
+@functools.cache
+def prepare_decoders() -> tuple[str, ...]:
+    """Load Pillow's format plugins (once; unsafe in several threads) and name the formats that are read.
+
+    The list is closed, because some of Pillow's other formats run external programs.
+    """
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _require_regular_file(name: str) -> None:
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        if os.path.islink(name):
+            raise _bad(name, f"a link to {os.readlink(name)!r}, which does not exist") from error
+        if isinstance(error, FileNotFoundError):
+            close = nearest_existing(Path(name))
+            fix = f"did you mean {str(close)!r}?" if close else ""
+            raise MissingInputError(f"no such image: {name!r}", fix=fix) from None
+        raise _bad(name, error.strerror or str(error)) from error
+    if not stat.S_ISREG(mode):
+        raise _bad(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
+
+
+def _decode(name: str, max_pixels: int) -> Image.Image:
+    with open(name, "rb") as file:
+        image = Image.open(file, formats=prepare_decoders())
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
+        if image.format == "PNG":
+            # Pillow skips the checksums of PNG's pixel chunks when it decodes them.
+            image.verify()
+            file.seek(0)
+            image = Image.open(file, formats=("PNG",))
+        image.load()
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A decoded picture with 8 bits a channel, as the rules at the top of this file say.
+
+    Args:
+        image: of any of Pillow's modes.
+        mode: RGB or L.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_bytes(image))
+    elif image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    elif image.mode == "CMYK" and mode == "L":
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _to_bytes(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Grey values of a wider type, scaled to 0..255 by the range that the format declares."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floating-point pixels outside 0..1, so that their range is unknown")
+        highest = 1.0
+    else:
+        # Pillow opens 16-bit PNG and PGM as 32-bit integers in some versions, with values up to 65535.
+        if image.mode == "I" and image.format not in ("PNG", "PPM"):
+            raise ValueError("32-bit or signed integer pixels, whose range is unknown")
+        highest = 65535.0
+    scaled: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.rint(values * (255 / highest)).astype(
+        np.uint8
+    )
+    return scaled
+
+
+def _bad(name: str, reason: str) -> BadDataError:
+    fix = 'replace or remove the file; on_bad_image="skip" trains without such files'
+    return BadDataError(f"cannot read the image {name!r}", why=reason, fix=fix)
+
+
+def _reason(name: str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        with open(name, "rb") as file:
+            start = file.read(512).lstrip().lower()
+        if not start:
+            return "the file is empty" if os.path.getsize(name) == 0 else "the file holds only white space"
+        if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<body")):
+            return "a web page (HTML or XML), not an image"
+        return "not an image of a known format"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"decompression bomb: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error) or type(error).__name__
+    return f"cut short: {text}" if "truncated" in text.lower() else text
