@@ -1,0 +1,173 @@
+"""Backbones from torchvision's classification models: the last layer is swapped for one that does nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from timm.models import adapt_input_conv
+from torch import nn
+from torchvision.models import WeightsEnum, get_model, get_model_weights
+
+from flashtask.backbones.backbone import Backbone
+from flashtask.backbones.features import make_features_flat
+from flashtask.backbones.weights import (
+    NO_NETWORK,
+    NO_WEIGHTS,
+    for_channels,
+    hub_is_offline,
+    pretrained_errors,
+    quiet_logs,
+)
+from flashtask.core.errors import HubError, UnknownNameError, UsageError
+from flashtask.core.preprocessing import Preprocessing
+
+__all__ = ["LAYERS", "build_model", "layer_groups"]
+
+# What one layer's parameter names begin with, for each family. Names that match nothing (final norms,
+# position embeddings) belong to the layer before them.
+_STAGED = r"features\.[0246]\b|features\.\d+\.\d+"
+LAYERS: dict[str, str] = {
+    "AlexNet": r"(features|classifier)\.\d+",
+    "ConvNeXt": _STAGED,
+    "DenseNet": r"features\.(conv0|denseblock\d+\.denselayer\d+|transition\d+)",
+    "EfficientNet": r"features\.\d+\.\d+",
+    "GoogLeNet": r"conv\d|inception\w+",
+    "Inception3": r"Conv2d_\w+|Mixed_\w+",
+    "MNASNet": r"layers\.\d+(\.\d+)?",
+    "MaxVit": r"stem\.\d+|blocks\.\d+\.layers\.\d+|classifier\.3",
+    "MobileNetV2": r"features\.\d+",
+    "MobileNetV3": r"(features|classifier)\.\d+",
+    "RegNet": r"stem|trunk_output\.block\d+\.block\d+-\d+",
+    "ResNet": r"conv1|layer\d\.\d+",
+    "ShuffleNetV2": r"conv\d|stage\d\.\d+",
+    "SqueezeNet": r"features\.\d+",
+    "SwinTransformer": _STAGED,
+    "VGG": r"(features|classifier)\.\d+",
+    "VisionTransformer": r"conv_proj|encoder\.layers\.\w+",
+}
+# These two warn, and start slowly, unless told how to fill their weights.
+_WITH_INIT_OPTION = ("googlenet", "inception_v3")
+
+
+def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
+    """Build `NAME` or `NAME.WEIGHTS` (`resnet50.IMAGENET1K_V1`) of torchvision.
+
+    Args:
+        name: architecture, with or without the name of its weights; torchvision's default ones otherwise.
+        pretrained: load the weights.
+        in_chans: channels of the images; the first convolution is adapted with its weights.
+        options: arguments of torchvision's own builder.
+
+    Raises:
+        UnknownNameError: the architecture has no weights of this name.
+        UsageError: it has no weights at all and `pretrained` is set, or an option is wrong.
+        HubError: the weights could not be fetched.
+    """
+    architecture = name.partition(".")[0]
+    weights = _find_weights(name, pretrained)
+    if taken := {"num_classes", "weights"} & set(options):
+        fix = f'the weights are part of the name: "torchvision/{architecture}.IMAGENET1K_V1"'
+        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone", fix=fix)
+    if not pretrained and architecture in _WITH_INIT_OPTION:
+        options.setdefault("init_weights", True)
+    with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained):
+        module = get_model(architecture, weights=weights if pretrained else None, **options)
+    preprocessing = for_channels(_preprocessing(module, weights), in_chans)
+    _take_off_classifier(module)
+    if in_chans != 3:
+        _adapt_first_convolution(module, in_chans)
+    num_features = make_features_flat(module, preprocessing.input_size, f"torchvision/{name}")
+    return Backbone(module, num_features, preprocessing, f"torchvision/{name}", layer_groups(module))
+
+
+def layer_groups(module: nn.Module) -> list[list[str]]:
+    """Parameter names of each layer, from the input to the output, after the table `LAYERS`.
+
+    torchvision registers layers in the order of the forward pass. A layer with vectors only (a norm) belongs
+    to the layer before it.
+    """
+    pattern = re.compile(LAYERS[type(module).__name__])
+    layers: dict[str, list[str]] = {}
+    current = ""
+    for name, _ in module.named_parameters():
+        if match := pattern.match(name):
+            current = match.group()
+        layers.setdefault(current, []).append(name)
+    shapes = {name: parameter.ndim for name, parameter in module.named_parameters()}
+    first = layers.pop("", [])  # a class token, registered before the first layer
+    groups: list[list[str]] = []
+    for layer in layers.values():
+        if groups and all(shapes[name] == 1 for name in layer):
+            groups[-1].extend(layer)
+        else:
+            groups.append(layer)
+    groups[0][:0] = first
+    return groups
+
+
+def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
+    architecture, _, tag = name.partition(".")
+    known = get_model_weights(architecture)
+    if tag and tag not in known.__members__:
+        raise UnknownNameError(f"weights of torchvision/{architecture}", tag, known.__members__)
+    weights: WeightsEnum | None = known[tag or "DEFAULT"] if len(known) else None
+    if not pretrained:
+        return weights
+    if weights is None:
+        raise UsageError(
+            f"there are no pretrained weights for 'torchvision/{name}'",
+            fix=NO_WEIGHTS,
+        )
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
+    if hub_is_offline() and not file.exists():
+        raise HubError(
+            f"the pretrained weights of 'torchvision/{name}' could not be had",
+            why=f"HF_HUB_OFFLINE is set and {file} does not exist",
+            fix=NO_NETWORK,
+        )
+    return weights
+
+
+def _preprocessing(module: nn.Module, weights: WeightsEnum | None) -> Preprocessing:
+    if weights is None:
+        return Preprocessing()
+    transforms = weights.transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    size = getattr(module, "image_size", crop)  # a vision transformer takes its own size only
+    mean, std = transforms.mean, transforms.std
+    if getattr(module, "transform_input", False):
+        # The model itself would turn ImageNet's mean and std into these, for three channels only.
+        module.transform_input = False  # type: ignore[assignment]
+        mean = std = (0.5, 0.5, 0.5)
+    return Preprocessing((3, size, size), mean, std, crop / resize, transforms.interpolation.value)
+
+
+def _take_off_classifier(module: nn.Module) -> None:
+    """Swap the last layer for an identity, and drop GoogLeNet's and Inception's auxiliary classifiers."""
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(module, auxiliary):
+            setattr(module, auxiliary, None)
+            module.aux_logits = False  # type: ignore[assignment]
+    kind = nn.Conv2d if type(module).__name__ == "SqueezeNet" else nn.Linear
+    last = [name for name, inner in module.named_modules() if isinstance(inner, kind)][-1]
+    module.set_submodule(last, nn.Identity())
+
+
+def _adapt_first_convolution(module: nn.Module, in_chans: int) -> None:
+    name, old = next((name, m) for name, m in module.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        in_chans,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    weights: Mapping[str, torch.Tensor] = old.state_dict()
+    new.load_state_dict({**weights, "weight": adapt_input_conv(in_chans, weights["weight"])})
+    module.set_submodule(name, new)

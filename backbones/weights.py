@@ -1,0 +1,134 @@
+"""What all providers share about pretrained weights: other channel counts, failures told as our errors."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from huggingface_hub import constants
+
+from flashtask.core.errors import FlashtaskError, HubError, UsageError, did_you_mean
+from flashtask.core.preprocessing import Preprocessing
+
+__all__ = [
+    "LAYERS_CHANGED",
+    "NO_NETWORK",
+    "NO_WEIGHTS",
+    "for_channels",
+    "hub_is_offline",
+    "pretrained_errors",
+    "quiet_logs",
+]
+
+NO_WEIGHTS = "start from random weights: pretrained=False"
+NO_NETWORK = f"connect to the network and try again, or {NO_WEIGHTS}"
+LAYERS_CHANGED = f"leave out the options that change its layers, or {NO_WEIGHTS}"
+
+_NETWORK_PACKAGES = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+
+def for_channels(preprocessing: Preprocessing, in_chans: int) -> Preprocessing:
+    """The same preprocessing for another number of channels: each channel gets the mean of the known ones."""
+    channels, *size = preprocessing.input_size
+    if channels == in_chans:
+        return preprocessing
+    mean = sum(preprocessing.mean) / channels
+    std = sum(preprocessing.std) / channels
+    height, width = size
+    return replace(
+        preprocessing, input_size=(in_chans, height, width), mean=(mean,) * in_chans, std=(std,) * in_chans
+    )
+
+
+def hub_is_offline() -> bool:
+    """Whether downloads are forbidden (`HF_HUB_OFFLINE`, which the hub's library reads at its import)."""
+    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    )
+
+
+@contextmanager
+def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
+    """Tell whatever a library raises while it builds a model, or fetches its weights, as our errors.
+
+    Raises:
+        HubError: the weights could not be fetched.
+        UsageError: the library refused the options.
+    """
+    try:
+        yield
+    except FlashtaskError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).strip() or type(error).__name__}".splitlines()[0]
+        if pretrained and _is_about_network(error):
+            raise HubError(
+                f"the pretrained weights of {name!r} could not be had",
+                why="HF_HUB_OFFLINE is set and they are not in the cache" if hub_is_offline() else why,
+                fix=NO_NETWORK,
+            ) from error
+        fix = _nearest_option(error)
+        raise UsageError(
+            f"the backbone {name!r} cannot be built with these options", why=why, fix=fix
+        ) from error
+
+
+def _nearest_option(error: Exception) -> str:
+    """`did you mean ...?` for an option that a model's class refused, found where it was called."""
+    refused = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    trace = error.__traceback__
+    if refused is None or trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    seen = [*trace.tb_frame.f_locals.values(), *trace.tb_frame.f_globals.values()]
+    classes = [kind for kind in seen if isinstance(kind, type) and kind.__name__ == refused[1]]
+    options = {name for kind in classes for name in inspect.signature(kind).parameters}
+    return did_you_mean(refused[2], sorted(options))
+
+
+def _is_about_network(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return True
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return bool(modules & _NETWORK_PACKAGES)
+
+
+@contextmanager
+def quiet_logs(*loggers: str) -> Iterator[list[str]]:
+    """Keep what libraries log and warn inside, and give the messages as a list that fills up."""
+    messages: list[str] = []
+    handler = _Collector(messages)
+    before = []
+    for logger in map(logging.getLogger, loggers):
+        before.append((logger, logger.level, logger.propagate, logger.handlers))
+        logger.handlers = [handler]  # huggingface_hub has a handler of its own, which prints
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield messages
+            messages.extend(str(warning.message) for warning in caught)
+    finally:
+        for logger, level, propagate, handlers in before:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
+
+
+class _Collector(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())

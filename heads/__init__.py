@@ -1,0 +1,39 @@
+"""From features to outputs: the registry of heads. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flashtask.core.registry import Registry
+from flashtask.core.shipped import ShippedSource
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["HEADS", "build_head"]
+
+HEADS: Registry[Callable[..., nn.Module]] = Registry("head", group="flashtask.heads")
+HEADS.add_source(
+    ShippedSource(
+        "head", {"linear": "flashtask.heads.linear:LinearHead", "mlp": "flashtask.heads.mlp:MLPHead"}
+    )
+)
+
+
+def build_head(name: str | nn.Module, num_features: int, num_outputs: int, **options: Any) -> nn.Module:
+    """Build a head by name; a module passes through as it is.
+
+    Args:
+        name: a name of `HEADS`, or a module from (B, num_features) to (B, num_outputs).
+        num_features: features a sample, at least 1.
+        num_outputs: outputs a sample, at least 1.
+        options: the head's own arguments (`hidden_sizes`, `dropout`, ...).
+
+    Raises:
+        UnknownNameError: no head or no option has this name.
+        UsageError: a size below 1, options for a ready module, or a builder that gives no module.
+    """
+    from flashtask.heads.building import build
+
+    return build(name, num_features, num_outputs, options)
