@@ -1,0 +1,1 @@
+"""The engine: trains any `Module` on any `DataModule`. It has never heard of images or backbones."""

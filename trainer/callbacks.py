@@ -1,0 +1,152 @@
+"""`Callback`: code beside the loop. Every hook is empty; write those you need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Callback"]
+
+
+class Callback:
+    """Base of callbacks: `trainer` and the module come first in every hook, then what the moment is about.
+
+    State that must survive a resume goes through `state_dict` and `load_state_dict`; it is stored under `state_key`.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """The name that the callback's state has in a checkpoint; make it unique if you use two of a class."""
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """A verb starts; the data module has been set up."""
+
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+        """A verb ends, also after an error."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """Optimizers exist, a checkpoint has been restored, nothing has run yet."""
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """The last moment of a fit."""
+
+    def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+        """Before the few validation batches that run before training."""
+
+    def on_sanity_check_end(self, trainer: Any, module: Any) -> None:
+        """After them."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Before the first epoch."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """After the last epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Before the first batch of an epoch; what is frozen has been settled."""
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        """After an epoch and its validation."""
+
+    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+        """After everything of an epoch: its values are in `trainer.callback_metrics` and in the log."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> Any:
+        """Before a batch; return -1 to skip the rest of the epoch."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a batch and, at the end of an accumulation group, the optimizer's step."""
+
+    def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        """Before gradients are cleared."""
+
+    def on_before_backward(self, trainer: Any, module: Any, loss: Any) -> None:
+        """Before the backward pass."""
+
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
+        """After it; gradients are there."""
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        """Before gradients are clipped and the optimizer steps."""
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Before validation; the module is in eval mode."""
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """After validation; its metrics are in `trainer.callback_metrics`."""
+
+    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Before the first batch of validation."""
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        """After the last batch of validation."""
+
+    def on_validation_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a batch of validation."""
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a batch of validation."""
+
+    def on_test_start(self, trainer: Any, module: Any) -> None:
+        """Before testing."""
+
+    def on_test_end(self, trainer: Any, module: Any) -> None:
+        """After testing."""
+
+    def on_test_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Before the first batch of a test."""
+
+    def on_test_epoch_end(self, trainer: Any, module: Any) -> None:
+        """After the last batch of a test."""
+
+    def on_test_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a batch of a test."""
+
+    def on_test_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a batch of a test."""
+
+    def on_predict_start(self, trainer: Any, module: Any) -> None:
+        """Before prediction."""
+
+    def on_predict_end(self, trainer: Any, module: Any) -> None:
+        """After prediction."""
+
+    def on_predict_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Before the first batch of prediction."""
+
+    def on_predict_epoch_end(self, trainer: Any, module: Any) -> None:
+        """After the last batch of prediction."""
+
+    def on_predict_batch_start(
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before a batch of prediction."""
+
+    def on_predict_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """After a batch of prediction."""
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """The run ends with an exception (Ctrl-C included)."""
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written: add to it."""
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint has been read, nothing has been restored yet."""

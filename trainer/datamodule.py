@@ -1,0 +1,99 @@
+"""`DataModule`: where the data of a run comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flashtask.trainer.hyperparameters import HyperparametersMixin
+
+__all__ = ["DataModule", "GivenLoaders"]
+
+
+class DataModule(HyperparametersMixin):
+    """Loaders for each stage, and what has to happen before and after them.
+
+    A stage is `fit`, `validate`, `test` or `predict`. Override what you need; a loader that is not there means that
+    the stage has no data.
+    """
+
+    #: Set by the trainer for the length of a run.
+    trainer: Any = None
+
+    def prepare_data(self) -> None:
+        """Download and unpack; called once per node. Set no state here."""
+
+    def setup(self, stage: str) -> None:
+        """Make datasets; called on every process, before the loaders are asked for."""
+
+    def teardown(self, stage: str) -> None:
+        """Undo what `setup` did; called on every process."""
+
+    def train_dataloader(self) -> Any:
+        """The loader to train on, or None."""
+        return None
+
+    def val_dataloader(self) -> Any:
+        """The loader (or a list of them) to validate on, or None."""
+        return None
+
+    def test_dataloader(self) -> Any:
+        """The loader (or a list of them) to test on, or None."""
+        return None
+
+    def predict_dataloader(self) -> Any:
+        """The loader (or a list of them) to predict on, or None."""
+        return None
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Move a batch; override it for types of your own."""
+        from flashtask.trainer.transfer import move_to_device
+
+        return move_to_device(batch, device)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it moves to the device."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch on the device."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume; stored in the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The run ends with an exception."""
+
+
+class GivenLoaders(DataModule):
+    """Loaders that were passed to a verb; what was not passed is asked of the module, if it has such a method."""
+
+    def __init__(self, module: Any, **given: Any) -> None:
+        self._module, self._given = module, given
+
+    def _loader(self, stage: str) -> Any:
+        loader = self._given.get(stage)
+        if loader is not None:
+            return loader
+        method = getattr(self._module, f"{stage}_dataloader", None)
+        return method() if method is not None else None
+
+    def train_dataloader(self) -> Any:
+        """The given loader, or the module's."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> Any:
+        """The given loader, or the module's."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Any:
+        """The given loader, or the module's."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Any:
+        """The given loader, or the module's."""
+        return self._loader("predict")

@@ -1,0 +1,82 @@
+"""Freezing and unfreezing a module according to the stages of a finetuning strategy.
+
+Frozen means: no gradient, eval mode, BatchNorm statistics untouched. What never trains is not given to the optimizer;
+what trains later has its own parameter group from the start, so unfreezing only turns gradients on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from flashtask.trainer.stages import Finetuning, Stage
+
+__all__ = ["Freezing"]
+
+
+class Freezing:
+    """What a strategy means for one module.
+
+    Args:
+        module: offers `modules_to_freeze()` (its backbone) and `layer_groups()` (names of the backbone's parameters,
+            from the input to the output).
+        finetuning: the strategy.
+    """
+
+    def __init__(self, module: Any, finetuning: Finetuning) -> None:
+        self.module, self.finetuning = module, finetuning
+        self.groups: list[list[str]] = module.layer_groups()
+        self.roots: list[nn.Module] = list(module.modules_to_freeze())
+        self._parameters = dict(module.named_parameters())
+        self._settings_before = {name: p.requires_grad for name, p in self._parameters.items()}
+
+    def trainable(self, stage: Stage) -> set[str]:
+        """Names of the backbone's parameters that train in a stage."""
+        count = len(self.groups) if stage.layers is None else min(stage.layers, len(self.groups))
+        names = {name for group in self.groups[len(self.groups) - count :] for name in group}
+        return {name for name in names if self._settings_before[name]}
+
+    def apply(self, epoch: int) -> Stage:
+        """Turn gradients on or off and set train and eval modes as the epoch's stage wants them."""
+        stage = self.finetuning.stage(epoch)
+        trains = self.trainable(stage)
+        for group in self.groups:
+            for name in group:
+                self._parameters[name].requires_grad_(name in trains)
+                if name not in trains:
+                    self._parameters[name].grad = None
+        self.set_modes(stage)
+        return stage
+
+    def set_modes(self, stage: Stage) -> None:
+        """Train mode for what trains, eval mode for what is frozen; a part without parameters follows its parent."""
+        trains = {id(self._parameters[name]) for name in self.trainable(stage)}
+        for root in self.roots:
+            _set_mode(root, trains, any(id(p) in trains for p in root.parameters()))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that train at some time: `head` first, then the backbone's, one group for each stage that adds."""
+        in_backbone = {name for group in self.groups for name in group}
+        head = [p for name, p in self._parameters.items() if name not in in_backbone and p.requires_grad]
+        groups = {"head": head}
+        seen: set[str] = set()
+        for number, stage in enumerate(self.finetuning.stages):
+            added = self.trainable(stage) - seen
+            if added:
+                label = "backbone" if self.trainable(self.finetuning.widest) == added else f"backbone_stage{number}"
+                groups[label] = [p for name, p in self._parameters.items() if name in added]
+                seen |= added
+        return groups
+
+    def restore(self) -> None:
+        """Put back which parameters want gradients, as it was before the run."""
+        for name, wanted in self._settings_before.items():
+            self._parameters[name].requires_grad_(wanted)
+
+
+def _set_mode(part: nn.Module, trains: set[int], parent_trains: bool) -> None:
+    own = [id(parameter) for parameter in part.parameters()]
+    part.training = any(key in trains for key in own) if own else parent_trains
+    for child in part.children():
+        _set_mode(child, trains, part.training)

@@ -1,0 +1,97 @@
+"""The moments of a run, and who listens to them.
+
+The loop yields the names of moments; for each one the callbacks' and the module's `on_<moment>` are called, in that
+order. Only methods that somebody wrote are called: a moment without listeners costs one look-up.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from flashtask.core.errors import nearest
+
+__all__ = ["LEVELS", "MOMENTS", "listeners"]
+
+_EVALUATION = tuple(
+    f"{word}_{moment}"
+    for word in ("validation", "test", "predict")
+    for moment in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
+)
+
+#: Every moment there is, in the order of a run.
+MOMENTS = (
+    "fit_start",
+    "sanity_check_start",
+    "sanity_check_end",
+    "train_start",
+    "train_epoch_start",
+    "train_batch_start",
+    "before_zero_grad",
+    "before_backward",
+    "after_backward",
+    "before_optimizer_step",
+    "train_batch_end",
+    *_EVALUATION,
+    "train_epoch_end",
+    "epoch_end",
+    "train_end",
+    "fit_end",
+    "exception",
+)
+
+#: Hooks that are called with something to change or by their own rules, not as moments of the loop.
+_OTHER_HOOKS = ("on_save_checkpoint", "on_load_checkpoint", "on_before_batch_transfer", "on_after_batch_transfer")
+
+_STEP = (True, False)
+_EPOCH = (False, True)
+
+#: moment -> (on_step, on_epoch): how `log` keeps a value unless told otherwise.
+LEVELS: dict[str, tuple[bool, bool]] = {
+    **dict.fromkeys(("train_start", "train_epoch_start", "train_epoch_end"), _EPOCH),
+    **dict.fromkeys(("train_batch_start", "training_step", "train_batch_end"), _STEP),
+    **dict.fromkeys(("before_zero_grad", "before_backward", "after_backward", "before_optimizer_step"), _STEP),
+    **{moment: _EPOCH for moment in _EVALUATION if not moment.startswith("predict")},
+    "validation_step": _EPOCH,
+    "test_step": _EPOCH,
+}
+
+
+def listeners(
+    trainer: Any, module: Any, callbacks: Iterable[Any], module_base: type, callback_base: type
+) -> dict[str, tuple[Callable[..., Any], ...]]:
+    """Who is told of each moment: moment -> the bound methods that somebody wrote, callbacks before the module.
+
+    A method named almost like a hook is reported with the hook that was probably meant.
+    """
+    callbacks = list(callbacks)
+    for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
+        _report_misspelled(owner, base)
+    told: dict[str, tuple[Callable[..., Any], ...]] = {}
+    for moment in MOMENTS:
+        name = f"on_{moment}"
+        calls = [partial(getattr(c, name), trainer, module) for c in callbacks if _is_written(c, name, callback_base)]
+        if _is_written(module, name, module_base):
+            calls.append(getattr(module, name))
+        if calls:
+            told[moment] = tuple(calls)
+    return told
+
+
+def _is_written(owner: Any, name: str, base: type) -> bool:
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not base.__dict__.get(name)
+
+
+def _report_misspelled(owner: Any, base: type) -> None:
+    known = {f"on_{moment}" for moment in MOMENTS} | set(_OTHER_HOOKS)
+    for name in dir(type(owner)):
+        if name.startswith("on_") and name not in known and not hasattr(base, name):
+            close = nearest(name, known, most=1)
+            if close:
+                warnings.warn(
+                    f"{type(owner).__name__}.{name} is never called: no hook has this name; did you mean {close[0]}?",
+                    stacklevel=4,
+                )

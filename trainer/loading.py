@@ -1,0 +1,125 @@
+"""Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a place to resume from.
+
+Only a plain `DataLoader` with a sequential or random sampler is rebuilt; subclasses, samplers of the user's own and
+iterable datasets are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+
+from flashtask.core.seeding import Place, SeededDataset, derive_seed, permutation, sample_seeds
+
+__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader"]
+
+
+class OrderedBatches(Sampler[list[Any]]):
+    """Batches of indices in the order of (seed, epoch), from a place in the epoch that is counted in samples.
+
+    Args:
+        length: samples in the dataset.
+        batch_size: samples in a batch.
+        shuffle: a permutation of (seed, epoch), else the dataset's own order.
+        drop_last: leave out a last batch that is not full.
+        seed: of the run.
+        seeded: give `Place`s (with seeds) instead of bare indices.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool, seed: int, seeded: bool
+    ) -> None:
+        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.seed, self.seeded = seed, seeded
+        self.epoch, self.start, self.frozen = 0, 0, False
+
+    def set_place(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
+        """Where the next iterator begins: epoch, samples already consumed, whether the backbone is frozen."""
+        self.epoch, self.start, self.frozen = epoch, start, frozen
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.length, self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
+        seeds = sample_seeds(order, self.seed, self.epoch) if self.seeded else None
+        for first in range(self.start, self.length, self.batch_size):
+            chunk = order[first : first + self.batch_size].tolist()
+            if self.drop_last and len(chunk) < self.batch_size:
+                return
+            if seeds is None:
+                yield chunk
+            else:
+                own = seeds[first : first + self.batch_size].tolist()
+                yield [Place(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own, strict=True)]
+
+
+def rebuild_loader(loader: Any, *, seed: int, training: bool) -> Any:
+    """The same loader with the run's order, or the loader itself where that cannot be done.
+
+    Args:
+        loader: what a `*_dataloader` method returned.
+        seed: of the run.
+        training: a training loader; it is shuffled only if the user's own was.
+    """
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return loader
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler) or _has_options(loader.sampler):
+        return loader
+    dataset = loader.dataset
+    batches = OrderedBatches(
+        len(dataset),  # type: ignore[arg-type]
+        loader.batch_size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        drop_last=loader.drop_last,
+        seed=seed if training else derive_seed("evaluation", seed),
+        seeded=isinstance(dataset, SeededDataset),
+    )
+    workers: dict[str, Any] = {}
+    if loader.num_workers:
+        workers = {"persistent_workers": loader.persistent_workers, "prefetch_factor": loader.prefetch_factor}
+    # A generator of its own: a new iterator would otherwise draw from the stream that dropout uses.
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
+        **workers,
+    )
+
+
+def _has_options(sampler: Any) -> bool:
+    """A random sampler with replacement or a number of samples is the user's own choice of order."""
+    return isinstance(sampler, RandomSampler) and (sampler.replacement or sampler._num_samples is not None)
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader has, or None if it does not know."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def batch_size_of(batch: Any) -> int:
+    """Samples in a batch: the first dimension of the first tensor in it, 1 if there is none."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            if isinstance(part, (torch.Tensor, dict, list, tuple)):
+                return batch_size_of(part)
+        return max(1, len(batch))
+    return 1

@@ -1,0 +1,94 @@
+"""The page where training can be read: `fit`, `train`, `step` and `evaluate`.
+
+Each is a generator that yields the moments of a run as `(name, *arguments)`. The trainer drives them and tells
+callbacks and module (`on_<name>`). State lives in the run, never here; no context (autocast, no_grad) is held across a
+`yield`, because whoever is told of a moment may do anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from flashtask.trainer.run import EvaluationRun, FitRun
+
+__all__ = ["Loops", "Moments"]
+
+Moments = Iterator[tuple[Any, ...]]
+
+
+class Loops:
+    """The four functions of the engine. Replace one by subclassing: `trainer.loops = MyLoops()`."""
+
+    def fit(self, run: FitRun) -> Moments:
+        """Epochs until the run is done."""
+        yield ("fit_start",)
+        if run.sanity is not None:
+            yield ("sanity_check_start",)
+            yield from self.evaluate(run.sanity)
+            yield ("sanity_check_end",)
+        yield ("train_start",)
+        while not run.done:
+            yield from self.train(run)
+        yield ("train_end",)
+        yield ("fit_end",)
+
+    def train(self, run: FitRun) -> Moments:
+        """One epoch: a step for each group of batches, then validation."""
+        run.start_epoch()
+        yield ("train_epoch_start",)
+        for group in run.groups():
+            yield from self.step(run, group)
+        if run.validation is not None and run.validates:
+            yield from self.evaluate(run.validation)
+        yield ("train_epoch_end",)
+        run.close_epoch()
+        yield ("epoch_end",)
+        run.end_epoch()
+
+    def step(self, run: FitRun, group: list[Any]) -> Moments:
+        """One optimizer step from a group of batches; each loss counts by its share of the group's samples."""
+        for share, batch, batch_idx in run.receive(group):
+            yield ("train_batch_start", batch, batch_idx)
+            if run.skip_epoch:
+                return
+            run.moment = "training_step"
+            with run.precision.forward():
+                outputs = run.module.training_step(batch, batch_idx)
+            loss = run.loss_of(outputs)
+            if loss is not None:
+                loss = loss if share == 1 else loss * share
+                yield ("before_backward", loss)
+                run.precision.backward(loss)
+                yield ("after_backward",)
+            if run.group_is_complete:
+                for optimizer in run.optimizers:
+                    yield ("before_optimizer_step", optimizer)
+                    run.clip_gradients(optimizer)
+                    run.precision.step(optimizer)
+                    yield ("before_zero_grad", optimizer)
+                    optimizer.zero_grad()
+                run.count_step()
+            yield ("train_batch_end", outputs, batch, batch_idx)
+
+    def evaluate(self, run: EvaluationRun) -> Moments:
+        """One pass over the data of validation, test or prediction, without gradients."""
+        word = run.word
+        run.begin()
+        yield (f"{word}_start",)
+        yield (f"{word}_epoch_start",)
+        for number in range(len(run.loaders)):
+            for batch, batch_idx in run.batches(number):
+                yield (f"{word}_batch_start", batch, batch_idx, number)
+                run.moment = run.step_name
+                with torch.no_grad(), run.precision.forward():
+                    outputs = run.step(batch, batch_idx, number)
+                run.keep(outputs, number)
+                yield (f"{word}_batch_end", outputs, batch, batch_idx, number)
+        yield (f"{word}_epoch_end",)
+        run.close()
+        yield (f"{word}_end",)
+        run.end()

@@ -1,0 +1,142 @@
+"""From a checkpoint back to a module, and back into a run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.seeding import set_generator_states
+from flashtask.trainer.checkpointing import environment
+from flashtask.trainer.run import FitRun
+
+__all__ = ["load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+
+
+def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
+    """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
+    return module_from_content(cls, read_checkpoint(path, map_location=map_location), path, strict=strict, given=given)
+
+
+def module_from_content(
+    cls: type[Any], content: dict[str, Any], path: Any, *, strict: bool = True, given: Mapping[str, Any] | None = None
+) -> Any:
+    """The same from what `read_checkpoint` gave; `path` is for messages."""
+    stored = cls.rebuild_arguments(content.get("hyper_parameters", {}))
+    module = cls(**_arguments(cls, stored, given or {}, path))
+    module.on_load_checkpoint(content)
+    load_weights(module, content["state_dict"], path, strict=strict)
+    return module.eval()
+
+
+def _arguments(cls: type[Any], stored: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
+    accepted = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for name in given:
+        if name not in accepted and not takes_any:
+            raise UsageError(f"{cls.__name__} has no argument {name!r}", fix=did_you_mean(name, accepted))
+    arguments = {name: value for name, value in stored.items() if name in accepted or takes_any} | dict(given)
+    for name, value in arguments.items():
+        if isinstance(value, dict) and set(value) == {"not_saved"}:
+            raise UsageError(
+                f"{path}: the argument {name!r} of {cls.__name__} ({value['not_saved']}) could not be stored",
+                fix=f"{cls.__name__}.load_from_checkpoint({str(path)!r}, {name}=...)",
+            )
+    needed = [
+        p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    missing = [name for name in needed if name not in arguments]
+    if missing:
+        raise UsageError(
+            f"{path} does not hold the arguments {', '.join(missing)} of {cls.__name__}",
+            fix=f"pass them to load_from_checkpoint, or call self.save_hyperparameters() in {cls.__name__}.__init__",
+        )
+    return arguments
+
+
+def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, strict: bool = True) -> None:
+    """Load weights, with an error that names the file, the first wrong names and the shapes.
+
+    Raises:
+        IntegrityError: names or shapes are not the module's.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong or (strict and (missing or unexpected)):
+        details = [*wrong[:3], *(f"no {name}" for name in missing[:3]), *(f"unknown {n}" for n in unexpected[:3])]
+        raise IntegrityError(
+            f"{path}: its weights do not fit {type(module).__name__}",
+            why=f"{len(wrong) + len(missing) + len(unexpected)} differences: {'; '.join(details)}",
+            fix="build the module with the arguments that it was saved with",
+        )
+    module.load_state_dict(state, strict=strict)
+
+
+def restore_run(run: FitRun, path: Any) -> None:
+    """Stand where the checkpoint was written: weights, optimizers, schedulers, callbacks, random state, progress.
+
+    Raises:
+        UsageError: the file holds weights only, or another number of optimizers.
+    """
+    content = read_checkpoint(path)
+    if "progress" not in content:
+        raise UsageError(
+            f"{path} holds weights only and cannot be resumed", fix="load_from_checkpoint, then finetune anew"
+        )
+    for callback in run.callbacks:
+        callback.on_load_checkpoint(run.trainer, run.module, content)
+    run.module.on_load_checkpoint(content)
+    load_weights(run.module, content["state_dict"], path)
+    _restore_optimizers(run, content, path)
+    run.precision.load_state_dict(content["precision"]["state"])
+    for callback in run.callbacks:
+        if callback.state_key in content["callbacks"]:
+            callback.load_state_dict(content["callbacks"][callback.state_key])
+    run.data.load_state_dict(content["datamodule"])
+    progress = dict(content["progress"])
+    progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
+    run.load_state_dict(progress)
+    _report_differences(run, content, Path(path))
+    set_generator_states(content["random"])
+
+
+def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None:
+    states, rates = content["optimizer_states"], content["lr_schedulers"]
+    if len(states) != len(run.optimizers) or len(rates) != len(run.schedulers):
+        raise UsageError(
+            f"{path} was written with {len(states)} optimizers and {len(rates)} schedulers, "
+            f"this run has {len(run.optimizers)} and {len(run.schedulers)}",
+            fix="resume with the settings of the first run",
+        )
+    for optimizer, state in zip(run.optimizers, states, strict=True):
+        try:
+            optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise UsageError(
+                f"{path}: the optimizer's parameter groups are not this run's",
+                why=str(error),
+                fix="resume with the finetuning strategy and optimizer of the first run",
+            ) from error
+    for rate, state in zip(run.schedulers, rates, strict=True):
+        rate.scheduler.load_state_dict(state)
+
+
+def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:
+    now, then = environment(run), content["environment"]
+    different = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+    if content["seed"] != run.seed:
+        different.append(f"seed {content['seed']} -> {run.seed}")
+    if different:
+        run.trainer.say(f"resuming {path.name}: results will not be bit-equal ({'; '.join(different)})")

@@ -1,0 +1,105 @@
+"""The folder of a run: claimed before the first step, never overwritten."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from flashtask.core.errors import OutputError
+from flashtask.core.files import atomic_write_text, remove_partials
+
+__all__ = ["RUN_FILES", "RunFolder"]
+
+#: A folder that holds one of these is taken.
+RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
+
+
+class RunFolder:
+    """A folder that belongs to one run at a time.
+
+    Args:
+        path: of the folder; it is made if it does not exist.
+        resume: it may already hold a run's files.
+
+    Raises:
+        OutputError: it cannot be made or written, is taken, or another process is running in it.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        self.path = path.absolute()
+        taken = [name for name in RUN_FILES if (self.path / name).exists()]
+        if taken and not resume:
+            raise OutputError(
+                f"{path} already holds a run ({', '.join(taken)})",
+                why="a run is never overwritten",
+                fix="choose another --output-dir, or continue it with --resume",
+            )
+        self._lock: IO[str] | None = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._refuse_second_owner()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {path}: {error.strerror}", fix="choose another --output-dir"
+            ) from error
+        assert self._lock is not None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        self._lock.flush()
+        remove_partials(self.path)
+
+    @classmethod
+    def next_free(cls, root: Path) -> RunFolder:
+        """`root/runs/NNN`, the first number that nobody has."""
+        runs = root / "runs"
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            numbers = [int(entry.name) for entry in runs.iterdir() if entry.name.isdigit()]
+            number = max(numbers, default=-1) + 1
+            while True:
+                try:
+                    (runs / f"{number:03d}").mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise OutputError(
+                f"cannot make a run folder in {runs}: {error.strerror}",
+                fix="Trainer(default_root_dir=...), or --output-dir on the command line",
+            ) from error
+        return cls(runs / f"{number:03d}")
+
+    def _refuse_second_owner(self) -> None:
+        owner = (self.path / ".lock").read_text().strip()
+        raise OutputError(f"{self.path} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
+
+    def write_recipe(self, recipe: dict[str, Any] | None) -> None:
+        """Write `recipe.yaml`, if the run can be described by names and numbers."""
+        if recipe is not None:
+            atomic_write_text(self.path / "recipe.yaml", yaml.safe_dump(_lists(recipe), sort_keys=False))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def release(self) -> None:
+        """Let another run continue here."""
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists: YAML's safe form has no tuples."""
+    if isinstance(value, dict):
+        return {key: _lists(part) for key, part in value.items()}
+    return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM end a run at the next step, after its place has been saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["stopping_at_the_next_step"]
+
+
+@contextmanager
+def stopping_at_the_next_step(run: Any) -> Iterator[None]:
+    """Set `run.interrupted_by` when a signal asks to stop; a second Ctrl-C stops at once.
+
+    Outside the main thread nothing is installed: Python allows handlers only there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if run.interrupted_by is not None:
+            raise KeyboardInterrupt
+        run.interrupted_by = number
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

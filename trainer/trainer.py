@@ -1,0 +1,454 @@
+"""`Trainer`: configuration and verbs. What changes during a verb lives in its run."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
+from flashtask.core.errors import OutOfMemoryError, UsageError
+from flashtask.core.seeding import last_seed
+from flashtask.trainer.callbacks import Callback
+from flashtask.trainer.checkpointing import ModelCheckpoint, checkpoint_content
+from flashtask.trainer.loggers import CSVLogger, Logger
+from flashtask.trainer.loop import Loops, Moments
+from flashtask.trainer.preparing import check_module, data_of, prepare_evaluation, prepare_fit
+from flashtask.trainer.progress import ProgressBar
+from flashtask.trainer.restoring import load_weights
+from flashtask.trainer.run import FitRun, Run, RunInterrupted
+from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.settings import check_settings
+from flashtask.trainer.signals import stopping_at_the_next_step
+from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.summary import describe_stages, summary_of
+
+__all__ = ["Trainer"]
+
+
+def _remember_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Keep the arguments that were given, for the recipe."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_settings(kwargs, signature.parameters)
+        self.given = dict(list(signature.bind(self, *args, **kwargs).arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return remembering
+
+
+class Trainer:
+    """Trains, validates, tests and predicts any `Module`.
+
+    Args:
+        max_epochs: epochs at the most; 1000 if neither this nor `max_steps` is given.
+        max_steps: optimizer steps at the most; -1 for no limit.
+        accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda` or `mps`.
+        devices: how many; only 1 so far.
+        precision: `32`, `bf16-mixed`, `16-mixed` or `auto`; None leaves it to the module (tasks: `auto`).
+        memory_format: `contiguous`, `channels_last` or `auto`; None leaves it to the module (tasks: `auto`).
+        seed: of order, augmentation and model; None means that of the last `seed_everything`, else 0.
+        default_root_dir: run folders are made in `runs/` below it; the working folder if not given.
+        output_dir: the run folder itself; it must not hold a run yet.
+        callbacks: one or a list.
+        logger: True for the CSV log, False for none, or a `Logger` or a list of them beside it.
+        enable_checkpointing: write `best.ckpt` and `last.ckpt`.
+        enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
+        enable_model_summary: say at the start what trains and how.
+        num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
+        limit_train_batches: whole number of batches or share of them (also val, test, predict).
+        check_val_every_n_epoch: validate after every so many epochs.
+        log_every_n_steps: how often step values are logged.
+        accumulate_grad_batches: batches for one optimizer step.
+        gradient_clip_val: limit for gradients; None or 0 for none.
+        gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
+
+    Raises:
+        UsageError: an argument that cannot be meant; the nearest right one is named.
+    """
+
+    @_remember_arguments
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int = -1,
+        accelerator: str = "auto",
+        devices: Any = "auto",
+        precision: Any = None,
+        memory_format: str | None = None,
+        seed: int | None = None,
+        default_root_dir: Any = None,
+        output_dir: Any = None,
+        callbacks: Any = None,
+        logger: Any = True,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        num_sanity_val_steps: int = 2,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        check_val_every_n_epoch: int = 1,
+        log_every_n_steps: int = 50,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+    ) -> None:
+        self.max_epochs = 1000 if max_epochs is None and max_steps < 0 else max_epochs
+        self.max_steps = max_steps
+        self.accelerator, self.devices = accelerator, devices
+        self.precision, self.memory_format = precision, memory_format
+        self._seed = seed
+        self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
+        self._given_output_dir = Path(output_dir) if output_dir is not None else None
+        self.callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        self.loggers = _loggers(logger)
+        self.enable_checkpointing = enable_checkpointing
+        self.enable_progress_bar, self.enable_model_summary = enable_progress_bar, enable_model_summary
+        self.num_sanity_val_steps = num_sanity_val_steps
+        self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
+        self.limit_test_batches, self.limit_predict_batches = limit_test_batches, limit_predict_batches
+        self.check_val_every_n_epoch, self.log_every_n_steps = check_val_every_n_epoch, log_every_n_steps
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.loops = Loops()
+        #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
+        self.fit_run: FitRun | None = None
+        #: the run that is worked on now
+        self.active_run: Run | None = None
+        self.checkpoint_callback: ModelCheckpoint | None = None
+        self._run_folder: RunFolder | None = None
+        self._restored_best: Path | None = None
+        self._last_metrics: dict[str, float] = {}
+
+    # ---- verbs
+
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        strategy: Any = None,
+    ) -> None:
+        """Train; with a finetuning strategy it is the same as `finetune`.
+
+        Args:
+            model: a `Module`.
+            train_dataloaders: a loader, or a `DataModule`.
+            val_dataloaders: a loader or a list of them.
+            datamodule: instead of loaders.
+            ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
+            strategy: a finetuning strategy.
+        """
+        if strategy is not None:
+            return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
+        module = check_module(model)
+        data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
+        with self._released_afterwards():
+            run = prepare_fit(self, module, data, None, self._resolve_checkpoint(ckpt_path))
+            self._drive(run, self.loops.fit(run), "fit")
+
+    def finetune(
+        self,
+        model: Any,
+        train_dataloader: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        strategy: Any = "no_freeze",
+        ckpt_path: Any = None,
+        restore_best: bool = True,
+    ) -> None:
+        """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
+
+        Args:
+            model: a `Module` with a `backbone`.
+            train_dataloader: a loader, or a `DataModule`.
+            val_dataloaders: a loader or a list of them.
+            datamodule: instead of loaders.
+            strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("unfreeze_milestones", ((5, 10), 5))`, or an
+                object with `stages`.
+            ckpt_path: continue from this checkpoint.
+            restore_best: put the best epoch's weights back into the model at the end.
+        """
+        module = check_module(model)
+        data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
+        finetuning = resolve_finetuning(strategy)
+        with self._released_afterwards():
+            run = prepare_fit(self, module, data, finetuning, self._resolve_checkpoint(ckpt_path))
+            self._drive(run, self.loops.fit(run), "fit")
+            if restore_best:
+                self._restore_best(run)
+
+    def validate(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+        """Run validation; returns a list with one dictionary of metrics for each loader."""
+        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
+
+    def test(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+        """Run a test; returns a list with one dictionary of metrics for each loader."""
+        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
+
+    def predict(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+        """What `predict_step` returns for each batch, in order: a list (of lists, where there are several loaders)."""
+        return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule)
+
+    def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
+        """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.
+
+        Raises:
+            UsageError: nothing has been fitted yet.
+            StorageError: the file cannot be written.
+        """
+        if self.fit_run is None:
+            raise UsageError("save_checkpoint needs a fit first", fix="trainer.finetune(model, datamodule=data)")
+        if self._restored_best is not None and not weights_only:
+            content = read_checkpoint(self._restored_best)
+            content.pop("hyperparameters", None)
+            write_checkpoint(Path(path), content)
+            return
+        write_checkpoint(Path(path), checkpoint_content(self.fit_run, weights_only=weights_only))
+
+    # ---- what a run tells
+
+    @property
+    def seed(self) -> int:
+        """The seed of runs: the argument, else that of the last `seed_everything`, else 0."""
+        if self._seed is not None:
+            return self._seed
+        last = last_seed()
+        return 0 if last is None else last
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch of the fit run, counted from 0."""
+        return self.fit_run.epoch if self.fit_run is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps that the fit run has taken."""
+        return self.fit_run.global_step if self.fit_run is not None else 0
+
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit."""
+        return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run; infinite if it has no known end."""
+        total = self.fit_run.total_steps if self.fit_run is not None else None
+        return float("inf") if total is None else total
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process writes files and prints."""
+        return True
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder.
+
+        Raises:
+            UsageError: there is none yet.
+        """
+        if self._run_folder is None:
+            raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
+        return self._run_folder.path
+
+    def say(self, text: str) -> None:
+        """Tell the user something: a line on standard error."""
+        print(text, file=sys.stderr, flush=True)
+
+    def recipe(self, run: FitRun) -> dict[str, Any] | None:
+        """What describes the run in names and numbers, or None if its module or data cannot be described."""
+        module, data = run.module.recipe(), getattr(run.data, "recipe", lambda: None)()
+        if module is None or data is None:
+            return None
+        settings = {"max_epochs": self.max_epochs, "max_steps": self.max_steps, **self.given, "seed": run.seed}
+        settings["precision"] = str(self.precision or run.module.default_precision)
+        for name in ("output_dir", "default_root_dir", "callbacks", "logger"):
+            settings.pop(name, None)
+        recipe = {"task": module["task"], "data": data, "model": module["model"], "trainer": settings}
+        if run.freezing is not None:
+            recipe["finetune"] = {"strategy": run.freezing.finetuning.name}
+        return recipe
+
+    # ---- how a verb is carried out
+
+    def callbacks_of(self, stage: str) -> list[Any]:
+        """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
+        bar: list[Callback] = [ProgressBar()] if self.enable_progress_bar else []
+        own = [callback for callback in self.callbacks if not isinstance(callback, ModelCheckpoint)]
+        if stage != "fit":
+            return [*bar, *own]
+        checkpoints = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        if self.enable_checkpointing and not checkpoints:
+            checkpoints = [ModelCheckpoint()]
+        self.checkpoint_callback = checkpoints[0] if checkpoints else None
+        return [*bar, *own, *checkpoints]
+
+    def open_output(self, resume_from: Any) -> None:
+        """Claim the run folder before anything expensive happens."""
+        if not (self.loggers or self.enable_checkpointing):
+            return
+        if self._given_output_dir is None:
+            self._run_folder = RunFolder.next_free(self.default_root_dir)
+        else:
+            resumes_here = resume_from is not None and Path(resume_from).absolute().parent == (
+                self._given_output_dir.absolute()
+            )
+            self._run_folder = RunFolder(self._given_output_dir, resume=resumes_here)
+
+    def _drive(self, run: Any, moments: Moments, stage: str) -> None:
+        """Go through the moments of a run and tell those who listen; clean up whatever happens."""
+        listening = stopping_at_the_next_step(run) if stage == "fit" else nullcontext()
+        told = run.listeners
+        try:
+            if stage == "fit":
+                self._announce(run)
+            with listening, closing(moments):
+                for moment, *arguments in moments:
+                    self.active_run.moment = moment  # type: ignore[union-attr]
+                    for call in told.get(moment, ()):
+                        answer = call(*arguments)
+                        if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
+                            run.skip_epoch = True
+            if stage == "fit":
+                self._conclude(run)
+        except BaseException as error:
+            for call in told.get("exception", ()):
+                call(error)
+            run.data.on_exception(error)
+            self._reraise(run, error)
+        finally:
+            self._tear_down(run, stage)
+
+    def _reraise(self, run: Any, error: BaseException) -> None:
+        """Raise what the user should see: an interruption after the place was saved, a named lack of memory."""
+        if isinstance(error, RunInterrupted):
+            saved = self.checkpoint_callback.save_last(self) if self.checkpoint_callback is not None else None
+            if saved:
+                self.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue with --resume ({saved})")
+            if error.signal_number == signal.SIGTERM:
+                raise SystemExit(143) from None
+            raise KeyboardInterrupt from None
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise OutOfMemoryError(
+                f"out of memory with batches of {run.batch_size}",
+                why=str(error).splitlines()[0],
+                fix=f"batch_size={max(1, run.batch_size // 2)} with accumulate_grad_batches=2 trains the same",
+            ) from error
+        raise error
+
+    def _tear_down(self, run: Any, stage: str) -> None:
+        for callback in run.callbacks:
+            callback.teardown(self, run.module, stage)
+        run.module.teardown(stage)
+        run.data.teardown(stage)
+        run.module.trainer = run.data.trainer = None
+        self.active_run = self.fit_run
+        if stage == "fit":
+            for logger in self.loggers:
+                logger.close()
+
+    def _announce(self, run: FitRun) -> None:
+        """Begin the run folder's files, and say what is going to be trained and how."""
+        if self._run_folder is not None:
+            self._run_folder.write_recipe(self.recipe(run))
+        for logger in self.loggers:
+            logger.start(self.output_dir, run.history, run.global_step)
+            logger.log_hyperparameters(dict(run.module.hparams))
+        if not self.enable_model_summary:
+            return
+        layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
+        self.say(f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}")
+        rates = ", ".join(f"{name.replace('_', ' ')} {rate:g}" for name, rate in run.target_rates().items())
+        if run.freezing is not None:
+            self.say(f"finetuning {run.freezing.finetuning.name}, {rates}")
+        for line in describe_stages(run):
+            self.say(f"  {line}")
+
+    def _conclude(self, run: FitRun) -> None:
+        """The end of a fit that was not interrupted."""
+        if self._run_folder is not None:
+            self._run_folder.write_summary(summary_of(run, self.checkpoint_callback))
+
+    def _restore_best(self, run: FitRun) -> None:
+        checkpoint = self.checkpoint_callback
+        if checkpoint is None or not checkpoint.best_model_path:
+            return
+        path = Path(checkpoint.best_model_path)
+        load_weights(run.module, read_checkpoint(path)["state_dict"], path)
+        self._restored_best = path
+
+    def _evaluate(self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any) -> Any:
+        if model is None and self.fit_run is None:
+            raise UsageError(f"trainer.{stage}() needs a model, or a fit first", fix=f"trainer.{stage}(model, ...)")
+        module = check_module(model if model is not None else self.fit_run.module)  # type: ignore[union-attr]
+        if dataloaders is None and datamodule is None and self.fit_run is not None:
+            datamodule = self.fit_run.data
+        data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
+        path = self._resolve_checkpoint(ckpt_path)
+        if path is not None:
+            load_weights(module, read_checkpoint(path)["state_dict"], path)
+        run = prepare_evaluation(self, module, data, stage)
+        self._drive(run, self.loops.evaluate(run), stage)
+        if stage == "predict":
+            return run.outputs if len(run.outputs) > 1 else run.outputs[0]
+        self._last_metrics = run.results_of_pass
+        return run.metrics_of_loaders()
+
+    def _resolve_checkpoint(self, ckpt_path: Any) -> Path | None:
+        """The file that `best`, `last` or a path means."""
+        if ckpt_path not in ("best", "last"):
+            return Path(ckpt_path) if ckpt_path is not None else None
+        found = ""
+        if self.checkpoint_callback is not None:
+            found = getattr(self.checkpoint_callback, f"{ckpt_path}_model_path")
+        if not found and ckpt_path == "last" and self._given_output_dir is not None:
+            found = str(self._given_output_dir / "last.ckpt")
+        if not found:
+            raise UsageError(
+                f'ckpt_path="{ckpt_path}": no checkpoint has been written', fix="fit first, or give the path of a file"
+            )
+        return Path(found)
+
+    def _released_afterwards(self) -> Any:
+        """Lets go of the run folder when a fit is over; its path stays known."""
+        return _Release(self)
+
+
+class _Release:
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self.trainer._restored_best = None
+        self.trainer._run_folder = None
+
+    def __exit__(self, *exception: object) -> None:
+        trainer = self.trainer
+        if trainer.fit_run is not None and trainer.fit_run.freezing is not None:
+            trainer.fit_run.freezing.restore()
+        if trainer._run_folder is not None:
+            trainer._run_folder.release()
+
+
+def _loggers(logger: Any) -> list[Logger]:
+    """The CSV log and what the user adds; False means none."""
+    if logger is False:
+        return []
+    given = [] if logger in (True, None) else list(logger) if isinstance(logger, (list, tuple)) else [logger]
+    return [CSVLogger(), *(one for one in given if not isinstance(one, CSVLogger))]
