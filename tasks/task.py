@@ -1,0 +1,274 @@
+"""`Task`: a backbone and a head with a loss, metrics and preprocessing, ready for the trainer.
+
+A task of your own is a subclass that gives a `loss` and, if it measures more than that, `make_metrics`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from flashtask.backbones import build_backbone
+from flashtask.core.errors import UsageError
+from flashtask.core.preprocessing import Preprocessing
+from flashtask.data.image_classification import ImageClassificationData
+from flashtask.heads import build_head
+from flashtask.tasks.fetching import local_file
+from flashtask.tasks.prediction import as_items, evaluating, image_batches
+from flashtask.trainer.checkpointing import plain_hyperparameters
+from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.module import Module
+from flashtask.trainer.optimizers import make_optimizer, make_scheduler
+from flashtask.trainer.precision import resolve_precision
+from flashtask.trainer.stages import resolve_finetuning
+
+__all__ = ["Task"]
+
+
+class Task(Module):
+    """Base of tasks on images.
+
+    Args:
+        backbone: a registered name (`resnet18`, `timm/NAME`, `torchvision/NAME`, ...), or a module.
+        head: a registered name, a module, or None for no head.
+        num_outputs: of the head; None leaves the head to `connect`, when the data is known.
+        head_options: arguments of the head.
+        backbone_options: arguments of the backbone's builder.
+        pretrained: load the backbone's weights.
+        in_chans: channels of the images.
+        learning_rate: of everything outside the backbone.
+        backbone_learning_rate: of the backbone; None means a tenth of `learning_rate`, or all of it where the backbone
+            is not pretrained.
+        optimizer: a class of `torch.optim` in any case.
+        optimizer_options: its other arguments.
+        lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`.
+        lr_scheduler_options: its arguments.
+
+    Raises:
+        UnknownNameError: a name that nothing has.
+        HubError, MissingInputError: pretrained weights cannot be had.
+    """
+
+    #: The registry key: what checkpoints and recipes call the task.
+    name: ClassVar[str] = ""
+    #: The data module that a recipe's `data:` section makes.
+    data_class: ClassVar[type[Any]] = ImageClassificationData
+    default_precision = "auto"
+    default_memory_format = "auto"
+    sample_noun = "images"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        head: str | nn.Module | None = "linear",
+        num_outputs: int | None = None,
+        *,
+        head_options: Mapping[str, Any] | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        pretrained: bool = True,
+        in_chans: int = 3,
+        learning_rate: float = 1e-3,
+        backbone_learning_rate: float | None = None,
+        optimizer: str = "adamw",
+        optimizer_options: Mapping[str, Any] | None = None,
+        lr_scheduler: str = "cosine",
+        lr_scheduler_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for what, rate in (("learning_rate", learning_rate), ("backbone_learning_rate", backbone_learning_rate)):
+            if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
+                raise UsageError(f"{what} must be a number above 0, not {rate!r}")
+        built = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **dict(backbone_options or {}))
+        self.backbone, self.num_features = built.module, built.num_features
+        self.preprocessing: Preprocessing = built.preprocessing
+        self._layer_groups = built.layer_groups
+        self._head, self._head_options = head, dict(head_options or {})
+        self.head: nn.Module | None = None
+        self.metrics = nn.ModuleDict()
+        self.learning_rate = learning_rate
+        if backbone_learning_rate is None:
+            backbone_learning_rate = learning_rate * (0.1 if pretrained else 1.0)
+        self.backbone_learning_rate = backbone_learning_rate
+        self._optimizer, self._optimizer_options = optimizer, dict(optimizer_options or {})
+        self._schedule, self._schedule_options = lr_scheduler, dict(lr_scheduler_options or {})
+        if num_outputs is not None:
+            self.make_head(num_outputs)
+
+    # ---- what a task of your own defines
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch: a scalar.
+
+        Args:
+            outputs: of the head, float32.
+            targets: as the data gives them.
+        """
+        raise UsageError(f"{type(self).__name__} has no loss", fix="def loss(self, outputs, targets)")
+
+    def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
+        """The metrics of validation and test by name, such as `accuracy`; they are logged as `val_accuracy`, ..."""
+        return {}
+
+    # ---- the model
+
+    def make_head(self, num_outputs: int) -> None:
+        """Build the head and the metrics, once it is known how many outputs there are."""
+        if self._head is not None:
+            self.head = build_head(self._head, self.num_features, num_outputs, **self._head_options)
+        for part in ("val", "test"):
+            self.metrics[part] = nn.ModuleDict(self.make_metrics(num_outputs))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Outputs of the head for images (B, C, H, W) that were preprocessed as `preprocessing` says."""
+        features: torch.Tensor = self.backbone(images)
+        if self._head is None:
+            return features
+        if self.head is None:
+            raise UsageError(
+                f"{type(self).__name__} does not know yet how many outputs its head has",
+                fix="give num_classes, or let trainer.finetune(model, datamodule=data) find it",
+            )
+        outputs: torch.Tensor = self.head(features)
+        return outputs
+
+    def connect(self, datamodule: Any) -> None:
+        """Give the data its preprocessing; what the user set there wins."""
+        if getattr(datamodule, "preprocessing", self) is None:
+            datamodule.preprocessing = self.preprocessing
+
+    # ---- steps
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """The loss of a batch, logged as `train_loss` over the epoch."""
+        images, targets = batch
+        loss = self.loss(self(images).float(), targets)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `val_loss` and the metrics."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `test_loss` and the metrics."""
+        self._measure(batch, "test")
+
+    def _measure(self, batch: Any, part: str) -> None:
+        images, targets = batch
+        outputs = self(images).float()
+        self.log(f"{part}_loss", self.loss(outputs, targets))
+        for name, metric in self.metrics[part].items():  # type: ignore[operator, union-attr]
+            metric.update(outputs, targets)
+            self.log(f"{part}_{name}", metric)
+
+    # ---- optimizers and freezing
+
+    def layer_groups(self) -> list[list[str]]:
+        """The backbone's own layer groups, under the task's names."""
+        return [[f"backbone.{name}" for name in group] for group in self._layer_groups]
+
+    def configure_optimizers(self) -> Any:
+        """The chosen optimizer, with a parameter group for the head and one for each part that starts to train later."""
+        run = self.trainer.fit_run
+        freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
+        groups = [
+            {
+                "params": parameters,
+                "name": name,
+                "lr": self.learning_rate if name == "head" else self.backbone_learning_rate,
+            }
+            for name, parameters in freezing.parameter_groups().items()
+            if parameters
+        ]
+        optimizer = make_optimizer(self._optimizer, groups, self.learning_rate, **self._optimizer_options)
+        total = run.total_steps
+        if total is None and self._schedule == "cosine":
+            raise UsageError(
+                'lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps"
+            )
+        schedule = make_scheduler(self._schedule, optimizer, total or 0, **self._schedule_options)
+        return ([optimizer], [] if schedule is None else [vars(schedule)])
+
+    # ---- prediction
+
+    def predict(self, inputs: Any, batch_size: int = 32, num_workers: int | None = None) -> Any:
+        """What the task says about images: one result for one input, a list for a list.
+
+        Args:
+            inputs: the path of an image or a PIL image, or a list of them.
+            batch_size: images at a time.
+            num_workers: processes that load images; None decides by their number.
+
+        Raises:
+            MissingInputError: there is no such file.
+            BadDataError: a file is not a whole image.
+        """
+        items, single = as_items(inputs)
+        results = list(self.predictions(items, batch_size, num_workers))
+        return results[0] if single else results
+
+    def predictions(self, inputs: Sequence[Any], batch_size: int = 32, num_workers: int | None = None) -> Iterator[Any]:
+        """Results one by one, in the order of the inputs, as they are computed."""
+        items, _ = as_items(inputs)
+        precision = resolve_precision(self.default_precision, self.device)
+        for images, paths in image_batches(items, self.preprocessing, batch_size, num_workers):
+            with evaluating(self, precision):
+                outputs = self.predict_step(images.to(self.device, memory_format=torch.channels_last), 0)
+            yield from self.to_predictions(outputs, paths)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
+        """Outputs of a batch of images, float32; targets are ignored if there are any."""
+        images = batch[0] if isinstance(batch, (list, tuple)) else batch
+        outputs: torch.Tensor = self(images).float()
+        return outputs
+
+    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Any]:
+        """What `predict` returns for each image: its row of outputs, unless the task says more."""
+        return list(outputs.cpu())
+
+    # ---- what files hold
+
+    def describe(self) -> dict[str, Any]:
+        """The registry key and the preprocessing."""
+        return {"task": self.name, "preprocessing": self.preprocessing.to_dict()}
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""
+        arguments = plain_hyperparameters(self)
+        if not self.name or any(isinstance(v, dict) and set(v) == {"not_saved"} for v in arguments.values()):
+            return None
+        return {"task": self.name, "model": arguments}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the preprocessing that the weights were trained with."""
+        if "preprocessing" in checkpoint:
+            self.preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        """Every argument that the task can be made with, those of its parents included: what a recipe may name."""
+        names: dict[str, None] = {}
+        for parent in cls.__mro__:
+            if issubclass(parent, Task):
+                parameters = inspect.signature(parent.__init__).parameters.values()
+                names |= {p.name: None for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+                if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                    break
+        return [name for name in names if name not in ("self", "num_outputs")]
+
+    @classmethod
+    def rebuild_arguments(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint brings its own weights, so nothing is fetched to build the module that takes them."""
+        return {**stored, "pretrained": False}
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, strict: bool = True, **given: Any
+    ) -> Self:
+        """As `Module.load_from_checkpoint`; an address (https) is downloaded to the cache first."""
+        return super().load_from_checkpoint(local_file(checkpoint_path), map_location, strict, **given)
