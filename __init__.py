@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks import Callback as Callback
     from flashtask.trainer.checkpointing import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.datamodule import DataModule as DataModule
-    from flashtask.trainer.datamodule import DataModule as LightningDataModule
+    from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
     from flashtask.trainer.loggers import CSVLogger as CSVLogger
     from flashtask.trainer.loggers import Logger as Logger
     from flashtask.trainer.loop import Loops as Loops
-    from flashtask.trainer.module import Module as LightningModule
+    from flashtask.trainer.module import Module as LightningModule  # noqa: F401
     from flashtask.trainer.module import Module as Module
     from flashtask.trainer.precision import Precision as Precision
     from flashtask.trainer.progress import ProgressBar as ProgressBar

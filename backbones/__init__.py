@@ -24,9 +24,7 @@ BACKBONES.add_source(LibrarySource("timm", builder="flashtask.backbones.timm_pro
 BACKBONES.add_source(LibrarySource("torchvision", builder="flashtask.backbones.torchvision_provider"))
 
 
-def build_backbone(
-    name: str | nn.Module, *, pretrained: bool = True, in_chans: int = 3, **options: Any
-) -> Backbone:
+def build_backbone(name: str | nn.Module, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
     """Build a feature extractor by name, or wrap a module of the user's.
 
     Args:

@@ -25,9 +25,7 @@ def build(name: str | nn.Module, *, pretrained: bool, in_chans: int, options: Ma
         raise UsageError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
     if isinstance(name, nn.Module):
         if options:
-            raise UsageError(
-                f"a backbone that is a module takes no options, but {', '.join(options)} was given"
-            )
+            raise UsageError(f"a backbone that is a module takes no options, but {', '.join(options)} was given")
         return _wrap(name, type(name).__name__, in_chans)
     canonical = BACKBONES.entry(name).name
     builder = BACKBONES.get(name)
@@ -37,9 +35,7 @@ def build(name: str | nn.Module, *, pretrained: bool, in_chans: int, options: Ma
         return replace(built, name=canonical)
     if isinstance(built, nn.Module):
         return _wrap(built, canonical, in_chans)
-    raise UsageError(
-        f"the backbone {name!r} built a {type(built).__name__}, not a torch.nn.Module or Backbone"
-    )
+    raise UsageError(f"the backbone {name!r} built a {type(built).__name__}, not a torch.nn.Module or Backbone")
 
 
 def _wrap(module: nn.Module, name: str, in_chans: int) -> Backbone:

@@ -40,9 +40,7 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     own = load_zoo().backbones[name]
     packaged = own.weights if pretrained else None
     builder = BACKBONES.get(own.source)
-    backbone = builder(
-        pretrained=pretrained and packaged is None, in_chans=in_chans, **{**own.options, **options}
-    )
+    backbone = builder(pretrained=pretrained and packaged is None, in_chans=in_chans, **{**own.options, **options})
     if not isinstance(backbone, Backbone):
         raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is no library's model")
     if packaged is not None:
@@ -141,6 +139,4 @@ def _check_file(path: Path, weights: PackagedWeights) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != weights.sha256:
-        raise IntegrityError(
-            f"{path} is not the file that the zoo knows", why=f"its sha256 is {digest}", fix=fix
-        )
+        raise IntegrityError(f"{path} is not the file that the zoo knows", why=f"its sha256 is {digest}", fix=fix)

@@ -68,9 +68,7 @@ class LibrarySource:
             return None
         if bare.partition(".")[0] not in library_names(self.library):
             return None
-        return RegistryEntry(
-            f"{self.library}/{bare}", "backbone", self._metadata(bare), partial(self._load, bare)
-        )
+        return RegistryEntry(f"{self.library}/{bare}", "backbone", self._metadata(bare), partial(self._load, bare))
 
     def _metadata(self, bare: str) -> dict[str, Any]:
         provider = load_zoo().providers[self.library]

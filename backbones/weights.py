@@ -41,9 +41,7 @@ def for_channels(preprocessing: Preprocessing, in_chans: int) -> Preprocessing:
     mean = sum(preprocessing.mean) / channels
     std = sum(preprocessing.std) / channels
     height, width = size
-    return replace(
-        preprocessing, input_size=(in_chans, height, width), mean=(mean,) * in_chans, std=(std,) * in_chans
-    )
+    return replace(preprocessing, input_size=(in_chans, height, width), mean=(mean,) * in_chans, std=(std,) * in_chans)
 
 
 def hub_is_offline() -> bool:
@@ -77,9 +75,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
                 fix=NO_NETWORK,
             ) from error
         fix = _nearest_option(error)
-        raise UsageError(
-            f"the backbone {name!r} cannot be built with these options", why=why, fix=fix
-        ) from error
+        raise UsageError(f"the backbone {name!r} cannot be built with these options", why=why, fix=fix) from error
 
 
 def _nearest_option(error: Exception) -> str:

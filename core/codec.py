@@ -201,9 +201,7 @@ class _Encoder:
         return node
 
     def add_bytes(self, data: bytes, path: Path) -> str:
-        return self.add(
-            torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)[: len(data)], path
-        )
+        return self.add(torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)[: len(data)], path)
 
     def add(self, tensor: Tensor, path: Path, dtype: str | None = None) -> str:
         """Keeps a tensor under a name of its own, or gives the name it already has."""

@@ -76,9 +76,7 @@ def tensor_names(json: Any) -> Iterator[str]:
 def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether these strides put the elements of `shape` side by side, in any order of the dimensions."""
     step = 1
-    for stride, size in sorted(
-        (stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1
-    ):
+    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1):
         if stride != step:
             return False
         step *= size
@@ -177,9 +175,7 @@ class _Decoder:
         whole = isinstance(strides, list) and all(type(n) is int and 0 <= n < 2**63 for n in strides)
         if not whole or not tensor.numel() or not dense_strides(tensor.shape, strides):
             raise ValueError("a tensor with impossible strides")
-        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(
-            tensor
-        )
+        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

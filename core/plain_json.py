@@ -23,9 +23,7 @@ def parse_json(text: str | bytes) -> Any:
         IntegrityError: the text is not such JSON, or is nested too deeply.
     """
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"not plain JSON: {str(error)[:200]}") from error
 

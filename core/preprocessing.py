@@ -41,9 +41,7 @@ class Preprocessing:
         if len(self.input_size) != 3 or min(self.input_size) < 1 or max(self.input_size) > 16384:
             raise UsageError(f"input_size must be (channels, height, width) of 1 to 16384, not {self.input_size}")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise UsageError(
-                f"mean and std need {channels} values (std above 0), not mean={self.mean} std={self.std}"
-            )
+            raise UsageError(f"mean and std need {channels} values (std above 0), not mean={self.mean} std={self.std}")
         if not 0 < self.crop_pct <= 1:
             raise UsageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
         if self.interpolation not in _INTERPOLATIONS:

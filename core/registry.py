@@ -77,12 +77,8 @@ class Registry(Generic[T]):
     @overload
     def register(self, name: str, obj: C, /, *, override: bool = ..., **metadata: Any) -> C: ...
     @overload
-    def register(
-        self, name: str | None = ..., /, *, override: bool = ..., **metadata: Any
-    ) -> Callable[[C], C]: ...
-    def register(
-        self, name: Any = None, obj: Any = None, /, *, override: bool = False, **metadata: Any
-    ) -> Any:
+    def register(self, name: str | None = ..., /, *, override: bool = ..., **metadata: Any) -> Callable[[C], C]: ...
+    def register(self, name: Any = None, obj: Any = None, /, *, override: bool = False, **metadata: Any) -> Any:
         """Add a function or class: `@R.register`, `@R.register("name")`, `@R.register(licence="MIT")`,
         or `R.register("name", obj)`.
 
@@ -165,9 +161,7 @@ class Registry(Generic[T]):
 
     def _add(self, name: Any, entry: RegistryEntry, override: bool) -> None:
         if not isinstance(name, str) or not name or name != name.strip():
-            raise UsageError(
-                f"a {self.kind} needs a name of text, not {name!r}", fix='@REGISTRY.register("my_name")'
-            )
+            raise UsageError(f"a {self.kind} needs a name of text, not {name!r}", fix='@REGISTRY.register("my_name")')
         if not override and name in self:
             raise UsageError(
                 f"there is a {self.kind} named {name!r} already (from {self._find_provider(name)})",
@@ -232,9 +226,7 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def check_options(
-    owner: str, builder: Callable[..., object], options: Mapping[str, Any], *, given: int = 0
-) -> None:
+def check_options(owner: str, builder: Callable[..., object], options: Mapping[str, Any], *, given: int = 0) -> None:
     """Refuse an option that a builder has no parameter for, with near matches.
 
     Args:

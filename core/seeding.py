@@ -29,6 +29,7 @@ __all__ = [
     "permutation",
     "sample_seeds",
     "seed_everything",
+    "seed_generators",
     "seeded",
     "seeded_generators",
     "set_generator_states",
@@ -54,12 +55,17 @@ def seed_everything(seed: int = 0, workers: bool = True, verbose: bool = True) -
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UsageError(f"seed must be a whole number from 0 to 4294967295, not {seed!r}")
     _last_seed = seed
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_generators(seed)
     if verbose:
         print(f"seed: {seed}")
     return seed
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the process's default generators: torch (all devices), `random` and NumPy."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def last_seed() -> int | None:
@@ -79,7 +85,10 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[
 
 
 def sample_seeds(
-    indices: Sequence[int] | np.ndarray[Any, Any], seed: int, epoch: int, occurrences: Sequence[int] | None = None
+    indices: Sequence[int] | np.ndarray[Any, Any],
+    seed: int,
+    epoch: int,
+    occurrences: Sequence[int] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """One seed a sample from (seed, epoch, sample, nth occurrence in the epoch): uint64, below 2**63.
 
@@ -107,7 +116,7 @@ class Place(NamedTuple):
         frozen: whether the whole frozen-able part of the module (the backbone) is frozen in this epoch.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a place
     epoch: int
     seed: int
     frozen: bool = False
@@ -146,10 +155,15 @@ def generator_states() -> dict[str, Any]:
     """The states of the process's default generators: torch (CPU and every CUDA device), `random` and NumPy."""
     return {
         "torch": torch.default_generator.get_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if _cuda_is_used() else [],
         "random": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
     }
+
+
+def _cuda_is_used() -> bool:
+    """Whether this process computes on CUDA; asking for its generators would otherwise start it."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def set_generator_states(states: dict[str, Any]) -> None:

@@ -170,9 +170,7 @@ def _chunks(tensor: Tensor) -> Iterable[memoryview]:
     return (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
 
 
-def _read(
-    file: BufferedReader, shapes_only: Callable[[Any], Iterable[str]] | None
-) -> tuple[Any, dict[str, Tensor]]:
+def _read(file: BufferedReader, shapes_only: Callable[[Any], Iterable[str]] | None) -> tuple[Any, dict[str, Tensor]]:
     size = os.fstat(file.fileno()).st_size
     head, raw = _read_header(file, size)
     match = _START.match(raw)
@@ -249,9 +247,7 @@ def _parse_header(raw: bytes, data_size: int) -> tuple[Any, list[_Entry]]:
             raise _Damaged(f"tensor {entry.name!r} overlaps another one or leaves a hole")
         end = entry.stop
     if end != data_size:
-        raise _Damaged(
-            f"it is cut short or has a tail: {end:,} bytes of tensors are declared, {data_size:,} there"
-        )
+        raise _Damaged(f"it is cut short or has a tail: {end:,} bytes of tensors are declared, {data_size:,} there")
     return document["tree"], entries
 
 
@@ -264,10 +260,7 @@ def _entry(name: str, value: Any) -> _Entry:
     if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
         raise _Damaged(f"tensor {name!r} has an impossible shape or offset")
     dtype = DTYPES[value["dtype"]]
-    if (
-        math.prod(max(n, 1) for n in shape) >= 2**63
-        or math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]
-    ):
+    if math.prod(max(n, 1) for n in shape) >= 2**63 or math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
         raise _Damaged(f"tensor {name!r} has a shape that does not fit its bytes")
     return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
 

@@ -182,9 +182,7 @@ class _Composer:
             key = self._key(event)
             if key in values:
                 line, _ = self._places[(*path, key)]
-                self._refuse(
-                    event, f"the key {key!r} stands twice", f"remove one; the first is in line {line}"
-                )
+                self._refuse(event, f"the key {key!r} stands twice", f"remove one; the first is in line {line}")
             inner = (*path, key)
             self._note(inner, event)
             values[key] = self._value(next(self._events), inner)

@@ -32,9 +32,7 @@ def read_zoo(source: Path | str, *, name: str = "") -> Zoo:
         for field in own.preprocessing:
             path = ("backbones", key, "preprocessing", field)
             if field not in known:
-                raise document.error(
-                    path, f"there is no key {'.'.join(path)!r}", fix=did_you_mean(field, known)
-                )
+                raise document.error(path, f"there is no key {'.'.join(path)!r}", fix=did_you_mean(field, known))
     return zoo
 
 

@@ -27,9 +27,7 @@ _STAGING = f"{HIDDEN}extracting-"
 _SUFFIXES = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
 
-def extract_archive(
-    path: str | Path, folder: str | Path, limits: ArchiveLimits | None = None
-) -> tuple[str, ...]:
+def extract_archive(path: str | Path, folder: str | Path, limits: ArchiveLimits | None = None) -> tuple[str, ...]:
     """Unpack a zip, tar, tar.gz, tar.bz2 or tar.xz file into a folder, all of it or nothing.
 
     Only regular files and folders are taken. Links, devices, paths that are absolute or hold `..`, a

@@ -59,9 +59,7 @@ class Budget:
     def __init__(self, archive: Path, limits: ArchiveLimits, name: str) -> None:
         self.name, self.limits = name, limits
         self.archive_bytes = archive.stat().st_size
-        self.max_bytes = min(
-            limits.max_bytes, max(RATIO_FREE_BYTES, int(limits.max_ratio * self.archive_bytes))
-        )
+        self.max_bytes = min(limits.max_bytes, max(RATIO_FREE_BYTES, int(limits.max_ratio * self.archive_bytes)))
         self.bytes = self.entries = 0
         self._end = time.monotonic() + limits.max_seconds
 
@@ -69,9 +67,7 @@ class Budget:
         """Count unpacked bytes and look at the clock; IntegrityError beyond a limit."""
         self.bytes += num_bytes
         if self.bytes > self.max_bytes:
-            raise self.refuse(
-                f"it unpacks to more than {self.max_bytes:,} bytes, the most allowed here", member
-            )
+            raise self.refuse(f"it unpacks to more than {self.max_bytes:,} bytes, the most allowed here", member)
         if time.monotonic() > self._end:
             raise self.refuse(f"it takes longer than {self.limits.max_seconds:g} s", member)
 

@@ -20,9 +20,7 @@ class Names:
 
     def __init__(self, budget: Budget, taken: Collection[str]) -> None:
         self._budget, self._taken = budget, taken
-        self._seen: dict[
-            str, tuple[str, str]
-        ] = {}  # folded path -> (spelling, file | folder | implied folder)
+        self._seen: dict[str, tuple[str, str]] = {}  # folded path -> (spelling, file | folder | implied folder)
 
     def accept(self, name: str, is_folder: bool) -> list[str]:
         """The parts of a member's path after every check; no parts for the archive's own root."""

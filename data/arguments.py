@@ -45,9 +45,7 @@ def one_augment(
     if transform is None:
         return augment
     if augment != "auto":
-        raise UsageError(
-            "augment and transform both say what training does to images", fix="leave one of them out"
-        )
+        raise UsageError("augment and transform both say what training does to images", fix="leave one of them out")
     if not callable(transform):
         raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
     return transform

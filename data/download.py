@@ -92,9 +92,7 @@ def _is_there(source: Source, wanted: Checksum | None, folder: Path) -> bool:
     """Whether an earlier call put this into the folder and it still stands there; says so on stderr."""
     try:
         marker = json.loads((folder / source.marker).read_text("utf-8"))
-        same = marker["stamp"] == source.stamp and all(
-            os.path.lexists(folder / name) for name in marker["entries"]
-        )
+        same = marker["stamp"] == source.stamp and all(os.path.lexists(folder / name) for name in marker["entries"])
         known = (marker["checksum"], f"sha256:{marker['sha256']}")
     except (OSError, ValueError, KeyError, TypeError):
         return False

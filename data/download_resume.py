@@ -84,9 +84,7 @@ class Partial:
         self.note.unlink(missing_ok=True)
 
 
-def fetch(
-    request: Request, partial: Partial, clock: Clock, report: Callable[[int, int | None], None]
-) -> None:
+def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[int, int | None], None]) -> None:
     """Bring `partial` to its full length; what is there already is not asked for again.
 
     Args:
@@ -149,9 +147,7 @@ def _one_connection(
             total: int | None = _resumed_total(answer, version, have if headers else -1, partial)
         else:
             total = stated_length(answer)
-            partial.begin(
-                _Version(_digest(request.url), strong_etag(answer), answer.header("Last-Modified"), total)
-            )
+            partial.begin(_Version(_digest(request.url), strong_etag(answer), answer.header("Last-Modified"), total))
         if total is None and not answer.is_chunked() and not request.verified_later:
             raise HubError(
                 f"{shown(request.url)}: the server does not say how long the file is",

@@ -84,9 +84,7 @@ def remote_source(url: str, filename: str | None, wanted: Checksum | None, allow
         parts, has_address = urlsplit(""), False
     if parts.scheme not in ("https", "http") or not has_address or re.search(r"[\x00-\x20\x7f]", url):
         fix = f"give the path alone: download_data({unquote(parts.path)!r})" if parts.scheme == "file" else ""
-        raise UsageError(
-            f"cannot download {shown(url)!r}", why="it is no https address", fix=fix or "https://..."
-        )
+        raise UsageError(f"cannot download {shown(url)!r}", why="it is no https address", fix=fix or "https://...")
     if parts.username is not None:
         raise UsageError(
             "an address with a user name or password is not taken",

@@ -145,9 +145,7 @@ def _ask(url: SplitResult, headers: dict[str, str], clock: Clock, *, must_be_pub
         _refuse_private(host, [host])
     make = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     connection = make(host, url.port, timeout=clock.timeout())
-    target = quote(url.path or "/", safe=_SAFE) + (
-        f"?{quote(url.query, safe=_SAFE + '?[]')}" if url.query else ""
-    )
+    target = quote(url.path or "/", safe=_SAFE) + (f"?{quote(url.query, safe=_SAFE + '?[]')}" if url.query else "")
     headers = _HEADERS | headers
     try:
         # The socket is made here and not by http.client, so that the address checked is the address used.

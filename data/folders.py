@@ -161,18 +161,14 @@ def _require_utf8(name: str, argument: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise BadDataError(
-            f"{argument}: the class name {name!r} is not valid UTF-8", fix="rename it"
-        ) from None
+        raise BadDataError(f"{argument}: the class name {name!r} is not valid UTF-8", fix="rename it") from None
 
 
 def _files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
-        raise BadDataError(
-            f"the link {folder!r} points to a folder that contains it", fix=f'remove it: rm "{folder}"'
-        )
+        raise BadDataError(f"the link {folder!r} points to a folder that contains it", fix=f'remove it: rm "{folder}"')
     for entry in entries_of(folder):
         if is_hidden(entry.name):
             continue
@@ -224,6 +220,4 @@ def _require_classes(
 def _found_instead(files: list[str]) -> str:
     if not files:
         return ""
-    return (
-        f"{len(files)} file(s) there are no images by their extension, such as {os.path.basename(files[0])!r}"
-    )
+    return f"{len(files)} file(s) there are no images by their extension, such as {os.path.basename(files[0])!r}"

@@ -134,9 +134,7 @@ class ImageClassificationData(DataModule):
         layout = resolve_layout(root)
         if val_split is None and layout.val is None:
             val_split = DEFAULT_VAL_SPLIT
-        return cls.from_folders(
-            layout.train, layout.val, layout.test, layout.predict, val_split=val_split, **options
-        )
+        return cls.from_folders(layout.train, layout.val, layout.test, layout.predict, val_split=val_split, **options)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -158,9 +156,7 @@ class ImageClassificationData(DataModule):
         if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
             raise UsageError(f"labels must be a list of names, not {labels!r}")
         if len(set(labels)) != len(labels):
-            raise UsageError(
-                f"labels has a name twice: {sorted(n for n in labels if labels.count(n) > 1)[0]!r}"
-            )
+            raise UsageError(f"labels has a name twice: {sorted(n for n in labels if labels.count(n) > 1)[0]!r}")
         self._match(tuple(labels), "the model")
 
     def split_manifest(self) -> tuple[str, ...]:
@@ -290,12 +286,8 @@ def _list_part(part: str, folder: Path) -> ImageSet:
 
 def _say_ignored(part: str, files: Sequence[str]) -> None:
     if files:
-        names = ", ".join(repr(os.path.basename(file)) for file in files[:3]) + (
-            ", ..." if len(files) > 3 else ""
-        )
-        _say(
-            f"{part}_folder: {len(files)} file(s) that are no images by their extension are not used: {names}"
-        )
+        names = ", ".join(repr(os.path.basename(file)) for file in files[:3]) + (", ..." if len(files) > 3 else "")
+        _say(f"{part}_folder: {len(files)} file(s) that are no images by their extension are not used: {names}")
 
 
 def _say(line: str) -> None:

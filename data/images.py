@@ -42,9 +42,7 @@ _TURNS = {
 }
 
 
-def load_image(
-    path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one file completely.
 
     Args:
@@ -146,9 +144,7 @@ def _to_bytes(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
         if image.mode == "I" and image.format not in ("PNG", "PPM"):
             raise ValueError("32-bit or signed integer pixels, whose range is unknown")
         highest = 65535.0
-    scaled: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.rint(values * (255 / highest)).astype(
-        np.uint8
-    )
+    scaled: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.rint(values * (255 / highest)).astype(np.uint8)
     return scaled
 
 

@@ -78,9 +78,7 @@ def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         with os.scandir(os.fspath(folder)) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise BadDataError(
-            f"cannot list the folder {os.fspath(folder)!r}", why=error.strerror or ""
-        ) from error
+        raise BadDataError(f"cannot list the folder {os.fspath(folder)!r}", why=error.strerror or "") from error
 
 
 def subfolders(folder: Path) -> list[str]:

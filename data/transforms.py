@@ -74,9 +74,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     return _Evaluate(preprocessing)
 
 
-def train_transform(
-    preprocessing: Preprocessing, augment: str | Callable[[Any], Any] = "auto"
-) -> Augmentation:
+def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any], Any] = "auto") -> Augmentation:
     """The transforms of training.
 
     Args:

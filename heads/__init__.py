@@ -15,9 +15,7 @@ __all__ = ["HEADS", "build_head"]
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head", group="flashtask.heads")
 HEADS.add_source(
-    ShippedSource(
-        "head", {"linear": "flashtask.heads.linear:LinearHead", "mlp": "flashtask.heads.mlp:MLPHead"}
-    )
+    ShippedSource("head", {"linear": "flashtask.heads.linear:LinearHead", "mlp": "flashtask.heads.mlp:MLPHead"})
 )
 
 

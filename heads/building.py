@@ -14,9 +14,7 @@ from flashtask.heads import HEADS
 __all__ = ["build"]
 
 
-def build(
-    name: str | nn.Module, num_features: int, num_outputs: int, options: Mapping[str, Any]
-) -> nn.Module:
+def build(name: str | nn.Module, num_features: int, num_outputs: int, options: Mapping[str, Any]) -> nn.Module:
     """What `flashtask.heads.build_head` promises."""
     if isinstance(name, nn.Module):
         if options:
@@ -24,9 +22,7 @@ def build(
         return name
     for what, value in (("num_features", num_features), ("num_outputs", num_outputs)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(
-                f"{what} of the head {name!r} must be a whole number of at least 1, not {value!r}"
-            )
+            raise UsageError(f"{what} of the head {name!r} must be a whole number of at least 1, not {value!r}")
     builder = HEADS.get(name)
     check_options(f"head {name!r}", builder, options, given=2)
     head = builder(num_features, num_outputs, **options)

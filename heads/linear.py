@@ -21,9 +21,7 @@ class LinearHead(nn.Sequential):
     Shape: (B, num_features) floats to (B, num_outputs).
     """
 
-    def __init__(
-        self, num_features: int, num_outputs: int, *, bias: bool = True, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, num_features: int, num_outputs: int, *, bias: bool = True, dropout: float = 0.0) -> None:
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")
         layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []

@@ -47,9 +47,7 @@ class MLPHead(nn.Sequential):
 
 def _check(hidden_sizes: object, dropout: float, activation: str) -> None:
     if not isinstance(hidden_sizes, (list, tuple)) or not hidden_sizes:
-        raise UsageError(
-            f"hidden_sizes must be a list of widths, not {hidden_sizes!r}", fix="hidden_sizes=[512]"
-        )
+        raise UsageError(f"hidden_sizes must be a list of widths, not {hidden_sizes!r}", fix="hidden_sizes=[512]")
     if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in hidden_sizes):
         raise UsageError(f"hidden_sizes must be whole numbers of at least 1, not {hidden_sizes!r}")
     if not 0 <= dropout < 1:

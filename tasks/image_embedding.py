@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
@@ -26,8 +27,6 @@ class ImageEmbedder(Task):
         super().__init__(backbone, head=None, **options)
         self.save_hyperparameters()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """There is nothing to train."""
         raise UsageError("ImageEmbedder is not trained", fix="fine-tune an ImageClassifier, and use its backbone")
-
-    validation_step = test_step = training_step

@@ -80,7 +80,10 @@ class Task(Module):
         lr_scheduler_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        for what, rate in (("learning_rate", learning_rate), ("backbone_learning_rate", backbone_learning_rate)):
+        for what, rate in (
+            ("learning_rate", learning_rate),
+            ("backbone_learning_rate", backbone_learning_rate),
+        ):
             if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
         built = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **dict(backbone_options or {}))
@@ -162,7 +165,10 @@ class Task(Module):
         images, targets = batch
         outputs = self(images).float()
         self.log(f"{part}_loss", self.loss(outputs, targets))
-        for name, metric in self.metrics[part].items():  # type: ignore[operator, union-attr]
+        metrics = self.metrics[part]
+        assert isinstance(metrics, nn.ModuleDict)
+        for name, metric in metrics.items():
+            assert isinstance(metric, Metric)
             metric.update(outputs, targets)
             self.log(f"{part}_{name}", metric)
 
@@ -173,7 +179,7 @@ class Task(Module):
         return [[f"backbone.{name}" for name in group] for group in self._layer_groups]
 
     def configure_optimizers(self) -> Any:
-        """The chosen optimizer, with a parameter group for the head and one for each part that starts to train later."""
+        """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
         run = self.trainer.fit_run
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
         groups = [

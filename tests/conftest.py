@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import pytest
 import torch
@@ -12,6 +13,5 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's own cache, and none talks to a hub it did not start."""
+    """No test reads or writes the user's own cache."""
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

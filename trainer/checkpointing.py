@@ -121,19 +121,18 @@ class ModelCheckpoint(Callback):
         """The monitored value of the best checkpoint."""
         return self.best_score
 
-    def folder(self, trainer: Any) -> Path:
-        """Where checkpoints go."""
-        return Path(self.dirpath) if self.dirpath is not None else Path(trainer.output_dir)
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Settle where checkpoints go."""
+        self._folder = Path(self.dirpath) if self.dirpath is not None else Path(trainer.output_dir)
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Write the checkpoints of an epoch."""
         run = trainer.fit_run
-        folder = self.folder(trainer)
         is_best = self._rank(run, module)
         if is_best:
-            self.best_model_path = str(folder / "best.ckpt")
+            self.best_model_path = str(self._folder / "best.ckpt")
             self.best_epoch, self.best_metrics = run.epoch, dict(run.history[-1])
-        self.last_model_path = str(folder / "last.ckpt")
+        self.last_model_path = str(self._folder / "last.ckpt")
         content = checkpoint_content(run)
         if is_best:
             write_checkpoint(self.best_model_path, content)
@@ -141,7 +140,7 @@ class ModelCheckpoint(Callback):
 
     def save_last(self, trainer: Any) -> str:
         """Write `last.ckpt` where the run stands now, in the middle of an epoch too."""
-        self.last_model_path = str(self.folder(trainer) / "last.ckpt")
+        self.last_model_path = str(self._folder / "last.ckpt")
         write_checkpoint(self.last_model_path, checkpoint_content(trainer.fit_run))
         return self.last_model_path
 
@@ -153,13 +152,12 @@ class ModelCheckpoint(Callback):
             if self.monitor is not None:
                 raise UnknownNameError("metric to monitor", name, run.metrics)
             return True
+        sign = -1 if (self.mode or module.monitor_mode) == "min" else 1
+        tie_break = run.metrics.get("val_loss", math.inf)
         if math.isnan(score):
             return False
-        better = -score if (self.mode or module.monitor_mode) == "min" else score
-        tie_break = run.metrics.get("val_loss", math.inf)
-        known = -math.inf if self.best_score is None else self.best_score
-        known = -known if self.best_score is not None and (self.mode or module.monitor_mode) == "min" else known
-        if (better, -tie_break) <= (known, -self.best_tie_break):
+        known = -math.inf if self.best_score is None else sign * self.best_score
+        if (sign * score, -tie_break) <= (known, -self.best_tie_break):
             return False
         self.best_score, self.best_tie_break = score, tie_break
         return True
@@ -175,7 +173,10 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the best score so far."""
+        """Take back the best score so far, if its file is in this run's folder."""
+        path = self._folder / state["best_model_path"]
+        if not state["best_model_path"] or not path.exists():
+            return
         self.best_score, self.best_tie_break = state["best_score"], state["best_tie_break"]
         self.best_epoch, self.best_metrics = state["best_epoch"], state["best_metrics"]
-        self.best_model_path = state["best_model_path"]
+        self.best_model_path = str(path)

@@ -43,7 +43,12 @@ MOMENTS = (
 )
 
 #: Hooks that are called with something to change or by their own rules, not as moments of the loop.
-_OTHER_HOOKS = ("on_save_checkpoint", "on_load_checkpoint", "on_before_batch_transfer", "on_after_batch_transfer")
+_OTHER_HOOKS = (
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+)
 
 _STEP = (True, False)
 _EPOCH = (False, True)

@@ -7,7 +7,7 @@ callbacks and module (`on_<name>`). State lives in the run, never here; no conte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loops", "Moments"]
 
-Moments = Iterator[tuple[Any, ...]]
+Moments = Generator[tuple[Any, ...], None, None]
 
 
 class Loops:

@@ -175,7 +175,9 @@ class Module(HyperparametersMixin, nn.Module):
         return stored
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, strict: bool = True, **given: Any) -> Self:
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, strict: bool = True, **given: Any
+    ) -> Self:
         """The module that a checkpoint holds, in eval mode; no data is needed and no code from the file runs.
 
         Args:
@@ -191,4 +193,5 @@ class Module(HyperparametersMixin, nn.Module):
         """
         from flashtask.trainer.restoring import module_from_checkpoint
 
-        return module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
+        module: Self = module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
+        return module

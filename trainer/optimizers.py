@@ -87,7 +87,9 @@ def _read_dict(config: dict[str, Any]) -> tuple[list[Optimizer], list[ScheduledR
     unknown = set(config) - {"optimizer", "lr_scheduler", "monitor", "frequency"}
     if unknown or "optimizer" not in config:
         wrong = ", ".join(sorted(unknown)) or "no `optimizer`"
-        raise UsageError(f"configure_optimizers returned a dictionary with {wrong}", fix="keys: optimizer, lr_scheduler")
+        raise UsageError(
+            f"configure_optimizers returned a dictionary with {wrong}", fix="keys: optimizer, lr_scheduler"
+        )
     scheduler = config.get("lr_scheduler")
     if scheduler is None:
         return [config["optimizer"]], []
@@ -103,7 +105,9 @@ def _read_scheduler(config: Any) -> ScheduledRate:
     known = ScheduledRate.__dataclass_fields__
     for key in config:
         if key not in known:
-            raise UsageError(f"a scheduler's settings have no {key!r}", fix=did_you_mean(key, known) or ", ".join(known))
+            raise UsageError(
+                f"a scheduler's settings have no {key!r}", fix=did_you_mean(key, known) or ", ".join(known)
+            )
     return ScheduledRate(**config)
 
 
@@ -141,7 +145,7 @@ def make_scheduler(name: str, optimizer: Optimizer, total_steps: int, **options:
     if name == "constant":
         return None
     if name == "cosine":
-        warm_up = max(1, round(options.get("warm_up", 0.05) * total_steps))
+        warm_up: int = max(1, round(options.get("warm_up", 0.05) * total_steps))
 
         def factor(step: int) -> float:
             if step < warm_up:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
-from flashtask.core.seeding import seed_everything
+from flashtask.core.seeding import seed_generators
 from flashtask.trainer.accelerators import resolve_device
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
@@ -90,7 +90,7 @@ def prepare_fit(
     run.callbacks = trainer.callbacks_of("fit")
     trainer.fit_run = run
     trainer.open_output(resume_from=ckpt_path)
-    seed_everything(run.seed, verbose=False)
+    seed_generators(run.seed)
     _start(run, "fit")
     if finetuning is not None:
         run.freezing = Freezing(module, finetuning)

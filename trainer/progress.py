@@ -85,7 +85,11 @@ class ProgressBar(Callback):
         """Leave the line, so that the error starts on one of its own."""
         self._clear()
 
-    on_fit_end = on_validation_end = on_test_end = on_predict_end = lambda self, trainer, module: self._clear()
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """Remove the bar."""
+        self._clear()
+
+    on_validation_end = on_test_end = on_predict_end = on_fit_end
 
     def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
         now = time.monotonic()

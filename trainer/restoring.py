@@ -25,7 +25,12 @@ def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict:
 
 
 def module_from_content(
-    cls: type[Any], content: dict[str, Any], path: Any, *, strict: bool = True, given: Mapping[str, Any] | None = None
+    cls: type[Any],
+    content: dict[str, Any],
+    path: Any,
+    *,
+    strict: bool = True,
+    given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The same from what `read_checkpoint` gave; `path` is for messages."""
     stored = cls.rebuild_arguments(content.get("hyper_parameters", {}))
@@ -75,7 +80,11 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
         if name in state and state[name].shape != own[name].shape
     ]
     if wrong or (strict and (missing or unexpected)):
-        details = [*wrong[:3], *(f"no {name}" for name in missing[:3]), *(f"unknown {n}" for n in unexpected[:3])]
+        details = [
+            *wrong[:3],
+            *(f"no {name}" for name in missing[:3]),
+            *(f"unknown {n}" for n in unexpected[:3]),
+        ]
         raise IntegrityError(
             f"{path}: its weights do not fit {type(module).__name__}",
             why=f"{len(wrong) + len(missing) + len(unexpected)} differences: {'; '.join(details)}",

@@ -20,11 +20,20 @@ _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {"sum": lambda a, b: a + b, 
 class Entry:
     """One logged name: its last value, and what is needed for its value over the epoch."""
 
-    __slots__ = ("logger", "metric", "name", "on_epoch", "on_step", "prog_bar", "reduce_fx", "total", "value", "weight")
+    __slots__ = (
+        "logger",
+        "metric",
+        "name",
+        "on_epoch",
+        "on_step",
+        "prog_bar",
+        "reduce_fx",
+        "total",
+        "value",
+        "weight",
+    )
 
-    def __init__(
-        self, name: str, on_step: bool, on_epoch: bool, prog_bar: bool, logger: bool, reduce_fx: str
-    ) -> None:
+    def __init__(self, name: str, on_step: bool, on_epoch: bool, prog_bar: bool, logger: bool, reduce_fx: str) -> None:
         self.name, self.on_step, self.on_epoch = name, on_step, on_epoch
         self.prog_bar, self.logger, self.reduce_fx = prog_bar, logger, reduce_fx
         self.metric: Metric | None = None
@@ -160,13 +169,21 @@ def _fork(entry: Entry, suffix: str) -> str:
 
 
 def _new_entry(
-    moment: str, name: str, on_step: bool | None, on_epoch: bool | None, prog_bar: bool, logger: bool, reduce_fx: str
+    moment: str,
+    name: str,
+    on_step: bool | None,
+    on_epoch: bool | None,
+    prog_bar: bool,
+    logger: bool,
+    reduce_fx: str,
 ) -> Entry:
     if moment not in LEVELS:
         raise UsageError(f"log({name!r}): nothing can be logged in on_{moment}", fix="log it in training_step")
     step, epoch = LEVELS[moment]
     if on_step and not step and epoch and not moment.endswith(("_step", "batch_start", "batch_end")):
-        raise UsageError(f"log({name!r}, on_step=True): on_{moment} comes once an epoch", fix="log it with on_epoch=True")
+        raise UsageError(
+            f"log({name!r}, on_step=True): on_{moment} comes once an epoch", fix="log it with on_epoch=True"
+        )
     if reduce_fx not in ("mean", *_REDUCTIONS):
         raise UsageError(f"log({name!r}, reduce_fx={reduce_fx!r}): one of mean, sum, max, min")
     return Entry(

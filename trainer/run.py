@@ -139,7 +139,8 @@ class FitRun(Run):
     @property
     def validates(self) -> bool:
         """Whether this epoch ends with validation."""
-        return (self.epoch + 1) % self.trainer.check_val_every_n_epoch == 0
+        every: int = self.trainer.check_val_every_n_epoch
+        return (self.epoch + 1) % every == 0
 
     @property
     def group_is_complete(self) -> bool:
@@ -194,7 +195,7 @@ class FitRun(Run):
         while not self.epoch_cut_short and (group := list(islice(batches, self.accumulate))):
             yield group
         if self.interrupted_by is not None:
-            raise RunInterrupted(self.interrupted_by)
+            raise RunInterruptedError(self.interrupted_by)
 
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
@@ -330,7 +331,7 @@ class FitRun(Run):
             self._resuming = True
 
 
-class RunInterrupted(Exception):
+class RunInterruptedError(Exception):
     """A signal asked the run to stop; its place in the epoch has been kept."""
 
     def __init__(self, signal_number: int) -> None:
@@ -389,7 +390,7 @@ class EvaluationRun(Run):
             self.samples_seen += self.batch_size
             if self.parent is not None and self.parent.interrupted_by is not None:
                 self.abandon()
-                raise RunInterrupted(self.parent.interrupted_by)
+                raise RunInterruptedError(self.parent.interrupted_by)
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
         """Call the module's method for a batch; the loader's number is passed where there are several."""

@@ -47,9 +47,7 @@ class RunFolder:
         except BlockingIOError:
             self._refuse_second_owner()
         except OSError as error:
-            raise OutputError(
-                f"cannot write to {path}: {error.strerror}", fix="choose another --output-dir"
-            ) from error
+            raise OutputError(f"cannot write to {path}: {error.strerror}", fix="choose another --output-dir") from error
         assert self._lock is not None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")

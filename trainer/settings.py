@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from flashtask.core.errors import UsageError, did_you_mean
@@ -19,16 +19,18 @@ _COUNTS = {
 }
 
 
-def check_settings(given: dict[str, Any], known: Iterable[str]) -> None:
+def check_settings(given: Mapping[str, Any], unknown: Mapping[str, Any]) -> None:
     """Look at every argument before anything is built.
+
+    Args:
+        given: the arguments that the trainer knows.
+        unknown: those it does not.
 
     Raises:
         UsageError: an unknown name, or a value out of range.
     """
-    known = [name for name in known if name != "self"]
-    for name in given:
-        if name not in known:
-            raise UsageError(f"Trainer has no argument {name!r}", fix=did_you_mean(name, known) or "see help(Trainer)")
+    for name in unknown:
+        raise UsageError(f"Trainer has no argument {name!r}", fix=did_you_mean(name, given) or "see help(Trainer)")
     for name, least in _COUNTS.items():
         value = given.get(name)
         if value is None:
@@ -44,5 +46,6 @@ def check_settings(given: dict[str, Any], known: Iterable[str]) -> None:
         )
     if given.get("memory_format") not in (None, "auto", "contiguous", "channels_last"):
         raise UsageError(
-            f"Trainer(memory_format={given['memory_format']!r})", fix='"auto", "contiguous" or "channels_last"'
+            f"Trainer(memory_format={given['memory_format']!r})",
+            fix='"auto", "contiguous" or "channels_last"',
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
@@ -51,7 +52,7 @@ class Finetuning:
         starts = [stage.start for stage in stages]
         if not stages or starts[0] != 0:
             raise UsageError(f"finetuning strategy {name!r}: its first stage must start at epoch 0")
-        if any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(starts)):
             raise UsageError(f"finetuning strategy {name!r}: the epochs of its stages must grow, not {starts}")
         self.stages, self.name = tuple(stages), name
 

@@ -10,9 +10,10 @@ import torch
 
 from flashtask._version import __version__
 from flashtask.trainer.checkpointing import ModelCheckpoint
+from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.run import FitRun
 
-__all__ = ["describe_stages", "summary_of"]
+__all__ = ["announce", "summary_of"]
 
 
 def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any]:
@@ -45,16 +46,25 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
     }
 
 
-def describe_stages(run: FitRun) -> list[str]:
-    """For each stage of a finetuning strategy: from which epoch how many parameters train, and at which rates."""
+def announce(run: FitRun) -> list[str]:
+    """What is said before training: seed, device, formats, and what trains from which epoch on at which rates."""
+    layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
+    lines = [f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}"]
     if run.freezing is None:
-        return []
-    total = sum(p.numel() for p in run.module.parameters())
+        return lines
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in run.target_rates().items())
+    return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_stages(run, run.freezing)]
+
+
+def _describe_stages(run: FitRun, freezing: Freezing) -> list[str]:
     sizes = {name: p.numel() for name, p in run.module.named_parameters()}
-    outside = total - sum(sizes[name] for group in run.freezing.groups for name in group)
+    total = sum(sizes.values())
+    outside = total - sum(sizes[name] for group in freezing.groups for name in group)
     lines = []
-    for stage in run.freezing.finetuning.stages:
-        count = outside + sum(sizes[name] for name in run.freezing.trainable(stage))
-        part = "head only" if stage.frozen else "all" if stage.layers is None else f"head and last {stage.layers} layers"
-        lines.append(f"from epoch {stage.start}: {count:,} of {total:,} parameters train ({part})")
+    for stage in freezing.finetuning.stages:
+        count = outside + sum(sizes[name] for name in freezing.trainable(stage))
+        part = (
+            "head only" if stage.frozen else "all" if stage.layers is None else f"head and last {stage.layers} layers"
+        )
+        lines.append(f"  from epoch {stage.start}: {count:,} of {total:,} parameters train ({part})")
     return lines

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import inspect
-import signal
 import sys
-from collections.abc import Callable
-from contextlib import closing, nullcontext
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
-from flashtask.core.errors import OutOfMemoryError, UsageError
+from flashtask.core.errors import UsageError
 from flashtask.core.seeding import last_seed
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.checkpointing import ModelCheckpoint, checkpoint_content
+from flashtask.trainer.driving import drive
 from flashtask.trainer.loggers import CSVLogger, Logger
-from flashtask.trainer.loop import Loops, Moments
+from flashtask.trainer.loop import Loops
 from flashtask.trainer.preparing import check_module, data_of, prepare_evaluation, prepare_fit
 from flashtask.trainer.progress import ProgressBar
 from flashtask.trainer.restoring import load_weights
-from flashtask.trainer.run import FitRun, Run, RunInterrupted
+from flashtask.trainer.run import FitRun, Run
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
-from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.stages import resolve_finetuning
-from flashtask.trainer.summary import describe_stages, summary_of
 
 __all__ = ["Trainer"]
-
-
-def _remember_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Keep the arguments that were given, for the recipe."""
-    signature = inspect.signature(init)
-
-    @wraps(init)
-    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
-        check_settings(kwargs, signature.parameters)
-        self.given = dict(list(signature.bind(self, *args, **kwargs).arguments.items())[1:])
-        init(self, *args, **kwargs)
-
-    return remembering
 
 
 class Trainer:
@@ -76,7 +58,6 @@ class Trainer:
         UsageError: an argument that cannot be meant; the nearest right one is named.
     """
 
-    @_remember_arguments
     def __init__(
         self,
         *,
@@ -104,7 +85,11 @@ class Trainer:
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
+        **unknown: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "unknown")}
+        check_settings(given, unknown)
+        self._changed = {n: v for n, v in given.items() if v != inspect.signature(Trainer).parameters[n].default}
         self.max_epochs = 1000 if max_epochs is None and max_steps < 0 else max_epochs
         self.max_steps = max_steps
         self.accelerator, self.devices = accelerator, devices
@@ -128,7 +113,7 @@ class Trainer:
         #: the run that is worked on now
         self.active_run: Run | None = None
         self.checkpoint_callback: ModelCheckpoint | None = None
-        self._run_folder: RunFolder | None = None
+        self.run_folder: RunFolder | None = None
         self._restored_best: Path | None = None
         self._last_metrics: dict[str, float] = {}
 
@@ -154,12 +139,14 @@ class Trainer:
             strategy: a finetuning strategy.
         """
         if strategy is not None:
-            return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
+            self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
+            return
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        with self._released_afterwards():
-            run = prepare_fit(self, module, data, None, self._resolve_checkpoint(ckpt_path))
-            self._drive(run, self.loops.fit(run), "fit")
+        path = self._resolve_checkpoint(ckpt_path)
+        with self._fitting():
+            run = prepare_fit(self, module, data, None, path)
+            drive(run, self.loops.fit(run), "fit")
 
     def finetune(
         self,
@@ -178,21 +165,24 @@ class Trainer:
             train_dataloader: a loader, or a `DataModule`.
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders.
-            strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("unfreeze_milestones", ((5, 10), 5))`, or an
-                object with `stages`.
+            strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("unfreeze_milestones", ((5, 10), 5))`,
+                or an object with `stages`.
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
         """
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
         finetuning = resolve_finetuning(strategy)
-        with self._released_afterwards():
-            run = prepare_fit(self, module, data, finetuning, self._resolve_checkpoint(ckpt_path))
-            self._drive(run, self.loops.fit(run), "fit")
+        path = self._resolve_checkpoint(ckpt_path)
+        with self._fitting():
+            run = prepare_fit(self, module, data, finetuning, path)
+            drive(run, self.loops.fit(run), "fit")
             if restore_best:
                 self._restore_best(run)
 
-    def validate(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+    def validate(
+        self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
+    ) -> Any:
         """Run validation; returns a list with one dictionary of metrics for each loader."""
         return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
 
@@ -263,9 +253,9 @@ class Trainer:
         Raises:
             UsageError: there is none yet.
         """
-        if self._run_folder is None:
+        if self.run_folder is None:
             raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
-        return self._run_folder.path
+        return self.run_folder.path
 
     def say(self, text: str) -> None:
         """Tell the user something: a line on standard error."""
@@ -276,7 +266,7 @@ class Trainer:
         module, data = run.module.recipe(), getattr(run.data, "recipe", lambda: None)()
         if module is None or data is None:
             return None
-        settings = {"max_epochs": self.max_epochs, "max_steps": self.max_steps, **self.given, "seed": run.seed}
+        settings = {"max_epochs": self.max_epochs, "max_steps": self.max_steps, **self._changed, "seed": run.seed}
         settings["precision"] = str(self.precision or run.module.default_precision)
         for name in ("output_dir", "default_root_dir", "callbacks", "logger"):
             settings.pop(name, None)
@@ -304,86 +294,11 @@ class Trainer:
         if not (self.loggers or self.enable_checkpointing):
             return
         if self._given_output_dir is None:
-            self._run_folder = RunFolder.next_free(self.default_root_dir)
+            self.run_folder = RunFolder.next_free(self.default_root_dir)
         else:
-            resumes_here = resume_from is not None and Path(resume_from).absolute().parent == (
-                self._given_output_dir.absolute()
-            )
-            self._run_folder = RunFolder(self._given_output_dir, resume=resumes_here)
-
-    def _drive(self, run: Any, moments: Moments, stage: str) -> None:
-        """Go through the moments of a run and tell those who listen; clean up whatever happens."""
-        listening = stopping_at_the_next_step(run) if stage == "fit" else nullcontext()
-        told = run.listeners
-        try:
-            if stage == "fit":
-                self._announce(run)
-            with listening, closing(moments):
-                for moment, *arguments in moments:
-                    self.active_run.moment = moment  # type: ignore[union-attr]
-                    for call in told.get(moment, ()):
-                        answer = call(*arguments)
-                        if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
-                            run.skip_epoch = True
-            if stage == "fit":
-                self._conclude(run)
-        except BaseException as error:
-            for call in told.get("exception", ()):
-                call(error)
-            run.data.on_exception(error)
-            self._reraise(run, error)
-        finally:
-            self._tear_down(run, stage)
-
-    def _reraise(self, run: Any, error: BaseException) -> None:
-        """Raise what the user should see: an interruption after the place was saved, a named lack of memory."""
-        if isinstance(error, RunInterrupted):
-            saved = self.checkpoint_callback.save_last(self) if self.checkpoint_callback is not None else None
-            if saved:
-                self.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue with --resume ({saved})")
-            if error.signal_number == signal.SIGTERM:
-                raise SystemExit(143) from None
-            raise KeyboardInterrupt from None
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise OutOfMemoryError(
-                f"out of memory with batches of {run.batch_size}",
-                why=str(error).splitlines()[0],
-                fix=f"batch_size={max(1, run.batch_size // 2)} with accumulate_grad_batches=2 trains the same",
-            ) from error
-        raise error
-
-    def _tear_down(self, run: Any, stage: str) -> None:
-        for callback in run.callbacks:
-            callback.teardown(self, run.module, stage)
-        run.module.teardown(stage)
-        run.data.teardown(stage)
-        run.module.trainer = run.data.trainer = None
-        self.active_run = self.fit_run
-        if stage == "fit":
-            for logger in self.loggers:
-                logger.close()
-
-    def _announce(self, run: FitRun) -> None:
-        """Begin the run folder's files, and say what is going to be trained and how."""
-        if self._run_folder is not None:
-            self._run_folder.write_recipe(self.recipe(run))
-        for logger in self.loggers:
-            logger.start(self.output_dir, run.history, run.global_step)
-            logger.log_hyperparameters(dict(run.module.hparams))
-        if not self.enable_model_summary:
-            return
-        layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
-        self.say(f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}")
-        rates = ", ".join(f"{name.replace('_', ' ')} {rate:g}" for name, rate in run.target_rates().items())
-        if run.freezing is not None:
-            self.say(f"finetuning {run.freezing.finetuning.name}, {rates}")
-        for line in describe_stages(run):
-            self.say(f"  {line}")
-
-    def _conclude(self, run: FitRun) -> None:
-        """The end of a fit that was not interrupted."""
-        if self._run_folder is not None:
-            self._run_folder.write_summary(summary_of(run, self.checkpoint_callback))
+            here = self._given_output_dir.absolute()
+            resumes_here = resume_from is not None and Path(resume_from).absolute().parent == here
+            self.run_folder = RunFolder(here, resume=resumes_here)
 
     def _restore_best(self, run: FitRun) -> None:
         checkpoint = self.checkpoint_callback
@@ -404,7 +319,7 @@ class Trainer:
         if path is not None:
             load_weights(module, read_checkpoint(path)["state_dict"], path)
         run = prepare_evaluation(self, module, data, stage)
-        self._drive(run, self.loops.evaluate(run), stage)
+        drive(run, self.loops.evaluate(run), stage)
         if stage == "predict":
             return run.outputs if len(run.outputs) > 1 else run.outputs[0]
         self._last_metrics = run.results_of_pass
@@ -421,29 +336,24 @@ class Trainer:
             found = str(self._given_output_dir / "last.ckpt")
         if not found:
             raise UsageError(
-                f'ckpt_path="{ckpt_path}": no checkpoint has been written', fix="fit first, or give the path of a file"
+                f'ckpt_path="{ckpt_path}": no checkpoint has been written',
+                fix="fit first, or give the path of a file",
             )
         return Path(found)
 
-    def _released_afterwards(self) -> Any:
-        """Lets go of the run folder when a fit is over; its path stays known."""
-        return _Release(self)
-
-
-class _Release:
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __enter__(self) -> None:
-        self.trainer._restored_best = None
-        self.trainer._run_folder = None
-
-    def __exit__(self, *exception: object) -> None:
-        trainer = self.trainer
-        if trainer.fit_run is not None and trainer.fit_run.freezing is not None:
-            trainer.fit_run.freezing.restore()
-        if trainer._run_folder is not None:
-            trainer._run_folder.release()
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Around a fit: afterwards module and run folder are let go of, and gradients are wanted where they were."""
+        self._restored_best, self.run_folder, self.fit_run = None, None, None
+        try:
+            yield
+        finally:
+            if self.fit_run is not None:
+                self.fit_run.module.trainer = self.fit_run.data.trainer = None
+                if self.fit_run.freezing is not None:
+                    self.fit_run.freezing.restore()
+            if self.run_folder is not None:
+                self.run_folder.release()
 
 
 def _loggers(logger: Any) -> list[Logger]:
