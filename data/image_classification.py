@@ -61,10 +61,10 @@ class ImageClassificationData(DataModule):
         self._against = "the model"
         if arguments["val_split"] is not None:
             self._split(arguments["val_split"], arguments["split_seed"])
-        for part in ("train", "val", "test"):
-            if part in self._parts:
-                self._match(self._parts[part].classes, f"{part}_folder")
-                break
+        if "train" in self._parts:
+            self._match(self._parts["train"].classes, "train_folder")
+        elif named := {name for part in ("val", "test") if part in self._parts for name in self._parts[part].classes}:
+            self._match(tuple(sorted(named)), "val_folder and test_folder")
 
     @classmethod
     def from_folders(

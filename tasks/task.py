@@ -23,7 +23,7 @@ from flashtask.tasks.prediction import as_items, evaluating, image_batches
 from flashtask.trainer.checkpointing import plain_hyperparameters
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import make_optimizer, make_scheduler
+from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler
 from flashtask.trainer.precision import resolve_precision
 from flashtask.trainer.stages import resolve_finetuning
 
@@ -86,6 +86,7 @@ class Task(Module):
         ):
             if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
+        check_names(optimizer, lr_scheduler)
         built = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **dict(backbone_options or {}))
         self.backbone, self.num_features = built.module, built.num_features
         self.preprocessing: Preprocessing = built.preprocessing

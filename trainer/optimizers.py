@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 
-__all__ = ["ScheduledRate", "make_optimizer", "make_scheduler", "read_optimizers"]
+__all__ = ["ScheduledRate", "check_names", "make_optimizer", "make_scheduler", "read_optimizers"]
 
 
 @dataclass
@@ -116,6 +116,25 @@ def _classes(module: Any, base: type, left_out: Iterable[str]) -> dict[str, Any]
     return {name.lower(): c for name, c in found.items() if name not in left_out and not name.startswith("_")}
 
 
+_OPTIMIZERS = _classes(torch.optim, Optimizer, ("Optimizer",))
+_SCHEDULES = {
+    "constant": None,
+    "cosine": None,
+    **_classes(torch.optim.lr_scheduler, LRScheduler, ("LRScheduler",)),
+}
+
+
+def check_names(optimizer: str, schedule: str) -> None:
+    """Refuse a mistyped optimizer or schedule before anything is trained.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    for kind, name, known in (("optimizer", optimizer, _OPTIMIZERS), ("learning-rate schedule", schedule, _SCHEDULES)):
+        if name.lower() not in known:
+            raise UnknownNameError(kind, name, sorted(known))
+
+
 def make_optimizer(name: str, parameters: Any, lr: float, **options: Any) -> Optimizer:
     """A torch optimizer by its class name in any case, such as `adamw`.
 
@@ -123,11 +142,9 @@ def make_optimizer(name: str, parameters: Any, lr: float, **options: Any) -> Opt
         UnknownNameError: torch has no optimizer of this name.
         UsageError: it does not take these options.
     """
-    known = _classes(torch.optim, Optimizer, ("Optimizer",))
-    if name.lower() not in known:
-        raise UnknownNameError("optimizer", name, sorted(known))
+    check_names(name, "constant")
     try:
-        made: Optimizer = known[name.lower()](parameters, lr=lr, **options)
+        made: Optimizer = _OPTIMIZERS[name.lower()](parameters, lr=lr, **options)
     except TypeError as error:
         raise UsageError(f"optimizer {name!r} does not take these options: {options}", why=str(error)) from None
     return made
@@ -154,8 +171,6 @@ def make_scheduler(name: str, optimizer: Optimizer, total_steps: int, **options:
             return 0.5 * (1 + math.cos(math.pi * progress))
 
         return ScheduledRate(LambdaLR(optimizer, factor), interval="step")
-    known = _classes(torch.optim.lr_scheduler, LRScheduler, ("LRScheduler",))
-    if name.lower() not in known:
-        raise UnknownNameError("learning-rate schedule", name, ["constant", "cosine", *sorted(known)])
+    check_names("sgd", name)
     monitor = options.pop("monitor", "val_loss" if name.lower() == "reducelronplateau" else None)
-    return ScheduledRate(known[name.lower()](optimizer, **options), monitor=monitor)
+    return ScheduledRate(_SCHEDULES[name.lower()](optimizer, **options), monitor=monitor)

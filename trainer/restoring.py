@@ -138,6 +138,9 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
                 why=str(error),
                 fix="resume with the finetuning strategy and optimizer of the first run",
             ) from error
+    for optimizer in run.optimizers:
+        # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
+        optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
 

@@ -44,6 +44,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._lock.fileno()).st_ino != (self.path / ".lock").stat().st_ino:
+                raise BlockingIOError  # the owner before removed the file that was locked here
         except BlockingIOError:
             self._refuse_second_owner()
         except OSError as error:
@@ -76,6 +78,8 @@ class RunFolder:
         return cls(runs / f"{number:03d}")
 
     def _refuse_second_owner(self) -> None:
+        assert self._lock is not None
+        self._lock.close()
         owner = (self.path / ".lock").read_text().strip()
         raise OutputError(f"{self.path} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flashtask._version import __version__
-from flashtask.trainer.checkpointing import ModelCheckpoint
+from flashtask.trainer.checkpointing import ModelCheckpoint, plain_hyperparameters
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.run import FitRun
 
@@ -24,7 +24,7 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
         best = dict(run.history[-1]) if run.history else {}
     return {
         "task": run.module.describe().get("task"),
-        "backbone": dict(run.module.hparams).get("backbone"),
+        "backbone": plain_hyperparameters(run.module).get("backbone"),
         "strategy": run.freezing.finetuning.name if run.freezing is not None else None,
         "epochs": len(run.history),
         "steps": run.global_step,
