@@ -12,9 +12,7 @@ from PIL import Image
 def write_image(path: Path, size: tuple[int, int] = (8, 8)) -> Path:
     """A picture of noise that differs from file name to file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(zlib.crc32(str(path).encode())).integers(
-        0, 256, (*size, 3), dtype=np.uint8
-    )
+    pixels = np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 

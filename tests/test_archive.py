@@ -161,9 +161,7 @@ def test_g_duplicate_and_clashing_names_are_refused(tmp_path, kind, first, secon
 )
 def test_g_links_and_devices_in_tars_are_refused(tmp_path, kind, type_, reason):
     entries = [("ok.txt", b"fine"), ("evil", type_, 0o644, "../canary"), ("evil/x", b"through the link")]
-    refused(
-        tmp_path, TARS[kind](tar_bytes(entries, format=tarfile.USTAR_FORMAT)), match=reason, member="evil"
-    )
+    refused(tmp_path, TARS[kind](tar_bytes(entries, format=tarfile.USTAR_FORMAT)), match=reason, member="evil")
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
@@ -199,9 +197,7 @@ def test_g_bombs_are_refused_early_and_in_little_memory(tmp_path, kind):
 def test_g_limits_on_bytes_entries_and_time_hold(tmp_path, kind):
     entries = [(f"f{i}", os.urandom(1000)) for i in range(300)]
     content = zip_bytes(entries) if kind == "zip" else tar_bytes(entries)
-    refused(
-        tmp_path, content, match="unpacks to more than 100,000 bytes", limits=ArchiveLimits(max_bytes=100_000)
-    )
+    refused(tmp_path, content, match="unpacks to more than 100,000 bytes", limits=ArchiveLimits(max_bytes=100_000))
     refused(tmp_path, content, match="more than 200 files", limits=ArchiveLimits(max_entries=200))
     refused(tmp_path, content, match="takes longer", limits=ArchiveLimits(max_seconds=0))
 
@@ -274,9 +270,7 @@ def test_archives_of_the_system_tools_and_of_git_style_headers_are_read(tmp_path
     (tmp_path / "in/sub").mkdir(parents=True)
     (tmp_path / "in/sub/a.txt").write_text("hello")
     for flag, name in (("z", "a.tgz"), ("J", "a.txz"), ("", "a.tar")):
-        subprocess.run(
-            ["tar", f"-c{flag}f", str(tmp_path / name), "-C", str(tmp_path / "in"), "."], check=True
-        )
+        subprocess.run(["tar", f"-c{flag}f", str(tmp_path / name), "-C", str(tmp_path / "in"), "."], check=True)
         assert extract_archive(tmp_path / name, tmp_path / f"out-{name}") == ("sub",)
         assert (tmp_path / f"out-{name}/sub/a.txt").read_text() == "hello"
     info = tarfile.TarInfo("pax_global_header")
@@ -331,9 +325,7 @@ def test_g_five_hundred_mutated_archives_extract_inside_or_are_refused(tmp_path)
         assert (home / "canary").read_text() == "alive"
     assert sorted(os.listdir(tmp_path)) == ["home"]
     assert outcomes["refused"] > 200
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 150_000
-    )  # KiB: xz alone may take 128 MiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 150_000  # KiB: xz alone may take 128 MiB
 
 
 def remove_tree(folder):
@@ -377,9 +369,7 @@ def test_g_a_full_disk_is_named_and_leaves_nothing(tmp_path):
         "try: extract_archive(sys.argv[1], sys.argv[2])\n"
         "except StorageError as error: print(error); sys.exit(error.exit_code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, archive, tmp_path / "target"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, archive, tmp_path / "target"], capture_output=True, text=True)
     assert done.returncode == StorageError.exit_code, done.stderr
     assert "big.tar" in done.stdout
     assert "bytes free" in done.stdout

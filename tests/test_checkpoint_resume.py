@@ -60,9 +60,7 @@ def bits(model):
 
 
 def subclasses(module, base):
-    found = {
-        name: kind for name, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, base)
-    }
+    found = {name: kind for name, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, base)}
     return {name: kind for name, kind in found.items() if kind is not base and not name.startswith("_")}
 
 

@@ -182,9 +182,7 @@ def test_empty_tensors_and_freed_memory_are_never_taken_for_tied():
     assert same([real, torch.view_as_complex(real)], back([real, torch.view_as_complex(real)]))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float8_e8m0fnu], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float8_e8m0fnu], ids=str)
 def test_memory_formats_come_back(dtype):
     image = torch.randn(2, 3, 4, 5).abs().to(dtype)
     last = image.contiguous(memory_format=torch.channels_last)
@@ -335,9 +333,7 @@ def test_deep_json_is_refused():
         parse_json("[" * 100_000)
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a":1,"a":1}', "NaN", "[Infinity]", "1e999", "", "{", "9" * 5000, b"\xff"]
-)
+@pytest.mark.parametrize("text", ['{"a":1,"a":1}', "NaN", "[Infinity]", "1e999", "", "{", "9" * 5000, b"\xff"])
 def test_json_that_python_forgives_is_refused(text):
     with pytest.raises(IntegrityError):
         parse_json(text)

@@ -222,9 +222,7 @@ def hidden(folder):
     return sorted(name for name in os.listdir(folder) if name.startswith("."))
 
 
-def test_s2_download_data_unpacks_into_the_folder_and_a_second_call_makes_no_request(
-    server, tmp_path, capsys
-):
+def test_s2_download_data_unpacks_into_the_folder_and_a_second_call_makes_no_request(server, tmp_path, capsys):
     folder = download_data(server.url, tmp_path / "data", allow_http=True)
     assert folder == tmp_path / "data"
     assert contents(folder) == FILES
@@ -353,9 +351,7 @@ def test_s2_download_data_takes_a_body_that_proves_its_end_another_way(server, t
     assert contents(download_data(server.url, tmp_path / "summed", checksum=SHA)) == FILES
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"), [(401, "login"), (403, "refuses"), (404, "address"), (501, "address")]
-)
+@pytest.mark.parametrize(("status", "hint"), [(401, "login"), (403, "refuses"), (404, "address"), (501, "address")])
 def test_s2_download_data_names_the_status_and_does_not_try_again(server, tmp_path, status, hint):
     server.mode, server.status = "status", (status, {}, 99)
     with pytest.raises(HubError, match=f"status {status}") as caught:
@@ -564,9 +560,7 @@ def test_s2_download_data_survives_sigkill_and_sends_nothing_twice(server, tmp_p
 def test_s2_download_data_in_four_processes_loads_once(server, tmp_path):
     server.mode = "slow"
     children = [
-        subprocess.Popen(
-            [sys.executable, "-c", CALL, server.url, tmp_path / "data", SHA], stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", CALL, server.url, tmp_path / "data", SHA], stderr=subprocess.PIPE)
         for _ in range(4)
     ]
     said = [child.communicate()[1].decode() for child in children]
@@ -627,9 +621,7 @@ def tunnel_once(listener, port, seen):
                 (target if source is client else client).sendall(data)
 
 
-def test_s2_download_data_goes_through_the_proxy_of_the_environment(
-    server, certificate, tmp_path, monkeypatch
-):
+def test_s2_download_data_goes_through_the_proxy_of_the_environment(server, certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
     seen = bytearray()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -645,9 +637,7 @@ def test_s2_download_data_goes_through_the_proxy_of_the_environment(
     assert server.requests[0][1]["Host"] == "data.example.test"
 
 
-def test_s2_download_data_asks_a_proxy_for_plain_http_and_names_one_that_refuses(
-    server, tmp_path, monkeypatch
-):
+def test_s2_download_data_asks_a_proxy_for_plain_http_and_names_one_that_refuses(server, tmp_path, monkeypatch):
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{server.server_port}")
     download_data("http://data.example.test/pets.zip", tmp_path / "data", checksum=SHA)

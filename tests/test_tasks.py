@@ -139,7 +139,7 @@ def test_the_checkpoint_describes_itself(trained):
 
 def test_validate_and_test_of_a_loaded_task_match_folders_by_name(trained, tmp_path):
     """The folder has its classes in another order and lacks one: names decide."""
-    root, _, model, _ = trained
+    root, _, _model, _ = trained
     folder = colour_folders(tmp_path / "only_red", each=3, classes=("red",))
     data = ImageClassificationData.from_folders(val_folder=folder, test_folder=root / "val", num_workers=0)
     loaded = flashtask.load(root / "classifier.ckpt")

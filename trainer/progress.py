@@ -43,7 +43,7 @@ class ProgressBar(Callback):
         self._shown_at = now
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         run = trainer.fit_run
-        values = {"loss": float(loss)} if loss is not None else {}
+        values = {"loss": float(loss.detach())} if loss is not None else {}
         values |= run.results.bar_values()
         self._draw(f"epoch {run.epoch}", run.batch_idx, run.batches_in_epoch, run.samples, module, values)
 

@@ -85,6 +85,10 @@ def _channels_last(batch: Any) -> Any:
     return batch
 
 
+def _at_most(length: int | None, limit: int | None) -> int | None:
+    return limit if length is None else length if limit is None else min(length, limit)
+
+
 class FitRun(Run):
     """Training: optimizers, progress, and the runs of validation that nest in it."""
 
@@ -150,8 +154,7 @@ class FitRun(Run):
     @property
     def batches_in_epoch(self) -> int | None:
         """How many batches an epoch has, None if the loader does not know."""
-        length = length_of(self.loader)
-        return length if self.limit is None else self.limit if length is None else min(length, self.limit)
+        return _at_most(length_of(self.loader), self.limit)
 
     @property
     def total_steps(self) -> int | None:
@@ -391,6 +394,10 @@ class EvaluationRun(Run):
             if self.parent is not None and self.parent.interrupted_by is not None:
                 self.abandon()
                 raise RunInterruptedError(self.parent.interrupted_by)
+
+    def batches_in(self, number: int) -> int | None:
+        """How many batches the pass takes from a loader, None if the loader does not know its length."""
+        return _at_most(length_of(self.loaders[number]), self.limits[number])
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
         """Call the module's method for a batch; the loader's number is passed where there are several."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,12 +26,13 @@ class RunFolder:
     Args:
         path: of the folder; it is made if it does not exist.
         resume: it may already hold a run's files.
+        made: the folders that were made for this run already.
 
     Raises:
         OutputError: it cannot be made or written, is taken, or another process is running in it.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, made: list[Path] | None = None) -> None:
         self.path = path.absolute()
         taken = [name for name in RUN_FILES if (self.path / name).exists()]
         if taken and not resume:
@@ -40,6 +42,7 @@ class RunFolder:
                 fix="choose another --output-dir, or continue it with --resume",
             )
         self._lock: IO[str] | None = None
+        self._made = made or _missing(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -60,6 +63,7 @@ class RunFolder:
     def next_free(cls, root: Path) -> RunFolder:
         """`root/runs/NNN`, the first number that nobody has."""
         runs = root / "runs"
+        made = _missing(runs)
         try:
             runs.mkdir(parents=True, exist_ok=True)
             numbers = [int(entry.name) for entry in runs.iterdir() if entry.name.isdigit()]
@@ -75,7 +79,8 @@ class RunFolder:
                 f"cannot make a run folder in {runs}: {error.strerror}",
                 fix="Trainer(default_root_dir=...), or --output-dir on the command line",
             ) from error
-        return cls(runs / f"{number:03d}")
+        path = (runs / f"{number:03d}").absolute()
+        return cls(path, made=[path, *made])
 
     def _refuse_second_owner(self) -> None:
         assert self._lock is not None
@@ -93,11 +98,19 @@ class RunFolder:
         atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def release(self) -> None:
-        """Let another run continue here."""
+        """Let another run continue here; folders that were made for it and hold nothing go again."""
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+        for folder in self._made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that have to be made for a path, the innermost first."""
+    return [folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists()]
 
 
 def _lists(value: Any) -> Any:

@@ -27,6 +27,9 @@ from flashtask.trainer.stages import resolve_finetuning
 
 __all__ = ["Trainer"]
 
+#: Where a run writes, and objects: not part of what describes it.
+_NOT_IN_RECIPES = ("output_dir", "default_root_dir", "callbacks", "logger")
+
 
 class Trainer:
     """Trains, validates, tests and predicts any `Module`.
@@ -266,14 +269,22 @@ class Trainer:
         module, data = run.module.recipe(), getattr(run.data, "recipe", lambda: None)()
         if module is None or data is None:
             return None
-        settings = {"max_epochs": self.max_epochs, "max_steps": self.max_steps, **self._changed, "seed": run.seed}
-        settings["precision"] = str(self.precision or run.module.default_precision)
-        for name in ("output_dir", "default_root_dir", "callbacks", "logger"):
-            settings.pop(name, None)
-        recipe = {"task": module["task"], "data": data, "model": module["model"], "trainer": settings}
-        if run.freezing is not None:
-            recipe["finetune"] = {"strategy": run.freezing.finetuning.name}
-        return recipe
+        said = {
+            **self._changed,
+            "max_epochs": self.max_epochs,
+            "max_steps": self.max_steps,
+            "precision": str(self.precision or run.module.default_precision),
+            "seed": run.seed,
+        }
+        settings = {n: said[n] for n in inspect.signature(Trainer).parameters if n in said and n not in _NOT_IN_RECIPES}
+        strategy = run.freezing.finetuning.name if run.freezing is not None else "no_freeze"
+        return {
+            "task": module["task"],
+            "data": data,
+            "model": module["model"],
+            "trainer": settings,
+            "finetune": {"strategy": strategy},
+        }
 
     # ---- how a verb is carried out
 

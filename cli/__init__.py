@@ -1,0 +1,109 @@
+"""The command line: recipes, finetune, predict, validate, test, zoo. Knows every room; no room knows it.
+
+`main` is the one place where errors become text and exit codes. Torch is imported when a command needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+import click
+
+from flashtask.cli.usage import explain
+from flashtask.core.errors import FlashtaskError
+
+__all__ = ["main", "run"]
+
+_BUG, _STORAGE, _MEMORY, _INTERRUPTED = 70, 74, 81, 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The `flashtask` command: runs `argv` (by default the arguments of the process), exits with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command line, from its arguments to its exit code; what went wrong is told on standard error.
+
+    Args:
+        argv: the arguments after `flashtask`.
+
+    Returns:
+        The exit code, as docs/command-line.md lists them.
+    """
+    from flashtask.cli.commands import flashtask
+
+    _never_fail_to_print()
+    try:
+        with flashtask.make_context("flashtask", list(argv)) as context:
+            flashtask.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except BrokenPipeError as error:
+        return 0 if _reader_is_gone() else _report(error, argv)
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, argv)
+    return 0
+
+
+def _report(error: BaseException, argv: Sequence[str]) -> int:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        _drop_stdout()  # what could not be written would fail once more at exit
+    if "--debug" in argv:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error = explain(error, argv)
+    text, code = _told(error)
+    print(text, file=sys.stderr)
+    return code
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What the user reads, and the exit code."""
+    if isinstance(error, FlashtaskError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "stopped (Ctrl-C)", _INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "error: out of memory\n  fix: a smaller --batch-size, or fewer --num-workers", _MEMORY
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return (
+            f"error: a write failed: {error.strerror}\n  fix: free some space (`df -h`), or write elsewhere",
+            _STORAGE,
+        )
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return (
+        f"error: {what}\n  why: a fault in flashtask, not in what you typed\n"
+        "  fix: run the same command with --debug, and report what it prints"
+    ), _BUG
+
+
+def _never_fail_to_print() -> None:
+    """A terminal that lacks a character gets an escape instead of a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more (`| head`); the rest then goes nowhere, in silence."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLERR)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    _drop_stdout()
+    return True
+
+
+def _drop_stdout() -> None:
+    with suppress(OSError):  # a stream in memory has no file to replace
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,135 @@
+"""What can be wrong with a recipe: shape, values and names, and the keys of each section."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flashtask.cli.options import kinds_by_key
+from flashtask.cli.recipe import SECTIONS, Recipe
+from flashtask.core.errors import UsageError, did_you_mean
+
+__all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values"]
+
+
+def check_shape(recipe: Recipe) -> None:
+    """The sections are known and hold keys, and the data is made in one way.
+
+    Raises:
+        UsageError: with where the wrong key stands.
+    """
+    check_keys(recipe, "", SECTIONS)
+    for section in SECTIONS[1:]:
+        if not isinstance(recipe.values.get(section, {}), dict):
+            raise UsageError(f"{recipe.origin(section)}: `{section}` must hold keys of its own", fix=_EXAMPLES[section])
+    data = recipe.values.get("data", {})
+    if len(data) > 1:
+        raise UsageError(
+            f"{recipe.origin('data')}: `data` names {len(data)} constructors: {', '.join(data)}",
+            fix=_EXAMPLES["data"],
+        )
+    for constructor, arguments in data.items():
+        if not isinstance(arguments, dict):
+            key = f"data.{constructor}"
+            raise UsageError(f"{recipe.origin(key)}: `{key}` must hold keys of its own", fix=_EXAMPLES["data"])
+
+
+_EXAMPLES = {
+    "data": "data: {from_folders: {train_folder: data/train, batch_size: 32}}",
+    "model": "model: {backbone: resnet18, head: linear}",
+    "trainer": "trainer: {max_epochs: 10, seed: 42}",
+    "finetune": "finetune: {strategy: freeze}",
+}
+
+
+def check_values(recipe: Recipe) -> None:
+    """Bring values that are options to their type; lists and mappings are for the rooms to check.
+
+    Raises:
+        UsageError: a value that cannot be meant, with where it stands.
+    """
+    for key, kind in kinds_by_key().items():
+        here = recipe.here(key)
+        value = recipe.get(here)
+        if value is None or isinstance(value, list | dict):
+            continue
+        origin = recipe.origin(here)
+        try:
+            if isinstance(value, bool):
+                raise ValueError(f"cannot be {str(value).lower()}")
+            recipe.set(here, kind(str(value)), origin)
+        except ValueError as error:
+            shown = origin if origin.startswith("--") else f"{origin}: {here}"
+            raise UsageError(f"{shown}: {error}") from None
+
+
+def check_names(recipe: Recipe) -> None:
+    """The task, backbone, head and strategy exist. Loads none of them.
+
+    Raises:
+        UnknownNameError: with near matches and where the name stands.
+        UsageError: the arguments of a strategy cannot be meant.
+    """
+    from flashtask.backbones import BACKBONES
+    from flashtask.heads import HEADS
+    from flashtask.tasks import TASKS
+    from flashtask.trainer.stages import resolve_finetuning
+
+    checks: dict[str, Callable[[Any], Any]] = {
+        "task": TASKS.entry,
+        "model.backbone": BACKBONES.entry,
+        "model.head": HEADS.entry,
+        "finetune.strategy": resolve_finetuning,
+    }
+    for key, check in checks.items():
+        value = recipe.get(key)
+        if value is None or (key.startswith("model.") and not isinstance(value, str)):
+            continue
+        try:
+            check(value)
+        except UsageError as error:
+            error.what = f"{recipe.origin(key)}: {error.what}"
+            raise
+
+
+def check_arguments(recipe: Recipe, section: str, takes: Callable[..., Any]) -> None:
+    """The keys below a section (`model`, `data.from_folders`) are arguments of what they are given to.
+
+    Raises:
+        UsageError: a key that is none, with the nearest right one and where it stands.
+    """
+    known = _arguments_of(takes)
+    if known is not None:
+        check_keys(recipe, section, known)
+
+
+def _arguments_of(takes: Callable[..., Any]) -> list[str] | None:
+    """Names of arguments; a class that passes `**options` on has those of its parents too. None: anything."""
+    family = takes.__mro__ if isinstance(takes, type) else (takes,)
+    names: list[str] = []
+    for one in family:
+        if isinstance(one, type) and "__init__" not in vars(one):
+            continue
+        parameters = inspect.signature(one).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def check_keys(recipe: Recipe, section: str, known: Iterable[str]) -> None:
+    """The keys below a section (of the whole recipe if it is empty) are among those known.
+
+    Raises:
+        UsageError: a key that is not, with the nearest right one and where it stands.
+    """
+    known = list(known)
+    for key in recipe.get(section, {}) if section else recipe.values:
+        if key not in known:
+            full = f"{section}.{key}" if section else key
+            where = f"in `{section}`" if section else "in a recipe"
+            raise UsageError(
+                f"{recipe.origin(full)}: there is no key {key!r} {where}",
+                fix=did_you_mean(key, known) or f"the keys are {', '.join(known)}",
+            )

@@ -1,0 +1,64 @@
+"""`flashtask validate` and `flashtask test`: the metrics of a checkpoint on a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashtask.cli.inputs import checkpoint_source
+from flashtask.cli.options import EVALUATE, given
+from flashtask.data.layout import existing_folder, stage_folder
+
+__all__ = ["evaluate"]
+
+_PARTS = {"validate": "val", "test": "test"}
+
+
+def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None:
+    """Run the command.
+
+    Args:
+        verb: `validate` or `test`.
+        ckpt: a checkpoint of a task.
+        data: a folder that holds val/ (test/), or the folder of class folders itself.
+        params: the options of the command.
+
+    Raises:
+        MissingInputError: the checkpoint or the folder is not there.
+        BadDataError: folders that do not match the checkpoint's labels, or images that cannot be read.
+    """
+    checkpoint = checkpoint_source(ckpt)
+    folder = stage_folder(existing_folder(data, "DATA"), _PARTS[verb])
+    # Standard output is for the metrics alone.
+    with redirect_stdout(sys.stderr):
+        metrics = _measure(verb, checkpoint, folder, params)
+    if params["json"]:
+        click.echo(json.dumps(metrics))
+        return
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        click.echo(f"{name:<{width}}  {value:.4f}")
+
+
+def _measure(verb: str, checkpoint: Path | str, folder: Path, params: Mapping[str, Any]) -> dict[str, float]:
+    from flashtask import load
+    from flashtask.trainer.trainer import Trainer
+
+    options = {key: value for key, (_, value) in given(EVALUATE, params).items()}
+    task = load(checkpoint)
+    datamodule = task.data_class.from_folders(
+        **{f"{_PARTS[verb]}_folder": folder}, **_below("data.from_folders.", options)
+    )
+    trainer = Trainer(logger=False, enable_checkpointing=False, **_below("trainer.", options))
+    (metrics,) = getattr(trainer, verb)(task, datamodule=datamodule)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _below(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(section): value for key, value in options.items() if key.startswith(section)}

@@ -1,0 +1,88 @@
+"""`flashtask finetune`: a recipe becomes a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashtask.cli.checks import check_arguments, check_keys
+from flashtask.cli.output import require_free
+from flashtask.cli.recipe import Recipe
+from flashtask.cli.request import fill_in, requested_recipe, require_data
+from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
+
+__all__ = ["finetune"]
+
+
+def finetune(data: str | None, params: Mapping[str, Any]) -> None:
+    """Run the command; what can be checked without torch is checked before it is imported.
+
+    Args:
+        data: the folder or recipe that the user named, if any.
+        params: the options of the command.
+    """
+    requested = requested_recipe(data, params)
+    start = resume(requested) if params["resume"] else Start(requested)
+    if start.remark:
+        print(start.remark, file=sys.stderr)
+    if start.is_finished:
+        return
+    if start.folder is None:
+        require_free(_place(start.recipe))
+    require_data(start.recipe)
+    folder = _train(start)
+    if folder is not None:
+        _say_result(folder)
+
+
+def _place(recipe: Recipe) -> Path:
+    """The run folder, or the folder in which the engine chooses one."""
+    output, root = recipe.get("trainer.output_dir"), recipe.get("trainer.default_root_dir")
+    return Path(output) if output else Path(root or ".").absolute() / "runs"
+
+
+def _train(start: Start) -> Path | None:
+    """Build the parts that the recipe names and run it; gives the run folder, None if it is to write nothing."""
+    from flashtask.core.seeding import seed_everything
+    from flashtask.tasks import TASKS
+    from flashtask.trainer.trainer import Trainer
+
+    recipe = start.recipe
+    fill_in(recipe)
+    task_class: Any = TASKS.get(recipe.get("task"))
+    data_class = task_class.data_class
+    section = f"data.{recipe.constructor}"
+    check_keys(recipe, "data", data_class.constructors)
+    make_data = getattr(data_class, recipe.constructor)
+    check_arguments(recipe, section, make_data)
+    check_arguments(recipe, "model", task_class)
+    check_arguments(recipe, "trainer", Trainer)
+    check_keys(recipe, "finetune", ["strategy", "restore_best"])
+    # Before the model: the weights of what is not pretrained are drawn when it is built.
+    seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
+    datamodule = make_data(**recipe.get(section))
+    model = task_class(**recipe.get("model", {}))
+    trainer = Trainer(**recipe.get("trainer"))
+    checkpoint = newest_whole_checkpoint(start.folder) if start.folder else None
+    trainer.finetune(model, datamodule=datamodule, ckpt_path=checkpoint, **recipe.get("finetune"))
+    return trainer.output_dir if trainer.run_folder is not None else None
+
+
+def _say_result(folder: Path) -> None:
+    """The best epoch, where the run is, and what to do with it."""
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    metrics = [f"{name} {value:.4f}" for name, value in best.items() if name.startswith("val_")]
+    metrics = metrics or [f"{name} {value:.4f}" for name, value in best.items() if name == "train_loss"]
+    here = os.path.relpath(folder)
+    shown = str(folder) if here.startswith("..") else here
+    click.echo(f"best epoch {best.get('epoch', 0):.0f}: {', '.join(metrics)}")
+    click.echo(f"run folder: {shown}")
+    if (folder / "best.ckpt").exists():
+        click.echo(f"next: flashtask predict {shlex.quote(os.path.join(shown, 'best.ckpt'))} IMAGE")

@@ -1,0 +1,94 @@
+"""What the value of an option may be: functions from text to value; ValueError says what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flashtask.core.errors import did_you_mean
+
+__all__ = ["Kind", "devices", "one_of", "positive", "share", "steps", "text", "whole"]
+
+Kind = Callable[[str], Any]
+
+
+def text(value: str) -> str:
+    """Anything but nothing."""
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def whole(at_least: int = 0, at_most: int | None = None) -> Kind:
+    """A whole number from `at_least` to `at_most`."""
+
+    def read(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a whole number") from None
+        if number < at_least:
+            raise ValueError(f"must be at least {at_least}, not {number}")
+        if at_most is not None and number > at_most:
+            raise ValueError(f"must be at most {at_most}, not {number}")
+        return number
+
+    return read
+
+
+def steps(value: str) -> int:
+    """A whole number of at least 1, or -1 for no limit."""
+    return -1 if value == "-1" else int(whole(1)(value))
+
+
+def positive(value: str) -> float:
+    """A number above 0."""
+    number = _number(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"must be above 0, not {number:g}")
+    return number
+
+
+def share(value: str) -> float | int:
+    """A share above 0 and below 1, or a whole number of at least 1."""
+    number = _number(value)
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number.is_integer():
+        return int(number)
+    raise ValueError(f"must be a share above 0 and below 1, or a number of images, not {value}")
+
+
+def one_of(words: Sequence[str]) -> Kind:
+    """One of a few words; a mistyped one is answered with the nearest."""
+
+    def read(value: str) -> str:
+        if value not in words:
+            hint = did_you_mean(value, words)
+            raise ValueError(f"{value!r} is not one of {', '.join(words)}" + (f"; {hint}" if hint else ""))
+        return value
+
+    return read
+
+
+def devices(value: str) -> str | int | list[int]:
+    """`auto`, how many (-1: all), or which ones, such as `0,2`."""
+    if value == "auto":
+        return value
+    try:
+        numbers = [int(part) for part in value.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if "," in value and numbers and min(numbers) >= 0:
+        return numbers
+    if len(numbers) == 1 and (numbers[0] > 0 or numbers[0] == -1):
+        return numbers[0]
+    raise ValueError(f"{value!r} is not auto, a number of devices, or their numbers such as 0,2")
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None

@@ -1,0 +1,181 @@
+"""The one table of options: what a flag is called, which recipe key it is, what it takes.
+
+The command line, the checks of a recipe's values and the table in docs/command-line.md are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from flashtask.cli.kinds import Kind, devices, one_of, positive, share, steps, text, whole
+
+__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PREDICT", "TABLES", "ZOO", "Option"]
+__all__ += ["add_options", "given", "kinds_by_key"]
+
+#: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
+CONSTRUCTOR = "from_folders"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Args:
+        flag: as typed, `--batch-size`.
+        key: its key in a recipe (`trainer.max_epochs`), or empty if it does not describe the run.
+        kind: what it takes; None for a plain flag that takes nothing.
+        help: one line.
+        metavar: what the help shows for the value.
+        value: for a plain flag, the value that it gives its key.
+        many: may be given more than once.
+    """
+
+    flag: str
+    key: str
+    kind: Kind | None
+    help: str
+    metavar: str = ""
+    value: object = True
+    many: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the parameter that the command's function gets."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+    def as_click(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """The decorator that adds it to a click command."""
+        if self.kind is None:
+            return click.option(self.flag, self.name, is_flag=True, default=False, help=self.help)
+        return click.option(
+            self.flag,
+            self.name,
+            type=_Typed(self.kind),
+            metavar=self.metavar,
+            default=() if self.many else None,
+            multiple=self.many,
+            help=self.help,
+        )
+
+
+class _Typed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """A kind, as click wants it."""
+
+    name = "value"
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.kind(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_DATA = f"data.{CONSTRUCTOR}"
+_DEVICE = one_of(["auto", "cpu", "gpu", "cuda", "mps"])
+_NUMBER_FORMAT = one_of(["auto", "32", "32-true", "full", "bf16", "bf16-mixed", "16", "16-mixed"])
+_POLICY = one_of(["error", "skip"])
+
+_BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N")
+_NUM_WORKERS = Option("--num-workers", f"{_DATA}.num_workers", whole(), "Processes that load data.", "N")
+_ON_BAD_IMAGE = Option("--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P")
+_ACCELERATOR = Option("--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A")
+_DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N")
+_PRECISION = Option("--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P")
+_QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False)
+_JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.")
+
+FINETUNE = (
+    Option("--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME"),
+    Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME"),
+    Option(
+        "--strategy",
+        "finetune.strategy",
+        text,
+        "freeze (default), no_freeze, freeze_unfreeze:5 or unfreeze_milestones:5,10:2.",
+        "S",
+    ),
+    Option("--epochs", "trainer.max_epochs", whole(1), "Passes over the training data; default 10.", "N"),
+    _BATCH_SIZE,
+    Option("--lr", "model.learning_rate", positive, "Learning rate of the head.", "X"),
+    Option("--backbone-lr", "model.backbone_learning_rate", positive, "Learning rate of the backbone.", "X"),
+    Option("--optimizer", "model.optimizer", text, "adamw, adam, sgd, ...", "NAME"),
+    _PRECISION,
+    Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of everything random.", "N"),
+    Option("--output-dir", "trainer.output_dir", text, "The run folder; default runs/NNN.", "RUN"),
+    Option("--resume", "", None, "Continue the run in --output-dir, or start it."),
+    Option("--val-split", f"{_DATA}.val_split", share, "Share of the training images to validate on.", "F"),
+    Option("--augment", f"{_DATA}.augment", text, "auto, none, light, ...", "A"),
+    _NUM_WORKERS,
+    _ON_BAD_IMAGE,
+    Option("--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N"),
+    _ACCELERATOR,
+    _DEVICES,
+    Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False),
+    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME"),
+    Option("--config", "", text, "A recipe; options given here win over it.", "FILE"),
+    Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True),
+    _QUIET,
+)
+
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _ACCELERATOR, _DEVICES, _PRECISION, _QUIET, _JSON)
+
+PREDICT = (
+    Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
+    Option("--format", "", one_of(["table", "csv", "jsonl"]), "table (default), csv or jsonl.", "F"),
+    Option("--output", "", text, "Write to a file, which appears when it is complete.", "FILE"),
+    Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
+    Option("--num-workers", "", whole(), "Processes that load images.", "N"),
+    Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
+    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A"),
+)
+
+ZOO = (
+    Option(
+        "--kind",
+        "",
+        one_of(["backbone", "head", "task", "checkpoint"]),
+        "Only this: backbone, head, task or checkpoint.",
+        "KIND",
+    ),
+    _JSON,
+)
+
+EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
+
+#: What each command takes, in the order of the docs.
+TABLES = {"finetune": FINETUNE, "predict": PREDICT, "validate": EVALUATE, "test": EVALUATE, "zoo": ZOO}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def add_options(options: Iterable[Option]) -> Callable[[Function], Function]:
+    """The decorator that adds options to a click command, in their order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed([*options]):
+            function = option.as_click()(function)  # type: ignore[assignment]
+        return function
+
+    return decorate
+
+
+def given(options: Iterable[Option], params: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """What the user typed of the options that are recipe keys: key -> (flag, value)."""
+    found = {}
+    for option in options:
+        value = params.get(option.name)
+        if option.key and value is not None and value is not False:
+            found[option.key] = (option.flag, option.value if option.kind is None else value)
+    return found
+
+
+def kinds_by_key() -> dict[str, Kind]:
+    """What the value of a recipe key must be, for the keys that the table has."""
+    return {option.key: option.kind for option in FINETUNE if option.key and option.kind is not None}

@@ -1,0 +1,153 @@
+"""A recipe: all that describes a run, from a YAML file, flags and `--set`, and where each value was said."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashtask.cli.options import CONSTRUCTOR
+from flashtask.core.errors import UsageError
+from flashtask.core.yaml_reader import YamlDocument, read_yaml
+
+__all__ = ["SECTIONS", "Recipe", "absolute", "is_path", "read_recipe"]
+
+#: The keys of a recipe; `task` is a name, the others hold keys of their own.
+SECTIONS = ("task", "data", "model", "trainer", "finetune")
+
+
+@dataclass
+class Recipe:
+    """Nested values with dotted keys.
+
+    Args:
+        values: `{"model": {"backbone": "resnet18"}, ...}`.
+        origins: dotted key -> where it was said: `recipe.yaml, line 3, column 5`, `--backbone`, `--set`.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key."""
+        found: Any = self.values
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return default
+            found = found[part]
+        return found
+
+    def set(self, key: str, value: Any, origin: str) -> None:
+        """Give a dotted key a value; what was there before is forgotten.
+
+        Raises:
+            UsageError: a part of the key has a value that holds no keys.
+        """
+        inner = self.values
+        *parents, last = self.here(key).split(".")
+        for part in parents:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{origin}: {key} cannot be set, because {part} is {inner!r}")
+        inner[last] = value
+        self.origins[self.here(key)] = origin
+
+    def remove(self, key: str) -> Any:
+        """Take a dotted key out, and give its value (None if there is none)."""
+        *parents, last = key.split(".")
+        holder = self.get(".".join(parents)) if parents else self.values
+        return holder.pop(last, None) if isinstance(holder, dict) else None
+
+    def here(self, key: str) -> str:
+        """The key in this recipe, whose data may be made otherwise than by the `from_folders` of options."""
+        generic = f"data.{CONSTRUCTOR}"
+        return key.replace(generic, f"data.{self.constructor}", 1) if key.startswith(generic + ".") else key
+
+    @property
+    def constructor(self) -> str:
+        """The name of the data constructor, `from_folders` if nothing is said."""
+        data = self.values.get("data")
+        return str(next(iter(data))) if isinstance(data, dict) and data else CONSTRUCTOR
+
+    def origin(self, key: str) -> str:
+        """Where a key was said, or the nearest key around it or below it that has an origin."""
+        around = key
+        while around:
+            if around in self.origins:
+                return self.origins[around]
+            around = around.rpartition(".")[0]
+        return next((origin for known, origin in self.origins.items() if known.startswith(f"{key}.")), "recipe")
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        """Every dotted key whose value holds no keys of its own, with that value.
+
+        What a data constructor or the model takes may itself be a mapping: it counts as one value.
+        """
+        for section, value in self.values.items():
+            depth = 2 if section == "data" else 1 if section in SECTIONS[1:] else 0
+            yield from _leaves(section, value, depth)
+
+    def copy(self) -> Recipe:
+        """A recipe of its own with the same content."""
+        return Recipe(copy.deepcopy(self.values), dict(self.origins))
+
+    def set_from_text(self, text: str) -> None:
+        """Take `--set KEY=VALUE`: the value is YAML, a relative path counts from the current folder.
+
+        Raises:
+            UsageError: no `=`, or a key that is not below a section.
+        """
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"--set {text!r} is not KEY=VALUE", fix="--set trainer.gradient_clip_val=1.0")
+        content = read_yaml(value, name=f"--set {key}").content
+        self.set(key, absolute(content, Path.cwd()) if is_path(key) and content else content, "--set")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file; its relative paths become absolute, counted from the folder of the file.
+
+    Raises:
+        MissingInputError: there is no such file.
+        UsageError: it is no YAML, or no mapping of names; with line and column.
+    """
+    document = read_yaml(path)
+    if not isinstance(document.content, dict):
+        raise document.error((), "a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
+    recipe = Recipe(document.content, dict(_origins(document, document.content, ())))
+    for key, value in list(recipe.leaves()):
+        if is_path(key) and isinstance(value, str) and value:
+            recipe.set(key, absolute(value, path.parent), recipe.origin(key))
+    return recipe
+
+
+def is_path(key: str) -> bool:
+    """Whether the value of a dotted key is a path in the file system."""
+    return key.startswith(("data.", "trainer.")) and key.endswith(("_folder", "_file", "_dir", "_root"))
+
+
+def absolute(path: str, folder: Path) -> str:
+    """A path counted from `folder`, with `~` expanded and `..` taken out."""
+    return os.path.abspath(folder / Path(path).expanduser())
+
+
+def _origins(document: YamlDocument, content: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    for name, value in content.items() if isinstance(content, dict) else ():
+        here = (*path, name)
+        if not isinstance(name, str):
+            raise document.error(here, f"a key of a recipe is a name, not {name!r}")
+        line, column = document.place(here)
+        yield ".".join(here), f"{document.name}, line {line}, column {column}"
+        yield from _origins(document, value, here)
+
+
+def _leaves(key: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth and isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner, depth - 1)
+    else:
+        yield key, value

@@ -1,0 +1,105 @@
+"""What the user asks `flashtask finetune` for: a recipe file, over it the flags, over them `--set`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flashtask.cli.checks import check_names, check_shape, check_values
+from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given
+from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
+from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.files import missing_file
+from flashtask.data.layout import existing_folder, resolve_layout
+
+__all__ = ["DEFAULT_VAL_SPLIT", "fill_in", "requested_recipe", "require_data"]
+
+
+#: The share of the training images that validates where DATA has no validation images of its own.
+DEFAULT_VAL_SPLIT = 0.2
+
+_FOLDERS = ("train_folder", "val_folder", "test_folder", "predict_folder")
+
+
+def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
+    """Put the recipe together and check all that needs no torch: shape, values, names.
+
+    Args:
+        data: the folder or recipe that the user named, if any.
+        params: the options of `flashtask finetune`.
+
+    Raises:
+        UsageError: a key, value or name that cannot be meant.
+        MissingInputError: a recipe or folder that is not there.
+    """
+    data, config = _data_and_config(data, params["config"])
+    if config and not os.path.isfile(config):
+        raise missing_file(config)
+    recipe = read_recipe(Path(config)) if config else Recipe()
+    check_shape(recipe)
+    for key, (flag, value) in given(FINETUNE, params).items():
+        recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)
+    for text in params["set"]:
+        recipe.set_from_text(text)
+    check_shape(recipe)
+    if data:
+        _put_data(recipe, data)
+    check_values(recipe)
+    check_names(recipe)
+    return recipe
+
+
+def fill_in(recipe: Recipe) -> None:
+    """Say what a recipe that does not say it means: the task, how long, and which strategy."""
+    defaults = {"task": "image_classification", "trainer.max_epochs": 10, "finetune.strategy": "freeze"}
+    if recipe.get("trainer.max_steps", -1) > 0:
+        del defaults["trainer.max_epochs"]
+    for key, value in defaults.items():
+        if recipe.get(key) is None:
+            recipe.set(key, value, "default")
+
+
+def require_data(recipe: Recipe) -> None:
+    """The recipe says where the training data is, and the folders are there.
+
+    Raises:
+        UsageError: it does not say.
+        MissingInputError: a folder that is not there; with the nearest that is.
+    """
+    section = f"data.{recipe.constructor}"
+    folders = recipe.get(section) or {}
+    if not folders or (recipe.constructor == CONSTRUCTOR and not folders.get("train_folder")):
+        raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
+    for name in _FOLDERS:
+        if folders.get(name):
+            existing_folder(folders[name], name)
+
+
+def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, str | None]:
+    """DATA may be a recipe itself."""
+    if data is None or os.path.isdir(data) or not data.lower().endswith((".yaml", ".yml")):
+        return data, config
+    if config:
+        raise UsageError(f"two recipes: {data} and --config {config}", fix=f"flashtask finetune --config {config}")
+    return None, data
+
+
+def _put_data(recipe: Recipe, data: str) -> None:
+    """DATA stands for all folders of the recipe; flags and `--set` still win."""
+    if (other := recipe.constructor) != CONSTRUCTOR:
+        raise UsageError(
+            f"{recipe.origin(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
+            fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
+        )
+    section = f"data.{CONSTRUCTOR}"
+    layout = resolve_layout(existing_folder(data, "DATA"))
+    for name in _FOLDERS:
+        if not recipe.origin(f"{section}.{name}").startswith("--"):
+            recipe.remove(f"{section}.{name}")
+    for name, folder in zip(_FOLDERS, (layout.train, layout.val, layout.test, layout.predict), strict=True):
+        if folder is not None and recipe.get(f"{section}.{name}") is None:
+            recipe.set(f"{section}.{name}", str(folder), "DATA")
+    if recipe.get(f"{section}.val_folder") is None and recipe.get(f"{section}.val_split") is None:
+        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")

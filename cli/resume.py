@@ -1,0 +1,155 @@
+"""`--resume`: what is in the run folder, and whether what is asked for now is still that run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashtask.cli.output import files_of_a_run, require_creatable
+from flashtask.cli.recipe import Recipe, read_recipe
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.stages import resolve_finetuning
+
+__all__ = ["FREE_KEYS", "Start", "newest_whole_checkpoint", "resume"]
+
+#: What may differ when a run is continued: how long it is, and where and how visibly it runs.
+FREE_KEYS = (
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.output_dir",
+    "data.from_folders.num_workers",
+)
+
+_CHECKPOINTS = ("last.ckpt", "best.ckpt")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Args:
+        recipe: of the run.
+        folder: to continue from; None for a run from the beginning.
+        remark: what to tell the user about it.
+        is_finished: there is nothing left to do.
+    """
+
+    recipe: Recipe
+    folder: Path | None = None
+    remark: str = ""
+    is_finished: bool = False
+
+
+def resume(requested: Recipe) -> Start:
+    """Find the run to continue in `trainer.output_dir`; without one, begin it.
+
+    Raises:
+        UsageError: no run folder is named, or what is asked for is another run; with the differences.
+        OutputError: the folder cannot be written, or another process runs in it.
+    """
+    output = requested.get("trainer.output_dir")
+    if not output:
+        raise UsageError("--resume needs to know the run", fix="flashtask finetune --resume --output-dir runs/000")
+    folder = Path(output)
+    require_creatable(folder)
+    if not files_of_a_run(folder):
+        return Start(requested, remark=f"nothing to resume in {folder}: starting")
+    if not (folder / "recipe.yaml").exists():
+        raise UsageError(
+            f"{folder} cannot be resumed: it has no recipe.yaml",
+            why="the run was made in Python from parts that no recipe can describe",
+            fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
+        )
+    recipe = _merged(read_recipe(folder / "recipe.yaml"), requested)
+    if not any((folder / name).exists() for name in _CHECKPOINTS):
+        _clear(folder)
+        return Start(recipe, remark=f"{folder} was stopped before its first checkpoint: starting from the beginning")
+    if _is_finished(folder, recipe):
+        return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
+    return Start(recipe, folder, remark=f"resuming {folder}")
+
+
+def newest_whole_checkpoint(folder: Path) -> Path:
+    """`last.ckpt` if it is undamaged, else `best.ckpt`; the choice of the latter is told.
+
+    Raises:
+        IntegrityError: there is no undamaged one.
+    """
+    from flashtask.core.checkpoint import read_header
+
+    damage: IntegrityError | None = None
+    for path in (folder / name for name in _CHECKPOINTS if (folder / name).exists()):
+        try:
+            read_header(path)
+        except IntegrityError as error:
+            print(f"warning: {error.what}", file=sys.stderr)
+            damage = error
+            continue
+        if damage is not None:
+            print(f"continuing from {path.name} instead", file=sys.stderr)
+        return path
+    assert damage is not None
+    raise damage
+
+
+def _merged(own: Recipe, requested: Recipe) -> Recipe:
+    """The run's own recipe with what may differ; anything else that differs is refused, with both values."""
+    free = {own.here(key) for key in FREE_KEYS}
+    different = []
+    for key, value in requested.leaves():
+        if key in free:
+            own.set(key, value, requested.origin(key))
+        elif _plain(key, value) != _plain(key, own.get(key)):
+            different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
+    if different:
+        more = [f"and {len(different) - 4} more"] if len(different) > 4 else []
+        raise UsageError(
+            "--resume continues a run as it was begun",
+            why="\n    ".join(["what is asked for now differs:", *different[:4], *more]),
+            fix="leave these out, or begin another run: a new --output-dir without --resume",
+        )
+    return own
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value in the one form of several that mean the same."""
+    from flashtask.backbones import BACKBONES
+
+    if value is None:
+        return None
+    if key == "finetune.strategy":
+        return resolve_finetuning(value).name
+    if key == "model.backbone" and isinstance(value, str):
+        return BACKBONES.entry(value).name
+    if key == "trainer.precision":
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_finished(folder: Path, recipe: Recipe) -> bool:
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps", -1)
+    all_epochs = epochs is not None and summary["epochs"] >= epochs
+    return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))
+
+
+def _clear(folder: Path) -> None:
+    """Take away what a run wrote before its first checkpoint, unless it still runs."""
+    claimed = RunFolder(folder, resume=True)
+    try:
+        for name in files_of_a_run(folder):
+            (folder / name).unlink()
+    finally:
+        claimed.release()

@@ -1,0 +1,195 @@
+"""The table of options, the recipe it makes, and the page that documents both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from flashtask.cli.commands import flashtask
+from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, TABLES, Option
+from flashtask.cli.recipe import Recipe, read_recipe
+from flashtask.cli.request import fill_in, requested_recipe
+from flashtask.cli.resume import FREE_KEYS
+from flashtask.core import errors
+from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
+from flashtask.data.image_classification import ImageClassificationData
+from flashtask.tasks import TASKS
+from flashtask.trainer.trainer import Trainer
+
+PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+
+
+def asked(data: str | None, *argv: str) -> Recipe:
+    """The recipe that `flashtask finetune DATA ...` asks for."""
+    command = flashtask.commands["finetune"]
+    with command.make_context("finetune", [*([data] if data else []), *argv]) as context:
+        params: dict[str, Any] = dict(context.params)
+    return requested_recipe(params.pop("data"), params)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+    return tmp_path
+
+
+def documented(option: Option) -> str:
+    key = f"{option.key}: {str(option.value).lower()}" if option.key and option.kind is None else option.key
+    flag = f"{option.flag} {option.metavar}".strip()
+    return f"| `{flag}` | {f'`{key}`' if key else ''} | {option.help} |"
+
+
+def test_the_page_has_a_row_for_every_option_and_no_other():
+    rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
+    tables = [options for name, options in TABLES.items() if name != "test"]
+    assert rows == [documented(option) for options in [*tables, EVERYWHERE] for option in options]
+
+
+def test_the_commands_have_the_options_of_the_table():
+    for name, options in TABLES.items():
+        flags = {p.opts[0] for p in flashtask.commands[name].params if isinstance(p, click.Option)}
+        assert flags == {option.flag for option in (*options, *EVERYWHERE)}
+
+
+def test_the_page_has_every_exit_code():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlashtaskError)]
+    for code in {0, 70, 75, 130, 143, *(kind.exit_code for kind in kinds)}:
+        assert f"\n| {code} |" in PAGE
+
+
+def test_the_page_says_what_may_differ_on_resume():
+    paragraph = " ".join(PAGE[PAGE.index("Only these may differ") :].split("\n\n")[0].split())
+    flags = {option.key: option.flag for option in FINETUNE}
+    for key in FREE_KEYS:
+        assert f"`{flags.get(key, key)}`" in paragraph or key == "trainer.output_dir"
+
+
+def test_every_recipe_key_of_the_table_is_an_argument_of_what_it_goes_to():
+    """A key that nothing takes would be an option that is ignored."""
+    from flashtask.cli.checks import check_arguments
+
+    takers = {
+        "data.from_folders": ImageClassificationData.from_folders,
+        "model": TASKS.get("image_classification"),
+        "trainer": Trainer,
+    }
+    recipe = Recipe()
+    for option in (*FINETUNE, *EVALUATE):
+        if option.key not in ("", "task", "finetune.strategy"):
+            recipe.set(option.key, None, option.flag)
+    for section, taker in takers.items():
+        check_arguments(recipe, section, taker)
+
+
+def test_flags_win_over_the_recipe_and_set_wins_over_flags(folders):
+    Path("r.yaml").write_text(
+        "model: {backbone: resnet18, learning_rate: 1e-3, head: mlp}\n"
+        "trainer: {max_epochs: 3, seed: 1}\n"
+        "data: {from_folders: {train_folder: data/train, batch_size: 8}}\n"
+    )
+    recipe = asked("r.yaml", "--lr", "0.1", "--seed", "2", "--set", "trainer.seed=4", "--batch-size", "16")
+    assert recipe.get("model") == {"backbone": "resnet18", "learning_rate": 0.1, "head": "mlp"}
+    assert recipe.get("trainer") == {"max_epochs": 3, "seed": 4}
+    assert recipe.get("data.from_folders.batch_size") == 16
+    fill_in(recipe)
+    assert recipe.get("finetune.strategy") == "freeze"
+    assert recipe.get("trainer.max_epochs") == 3
+
+
+def test_defaults_are_ten_epochs_of_freeze_unless_steps_are_given(folders):
+    recipe, by_steps = asked("data"), asked("data", "--max-steps", "5")
+    fill_in(recipe)
+    fill_in(by_steps)
+    assert recipe.get("task") == "image_classification"
+    assert recipe.get("trainer.max_epochs") == 10
+    assert recipe.get("finetune.strategy") == "freeze"
+    assert by_steps.get("trainer") == {"max_steps": 5}
+
+
+def test_relative_paths_count_from_the_recipe_or_from_where_they_are_typed(folders):
+    Path("deep").mkdir()
+    Path("deep/r.yaml").write_text("data: {from_folders: {train_folder: ../data/train}}\n")
+    recipe = asked(
+        None, "--config", "deep/r.yaml", "--set", "data.from_folders.val_folder=data/val", "--output-dir", "R"
+    )
+    assert recipe.get("data.from_folders.train_folder") == str(folders / "data" / "train")
+    assert recipe.get("data.from_folders.val_folder") == str(folders / "data" / "val")
+    assert recipe.get("trainer.output_dir") == str(folders / "R")
+
+
+def test_data_stands_for_all_folders_of_the_recipe(folders):
+    Path("r.yaml").write_text("data: {from_folders: {train_folder: x, val_folder: y, test_folder: z, batch_size: 5}}\n")
+    recipe = asked("data", "--config", "r.yaml")
+    assert recipe.get("data.from_folders") == {
+        "train_folder": str(folders / "data" / "train"),
+        "val_folder": str(folders / "data" / "val"),
+        "batch_size": 5,
+    }
+    whole = asked("data/train")
+    assert whole.get("data.from_folders") == {"train_folder": str(folders / "data" / "train"), "val_split": 0.2}
+
+
+@pytest.mark.parametrize("text", ["freeze_unfreeze:5", "[freeze_unfreeze, 5]"])
+def test_strategies_can_be_written_in_two_ways(text, folders):
+    recipe = asked("data", "--set", f"finetune.strategy={text}")
+    assert recipe.get("finetune.strategy") in ("freeze_unfreeze:5", ["freeze_unfreeze", 5])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modle: {}", "r.yaml, line 1, column 1: there is no key 'modle' in a recipe\n  fix: did you mean 'model'?"),
+        ("model:\n  backbone: resnt18", "r.yaml, line 2, column 3: no backbone named 'resnt18'"),
+        ("model: {head: liner}", "r.yaml, line 1, column 9: no head named 'liner'"),
+        ("task: image_clasification", "r.yaml, line 1, column 1: no task named"),
+        ("finetune: {strategy: frezze}", "line 1, column 12: no finetuning strategy named 'frezze'"),
+        ("trainer: {max_epochs: 0}", "line 1, column 11: trainer.max_epochs: must be at least 1, not 0"),
+        ("trainer: {max_epochs: true}", "trainer.max_epochs: cannot be true"),
+        ("trainer: 3", "`trainer` must hold keys of its own"),
+        ("data: {from_folders: {}, from_csv: {}}", "names 2 constructors"),
+        ("data: {from_folders: x}", "`data.from_folders` must hold keys of its own"),
+        ("- 1", "a recipe is a mapping of keys"),
+        ("1: 2", "a key of a recipe is a name, not 1"),
+        ("model: {backbone: a, backbone: b}", "stands twice"),
+        ("model: !!python/object:os.system {}", "tags are not allowed"),
+        ("model: {backbone: [", "r.yaml, line"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_told_with_its_place(text, words, folders):
+    Path("r.yaml").write_text(text + "\n")
+    with pytest.raises(UsageError) as raised:
+        asked("r.yaml")
+    assert words in str(raised.value)
+
+
+def test_a_recipe_that_is_not_there_is_missing_input(folders):
+    Path("recipe.yaml").write_text("task: image_classification\n")
+    with pytest.raises(MissingInputError, match=r"did you mean 'recipe\.yaml'"):
+        asked("recpie.yaml")
+
+
+def test_a_recipe_knows_where_each_value_was_said(folders):
+    Path("r.yaml").write_text("model:\n  backbone: resnet18\n")
+    recipe = read_recipe(Path("r.yaml"))
+    recipe.set("trainer.seed", 1, "--seed")
+    assert recipe.origin("model.backbone") == "r.yaml, line 2, column 3"
+    assert recipe.origin("model.head") == "r.yaml, line 1, column 1"
+    assert recipe.origin("trainer") == recipe.origin("trainer.seed") == "--seed"
+    assert dict(recipe.leaves()) == {"model.backbone": "resnet18", "trainer.seed": 1}
+
+
+def test_the_words_of_options_are_those_of_the_engine():
+    from flashtask.cli.options import _DEVICE, _NUMBER_FORMAT
+    from flashtask.trainer.accelerators import _KINDS
+    from flashtask.trainer.precision import _NAMES
+
+    for word in _KINDS:
+        assert _DEVICE(word) == word
+    for word in _NAMES:
+        assert _NUMBER_FORMAT(word) == word
