@@ -16,7 +16,7 @@ from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import UnknownNameError
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks import Callback
-from flashtask.trainer.run import FitRun
+from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["ModelCheckpoint", "checkpoint_content", "environment", "plain_hyperparameters"]
 

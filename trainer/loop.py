@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from flashtask.trainer.run import EvaluationRun, FitRun
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.run import EvaluationRun
 
 __all__ = ["Loops", "Moments"]
 

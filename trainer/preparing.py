@@ -13,13 +13,14 @@ from flashtask.trainer.accelerators import resolve_device
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hooks import listeners
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
 from flashtask.trainer.precision import resolve_precision
 from flashtask.trainer.restoring import restore_run
-from flashtask.trainer.run import EvaluationRun, FitRun, Run
+from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.stages import Finetuning
 
 __all__ = ["check_module", "data_of", "prepare_evaluation", "prepare_fit"]

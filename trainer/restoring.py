@@ -14,7 +14,7 @@ from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpointing import environment
-from flashtask.trainer.run import FitRun
+from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 

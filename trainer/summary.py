@@ -11,7 +11,7 @@ import torch
 from flashtask._version import __version__
 from flashtask.trainer.checkpointing import ModelCheckpoint, plain_hyperparameters
 from flashtask.trainer.finetuning import Freezing
-from flashtask.trainer.run import FitRun
+from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["announce", "summary_of"]
 

@@ -15,12 +15,13 @@ from flashtask.core.seeding import last_seed
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.checkpointing import ModelCheckpoint, checkpoint_content
 from flashtask.trainer.driving import drive
+from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers import CSVLogger, Logger
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.preparing import check_module, data_of, prepare_evaluation, prepare_fit
 from flashtask.trainer.progress import ProgressBar
 from flashtask.trainer.restoring import load_weights
-from flashtask.trainer.run import FitRun, Run
+from flashtask.trainer.run import Run
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
 from flashtask.trainer.stages import resolve_finetuning
