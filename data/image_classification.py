@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from flashtask.core.errors import BadDataError, UsageError
@@ -162,6 +165,31 @@ class ImageClassificationData(DataModule):
     def split_manifest(self) -> tuple[str, ...]:
         """The images that `val_split` chose, relative to the training folder; empty without a split."""
         return self._manifest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which files the run trains and validates on, as a digest, and the split; a resume compares them."""
+        manifest = np.frombuffer(json.dumps(self._manifest).encode(), dtype=np.uint8)
+        return {"labels": list(self._labels), "files": self._digest(), "split": manifest.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with what the run was started on.
+
+        Raises:
+            BadDataError: files or labels are other ones.
+        """
+        if tuple(state["labels"]) != self._labels or state["files"] != self._digest():
+            raise BadDataError(
+                "the images are not those that the run was started on",
+                why="a resumed run sees the same samples in the same order; files or classes were added or removed",
+                fix="start a new run, or put the folders back as they were",
+            )
+
+    def _digest(self) -> dict[str, str]:
+        return {
+            part: hashlib.sha256("\0".join(self._parts[part].relative_paths()).encode()).hexdigest()
+            for part in ("train", "val")
+            if part in self._parts
+        }
 
     def recipe(self) -> dict[str, Any]:
         """The call that makes this data again, as a recipe holds it: absolute paths, plain values."""

@@ -72,7 +72,7 @@ class Task(Module):
         backbone_options: Mapping[str, Any] | None = None,
         pretrained: bool = True,
         in_chans: int = 3,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 1e-2,
         backbone_learning_rate: float | None = None,
         optimizer: str = "adamw",
         optimizer_options: Mapping[str, Any] | None = None,

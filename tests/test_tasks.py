@@ -272,3 +272,55 @@ def test_worker_counts_give_the_same_weights(tmp_path):
         quiet(tmp_path / str(workers), max_steps=6).fit(model, datamodule=data)
         digests.add(digest(model))
     assert len(digests) == 1
+
+
+def test_a_task_stopped_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_path):
+    """With everything that makes it hard: bfloat16, channels_last, augmentation, unfreezing, a cosine schedule."""
+    import signal
+
+    from small import digest
+    from test_resume import SignalAt
+
+    train = colour_folders(tmp_path / "train", each=12)
+    digests = []
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+
+        def finetune(ckpt_path=None, callbacks=(), folder=folder):
+            torch.manual_seed(0)
+            data = ImageClassificationData.from_folders(train_folder=train, val_split=4, batch_size=4, num_workers=0)
+            model = ImageClassifier(**OPTIONS)
+            trainer = quiet(folder, max_epochs=3, callbacks=list(callbacks))
+            trainer.finetune(model, datamodule=data, strategy="freeze_unfreeze:1", ckpt_path=ckpt_path)
+            return model
+
+        if name == "stopped":
+            with pytest.raises(SystemExit):
+                finetune(callbacks=[SignalAt("train_batch_end", 8, signal.SIGTERM)])
+            model = finetune(ckpt_path=folder / "last.ckpt")
+        else:
+            model = finetune()
+        digests.append(digest(model))
+    assert digests[0] == digests[1]
+
+
+def test_a_run_is_not_resumed_on_other_images(trained, tmp_path):
+    root, _, _, _ = trained
+    data = ImageClassificationData.from_folders(
+        train_folder=root / "train", val_folder=colour_folders(tmp_path / "val", each=4), batch_size=8, num_workers=0
+    )
+    with pytest.raises(BadDataError, match="not those that the run was started on"):
+        quiet(tmp_path / "run", max_epochs=5).finetune(
+            ImageClassifier(**OPTIONS), datamodule=data, strategy="no_freeze", ckpt_path=root / "run" / "last.ckpt"
+        )
+
+
+def test_an_image_that_goes_bad_while_training_is_named_without_a_workers_traceback(tmp_path):
+    data = small_data(tmp_path, num_workers=1)
+    data.preprocessing = ImageClassifier(**OPTIONS, num_classes=2).preprocessing
+    data.setup("fit")
+    (tmp_path / "train" / "red" / "3.png").write_bytes(b"")
+    with pytest.raises(BadDataError) as caught:
+        quiet(tmp_path / "run", max_steps=3).fit(ImageClassifier(**OPTIONS), datamodule=data)
+    assert "red/3.png" in str(caught.value)
+    assert "Traceback" not in str(caught.value)

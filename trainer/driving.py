@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flashtask.core.errors import OutOfMemoryError
+from flashtask.core.errors import FlashtaskError, OutOfMemoryError
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.run import RunInterruptedError
 from flashtask.trainer.signals import stopping_at_the_next_step
@@ -93,6 +93,9 @@ def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
             why=str(error).splitlines()[0],
             fix=f"batch_size={half} with accumulate_grad_batches=2 trains the same",
         )
+    if isinstance(error, FlashtaskError) and "Original Traceback" in error.what:
+        # From a data worker: the loader puts the whole traceback into the message; the error's own text ends it.
+        return type(error)(error.what.rsplit(f"{type(error).__name__}: ", 1)[-1].strip())
     return error
 
 

@@ -40,6 +40,7 @@ class FitRun(Run):
         self.batch_idx = 0
         self.samples = 0
         self.seconds = 0.0
+        self.training_seconds = 0.0
         self.samples_seen = 0
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -52,6 +53,7 @@ class FitRun(Run):
         self.skip_epoch = False
         self.interrupted_by: int | None = None
         self._epoch_started_at = 0.0
+        self._trained_for = 0.0
         self._group_end = 0
         self._resuming = False
 
@@ -129,6 +131,7 @@ class FitRun(Run):
         batches = islice(iter(self.loader), remaining)
         while not self.epoch_cut_short and (group := list(islice(batches, self.accumulate))):
             yield group
+        self._trained_for = time.monotonic() - self._epoch_started_at
         if self.interrupted_by is not None:
             raise RunInterruptedError(self.interrupted_by)
 
@@ -201,13 +204,14 @@ class FitRun(Run):
                 rate.step(self.metrics)
         spent = time.monotonic() - self._epoch_started_at
         self.seconds += spent
+        self.training_seconds += self._trained_for
         row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step}
         row |= self.results.epoch_values(logger_only=True)
         if self.validation is not None and self.validates:
             row |= self.validation.results_of_pass
         row |= rates
         row["trainable_parameters"] = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-        row[f"{self.module.sample_noun}_per_second"] = self.samples / max(spent, 1e-9)
+        row[f"{self.module.sample_noun}_per_second"] = self.samples / max(self._trained_for, 1e-9)
         row["seconds"] = spent
         self.history.append(row)
         self.epoch_is_complete = True
@@ -248,6 +252,7 @@ class FitRun(Run):
             "samples": self.samples,
             "samples_seen": self.samples_seen,
             "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
             "metrics": dict(self.metrics),
             "history": self.history,
             "results": [] if self.epoch_is_complete else self.results.state_dict(),
@@ -258,7 +263,8 @@ class FitRun(Run):
         """Stand where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
-        self.seconds, self.metrics = state["seconds"], dict(state["metrics"])
+        self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
+        self.metrics = dict(state["metrics"])
         self.history, self.stop_reason = list(state["history"]), state["stop_reason"]
         if not state["epoch_is_complete"]:
             self.batch_idx, self.samples = state["batch_idx"], state["samples"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +13,11 @@ import yaml
 
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text, remove_partials
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: two processes in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["RUN_FILES", "RunFolder"]
 
@@ -46,7 +51,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(self._lock.fileno()).st_ino != (self.path / ".lock").stat().st_ino:
                 raise BlockingIOError  # the owner before removed the file that was locked here
         except BlockingIOError:
@@ -55,7 +61,7 @@ class RunFolder:
             raise OutputError(f"cannot write to {path}: {error.strerror}", fix="choose another --output-dir") from error
         assert self._lock is not None
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock.flush()
         remove_partials(self.path)
 

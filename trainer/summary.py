@@ -30,7 +30,9 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
         "steps": run.global_step,
         "best": best,
         "seconds": round(run.seconds, 3),
-        f"{run.module.sample_noun}_per_second": round(run.samples_seen / run.seconds, 2) if run.seconds else None,
+        f"{run.module.sample_noun}_per_second": round(run.samples_seen / run.training_seconds, 2)
+        if run.training_seconds
+        else None,
         "parameters": sum(p.numel() for p in run.module.parameters()),
         "trainable_parameters": sum(p.numel() for p in run.module.parameters() if p.requires_grad),
         "seed": run.seed,

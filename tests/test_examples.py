@@ -1,0 +1,44 @@
+"""Every example runs, and README and docs speak of what is there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from small import colour_folders
+
+import flashtask
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_three_lines_write_a_checkpoint(tmp_path, monkeypatch):
+    colour_folders(tmp_path / "data" / "train")
+    colour_folders(tmp_path / "data" / "val", each=3)
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(ROOT / "examples" / "three_lines.py"))
+    example["main"](str(tmp_path / "data"), "timm/test_resnet", epochs=1, pretrained=False)
+    assert flashtask.load("classifier.ckpt").labels == ("blue", "red")
+
+
+def test_a_task_of_ones_own_learns(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / "own_task.py"))
+    assert example["main"](tmp_path) < 0.15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_pages_parses_and_imports_public_names(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for block in blocks:
+        compile(block, str(page), "exec")
+        for line in re.findall(r"^from flashtask import (.+)$", block, re.MULTILINE):
+            assert set(line.replace(" ", "").split(",")) <= set(flashtask.__all__), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
