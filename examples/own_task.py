@@ -29,22 +29,17 @@ class Brightness(Task):
         super().connect(datamodule)
         self.values = torch.tensor([float(label) for label in datamodule.labels])
 
+    def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
+        """The numbers (B, 1) that the class indices (B,) stand for."""
+        return self.values.to(targets.device)[targets].unsqueeze(1)
+
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the number."""
-        return torch.nn.functional.mse_loss(outputs.squeeze(1), self.values[targets])
+        """Mean squared error of numbers (B, 1)."""
+        return torch.nn.functional.mse_loss(outputs, targets)
 
     def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
-        """Mean absolute error."""
+        """Mean absolute error, in the number's own unit."""
         return {"error": MeanAbsoluteError()}
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss and the error in the number's own unit."""
-        images, targets = batch
-        outputs = self(images).float()
-        self.log("val_loss", self.loss(outputs, targets))
-        error = self.metrics["val"]["error"]
-        error.update(outputs.squeeze(1), self.values[targets])
-        self.log("val_error", error)
 
 
 def make_images(root: Path, each: int = 12) -> Path:
@@ -63,9 +58,11 @@ def main(folder: Path) -> float:
     data = ImageClassificationData.from_folders(
         train_folder=make_images(folder / "images"), val_split=0.25, batch_size=4
     )
-    trainer = Trainer(max_epochs=8, default_root_dir=folder)
-    trainer.finetune(Brightness(pretrained=False, learning_rate=0.01), datamodule=data, strategy="no_freeze")
-    return float(trainer.callback_metrics["val_error"])
+    model = Brightness(pretrained=False, learning_rate=0.003)
+    trainer = Trainer(max_epochs=12, default_root_dir=folder)
+    trainer.finetune(model, datamodule=data, strategy="no_freeze")
+    (metrics,) = trainer.validate(model, datamodule=data)
+    return float(metrics["val_error"])
 
 
 if __name__ == "__main__":

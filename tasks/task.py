@@ -114,6 +114,10 @@ class Task(Module):
         """
         raise UsageError(f"{type(self).__name__} has no loss", fix="def loss(self, outputs, targets)")
 
+    def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
+        """What the loss and the metrics compare the outputs with; by default the data's targets as they are."""
+        return targets
+
     def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
         """The metrics of validation and test by name, such as `accuracy`; they are logged as `val_accuracy`, ..."""
         return {}
@@ -150,7 +154,7 @@ class Task(Module):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, logged as `train_loss` over the epoch."""
         images, targets = batch
-        loss = self.loss(self(images).float(), targets)
+        loss = self.loss(self(images).float(), self.to_targets(targets))
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
@@ -163,7 +167,7 @@ class Task(Module):
         self._measure(batch, "test")
 
     def _measure(self, batch: Any, part: str) -> None:
-        images, targets = batch
+        images, targets = batch[0], self.to_targets(batch[1])
         outputs = self(images).float()
         self.log(f"{part}_loss", self.loss(outputs, targets))
         metrics = self.metrics[part]

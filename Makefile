@@ -1,0 +1,68 @@
+# `make help` lists the targets. Each may be run twice: what is installed already is not installed again.
+# `make test VENV=/path` uses another environment, and adds only what it lacks.
+
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+PIP = $(PYTHON) -m pip --disable-pip-version-check
+DONE = $(VENV)/.flashtask
+# One torch thread a process and a process a core: the tests are many small models.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test quick lint types clean
+
+# An environment that another checkout was installed into is installed again.
+ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
+$(shell rm -rf "$(DONE)")
+endif
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make install   the package and what the demo needs, into .venv
+install: $(DONE)/demo
+
+## make demo      fine-tune on photographs of solar cells, predict, show where the run is (about a minute)
+demo: $(DONE)/demo
+	$(PYTHON) scripts/demo.py
+
+## make test      the whole suite
+test: $(DONE)/test
+	$(PYTEST)
+
+## make quick     the suite without its slow tests
+quick: $(DONE)/test
+	$(PYTEST) -m "not slow"
+
+## make lint      ruff: mistakes and layout
+lint: $(DONE)/dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+## make types     mypy, strict; .link gives it the package under its own name
+types: $(DONE)/dev
+	mkdir -p .link
+	ln -sfn .. .link/flashtask
+	$(PYTHON) -m mypy
+
+## make clean     remove what the targets made, except the environment
+clean:
+	rm -rf .hypothesis .link .mypy_cache .pytest_cache .ruff_cache build demo dist flashtask.egg-info
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +
+
+$(PYTHON):
+	python3 -m venv "$(VENV)"
+
+# First, and alone: torch and torchvision must be one pair.
+$(DONE)/torch: constraints.txt | $(PYTHON)
+	$(PIP) install --quiet --constraint constraints.txt torch torchvision
+	mkdir -p "$(DONE)"
+	pwd > "$(DONE)/checkout"
+	touch $@
+
+# The extra of pyproject.toml with the name of the target. A left-over egg-info would add its files to the next sdist.
+$(DONE)/%: pyproject.toml constraints.txt $(DONE)/torch
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[$*]"
+	rm -rf build flashtask.egg-info
+	touch $@

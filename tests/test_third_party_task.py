@@ -1,0 +1,80 @@
+"""A task that another package promises by an entry point: installed, trained by a command, loaded and used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+THIRD_PARTY = Path(__file__).parent / "third_party"
+MODEL = "--task example_brightness --backbone example_tiny --no-pretrained --strategy no_freeze --lr 0.01"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which pip installed the package of tests/third_party."""
+    source, target = tmp_path_factory.mktemp("source") / "package", tmp_path_factory.mktemp("site")
+    shutil.copytree(THIRD_PARTY, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def run_folder(installed, tmp_path_factory):
+    """A run of the command line on dark and bright images."""
+    root = tmp_path_factory.mktemp("brightness")
+    for brightness in (0.1, 0.9):
+        (root / "data" / str(brightness)).mkdir(parents=True)
+        for index in range(16):
+            pixels = np.random.default_rng(index).integers(0, 20, (32, 32, 3)) + int(brightness * 235)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / str(brightness) / f"{index}.png")
+    options = [*MODEL.split(), "--epochs", "12", "--batch-size", "4", "--num-workers", "0", "--quiet"]
+    python(installed, "-m", "flashtask", "finetune", str(root / "data"), *options, "--output-dir", str(root / "run"))
+    return root / "run"
+
+
+def test_a_task_of_another_package_trains_from_the_command_line_with_its_own_loss_and_metric(run_folder):
+    best = json.loads((run_folder / "summary.json").read_text())["best"]
+    assert best["val_mean_error"] < 0.2, "a constant is wrong by 0.4"
+    assert "task: example_brightness" in (run_folder / "recipe.yaml").read_text()
+
+
+def test_its_checkpoint_is_loaded_by_name_and_predicts_numbers(installed, run_folder):
+    images = [run_folder.parent / "data" / name / "0.png" for name in ("0.1", "0.9")]
+    code = (
+        "import sys, flashtask\n"
+        "early = 'flashtask_example_task' in sys.modules\n"
+        "task = flashtask.load(sys.argv[1])\n"
+        "dark, bright = (float(number) for number in task.predict(sys.argv[2:]))\n"
+        "print(early, type(task).__name__, task.training, dark < 0.5 < bright)"
+    )
+    printed = python(installed, "-c", code, str(run_folder / "best.ckpt"), *map(str, images))
+    assert printed.split() == ["False", "BrightnessRegressor", "False", "True"]
+
+
+def test_its_checkpoint_is_validated_with_its_own_metric(installed, run_folder):
+    arguments = ["validate", str(run_folder / "best.ckpt"), str(run_folder.parent / "data"), "--json", "--quiet"]
+    assert json.loads(python(installed, "-m", "flashtask", *arguments))["val_mean_error"] < 0.2
+
+
+def test_without_the_package_the_error_names_the_missing_task(run_folder):
+    code = "import sys, flashtask\ntry: flashtask.load(sys.argv[1])\nexcept flashtask.FlashtaskError as e: print(e)"
+    assert "example_brightness" in python(None, "-c", code, str(run_folder / "best.ckpt"))
+
+
+def python(installed: Path | None, *arguments: str) -> str:
+    """What a process prints that finds this flashtask, and the installed package if one is given."""
+    folders = [*([str(installed)] if installed else []), *(os.path.abspath(path) for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
