@@ -187,22 +187,20 @@ class Task(Module):
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
         run = self.trainer.fit_run
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
+        rates = {"head": self.learning_rate}
         groups = [
             {
-                "params": parameters,
-                "name": name,
-                "lr": self.learning_rate if name == "head" else self.backbone_learning_rate,
+                "params": g.parameters,
+                "name": g.name,
+                "lr": rates.get(g.name, self.backbone_learning_rate),
+                "start": g.start,
             }
-            for name, parameters in freezing.parameter_groups().items()
-            if parameters
+            for g in freezing.parameter_groups()
         ]
         optimizer = make_optimizer(self._optimizer, groups, self.learning_rate, **self._optimizer_options)
-        total = run.total_steps
-        if total is None and self._schedule == "cosine":
-            raise UsageError(
-                'lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps"
-            )
-        schedule = make_scheduler(self._schedule, optimizer, total or 0, **self._schedule_options)
+        schedule = make_scheduler(
+            self._schedule, optimizer, run.total_steps, run.steps_in_epoch, **self._schedule_options
+        )
         return ([optimizer], [] if schedule is None else [vars(schedule)])
 
     # ---- prediction

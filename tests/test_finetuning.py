@@ -86,7 +86,7 @@ def test_s122_the_optimizer_holds_the_head_alone_when_the_backbone_never_trains(
     class Grouped(Net):
         def configure_optimizers(self):
             groups = self.trainer.fit_run.freezing.parameter_groups()
-            return torch.optim.SGD([{"params": p, "name": n} for n, p in groups.items()], lr=0.1)
+            return torch.optim.SGD([{"params": g.parameters, "name": g.name} for g in groups], lr=0.1)
 
     held = {}
     for strategy in ("freeze", "freeze_unfreeze:1", "unfreeze_milestones:1,2:1"):

@@ -147,7 +147,7 @@ def test_another_strategy_cannot_resume(tmp_path):
     class Grouped(Net):
         def configure_optimizers(self):
             groups = self.trainer.fit_run.freezing.parameter_groups()
-            return torch.optim.SGD([{"params": p, "name": n} for n, p in groups.items()], lr=0.1)
+            return torch.optim.SGD([{"params": g.parameters, "name": g.name} for g in groups], lr=0.1)
 
     trainer(tmp_path, max_epochs=1).finetune(Grouped(), *loaders(), strategy="freeze")
     with pytest.raises(UsageError, match="parameter groups"):

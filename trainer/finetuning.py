@@ -6,13 +6,27 @@ what trains later has its own parameter group from the start, so unfreezing only
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from flashtask.trainer.stages import Finetuning, Stage
 
-__all__ = ["Freezing"]
+__all__ = ["Freezing", "TrainableGroup"]
+
+
+class TrainableGroup(NamedTuple):
+    """Parameters that start to train in the same epoch.
+
+    Args:
+        name: `head`, `backbone`, or `backbone_stage<n>` where a strategy unfreezes the backbone in several steps.
+        start: the epoch.
+        parameters: that the optimizer holds from the beginning.
+    """
+
+    name: str
+    start: int
+    parameters: list[nn.Parameter]
 
 
 class Freezing:
@@ -55,19 +69,20 @@ class Freezing:
         for root in self.roots:
             _set_mode(root, trains, any(id(p) in trains for p in root.parameters()))
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters that train at some time: `head` first, then the backbone's, one group for each stage that adds."""
+    def parameter_groups(self) -> list[TrainableGroup]:
+        """What trains at some time: the head first, then a group of the backbone for each stage that adds to it."""
         in_backbone = {name for group in self.groups for name in group}
         head = [p for name, p in self._parameters.items() if name not in in_backbone and p.requires_grad]
-        groups = {"head": head}
-        seen: set[str] = set()
+        groups = [TrainableGroup("head", 0, head)]
+        everything, seen = self.trainable(self.finetuning.widest), set[str]()
         for number, stage in enumerate(self.finetuning.stages):
             added = self.trainable(stage) - seen
-            if added:
-                label = "backbone" if self.trainable(self.finetuning.widest) == added else f"backbone_stage{number}"
-                groups[label] = [p for name, p in self._parameters.items() if name in added]
-                seen |= added
-        return groups
+            label = "backbone" if added == everything else f"backbone_stage{number}"
+            groups.append(
+                TrainableGroup(label, stage.start, [self._parameters[n] for n in self._parameters if n in added])
+            )
+            seen |= added
+        return [group for group in groups if group.parameters]
 
     def restore(self) -> None:
         """Put back which parameters want gradients, as it was before the run."""

@@ -91,13 +91,19 @@ class FitRun(Run):
         return at_most(length_of(self.loader), self.limit)
 
     @property
+    def steps_in_epoch(self) -> int | None:
+        """How many optimizer steps an epoch has, None if the loader does not know."""
+        batches = self.batches_in_epoch
+        return None if batches is None else math.ceil(batches / self.accumulate)
+
+    @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, None if it has no known end."""
         by_steps = self.max_steps if self.max_steps >= 0 else math.inf
-        per_epoch = self.batches_in_epoch
+        per_epoch = self.steps_in_epoch
         by_epochs = math.inf
         if per_epoch is not None and self.max_epochs is not None:
-            by_epochs = math.ceil(per_epoch / self.accumulate) * self.max_epochs
+            by_epochs = per_epoch * self.max_epochs
         total = min(by_steps, by_epochs)
         return None if math.isinf(total) else int(total)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,27 +151,44 @@ def make_optimizer(name: str, parameters: Any, lr: float, **options: Any) -> Opt
     return made
 
 
-def make_scheduler(name: str, optimizer: Optimizer, total_steps: int, **options: Any) -> ScheduledRate | None:
-    """A schedule by name: `constant`, `cosine` (warm-up over 5 % of the steps, then to zero), or a torch class.
+def make_scheduler(
+    name: str, optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, **options: Any
+) -> ScheduledRate | None:
+    """A schedule by name: `constant`, `cosine`, or a torch class.
 
     Args:
-        name: `constant`, `cosine`, or a class of `torch.optim.lr_scheduler` in any case (it steps once an epoch).
+        name: `constant`; `cosine`, which warms every parameter group up from where it starts to train (its key
+            `start`, an epoch) and goes to zero at the end of the run; or a class of `torch.optim.lr_scheduler` in any
+            case, which steps once an epoch.
         optimizer: whose rates it changes.
-        total_steps: optimizer steps of the whole run.
-        options: for a torch class, its arguments.
+        total_steps: optimizer steps of the whole run, None if it has no known end.
+        steps_in_epoch: optimizer steps of an epoch.
+        options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05); for a torch class,
+            its arguments.
+
+    Raises:
+        UsageError: `cosine` for a run without an end.
+        UnknownNameError: no schedule has this name.
     """
+    check_names("sgd", name)
     if name == "constant":
         return None
     if name == "cosine":
-        warm_up: int = max(1, round(options.get("warm_up", 0.05) * total_steps))
-
-        def factor(step: int) -> float:
-            if step < warm_up:
-                return (step + 1) / warm_up
-            progress = min(1.0, (step - warm_up) / max(1, total_steps - warm_up))
-            return 0.5 * (1 + math.cos(math.pi * progress))
-
-        return ScheduledRate(LambdaLR(optimizer, factor), interval="step")
-    check_names("sgd", name)
+        if total_steps is None:
+            raise UsageError(
+                'lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps"
+            )
+        warm_up = max(1, round(options.get("warm_up", 0.05) * total_steps))
+        starts = [group.get("start", 0) * (steps_in_epoch or 0) for group in optimizer.param_groups]
+        factors: list[Callable[[int], float]] = [
+            partial(_cosine, start=start, warm_up=warm_up, total=total_steps) for start in starts
+        ]
+        return ScheduledRate(LambdaLR(optimizer, factors), interval="step")
     monitor = options.pop("monitor", "val_loss" if name.lower() == "reducelronplateau" else None)
     return ScheduledRate(_SCHEDULES[name.lower()](optimizer, **options), monitor=monitor)
+
+
+def _cosine(step: int, start: int, warm_up: int, total: int) -> float:
+    """Half a cosine over the whole run, times a linear rise over `warm_up` steps from `start` on."""
+    rise = min(1.0, (step - start + 1) / warm_up)
+    return max(0.0, rise) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
