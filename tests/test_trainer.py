@@ -110,6 +110,38 @@ def test_a_sanity_check_changes_nothing(tmp_path):
     assert len(digests) == 1
 
 
+def test_metric_objects_start_anew_in_every_pass(tmp_path):
+    """A sanity check, a validation and a verb of its own share one metric object and must not mix."""
+    from torchmetrics import SumMetric
+
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.seen = SumMetric()
+
+        def validation_step(self, batch, batch_idx):
+            self.seen.update(len(batch[0]))
+            self.log("val_seen", self.seen)
+
+    module, trainer = Counting(), quiet(tmp_path, max_epochs=2)
+    train, val = loaders(samples=50)
+    trainer.fit(module, train, val)
+    assert [row["val_seen"] for row in trainer.fit_run.history] == [50, 50]
+    assert trainer.validate(module, val) == [{"val_seen": 50}]
+
+
+def test_several_validation_loaders_have_names_of_their_own(tmp_path):
+    class Two(Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self.log("val_loss", float(dataloader_idx))
+
+    module, trainer = Two(), quiet(tmp_path, max_epochs=1)
+    train, val = loaders()
+    trainer.fit(module, train, [val, val])
+    assert trainer.callback_metrics["val_loss/dataloader_idx_1"] == 1.0
+    assert trainer.validate(module, [val, val]) == [{"val_loss/dataloader_idx_0": 0}, {"val_loss/dataloader_idx_1": 1}]
+
+
 def test_epoch_means_are_weighted_by_batch_size(tmp_path):
     class Constant(Net):
         def validation_step(self, batch, batch_idx):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchmetrics import Metric
 
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
@@ -64,6 +65,9 @@ def _start(run: Run, stage: str) -> None:
         callback.setup(trainer, module, stage)
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
+    for part in module.modules():
+        if isinstance(part, Metric):
+            part.reset()  # what an earlier run that failed may have left
     run.listeners = listeners(trainer, module, run.callbacks, Module, Callback)
 
 

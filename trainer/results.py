@@ -80,7 +80,7 @@ class Results:
     """All entries of one pass over some data."""
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, str, int], Entry] = {}
+        self.entries: dict[tuple[str, str], Entry] = {}
 
     def log(
         self,
@@ -94,17 +94,31 @@ class Results:
         prog_bar: bool = False,
         logger: bool = True,
         reduce_fx: str = "mean",
-        dataloader_idx: int = 0,
+        loader: int | None = None,
     ) -> None:
         """Keep one value under the moment it was logged in.
+
+        Args:
+            moment: the hook or step that runs now.
+            name: of the value.
+            value: a number, a scalar tensor or a metric object.
+            weight: samples that it stands for.
+            on_step: as in `Module.log`; so are `on_epoch`, `prog_bar`, `logger`, `reduce_fx`.
+            on_epoch: see there.
+            prog_bar: see there.
+            logger: see there.
+            reduce_fx: see there.
+            loader: number of the loader, where there are several: their values get names of their own.
 
         Raises:
             UsageError: nothing can be logged at this moment, or not on this level, or the value is no number.
         """
-        entry = self.entries.get((moment, name, dataloader_idx))
+        if loader is not None:
+            name = f"{name}/dataloader_idx_{loader}"
+        entry = self.entries.get((moment, name))
         if entry is None:
             entry = _new_entry(moment, name, on_step, on_epoch, prog_bar, logger, reduce_fx)
-            self.entries[(moment, name, dataloader_idx)] = entry
+            self.entries[(moment, name)] = entry
         entry.update(value, weight)
 
     def step_values(self) -> dict[str, float]:
@@ -134,18 +148,22 @@ class Results:
         """The last values of what was logged with `prog_bar=True`."""
         return {e.name: float(e.value) for e in self.entries.values() if e.prog_bar and e.value is not None}
 
-    def reset(self) -> None:
-        """Forget everything; logged metric objects are reset too."""
+    def reset_metrics(self) -> None:
+        """Let the logged metric objects begin anew: the next pass may be another run's."""
         for entry in self.entries.values():
             if entry.metric is not None:
                 entry.metric.reset()
+
+    def reset(self) -> None:
+        """Forget everything; logged metric objects begin anew too."""
+        self.reset_metrics()
         self.entries.clear()
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Entries with what they have summed up so far."""
         return [
-            {"moment": moment, "dataloader_idx": index, **entry.state_dict()}
-            for (moment, _, index), entry in self.entries.items()
+            {"moment": moment, **entry.state_dict()}
+            for (moment, _), entry in self.entries.items()
             if entry.metric is None
         ]
 
@@ -156,7 +174,7 @@ class Results:
             settings = {k: row[k] for k in ("name", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx")}
             entry = Entry(**settings)
             entry.total, entry.weight = row["total"], row["weight"]
-            self.entries[(row["moment"], row["name"], row["dataloader_idx"])] = entry
+            self.entries[(row["moment"], row["name"])] = entry
 
 
 def _shows_step(entry: Entry) -> bool:

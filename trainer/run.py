@@ -29,7 +29,8 @@ class Run:
         self.moment = "setup"
         #: samples in the batch that is worked on
         self.batch_size = 1
-        self.dataloader_idx = 0
+        #: number of the loader that the batch comes from, None if there is only one
+        self.loader_number: int | None = None
         self.callbacks: list[Any] = []
         #: moment -> who is told of it
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
@@ -56,7 +57,7 @@ class Run:
             prog_bar=prog_bar,
             logger=logger,
             reduce_fx=reduce_fx,
-            dataloader_idx=self.dataloader_idx,
+            loader=self.loader_number,
         )
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
@@ -134,7 +135,7 @@ class EvaluationRun(Run):
 
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
         """The batches of one loader, on the device, with their numbers."""
-        self.dataloader_idx = number
+        self.loader_number = number if len(self.loaders) > 1 else None
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):
             self.batch_size = batch_size_of(batch)
             yield self.to_device(batch, number), batch_idx
@@ -162,10 +163,14 @@ class EvaluationRun(Run):
         self.results_of_pass = self.results.epoch_values(logger_only=True)
         if self.parent is not None and self is not self.parent.sanity:
             self.parent.metrics.update(self.results.callback_values())
+        self.results.reset_metrics()
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader."""
-        return [dict(self.results_of_pass)]
+        if len(self.loaders) == 1:
+            return [dict(self.results_of_pass)]
+        endings = [f"/dataloader_idx_{number}" for number in range(len(self.loaders))]
+        return [{n: v for n, v in self.results_of_pass.items() if n.endswith(ending)} for ending in endings]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""
@@ -179,3 +184,4 @@ class EvaluationRun(Run):
     def abandon(self) -> None:
         """Put back what the pass drew from the generators: it is not part of the run that goes on, or is resumed."""
         set_generator_states(self._generators)
+        self.results.reset_metrics()
