@@ -20,8 +20,8 @@ from flashtask.data.image_classification import ImageClassificationData
 from flashtask.heads import build_head
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.prediction import as_items, evaluating, image_batches
-from flashtask.trainer.checkpointing import plain_hyperparameters
 from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.hyperparameters import plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler
 from flashtask.trainer.precision import resolve_precision

@@ -134,7 +134,7 @@ def test_the_checkpoint_describes_itself(trained):
     assert content["hyper_parameters"]["backbone"] == TINY
     assert content["hyperparameters"] == content["hyper_parameters"]
     assert {key.split(".")[0] for key in content["state_dict"]} == {"backbone", "head"}
-    assert content["recipe"]["finetune"] == {"strategy": "no_freeze"}
+    assert content["recipe"]["finetune"] == {"strategy": "no_freeze", "restore_best": True}
 
 
 def test_validate_and_test_of_a_loaded_task_match_folders_by_name(trained, tmp_path):

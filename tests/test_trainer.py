@@ -230,7 +230,7 @@ def test_a_nan_loss_stops_before_the_weights_are_touched(tmp_path):
     module = Diverging()
     # BatchNorm's statistics move in every forward pass; only the weights must not.
     module.backbone = torch.nn.Linear(4, 8)
-    with pytest.raises(DivergedError, match="epoch 0, batch 4, step 3"):
+    with pytest.raises(DivergedError, match="epoch 0, batch 3, step 3"):
         quiet(tmp_path, max_epochs=2).fit(module, *loaders())
     assert digest(module) == before["digest"]
 

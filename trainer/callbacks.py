@@ -13,6 +13,9 @@ class Callback:
     State that must survive a resume goes through `state_dict` and `load_state_dict`; it is stored under `state_key`.
     """
 
+    #: Told after the module and all others: for what writes down the state that they leave.
+    comes_last = False
+
     @property
     def state_key(self) -> str:
         """The name that the callback's state has in a checkpoint; make it unique if you use two of a class."""

@@ -14,37 +14,42 @@ import torch
 from flashtask._version import __version__
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import UnknownNameError
+from flashtask.core.files import atomic_write
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.hyperparameters import hyperparameters_content
 
-__all__ = ["ModelCheckpoint", "checkpoint_content", "environment", "plain_hyperparameters"]
+__all__ = ["ONLY_FOR_RESUMING", "ModelCheckpoint", "checkpoint_content", "environment"]
 
 
-def checkpoint_content(run: FitRun, *, weights_only: bool = False) -> dict[str, Any]:
-    """Everything a checkpoint holds: what describes the module, its weights, and what a resume needs.
+#: What a checkpoint holds for a resume alone.
+ONLY_FOR_RESUMING = (
+    "progress",
+    "optimizer_states",
+    "lr_schedulers",
+    "callbacks",
+    "precision",
+    "datamodule",
+    "random",
+    "seed",
+)
 
-    Args:
-        run: the fit run.
-        weights_only: leave out optimizers, schedulers, callbacks, progress and random state.
-    """
+
+def checkpoint_content(run: FitRun) -> dict[str, Any]:
+    """Everything a checkpoint holds: what describes the module, its weights, and what a resume needs."""
     module = run.module
+    progress = run.state_dict()
     content: dict[str, Any] = {
         **module.describe(),
+        **hyperparameters_content(module),
         "epoch": run.epoch,
         "global_step": run.global_step,
         "state_dict": module.state_dict(),
-        "hyper_parameters": plain_hyperparameters(module),
         "metrics": dict(run.metrics),
         "environment": environment(run),
         "recipe": run.trainer.recipe(run),
-    }
-    if weights_only:
-        return content
-    progress = run.state_dict()
-    progress["history"] = _as_bytes(progress["history"])
-    content |= {
-        "progress": progress,
+        "progress": {**progress, "history": _as_bytes(progress["history"])},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],
         "callbacks": {callback.state_key: callback.state_dict() for callback in run.callbacks},
@@ -73,23 +78,6 @@ def environment(run: FitRun) -> dict[str, Any]:
     }
 
 
-def plain_hyperparameters(module: Any) -> dict[str, Any]:
-    """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
-    hparams = module.hparams
-    return {str(key): _plain(value) for key, value in dict(hparams).items()}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        plain = [_plain(part) for part in value]
-        return tuple(plain) if isinstance(value, tuple) else plain
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return {"not_saved": type(value).__name__}
-
-
 def _as_bytes(rows: list[dict[str, float]]) -> torch.Tensor:
     """History grows with the run, so it is a tensor and not part of the file's header."""
     text = json.dumps(rows, separators=(",", ":"))
@@ -107,8 +95,13 @@ class ModelCheckpoint(Callback):
     Ties go to the lower `val_loss`; NaN is never best.
     """
 
+    comes_last = True
+
     def __init__(self, monitor: str | None = None, mode: str | None = None, dirpath: Any = None) -> None:
         self.monitor, self.mode, self.dirpath = monitor, mode, dirpath
+        self._forget()
+
+    def _forget(self) -> None:
         self.best_score: float | None = None
         self.best_tie_break = math.inf
         self.best_epoch: int | None = None
@@ -122,8 +115,14 @@ class ModelCheckpoint(Callback):
         return self.best_score
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Settle where checkpoints go."""
+        """Settle where checkpoints go, and forget those of an earlier fit."""
+        if stage != "fit":
+            return
+        self._forget()
         self._folder = Path(self.dirpath) if self.dirpath is not None else Path(trainer.output_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._resumed_from: Path | None = trainer.fit_run.resume_from
+        self._say = trainer.say
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Write the checkpoints of an epoch."""
@@ -147,6 +146,8 @@ class ModelCheckpoint(Callback):
     def _rank(self, run: FitRun, module: Any) -> bool:
         """Whether this epoch is the best so far; remembers it if so."""
         name = self.monitor or module.monitor
+        if run.validation is not None and not run.validates and name not in run.fresh_metrics:
+            return False  # it is measured in other epochs
         score = run.metrics.get(name)
         if score is None:
             if self.monitor is not None:
@@ -173,9 +174,16 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the best score so far, if its file is in this run's folder."""
-        path = self._folder / state["best_model_path"]
-        if not state["best_model_path"] or not path.exists():
+        """Take back the best so far; its file comes along where a run is continued in another folder."""
+        name = state["best_model_path"]
+        path = self._folder / name
+        beside = self._resumed_from.parent / name if self._resumed_from is not None and name else None
+        if name and not path.exists() and beside is not None and beside.exists():
+            with atomic_write(path, size=beside.stat().st_size) as file:
+                file.write(beside.read_bytes())
+        if not name or not path.exists():
+            if name:
+                self._say(f"{name} of the run so far is not there; best is found anew from here")
             return
         self.best_score, self.best_tie_break = state["best_score"], state["best_tie_break"]
         self.best_epoch, self.best_metrics = state["best_epoch"], state["best_metrics"]

@@ -1,58 +1,68 @@
-"""Driving a run: going through its moments, telling those who listen, and ending well whatever happens."""
+"""Driving a run: making it ready, going through its moments, telling those who listen, ending well whatever happens."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from typing import Any
 
-import torch
-
-from flashtask.core.errors import FlashtaskError, OutOfMemoryError
+from flashtask.core.failures import as_users_see_it
+from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.preparing import prepare
+from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
 from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.summary import announce, summary_of
 
 __all__ = ["drive"]
 
 
-def drive(run: Any, moments: Moments, stage: str) -> None:
+def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
     """Go through the moments of a run and tell callbacks and module of each.
 
     Args:
-        run: a fit or evaluation run that has been prepared.
-        moments: what the loop yields.
-        stage: `fit`, `validate`, `test` or `predict`.
+        run: of a fit or an evaluation; nothing has been prepared yet.
+        loop: what yields its moments.
 
     Raises:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM; the place in the run has been saved.
         OutOfMemoryError: a batch did not fit.
     """
-    trainer, told = run.trainer, run.listeners
-    listening = stopping_at_the_next_step(run) if stage == "fit" else nullcontext()
+    trainer = run.trainer
+    # A verb may be called in a hook of another: what belongs to that one is put back.
+    outer = (run.module.trainer, run.data.trainer, trainer.active_run)
     try:
-        if stage == "fit":
+        prepare(run)
+        if isinstance(run, FitRun):
             _begin(run)
-        with listening, closing(moments):
+        with (
+            stopping_at_the_next_step(run) if isinstance(run, FitRun) else nullcontext(),
+            closing(loop(run)) as moments,
+        ):
+            told = run.listeners
             for moment, *arguments in moments:
                 trainer.active_run.moment = moment
                 for call in told.get(moment, ()):
                     answer = call(*arguments)
                     if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
                         run.skip_epoch = True
-        if stage == "fit" and trainer.run_folder is not None:
-            trainer.run_folder.write_summary(summary_of(run, trainer.checkpoint_callback))
+        if isinstance(run, FitRun):
+            _conclude(run)
     except BaseException as error:
-        for call in told.get("exception", ()):
-            call(error)
-        run.data.on_exception(error)
-        raise _as_users_see_it(run, error) from _cause(error)
+        seen = _as_users_see_it(run, error)
+        for call in run.listeners.get("exception", ()):
+            call(seen)
+        run.data.on_exception(seen)
+        if seen is error:
+            raise
+        raise seen from (None if isinstance(error, RunInterruptedError) else error)
     finally:
-        _end(run, stage)
+        _end(run)
+        run.module.trainer, run.data.trainer, trainer.active_run = outer
 
 
-def _begin(run: Any) -> None:
+def _begin(run: FitRun) -> None:
     """The run folder's files, and what is said before training."""
     trainer = run.trainer
     if trainer.run_folder is not None:
@@ -65,39 +75,43 @@ def _begin(run: Any) -> None:
             trainer.say(line)
 
 
-def _end(run: Any, stage: str) -> None:
+def _conclude(run: FitRun) -> None:
+    """The end of a fit; a signal that came too late to stop it is still obeyed."""
     trainer = run.trainer
+    if trainer.run_folder is not None:
+        trainer.run_folder.write_summary(summary_of(run, trainer.checkpoint_callback))
+    if run.restores_best:
+        trainer.restore_best(run)
+    if run.interrupted_by is not None:
+        raise RunInterruptedError(run.interrupted_by)
+
+
+def _end(run: Run) -> None:
+    trainer = run.trainer
+    active = trainer.active_run
+    if isinstance(active, EvaluationRun) and active.is_open:
+        active.abandon()
     for callback in run.callbacks:
-        callback.teardown(trainer, run.module, stage)
-    run.module.teardown(stage)
-    run.data.teardown(stage)
-    run.module.trainer = run.data.trainer = None
-    trainer.active_run = trainer.fit_run
-    if stage == "fit":
+        callback.teardown(trainer, run.module, run.stage)
+    run.module.teardown(run.stage)
+    run.data.teardown(run.stage)
+    if isinstance(run, FitRun):
+        if run.freezing is not None:
+            run.freezing.restore()
         for logger in trainer.loggers:
             logger.close()
+        trainer.close_output(run)
 
 
 def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
-    """An interruption after the place was saved, a lack of memory with what would fit, or the error as it is."""
-    if isinstance(error, RunInterruptedError):
-        trainer = run.trainer
-        if trainer.checkpoint_callback is not None:
-            path = trainer.checkpoint_callback.save_last(trainer)
-            trainer.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue from {path}")
-        return SystemExit(143) if error.signal_number == signal.SIGTERM else KeyboardInterrupt()
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        half = max(1, run.batch_size // 2)
-        return OutOfMemoryError(
-            f"out of memory with batches of {run.batch_size}",
-            why=str(error).splitlines()[0],
-            fix=f"batch_size={half} with accumulate_grad_batches=2 trains the same",
-        )
-    if isinstance(error, FlashtaskError) and "Original Traceback" in error.what:
-        # From a data worker: the loader puts the whole traceback into the message; the error's own text ends it.
-        return type(error)(error.what.rsplit(f"{type(error).__name__}: ", 1)[-1].strip())
-    return error
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    return None if isinstance(error, RunInterruptedError) else error.__cause__
+    """What is raised: an interruption after the place was saved, a named lack of memory, or the error as it is."""
+    if not isinstance(error, RunInterruptedError):
+        return as_users_see_it(error, run.batch_size)
+    active = run.trainer.active_run
+    if isinstance(active, EvaluationRun) and active.is_open:
+        active.abandon()
+    checkpoint = run.trainer.checkpoint_callback
+    if checkpoint is not None and not run.done:
+        path = checkpoint.save_last(run.trainer)
+        run.trainer.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue from {path}")
+    return SystemExit(143) if error.signal_number == signal.SIGTERM else KeyboardInterrupt()

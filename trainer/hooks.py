@@ -42,6 +42,13 @@ MOMENTS = (
     "exception",
 )
 
+#: Methods of a module that are told of the outputs of a whole epoch; they have no `on_` before their names.
+_OUTPUT_HOOKS = {
+    "training_outputs": "training_epoch_end",
+    "validation_outputs": "validation_epoch_end",
+    "test_outputs": "test_epoch_end",
+}
+
 #: Hooks that are called with something to change or by their own rules, not as moments of the loop.
 _OTHER_HOOKS = (
     "on_save_checkpoint",
@@ -56,18 +63,20 @@ _EPOCH = (False, True)
 #: moment -> (on_step, on_epoch): how `log` keeps a value unless told otherwise.
 LEVELS: dict[str, tuple[bool, bool]] = {
     **dict.fromkeys(("train_start", "train_epoch_start", "train_epoch_end"), _EPOCH),
-    **dict.fromkeys(("train_batch_start", "training_step", "train_batch_end"), _STEP),
+    **dict.fromkeys(("train_batch_start", "training_step", "training_step_end", "train_batch_end"), _STEP),
     **dict.fromkeys(("before_zero_grad", "before_backward", "after_backward", "before_optimizer_step"), _STEP),
-    **{moment: _EPOCH for moment in _EVALUATION if not moment.startswith("predict")},
-    "validation_step": _EPOCH,
-    "test_step": _EPOCH,
+    **{m: _EPOCH for m in _EVALUATION if not m.startswith("predict") and m not in ("validation_end", "test_end")},
+    **dict.fromkeys(("validation_step", "validation_step_end", "validation_outputs"), _EPOCH),
+    **dict.fromkeys(("test_step", "test_step_end", "test_outputs", "training_outputs"), _EPOCH),
 }
 
 
 def listeners(
     trainer: Any, module: Any, callbacks: Iterable[Any], module_base: type, callback_base: type
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
-    """Who is told of each moment: moment -> the bound methods that somebody wrote, callbacks before the module.
+    """Who is told of each moment: moment -> the bound methods that somebody wrote.
+
+    Callbacks come before the module, and those that write checkpoints after it, so that nothing changes behind them.
 
     A method named almost like a hook is reported with the hook that was probably meant.
     """
@@ -77,11 +86,23 @@ def listeners(
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
     for moment in MOMENTS:
         name = f"on_{moment}"
-        calls = [partial(getattr(c, name), trainer, module) for c in callbacks if _is_written(c, name, callback_base)]
+        calls: list[Callable[..., Any]] = [
+            partial(getattr(callback, name), trainer, module)
+            for callback in callbacks
+            if _is_written(callback, name, callback_base) and not callback.comes_last
+        ]
         if _is_written(module, name, module_base):
             calls.append(getattr(module, name))
+        calls += [
+            partial(getattr(callback, name), trainer, module)
+            for callback in callbacks
+            if _is_written(callback, name, callback_base) and callback.comes_last
+        ]
         if calls:
             told[moment] = tuple(calls)
+    for moment, name in _OUTPUT_HOOKS.items():
+        if hasattr(module, name):
+            told[moment] = (getattr(module, name),)
     return told
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["Hyperparameters", "HyperparametersMixin"]
+__all__ = ["Hyperparameters", "HyperparametersMixin", "hyperparameters_content", "plain_hyperparameters"]
 
 
 class Hyperparameters(dict[str, Any]):
@@ -99,3 +99,25 @@ def _init_arguments(frame: types.FrameType | None, owner: object) -> dict[str, A
     if not found and frame is None:  # pragma: no cover - only without a Python stack
         warnings.warn("save_hyperparameters was called outside __init__", stacklevel=3)
     return found
+
+
+def hyperparameters_content(module: Any) -> dict[str, Any]:
+    """What a checkpoint holds about how a module was made."""
+    return {"hyper_parameters": plain_hyperparameters(module)}
+
+
+def plain_hyperparameters(module: Any) -> dict[str, Any]:
+    """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
+    hparams = module.hparams
+    return {str(key): _plain(value) for key, value in dict(hparams).items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        plain = [_plain(part) for part in value]
+        return tuple(plain) if isinstance(value, tuple) else plain
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return {"not_saved": type(value).__name__}

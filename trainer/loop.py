@@ -45,34 +45,37 @@ class Loops:
             yield from self.step(run, group)
         if run.validation is not None and run.validates:
             yield from self.evaluate(run.validation)
+        yield ("training_outputs", run.outputs)
         yield ("train_epoch_end",)
         run.close_epoch()
         yield ("epoch_end",)
         run.end_epoch()
 
     def step(self, run: FitRun, group: list[Any]) -> Moments:
-        """One optimizer step from a group of batches; each loss counts by its share of the group's samples."""
+        """One step of each optimizer from a group of batches; a loss counts by its share of the group's samples."""
         for share, batch, batch_idx in run.receive(group):
             yield ("train_batch_start", batch, batch_idx)
             if run.skip_epoch:
                 return
-            run.moment = "training_step"
-            with run.precision.forward():
-                outputs = run.module.training_step(batch, batch_idx)
-            loss = run.loss_of(outputs)
-            if loss is not None:
-                loss = loss if share == 1 else loss * share
-                yield ("before_backward", loss)
-                run.precision.backward(loss)
-                yield ("after_backward",)
-            if run.group_is_complete:
-                for optimizer in run.optimizers:
+            for optimizer, arguments in run.turns():
+                run.moment = "training_step"
+                with run.precision.forward():
+                    outputs = run.training_step(batch, batch_idx, *arguments)
+                loss = run.loss_of(outputs)
+                if loss is not None:
+                    loss = loss if share == 1 else loss * share
+                    yield ("before_backward", loss)
+                    run.precision.backward(loss)
+                    yield ("after_backward",)
+                if optimizer is not None and run.group_is_complete and run.has_gradients:
                     yield ("before_optimizer_step", optimizer)
                     run.clip_gradients(optimizer)
                     run.precision.step(optimizer)
                     yield ("before_zero_grad", optimizer)
                     optimizer.zero_grad()
+            if run.group_is_complete:
                 run.count_step()
+            run.keep(outputs)
             yield ("train_batch_end", outputs, batch, batch_idx)
 
     def evaluate(self, run: EvaluationRun) -> Moments:
@@ -84,11 +87,11 @@ class Loops:
         for number in range(len(run.loaders)):
             for batch, batch_idx in run.batches(number):
                 yield (f"{word}_batch_start", batch, batch_idx, number)
-                run.moment = run.step_name
                 with torch.no_grad(), run.precision.forward():
                     outputs = run.step(batch, batch_idx, number)
                 run.keep(outputs, number)
                 yield (f"{word}_batch_end", outputs, batch, batch_idx, number)
+        yield (f"{word}_outputs", run.outputs_of_pass)
         yield (f"{word}_epoch_end",)
         run.close()
         yield (f"{word}_end",)

@@ -28,6 +28,8 @@ class Precision:
     """Float32 everywhere. Subclasses change the context of the forward pass, the backward pass or the step."""
 
     name = "32"
+    #: whether a step whose gradients overflow is left out, and is no divergence
+    skips_overflow = False
 
     def forward(self) -> AbstractContextManager[Any]:
         """The context that the forward pass and the loss run in."""
@@ -43,6 +45,9 @@ class Precision:
     def step(self, optimizer: Optimizer) -> None:
         """Let the optimizer step."""
         optimizer.step()
+
+    def update(self) -> None:
+        """All optimizers have stepped."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
@@ -71,6 +76,7 @@ class HalfPrecision(MixedPrecision):
 
     name = "16-mixed"
     dtype = torch.float16
+    skips_overflow = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -85,8 +91,11 @@ class HalfPrecision(MixedPrecision):
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> None:
-        """Step unless a gradient overflowed, then adapt the scale."""
+        """Step unless a gradient overflowed."""
         self.scaler.step(optimizer)
+
+    def update(self) -> None:
+        """Adapt the scale."""
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:

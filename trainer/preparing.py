@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torchmetrics import Metric
 
+from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
 from flashtask.trainer.accelerators import resolve_device
@@ -19,12 +21,12 @@ from flashtask.trainer.hooks import listeners
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
-from flashtask.trainer.precision import resolve_precision
-from flashtask.trainer.restoring import restore_run
+from flashtask.trainer.precision import Precision, resolve_precision
+from flashtask.trainer.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.stages import Finetuning
 
-__all__ = ["check_module", "data_of", "prepare_evaluation", "prepare_fit"]
+__all__ = ["check_module", "data_of", "evaluation_run", "fit_run", "prepare"]
 
 
 def check_module(module: Any) -> Module:
@@ -52,22 +54,43 @@ def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
     return datamodule
 
 
-def _start(run: Run, stage: str) -> None:
+def fit_run(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning | None, resume_from: Any) -> FitRun:
+    """A fit run that has not touched anything yet."""
+    return FitRun(trainer, module, data, *_device_and_precision(trainer, module), finetuning, resume_from)
+
+
+def evaluation_run(trainer: Any, module: Module, data: DataModule, stage: str) -> EvaluationRun:
+    """A run of `validate`, `test` or `predict` that has not touched anything yet."""
+    return EvaluationRun(trainer, module, data, *_device_and_precision(trainer, module), stage, None)
+
+
+def _device_and_precision(trainer: Any, module: Module) -> tuple[torch.device, Precision]:
+    device = resolve_device(trainer.accelerator, trainer.devices)
+    return device, resolve_precision(trainer.precision or module.default_precision, device)
+
+
+def prepare(run: Run) -> None:
+    """Make a run ready to be driven: at its start, or where its checkpoint was written."""
+    if isinstance(run, FitRun):
+        _prepare_fit(run)
+    elif isinstance(run, EvaluationRun):
+        _prepare_evaluation(run)
+
+
+def _start(run: Run) -> None:
     """The common beginning of every verb: the data is fetched, meets the module, and is set up."""
     trainer, module, data = run.trainer, run.module, run.data
+    run.callbacks = trainer.callbacks_of(run.stage)
     module.trainer = data.trainer = trainer
     trainer.active_run = run
     data.prepare_data()
     module.connect(data)
-    data.setup(stage)
-    module.setup(stage)
+    data.setup(run.stage)
+    module.setup(run.stage)
     for callback in run.callbacks:
-        callback.setup(trainer, module, stage)
+        callback.setup(trainer, module, run.stage)
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
-    for part in module.modules():
-        if isinstance(part, Metric):
-            part.reset()  # what an earlier run that failed may have left
     run.listeners = listeners(trainer, module, run.callbacks, Module, Callback)
 
 
@@ -75,41 +98,62 @@ def _memory_format(trainer: Any, module: Module, run: Run) -> torch.memory_forma
     name = trainer.memory_format or module.default_memory_format
     if name == "auto":
         convolutions = any(isinstance(part, nn.Conv2d) for part in module.modules())
-        name = "channels_last" if convolutions and run.device.type in ("cpu", "cuda") else "contiguous"
+        # torch refuses to lay out 5-D weights like 4-D ones.
+        possible = run.device.type in ("cpu", "cuda") and all(p.dim() != 5 for p in module.parameters())
+        name = "channels_last" if convolutions and possible else "contiguous"
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
-def _new(kind: type[Any], trainer: Any, module: Module, data: DataModule) -> Any:
-    device = resolve_device(trainer.accelerator, trainer.devices)
-    precision = resolve_precision(trainer.precision or module.default_precision, device)
-    return kind(trainer, module, data, device, precision)
-
-
-def prepare_fit(
-    trainer: Any, module: Module, data: DataModule, finetuning: Finetuning | None, ckpt_path: Any
-) -> FitRun:
-    """A fit run that is ready to be driven: at its start, or where the checkpoint was written."""
-    run: FitRun = _new(FitRun, trainer, module, data)
-    run.seed, run.max_epochs, run.max_steps = trainer.seed, trainer.max_epochs, trainer.max_steps
-    run.accumulate = trainer.accumulate_grad_batches
-    run.callbacks = trainer.callbacks_of("fit")
-    trainer.fit_run = run
-    trainer.open_output(resume_from=ckpt_path)
+def _prepare_fit(run: FitRun) -> None:
+    trainer, module, data = run.trainer, run.module, run.data
+    trainer.open_output(run)
     seed_generators(run.seed)
-    _start(run, "fit")
-    if finetuning is not None:
-        run.freezing = Freezing(module, finetuning)
+    _start(run)
+    _check_state_keys(run)
+    for part in module.modules():
+        if isinstance(part, Metric):
+            part.reset()  # what a run that failed may have left
+    if run.finetuning is not None:
+        run.freezing = Freezing(module, run.finetuning)
     loader = data.train_dataloader()
     if loader is None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
     run.loader = rebuild_loader(loader, seed=run.seed, training=True)
     run.limit = _limit(trainer.limit_train_batches, run.loader)
+    run.training_step = _training_step(run)
+    run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)
     run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers())
-    if ckpt_path is not None:
-        restore_run(run, ckpt_path)
+    if run.resume_from is not None:
+        restore_run(run, run.resume_from)
         run.sanity = None
-    return run
+
+
+def _check_state_keys(run: FitRun) -> None:
+    seen: dict[str, Any] = {}
+    for callback in run.callbacks:
+        if callback.state_key in seen and callback.state_dict():
+            raise UsageError(
+                f"two callbacks store their state as {callback.state_key!r}",
+                fix="give each its own: a property state_key in the class",
+            )
+        seen[callback.state_key] = callback
+
+
+def _training_step(run: FitRun) -> Callable[..., Any]:
+    """The module's step, followed by its `training_step_end` if there is one."""
+    module = run.module
+    if not hasattr(module, "training_step_end"):
+        step: Callable[..., Any] = module.training_step
+        return step
+
+    def step_and_end(*arguments: Any) -> Any:
+        outputs = module.training_step(*arguments)
+        run.moment = "training_step_end"
+        changed = module.training_step_end(outputs)
+        return outputs if changed is None else changed
+
+    return step_and_end
 
 
 def _add_validation(run: FitRun) -> None:
@@ -119,30 +163,30 @@ def _add_validation(run: FitRun) -> None:
     limits = [_limit(trainer.limit_val_batches, loader) for loader in loaders]
     if not loaders or all(limit == 0 for limit in limits):
         return
-    run.validation = EvaluationRun(run, "validation", loaders, limits, parent=run)
-    if trainer.num_sanity_val_steps:
-        steps = trainer.num_sanity_val_steps
+    run.validation = _nested_validation(run, loaders, limits)
+    if steps := trainer.num_sanity_val_steps:
         few = limits if steps < 0 else [steps if limit is None else min(steps, limit) for limit in limits]
-        run.sanity = EvaluationRun(run, "validation", loaders, few, parent=run)
+        run.sanity = _nested_validation(run, loaders, few)
 
 
-def prepare_evaluation(trainer: Any, module: Module, data: DataModule, stage: str) -> EvaluationRun:
-    """A run of `validate`, `test` or `predict` that is ready to be driven."""
-    word = {"validate": "validation", "test": "test", "predict": "predict"}[stage]
-    run: Run = _new(Run, trainer, module, data)
-    run.callbacks = trainer.callbacks_of(stage)
-    _start(run, stage)
+def _nested_validation(run: FitRun, loaders: list[Any], limits: list[int | None]) -> EvaluationRun:
+    nested = EvaluationRun(run.trainer, run.module, run.data, run.device, run.precision, "validate", run)
+    nested.memory_format, nested.loaders, nested.limits = run.memory_format, loaders, limits
+    return nested
+
+
+def _prepare_evaluation(run: EvaluationRun) -> None:
+    trainer, stage, step = run.trainer, run.stage, f"{run.word}_step"
+    if stage != "predict" and getattr(type(run.module), step) is getattr(Module, step):
+        raise UsageError(f"{type(run.module).__name__} has no {step}", fix=f"def {step}(self, batch, batch_idx)")
+    _start(run)
+    if run.weights_from is not None:
+        load_checkpoint_into(run.module, read_checkpoint(run.weights_from), run.weights_from)
     short = {"validate": "val"}.get(stage, stage)
-    step = f"{word}_step"
-    if stage != "predict" and getattr(type(module), step) is getattr(Module, step):
-        raise UsageError(f"{type(module).__name__} has no {step}", fix=f"def {step}(self, batch, batch_idx)")
-    loaders = _loaders(getattr(data, f"{short}_dataloader")(), trainer.seed)
-    if not loaders:
+    run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), trainer.seed)
+    if not run.loaders:
         raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
-    limits = [_limit(getattr(trainer, f"limit_{short}_batches"), loader) for loader in loaders]
-    evaluation = EvaluationRun(run, word, loaders, limits, keep_outputs=stage == "predict")
-    evaluation.callbacks, evaluation.listeners = run.callbacks, run.listeners
-    return evaluation
+    run.limits = [_limit(getattr(trainer, f"limit_{short}_batches"), loader) for loader in run.loaders]
 
 
 def _loaders(given: Any, seed: int) -> list[Any]:

@@ -16,7 +16,7 @@ from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpointing import environment
 from flashtask.trainer.fit_run import FitRun
 
-__all__ = ["load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+__all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
 
 def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
@@ -91,6 +91,12 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
             fix="build the module with the arguments that it was saved with",
         )
     module.load_state_dict(state, strict=strict)
+
+
+def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
+    """Load what `read_checkpoint` gave into a module that has met its data."""
+    module.on_load_checkpoint(content)
+    load_weights(module, content["state_dict"], path)
 
 
 def restore_run(run: FitRun, path: Any) -> None:

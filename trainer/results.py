@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torchmetrics import Metric
 
 from flashtask.core.errors import UsageError
@@ -51,7 +52,7 @@ class Entry:
             value = value.detach()
             if value.numel() != 1:
                 raise UsageError(f"log({self.name!r}) takes a number, not a tensor of shape {tuple(value.shape)}")
-            value = value.item() if value.device.type == "cpu" else value.reshape(())
+            value = value.item() if value.device.type == "cpu" else value.float().reshape(())
         self.value = value
         if not self.on_epoch:
             return
@@ -159,21 +160,33 @@ class Results:
         self.reset_metrics()
         self.entries.clear()
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Entries with what they have summed up so far."""
-        return [
-            {"moment": moment, **entry.state_dict()}
-            for (moment, _), entry in self.entries.items()
-            if entry.metric is None
-        ]
+    def state_dict(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Entries with what they have summed up so far; metric objects by their place in the module."""
+        places = {id(part): place for place, part in module.named_modules() if isinstance(part, Metric)}
+        rows = []
+        for (moment, _), entry in self.entries.items():
+            row = {"moment": moment, **entry.state_dict()}
+            if entry.metric is not None and id(entry.metric) in places:
+                states = {name: getattr(entry.metric, name) for name in entry.metric._defaults}
+                row["metric"] = {"place": places[id(entry.metric)], "states": states}
+                row["metric"]["updates"] = entry.metric._update_count
+            rows.append(row)
+        return rows
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+    def load_state_dict(self, state: list[dict[str, Any]], module: nn.Module) -> None:
         """Take back what `state_dict` gave."""
         self.entries.clear()
         for row in state:
             settings = {k: row[k] for k in ("name", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx")}
             entry = Entry(**settings)
             entry.total, entry.weight = row["total"], row["weight"]
+            if "metric" in row:
+                metric = module.get_submodule(row["metric"]["place"])
+                assert isinstance(metric, Metric)
+                for name, value in row["metric"]["states"].items():
+                    setattr(metric, name, value)
+                metric._update_count = row["metric"]["updates"]
+                entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry
 
 

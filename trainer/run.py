@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ __all__ = ["EvaluationRun", "Run", "RunInterruptedError", "at_most"]
 
 class Run:
     """What every verb has: module, data, device, precision, and the values logged so far."""
+
+    #: `fit`, `validate`, `test` or `predict`
+    stage = ""
 
     def __init__(self, trainer: Any, module: Any, data: Any, device: torch.device, precision: Precision) -> None:
         self.trainer, self.module, self.data = trainer, module, data
@@ -95,43 +99,56 @@ class EvaluationRun(Run):
     """Validation, test or prediction; it may nest in a fit run, and never replaces it.
 
     Args:
-        outer: the run whose module, data and device it uses.
-        word: `validation`, `test` or `predict`: the first word of its moments.
-        loaders: one or more loaders.
-        limits: for each loader, batches at the most, or None.
+        trainer: whose verb it is.
+        module: to evaluate.
+        data: its data module.
+        device: where it runs.
+        precision: in which number format.
+        stage: `validate`, `test` or `predict`.
         parent: the fit run it nests in, or None.
-        keep_outputs: collect what the step returns, for `predict`.
     """
 
     def __init__(
-        self,
-        outer: Run,
-        word: str,
-        loaders: list[Any],
-        limits: list[int | None],
-        *,
-        parent: Any = None,
-        keep_outputs: bool = False,
+        self, trainer: Any, module: Any, data: Any, device: torch.device, precision: Precision, stage: str, parent: Any
     ) -> None:
-        super().__init__(outer.trainer, outer.module, outer.data, outer.device, outer.precision)
-        self.memory_format = outer.memory_format
-        self.word, self.loaders, self.limits, self.parent = word, loaders, limits, parent
-        self.step_name = "predict_step" if word == "predict" else f"{word}_step"
-        self.keep_outputs = keep_outputs
-        self.outputs: list[list[Any]] = [[] for _ in loaders]
+        super().__init__(trainer, module, data, device, precision)
+        self.stage, self.parent = stage, parent
+        #: the first word of its moments
+        self.word = {"validate": "validation"}.get(stage, stage)
+        self.loaders: list[Any] = []
+        #: for each loader, batches at the most, or None
+        self.limits: list[int | None] = []
+        self.keeps_outputs = stage == "predict" or hasattr(module, f"{self.word}_epoch_end")
+        self.outputs: list[list[Any]] = []
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
         self.samples_seen = 0
+        #: the checkpoint whose weights are loaded first, or None
+        self.weights_from: Path | None = None
+        self._step = getattr(module, f"{self.word}_step")
+        self._step_end = getattr(module, f"{self.word}_step_end", None)
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._outer: Run | None = None
+
+    @property
+    def is_sanity_check(self) -> bool:
+        """Whether this is the short pass before training, which leaves no trace."""
+        return self.parent is not None and self is self.parent.sanity
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a pass has begun and not ended."""
+        return bool(self._modes)
 
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
         self.samples_seen = 0
+        self.outputs = [[] for _ in self.loaders]
         self._modes = [(part, part.training) for part in self.module.modules()]
         self._generators = generator_states()
+        self._outer, self.trainer.active_run = self.trainer.active_run, self
         self.module.eval()
-        self.trainer.active_run = self
 
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
         """The batches of one loader, on the device, with their numbers."""
@@ -141,7 +158,6 @@ class EvaluationRun(Run):
             yield self.to_device(batch, number), batch_idx
             self.samples_seen += self.batch_size
             if self.parent is not None and self.parent.interrupted_by is not None:
-                self.abandon()
                 raise RunInterruptedError(self.parent.interrupted_by)
 
     def batches_in(self, number: int) -> int | None:
@@ -150,20 +166,31 @@ class EvaluationRun(Run):
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
         """Call the module's method for a batch; the loader's number is passed where there are several."""
-        method = getattr(self.module, self.step_name)
-        return method(batch, batch_idx, dataloader_idx) if len(self.loaders) > 1 else method(batch, batch_idx)
+        self.moment = f"{self.word}_step"
+        arguments = (batch, batch_idx, dataloader_idx) if len(self.loaders) > 1 else (batch, batch_idx)
+        outputs = self._step(*arguments)
+        if self._step_end is None:
+            return outputs
+        self.moment = f"{self.word}_step_end"
+        changed = self._step_end(outputs)
+        return outputs if changed is None else changed
 
     def keep(self, outputs: Any, number: int) -> None:
-        """Collect what prediction returns."""
-        if self.keep_outputs:
+        """Collect what the step returns, for `predict` and for a module with `*_epoch_end(outputs)`."""
+        if self.keeps_outputs:
             self.outputs[number].append(outputs)
+
+    @property
+    def outputs_of_pass(self) -> list[Any]:
+        """Outputs of all batches, in a list for each loader where there are several."""
+        return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     def close(self) -> None:
         """Compute the values of the pass and hand them to the fit run, if there is one."""
+        self.loader_number = None
         self.results_of_pass = self.results.epoch_values(logger_only=True)
-        if self.parent is not None and self is not self.parent.sanity:
-            self.parent.metrics.update(self.results.callback_values())
-        self.results.reset_metrics()
+        if self.parent is not None and not self.is_sanity_check:
+            self.parent.take_metrics(self.results.callback_values())
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader."""
@@ -174,14 +201,15 @@ class EvaluationRun(Run):
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""
-        if self.parent is not None and self is self.parent.sanity:
-            self.abandon()
+        if self.is_sanity_check:
+            set_generator_states(self._generators)
+        self.results.reset_metrics()
         for part, mode in self._modes:
             part.training = mode
         self._modes = []
-        self.trainer.active_run = self.parent or self
+        self.trainer.active_run = self._outer
 
     def abandon(self) -> None:
-        """Put back what the pass drew from the generators: it is not part of the run that goes on, or is resumed."""
+        """End in the middle: what the pass drew from the generators is not part of the run that is continued."""
         set_generator_states(self._generators)
-        self.results.reset_metrics()
+        self.end()

@@ -14,7 +14,7 @@ __all__ = ["stopping_at_the_next_step"]
 
 @contextmanager
 def stopping_at_the_next_step(run: Any) -> Iterator[None]:
-    """Set `run.interrupted_by` when a signal asks to stop; a second Ctrl-C stops at once.
+    """Set `run.interrupted_by` when a signal asks to stop; a second one stops at once.
 
     Outside the main thread nothing is installed: Python allows handlers only there.
     """
@@ -24,7 +24,7 @@ def stopping_at_the_next_step(run: Any) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if run.interrupted_by is not None:
-            raise KeyboardInterrupt
+            raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
         run.interrupted_by = number
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -65,6 +65,12 @@ class Finetuning:
         """The stage in which the most of the backbone trains: what the optimizer has to hold."""
         return max(self.stages, key=lambda stage: float("inf") if stage.layers is None else stage.layers)
 
+    def recipe(self) -> str | dict[str, list[list[int | None]]]:
+        """How a recipe writes the strategy: its name if that is registered, else its stages."""
+        if self.name.partition(":")[0] in FINETUNING:
+            return self.name
+        return {"stages": [[stage.start, stage.layers] for stage in self.stages]}
+
     def __repr__(self) -> str:
         return f"Finetuning({self.name!r}, {list(self.stages)})"
 
@@ -130,6 +136,8 @@ def resolve_finetuning(strategy: Any) -> Finetuning:
         if name == "unfreeze_milestones" and len(arguments) == 1 and isinstance(arguments[0], (tuple, list)):
             arguments = list(arguments[0])
         return _build(name, arguments)
+    if isinstance(strategy, dict) and set(strategy) == {"stages"}:
+        return Finetuning([Stage(start, layers) for start, layers in strategy["stages"]])
     if hasattr(strategy, "stages"):
         stages = strategy.stages() if callable(strategy.stages) else strategy.stages
         return Finetuning(tuple(stages), getattr(strategy, "name", "custom"))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from flashtask._version import __version__
-from flashtask.trainer.checkpointing import ModelCheckpoint, plain_hyperparameters
+from flashtask.trainer.checkpointing import ModelCheckpoint
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.hyperparameters import plain_hyperparameters
 
 __all__ = ["announce", "summary_of"]
 

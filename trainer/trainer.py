@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,16 @@ from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import last_seed
 from flashtask.trainer.callbacks import Callback
-from flashtask.trainer.checkpointing import ModelCheckpoint, checkpoint_content
+from flashtask.trainer.checkpointing import ONLY_FOR_RESUMING, ModelCheckpoint, checkpoint_content
+from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.driving import drive
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers import CSVLogger, Logger
 from flashtask.trainer.loop import Loops
-from flashtask.trainer.preparing import check_module, data_of, prepare_evaluation, prepare_fit
+from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
 from flashtask.trainer.progress import ProgressBar
 from flashtask.trainer.restoring import load_weights
-from flashtask.trainer.run import Run
+from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
 from flashtask.trainer.stages import resolve_finetuning
@@ -147,10 +146,7 @@ class Trainer:
             return
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        path = self._resolve_checkpoint(ckpt_path)
-        with self._fitting():
-            run = prepare_fit(self, module, data, None, path)
-            drive(run, self.loops.fit(run), "fit")
+        drive(fit_run(self, module, data, None, self._resolve_checkpoint(ckpt_path)), self.loops.fit)
 
     def finetune(
         self,
@@ -176,13 +172,9 @@ class Trainer:
         """
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
-        finetuning = resolve_finetuning(strategy)
-        path = self._resolve_checkpoint(ckpt_path)
-        with self._fitting():
-            run = prepare_fit(self, module, data, finetuning, path)
-            drive(run, self.loops.fit(run), "fit")
-            if restore_best:
-                self._restore_best(run)
+        run = fit_run(self, module, data, resolve_finetuning(strategy), self._resolve_checkpoint(ckpt_path))
+        run.restores_best = restore_best
+        drive(run, self.loops.fit)
 
     def validate(
         self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
@@ -207,12 +199,14 @@ class Trainer:
         """
         if self.fit_run is None:
             raise UsageError("save_checkpoint needs a fit first", fix="trainer.finetune(model, datamodule=data)")
-        if self._restored_best is not None and not weights_only:
+        if self._restored_best is None:
+            content = checkpoint_content(self.fit_run)
+        else:
             content = read_checkpoint(self._restored_best)
             content.pop("hyperparameters", None)
-            write_checkpoint(Path(path), content)
-            return
-        write_checkpoint(Path(path), checkpoint_content(self.fit_run, weights_only=weights_only))
+        if weights_only:
+            content = {key: value for key, value in content.items() if key not in ONLY_FOR_RESUMING}
+        write_checkpoint(Path(path), content)
 
     # ---- what a run tells
 
@@ -246,6 +240,21 @@ class Trainer:
         return float("inf") if total is None else total
 
     @property
+    def sanity_checking(self) -> bool:
+        """Whether the few validation batches before training run now."""
+        return isinstance(self.active_run, EvaluationRun) and self.active_run.is_sanity_check
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the fit ends after this epoch; set it to True to end it."""
+        return self.fit_run is not None and bool(self.fit_run.stop_reason)
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if self.fit_run is not None:
+            self.fit_run.stop_reason = (self.fit_run.stop_reason or "trainer.should_stop was set") if value else ""
+
+    @property
     def is_global_zero(self) -> bool:
         """Whether this process writes files and prints."""
         return True
@@ -274,17 +283,19 @@ class Trainer:
             **self._changed,
             "max_epochs": self.max_epochs,
             "max_steps": self.max_steps,
-            "precision": str(self.precision or run.module.default_precision),
+            "precision": str(getattr(self.precision, "name", self.precision) or run.module.default_precision),
             "seed": run.seed,
         }
         settings = {n: said[n] for n in inspect.signature(Trainer).parameters if n in said and n not in _NOT_IN_RECIPES}
-        strategy = run.freezing.finetuning.name if run.freezing is not None else "no_freeze"
+        finetune = {"strategy": "no_freeze", "restore_best": False}
+        if run.finetuning is not None:
+            finetune = {"strategy": run.finetuning.recipe(), "restore_best": run.restores_best}
         return {
             "task": module["task"],
             "data": data,
             "model": module["model"],
             "trainer": settings,
-            "finetune": {"strategy": strategy},
+            "finetune": finetune,
         }
 
     # ---- how a verb is carried out
@@ -296,23 +307,33 @@ class Trainer:
         if stage != "fit":
             return [*bar, *own]
         checkpoints = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        if checkpoints and not self.enable_checkpointing:
+            raise UsageError("enable_checkpointing=False contradicts a ModelCheckpoint", fix="drop one of them")
         if self.enable_checkpointing and not checkpoints:
             checkpoints = [ModelCheckpoint()]
         self.checkpoint_callback = checkpoints[0] if checkpoints else None
         return [*bar, *own, *checkpoints]
 
-    def open_output(self, resume_from: Any) -> None:
-        """Claim the run folder before anything expensive happens."""
-        if not (self.loggers or self.enable_checkpointing):
-            return
-        if self._given_output_dir is None:
-            self.run_folder = RunFolder.next_free(self.default_root_dir)
-        else:
-            here = self._given_output_dir.absolute()
-            resumes_here = resume_from is not None and Path(resume_from).absolute().parent == here
-            self.run_folder = RunFolder(here, resume=resumes_here)
+    def open_output(self, run: FitRun) -> None:
+        """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
+        folder = None
+        if self.loggers or self.enable_checkpointing:
+            folder = self._claim(run.resume_from)
+        self.run_folder, self.fit_run, self._restored_best = folder, run, None
 
-    def _restore_best(self, run: FitRun) -> None:
+    def _claim(self, resume_from: Path | None) -> RunFolder:
+        if self._given_output_dir is None:
+            return RunFolder.next_free(self.default_root_dir)
+        here = self._given_output_dir.absolute()
+        return RunFolder(here, resume=resume_from is not None and resume_from.absolute().parent == here)
+
+    def close_output(self, run: FitRun) -> None:
+        """Let the run folder go; its path stays known."""
+        if self.run_folder is not None and self.fit_run is run:
+            self.run_folder.release()
+
+    def restore_best(self, run: FitRun) -> None:
+        """Put the best epoch's weights back into the module."""
         checkpoint = self.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return
@@ -321,19 +342,23 @@ class Trainer:
         self._restored_best = path
 
     def _evaluate(self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any) -> Any:
-        if model is None and self.fit_run is None:
+        fitted = self.fit_run
+        if model is None and fitted is None:
             raise UsageError(f"trainer.{stage}() needs a model, or a fit first", fix=f"trainer.{stage}(model, ...)")
-        module = check_module(model if model is not None else self.fit_run.module)  # type: ignore[union-attr]
-        if dataloaders is None and datamodule is None and self.fit_run is not None:
-            datamodule = self.fit_run.data
+        module = check_module(model if fitted is None or model is not None else fitted.module)
+        is_fitted = fitted is not None and module is fitted.module
+        # Another module's own loaders are asked of that module, not of the one that was fitted.
+        reusable = fitted is not None and (is_fitted or not isinstance(fitted.data, GivenLoaders))
+        if dataloaders is None and datamodule is None and fitted is not None and reusable:
+            datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
-        path = self._resolve_checkpoint(ckpt_path)
-        if path is not None:
-            load_weights(module, read_checkpoint(path)["state_dict"], path)
-        run = prepare_evaluation(self, module, data, stage)
-        drive(run, self.loops.evaluate(run), stage)
+        run = evaluation_run(self, module, data, stage)
+        run.weights_from = self._resolve_checkpoint(ckpt_path)
+        drive(run, self.loops.evaluate)
+        if run.weights_from is not None and is_fitted:
+            self._restored_best = run.weights_from
         if stage == "predict":
-            return run.outputs if len(run.outputs) > 1 else run.outputs[0]
+            return run.outputs_of_pass
         self._last_metrics = run.results_of_pass
         return run.metrics_of_loaders()
 
@@ -352,20 +377,6 @@ class Trainer:
                 fix="fit first, or give the path of a file",
             )
         return Path(found)
-
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Around a fit: afterwards module and run folder are let go of, and gradients are wanted where they were."""
-        self._restored_best, self.run_folder, self.fit_run = None, None, None
-        try:
-            yield
-        finally:
-            if self.fit_run is not None:
-                self.fit_run.module.trainer = self.fit_run.data.trainer = None
-                if self.fit_run.freezing is not None:
-                    self.fit_run.freezing.restore()
-            if self.run_folder is not None:
-                self.run_folder.release()
 
 
 def _loggers(logger: Any) -> list[Logger]:

@@ -1,0 +1,92 @@
+"""Failures of the machine and of worker processes, told as errors of flashtask's. Imports no torch.
+
+What comes from torch is known by the names of its classes and by its wording.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from flashtask.core import errors
+from flashtask.core.errors import FlashtaskError, OutOfMemoryError, ProcessLostError, UnknownNameError, UsageError
+
+__all__ = ["as_users_see_it"]
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
+_WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
+_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
+_CAUGHT = re.compile(r"Caught (\w+) in .*\nOriginal Traceback", re.MULTILINE)
+
+
+def as_users_see_it(error: BaseException, batch_size: int | None = None) -> BaseException:
+    """What to raise or tell in place of an error: the error itself, unless it can be named better.
+
+    Args:
+        error: whatever ended a run or a command.
+        batch_size: samples in a batch of the run, if it is known; a lack of memory is answered with a smaller one.
+
+    Returns:
+        `OutOfMemoryError` for what torch, Python or the system say where memory ends; `ProcessLostError` for a worker
+        of a data loader that died; for an error of flashtask's from a worker, that error without the worker's traceback.
+    """
+    if (from_worker := _from_a_worker(error)) is not None:
+        return from_worker
+    if isinstance(error, FlashtaskError):
+        return error
+    if (lost := _lost_worker(error)) is not None:
+        return lost
+    return _out_of_memory(error, batch_size) if _lacks_memory(error) else error
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def _out_of_memory(error: BaseException, batch_size: int | None) -> OutOfMemoryError:
+    if batch_size is None:
+        what, fix = "out of memory", "a smaller batch_size, or num_workers=0"
+    elif batch_size > 1:
+        what = f"out of memory with batches of {batch_size}"
+        fix = f"batch_size={batch_size // 2}; with accumulate_grad_batches=2 it trains the same"
+    else:
+        what, fix = "out of memory with batches of 1", "smaller images, or a smaller backbone"
+    # A worker's text begins with where it was caught; what it ran out of ends it.
+    lines = str(error).strip().splitlines() or [""]
+    return OutOfMemoryError(what, why=lines[-1] if _CAUGHT.search(str(error)) else lines[0], fix=fix)
+
+
+def _lost_worker(error: BaseException) -> ProcessLostError | None:
+    """The signal may stand in the error that this one came from."""
+    found = _WORKER_LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    texts = [str(part) for part in (error, error.__cause__, error.__context__) if part is not None]
+    signal = next((named[1].strip() for text in texts if (named := _SIGNAL.search(text))), "")
+    what = f"a process that loads data (pid {found[1].strip()}) " + (f"was killed: {signal}" if signal else "died")
+    why = {
+        "Killed": "the system does that to a process when memory runs out",
+        "Bus error": "shared memory (/dev/shm) ran out",
+    }.get(signal, "")
+    return ProcessLostError(what, why=why, fix="num_workers=0 loads in this process")
+
+
+def _from_a_worker(error: BaseException) -> FlashtaskError | None:
+    """The error whose traceback a data loader put into the message of another of its kind (or of a RuntimeError)."""
+    text = error.what if isinstance(error, FlashtaskError) else str(error) if isinstance(error, RuntimeError) else ""
+    caught = _CAUGHT.search(text)
+    if caught is None:
+        return None
+    kind = type(error) if isinstance(error, FlashtaskError) else getattr(errors, caught[1], None)
+    if not (isinstance(kind, type) and issubclass(kind, FlashtaskError)):
+        return None
+    *_, own = re.split(rf"^(?:\w+\.)*{caught[1]}: ", text, flags=re.MULTILINE)
+    what, _, fix = own.strip().partition("\n  fix: ")
+    what, _, why = what.partition("\n  why: ")
+    # Its arguments are those of a mistyped name, which are lost.
+    made = UsageError if issubclass(kind, UnknownNameError) else kind
+    return made(what, why=why, fix=fix)
