@@ -16,12 +16,14 @@ from typing import NoReturn
 
 import click
 
+from flashtask.cli.flags import as_flags
 from flashtask.cli.usage import explain
 from flashtask.core.errors import FlashtaskError
+from flashtask.core.failures import as_users_see_it
 
 __all__ = ["main", "run"]
 
-_BUG, _STORAGE, _MEMORY, _INTERRUPTED = 70, 74, 81, 130
+_BUG, _STORAGE, _INTERRUPTED = 70, 74, 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -60,8 +62,9 @@ def _report(error: BaseException, argv: Sequence[str]) -> int:
         _drop_stdout()  # what could not be written would fail once more at exit
     if "--debug" in argv:
         traceback.print_exception(error)
-    if isinstance(error, click.ClickException):
-        error = explain(error, argv)
+    error = explain(error, argv) if isinstance(error, click.ClickException) else as_users_see_it(error)
+    if isinstance(error, FlashtaskError):
+        error.fix = as_flags(error.fix, argv)
     text, code = _told(error)
     print(text, file=sys.stderr)
     return code
@@ -73,8 +76,6 @@ def _told(error: BaseException) -> tuple[str, int]:
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "stopped (Ctrl-C)", _INTERRUPTED
-    if isinstance(error, MemoryError):
-        return "error: out of memory\n  fix: a smaller --batch-size, or fewer --num-workers", _MEMORY
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return (
             f"error: a write failed: {error.strerror}\n  fix: free some space (`df -h`), or write elsewhere",

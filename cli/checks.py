@@ -105,17 +105,15 @@ def check_arguments(recipe: Recipe, section: str, takes: Callable[..., Any]) -> 
 
 
 def _arguments_of(takes: Callable[..., Any]) -> list[str] | None:
-    """Names of arguments; a class that passes `**options` on has those of its parents too. None: anything."""
-    family = takes.__mro__ if isinstance(takes, type) else (takes,)
-    names: list[str] = []
-    for one in family:
-        if isinstance(one, type) and "__init__" not in vars(one):
-            continue
-        parameters = inspect.signature(one).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None
+    """Names of arguments: a task knows its own (those of its parents too). None: anything, for it passes them on."""
+    own = getattr(takes, "argument_names", None)
+    if own is not None:
+        names: list[str] = own()
+        return names
+    parameters = inspect.signature(takes).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters) and not isinstance(takes, type):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
 def check_keys(recipe: Recipe, section: str, known: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ import click
 
 from flashtask.cli.inputs import checkpoint_source
 from flashtask.cli.options import EVALUATE, given
+from flashtask.core.plain_json import number_or_null
 from flashtask.data.layout import existing_folder, stage_folder
 
 __all__ = ["evaluate"]
@@ -39,7 +40,7 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
     with redirect_stdout(sys.stderr):
         metrics = _measure(verb, checkpoint, folder, params)
     if params["json"]:
-        click.echo(json.dumps(metrics))
+        click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():

@@ -7,14 +7,9 @@ import stat
 from pathlib import Path
 
 from flashtask.core.errors import OutputError
-from flashtask.trainer.run_folder import RUN_FILES
+from flashtask.trainer.run_folder import require_no_run
 
-__all__ = ["files_of_a_run", "require_creatable", "require_free", "require_writable_file"]
-
-
-def files_of_a_run(folder: Path) -> list[str]:
-    """The files of a run that are in a folder; any of them makes it taken."""
-    return [name for name in RUN_FILES if os.path.lexists(folder / name)]
+__all__ = ["require_creatable", "require_free", "require_writable_file"]
 
 
 def require_free(folder: Path) -> None:
@@ -24,12 +19,7 @@ def require_free(folder: Path) -> None:
         OutputError: it is taken, a file, below a file, read-only, or no possible name.
     """
     require_creatable(folder)
-    if found := files_of_a_run(folder):
-        raise OutputError(
-            f"the run folder {str(folder)!r} is taken: it holds {', '.join(found)}",
-            why="a run is never overwritten",
-            fix="another --output-dir, or --resume to continue that run",
-        )
+    require_no_run(folder)
 
 
 def require_writable_file(path: Path) -> None:

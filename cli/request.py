@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.checks import check_names, check_shape, check_values
-from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given
+from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given, kinds_by_key
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
-from flashtask.data.layout import existing_folder, resolve_layout
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, resolve_layout
 
-__all__ = ["DEFAULT_VAL_SPLIT", "fill_in", "requested_recipe", "require_data"]
-
-
-#: The share of the training images that validates where DATA has no validation images of its own.
-DEFAULT_VAL_SPLIT = 0.2
+__all__ = ["fill_in", "requested_recipe", "require_data"]
 
 _FOLDERS = ("train_folder", "val_folder", "test_folder", "predict_folder")
 
@@ -46,15 +42,23 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     check_shape(recipe)
     if data:
         _put_data(recipe, data)
+    _forget_nulls(recipe)
     check_values(recipe)
     check_names(recipe)
     return recipe
 
 
+def _forget_nulls(recipe: Recipe) -> None:
+    """A key that is an option and holds nothing (`max_steps: null`, or an empty value) says nothing."""
+    for key in kinds_by_key():
+        if recipe.get(recipe.here(key)) is None:
+            recipe.remove(recipe.here(key))
+
+
 def fill_in(recipe: Recipe) -> None:
     """Say what a recipe that does not say it means: the task, how long, and which strategy."""
     defaults = {"task": "image_classification", "trainer.max_epochs": 10, "finetune.strategy": "freeze"}
-    if recipe.get("trainer.max_steps", -1) > 0:
+    if (recipe.get("trainer.max_steps") or -1) > 0:
         del defaults["trainer.max_epochs"]
     for key, value in defaults.items():
         if recipe.get(key) is None:

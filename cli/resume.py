@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.output import files_of_a_run, require_creatable
+from flashtask.cli.output import require_creatable
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.core.errors import IntegrityError, UsageError
-from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.run_folder import RunFolder, files_of_a_run
 from flashtask.trainer.stages import resolve_finetuning
 
 __all__ = ["FREE_KEYS", "Start", "newest_whole_checkpoint", "resume"]
@@ -140,7 +140,7 @@ def _is_finished(folder: Path, recipe: Recipe) -> bool:
         summary = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
         return False
-    epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps", -1)
+    epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
     return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))
 

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
+from flashtask.core.plain_json import number_or_null
+
 __all__ = ["WRITERS"]
 
 _GAP = "  "
@@ -67,7 +69,11 @@ def _write_jsonl(
 ) -> None:
     """One object an image, on a line of its own."""
     for prediction in predictions:
-        stream.write(json.dumps(_row(prediction, top_k)) + "\n")
+        row = _row(prediction, top_k)
+        row["score"] = number_or_null(row["score"])
+        if top_k:
+            row["scores"] = [number_or_null(score) for score in row["scores"]]
+        stream.write(json.dumps(row) + "\n")
         stream.flush()
 
 

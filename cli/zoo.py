@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,8 +102,24 @@ def _show(name: str, kind: str | None, as_json: bool) -> None:
 def _print_table(entries: Iterable[Mapping[str, Any]]) -> None:
     rows = [(entry["name"], entry["kind"], _remark(entry)) for entry in entries]
     width = max((len(name) for name, _, _ in rows), default=0)
+    columns = _columns()
     for name, kind, remark in rows:
-        click.echo(f"{name:<{width}}  {kind:<10}  {remark}".rstrip())
+        before = f"{name:<{width}}  {kind:<10}  "
+        click.echo(f"{before}{_cut(remark, columns - len(before)) if columns else remark}".rstrip())
+
+
+def _columns() -> int | None:
+    """How wide the table may be: the terminal, or what COLUMNS says; None where neither does."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def _cut(text: str, width: int) -> str:
+    """What fits of a text; names are never cut, so there may be no room for it at all."""
+    if len(text) <= width:
+        return text
+    return text[: width - 3].rstrip() + "..." if width > 3 else ""
 
 
 def _remark(entry: Mapping[str, Any]) -> str:

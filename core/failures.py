@@ -28,7 +28,7 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
 
     Returns:
         `OutOfMemoryError` for what torch, Python or the system say where memory ends; `ProcessLostError` for a worker
-        of a data loader that died; for an error of flashtask's from a worker, that error without the worker's traceback.
+        of a data loader that died; an error of flashtask's that a worker raised, without the traceback around it.
     """
     if (from_worker := _from_a_worker(error)) is not None:
         return from_worker
@@ -49,7 +49,7 @@ def _lacks_memory(error: BaseException) -> bool:
 
 def _out_of_memory(error: BaseException, batch_size: int | None) -> OutOfMemoryError:
     if batch_size is None:
-        what, fix = "out of memory", "a smaller batch_size, or num_workers=0"
+        what, fix = "out of memory", "smaller batches (batch_size=8), or num_workers=0"
     elif batch_size > 1:
         what = f"out of memory with batches of {batch_size}"
         fix = f"batch_size={batch_size // 2}; with accumulate_grad_batches=2 it trains the same"

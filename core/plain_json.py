@@ -8,12 +8,17 @@ from typing import Any
 
 from flashtask.core.errors import IntegrityError
 
-__all__ = ["canonical_json", "parse_json"]
+__all__ = ["canonical_json", "number_or_null", "parse_json"]
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces and ASCII only: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def number_or_null(value: float) -> float | None:
+    """A number as JSON can hold it: NaN and infinity, which it has no words for, become null."""
+    return value if math.isfinite(value) else None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -88,7 +88,7 @@ def sample_seeds(
     indices: Sequence[int] | np.ndarray[Any, Any],
     seed: int,
     epoch: int,
-    occurrences: Sequence[int] | None = None,
+    occurrences: Sequence[int] | np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """One seed a sample from (seed, epoch, sample, nth occurrence in the epoch): uint64, below 2**63.
 
@@ -152,10 +152,11 @@ def seeded_generators(seed: int, generators: Sequence[str] = GENERATORS) -> Iter
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of the process's default generators: torch (CPU and every CUDA device), `random` and NumPy."""
+    """The states of the process's default generators: torch (CPU, every CUDA device, MPS), `random` and NumPy."""
     return {
         "torch": torch.default_generator.get_state(),
         "cuda": torch.cuda.get_rng_state_all() if _cuda_is_used() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "random": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
     }
@@ -167,10 +168,13 @@ def _cuda_is_used() -> bool:
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
-    """Put back what `generator_states` gave."""
+    """Put back what `generator_states` gave; states of devices that are not here are left out."""
     torch.default_generator.set_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    devices = torch.cuda.device_count() if states["cuda"] else 0
+    for device, state in zip(range(devices), states["cuda"], strict=False):
+        torch.cuda.set_rng_state(state, device)
+    if states.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"][0])
     version, internal, gauss = states["random"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(states["numpy"])
@@ -179,7 +183,8 @@ def set_generator_states(states: dict[str, Any]) -> None:
 class SeededDataset(Dataset[Any]):
     """A map-style dataset whose random draws depend on the sample's place alone.
 
-    The engine's sampler gives it a `Place`; a bare integer (a user's own loop) draws from the place (0, 0, index).
+    The engine's sampler gives it a `Place`. For a bare integer (a user's own loop, sampler or `ConcatDataset`) the seed
+    is drawn from torch's default generator, so that such a sample varies as that of any other dataset does.
     Subclasses define `__len__` and `sample(place)`, and name in `generators` what their transforms draw from.
     """
 
@@ -194,7 +199,7 @@ class SeededDataset(Dataset[Any]):
 
     def __getitem__(self, place: Place | int) -> Any:
         if not isinstance(place, Place):
-            place = Place(int(place), 0, int(sample_seeds([int(place)], 0, 0)[0]))
+            place = Place(int(place), 0, int(torch.empty((), dtype=torch.int64).random_()))
         if not self.generators:
             return self.sample(place)
         with seeded_generators(place.seed, self.generators):

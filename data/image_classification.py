@@ -50,7 +50,9 @@ class ImageClassificationData(DataModule):
         self._arguments = dict(arguments)
         self.batch_size: int = arguments["batch_size"]
         self.num_workers: int | None = arguments["num_workers"]
+        #: The user's own preprocessing: it wins over that of any model. None leaves it to the model.
         self.preprocessing: Preprocessing | None = None
+        self._of_model: Preprocessing | None = None
         #: Labels that a part has no folder for, by part.
         self.missing_classes: dict[str, tuple[str, ...]] = {}
         #: Images that `on_bad_image="skip"` left out.
@@ -161,6 +163,13 @@ class ImageClassificationData(DataModule):
         if len(set(labels)) != len(labels):
             raise UsageError(f"labels has a name twice: {sorted(n for n in labels if labels.count(n) > 1)[0]!r}")
         self._match(tuple(labels), "the model")
+
+    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Take the preprocessing of the model that the data is connected to now; the user's own still wins."""
+        if preprocessing != self._of_model:
+            self._of_model = preprocessing
+            # Those that were made for another model are made again.
+            self._datasets = {part: self._dataset(part) for part in self._datasets}
 
     def split_manifest(self) -> tuple[str, ...]:
         """The images that `val_split` chose, relative to the training folder; empty without a split."""
@@ -281,12 +290,15 @@ class ImageClassificationData(DataModule):
             pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
             _say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
 
+    def _preprocessing(self) -> Preprocessing:
+        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
+        return self.preprocessing or self._of_model or Preprocessing()
+
     def _channels(self) -> int:
-        return (self.preprocessing or Preprocessing()).input_size[0]
+        return self._preprocessing().input_size[0]
 
     def _dataset(self, part: str) -> ImageFileDataset:
-        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
-        preprocessing = self.preprocessing or Preprocessing()
+        preprocessing = self._preprocessing()
         images = self._parts[part]
         targets = None
         if part != "predict":

@@ -73,12 +73,21 @@ class ImageClassifier(Task):
                 )
             self.labels = found
         elif found and found != self.labels:
-            datamodule.set_labels(self.labels)
+            self._give_labels(datamodule, found)
         if self.labels is not None:
             self.num_classes = len(self.labels)
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
+
+    def _give_labels(self, datamodule: Any, found: tuple[str, ...]) -> None:
+        if not hasattr(datamodule, "set_labels"):
+            raise UsageError(
+                f"the labels of {type(datamodule).__name__} are not the model's, in the model's order",
+                why=f"the data has {_shown(found)}; the model has {_shown(self.labels or ())}",
+                fix="give the data the model's order, or a method set_labels(labels) that takes it",
+            )
+        datamodule.set_labels(self.labels)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
         """Probabilities (B, classes), float32."""
@@ -93,6 +102,28 @@ class ImageClassifier(Task):
             for path, row, values in zip(paths, order.tolist(), scores.tolist(), strict=True)
         ]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the labels that the weights were trained with, if the model has none yet.
+
+        Raises:
+            UsageError: the model's labels are other ones, or stand in another order.
+        """
+        super().on_load_checkpoint(checkpoint)
+        stored = tuple(checkpoint.get("labels") or ())
+        if not stored:
+            return
+        if self.labels is None and self.num_classes in (None, len(stored)):
+            self.labels, self.num_classes = stored, len(stored)
+            self.hparams.update(num_classes=self.num_classes, labels=self.labels)
+            if self.head is None:
+                self.make_head(len(stored))
+        elif self.labels is not None and stored != self.labels:
+            raise UsageError(
+                "the labels of the checkpoint are not the model's, in the model's order",
+                why=f"the checkpoint has {_shown(stored)}; the model has {_shown(self.labels)}",
+                fix="load the whole model: flashtask.load(path)",
+            )
+
     def describe(self) -> dict[str, Any]:
         """The labels too."""
         return {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
@@ -103,3 +134,7 @@ class ImageClassifier(Task):
         if recipe is not None:
             recipe["model"] = {k: v for k, v in recipe["model"].items() if k not in ("labels", "num_classes")}
         return recipe
+
+
+def _shown(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:8])) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")

@@ -105,11 +105,14 @@ def image_batches(
 
 @contextmanager
 def evaluating(module: nn.Module, precision: Precision) -> Iterator[None]:
-    """Eval mode, no gradients and the given precision; every part's own mode comes back afterwards."""
+    """Eval mode, no gradients and the given precision; every part's own mode comes back afterwards.
+
+    Not inference mode: what comes out may be what another model is trained on.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.inference_mode(), precision.forward():
+        with torch.no_grad(), precision.forward():
             yield
     finally:
         for part, mode in modes:

@@ -16,16 +16,18 @@ from torchmetrics import Metric
 from flashtask.backbones import build_backbone
 from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
-from flashtask.heads import build_head
+from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.prediction import as_items, evaluating, image_batches
 from flashtask.trainer.finetuning import Freezing
-from flashtask.trainer.hyperparameters import plain_hyperparameters
+from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler
 from flashtask.trainer.precision import resolve_precision
 from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.wrapping import own_name
 
 __all__ = ["Task"]
 
@@ -87,11 +89,12 @@ class Task(Module):
             if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
         check_names(optimizer, lr_scheduler)
-        built = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **dict(backbone_options or {}))
+        fetched = fetches_weights(pretrained)
+        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **dict(backbone_options or {}))
         self.backbone, self.num_features = built.module, built.num_features
         self.preprocessing: Preprocessing = built.preprocessing
         self._layer_groups = built.layer_groups
-        self._head, self._head_options = head, dict(head_options or {})
+        self._head = DrawnHead(head, head_options or {})
         self.head: nn.Module | None = None
         self.metrics = nn.ModuleDict()
         self.learning_rate = learning_rate
@@ -125,16 +128,23 @@ class Task(Module):
     # ---- the model
 
     def make_head(self, num_outputs: int) -> None:
-        """Build the head and the metrics, once it is known how many outputs there are."""
-        if self._head is not None:
-            self.head = build_head(self._head, self.num_features, num_outputs, **self._head_options)
+        """Build the head and the metrics, once it is known how many outputs there are.
+
+        The weights are drawn from the trainer's seed, else from that of the last `seed_everything`, else from 0:
+        not from what the process has drawn before.
+        """
+        self.head = self._head.draw(self.num_features, num_outputs, self._seed())
         for part in ("val", "test"):
             self.metrics[part] = nn.ModuleDict(self.make_metrics(num_outputs))
+
+    def _seed(self) -> int:
+        seed: int = (last_seed() or 0) if self.trainer is None else self.trainer.seed
+        return seed
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Outputs of the head for images (B, C, H, W) that were preprocessed as `preprocessing` says."""
         features: torch.Tensor = self.backbone(images)
-        if self._head is None:
+        if self._head.kind is None:
             return features
         if self.head is None:
             raise UsageError(
@@ -145,9 +155,22 @@ class Task(Module):
         return outputs
 
     def connect(self, datamodule: Any) -> None:
-        """Give the data its preprocessing; what the user set there wins."""
-        if getattr(datamodule, "preprocessing", self) is None:
-            datamodule.preprocessing = self.preprocessing
+        """Agree with the data on the preprocessing, and before a fit draw an untouched head from the trainer's seed.
+
+        A `preprocessing` that the user set on the data wins, and becomes the task's; else the data is given the
+        task's by its method `use_preprocessing`, if it has one.
+        """
+        self._agree_on_preprocessing(datamodule)
+        if self.trainer is not None and self.trainer.active_run is self.trainer.fit_run:
+            # So it makes no difference to a run whether `num_classes` was given or learned from the data.
+            self._head.redraw(self.head, self._seed())
+
+    def _agree_on_preprocessing(self, datamodule: Any) -> None:
+        own = getattr(datamodule, "preprocessing", None)
+        if isinstance(own, Preprocessing):
+            self.preprocessing = own
+        elif hasattr(datamodule, "use_preprocessing"):
+            datamodule.use_preprocessing(self.preprocessing)
 
     # ---- steps
 
@@ -181,7 +204,7 @@ class Task(Module):
 
     def layer_groups(self) -> list[list[str]]:
         """The backbone's own layer groups, under the task's names."""
-        return [[f"backbone.{name}" for name in group] for group in self._layer_groups]
+        return [[own_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
@@ -249,7 +272,7 @@ class Task(Module):
     def recipe(self) -> dict[str, Any] | None:
         """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""
         arguments = plain_hyperparameters(self)
-        if not self.name or any(isinstance(v, dict) and set(v) == {"not_saved"} for v in arguments.values()):
+        if not self.name or any(find_not_saved(arguments)):
             return None
         return {"task": self.name, "model": arguments}
 
@@ -257,6 +280,14 @@ class Task(Module):
         """Take the preprocessing that the weights were trained with."""
         if "preprocessing" in checkpoint:
             self.preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+            if self.trainer is not None:
+                self._agree_on_preprocessing(self.trainer.active_run.data)
+
+    def resolved_hyperparameters(self) -> dict[str, Any]:
+        """The backbone's learning rate, if the task has such an argument: its default depends on two others."""
+        rate = vars(self).get("backbone_learning_rate")
+        known = rate is not None and "backbone_learning_rate" in self.argument_names()
+        return {"backbone_learning_rate": rate} if known else {}
 
     @classmethod
     def argument_names(cls) -> list[str]:
@@ -271,9 +302,10 @@ class Task(Module):
         return [name for name in names if name not in ("self", "num_outputs")]
 
     @classmethod
-    def rebuild_arguments(cls, stored: dict[str, Any]) -> dict[str, Any]:
+    def rebuild(cls, arguments: dict[str, Any]) -> Self:
         """A checkpoint brings its own weights, so nothing is fetched to build the module that takes them."""
-        return {**stored, "pretrained": False}
+        with building_without_weights():
+            return cls(**arguments)
 
     @classmethod
     def load_from_checkpoint(

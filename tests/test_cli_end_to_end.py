@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from flashtask.cli import run
-from flashtask.core.checkpoint import write_checkpoint
+from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.tasks.image_embedding import ImageEmbedder
 
 OPTIONS = "--backbone test_resnet --no-pretrained --strategy no_freeze --batch-size 4 --num-workers 0 --lr 0.01 --quiet"
@@ -78,7 +78,7 @@ def test_a_run_holds_its_files_and_a_recipe_without_its_own_place(finished, imag
     assert recipe["data"]["from_folders"]["train_folder"] == str(images / "train")
     assert recipe["model"]["backbone"] == "test_resnet"
     assert recipe["trainer"]["seed"] == 3
-    assert recipe["finetune"] == {"strategy": "no_freeze"}
+    assert recipe["finetune"]["strategy"] == "no_freeze"
     assert "output_dir" not in recipe["trainer"]
 
 
@@ -233,6 +233,23 @@ def test_an_empty_class_is_refused_and_nothing_is_left_behind(images, tmp_path, 
     assert run(["finetune", str(tmp_path / "data"), *TRAIN, "--output-dir", str(tmp_path / "RUN")]) == 65
     assert "'green'" in capsys.readouterr().err
     assert not (tmp_path / "RUN").exists()
+
+
+def test_json_holds_null_where_a_metric_is_no_number(finished, images, tmp_path, capsys):
+    content = read_checkpoint(finished / "best.ckpt")
+    for name, tensor in content["state_dict"].items():
+        if name.startswith("head."):
+            content["state_dict"][name] = tensor * float("nan")
+    content.pop("hyperparameters")
+    write_checkpoint(tmp_path / "nan.ckpt", content)
+    assert run(["validate", str(tmp_path / "nan.ckpt"), str(images), "--json", "--quiet"]) == 0
+    metrics = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert metrics["val_loss"] is None
+    argv = ["predict", str(tmp_path / "nan.ckpt"), str(images / "test"), "--format", "jsonl", "--top-k", "2"]
+    assert run(argv) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0], parse_constant=pytest.fail)
+    assert row["score"] is None
+    assert row["scores"] == [None, None]
 
 
 def test_predict_a_folder_in_order_in_every_format(finished, images, capsys):

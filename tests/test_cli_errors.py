@@ -12,6 +12,7 @@ import pytest
 
 from flashtask.backbones import BACKBONES
 from flashtask.cli import run
+from flashtask.cli.flags import as_flags
 
 COMMANDS = ["finetune", "predict", "validate", "test", "zoo"]
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,9 @@ def test_without_arguments_the_help_is_shown(capsys):
     ("raised", "code", "words"),
     [
         (RuntimeError("the moon is full"), 70, "RuntimeError: the moon is full"),
-        (MemoryError(), 81, "out of memory"),
+        (MemoryError(), 81, "--batch-size 8"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 81, "out of memory"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), 71, "--num-workers 0"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
@@ -125,6 +128,25 @@ def test_exit_codes_of_what_nobody_expects(raised, code, words, class_folders, t
     assert "Traceback" not in plain
     assert "Traceback" in with_debug
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fix", "argv", "typed"),
+    [
+        ('leave them out with on_bad_image="skip"', "finetune d", "leave them out with --on-bad-image skip"),
+        ("pretrained=False", "finetune d --debug", "--no-pretrained"),
+        ("pretrained=True", "finetune d", "pretrained=True"),
+        ("val_split=0.2 instead of val_folder", "finetune d", "--val-split 0.2 instead of val_folder"),
+        ("pass gradient_clip_val=1.0", "finetune d", "pass --set trainer.gradient_clip_val=1.0"),
+        ("pass gradient_clip_val=1.0", "validate c d", "pass gradient_clip_val=1.0"),
+        ("batch_size=4, or num_workers=0", "predict c d", "--batch-size 4, or --num-workers 0"),
+        ("Task(pretrained=False, num_workers=0)", "finetune d", "Task(pretrained=False, num_workers=0)"),
+        ("num_workers=0", "--debug", "num_workers=0"),
+        ("--set trainer.seed=1", "finetune d", "--set trainer.seed=1"),
+    ],
+)
+def test_a_fix_in_python_is_shown_as_it_is_typed(fix, argv, typed):
+    assert as_flags(fix, argv.split()) == typed
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "loop/run"])

@@ -39,6 +39,21 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_null_says_nothing(folders):
+    Path("r.yaml").write_text("trainer: {max_steps: null, max_epochs: ~, seed: }\nmodel: {learning_rate: null}\n")
+    recipe = asked("data", "--config", "r.yaml")
+    fill_in(recipe)
+    assert recipe.get("trainer") == {"max_epochs": 10}
+    assert recipe.get("model") == {}
+    assert asked("data", "--set", "trainer.max_steps=null").get("trainer") == {}
+
+
+def test_null_in_a_recipe_that_was_not_checked_does_not_crash():
+    recipe = Recipe({"trainer": {"max_steps": None}})
+    fill_in(recipe)
+    assert recipe.get("trainer.max_epochs") == 10
+
+
 def documented(option: Option) -> str:
     key = f"{option.key}: {str(option.value).lower()}" if option.key and option.kind is None else option.key
     flag = f"{option.flag} {option.metavar}".strip()

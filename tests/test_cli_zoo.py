@@ -45,6 +45,19 @@ def test_the_table_has_a_line_an_entry(capsys):
     assert [line.split()[:2] for line in lines] == [[name, "head"] for name in HEADS.names()]
 
 
+def test_the_table_is_cut_at_the_width_that_is_given(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run(["zoo"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert max(map(len, whole)) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["zoo"]) == 0
+    cut = capsys.readouterr().out.splitlines()
+    assert max(map(len, cut)) <= 80
+    assert [line.split()[0] for line in cut] == [line.split()[0] for line in whole]
+    assert any(line.endswith("...") for line in cut)
+
+
 def test_show_tells_what_is_known_of_one_name(capsys):
     assert run(["zoo", "show", "resnet18"]) == 0
     text = capsys.readouterr().out

@@ -143,6 +143,25 @@ def test_another_thread_count_or_seed_is_reported(tmp_path, capsys):
     assert "not be bit-equal (seed 3 -> 4)" in capsys.readouterr().err
 
 
+def test_other_settings_are_reported_in_the_same_line(tmp_path, capsys):
+    train, val = loaders()
+    trainer(tmp_path, max_epochs=1).finetune(net(), train, val, strategy="no_freeze")
+    again = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, gradient_clip_val=1.0)
+    again.finetune(net(), loaders(batch_size=4)[0], val, strategy="freeze", ckpt_path=tmp_path / "last.ckpt")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "bit-equal" in line]
+    for said in ("accumulate_grad_batches 1 -> 2", "gradient_clip_val None -> 1.0", "batch_size 8 -> 4"):
+        assert said in line
+    assert "strategy no_freeze -> freeze" in line
+
+
+@pytest.mark.parametrize(("first", "second"), [("32", "16-mixed"), ("16-mixed", "32")])
+def test_a_run_resumed_in_another_precision_says_so_and_starts_a_fresh_scaler(tmp_path, capsys, first, second):
+    trainer(tmp_path, max_epochs=1, precision=first).fit(net(), *loaders())
+    trainer(tmp_path, max_epochs=2, precision=second).fit(net(), *loaders(), ckpt_path=tmp_path / "last.ckpt")
+    assert f"precision {first} -> {second}" in capsys.readouterr().err
+    assert read_checkpoint(tmp_path / "last.ckpt")["precision"]["name"] == second
+
+
 def test_another_strategy_cannot_resume(tmp_path):
     class Grouped(Net):
         def configure_optimizers(self):

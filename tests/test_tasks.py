@@ -8,11 +8,24 @@ import json
 import pytest
 import torch
 from PIL import Image
-from small import colour_folders
+from small import Net, colour_folders, digest, loaders
 
 import flashtask
-from flashtask import ImageClassificationData, ImageClassifier, ImageEmbedder, Trainer, read_checkpoint
+from flashtask import (
+    Callback,
+    DataModule,
+    ImageClassificationData,
+    ImageClassifier,
+    ImageEmbedder,
+    Trainer,
+    read_checkpoint,
+)
 from flashtask.core.errors import BadDataError, IntegrityError, MissingInputError, UsageError
+from flashtask.core.preprocessing import Preprocessing
+from flashtask.tasks.building import building_without_weights
+from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.restoring import load_checkpoint_into
+from flashtask.trainer.stages import resolve_finetuning
 
 TINY = "timm/test_resnet"
 OPTIONS = {"backbone": TINY, "pretrained": False, "learning_rate": 0.02}
@@ -192,7 +205,7 @@ def test_an_image_that_is_cut_in_half_stops_before_training(tmp_path):
 
 
 def test_a_module_that_is_no_task_is_loaded_by_its_class(tmp_path):
-    from small import Net, loaders, net
+    from small import net
 
     trainer = quiet(tmp_path / "run", max_steps=1)
     trainer.fit(net(), *loaders())
@@ -206,7 +219,8 @@ def test_a_module_that_is_no_task_is_loaded_by_its_class(tmp_path):
 
 def test_an_argument_that_could_not_be_stored_is_asked_for_by_name(tmp_path):
     backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    model = ImageClassifier(backbone=backbone, num_classes=2)
+    with pytest.warns(UserWarning, match=r"backbone of ImageClassifier \(Sequential\) cannot be stored"):
+        model = ImageClassifier(backbone=backbone, num_classes=2)
     trainer = quiet(tmp_path / "run", max_steps=1)
     trainer.fit(model, datamodule=small_data(tmp_path))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
@@ -214,7 +228,8 @@ def test_an_argument_that_could_not_be_stored_is_asked_for_by_name(tmp_path):
     with pytest.raises(UsageError, match=r"'backbone' of ImageClassifier \(Sequential\) could not be stored"):
         ImageClassifier.load_from_checkpoint(path)
     again = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    loaded = ImageClassifier.load_from_checkpoint(path, backbone=again)
+    with pytest.warns(UserWarning, match="cannot be stored"):
+        loaded = ImageClassifier.load_from_checkpoint(path, backbone=again)
     assert torch.equal(loaded.backbone[0].weight, model.backbone[0].weight)
 
 
@@ -259,8 +274,6 @@ def test_augmentation_starts_when_the_backbone_trains(tmp_path):
 
 
 def test_worker_counts_give_the_same_weights(tmp_path):
-    from small import digest
-
     train = colour_folders(tmp_path / "train", each=10)
     digests = set()
     for workers in (0, 2):
@@ -278,7 +291,6 @@ def test_a_task_stopped_in_the_middle_of_an_epoch_ends_with_the_same_bits(tmp_pa
     """With everything that makes it hard: bfloat16, channels_last, augmentation, unfreezing, a cosine schedule."""
     import signal
 
-    from small import digest
     from test_resume import SignalAt
 
     train = colour_folders(tmp_path / "train", each=12)
@@ -324,3 +336,188 @@ def test_an_image_that_goes_bad_while_training_is_named_without_a_workers_traceb
         quiet(tmp_path / "run", max_steps=3).fit(ImageClassifier(**OPTIONS), datamodule=data)
     assert "red/3.png" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_data_that_meets_a_second_model_takes_its_preprocessing(tmp_path):
+    data = small_data(tmp_path)
+    for size in (32, 64):
+        model = ImageClassifier(**OPTIONS)
+        model.preprocessing = Preprocessing(input_size=(3, size, size))
+        quiet(tmp_path / str(size), max_steps=1).fit(model, datamodule=data)
+        assert next(iter(data.val_dataloader()))[0].shape[2:] == (size, size)
+    assert data.preprocessing is None
+
+
+def test_the_users_own_preprocessing_of_the_data_wins_and_becomes_the_tasks(tmp_path):
+    data = small_data(tmp_path)
+    data.preprocessing = Preprocessing(input_size=(3, 48, 48))
+    model = ImageClassifier(**OPTIONS)
+    quiet(tmp_path / "run", max_steps=1).fit(model, datamodule=data)
+    assert model.preprocessing == data.preprocessing
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["preprocessing"]["input_size"] == [3, 48, 48]
+    other = ImageClassifier(**OPTIONS)
+    with pytest.raises(UsageError, match=r"another preprocessing: input_size \[3, 48, 48\] -> "):
+        quiet(tmp_path / "run", max_steps=2).fit(
+            other, datamodule=small_data(tmp_path / "again"), ckpt_path=tmp_path / "run" / "last.ckpt"
+        )
+
+
+def test_validation_of_a_checkpoint_uses_the_checkpoints_preprocessing(trained, tmp_path):
+    root, _, _, _ = trained
+    data = ImageClassificationData.from_folders(val_folder=root / "val", num_workers=0)
+    model = ImageClassifier(**OPTIONS)
+    expected = model.preprocessing
+    model.preprocessing = Preprocessing(input_size=(3, 48, 48))
+    (metrics,) = Trainer(enable_progress_bar=False).validate(model, datamodule=data, ckpt_path=root / "classifier.ckpt")
+    assert (model.preprocessing, metrics["val_accuracy"]) == (expected, 1.0)
+    assert next(iter(data.val_dataloader()))[0].shape[1:] == expected.input_size
+
+
+def test_a_loaded_model_keeps_the_arguments_and_rates_it_was_trained_with(tmp_path):
+    """Its backbone is pretrained, whatever it was built from; nothing is fetched (there is no network)."""
+    with building_without_weights():
+        model = ImageClassifier(TINY, pretrained=True, learning_rate=0.02)
+    assert model.hparams.backbone_learning_rate == model.backbone_learning_rate == pytest.approx(0.002)
+    first = quiet(tmp_path / "first", max_steps=1)
+    first.fit(model, datamodule=small_data(tmp_path))
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "first" / "last.ckpt")
+    assert dict(loaded.hparams) == dict(model.hparams)
+    assert (loaded.hparams.pretrained, loaded.backbone_learning_rate) == (True, model.backbone_learning_rate)
+    assert loaded.recipe() == model.recipe()
+    explicit = ImageClassifier(TINY, pretrained=False, learning_rate=0.02, backbone_learning_rate=None)
+    assert explicit.hparams.backbone_learning_rate == 0.02
+
+
+def test_a_task_without_the_argument_has_no_backbone_rate_in_its_recipe():
+    class Plain(ImageClassifier):
+        name = "plain"
+
+        def __init__(self, learning_rate: float = 0.1) -> None:
+            super().__init__(TINY, pretrained=False, learning_rate=learning_rate)
+            self.save_hyperparameters()
+
+    assert Plain.argument_names() == ["learning_rate"]
+    assert "backbone_learning_rate" not in Plain().resolved_hyperparameters()
+
+
+class HeadAtStart(Callback):
+    """Remembers the head before the first step."""
+
+    def setup(self, trainer, module, stage):
+        self.digest = digest(module.head)
+
+
+def test_it_makes_no_difference_to_the_head_whether_the_classes_were_given(tmp_path):
+    heads = {}
+    data = small_data(tmp_path)
+    for seed in (5, 6):
+        for given in (None, 2):
+            start = HeadAtStart()
+            trainer = quiet(tmp_path / f"{seed}-{given}", max_steps=1, seed=seed, callbacks=start)
+            trainer.fit(ImageClassifier(num_classes=given, **OPTIONS), datamodule=data)
+            heads[seed, given] = start.digest
+    assert heads[5, None] == heads[5, 2]
+    assert heads[6, None] == heads[6, 2]
+    assert heads[5, 2] != heads[6, 2]
+
+
+def test_a_head_that_was_changed_or_trained_is_not_drawn_again(tmp_path):
+    data, start = small_data(tmp_path), HeadAtStart()
+    model = ImageClassifier(num_classes=2, **OPTIONS)
+    with torch.no_grad():
+        next(model.head.parameters()).add_(1)
+    for seed in (5, 6):
+        before = digest(model.head)
+        quiet(tmp_path / str(seed), max_steps=1, seed=seed, callbacks=start).fit(model, datamodule=data)
+        assert start.digest == before != digest(model.head)
+
+
+def test_weights_are_not_loaded_into_a_model_with_other_labels(trained):
+    root, _, _, _ = trained
+    val = ImageClassificationData.from_folders(val_folder=root / "val", num_workers=0)
+    trainer = Trainer(enable_progress_bar=False)
+    for labels in (("red", "blue"), ("blue", "green")):
+        content = read_checkpoint(root / "classifier.ckpt")
+        with pytest.raises(UsageError, match=f"the checkpoint has 'blue', 'red'; the model has {labels[0]!r}"):
+            load_checkpoint_into(ImageClassifier(labels=labels, **OPTIONS), content, root / "classifier.ckpt")
+    with pytest.raises(UsageError, match="labels of the checkpoint"):
+        trainer.validate(
+            ImageClassifier(labels=("red", "blue"), **OPTIONS), datamodule=val, ckpt_path=root / "classifier.ckpt"
+        )
+
+
+def test_a_model_without_labels_takes_those_of_the_weights(trained):
+    root, _, model, _ = trained
+    empty = ImageClassifier(**OPTIONS)
+    load_checkpoint_into(empty, read_checkpoint(root / "classifier.ckpt"), "classifier.ckpt")
+    assert (empty.labels, empty.num_classes, empty.hparams.labels) == (("blue", "red"), 2, ("blue", "red"))
+    image = root / "val" / "red" / "0.png"
+    assert empty.eval().predict(image) == model.predict(image)
+
+
+def test_data_of_ones_own_with_labels_in_another_order_is_an_error(tmp_path):
+    class Own(DataModule):
+        labels = ("red", "blue")
+
+    with pytest.raises(UsageError, match="labels of Own are not the model's") as caught:
+        ImageClassifier(labels=("blue", "red"), **OPTIONS).connect(Own())
+    assert "set_labels" in str(caught.value)
+
+
+def test_predicted_features_can_be_trained_on(tmp_path):
+    root = colour_folders(tmp_path / "images", each=1)
+    features = ImageEmbedder(backbone=TINY, pretrained=False).predict(root / "red" / "0.png")
+    layer = torch.nn.Linear(features.shape[0], 1)
+    layer(features).sum().backward()
+    assert not features.requires_grad
+    assert layer.weight.grad is not None
+
+
+def test_a_compiled_backbone_is_frozen_and_saved_under_its_own_names(tmp_path):
+    data = small_data(tmp_path)
+    model, plain = ImageClassifier(**OPTIONS), ImageClassifier(**OPTIONS)
+    plain.backbone.load_state_dict(model.backbone.state_dict())
+    names = list(model.state_dict())
+    model.backbone = torch.compile(model.backbone, backend="eager")
+    assert list(model.state_dict()) == names
+    for each, folder in ((model, "compiled"), (plain, "plain")):
+        quiet(tmp_path / folder, max_epochs=2).finetune(each, datamodule=data, strategy="freeze_unfreeze:1")
+    assert not any("_orig_mod" in name for name in read_checkpoint(tmp_path / "compiled" / "last.ckpt")["state_dict"])
+    assert digest(model) == digest(plain)
+    loaded = flashtask.load(tmp_path / "compiled" / "last.ckpt")
+    load_checkpoint_into(model, read_checkpoint(tmp_path / "plain" / "last.ckpt"), "last.ckpt")
+    assert digest(model) == digest(loaded) == digest(plain)
+
+
+def test_a_compiled_backbone_inside_another_module_loads_its_own_names():
+    model = ImageClassifier(num_classes=2, **OPTIONS)
+    state = {f"0.{name}": value.clone() for name, value in model.state_dict().items()}
+    again = ImageClassifier(num_classes=2, **OPTIONS)
+    again.backbone = torch.compile(again.backbone, backend="eager")
+    holder = torch.nn.Sequential(again)
+    holder.load_state_dict(state)
+    assert list(holder.state_dict()) == list(state)
+    assert digest(holder[0]) == digest(model)
+
+
+def test_a_parameter_with_two_names_is_frozen_and_trained_once(tmp_path):
+    class Tied(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone[3] = torch.nn.Linear(8, 8)
+            self.backbone.append(torch.nn.Linear(8, 8))
+            self.backbone[4].weight = self.backbone[3].weight
+
+        def layer_groups(self):
+            return [["backbone.0.weight", "backbone.0.bias"], ["backbone.3.weight"], ["backbone.4.weight"]]
+
+    module = Tied()
+    freezing = Freezing(module, resolve_finetuning(("unfreeze_milestones", ((1, 2), 1))))
+    freezing.apply(0)
+    assert not module.backbone[3].weight.requires_grad
+    freezing.apply(1)
+    assert module.backbone[3].weight.requires_grad
+    held = [id(p) for group in freezing.parameter_groups() for p in group.parameters]
+    assert len(held) == len(set(held))
+    assert id(module.backbone[4].weight) in held
+    quiet(tmp_path / "run", max_epochs=1).finetune(Tied(), *loaders(), strategy="freeze")

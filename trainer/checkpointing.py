@@ -19,6 +19,7 @@ from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks import Callback
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content
+from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["ONLY_FOR_RESUMING", "ModelCheckpoint", "checkpoint_content", "environment"]
 
@@ -33,6 +34,7 @@ ONLY_FOR_RESUMING = (
     "datamodule",
     "random",
     "seed",
+    "settings",
 )
 
 
@@ -57,6 +59,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "datamodule": run.data.state_dict(),
         "random": generator_states(),
         "seed": run.seed,
+        "settings": settings_of(run),
     }
     for callback in run.callbacks:
         callback.on_save_checkpoint(run.trainer, module, content)

@@ -69,7 +69,7 @@ def _begin(run: FitRun) -> None:
         trainer.run_folder.write_recipe(trainer.recipe(run))
     for logger in trainer.loggers:
         logger.start(trainer.output_dir, run.history, run.global_step)
-        logger.log_hyperparameters(dict(run.module.hparams))
+        logger.log_hyperparameters(run.module.logged_hparams)
     if trainer.enable_model_summary:
         for line in announce(run):
             trainer.say(line)

@@ -6,11 +6,13 @@ what trains later has its own parameter group from the start, so unfreezing only
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from flashtask.trainer.stages import Finetuning, Stage
+from flashtask.trainer.wrapping import own_name, parameters_by_name
 
 __all__ = ["Freezing", "TrainableGroup"]
 
@@ -40,9 +42,9 @@ class Freezing:
 
     def __init__(self, module: Any, finetuning: Finetuning) -> None:
         self.module, self.finetuning = module, finetuning
-        self.groups: list[list[str]] = module.layer_groups()
+        self.groups: list[list[str]] = [[own_name(name) for name in group] for group in module.layer_groups()]
         self.roots: list[nn.Module] = list(module.modules_to_freeze())
-        self._parameters = dict(module.named_parameters())
+        self._parameters = parameters_by_name(module)
         self._settings_before = {name: p.requires_grad for name, p in self._parameters.items()}
 
     def trainable(self, stage: Stage) -> set[str]:
@@ -54,35 +56,39 @@ class Freezing:
     def apply(self, epoch: int) -> Stage:
         """Turn gradients on or off and set train and eval modes as the epoch's stage wants them."""
         stage = self.finetuning.stage(epoch)
-        trains = self.trainable(stage)
+        trains = self._ids(self.trainable(stage))
         for group in self.groups:
             for name in group:
-                self._parameters[name].requires_grad_(name in trains)
-                if name not in trains:
-                    self._parameters[name].grad = None
+                parameter = self._parameters[name]
+                parameter.requires_grad_(id(parameter) in trains)
+                if id(parameter) not in trains:
+                    parameter.grad = None
         self.set_modes(stage)
         return stage
 
     def set_modes(self, stage: Stage) -> None:
         """Train mode for what trains, eval mode for what is frozen; a part without parameters follows its parent."""
-        trains = {id(self._parameters[name]) for name in self.trainable(stage)}
+        trains = self._ids(self.trainable(stage))
         for root in self.roots:
             _set_mode(root, trains, any(id(p) in trains for p in root.parameters()))
 
     def parameter_groups(self) -> list[TrainableGroup]:
         """What trains at some time: the head first, then a group of the backbone for each stage that adds to it."""
-        in_backbone = {name for group in self.groups for name in group}
-        head = [p for name, p in self._parameters.items() if name not in in_backbone and p.requires_grad]
+        in_backbone = self._ids(name for group in self.groups for name in group)
+        unique = {id(p): p for p in self._parameters.values()}
+        head = [p for key, p in unique.items() if key not in in_backbone and p.requires_grad]
         groups = [TrainableGroup("head", 0, head)]
-        everything, seen = self.trainable(self.finetuning.widest), set[str]()
+        everything, seen = self._ids(self.trainable(self.finetuning.widest)), set[int]()
         for number, stage in enumerate(self.finetuning.stages):
-            added = self.trainable(stage) - seen
+            added = self._ids(self.trainable(stage)) - seen
             label = "backbone" if added == everything else f"backbone_stage{number}"
-            groups.append(
-                TrainableGroup(label, stage.start, [self._parameters[n] for n in self._parameters if n in added])
-            )
+            groups.append(TrainableGroup(label, stage.start, [p for key, p in unique.items() if key in added]))
             seen |= added
         return [group for group in groups if group.parameters]
+
+    def _ids(self, names: Iterable[str]) -> set[int]:
+        """The parameters behind names: one that is shared has several, and trains if it does under any of them."""
+        return {id(self._parameters[name]) for name in names}
 
     def restore(self) -> None:
         """Put back which parameters want gradients, as it was before the run."""

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import copy
+import enum
 import inspect
+import os
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import MissingInputError, UsageError
 
-__all__ = ["Hyperparameters", "HyperparametersMixin", "hyperparameters_content", "plain_hyperparameters"]
+__all__ = [
+    "Hyperparameters",
+    "HyperparametersMixin",
+    "as_collection",
+    "find_not_saved",
+    "hyperparameters_content",
+    "plain_hyperparameters",
+]
 
 
 class Hyperparameters(dict[str, Any]):
@@ -35,8 +44,12 @@ class HyperparametersMixin:
     """Adds `save_hyperparameters` and `hparams`."""
 
     _hparams: Any = None
-    #: the constructor argument that the whole collection was given as (`Net(hp)`), or None
-    _hparams_name: str | None = None
+    #: where a collection that was saved whole came from: {"argument", "kind", "beside"}
+    _hparams_form: dict[str, Any] | None = None
+    _not_logged: frozenset[str] = frozenset()
+    _said_not_saved: frozenset[str] = frozenset()
+    #: whether checkpoints hold the hyper-parameters; then what cannot be stored is warned of
+    _hparams_are_stored = False
 
     @property
     def hparams(self) -> Any:
@@ -45,8 +58,19 @@ class HyperparametersMixin:
             object.__setattr__(self, "_hparams", Hyperparameters())
         return self._hparams
 
+    @property
+    def logged_hparams(self) -> dict[str, Any]:
+        """The hyper-parameters that loggers show: all but those saved with `logger=False`."""
+        return {str(name): value for name, value in dict(self.hparams).items() if name not in self._not_logged}
+
+    def resolved_hyperparameters(self) -> dict[str, Any]:
+        """Values that stand in for the arguments they were resolved from, by name."""
+        return {}
+
     def save_hyperparameters(self, *args: Any, ignore: Any = (), logger: bool = True) -> None:
         """Keep the arguments of `__init__` (all of them, or those named), or one dict, Namespace or OmegaConf object.
+
+        What a checkpoint cannot hold is warned of here; loading will ask for it by name.
 
         Args:
             args: names of arguments, or one object that holds the hyper-parameters; nothing means every argument.
@@ -58,35 +82,156 @@ class HyperparametersMixin:
         """
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
         frame = inspect.currentframe()
-        arguments = _init_arguments(frame.f_back if frame else None, self)
-        object.__setattr__(self, "_log_hyperparameters", logger)
+        arguments, depth = _init_arguments(frame.f_back if frame else None, self)
         if len(args) == 1 and not isinstance(args[0], str):
-            held, name = args[0], next((n for n, v in arguments.items() if v is args[0]), None)
-            object.__setattr__(self, "_hparams_name", name)
-            object.__setattr__(self, "_hparams", _as_collection(held, ignored))
-            return
-        wanted = list(args) or list(arguments)
+            names = self._save_collection(args[0], arguments, ignored)
+        else:
+            names = self._save_arguments(args, arguments, ignored)
+        changed = set(names)
+        logged = self._not_logged - changed if logger else self._not_logged | changed
+        object.__setattr__(self, "_not_logged", frozenset(logged))
+        if self._hparams_are_stored:
+            self._warn_of_not_saved(stacklevel=depth + 3)
+
+    def _save_collection(self, held: Any, arguments: dict[str, Any], ignored: set[str]) -> list[str]:
+        argument = next((name for name, value in arguments.items() if value is held), None)
+        form: dict[str, Any] = {"argument": argument, "kind": _kind_of(held), "beside": []}
+        object.__setattr__(self, "_hparams_form", form)
+        object.__setattr__(self, "_hparams", _copy_of(held, ignored))
+        return [str(name) for name in self._hparams]
+
+    def _save_arguments(self, wanted: tuple[str, ...], arguments: dict[str, Any], ignored: set[str]) -> list[str]:
         for name in wanted:
             if name not in arguments:
                 raise UsageError(f"save_hyperparameters({name!r}): __init__ has no argument of that name")
-        self.hparams.update({n: copy.copy(arguments[n]) for n in wanted if n not in ignored})
+        values = {name: copy.copy(arguments[name]) for name in wanted or arguments if name not in ignored}
+        resolved = self.resolved_hyperparameters().items()
+        values |= {n: v for n, v in resolved if n not in ignored and (not wanted or n in wanted)}
+        self.hparams.update(values)
+        if self._hparams_form is not None:
+            self._hparams_form["beside"] += [n for n in values if n not in self._hparams_form["beside"]]
+        return list(values)
+
+    def _warn_of_not_saved(self, stacklevel: int) -> None:
+        for where, kind in find_not_saved(plain_hyperparameters(self)):
+            if where not in self._said_not_saved:
+                object.__setattr__(self, "_said_not_saved", self._said_not_saved | {where})
+                warnings.warn(
+                    f"the hyper-parameter {where} of {type(self).__name__} ({kind}) cannot be stored in a checkpoint: "
+                    "load_from_checkpoint will ask for it by name",
+                    stacklevel=stacklevel,
+                )
 
 
-def _as_collection(held: Any, ignored: set[str]) -> Any:
+# ---- what a checkpoint holds
+
+
+def plain_hyperparameters(module: Any) -> dict[str, Any]:
+    """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
+    hparams = module.hparams
+    if _is_omegaconf(hparams):
+        from omegaconf import OmegaConf
+
+        # Interpolations stay as they were written.
+        hparams = OmegaConf.to_container(hparams, resolve=False)
+    return {str(key): _plain(value) for key, value in dict(hparams).items()}
+
+
+def hyperparameters_content(module: Any) -> dict[str, Any]:
+    """What a checkpoint says about the hyper-parameters.
+
+    Returns:
+        `hyper_parameters`: their plain form. `hyper_parameters_form`: None, or for a collection that was saved whole
+        (`save_hyperparameters(hp)`) the constructor `argument` it was given as (or None), its `kind` (`dict`,
+        `attributes`, `namespace` or `omegaconf`) and the names of other arguments that were saved `beside` it.
+    """
+    return {"hyper_parameters": plain_hyperparameters(module), "hyper_parameters_form": module._hparams_form}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, (list, tuple)):
+        plain = [_plain(part) for part in value]
+        return tuple(plain) if isinstance(value, tuple) else plain
+    if isinstance(value, Mapping) and all(isinstance(_plain(key), (bool, int, float, str)) for key in value):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return {"not_saved": type(value).__name__}
+
+
+def find_not_saved(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every place in plain hyper-parameters that could not be stored, at any depth: ("head_options.act", "ReLU")."""
+    if isinstance(value, dict):
+        if set(value) == {"not_saved"}:
+            yield where, value["not_saved"]
+            return
+        for key, part in value.items():
+            yield from find_not_saved(part, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from find_not_saved(part, f"{where}[{index}]")
+
+
+def as_collection(values: Mapping[str, Any], kind: str) -> Any:
+    """Hyper-parameters as the kind of object that they were saved from.
+
+    Raises:
+        MissingInputError: it was an OmegaConf object, and OmegaConf is not installed.
+    """
+    if kind == "namespace":
+        return argparse.Namespace(**values)
+    if kind == "attributes":
+        return Hyperparameters(values)
+    if kind == "omegaconf":
+        try:
+            from omegaconf import OmegaConf
+        except ImportError as error:
+            raise MissingInputError(
+                "the hyper-parameters are an OmegaConf object, and OmegaConf is not installed",
+                fix="pip install omegaconf",
+            ) from error
+        return OmegaConf.create(dict(values))
+    return dict(values)
+
+
+# ---- where the values come from
+
+
+def _is_omegaconf(held: Any) -> bool:
+    return type(held).__module__.startswith("omegaconf")
+
+
+def _kind_of(held: Any) -> str:
     if isinstance(held, argparse.Namespace):
-        held = vars(held)
-    if isinstance(held, Mapping) and not type(held).__module__.startswith("omegaconf"):
-        return Hyperparameters({k: v for k, v in held.items() if k not in ignored})
-    if type(held).__module__.startswith("omegaconf"):
-        return copy.deepcopy(held)
+        return "namespace"
+    if _is_omegaconf(held):
+        return "omegaconf"
+    if isinstance(held, Mapping):
+        return "attributes" if isinstance(held, Hyperparameters) else "dict"
     raise UsageError(
         f"save_hyperparameters takes names, or a dict, Namespace or OmegaConf object, not {type(held).__name__}"
     )
 
 
-def _init_arguments(frame: types.FrameType | None, owner: object) -> dict[str, Any]:
-    """The arguments of every `__init__` of `owner` on the stack: those of subclasses win over their parents'."""
+def _copy_of(held: Any, ignored: set[str]) -> Any:
+    if _is_omegaconf(held):
+        held = copy.deepcopy(held)
+        for name in ignored & {str(key) for key in held}:
+            del held[name]
+        return held
+    values = vars(held) if isinstance(held, argparse.Namespace) else held
+    return Hyperparameters({key: value for key, value in values.items() if key not in ignored})
+
+
+def _init_arguments(frame: types.FrameType | None, owner: object) -> tuple[dict[str, Any], int]:
+    """The arguments of every `__init__` of `owner` on the stack, and how many there are.
+
+    Those of subclasses win over their parents'.
+    """
     found: dict[str, Any] = {}
+    depth = 0
     while frame is not None and frame.f_code.co_name == "__init__":
         info = inspect.getargvalues(frame)
         if not info.args or info.locals.get(info.args[0]) is not owner:
@@ -96,28 +241,7 @@ def _init_arguments(frame: types.FrameType | None, owner: object) -> dict[str, A
             values.update(info.locals.get(info.keywords, {}))
         found.update({k: v for k, v in values.items() if k != "__class__"})
         frame = frame.f_back
+        depth += 1
     if not found and frame is None:  # pragma: no cover - only without a Python stack
         warnings.warn("save_hyperparameters was called outside __init__", stacklevel=3)
-    return found
-
-
-def hyperparameters_content(module: Any) -> dict[str, Any]:
-    """What a checkpoint holds about how a module was made."""
-    return {"hyper_parameters": plain_hyperparameters(module)}
-
-
-def plain_hyperparameters(module: Any) -> dict[str, Any]:
-    """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
-    hparams = module.hparams
-    return {str(key): _plain(value) for key, value in dict(hparams).items()}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        plain = [_plain(part) for part in value]
-        return tuple(plain) if isinstance(value, tuple) else plain
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return {"not_saved": type(value).__name__}
+    return found, depth

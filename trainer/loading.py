@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from flashtask.core.seeding import Place, SeededDataset, derive_seed, permutation, sample_seeds
 
@@ -22,7 +22,7 @@ class OrderedBatches(Sampler[list[Any]]):
     """Batches of indices in the order of (seed, epoch), from a place in the epoch that is counted in samples.
 
     Args:
-        length: samples in the dataset.
+        samples: the indices to go through; a number means all from 0.
         batch_size: samples in a batch.
         shuffle: a permutation of (seed, epoch), else the dataset's own order.
         drop_last: leave out a last batch that is not full.
@@ -31,10 +31,20 @@ class OrderedBatches(Sampler[list[Any]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, shuffle: bool, drop_last: bool, seed: int, seeded: bool
+        self,
+        samples: int | np.ndarray[Any, Any],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        seeded: bool,
     ) -> None:
-        self.length, self.batch_size, self.shuffle, self.drop_last = length, batch_size, shuffle, drop_last
+        self.samples = np.arange(samples) if isinstance(samples, int) else np.asarray(samples, dtype=np.int64)
+        self.length, self.batch_size, self.shuffle, self.drop_last = len(self.samples), batch_size, shuffle, drop_last
         self.seed, self.seeded = seed, seeded
+        # A sample that stands twice in an epoch is drawn anew each time.
+        self._occurrences = _occurrences(self.samples)
         self.epoch, self.start, self.frozen = 0, 0, False
 
     def set_place(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
@@ -47,9 +57,10 @@ class OrderedBatches(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
-        seeds = sample_seeds(order, self.seed, self.epoch) if self.seeded else None
+        indices = self.samples[order]
+        seeds = sample_seeds(indices, self.seed, self.epoch, self._occurrences[order]) if self.seeded else None
         for first in range(self.start, self.length, self.batch_size):
-            chunk = order[first : first + self.batch_size].tolist()
+            chunk = indices[first : first + self.batch_size].tolist()
             if self.drop_last and len(chunk) < self.batch_size:
                 return
             if seeds is None:
@@ -57,6 +68,15 @@ class OrderedBatches(Sampler[list[Any]]):
             else:
                 own = seeds[first : first + self.batch_size].tolist()
                 yield [Place(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own, strict=True)]
+
+
+def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How often each sample stood before its place in the list: 0 everywhere where none stands twice."""
+    by_sample = np.argsort(samples, kind="stable")
+    _, first, counts = np.unique(samples[by_sample], return_index=True, return_counts=True)
+    found = np.empty(len(samples), dtype=np.int64)
+    found[by_sample] = np.arange(len(samples)) - np.repeat(first, counts)
+    return found
 
 
 def rebuild_loader(loader: Any, *, seed: int, training: bool) -> Any:
@@ -71,9 +91,9 @@ def rebuild_loader(loader: Any, *, seed: int, training: bool) -> Any:
         return loader
     if type(loader.sampler) not in (SequentialSampler, RandomSampler) or _has_options(loader.sampler):
         return loader
-    dataset = loader.dataset
+    dataset, samples = _through_subsets(loader.dataset)
     batches = OrderedBatches(
-        len(dataset),  # type: ignore[arg-type]
+        samples,
         loader.batch_size,
         shuffle=isinstance(loader.sampler, RandomSampler),
         drop_last=loader.drop_last,
@@ -96,6 +116,18 @@ def rebuild_loader(loader: Any, *, seed: int, training: bool) -> Any:
         generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
         **workers,
     )
+
+
+def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:
+    """The seeded dataset that a `Subset` (of a `Subset`) takes its samples from, and which; else the dataset itself.
+
+    A place cannot pass through a `Subset`, which only maps bare indices.
+    """
+    inner, samples = dataset, np.arange(len(dataset))
+    while type(inner) is Subset:
+        samples = np.asarray(inner.indices, dtype=np.int64)[samples]
+        inner = inner.dataset
+    return (inner, samples) if isinstance(inner, SeededDataset) else (dataset, len(dataset))
 
 
 def _has_options(sampler: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import HyperparametersMixin
+from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
 
 __all__ = ["Module"]
 
@@ -18,6 +19,8 @@ class Module(HyperparametersMixin, nn.Module):
 
     Every `on_<moment>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
     """
+
+    _hparams_are_stored = True
 
     #: Set by the trainer for the length of a run.
     trainer: Any = None
@@ -30,6 +33,10 @@ class Module(HyperparametersMixin, nn.Module):
     default_memory_format: str = "contiguous"
     #: What logs call a sample.
     sample_noun: str = "samples"
+
+    def __init__(self) -> None:
+        super().__init__()
+        keep_own_names(self)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The loss of a batch: a scalar tensor, or a dictionary with `loss`; None skips the batch."""
@@ -92,9 +99,9 @@ class Module(HyperparametersMixin, nn.Module):
 
         The default takes each child of a frozen module that has parameters as one group.
         """
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        names = {id(parameter): own_name(name) for name, parameter in self.named_parameters()}
         groups = []
-        for root in self.modules_to_freeze():
+        for root in map(unwrapped, self.modules_to_freeze()):
             parts = list(root.children()) or [root]
             direct = [names[id(p)] for p in root.parameters(recurse=False)] if list(root.children()) else []
             groups += [direct, *([names[id(p)] for p in part.parameters()] for part in parts)]
@@ -170,9 +177,9 @@ class Module(HyperparametersMixin, nn.Module):
             self.log(name, value, **options)
 
     @classmethod
-    def rebuild_arguments(cls, stored: dict[str, Any]) -> dict[str, Any]:
-        """The constructor arguments with which a checkpoint's module is built before it takes its weights."""
-        return stored
+    def rebuild(cls, arguments: dict[str, Any]) -> Self:
+        """The module that takes a checkpoint's weights, from the constructor arguments that the checkpoint holds."""
+        return cls(**arguments)
 
     @classmethod
     def load_from_checkpoint(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 
-__all__ = ["ScheduledRate", "check_names", "make_optimizer", "make_scheduler", "read_optimizers"]
+__all__ = ["ScheduledRate", "check_names", "make_optimizer", "make_scheduler", "read_optimizers", "require_no_closure"]
 
 
 @dataclass
@@ -22,12 +23,15 @@ class ScheduledRate:
     """One learning-rate scheduler and when it steps.
 
     Args:
-        scheduler: a torch scheduler.
+        scheduler: a torch scheduler, or any object with `step()`.
         interval: `epoch` or `step`.
         frequency: step it every so many epochs or steps.
         monitor: the metric that a plateau scheduler is given.
         strict: a missing `monitor` is an error, else a warning.
         name: how the learning-rate monitor calls it.
+
+    Raises:
+        UsageError: a value that cannot be meant.
     """
 
     scheduler: Any
@@ -42,6 +46,12 @@ class ScheduledRate:
         self.reduce_on_plateau = self.reduce_on_plateau or isinstance(self.scheduler, ReduceLROnPlateau)
         if self.interval not in ("epoch", "step"):
             raise UsageError(f'a scheduler\'s interval is "epoch" or "step", not {self.interval!r}')
+        if not isinstance(self.frequency, int) or isinstance(self.frequency, bool) or self.frequency < 1:
+            raise UsageError(f"a scheduler's frequency is a whole number of at least 1, not {self.frequency!r}")
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise UsageError(f"a scheduler's monitor is the name of a metric, not {self.monitor!r}")
+        if not callable(getattr(self.scheduler, "step", None)):
+            raise UsageError(f"a scheduler of learning rates has a method step(), and {self.scheduler!r} has none")
         if self.reduce_on_plateau and self.monitor is None:
             raise UsageError(
                 "a plateau scheduler needs the metric to watch",
@@ -63,7 +73,18 @@ def read_optimizers(returned: Any) -> tuple[list[Optimizer], list[ScheduledRate]
 
     Accepts an optimizer, a list or tuple of them, two lists (optimizers, schedulers), a dictionary with `optimizer` and
     `lr_scheduler`, a tuple of such dictionaries, or None (nothing to optimize).
+
+    Raises:
+        UsageError: it is none of these, or a part of it is not what it should be.
     """
+    optimizers, rates = _parts(returned)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise _not_optimizers(f"{type(optimizer).__name__} where an optimizer should be")
+    return optimizers, rates
+
+
+def _parts(returned: Any) -> tuple[list[Optimizer], list[ScheduledRate]]:
     if returned is None:
         return [], []
     if isinstance(returned, Optimizer):
@@ -78,19 +99,20 @@ def read_optimizers(returned: Any) -> tuple[list[Optimizer], list[ScheduledRate]
         if all(isinstance(part, dict) for part in returned):
             pairs = [_read_dict(part) for part in returned]
             return [o for optimizers, _ in pairs for o in optimizers], [s for _, rates in pairs for s in rates]
-    raise UsageError(
-        f"configure_optimizers returned {type(returned).__name__}",
+    raise _not_optimizers(type(returned).__name__)
+
+
+def _not_optimizers(found: str) -> UsageError:
+    return UsageError(
+        f"configure_optimizers returned {found}",
         fix='return an optimizer, or {"optimizer": optimizer, "lr_scheduler": scheduler}',
     )
 
 
 def _read_dict(config: dict[str, Any]) -> tuple[list[Optimizer], list[ScheduledRate]]:
-    unknown = set(config) - {"optimizer", "lr_scheduler", "monitor", "frequency"}
-    if unknown or "optimizer" not in config:
-        wrong = ", ".join(sorted(unknown)) or "no `optimizer`"
-        raise UsageError(
-            f"configure_optimizers returned a dictionary with {wrong}", fix="keys: optimizer, lr_scheduler"
-        )
+    _check_keys("the dictionary of configure_optimizers", config, ("optimizer", "lr_scheduler", "monitor", "frequency"))
+    if "optimizer" not in config:
+        raise _not_optimizers("a dictionary without `optimizer`")
     scheduler = config.get("lr_scheduler")
     if scheduler is None:
         return [config["optimizer"]], []
@@ -103,13 +125,18 @@ def _read_dict(config: dict[str, Any]) -> tuple[list[Optimizer], list[ScheduledR
 def _read_scheduler(config: Any) -> ScheduledRate:
     if not isinstance(config, dict):
         return ScheduledRate(config)
-    known = ScheduledRate.__dataclass_fields__
-    for key in config:
-        if key not in known:
-            raise UsageError(
-                f"a scheduler's settings have no {key!r}", fix=did_you_mean(key, known) or ", ".join(known)
-            )
+    _check_keys("a scheduler's settings", config, ScheduledRate.__dataclass_fields__)
+    if "scheduler" not in config:
+        raise UsageError("a scheduler's settings have no `scheduler`", fix='{"scheduler": scheduler, ...}')
     return ScheduledRate(**config)
+
+
+def _check_keys(whose: str, given: Mapping[Any, Any], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            choices = f"choose from {', '.join(known)}" if known else "leave it out"
+            raise UsageError(f"{whose}: there is no {key!r}", fix=did_you_mean(str(key), known) or choices)
 
 
 def _classes(module: Any, base: type, left_out: Iterable[str]) -> dict[str, Any]:
@@ -130,29 +157,57 @@ def check_names(optimizer: str, schedule: str) -> None:
 
     Raises:
         UnknownNameError: with the nearest names.
+        UsageError: an optimizer that evaluates the loss several times a step, such as `lbfgs`.
     """
     for kind, name, known in (("optimizer", optimizer, _OPTIMIZERS), ("learning-rate schedule", schedule, _SCHEDULES)):
+        if not isinstance(name, str):
+            raise UsageError(f"the {kind} is chosen by its name, not {name!r}", fix=f'"{next(iter(known))}"')
         if name.lower() not in known:
             raise UnknownNameError(kind, name, sorted(known))
+    if _needs_closure(_OPTIMIZERS[optimizer.lower()]):
+        raise _closure_error(optimizer, 'optimizer="adamw"')
 
 
-def make_optimizer(name: str, parameters: Any, lr: float, **options: Any) -> Optimizer:
+def require_no_closure(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that automatic optimization cannot step, such as `torch.optim.LBFGS`.
+
+    Raises:
+        UsageError: one evaluates the loss several times a step.
+    """
+    for optimizer in optimizers:
+        if _needs_closure(type(optimizer)):
+            raise _closure_error(type(optimizer).__name__, "another optimizer, such as torch.optim.AdamW")
+
+
+def _closure_error(name: str, instead: str) -> UsageError:
+    return UsageError(
+        f"optimizer {name!r} cannot be stepped automatically",
+        why="its step evaluates the loss several times, through a closure that training does not give it",
+        fix=f"{instead}, or a Module with automatic_optimization = False that calls optimizer.step(closure) itself",
+    )
+
+
+def _needs_closure(kind: type[Optimizer]) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+def make_optimizer(name: str, parameters: Any, lr: float, /, **options: Any) -> Optimizer:
     """A torch optimizer by its class name in any case, such as `adamw`.
 
     Raises:
         UnknownNameError: torch has no optimizer of this name.
-        UsageError: it does not take these options.
+        UsageError: it does not take these options, values or parameters, or needs a closure.
     """
     check_names(name, "constant")
-    try:
-        made: Optimizer = _OPTIMIZERS[name.lower()](parameters, lr=lr, **options)
-    except TypeError as error:
-        raise UsageError(f"optimizer {name!r} does not take these options: {options}", why=str(error)) from None
+    if "lr" in options:
+        raise UsageError("optimizer_options: the learning rate is an argument of its own", fix="learning_rate=0.001")
+    made: Optimizer = _construct("optimizer", name, _OPTIMIZERS[name.lower()], parameters, {"lr": lr}, options)
     return made
 
 
 def make_scheduler(
-    name: str, optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, **options: Any
+    name: str, optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, /, **options: Any
 ) -> ScheduledRate | None:
     """A schedule by name: `constant`, `cosine`, or a torch class.
 
@@ -162,30 +217,69 @@ def make_scheduler(
             case, which steps once an epoch.
         optimizer: whose rates it changes.
         total_steps: optimizer steps of the whole run, None if it has no known end.
-        steps_in_epoch: optimizer steps of an epoch.
-        options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05); for a torch class,
-            its arguments.
+        steps_in_epoch: optimizer steps of an epoch, None if the loader has no length.
+        options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
+            for a torch class, its arguments, and for a plateau the metric to `monitor`.
 
     Raises:
-        UsageError: `cosine` for a run without an end.
+        UsageError: `cosine` for a run without an end, or with groups that start later in a run whose epochs have no
+            known length; options that the schedule does not take, or one that it needs.
         UnknownNameError: no schedule has this name.
     """
     check_names("sgd", name)
-    if name == "constant":
+    if name.lower() == "constant":
+        _check_keys('lr_scheduler_options of "constant", which has none', options, ())
         return None
-    if name == "cosine":
-        if total_steps is None:
-            raise UsageError(
-                'lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps"
-            )
-        warm_up = max(1, round(options.get("warm_up", 0.05) * total_steps))
-        starts = [group.get("start", 0) * (steps_in_epoch or 0) for group in optimizer.param_groups]
-        factors: list[Callable[[int], float]] = [
-            partial(_cosine, start=start, warm_up=warm_up, total=total_steps) for start in starts
-        ]
-        return ScheduledRate(LambdaLR(optimizer, factors), interval="step")
-    monitor = options.pop("monitor", "val_loss" if name.lower() == "reducelronplateau" else None)
-    return ScheduledRate(_SCHEDULES[name.lower()](optimizer, **options), monitor=monitor)
+    if name.lower() == "cosine":
+        return _cosine_rate(optimizer, total_steps, steps_in_epoch, options)
+    monitor = None
+    if name.lower() == "reducelronplateau":
+        options = {"monitor": "val_loss", **options}
+        monitor = options.pop("monitor")
+    return ScheduledRate(
+        _construct("lr_scheduler", name, _SCHEDULES[name.lower()], optimizer, {}, options), monitor=monitor
+    )
+
+
+def _construct(kind: str, name: str, make: Any, first: Any, fixed: dict[str, Any], options: dict[str, Any]) -> Any:
+    """`make(first, **fixed, **options)`, where whatever does not fit is an error that names the option."""
+    _, *rest = inspect.signature(make).parameters.values()
+    taken = [p.name for p in rest if p.name not in fixed and p.kind is not p.VAR_KEYWORD]
+    _check_keys(f"{kind}_options of {name!r}", options, taken)
+    missing = [p.name for p in rest if p.default is p.empty and p.name in taken and p.name not in options]
+    if missing:
+        example = ", ".join(f'"{option}": ...' for option in missing)
+        raise UsageError(f"{kind} {name!r} needs {', '.join(missing)}", fix=f"{kind}_options={{{example}}}")
+    try:
+        return make(first, **fixed, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind} {name!r} cannot be made with {options or fixed}", why=str(error)) from None
+
+
+def _cosine_rate(
+    optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, options: dict[str, Any]
+) -> ScheduledRate:
+    _check_keys('lr_scheduler_options of "cosine"', options, ("warm_up",))
+    share = options.get("warm_up", 0.05)
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+        raise UsageError(
+            f"warm_up={share!r}: the share of the steps to warm up over, from 0 to below 1",
+            fix='lr_scheduler_options={"warm_up": 0.05}',
+        )
+    if total_steps is None:
+        raise UsageError('lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps")
+    starts = [group.get("start", 0) for group in optimizer.param_groups]
+    if steps_in_epoch is None and any(starts):
+        raise UsageError(
+            f'lr_scheduler="cosine" cannot warm up what starts to train in epoch {max(starts)}',
+            why="the training loader has no length, so nobody knows at which step that is",
+            fix='lr_scheduler="constant", or a loader with __len__',
+        )
+    warm_up = max(1, round(share * total_steps))
+    factors: list[Callable[[int], float]] = [
+        partial(_cosine, start=start * (steps_in_epoch or 0), warm_up=warm_up, total=total_steps) for start in starts
+    ]
+    return ScheduledRate(LambdaLR(optimizer, factors), interval="step")
 
 
 def _cosine(step: int, start: int, warm_up: int, total: int) -> float:

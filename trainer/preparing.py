@@ -20,7 +20,7 @@ from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hooks import listeners
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import read_optimizers
+from flashtask.trainer.optimizers import read_optimizers, require_no_closure
 from flashtask.trainer.precision import Precision, resolve_precision
 from flashtask.trainer.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.run import EvaluationRun, Run
@@ -124,6 +124,8 @@ def _prepare_fit(run: FitRun) -> None:
     run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)
     run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers())
+    if run.automatic:
+        require_no_closure(run.optimizers)
     if run.resume_from is not None:
         restore_run(run, run.resume_from)
         run.sanity = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpointing import environment
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.hyperparameters import as_collection, find_not_saved
+from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
@@ -33,36 +36,57 @@ def module_from_content(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The same from what `read_checkpoint` gave; `path` is for messages."""
-    stored = cls.rebuild_arguments(content.get("hyper_parameters", {}))
-    module = cls(**_arguments(cls, stored, given or {}, path))
+    module = cls.rebuild(_arguments(cls, content, given or {}, path))
     module.on_load_checkpoint(content)
     load_weights(module, content["state_dict"], path, strict=strict)
     return module.eval()
 
 
-def _arguments(cls: type[Any], stored: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
+def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
+    """The arguments to build a module with: those of the checkpoint, and those given, which win."""
     accepted = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    stored, given = _with_collection(content, given, accepted)
     for name in given:
         if name not in accepted and not takes_any:
             raise UsageError(f"{cls.__name__} has no argument {name!r}", fix=did_you_mean(name, accepted))
     arguments = {name: value for name, value in stored.items() if name in accepted or takes_any} | dict(given)
-    for name, value in arguments.items():
-        if isinstance(value, dict) and set(value) == {"not_saved"}:
-            raise UsageError(
-                f"{path}: the argument {name!r} of {cls.__name__} ({value['not_saved']}) could not be stored",
-                fix=f"{cls.__name__}.load_from_checkpoint({str(path)!r}, {name}=...)",
-            )
     needed = [
         p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
+    form = content.get("hyper_parameters_form")
+    for where, kind in find_not_saved(arguments):
+        inside = where.removeprefix(f"{form['argument']}.") if form is not None else where
+        name = re.split(r"[.\[]", inside)[0]
+        raise UsageError(
+            f"{path}: the argument {where!r} of {cls.__name__} ({kind}) could not be stored",
+            fix=f"{cls.__name__}.load_from_checkpoint({str(path)!r}, {name}=...)",
+        )
     missing = [name for name in needed if name not in arguments]
     if missing:
         raise UsageError(
             f"{path} does not hold the arguments {', '.join(missing)} of {cls.__name__}",
             fix=f"pass them to load_from_checkpoint, or call self.save_hyperparameters() in {cls.__name__}.__init__",
         )
+    if form is not None and form["argument"] in arguments and form["argument"] not in given:
+        arguments[form["argument"]] = as_collection(arguments[form["argument"]], form["kind"])
     return arguments
+
+
+def _with_collection(
+    content: Mapping[str, Any], given: Mapping[str, Any], accepted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Stored and given arguments, with the values of a collection (`Net(hp)`) back in it, as a dictionary.
+
+    A given name that is no argument of the constructor, but stands in the collection, is a value of the collection.
+    """
+    stored, form = dict(content.get("hyper_parameters", {})), content.get("hyper_parameters_form")
+    if form is None or form["argument"] is None or form["argument"] in given:
+        return stored, dict(given)
+    held = {name: value for name, value in stored.items() if name not in form["beside"]}
+    own = {name: value for name, value in given.items() if name not in accepted and name in held}
+    rest = {name: value for name, value in given.items() if name not in own}
+    return {**{n: stored[n] for n in form["beside"]}, form["argument"]: held | own}, rest
 
 
 def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, strict: bool = True) -> None:
@@ -94,7 +118,12 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
 
 
 def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
-    """Load what `read_checkpoint` gave into a module that has met its data."""
+    """Load what `read_checkpoint` gave into a module that has met its data (after `connect`).
+
+    Raises:
+        UsageError: the file's labels are not the module's, in the same order.
+        IntegrityError: names or shapes of weights are not the module's.
+    """
     module.on_load_checkpoint(content)
     load_weights(module, content["state_dict"], path)
 
@@ -112,10 +141,11 @@ def restore_run(run: FitRun, path: Any) -> None:
         )
     for callback in run.callbacks:
         callback.on_load_checkpoint(run.trainer, run.module, content)
-    run.module.on_load_checkpoint(content)
-    load_weights(run.module, content["state_dict"], path)
+    _check_preprocessing(run, content, path)
+    load_checkpoint_into(run.module, content, path)
     _restore_optimizers(run, content, path)
-    run.precision.load_state_dict(content["precision"]["state"])
+    if content["precision"]["name"] == run.precision.name:  # else it is reported, and a scaler begins anew
+        run.precision.load_state_dict(content["precision"]["state"])
     for callback in run.callbacks:
         if callback.state_key in content["callbacks"]:
             callback.load_state_dict(content["callbacks"][callback.state_key])
@@ -125,6 +155,17 @@ def restore_run(run: FitRun, path: Any) -> None:
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
     set_generator_states(content["random"])
+
+
+def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:
+    """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
+    then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
+    if then is not None and now is not None and then != now:
+        different = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key])
+        raise UsageError(
+            f"{path} was written with another preprocessing: {different}",
+            fix="resume with the backbone and the data.preprocessing of the first run",
+        )
 
 
 def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None:
@@ -152,9 +193,9 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
 
 
 def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:
-    now, then = environment(run), content["environment"]
-    different = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
-    if content["seed"] != run.seed:
-        different.append(f"seed {content['seed']} -> {run.seed}")
+    now = {**environment(run), "seed": run.seed, **settings_of(run)}
+    then = {**content["environment"], "seed": content["seed"], **content["settings"]}
+    # What a checkpoint does not tell (the settings of a module without a recipe) is not compared.
+    different = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
     if different:
         run.trainer.say(f"resuming {path.name}: results will not be bit-equal ({'; '.join(different)})")

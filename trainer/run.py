@@ -14,6 +14,7 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.loading import batch_size_of, length_of
 from flashtask.trainer.precision import Precision
 from flashtask.trainer.results import Results
+from flashtask.trainer.transfer import channels_last
 
 __all__ = ["EvaluationRun", "Run", "RunInterruptedError", "at_most"]
 
@@ -70,16 +71,8 @@ class Run:
         batch = self.data.transfer_batch_to_device(batch, self.device, dataloader_idx)
         batch = self.data.on_after_batch_transfer(batch, dataloader_idx)
         if self.memory_format is torch.channels_last:
-            batch = _channels_last(batch)
+            batch = channels_last(batch)
         return batch
-
-
-def _channels_last(batch: Any) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
-    if type(batch) in (list, tuple):
-        return type(batch)(_channels_last(part) for part in batch)
-    return batch
 
 
 class RunInterruptedError(Exception):

@@ -13,16 +13,35 @@ import yaml
 
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text, remove_partials
+from flashtask.core.plain_json import number_or_null
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: two processes in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RUN_FILES", "RunFolder"]
+__all__ = ["RunFolder", "files_of_a_run", "require_no_run"]
 
-#: A folder that holds one of these is taken.
-RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
+_RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
+
+
+def files_of_a_run(folder: Path) -> list[str]:
+    """The files of a run that are in a folder; any of them, or a link of that name to nothing, makes it taken."""
+    return [name for name in _RUN_FILES if os.path.lexists(folder / name)]
+
+
+def require_no_run(folder: Path) -> None:
+    """The folder holds no run; whether it can be made is not asked.
+
+    Raises:
+        OutputError: it is taken.
+    """
+    if found := files_of_a_run(folder):
+        raise OutputError(
+            f"the run folder {str(folder)!r} is taken: it already holds a run ({', '.join(found)})",
+            why="a run is never overwritten",
+            fix='choose another output_dir (--output-dir), or continue that run: ckpt_path="last" (--resume)',
+        )
 
 
 class RunFolder:
@@ -39,13 +58,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool = False, made: list[Path] | None = None) -> None:
         self.path = path.absolute()
-        taken = [name for name in RUN_FILES if (self.path / name).exists()]
-        if taken and not resume:
-            raise OutputError(
-                f"{path} already holds a run ({', '.join(taken)})",
-                why="a run is never overwritten",
-                fix="choose another --output-dir, or continue it with --resume",
-            )
+        if not resume:
+            require_no_run(path)
         self._lock: IO[str] | None = None
         self._made = made or _missing(self.path)
         try:
@@ -101,7 +115,8 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        summary["best"] = {name: number_or_null(value) for name, value in summary["best"].items()}
+        atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def release(self) -> None:
         """Let another run continue here; folders that were made for it and hold nothing go again."""

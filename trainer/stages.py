@@ -147,13 +147,28 @@ def resolve_finetuning(strategy: Any) -> Finetuning:
     )
 
 
+#: What other engines call ways to spread a run over processes.
+_DISTRIBUTION = (
+    "auto",
+    "ddp",
+    "ddp_find_unused_parameters_true",
+    "ddp_notebook",
+    "ddp_spawn",
+    "deepspeed",
+    "dp",
+    "fsdp",
+    "single",
+    "single_device",
+)
+
+
 def _build(name: str, arguments: list[Any]) -> Finetuning:
     try:
         make = FINETUNING.get(name)
     except UnknownNameError as error:
-        if name in ("ddp", "ddp_spawn", "fsdp", "single", "auto"):
-            error.why = "this is a strategy of distribution, not of finetuning"
-            error.fix = f"Trainer(strategy={name!r}), and finetune(..., strategy='freeze')"
+        if name in _DISTRIBUTION:
+            error.why = "this is a strategy of distribution, which is not there yet; this argument is for finetuning"
+            error.fix = f"train on one device (devices=1), and choose one of: {', '.join(FINETUNING.names())}"
         raise
     try:
         built: Finetuning = make(*arguments)

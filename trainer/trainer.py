@@ -19,7 +19,7 @@ from flashtask.trainer.loggers import CSVLogger, Logger
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
 from flashtask.trainer.progress import ProgressBar
-from flashtask.trainer.restoring import load_weights
+from flashtask.trainer.restoring import load_checkpoint_into
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
@@ -338,7 +338,7 @@ class Trainer:
         if checkpoint is None or not checkpoint.best_model_path:
             return
         path = Path(checkpoint.best_model_path)
-        load_weights(run.module, read_checkpoint(path)["state_dict"], path)
+        load_checkpoint_into(run.module, read_checkpoint(path), path)
         self._restored_best = path
 
     def _evaluate(self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any) -> Any:

@@ -1,26 +1,97 @@
-"""Moving batches (tensors in lists, tuples, dictionaries, dataclasses) to a device."""
+"""Moving batches to a device and into a memory format, whatever structure their tensors are in."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["move_to_device"]
+from flashtask.core.errors import UsageError
+
+__all__ = ["channels_last", "move_to_device"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
-    """The same structure with every tensor on `device`; anything with a `.to` method is moved, the rest is kept."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=batch.is_pinned() if device.type == "cuda" else False)
-    if isinstance(batch, dict):
-        return type(batch)((key, move_to_device(value, device)) for key, value in batch.items())
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to_device(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(move_to_device(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {f.name: move_to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **moved)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    """The same structure with every tensor on `device`.
+
+    Args:
+        batch: tensors in lists, tuples, named tuples, mappings and dataclasses of any depth. An object of another kind
+            that has a method `to` (a PackedSequence, say) moves itself, also where it is a tuple or mapping; what has
+            none is kept as it is.
+        device: where to.
+
+    Raises:
+        UsageError: a mapping that neither moves itself nor can be made from a dictionary.
+    """
+    return _mapped(batch, lambda leaf: _moved(leaf, device))
+
+
+def channels_last(batch: Any) -> Any:
+    """The same structure with every floating tensor of four dimensions laid out channels-last; the rest is kept."""
+    return _mapped(batch, _laid_out)
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.to(device, non_blocking=device.type == "cuda" and leaf.is_pinned())
+    return leaf.to(device) if _moves_itself(leaf) else leaf
+
+
+def _laid_out(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.is_floating_point() and leaf.layout is torch.strided:
+        return leaf.contiguous(memory_format=torch.channels_last)
+    return leaf
+
+
+def _moves_itself(value: Any) -> bool:
+    return callable(getattr(value, "to", None)) and not isinstance(value, type)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`change` of every leaf, in containers of the same kinds."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(_mapped(part, change) for part in value)
+    if kind is dict:
+        return {key: _mapped(part, change) for key, part in value.items()}
+    if isinstance(value, torch.Tensor) or _moves_itself(value):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*(_mapped(part, change) for part in value))
+    if isinstance(value, (list, tuple)):
+        return kind(_mapped(part, change) for part in value)
+    if isinstance(value, Mapping):
+        return _mapping(value, {key: _mapped(part, change) for key, part in value.items()})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _dataclass(value, change)
+    return change(value)
+
+
+def _mapping(value: Any, changed: dict[Any, Any]) -> Any:
+    """A kind of dict keeps what else it has (a default factory, attributes); another mapping is made anew."""
+    if isinstance(value, dict) or hasattr(value, "__copy__"):
+        made = copy.copy(value)
+        for key, part in changed.items():
+            made[key] = part
+        return made
+    try:
+        return type(value)(changed)
+    except TypeError as error:
+        name = type(value).__name__
+        raise UsageError(
+            f"a batch holds a {name}, which cannot be made from a dictionary",
+            why=str(error),
+            fix=f"give {name} a method to(self, device), or collate batches into dictionaries",
+        ) from None
+
+
+def _dataclass(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy, made without `__init__`: a field may be frozen, or no argument of it."""
+    made = copy.copy(value)
+    for field in dataclasses.fields(value):
+        if hasattr(value, field.name):
+            object.__setattr__(made, field.name, _mapped(getattr(value, field.name), change))
+    return made

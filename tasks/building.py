@@ -1,0 +1,66 @@
+"""How the parts of a task are built: a head drawn from a seed, a backbone whose weights a checkpoint brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from flashtask.core.seeding import derive_seed, seeded_generators
+from flashtask.heads import build_head
+
+__all__ = ["DrawnHead", "building_without_weights", "fetches_weights"]
+
+_without_weights: ContextVar[bool] = ContextVar("without_weights", default=False)
+
+
+@contextmanager
+def building_without_weights() -> Iterator[None]:
+    """Tasks made inside fetch no pretrained weights, whatever `pretrained` says: theirs come from a checkpoint."""
+    token = _without_weights.set(True)
+    try:
+        yield
+    finally:
+        _without_weights.reset(token)
+
+
+def fetches_weights(pretrained: bool) -> bool:
+    """Whether a task made here and now fetches weights."""
+    return pretrained and not _without_weights.get()
+
+
+class DrawnHead:
+    """A head whose first weights depend on a seed alone, not on what the process has drawn before.
+
+    Args:
+        kind: a registered name, a module that is taken as it is, or None for no head.
+        options: the head's own arguments.
+    """
+
+    def __init__(self, kind: str | nn.Module | None, options: Mapping[str, Any]) -> None:
+        self.kind, self.options = kind, dict(options)
+        self.sizes = (0, 0)
+        self.seed: int | None = None
+
+    def draw(self, num_features: int, num_outputs: int, seed: int) -> nn.Module | None:
+        """A new head of these sizes; the seed is remembered."""
+        if self.kind is None:
+            return None
+        self.sizes, self.seed = (num_features, num_outputs), seed
+        with seeded_generators(derive_seed("head", seed)):
+            return build_head(self.kind, *self.sizes, **self.options)
+
+    def redraw(self, head: nn.Module | None, seed: int) -> None:
+        """Give a head that is still as it was drawn the weights of another seed; one that has changed stays."""
+        if head is None or not isinstance(self.kind, str) or self.seed in (None, seed):
+            return
+        before, fresh = (self.draw(*self.sizes, each) for each in (self.seed, seed))
+        assert before is not None
+        assert fresh is not None
+        drawn, own = before.state_dict(), head.state_dict()
+        if drawn.keys() == own.keys() and all(torch.equal(drawn[name], own[name].cpu()) for name in drawn):
+            head.load_state_dict(fresh.state_dict())

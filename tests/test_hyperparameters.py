@@ -1,0 +1,141 @@
+"""Hyper-parameters: what is stored, what is warned of, and that a collection comes back as what it was."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from small import Net, loaders
+from torch import nn
+
+from flashtask import DataModule, ImageClassifier, Module, Trainer, read_checkpoint
+from flashtask.core.errors import UsageError
+from flashtask.trainer.hyperparameters import find_not_saved, hyperparameters_content, plain_hyperparameters
+
+
+class FromCollection(Module):
+    """A module whose settings come as one object, and are saved as one."""
+
+    def __init__(self, hp, extra: int = 1) -> None:
+        super().__init__()
+        self.given, self.head = hp, nn.Linear(4, 3)
+        self.save_hyperparameters(hp)
+        if extra != 1:
+            self.save_hyperparameters("extra")
+        self.extra = extra
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+
+
+def saved(module, folder: Path) -> Path:
+    trainer = Trainer(output_dir=folder, max_steps=1, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(module, *loaders())
+    return folder / "last.ckpt"
+
+
+def same(left, right) -> bool:
+    return type(left) is type(right) and left == right
+
+
+def test_a_namespace_dictionary_and_omegaconf_come_back_as_what_they_were(tmp_path):
+    omegaconf = pytest.importorskip("omegaconf")
+    values = {"learning_rate": 0.01, "depth": {"blocks": [1, 2]}, "twice": "${learning_rate}"}
+    for given in (argparse.Namespace(**values), dict(values), omegaconf.OmegaConf.create(values)):
+        path = saved(FromCollection(given), tmp_path / type(given).__name__)
+        loaded = FromCollection.load_from_checkpoint(path)
+        assert same(loaded.given, given)
+        assert loaded.hparams.learning_rate == 0.01
+
+
+def test_an_argument_saved_beside_a_collection_is_not_put_into_it(tmp_path):
+    path = saved(FromCollection(argparse.Namespace(learning_rate=0.01), extra=4), tmp_path / "run")
+    loaded = FromCollection.load_from_checkpoint(path)
+    assert loaded.given == argparse.Namespace(learning_rate=0.01)
+    assert loaded.extra == 4
+    changed = FromCollection.load_from_checkpoint(path, learning_rate=0.5, extra=2)
+    assert (changed.given.learning_rate, changed.extra) == (0.5, 2)
+    whole = FromCollection.load_from_checkpoint(path, hp={"learning_rate": 1.0})
+    assert whole.given == {"learning_rate": 1.0}
+    with pytest.raises(UsageError, match="learning_rat"):
+        FromCollection.load_from_checkpoint(path, learning_rat=0.5)
+
+
+def test_what_cannot_be_stored_in_a_collection_is_asked_for_by_its_own_name(tmp_path):
+    with pytest.warns(UserWarning, match=r"loss_fn of FromCollection \(function\) cannot be stored"):
+        module = FromCollection({"learning_rate": 0.01, "loss_fn": nn.functional.mse_loss})
+    path = saved(module, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"hp.loss_fn.*\n.*load_from_checkpoint\(.*loss_fn=\.\.\.\)"):
+        FromCollection.load_from_checkpoint(path)
+    with pytest.warns(UserWarning, match="cannot be stored"):
+        loaded = FromCollection.load_from_checkpoint(path, loss_fn=nn.functional.l1_loss)
+    assert loaded.given == {"learning_rate": 0.01, "loss_fn": nn.functional.l1_loss}
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Everything(Module):
+    def __init__(self, a=None, b=None, c=None, d=None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_construction_warns_once_of_each_thing_that_cannot_be_stored_at_any_depth():
+    with pytest.warns(UserWarning, match="cannot be stored") as caught:
+        module = Everything({"x": [1, nn.ReLU()]}, Colour.RED, {1, 2}, Path("data") / "train")
+    said = [str(warning.message).split(" cannot")[0] for warning in caught]
+    assert said == [
+        "the hyper-parameter a.x[1] of Everything (ReLU)",
+        "the hyper-parameter b of Everything (Colour)",
+        "the hyper-parameter c of Everything (set)",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
+    plain = plain_hyperparameters(module)
+    assert plain["d"] == str(Path("data") / "train")
+    assert dict(find_not_saved(plain)) == {"a.x[1]": "ReLU", "b": "Colour", "c": "set"}
+
+
+def test_nothing_is_warned_of_where_no_checkpoint_holds_it():
+    class Data(DataModule):
+        def __init__(self, transform) -> None:
+            self.save_hyperparameters()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Data(nn.ReLU()).hparams.transform is not None
+
+
+def test_an_object_deep_in_an_argument_keeps_a_task_from_having_a_recipe():
+    with pytest.warns(UserWarning, match=r"head_options.act of ImageClassifier \(ReLU\)"):
+        model = ImageClassifier("timm/test_resnet", pretrained=False, head_options={"act": nn.ReLU()})
+    assert model.recipe() is None
+    assert ImageClassifier("timm/test_resnet", pretrained=False).recipe() is not None
+
+
+def test_hyperparameters_saved_without_logging_are_not_logged():
+    class Two(Module):
+        def __init__(self, shown=1, hidden=2) -> None:
+            super().__init__()
+            self.save_hyperparameters("hidden", logger=False)
+            self.save_hyperparameters("shown")
+
+    module = Two()
+    assert module.logged_hparams == {"shown": 1}
+    assert dict(module.hparams) == {"hidden": 2, "shown": 1}
+    assert hyperparameters_content(module)["hyper_parameters"] == {"hidden": 2, "shown": 1}
+
+
+def test_a_file_says_how_its_hyperparameters_were_given(tmp_path):
+    content = read_checkpoint(saved(FromCollection({"learning_rate": 0.01}), tmp_path / "run"))
+    assert content["hyper_parameters_form"] == {"argument": "hp", "kind": "dict", "beside": []}
+    assert torch.is_tensor(next(iter(content["state_dict"].values())))
+    assert hyperparameters_content(Net())["hyper_parameters_form"] is None

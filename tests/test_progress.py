@@ -1,0 +1,151 @@
+"""The live line and the lines of epochs: what they show, how wide they are, how often they change."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+
+import pytest
+import torch
+from small import loaders, net
+
+from flashtask import Trainer
+from flashtask.trainer.progress import ProgressBar
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal and keeps what was drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def drawn(self) -> list[str]:
+        return [part.rstrip() for part in re.split(r"[\r\n]", self.getvalue()) if part.strip()]
+
+
+class Plain(io.StringIO):
+    """A file."""
+
+
+def train(tmp_path, stream, module=None, samples=50, **options) -> Trainer:
+    options = {"max_epochs": 2, "output_dir": tmp_path / "run", "enable_model_summary": False, **options}
+    bar = ProgressBar(stream)
+    trainer = Trainer(enable_progress_bar=False, callbacks=[bar], **options)
+    trainer.fit(net() if module is None else module, *loaders(samples))
+    return trainer
+
+
+def slow(module, seconds: float = 0.11):
+    """Every batch takes long enough to be drawn."""
+    step = module.training_step
+
+    def waiting(batch, batch_idx):
+        time.sleep(seconds)
+        return step(batch, batch_idx)
+
+    module.training_step = waiting
+    return module
+
+
+def with_accuracy(module):
+    step = module.validation_step
+
+    def more(batch, batch_idx):
+        step(batch, batch_idx)
+        module.log("val_accuracy", torch.tensor(0.84))
+
+    module.validation_step = more
+    return module
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_live_line_shows_the_last_validation_beside_loss_speed_and_time_left(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    train(tmp_path, terminal, slow(with_accuracy(net())), samples=24)
+    second = [line for line in terminal.drawn if line.startswith("epoch 1 ")]
+    assert second
+    assert all(re.search(r" loss \d.*val_loss \d.*val_accuracy 0\.840.*\d+( samples)?/s", line) for line in second)
+    assert all("left" in line for line in second)
+    first = [line for line in terminal.drawn if line.startswith("epoch 0 ")]
+    assert first
+    assert not any("val_" in line for line in first)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_the_live_line_is_never_wider_than_the_terminal(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    module = slow(with_accuracy(net()))
+    step = module.training_step
+
+    def chatty(batch, batch_idx):
+        for name in ("one", "another", "a_third_with_a_long_name"):
+            module.log(name, torch.tensor(1.0), prog_bar=True)
+        return step(batch, batch_idx)
+
+    module.training_step = chatty
+    train(tmp_path, terminal, module, samples=24)
+    live = [line for line in re.findall(r"\r([^\r\n]*)", terminal.getvalue()) if line.strip()]
+    assert live
+    assert max(map(len, live)) < columns
+    assert all(line.startswith(("epoch", "validating")) for line in live)
+
+
+def test_the_live_line_is_drawn_at_most_ten_times_a_second(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    begin = time.monotonic()
+    trainer = train(tmp_path, terminal, samples=1600, max_epochs=1)
+    spent = time.monotonic() - begin
+    assert trainer.global_step == 200
+    live = [line for line in terminal.drawn if "left" in line]
+    assert 1 <= len(live) <= 10 * spent + 1
+    assert not any(line.endswith(" 0 samples/s") for line in live)
+
+
+def test_a_file_gets_a_line_an_epoch_that_fits_80_columns(tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    plain = Plain()
+    train(tmp_path, plain, with_accuracy(net()), max_epochs=10)
+    lines = plain.getvalue().splitlines()
+    assert len(lines) == 10
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(
+        r"epoch 3/9  train_loss \d\.\d{4}  val_loss \d\.\d{4}  val_accuracy 0\.8400  \d+\.\d s", lines[3]
+    )
+
+
+def test_the_speed_is_shown_where_it_fits(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    plain = Plain()
+    train(tmp_path, plain, with_accuracy(net()), max_epochs=1)
+    assert re.search(r"  \d+\.\d s  \d+ samples/s\n$", plain.getvalue())
+
+
+def test_many_metrics_go_on_in_the_next_line_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    plain, module = Plain(), net()
+    step = module.validation_step
+
+    def more(batch, batch_idx):
+        step(batch, batch_idx)
+        for number in range(6):
+            module.log(f"val_metric_{number}", torch.tensor(0.5))
+
+    module.validation_step = more
+    train(tmp_path, plain, module, max_epochs=1)
+    lines = plain.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert all(f"val_metric_{number} 0.5000" in plain.getvalue() for number in range(6))
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    train(tmp_path, terminal, max_epochs=1)
+    assert "\r" not in terminal.getvalue()

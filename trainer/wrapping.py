@@ -1,0 +1,54 @@
+"""Names of parameters as the module's own, whatever wraps a part of it (`model.backbone = torch.compile(...)`)."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["keep_own_names", "own_name", "parameters_by_name", "unwrapped"]
+
+#: Where `torch.compile` keeps the module it was given.
+_WRAPPED = "_orig_mod"
+
+
+def own_name(name: str) -> str:
+    """The name without what wrappers put into it: `backbone._orig_mod.fc.weight` is `backbone.fc.weight`."""
+    return name.replace(f"{_WRAPPED}.", "")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside its wrapper, if it has one."""
+    inner = getattr(module, _WRAPPED, module)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter under every name it has: one that is shared stands there more than once."""
+    return {own_name(name): parameter for name, parameter in module.named_parameters(remove_duplicate=False)}
+
+
+def keep_own_names(module: nn.Module) -> None:
+    """Let the module's state dict have own names, and take them, while its parts are wrapped."""
+    module.register_state_dict_post_hook(_rename_saved)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_rename_loaded)  # type: ignore[no-untyped-call]
+
+
+def _rename_saved(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    wrapped = [name for name in state if name.startswith(prefix) and f"{_WRAPPED}." in name]
+    if wrapped:
+        # All of them again, so that the order stays.
+        items = [(own_name(name) if name.startswith(prefix) else name, value) for name, value in state.items()]
+        state.clear()
+        state.update(items)
+
+
+def _rename_loaded(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    for path, part in module.named_modules(remove_duplicate=False):
+        if getattr(part, _WRAPPED, None) is not None:
+            outside = f"{prefix}{path}." if path else prefix
+            inside = f"{outside}{_WRAPPED}."
+            for name in [n for n in state if n.startswith(outside) and not n.startswith(inside)]:
+                state[inside + name.removeprefix(outside)] = state.pop(name)
