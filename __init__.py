@@ -29,41 +29,56 @@ if TYPE_CHECKING:
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.prediction import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
+    from flashtask.trainer.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks import Callback as Callback
     from flashtask.trainer.checkpointing import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
+    from flashtask.trainer.early_stopping import EarlyStopping as EarlyStopping
+    from flashtask.trainer.lambda_callback import LambdaCallback as LambdaCallback
     from flashtask.trainer.loggers import CSVLogger as CSVLogger
     from flashtask.trainer.loggers import Logger as Logger
     from flashtask.trainer.loop import Loops as Loops
+    from flashtask.trainer.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.module import Module as LightningModule  # noqa: F401
     from flashtask.trainer.module import Module as Module
+    from flashtask.trainer.monitors import DeviceStatsMonitor as DeviceStatsMonitor
+    from flashtask.trainer.monitors import LearningRateMonitor as LearningRateMonitor
     from flashtask.trainer.precision import Precision as Precision
+    from flashtask.trainer.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.progress import ProgressBar as ProgressBar
     from flashtask.trainer.stages import FINETUNING as FINETUNING
     from flashtask.trainer.stages import Finetuning as Finetuning
     from flashtask.trainer.stages import Stage as Stage
+    from flashtask.trainer.timing import Timer as Timer
     from flashtask.trainer.trainer import Trainer as Trainer
 
 #: public name -> the module that defines it
 _HOMES = {
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
+    "BasePredictionWriter": "flashtask.trainer.prediction_writer",
     "CSVLogger": "flashtask.trainer.loggers",
     "Callback": "flashtask.trainer.callbacks",
     "DataModule": "flashtask.trainer.datamodule",
+    "DeviceStatsMonitor": "flashtask.trainer.monitors",
+    "EarlyStopping": "flashtask.trainer.early_stopping",
     "FINETUNING": "flashtask.trainer.stages",
     "Finetuning": "flashtask.trainer.stages",
     "FlashtaskError": "flashtask.core.errors",
+    "GradientAccumulationScheduler": "flashtask.trainer.accumulation",
     "HEADS": "flashtask.heads",
     "ImageClassificationData": "flashtask.data.image_classification",
     "ImageClassifier": "flashtask.tasks.image_classification",
     "ImageEmbedder": "flashtask.tasks.image_embedding",
+    "LambdaCallback": "flashtask.trainer.lambda_callback",
+    "LearningRateMonitor": "flashtask.trainer.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
     "LightningModule": "flashtask.trainer.module:Module",
     "Logger": "flashtask.trainer.loggers",
     "Loops": "flashtask.trainer.loop",
     "ModelCheckpoint": "flashtask.trainer.checkpointing",
+    "ModelSummary": "flashtask.trainer.model_summary",
     "Module": "flashtask.trainer.module",
     "Precision": "flashtask.trainer.precision",
     "Prediction": "flashtask.tasks.prediction",
@@ -72,6 +87,7 @@ _HOMES = {
     "Stage": "flashtask.trainer.stages",
     "TASKS": "flashtask.tasks",
     "Task": "flashtask.tasks.task",
+    "Timer": "flashtask.trainer.timing",
     "Trainer": "flashtask.trainer.trainer",
     "build_backbone": "flashtask.backbones",
     "build_head": "flashtask.heads",

