@@ -22,7 +22,7 @@ def main(out: str, title: str, *runs: str) -> None:
         epochs = [int(row["epoch"]) for row in rows]
         accuracies = [100 * float(row["val_accuracy"]) for row in rows]
         best = summary["best"]
-        label = f"{summary['strategy']}: best {100 * best['val_accuracy']:.1f} % in {summary['seconds'] / 60:.1f} min"
+        label = f"{summary['strategy']}: best {100 * best['val_accuracy']:.2f} %"
         (line,) = axes.plot(epochs, accuracies, marker="o", markersize=4, label=label)
         axes.plot(
             best["epoch"], 100 * best["val_accuracy"], marker="o", markersize=9, color=line.get_color(), alpha=0.4
