@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import json
+import shutil
+import ssl
+import subprocess
+import threading
 
 import pytest
 import torch
@@ -521,3 +526,35 @@ def test_a_parameter_with_two_names_is_frozen_and_trained_once(tmp_path):
     assert len(held) == len(set(held))
     assert id(module.backbone[4].weight) in held
     quiet(tmp_path / "run", max_epochs=1).finetune(Tied(), *loaders(), strategy="freeze")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_checkpoint_is_loaded_from_an_https_address_once(trained, tmp_path, monkeypatch):
+    root, _, model, _ = trained
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(root))
+
+        def log_message(self, *arguments):
+            asked.append(self.path)
+
+    names = "subjectAltName=IP:127.0.0.1"
+    made = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names}"
+    made += f" -keyout {tmp_path / 'key.pem'} -out {tmp_path / 'certificate.pem'}"
+    subprocess.run(made.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"https://127.0.0.1:{server.server_address[1]}/classifier.ckpt"
+        first, second = flashtask.load(address), ImageClassifier.load_from_checkpoint(address)
+        server.shutdown()
+    assert first.labels == second.labels == ("blue", "red")
+    weights = model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
+    assert len(asked) == 1
