@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -15,6 +16,7 @@ from flashtask.backbones.features import default_layer_groups, make_features_fla
 from flashtask.backbones.weights import (
     LAYERS_CHANGED,
     NO_WEIGHTS,
+    cache_only_without_network,
     for_channels,
     pretrained_errors,
     quiet_logs,
@@ -46,7 +48,8 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     _check_weights(name, pretrained)
     if taken := {"num_classes", "features_only"} & set(options):
         raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone: it gives pooled features")
-    with quiet_logs(*_LOGGERS) as messages, pretrained_errors(f"timm/{name}", pretrained):
+    context = cache_only_without_network() if pretrained else nullcontext()
+    with quiet_logs(*_LOGGERS) as messages, pretrained_errors(f"timm/{name}", pretrained), context:
         module = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options)
     _refuse_random_parts(name, pretrained, messages)
     preprocessing = _preprocessing(module, in_chans, options)

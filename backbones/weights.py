@@ -6,10 +6,13 @@ import inspect
 import logging
 import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import constants
 
@@ -20,6 +23,7 @@ __all__ = [
     "LAYERS_CHANGED",
     "NO_NETWORK",
     "NO_WEIGHTS",
+    "cache_only_without_network",
     "for_channels",
     "hub_is_offline",
     "pretrained_errors",
@@ -55,6 +59,34 @@ def hub_is_offline() -> bool:
 
 
 @contextmanager
+def cache_only_without_network() -> Iterator[None]:
+    """Look for weights in the cache alone where the hub's name cannot be resolved.
+
+    The hub's library would otherwise try six times for each of several files: most of a minute before the error.
+    Behind a proxy names are resolved elsewhere, so nothing is decided here.
+
+    Raises:
+        ConnectionError: the weights are not in the cache either.
+    """
+    host = urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or any(getproxies().get(scheme) for scheme in ("https", "http", "all")):
+        yield
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as error:
+        if constants.HF_HUB_OFFLINE and _is_about_network(error):
+            raise ConnectionError(f"{host} cannot be resolved, and the weights are not in the cache") from error
+        raise
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+@contextmanager
 def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
     """Tell whatever a library raises while it builds a model, or fetches its weights, as our errors.
 
@@ -62,6 +94,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
         HubError: the weights could not be fetched.
         UsageError: the library refused the options.
     """
+    offline = hub_is_offline()
     try:
         yield
     except FlashtaskError:
@@ -71,7 +104,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
         if pretrained and _is_about_network(error):
             raise HubError(
                 f"the pretrained weights of {name!r} could not be had",
-                why="HF_HUB_OFFLINE is set and they are not in the cache" if hub_is_offline() else why,
+                why="HF_HUB_OFFLINE is set and they are not in the cache" if offline else why,
                 fix=NO_NETWORK,
             ) from error
         fix = _nearest_option(error)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import skimage.data
@@ -383,3 +386,18 @@ def test_groups_that_do_not_hold_every_parameter_once_are_refused():
     for groups in ([["weight"]], [["weight", "bias"], ["bias"]], [["weight", "bias", "more"]]):
         with pytest.raises(UsageError, match="do not hold each parameter exactly once"):
             Backbone(module, 2, Preprocessing(), "x", groups)
+
+
+def test_weights_without_a_network_fail_fast_and_say_so(tmp_path):
+    """The hub's library alone would try again for most of a minute."""
+    code = (
+        "import time; from flashtask import build_backbone; from flashtask.core.errors import HubError\n"
+        "import timm; start = time.monotonic()\n"
+        "try: build_backbone('resnet18')\n"
+        "except HubError as error: print(error.why, '|', time.monotonic() - start < 15)"
+    )
+    hidden = ("HF_HUB_OFFLINE", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "hub.invalid cannot be resolved, and the weights are not in the cache | True" in done.stdout
