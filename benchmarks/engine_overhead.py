@@ -66,6 +66,7 @@ def by_trainer(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
 
 
 def main(rounds: int = 7) -> None:
+    """Time both in turn and print each round and the median."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     batches = [

@@ -73,6 +73,7 @@ class _Encoder:
         self.references = 0
 
     def encode(self, value: Any, path: Path) -> Any:
+        """The plain node of a value; its tensors are put aside under their names."""
         if len(path) > MAX_DEPTH:
             raise UsageError(f"{_place(path[:4])} is nested too deeply to be saved, or holds itself")
         kind = type(value)

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 
 
 def main(out: str, title: str, *runs: str) -> None:
+    """Draw one line a run, with its best epoch marked, and write the picture."""
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=130)
     for run in runs:
         with (Path(run) / "metrics.csv").open(newline="") as file:

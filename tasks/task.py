@@ -222,7 +222,7 @@ class Task(Module):
         ]
         optimizer = make_optimizer(self._optimizer, groups, self.learning_rate, **self._optimizer_options)
         schedule = make_scheduler(
-            self._schedule, optimizer, run.total_steps, run.steps_in_epoch, **self._schedule_options
+            self._schedule, optimizer, run.total_steps, run.steps_before, **self._schedule_options
         )
         return ([optimizer], [] if schedule is None else [vars(schedule)])
 

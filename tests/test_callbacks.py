@@ -484,3 +484,11 @@ def test_prediction_writer_needs_the_method_of_its_interval(tmp_path):
         quiet(tmp_path, Half("batch_and_epoch")).predict(Predicting(), loaders()[1])
     with pytest.raises(UnknownNameError, match="no write_interval named 'batches'"):
         Half("batches")
+
+
+def test_s31_the_run_knows_its_steps_before_it_starts(tmp_path):
+    seen = []
+    watch = LambdaCallback(on_fit_start=lambda trainer, module: seen.append(trainer.estimated_stepping_batches))
+    trainer = quiet(tmp_path, GradientAccumulationScheduler({1: 2, 3: 4}), watch, max_epochs=4)
+    trainer.fit(net(), loaders()[0])
+    assert seen == [7 + 4 + 4 + 2] == [trainer.global_step]

@@ -79,31 +79,34 @@ def test_an_optimizer_by_name_steps(name):
 )
 def test_options_that_a_schedule_cannot_take_are_usage_errors(name, options, words):
     with pytest.raises(UsageError, match=words):
-        make_scheduler(name, sgd(), 10, 5, **options)
+        make_scheduler(name, sgd(), 10, lambda epoch: 5 * epoch, **options)
 
 
 def test_a_schedule_has_options_of_any_name():
-    rate = make_scheduler("onecyclelr", sgd(), 10, 5, total_steps=12, max_lr=0.2)
+    rate = make_scheduler("onecyclelr", sgd(), 10, lambda epoch: 5 * epoch, total_steps=12, max_lr=0.2)
     assert rate.scheduler.total_steps == 12
     assert (
-        make_scheduler("ReduceLROnPlateau", sgd(), 10, 5, monitor="val_accuracy", mode="max").monitor == "val_accuracy"
+        make_scheduler(
+            "ReduceLROnPlateau", sgd(), 10, lambda epoch: 5 * epoch, monitor="val_accuracy", mode="max"
+        ).monitor
+        == "val_accuracy"
     )
-    assert make_scheduler("Constant", sgd(), None, None) is None
+    assert make_scheduler("Constant", sgd(), None, lambda epoch: None) is None
 
 
 def test_no_warm_up_begins_with_the_whole_rate():
     optimizer = sgd()
-    make_scheduler("cosine", optimizer, 100, 10, warm_up=0)
+    make_scheduler("cosine", optimizer, 100, lambda epoch: 10 * epoch, warm_up=0)
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_a_later_start_needs_epochs_of_a_known_length():
     with pytest.raises(UsageError, match="starts to train in epoch 3"):
-        make_scheduler("cosine", sgd(start=3), 100, None)
+        make_scheduler("cosine", sgd(start=3), 100, lambda epoch: None)
     optimizer = sgd(start=3)
-    make_scheduler("cosine", optimizer, 100, 10)
+    make_scheduler("cosine", optimizer, 100, lambda epoch: 10 * epoch)
     assert optimizer.param_groups[0]["lr"] == 0
-    assert make_scheduler("cosine", sgd(start=0), 100, None).interval == "step"
+    assert make_scheduler("cosine", sgd(start=0), 100, lambda epoch: None).interval == "step"
 
 
 def test_an_optimizer_of_ones_own_that_needs_a_closure_is_told():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks import Callback
 
-__all__ = ["GradientAccumulationScheduler"]
+__all__ = ["GradientAccumulationScheduler", "accumulation_by_epoch"]
+
+
+def accumulation_by_epoch(given: int | Mapping[int, int]) -> Callable[[int], int]:
+    """What `Trainer(accumulate_grad_batches=...)` means: epoch -> batches for one optimizer step."""
+    return (lambda epoch: given) if isinstance(given, int) else GradientAccumulationScheduler(given).batches_for_a_step
 
 
 class GradientAccumulationScheduler(Callback):
@@ -40,17 +45,16 @@ class GradientAccumulationScheduler(Callback):
         return next((batches for start, batches in reversed(self.scheduling.items()) if start <= epoch), 1)
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Refuse two answers to one question."""
-        if stage == "fit" and trainer.accumulate_grad_batches != 1:
+        """Tell the run before its optimizers are made; two answers to one question are refused."""
+        if stage != "fit":
+            return
+        if trainer.accumulate_grad_batches != 1:
             given = trainer.accumulate_grad_batches
             raise UsageError(
                 f"accumulate_grad_batches={given} contradicts a GradientAccumulationScheduler",
                 fix="drop one of them",
             )
-
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Set the number for the epoch that begins."""
-        trainer.fit_run.accumulate = self.batches_for_a_step(trainer.fit_run.epoch)
+        trainer.fit_run.accumulation = self.batches_for_a_step
 
 
 def _is_whole(value: Any, least: int) -> bool:

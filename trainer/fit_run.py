@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
+from flashtask.trainer.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.optimizers import ScheduledRate
@@ -45,7 +46,8 @@ class FitRun(Run):
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.max_epochs
         self.max_steps: int = trainer.max_steps
-        self.accumulate: int = trainer.accumulate_grad_batches
+        #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
+        self.accumulation: Callable[[int], int] = accumulation_by_epoch(trainer.accumulate_grad_batches)
         # made by the preparation
         self.loader: Any = None
         self.limit: int | None = None
@@ -115,20 +117,21 @@ class FitRun(Run):
         return at_most(length_of(self.loader), self.limit)
 
     @property
-    def steps_in_epoch(self) -> int | None:
-        """How many optimizer steps an epoch has, None if the loader does not know."""
+    def accumulate(self) -> int:
+        """How many batches make one optimizer step in this epoch."""
+        return self.accumulation(self.epoch)
+
+    def steps_before(self, epoch: int) -> int | None:
+        """How many optimizer steps come before an epoch, None if the loader does not know its length."""
         batches = self.batches_in_epoch
-        return None if batches is None else math.ceil(batches / self.accumulate)
+        return None if batches is None else sum(math.ceil(batches / self.accumulation(e)) for e in range(epoch))
 
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, None if it has no known end."""
         by_steps = self.max_steps if self.max_steps >= 0 else math.inf
-        per_epoch = self.steps_in_epoch
-        by_epochs = math.inf
-        if per_epoch is not None and self.max_epochs is not None:
-            by_epochs = per_epoch * self.max_epochs
-        total = min(by_steps, by_epochs)
+        by_epochs = None if self.max_epochs is None else self.steps_before(self.max_epochs)
+        total = min(by_steps, math.inf if by_epochs is None else by_epochs)
         return None if math.isinf(total) else int(total)
 
     # ---- what the loop asks for

@@ -207,7 +207,12 @@ def make_optimizer(name: str, parameters: Any, lr: float, /, **options: Any) -> 
 
 
 def make_scheduler(
-    name: str, optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, /, **options: Any
+    name: str,
+    optimizer: Optimizer,
+    total_steps: int | None,
+    steps_before: Callable[[int], int | None],
+    /,
+    **options: Any,
 ) -> ScheduledRate | None:
     """A schedule by name: `constant`, `cosine`, or a torch class.
 
@@ -217,7 +222,7 @@ def make_scheduler(
             case, which steps once an epoch.
         optimizer: whose rates it changes.
         total_steps: optimizer steps of the whole run, None if it has no known end.
-        steps_in_epoch: optimizer steps of an epoch, None if the loader has no length.
+        steps_before: epoch -> optimizer steps before it, None if the loader has no length.
         options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
             for a torch class, its arguments, and for a plateau the metric to `monitor`.
 
@@ -231,7 +236,7 @@ def make_scheduler(
         _check_keys('lr_scheduler_options of "constant", which has none', options, ())
         return None
     if name.lower() == "cosine":
-        return _cosine_rate(optimizer, total_steps, steps_in_epoch, options)
+        return _cosine_rate(optimizer, total_steps, steps_before, options)
     monitor = None
     if name.lower() == "reducelronplateau":
         options = {"monitor": "val_loss", **options}
@@ -257,7 +262,10 @@ def _construct(kind: str, name: str, make: Any, first: Any, fixed: dict[str, Any
 
 
 def _cosine_rate(
-    optimizer: Optimizer, total_steps: int | None, steps_in_epoch: int | None, options: dict[str, Any]
+    optimizer: Optimizer,
+    total_steps: int | None,
+    steps_before: Callable[[int], int | None],
+    options: dict[str, Any],
 ) -> ScheduledRate:
     _check_keys('lr_scheduler_options of "cosine"', options, ("warm_up",))
     share = options.get("warm_up", 0.05)
@@ -269,7 +277,8 @@ def _cosine_rate(
     if total_steps is None:
         raise UsageError('lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps")
     starts = [group.get("start", 0) for group in optimizer.param_groups]
-    if steps_in_epoch is None and any(starts):
+    begins = [steps_before(start) if start else 0 for start in starts]
+    if None in begins:
         raise UsageError(
             f'lr_scheduler="cosine" cannot warm up what starts to train in epoch {max(starts)}',
             why="the training loader has no length, so nobody knows at which step that is",
@@ -277,7 +286,7 @@ def _cosine_rate(
         )
     warm_up = max(1, round(share * total_steps))
     factors: list[Callable[[int], float]] = [
-        partial(_cosine, start=start * (steps_in_epoch or 0), warm_up=warm_up, total=total_steps) for start in starts
+        partial(_cosine, start=begin or 0, warm_up=warm_up, total=total_steps) for begin in begins
     ]
     return ScheduledRate(LambdaLR(optimizer, factors), interval="step")
 
