@@ -132,6 +132,10 @@ class Registry(Generic[T]):
             names.extend(source.names())
         return [name for name in dict.fromkeys(names) if name not in self._removed]
 
+    def keys(self) -> list[str]:
+        """The same as `names`, as a dictionary calls it."""
+        return self.names()
+
     def remove(self, name: str) -> None:
         """Forget a name, wherever it came from; `register` brings it back.
 

@@ -1,76 +1,208 @@
-"""Which device a run uses: `auto`, `cpu`, `gpu` (CUDA), `mps`."""
+"""Accelerators: which kinds of devices there are, and which of them are here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.registry import Registry, RegistryEntry
+from flashtask.trainer.devices import check_devices, device_indices, devices_of_gpus
 
-__all__ = ["check_accelerator", "check_devices", "resolve_device"]
+__all__ = [
+    "ACCELERATORS",
+    "Accelerator",
+    "Aliases",
+    "CPUAccelerator",
+    "CUDAAccelerator",
+    "MPSAccelerator",
+    "accelerator_of",
+    "check_accelerator",
+    "check_devices",
+    "devices_of_gpus",
+    "resolve_accelerator",
+    "resolve_device",
+]
 
-_KINDS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-_ELSEWHERE = {
+ACCELERATORS: Registry[Any] = Registry("accelerator")
+
+
+class Aliases:
+    """Further spellings of registered names: a source of a registry that lists nothing of its own."""
+
+    def __init__(self, registry: Registry[Any], names: Mapping[str, str]) -> None:
+        self.registry, self._names = registry, dict(names)
+
+    def names(self) -> Iterable[str]:
+        """None: what is spelled otherwise is listed already."""
+        return ()
+
+    def spellings(self) -> Iterable[str]:
+        """The further spellings, for near matches."""
+        return self._names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of the name that a spelling stands for."""
+        return self.registry.entry(self._names[name]) if name in self._names else None
+
+
+class Accelerator:
+    """A kind of device. Of your own one write at least `device`, and pass an object to the Trainer."""
+
+    #: how messages call it
+    name = "custom"
+
+    def is_available(self) -> bool:
+        """Whether there is such a device here."""
+        return True
+
+    def device_count(self) -> int:
+        """How many there are here."""
+        return 1
+
+    def device(self, index: int) -> torch.device:
+        """The device of a number, counted from 0."""
+        raise UsageError(
+            f"{type(self).__name__} has no device", fix='def device(self, index): return torch.device("cuda", index)'
+        )
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether bfloat16 is fast on a device, so that `precision="auto"` means bf16-mixed there."""
+        return False
+
+
+@ACCELERATORS.register("cpu", description="all cores of the machine, as one device")
+class CPUAccelerator(Accelerator):
+    """The processor: one device, however many cores it has."""
+
+    name = "cpu"
+
+    def device(self, index: int) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether the processor has instructions for it."""
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@ACCELERATORS.register("cuda", description="GPUs by NVIDIA, or by AMD with a ROCm build of torch")
+class CUDAAccelerator(Accelerator):
+    """GPUs that torch reaches by CUDA or ROCm."""
+
+    name = "cuda"
+
+    def is_available(self) -> bool:
+        """Whether torch sees one."""
+        return torch.cuda.is_available()
+
+    def device_count(self) -> int:
+        """How many torch sees; `CUDA_VISIBLE_DEVICES` limits them."""
+        return torch.cuda.device_count()
+
+    def device(self, index: int) -> torch.device:
+        """The GPU of a number."""
+        return torch.device("cuda", index)
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether the GPU does it itself, without emulation."""
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@ACCELERATORS.register("mps", description="the GPU of an Apple computer")
+class MPSAccelerator(Accelerator):
+    """The GPU of an Apple computer."""
+
+    name = "mps"
+
+    def is_available(self) -> bool:
+        """Whether torch sees it."""
+        return torch.backends.mps.is_available()
+
+    def device(self, index: int) -> torch.device:
+        """The only one."""
+        return torch.device("mps")
+
+
+ACCELERATORS.add_source(Aliases(ACCELERATORS, {"gpu": "cuda"}))
+
+#: In the order in which `auto` looks for them.
+_PREFERENCE = ("cuda", "mps", "cpu")
+
+_NOT_SUPPORTED = {
     "tpu": "there is no TPU support",
+    "xla": "there is no TPU support",
     "ipu": "there is no IPU support",
     "hpu": "there is no HPU support",
+    "npu": "there is no NPU support",
+    "xpu": "there is no XPU support",
 }
 
 
-def check_accelerator(accelerator: Any) -> str:
-    """The kind of device that a name means: `auto`, `cpu`, `cuda` or `mps`; whether it is here is not asked.
+def check_accelerator(accelerator: Any) -> Accelerator | None:
+    """The accelerator that a name or an object means, None for `auto`; whether it is here is not asked.
 
     Raises:
         UsageError: there is no such accelerator.
     """
-    name = str(accelerator).lower()
-    if name not in _KINDS:
+    if isinstance(accelerator, Accelerator):
+        return accelerator
+    if isinstance(accelerator, type) and issubclass(accelerator, Accelerator):
         raise UsageError(
-            f"no accelerator named {accelerator!r}",
-            why=_ELSEWHERE.get(name, ""),
-            fix=did_you_mean(name, _KINDS) or f"choose one of {', '.join(_KINDS)}",
+            f"accelerator={accelerator.__name__}: it is a class", fix=f"accelerator={accelerator.__name__}()"
         )
-    return _KINDS[name]
+    name = str(accelerator).lower()
+    if name == "auto":
+        return None
+    if accelerator not in ACCELERATORS and name not in ACCELERATORS:
+        raise _unknown(name, accelerator)
+    made = ACCELERATORS.get(accelerator if accelerator in ACCELERATORS else name)()
+    if not isinstance(made, Accelerator):
+        raise UsageError(f"the accelerator {name!r} is registered as {made!r}", fix="class Mine(flashtask.Accelerator)")
+    return made
 
 
-def check_devices(devices: Any) -> int | None:
-    """The number of the device that is meant, None for the first; whether it is here is not asked.
+def _unknown(name: str, given: Any) -> UnknownNameError:
+    error = UnknownNameError("accelerator", str(given), ["auto", *ACCELERATORS.names(), "gpu"])
+    if name in _NOT_SUPPORTED:
+        error.why = _NOT_SUPPORTED[name]
+        error.fix = 'accelerator="auto" takes what is here: CUDA, then MPS, then the CPU'
+    return error
+
+
+def resolve_accelerator(accelerator: Any = "auto") -> Accelerator:
+    """The accelerator that is meant, which is here; `auto` is CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: more than one device, or nothing that can be meant.
+        UsageError: there is no such accelerator, here or at all.
     """
-    if not isinstance(devices, (bool, list, tuple)) and devices in ("auto", 1, "1", -1, "-1"):
-        return None
-    if isinstance(devices, (list, tuple)) and len(devices) == 1 and _is_index(devices[0]):
-        return int(devices[0])
-    raise UsageError(
-        f"devices={devices!r}: only one device is supported so far", fix="devices=1, or devices=[0] for a certain one"
-    )
+    meant = check_accelerator(accelerator)
+    if meant is None:
+        known: list[Accelerator] = [ACCELERATORS.get(name)() for name in _PREFERENCE if name in ACCELERATORS]
+        return next(one for one in known if one.is_available())
+    if not meant.is_available():
+        kind = meant.name.upper() if meant.name in _PREFERENCE else meant.name
+        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(meant).__name__}()"
+        raise UsageError(f"accelerator={given}: there is no {kind} device here", fix='accelerator="cpu"')
+    return meant
 
 
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def accelerator_of(device: torch.device) -> Accelerator:
+    """The registered accelerator of a device; the plain base for a device that none is registered for."""
+    made = ACCELERATORS.get(device.type)() if device.type in ACCELERATORS else Accelerator()
+    assert isinstance(made, Accelerator)
+    return made
 
 
 def resolve_device(accelerator: Any = "auto", devices: Any = "auto") -> torch.device:
-    """The device of this process.
-
-    Args:
-        accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda` or `mps`.
-        devices: how many (only 1 so far), a list with one device number, or `auto`.
+    """The first device that is meant.
 
     Raises:
         UsageError: there is no such accelerator or device, here or at all.
     """
-    kind, index = check_accelerator(accelerator), check_devices(devices)
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"accelerator={accelerator!r}: there is no CUDA device here", fix='accelerator="cpu"')
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"accelerator={accelerator!r}: there is no MPS device here", fix='accelerator="cpu"')
-    there_are = torch.cuda.device_count() if kind == "cuda" else 1
-    if index is not None and index >= there_are:
-        raise UsageError(f"devices={devices!r}: {kind} devices here are numbered 0 to {there_are - 1}", fix="devices=1")
-    return torch.device(kind, index or 0) if kind == "cuda" else torch.device(kind)
+    meant = resolve_accelerator(accelerator)
+    return meant.device(device_indices(devices, meant)[0])

@@ -1,4 +1,4 @@
-"""Moving batches to a device and into a memory format, whatever structure their tensors are in."""
+"""Moving batches to a device, into a memory or number format, whatever structure their tensors are in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["channels_last", "move_to_device"]
+__all__ = ["channels_last", "detached", "in_dtype", "move_to_device"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -32,6 +33,21 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
 def channels_last(batch: Any) -> Any:
     """The same structure with every floating tensor of four dimensions laid out channels-last; the rest is kept."""
     return _mapped(batch, _laid_out)
+
+
+def in_dtype(batch: Any, dtype: torch.dtype) -> Any:
+    """The same structure with every floating tensor in a number format; whole numbers, labels and masks are kept."""
+    return _mapped(batch, lambda leaf: leaf.to(dtype) if _is_floating(leaf) else leaf)
+
+
+def _is_floating(leaf: Any) -> bool:
+    values = leaf.data if isinstance(leaf, PackedSequence) else leaf
+    return isinstance(values, torch.Tensor) and values.is_floating_point()
+
+
+def detached(outputs: Any) -> Any:
+    """The same structure with every tensor cut off from its graph, so that an epoch of outputs fits into memory."""
+    return _mapped(outputs, lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

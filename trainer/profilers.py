@@ -1,0 +1,299 @@
+"""Profilers: where the time of a run goes, by action (`training_step`, each hook), function or operation."""
+
+from __future__ import annotations
+
+import cProfile
+import os
+import pstats
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashtask.core.errors import OutputError, UsageError
+from flashtask.core.files import atomic_write_text
+from flashtask.core.registry import Registry
+from flashtask.trainer.text_table import text_table
+
+__all__ = ["PROFILERS", "AdvancedProfiler", "PassThrough", "Profiler", "PyTorchProfiler", "SimpleProfiler"]
+__all__ += ["resolve_profiler"]
+
+PROFILERS: Registry[Any] = Registry("profiler")
+
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class Profiler:
+    """Told when an action starts and stops; what it makes of them is said at the end of a verb, or written to a file.
+
+    It sees a run from its first moment to its last, not how it is prepared. Parts of your own are actions too:
+    `with self.trainer.profiler.profile("augment"): ...` in a module.
+
+    Args:
+        dirpath: folder of the report; None means the run folder, or `default_root_dir` where there is none.
+        filename: of the report. Without one it is said on standard error or, if there is a `dirpath`, written to
+            `profile.txt` there.
+    """
+
+    dirpath: Path | None = None
+    filename: str | None = None
+    #: runs that it watches now: a verb that is called in a hook of another belongs to that one
+    depth = 0
+    _written: frozenset[Path] = frozenset()
+
+    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.filename = "profile.txt" if filename is None and dirpath is not None else filename
+
+    def begin(self, run: Any) -> None:
+        """A verb starts: forget an earlier one."""
+
+    def end(self, run: Any) -> None:
+        """The verb is over."""
+
+    def start(self, action: str) -> None:
+        """An action starts."""
+
+    def stop(self, action: str) -> None:
+        """The action that was started last under this name is over."""
+
+    @contextmanager
+    def profile(self, action: str) -> Iterator[None]:
+        """Everything in the block is this action."""
+        self.start(action)
+        try:
+            yield
+        finally:
+            self.stop(action)
+
+    def summary(self) -> str:
+        """What was found, in lines of at most 80 characters; empty if nothing is to be said."""
+        return ""
+
+    def report(self, run: Any) -> None:
+        """Say the summary, or write it to the file, where the verbs of a trainer stand one after the other.
+
+        Raises:
+            OutputError: the folder cannot be made.
+            StorageError: the file cannot be written.
+        """
+        text = self.summary()
+        if not text:
+            return
+        text = f"profile of {run.stage}\n{text}"
+        if self.filename is None:
+            run.trainer.say(text)
+            return
+        path = self.folder(run) / self.filename
+        before = path.read_text(encoding="utf-8") + "\n" if path in self._written else ""
+        atomic_write_text(path, f"{before}{text}\n")
+        self._written |= {path}
+
+    def folder(self, run: Any) -> Path:
+        """The folder of what is written; it is made if it is not there.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        own = run.trainer.run_folder
+        folder = self.dirpath or Path(run.trainer.default_root_dir if own is None else own.path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {folder}: {error.strerror}", fix="another dirpath") from error
+        return folder
+
+
+class PassThrough(Profiler):
+    """What `trainer.profiler` is where none was asked for: it does nothing, and a run is left as it is."""
+
+
+@PROFILERS.register("simple", description="calls and time of each action")
+class SimpleProfiler(Profiler):
+    """Counts the calls of each action and measures their time, that of actions inside of them included.
+
+    A GPU works behind the CPU: what is measured there is the time to tell it what to do.
+    """
+
+    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+        super().__init__(dirpath, filename)
+        self.begin(None)
+
+    def begin(self, run: Any) -> None:
+        """Start from nothing."""
+        self.calls: dict[str, int] = defaultdict(int)
+        #: seconds of each action, and of the whole verb
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.total = 0.0
+        self._started: dict[str, list[float]] = defaultdict(list)
+        self._began = time.perf_counter()
+
+    def end(self, run: Any) -> None:
+        """Settle how long the verb took."""
+        self.total = time.perf_counter() - self._began
+
+    def start(self, action: str) -> None:
+        """Look at the clock."""
+        self._started[action].append(time.perf_counter())
+
+    def stop(self, action: str) -> None:
+        """Look at the clock again.
+
+        Raises:
+            UsageError: nothing of this name was started.
+        """
+        now = time.perf_counter()
+        if not self._started[action]:
+            raise _not_started(action)
+        self.seconds[action] += now - self._started[action].pop()
+        self.calls[action] += 1
+
+    def summary(self) -> str:
+        """A table of all actions, the longest first."""
+        total = self.total or time.perf_counter() - self._began
+        rows = [("whole run", "1", f"{total:.3f}", f"{total * 1e3:.3f}", "100.0 %")]
+        for action in sorted(self.seconds, key=lambda name: -self.seconds[name]):
+            calls, spent = self.calls[action], self.seconds[action]
+            rows.append((action, str(calls), f"{spent:.3f}", f"{spent / calls * 1e3:.3f}", f"{spent / total:.1%}"))
+        return text_table(("action", "calls", "total s", "mean ms", "share"), rows)
+
+
+@PROFILERS.register("advanced", description="time of each Python function")
+class AdvancedProfiler(Profiler):
+    """Python's own profiler, around the whole verb; it makes every call slower.
+
+    Args:
+        dirpath, filename: as `Profiler` takes them.
+        rows: functions in the table, those that took longest by themselves.
+    """
+
+    def __init__(self, dirpath: Any = None, filename: str | None = None, rows: int = 30) -> None:
+        super().__init__(dirpath, filename)
+        self.rows, self._profile = rows, cProfile.Profile()
+
+    def begin(self, run: Any) -> None:
+        """Start from nothing."""
+        self._profile = cProfile.Profile()
+        self._profile.enable()
+
+    def end(self, run: Any) -> None:
+        """Stop looking."""
+        self._profile.disable()
+
+    def summary(self) -> str:
+        """A table of the functions with the most time of their own."""
+        found = pstats.Stats(self._profile).stats.items()  # type: ignore[attr-defined]
+        rows = [
+            (f"{name} {'/'.join(Path(file).parts[-2:])}:{line}", str(calls), f"{own:.3f}", f"{total:.3f}")
+            for (file, line, name), (_, calls, own, total, _) in sorted(found, key=lambda item: -item[1][2])
+        ]
+        return text_table(("function", "calls", "own s", "total s"), rows[: self.rows])
+
+
+@PROFILERS.register("pytorch", description="time of each operation, and a trace of them")
+class PyTorchProfiler(Profiler):
+    """torch's profiler: operations on CPU and GPU, in a table and as a trace for chrome://tracing or ui.perfetto.dev.
+
+    The trace is `profile.json` (for another verb than `fit`: `profile-test.json`) in `dirpath` or the run folder.
+
+    Args:
+        dirpath, filename: as `Profiler` takes them.
+        steps: recording ends after so many steps of training and evaluation: every operation is kept until then.
+        rows: operations in the table, those that took longest by themselves.
+    """
+
+    def __init__(self, dirpath: Any = None, filename: str | None = None, steps: int = 100, rows: int = 20) -> None:
+        super().__init__(dirpath, filename)
+        self.steps, self.rows = steps, rows
+        self._profile: torch.profiler.profile | None = None
+        self._records: dict[str, list[Any]] = defaultdict(list)
+
+    def begin(self, run: Any) -> None:
+        """Start recording."""
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if run.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        else:  # torch's recorder would else print that there is no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        self._profile = torch.profiler.profile(activities=kinds)
+        self._left, self._is_recording = self.steps, True
+        self._profile.start()
+
+    def end(self, run: Any) -> None:
+        """End the recording, if it has not ended yet."""
+        assert self._profile is not None
+        if self._is_recording:
+            self._is_recording = False
+            self._profile.stop()
+
+    def start(self, action: str) -> None:
+        """Name what is recorded from here on; a step too many ends the recording."""
+        if action in _STEPS and self._profile is not None:
+            if not self._left:
+                self.end(None)
+            self._left -= 1
+        record: Any = torch.profiler.record_function(action)
+        record.__enter__()
+        self._records[action].append(record)
+
+    def stop(self, action: str) -> None:
+        """The named part is over.
+
+        Raises:
+            UsageError: nothing of this name was started.
+        """
+        if not self._records[action]:
+            raise _not_started(action)
+        self._records[action].pop().__exit__(None, None, None)
+
+    def summary(self) -> str:
+        """A table of the operations with the most time of their own."""
+        assert self._profile is not None
+        found = self._profile.key_averages()
+        on_gpu = any(one.self_device_time_total for one in found)
+        spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        rows = [
+            (one.key, str(one.count), f"{one.self_cpu_time_total / 1e3:.3f}", f"{one.self_device_time_total / 1e3:.3f}")
+            for one in sorted(found, key=lambda one: -getattr(one, spent))
+        ]
+        heads = ("operation", "calls", "own CPU ms", "own GPU ms")[: 4 if on_gpu else 3]
+        return text_table(heads, [row[: len(heads)] for row in rows[: self.rows]])
+
+    def report(self, run: Any) -> None:
+        """The table, and the trace where there is a folder for it."""
+        super().report(run)
+        assert self._profile is not None
+        if self.dirpath is None and run.trainer.run_folder is None:
+            run.trainer.say("no trace is written: there is no run folder; PyTorchProfiler(dirpath=...) names another")
+            return
+        path = self.folder(run) / ("profile.json" if run.stage == "fit" else f"profile-{run.stage}.json")
+        self._profile.export_chrome_trace(str(path))
+        run.trainer.say(f"trace of {run.stage}: {path}")
+
+
+def _not_started(action: str) -> UsageError:
+    return UsageError(f"profiler.stop({action!r}): it was not started", fix=f"with profiler.profile({action!r}): ...")
+
+
+def resolve_profiler(profiler: Any) -> Profiler:
+    """The profiler that a name (`simple`, `advanced`, `pytorch`) or an object means; None is one that does nothing.
+
+    Raises:
+        UnknownNameError: no profiler has this name.
+        UsageError: no profiler at all.
+    """
+    if profiler is None:
+        return PassThrough()
+    if isinstance(profiler, str):
+        made = PROFILERS.get(profiler.lower())()
+        assert isinstance(made, Profiler)
+        return made
+    if isinstance(profiler, type) and issubclass(profiler, Profiler):
+        raise UsageError(f"profiler={profiler.__name__}: it is a class", fix=f"profiler={profiler.__name__}()")
+    if not isinstance(profiler, Profiler):
+        raise UsageError(f"profiler={profiler!r}: a name or a Profiler is needed", fix='profiler="simple"')
+    return profiler
