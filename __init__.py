@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks import Callback as Callback
-    from flashtask.trainer.checkpointing import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
     from flashtask.trainer.early_stopping import EarlyStopping as EarlyStopping
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.loggers import CSVLogger as CSVLogger
     from flashtask.trainer.loggers import Logger as Logger
     from flashtask.trainer.loop import Loops as Loops
+    from flashtask.trainer.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.module import Module as LightningModule  # noqa: F401
     from flashtask.trainer.module import Module as Module
@@ -77,7 +77,7 @@ _HOMES = {
     "LightningModule": "flashtask.trainer.module:Module",
     "Logger": "flashtask.trainer.loggers",
     "Loops": "flashtask.trainer.loop",
-    "ModelCheckpoint": "flashtask.trainer.checkpointing",
+    "ModelCheckpoint": "flashtask.trainer.model_checkpoint",
     "ModelSummary": "flashtask.trainer.model_summary",
     "Module": "flashtask.trainer.module",
     "Precision": "flashtask.trainer.precision",

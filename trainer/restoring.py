@@ -17,6 +17,7 @@ from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpointing import environment
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
+from flashtask.trainer.precision import take_formats
 from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
@@ -38,7 +39,11 @@ def module_from_content(
     """The same from what `read_checkpoint` gave; `path` is for messages."""
     module = cls.rebuild(_arguments(cls, content, given or {}, path))
     module.on_load_checkpoint(content)
-    load_weights(module, content["state_dict"], path, strict=strict)
+    state = content["state_dict"]
+    if state:
+        module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
+    take_formats(module, state)
+    load_weights(module, state, path, strict=strict)
     return module.eval()
 
 
@@ -128,13 +133,12 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
     load_weights(module, content["state_dict"], path)
 
 
-def restore_run(run: FitRun, path: Any) -> None:
+def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     """Stand where the checkpoint was written: weights, optimizers, schedulers, callbacks, random state, progress.
 
     Raises:
         UsageError: the file holds weights only, or another number of optimizers.
     """
-    content = read_checkpoint(path)
     if "progress" not in content:
         raise UsageError(
             f"{path} holds weights only and cannot be resumed", fix="load_from_checkpoint, then finetune anew"
@@ -149,7 +153,6 @@ def restore_run(run: FitRun, path: Any) -> None:
     for callback in run.callbacks:
         if callback.state_key in content["callbacks"]:
             callback.load_state_dict(content["callbacks"][callback.state_key])
-    run.data.load_state_dict(content["datamodule"])
     progress = dict(content["progress"])
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)

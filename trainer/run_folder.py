@@ -27,7 +27,8 @@ _RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt
 
 def files_of_a_run(folder: Path) -> list[str]:
     """The files of a run that are in a folder; any of them, or a link of that name to nothing, makes it taken."""
-    return [name for name in _RUN_FILES if os.path.lexists(folder / name)]
+    checkpoints = sorted(path.name for path in folder.glob("*.ckpt")) if folder.is_dir() else []
+    return list(dict.fromkeys([*(name for name in _RUN_FILES if os.path.lexists(folder / name)), *checkpoints]))
 
 
 def require_no_run(folder: Path) -> None:

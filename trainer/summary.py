@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from flashtask._version import __version__
-from flashtask.trainer.checkpointing import ModelCheckpoint
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import plain_hyperparameters
+from flashtask.trainer.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.rates import target_rates
 
 __all__ = ["announce", "summary_of"]
 
@@ -55,7 +56,7 @@ def announce(run: FitRun) -> list[str]:
     lines = [f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}"]
     if run.freezing is None:
         return lines
-    rates = ", ".join(f"{name} {rate:g}" for name, rate in run.target_rates().items())
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in target_rates(run.optimizers).items())
     return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_stages(run, run.freezing)]
 
 
