@@ -9,12 +9,20 @@ import errno
 import re
 
 from flashtask.core import errors
-from flashtask.core.errors import FlashtaskError, OutOfMemoryError, ProcessLostError, UnknownNameError, UsageError
+from flashtask.core.errors import (
+    DivergedError,
+    FlashtaskError,
+    OutOfMemoryError,
+    ProcessLostError,
+    UnknownNameError,
+    UsageError,
+)
 
 __all__ = ["as_users_see_it"]
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
+_NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 _CAUGHT = re.compile(r"Caught (\w+) in .*\nOriginal Traceback", re.MULTILINE)
 
@@ -28,7 +36,8 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
 
     Returns:
         `OutOfMemoryError` for what torch, Python or the system say where memory ends; `ProcessLostError` for a worker
-        of a data loader that died; an error of flashtask's that a worker raised, without the traceback around it.
+        of a data loader that died; `DivergedError` for a NaN that torch's anomaly detection found; an error of
+        flashtask's that a worker raised, without the traceback around it.
     """
     if (from_worker := _from_a_worker(error)) is not None:
         return from_worker
@@ -36,6 +45,12 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
         return error
     if (lost := _lost_worker(error)) is not None:
         return lost
+    if isinstance(error, RuntimeError) and (found := _NAN_GRADIENT.search(str(error))):
+        return DivergedError(
+            f"a gradient became NaN in {found[1]}",
+            why="the call that made it stands in the warning above",
+            fix="keep its argument away from where the derivative is infinite, such as the root of 0",
+        )
     return _out_of_memory(error, batch_size) if _lacks_memory(error) else error
 
 

@@ -98,9 +98,7 @@ class Task(Module):
         self.head: nn.Module | None = None
         self.metrics = nn.ModuleDict()
         self.learning_rate = learning_rate
-        if backbone_learning_rate is None:
-            backbone_learning_rate = learning_rate * (0.1 if pretrained else 1.0)
-        self.backbone_learning_rate = backbone_learning_rate
+        self._own_backbone_rate, self._backbone_share = backbone_learning_rate, 0.1 if pretrained else 1.0
         self._optimizer, self._optimizer_options = optimizer, dict(optimizer_options or {})
         self._schedule, self._schedule_options = lr_scheduler, dict(lr_scheduler_options or {})
         if num_outputs is not None:
@@ -202,6 +200,16 @@ class Task(Module):
 
     # ---- optimizers and freezing
 
+    @property
+    def backbone_learning_rate(self) -> float:
+        """The backbone's rate: the user's own, or a share of `learning_rate`, which it then follows."""
+        own: float | None = self._own_backbone_rate
+        return self.learning_rate * self._backbone_share if own is None else own
+
+    @backbone_learning_rate.setter
+    def backbone_learning_rate(self, rate: float) -> None:
+        self._own_backbone_rate = rate
+
     def layer_groups(self) -> list[list[str]]:
         """The backbone's own layer groups, under the task's names."""
         return [[own_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
@@ -250,7 +258,8 @@ class Task(Module):
         precision = resolve_precision(self.default_precision, self.device)
         for images, paths in image_batches(items, self.preprocessing, batch_size, num_workers):
             with evaluating(self, precision):
-                outputs = self.predict_step(images.to(self.device, memory_format=torch.channels_last), 0)
+                images = precision.convert_batch(images.to(self.device, memory_format=torch.channels_last))
+                outputs = self.predict_step(images, 0)
             yield from self.to_predictions(outputs, paths)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
@@ -284,10 +293,11 @@ class Task(Module):
                 self._agree_on_preprocessing(self.trainer.active_run.data)
 
     def resolved_hyperparameters(self) -> dict[str, Any]:
-        """The backbone's learning rate, if the task has such an argument: its default depends on two others."""
-        rate = vars(self).get("backbone_learning_rate")
-        known = rate is not None and "backbone_learning_rate" in self.argument_names()
-        return {"backbone_learning_rate": rate} if known else {}
+        """The learning rates, if the task has such arguments: one may follow from the other, both may be found."""
+        if "learning_rate" not in vars(self):
+            return {}
+        names = ("learning_rate", "backbone_learning_rate")
+        return {name: getattr(self, name) for name in names if name in self.argument_names()}
 
     @classmethod
     def argument_names(cls) -> list[str]:

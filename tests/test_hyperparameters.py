@@ -12,7 +12,7 @@ import torch
 from small import Net, loaders
 from torch import nn
 
-from flashtask import DataModule, ImageClassifier, Module, Trainer, read_checkpoint
+from flashtask import DataModule, ImageClassifier, Logger, Module, Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import find_not_saved, hyperparameters_content, plain_hyperparameters
 
@@ -35,8 +35,8 @@ class FromCollection(Module):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
 
 
-def saved(module, folder: Path) -> Path:
-    trainer = Trainer(output_dir=folder, max_steps=1, enable_progress_bar=False, enable_model_summary=False)
+def saved(module, folder: Path, **options) -> Path:
+    trainer = Trainer(output_dir=folder, max_steps=1, enable_progress_bar=False, enable_model_summary=False, **options)
     trainer.fit(module, *loaders())
     return folder / "last.ckpt"
 
@@ -45,7 +45,104 @@ def same(left, right) -> bool:
     return type(left) is type(right) and left == right
 
 
-def test_a_namespace_dictionary_and_omegaconf_come_back_as_what_they_were(tmp_path):
+class Sized(Module):
+    """A module of a width, with arguments of every kind of parameter."""
+
+    def __init__(self, width, learning_rate=0.1, *, names=("a", "b"), **more) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.head = nn.Linear(4, width)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.learning_rate)
+
+
+class Shown(Logger):
+    """What a logger is told of hyper-parameters."""
+
+    def log_hyperparameters(self, values):
+        self.values = dict(values)
+
+
+def test_s86_the_arguments_of_init_are_hparams_are_logged_and_come_back_from_a_checkpoint(tmp_path):
+    given = {"width": 3, "learning_rate": 0.5, "names": ("x", "y"), "depth": {"blocks": [1, 2]}}
+    module, shown = Sized(3, 0.5, names=("x", "y"), depth={"blocks": [1, 2]}), Shown()
+    assert dict(module.hparams) == given
+    assert module.hparams.names == module.hparams["names"] == ("x", "y")
+    path = saved(module, tmp_path / "run", logger=shown)
+    assert shown.values == given
+    content = read_checkpoint(path)
+    assert content["hyper_parameters"] == content["hyperparameters"] == given
+    loaded = Sized.load_from_checkpoint(path)
+    assert dict(loaded.hparams) == given
+    assert torch.equal(loaded.head.weight, module.head.weight)
+
+
+def test_s86_an_argument_that_loading_is_given_wins(tmp_path):
+    path = saved(Sized(3, 0.5), tmp_path / "run")
+    assert Sized.load_from_checkpoint(path, learning_rate=0.25).hparams.learning_rate == 0.25
+
+
+def test_s86_hparams_that_were_changed_are_what_trains_and_what_is_saved(tmp_path):
+    module = Sized(3)
+    module.hparams.learning_rate = 0.75
+    trained = Trainer(output_dir=tmp_path / "run", max_steps=1, enable_progress_bar=False, enable_model_summary=False)
+    trained.fit(module, *loaders())
+    assert trained.fit_run.optimizers[0].param_groups[0]["lr"] == 0.75
+    assert Sized.load_from_checkpoint(tmp_path / "run" / "last.ckpt").hparams.learning_rate == 0.75
+
+
+def test_s86_named_arguments_alone_are_kept_or_all_but_some():
+    class Named(Module):
+        def __init__(self, a, b=2, c=3) -> None:
+            super().__init__()
+            self.save_hyperparameters("a", "c")
+
+    class AllBut(Module):
+        def __init__(self, a, b=2, c=3) -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore=["b"])
+
+    class Mistyped(Module):
+        def __init__(self, learning_rate=1) -> None:
+            super().__init__()
+            self.save_hyperparameters("learning_rat")
+
+    assert dict(Named(1).hparams) == dict(AllBut(1).hparams) == {"a": 1, "c": 3}
+    with pytest.raises(UsageError, match="'learning_rat'"):
+        Mistyped()
+    with pytest.raises(AttributeError, match=r"no hyper-parameter 'b'; there are: a, c"):
+        Named(1).hparams.b  # noqa: B018 - reading it is what fails
+
+
+def test_s86_those_of_a_subclass_are_kept_beside_its_parents():
+    class Deeper(Sized):
+        def __init__(self, depth=7, width=5) -> None:
+            super().__init__(width=width, learning_rate=0.2)
+
+    assert dict(Deeper().hparams) == {"width": 5, "learning_rate": 0.2, "names": ("a", "b"), "depth": 7}
+
+
+def test_s86_a_datamodule_keeps_its_arguments_too(tmp_path):
+    class Batches(DataModule):
+        def __init__(self, batch_size, shuffle=False) -> None:
+            self.save_hyperparameters()
+
+        def train_dataloader(self):
+            return loaders(batch_size=self.hparams.batch_size)[0]
+
+    data = Batches(25)
+    assert dict(data.hparams) == {"batch_size": 25, "shuffle": False}
+    data.hparams.batch_size = 10
+    trainer = Trainer(output_dir=tmp_path, max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(Net(), data)
+    assert trainer.global_step == 5
+
+
+def test_s87_a_namespace_dictionary_and_omegaconf_come_back_as_what_they_were(tmp_path):
     omegaconf = pytest.importorskip("omegaconf")
     values = {"learning_rate": 0.01, "depth": {"blocks": [1, 2]}, "twice": "${learning_rate}"}
     for given in (argparse.Namespace(**values), dict(values), omegaconf.OmegaConf.create(values)):
@@ -55,7 +152,7 @@ def test_a_namespace_dictionary_and_omegaconf_come_back_as_what_they_were(tmp_pa
         assert loaded.hparams.learning_rate == 0.01
 
 
-def test_an_argument_saved_beside_a_collection_is_not_put_into_it(tmp_path):
+def test_s87_an_argument_saved_beside_a_collection_is_not_put_into_it(tmp_path):
     path = saved(FromCollection(argparse.Namespace(learning_rate=0.01), extra=4), tmp_path / "run")
     loaded = FromCollection.load_from_checkpoint(path)
     assert loaded.given == argparse.Namespace(learning_rate=0.01)
@@ -68,7 +165,7 @@ def test_an_argument_saved_beside_a_collection_is_not_put_into_it(tmp_path):
         FromCollection.load_from_checkpoint(path, learning_rat=0.5)
 
 
-def test_what_cannot_be_stored_in_a_collection_is_asked_for_by_its_own_name(tmp_path):
+def test_s87_what_cannot_be_stored_in_a_collection_is_asked_for_by_its_own_name(tmp_path):
     with pytest.warns(UserWarning, match=r"loss_fn of FromCollection \(function\) cannot be stored"):
         module = FromCollection({"learning_rate": 0.01, "loss_fn": nn.functional.mse_loss})
     path = saved(module, tmp_path / "run")
@@ -89,7 +186,7 @@ class Everything(Module):
         self.save_hyperparameters()
 
 
-def test_construction_warns_once_of_each_thing_that_cannot_be_stored_at_any_depth():
+def test_s86_construction_warns_once_of_each_thing_that_cannot_be_stored_at_any_depth():
     with pytest.warns(UserWarning, match="cannot be stored") as caught:
         module = Everything({"x": [1, nn.ReLU()]}, Colour.RED, {1, 2}, Path("data") / "train")
     said = [str(warning.message).split(" cannot")[0] for warning in caught]
@@ -104,7 +201,7 @@ def test_construction_warns_once_of_each_thing_that_cannot_be_stored_at_any_dept
     assert dict(find_not_saved(plain)) == {"a.x[1]": "ReLU", "b": "Colour", "c": "set"}
 
 
-def test_nothing_is_warned_of_where_no_checkpoint_holds_it():
+def test_s86_nothing_is_warned_of_where_no_checkpoint_holds_it():
     class Data(DataModule):
         def __init__(self, transform) -> None:
             self.save_hyperparameters()
@@ -121,7 +218,7 @@ def test_an_object_deep_in_an_argument_keeps_a_task_from_having_a_recipe():
     assert ImageClassifier("timm/test_resnet", pretrained=False).recipe() is not None
 
 
-def test_hyperparameters_saved_without_logging_are_not_logged():
+def test_s86_hyperparameters_saved_without_logging_are_not_logged():
     class Two(Module):
         def __init__(self, shown=1, hidden=2) -> None:
             super().__init__()
@@ -134,7 +231,7 @@ def test_hyperparameters_saved_without_logging_are_not_logged():
     assert hyperparameters_content(module)["hyper_parameters"] == {"hidden": 2, "shown": 1}
 
 
-def test_a_file_says_how_its_hyperparameters_were_given(tmp_path):
+def test_s87_a_file_says_how_its_hyperparameters_were_given(tmp_path):
     content = read_checkpoint(saved(FromCollection({"learning_rate": 0.01}), tmp_path / "run"))
     assert content["hyper_parameters_form"] == {"argument": "hp", "kind": "dict", "beside": []}
     assert torch.is_tensor(next(iter(content["state_dict"].values())))

@@ -271,7 +271,13 @@ def test_the_run_folder_holds_rows_and_a_summary(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["epochs"] == 3
     assert summary["best"]["val_loss"] == pytest.approx(min(float(row["val_loss"]) for row in rows), rel=1e-4)
-    assert sorted(os.listdir(tmp_path / "run")) == ["best.ckpt", "last.ckpt", "metrics.csv", "summary.json"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "best.ckpt",
+        "last.ckpt",
+        "metrics.csv",
+        "summary.json",
+        "tensorboard",
+    ]
 
 
 def test_a_run_is_never_overwritten(tmp_path):

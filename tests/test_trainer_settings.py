@@ -15,7 +15,6 @@ NOT_NONE = [
     "max_steps",
     "accelerator",
     "devices",
-    "logger",
     "enable_checkpointing",
     "enable_progress_bar",
     "enable_model_summary",
@@ -78,11 +77,11 @@ def test_limits_of_batches_are_checked_at_construction(name, value):
     [
         ({"callbacks": Watch}, "Watch()"),
         ({"callbacks": [Watch(), Watch]}, "Watch()"),
-        ({"callbacks": "early_stopping"}, "a Callback or a list"),
-        ({"callbacks": [None]}, "a Callback or a list"),
-        ({"callbacks": False}, "a Callback or a list"),
+        ({"callbacks": 3}, "a Callback, a name or a list"),
+        ({"callbacks": [None]}, "a Callback, a name or a list"),
+        ({"callbacks": False}, "a Callback, a name or a list"),
         ({"logger": CSVLogger}, "CSVLogger()"),
-        ({"logger": "csv"}, "True, False, a Logger"),
+        ({"logger": "csvv"}, "did you mean 'csv'"),
         ({"logger": [True]}, "True, False, a Logger"),
         ({"precision": "fp8"}, "no precision named 'fp8'"),
         ({"precision": "bf16mixed"}, "did you mean 'bf16-mixed'"),
@@ -128,7 +127,9 @@ def test_a_strategy_of_distribution_is_not_promised(strategy):
 
 
 def test_arguments_that_belong_elsewhere_say_where():
-    with pytest.raises(UsageError, match=r"trainer\.finetune\(.*devices=1"):
+    with pytest.raises(UsageError, match=r"trainer\.finetune\(.*strategy='freeze'"):
+        Trainer(strategy="freeze")
+    with pytest.raises(UsageError, match="devices=1"):
         Trainer(strategy="ddp")
     with pytest.raises(UsageError, match="ckpt_path"):
         Trainer(resume_from_checkpoint="last.ckpt")

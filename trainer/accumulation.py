@@ -12,8 +12,19 @@ __all__ = ["GradientAccumulationScheduler", "accumulation_by_epoch"]
 
 
 def accumulation_by_epoch(given: int | Mapping[int, int]) -> Callable[[int], int]:
-    """What `Trainer(accumulate_grad_batches=...)` means: epoch -> batches for one optimizer step."""
-    return (lambda epoch: given) if isinstance(given, int) else GradientAccumulationScheduler(given).batches_for_a_step
+    """What `Trainer(accumulate_grad_batches=...)` means: epoch -> batches for one optimizer step.
+
+    Raises:
+        UsageError: it means nothing.
+    """
+    if isinstance(given, Mapping):
+        return GradientAccumulationScheduler(given).batches_for_a_step
+    if not _is_whole(given, least=1):
+        raise UsageError(
+            f"Trainer(accumulate_grad_batches={given!r}): a whole number of at least 1 or {{epoch: batches}} is needed",
+            fix="accumulate_grad_batches=4, or accumulate_grad_batches={0: 1, 5: 4}",
+        )
+    return lambda epoch: given
 
 
 class GradientAccumulationScheduler(Callback):
@@ -48,8 +59,8 @@ class GradientAccumulationScheduler(Callback):
         """Tell the run before its optimizers are made; two answers to one question are refused."""
         if stage != "fit":
             return
-        if trainer.accumulate_grad_batches != 1:
-            given = trainer.accumulate_grad_batches
+        given = trainer.accumulate_grad_batches
+        if given != 1:
             raise UsageError(
                 f"accumulate_grad_batches={given} contradicts a GradientAccumulationScheduler",
                 fix="drop one of them",

@@ -6,10 +6,28 @@ from typing import Any
 
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 
-__all__ = ["DataModule", "GivenLoaders"]
+__all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "transfer_hooks"]
 
 
-class DataModule(HyperparametersMixin):
+class BatchTransfer:
+    """What is done with a batch on its way to the device; a data module may say it, or a module."""
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Move a batch; override it for types of your own."""
+        from flashtask.trainer.transfer import move_to_device
+
+        return move_to_device(batch, device)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it moves to the device."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch on the device."""
+        return batch
+
+
+class DataModule(BatchTransfer, HyperparametersMixin):
     """Loaders for each stage, and what has to happen before and after them.
 
     A stage is `fit`, `validate`, `test` or `predict`. Override what you need; a loader that is not there means that
@@ -44,20 +62,6 @@ class DataModule(HyperparametersMixin):
         """The loader (or a list of them) to predict on, or None."""
         return None
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Move a batch; override it for types of your own."""
-        from flashtask.trainer.transfer import move_to_device
-
-        return move_to_device(batch, device)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch before it moves to the device."""
-        return batch
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch on the device."""
-        return batch
-
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume; stored in the checkpoint."""
         return {}
@@ -74,6 +78,12 @@ class GivenLoaders(DataModule):
 
     def __init__(self, module: Any, **given: Any) -> None:
         self._module, self._given = module, given
+
+    def prepare_data(self) -> None:
+        """The module's own, for loaders of its own."""
+        prepare = getattr(self._module, "prepare_data", None)
+        if prepare is not None:
+            prepare()
 
     def _loader(self, stage: str) -> Any:
         loader = self._given.get(stage)
@@ -97,3 +107,14 @@ class GivenLoaders(DataModule):
     def predict_dataloader(self) -> Any:
         """The given loader, or the module's."""
         return self._loader("predict")
+
+
+def transfer_hooks(data: DataModule, module: Any) -> tuple[Any, Any, Any]:
+    """The hooks around moving a batch: those that the data module overrides, else the module's, else None."""
+    found: list[Any] = []
+    for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+        empty = getattr(BatchTransfer, name)
+        own = (getattr(owner, name) for owner in (data, module) if getattr(type(owner), name) is not empty)
+        found.append(next(own, None))
+    before, move, after = found
+    return before, move, after

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
+
+import torch
 
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.preparing import prepare
+from flashtask.trainer.profiling import profiling
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
 from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.summary import announce, summary_of
+from flashtask.trainer.torch_switches import switches
 
 __all__ = ["drive"]
 
@@ -32,25 +36,20 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
     trainer = run.trainer
     # A verb may be called in a hook of another: what belongs to that one is put back.
     outer = (run.module.trainer, run.data.trainer, trainer.active_run)
+    failure: BaseException | None = None
     try:
         prepare(run)
         if isinstance(run, FitRun):
             _begin(run)
-        with (
-            stopping_at_the_next_step(run) if isinstance(run, FitRun) else nullcontext(),
-            closing(loop(run)) as moments,
-        ):
+        with _circumstances(run), closing(loop(run)) as moments:
             told = run.listeners
-            for moment, *arguments in moments:
-                trainer.active_run.moment = moment
-                for call in told.get(moment, ()):
-                    answer = call(*arguments)
-                    if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
-                        run.skip_epoch = True
+            for moment in moments:
+                if moment[0] in told:
+                    run.tell(*moment)
         if isinstance(run, FitRun):
             _conclude(run)
     except BaseException as error:
-        seen = _as_users_see_it(run, error)
+        failure = seen = _as_users_see_it(run, error)
         for call in run.listeners.get("exception", ()):
             call(seen)
         run.data.on_exception(seen)
@@ -58,8 +57,29 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
             raise
         raise seen from (None if isinstance(error, RunInterruptedError) else error)
     finally:
-        _end(run)
-        run.module.trainer, run.data.trainer, trainer.active_run = outer
+        try:
+            _end(run, failure)
+        except Exception as error:
+            if failure is None:
+                raise
+            failure.add_note(f"and on the way out: {type(error).__name__}: {error}")
+        finally:
+            run.module.trainer, run.data.trainer, trainer.active_run = outer
+
+
+@contextmanager
+def _circumstances(run: Run) -> Iterator[None]:
+    """What holds around a run and no longer: signals end a fit at its next step, torch's switches are set."""
+    with ExitStack() as stack:
+        if isinstance(run, FitRun):
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(stopping_at_the_next_step(run))
+            if run.trainer.detect_anomaly:
+                stack.enter_context(torch.autograd.set_detect_anomaly(True))
+        stack.enter_context(switches(run.trainer.deterministic, run.trainer.benchmark))
+        stack.enter_context(profiling(run.trainer.profiler, run))
+        yield
 
 
 def _begin(run: FitRun) -> None:
@@ -67,9 +87,9 @@ def _begin(run: FitRun) -> None:
     trainer = run.trainer
     if trainer.run_folder is not None:
         trainer.run_folder.write_recipe(trainer.recipe(run))
-    for logger in trainer.loggers:
+    for logger in run.loggers:
         logger.start(trainer.output_dir, run.history, run.global_step)
-        logger.log_hyperparameters(run.module.logged_hparams)
+        logger.log_hyperparameters({**run.data.logged_hparams, **run.module.logged_hparams})
     if trainer.enable_model_summary:
         for line in announce(run):
             trainer.say(line)
@@ -86,21 +106,21 @@ def _conclude(run: FitRun) -> None:
         raise RunInterruptedError(run.interrupted_by)
 
 
-def _end(run: Run) -> None:
+def _end(run: Run, error: BaseException | None) -> None:
+    """Undo what was done for the run; each part of it is, even if another fails."""
     trainer = run.trainer
     active = trainer.active_run
-    if isinstance(active, EvaluationRun) and active.is_open:
-        active.abandon()
-    for callback in run.callbacks:
-        callback.teardown(trainer, run.module, run.stage)
-    run.module.teardown(run.stage)
-    run.data.teardown(run.stage)
-    if isinstance(run, FitRun):
-        if run.freezing is not None:
-            run.freezing.restore()
-        for logger in trainer.loggers:
-            logger.close()
-        trainer.close_output(run)
+    with ExitStack() as last_first:
+        if isinstance(run, FitRun):
+            last_first.callback(trainer.close_output, run)
+            for logger in reversed(run.loggers):
+                last_first.callback(logger.close, error)
+            if run.freezing is not None:
+                last_first.callback(run.freezing.restore)
+        for undo in run.undo:
+            last_first.callback(undo)
+        if isinstance(active, EvaluationRun) and active.is_open:
+            last_first.callback(active.abandon)
 
 
 def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
@@ -112,6 +132,6 @@ def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
         active.abandon()
     checkpoint = run.trainer.checkpoint_callback
     if checkpoint is not None and not run.done:
-        path = checkpoint.save_last(run.trainer)
+        path = checkpoint.write_last(run.trainer)
         run.trainer.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue from {path}")
     return SystemExit(143) if error.signal_number == signal.SIGTERM else KeyboardInterrupt()

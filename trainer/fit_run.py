@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError
@@ -18,10 +17,15 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.manual_optimization import clip, train_only
+from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.optimizers import ScheduledRate
-from flashtask.trainer.precision import Precision
+from flashtask.trainer.placement import Placement
+from flashtask.trainer.rates import learning_rates
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError, at_most
 from flashtask.trainer.stages import Finetuning
+from flashtask.trainer.step_outputs import loss_in
+from flashtask.trainer.transfer import detached
 
 __all__ = ["FitRun"]
 
@@ -36,16 +40,16 @@ class FitRun(Run):
         trainer: Any,
         module: Any,
         data: Any,
-        device: torch.device,
-        precision: Precision,
+        placement: Placement,
         finetuning: Finetuning | None = None,
         resume_from: Path | None = None,
     ) -> None:
-        super().__init__(trainer, module, data, device, precision)
+        super().__init__(trainer, module, data, placement)
         self.finetuning, self.resume_from = finetuning, resume_from
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.max_epochs
         self.max_steps: int = trainer.max_steps
+        self.guard = NanGuard(placement.device)
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
         self.accumulation: Callable[[int], int] = accumulation_by_epoch(trainer.accumulate_grad_batches)
         # made by the preparation
@@ -57,7 +61,7 @@ class FitRun(Run):
         self.validation: EvaluationRun | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
-        self.automatic: bool = getattr(module, "automatic_optimization", True)
+        self.automatic: bool = module.automatic_optimization
         self.keeps_outputs = False
         #: put the best epoch's weights back at the end
         self.restores_best = False
@@ -76,15 +80,20 @@ class FitRun(Run):
         self.stop_reason = ""
         # of the moment
         self.outputs: list[Any] = []
+        #: the rest of the epoch is left out
         self.skip_epoch = False
-        self.has_gradients = False
-        self.group_is_open = False
+        #: the epoch ends at the next step and keeps its place, to be continued by another run
+        self.is_leaving = False
         self.interrupted_by: int | None = None
+        self.has_gradients = False
+        self.has_stepped = False
+        self.group_is_open = False
         self._epoch_started_at = 0.0
         self._trained_for = 0.0
         self._samples_before = 0
         self._exhausted = False
         self._group_end = 0
+        self._written_step = 0
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
 
@@ -93,12 +102,21 @@ class FitRun(Run):
     @property
     def done(self) -> bool:
         """Whether no further epoch is wanted."""
-        return self.out_of_steps or self.epoch >= (self.max_epochs or math.inf) or bool(self.stop_reason)
+        if self.out_of_steps or self.epoch >= (self.max_epochs or math.inf):
+            return True
+        if self.is_leaving and self.interrupted_by is None:
+            return True
+        return bool(self.stop_reason) and self.may_stop_after(self.epoch - 1)
 
     @property
     def out_of_steps(self) -> bool:
         """Whether `max_steps` has been reached."""
         return 0 <= self.max_steps <= self.global_step
+
+    def may_stop_after(self, epoch: int) -> bool:
+        """Whether `min_epochs` and `min_steps` allow a run to stop early when an epoch is over."""
+        least: int = self.trainer.min_epochs or 0
+        return epoch + 1 >= least and self.global_step >= (self.trainer.min_steps or 0)
 
     @property
     def validates(self) -> bool:
@@ -115,11 +133,6 @@ class FitRun(Run):
     def batches_in_epoch(self) -> int | None:
         """How many batches an epoch has, None if the loader does not know."""
         return at_most(length_of(self.loader), self.limit)
-
-    @property
-    def accumulate(self) -> int:
-        """How many batches make one optimizer step in this epoch."""
-        return self.accumulation(self.epoch)
 
     def steps_before(self, epoch: int) -> int | None:
         """How many optimizer steps come before an epoch, None if the loader does not know its length."""
@@ -168,15 +181,23 @@ class FitRun(Run):
         batches = iter(self.loader) if self.ordered is not None or not self.batch_idx else self._read_again()
         batches = islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
         group: list[Any] = []
-        while not (self.skip_epoch or self.out_of_steps or self.interrupted_by is not None):
-            group = list(islice(batches, self.accumulate))
+        accumulate = self.accumulation(self.epoch)
+        while not (self.skip_epoch or self.is_leaving or self.out_of_steps):
+            group = list(islice(batches, accumulate))
             if not group:
                 break
             yield group
         self.group_is_open = False
+        self._raise_if_diverged()
         self._trained_for = time.monotonic() - self._epoch_started_at
         if self.interrupted_by is not None:
             raise RunInterruptedError(self.interrupted_by)
+        if not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
+            raise UsageError(
+                "the training loader is used up",
+                why="an iterator gives its batches only once",
+                fix="a DataLoader or a list of batches, or max_epochs=1",
+            )
         if not self.batch_idx:
             raise UsageError(
                 "the training loader gave no batch",
@@ -202,13 +223,12 @@ class FitRun(Run):
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
         sizes = [batch_size_of(batch) for batch in group]
-        total = sum(sizes)
+        total, order = sum(sizes), self.ordered
         self._group_end = self.batch_idx + len(group)
-        self.group_is_open, self.has_gradients = True, False
+        self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
         for batch, size in zip(group, sizes, strict=True):
             self.batch_size = size
             # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
-            order = self.ordered
             taken = size if order is None else min(order.batch_size, order.length - self.samples)
             self.batch_idx += 1
             self.samples += taken
@@ -228,15 +248,11 @@ class FitRun(Run):
         return self._alternate()
 
     def _alternate(self) -> Iterator[tuple[Optimizer, tuple[int]]]:
-        held = [[p for group in o.param_groups for p in group["params"]] for o in self.optimizers]
-        wanted = {p: p.requires_grad for parameters in held for p in parameters}
         for index, optimizer in enumerate(self.optimizers):
-            own = set(held[index])
-            for parameter, before in wanted.items():
-                parameter.requires_grad_(before and parameter in own)
+            before = train_only(optimizer, self.optimizers)
             yield optimizer, (index,)
-            for parameter, before in wanted.items():
-                parameter.requires_grad_(before)
+            for parameter, wanted in before.items():
+                parameter.requires_grad_(wanted)
 
     def loss_of(self, outputs: Any) -> torch.Tensor | None:
         """The loss that a training step returned, checked before it can touch the weights.
@@ -247,63 +263,87 @@ class FitRun(Run):
         """
         if outputs is None or not self.automatic:
             return None
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, torch.Tensor):
-            raise UsageError(
-                f"training_step returned {type(outputs).__name__} without a loss",
-                fix='return the loss, or {"loss": loss, ...}',
-            )
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise self._diverged("the loss", loss.item())
+        loss = loss_in(outputs)
+        self.check_finite("the loss", loss)
         self.has_gradients = True
         return loss
 
+    def check_finite(self, what: str, value: torch.Tensor) -> None:
+        """Let no NaN or infinite loss or norm come near the weights.
+
+        Raises:
+            DivergedError: it is one, and that could be seen without waiting for a device.
+        """
+        if self.guard.refuses(value):
+            raise self._diverged(what, f"became {value.item()}")
+
     def clip_gradients(self, optimizer: Optimizer) -> None:
-        """Clip by norm or by value, if the trainer was told to.
+        """Clip by norm or by value, if the trainer was told to; then the optimizer may step.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
         """
-        limit = self.trainer.gradient_clip_val
-        if not limit:
-            return
-        self.precision.unscale(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.trainer.gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, limit)
-            return
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        # With a gradient scaler an overflow is no divergence: the scaler skips that step.
-        if norm.device.type == "cpu" and not self.precision.skips_overflow and not math.isfinite(norm.item()):
-            raise self._diverged("the norm of the gradients", norm.item())
+        trainer = self.trainer
+        if trainer.gradient_clip_val or trainer.detect_anomaly:
+            norm = clip(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+            # With a gradient scaler an overflow is no divergence: the scaler skips that step.
+            if norm is not None and not self.precision.skips_overflow:
+                self.check_finite("the norm of the gradients", norm)
+        self.guard.hold_back(optimizer)
 
-    def _diverged(self, what: str, value: float) -> DivergedError:
-        rates = ", ".join(f"{group['lr']:g}" for optimizer in self.optimizers for group in optimizer.param_groups)
+    def _raise_if_diverged(self) -> None:
+        """What a device noted is read here, where values are read anyway."""
+        if self.guard.has_seen_bad():
+            raise self._diverged("the loss", "was NaN or infinite at or before this place")
+
+    def _diverged(self, what: str, how: str) -> DivergedError:
+        rates = ", ".join(f"{rate:g}" for rate in learning_rates(self.optimizers).values())
         clipped = bool(self.trainer.gradient_clip_val)
         return DivergedError(
-            f"{what} became {value} in epoch {self.epoch}, batch {self.batch_idx - 1}, step {self.global_step}",
+            f"{what} {how} in epoch {self.epoch}, batch {self.batch_idx - 1}, step {self.global_step}",
             why=f"learning rates were {rates}; the step was not taken",
             fix="lower the learning rate" if clipped else "lower the learning rate, or pass gradient_clip_val=1.0",
         )
 
     def count_step(self) -> None:
-        """The optimizers have stepped."""
-        if self.has_gradients:
-            self.precision.update()
+        """The optimizers have stepped; with manual optimization, only if the module let one of them."""
         self.group_is_open = False
+        self.precision.update()
+        skipped = bool(self.optimizers) and not self.has_gradients  # no batch of the group had a loss
+        if skipped if self.automatic else not self.has_stepped:
+            return
         self.global_step += 1
         for rate in self.schedulers:
             if rate.interval == "step" and self.global_step % rate.frequency == 0:
                 rate.step(self.metrics)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+
+    @property
+    def own_part(self) -> dict[str, Callable[..., Any]]:
+        """The values of a step are written when everybody has logged theirs."""
+        return {"train_batch_end": self._write_step}
+
+    def _write_step(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = self.global_step
+        if step == self._written_step:
+            return  # in the middle of an accumulation group, or no optimizer stepped
+        self._written_step = step
+        if step % self.trainer.log_every_n_steps == 0:
+            self._raise_if_diverged()
             values = self.results.step_values()
-            for logger in self.trainer.loggers:
-                logger.log_step(values, self.global_step, self.epoch)
+            for logger in self.loggers if values else ():
+                logger.log_step(values, step, self.epoch)
+        if step % self.trainer.flush_logs_every_n_steps == 0:
+            self.flush_logs()
+
+    def flush_logs(self) -> None:
+        """Let every logger write down what it was told."""
+        for logger in self.loggers:
+            logger.flush()
 
     def keep(self, outputs: Any) -> None:
         """Collect outputs of steps, if the module wants to see them at the end of the epoch."""
         if self.keeps_outputs:
-            self.outputs.append(_detached(outputs))
+            self.outputs.append(detached(outputs))
 
     def take_metrics(self, values: dict[str, float]) -> None:
         """Values that were measured in this epoch."""
@@ -312,7 +352,7 @@ class FitRun(Run):
 
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
-        rates = self.learning_rates()
+        rates = learning_rates(self.optimizers)
         self.take_metrics(self.results.callback_values())
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
@@ -332,8 +372,9 @@ class FitRun(Run):
         row["seconds"] = spent
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
-        for logger in self.trainer.loggers:
+        for logger in self.loggers:
             logger.log_epoch(row)
+        self.flush_logs()
 
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""
@@ -350,23 +391,6 @@ class FitRun(Run):
         self.epoch_seconds = 0.0
         self.results.reset()
 
-    def learning_rates(self) -> dict[str, float]:
-        """Current rates: `learning_rate` for the first parameter group, `learning_rate_<name>` for the others."""
-        rates: dict[str, float] = {}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, group in enumerate(optimizer.param_groups):
-                name = str(group.get("name", f"{number}_{index}"))
-                rates["learning_rate" if not rates else f"learning_rate_{name}"] = float(group["lr"])
-        return rates
-
-    def target_rates(self) -> dict[str, float]:
-        """The rates that the optimizer was made with, by name of the parameter group, before any schedule."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        return {
-            str(group.get("name", f"group {index}")) + " learning rate": group.get("initial_lr", group["lr"])
-            for index, group in enumerate(groups)
-        }
-
     # ---- what survives a kill
 
     def state_dict(self) -> dict[str, Any]:
@@ -374,7 +398,9 @@ class FitRun(Run):
 
         Raises:
             UsageError: in the middle of an accumulation group, whose gradients are in no checkpoint.
+            DivergedError: the weights are no longer worth keeping.
         """
+        self._raise_if_diverged()
         if self.group_is_open:
             raise UsageError(
                 "a checkpoint cannot be written in the middle of a step",
@@ -403,6 +429,7 @@ class FitRun(Run):
         """Stand where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
+        self._written_step = self.global_step
         self.batch_idx, self.samples = state["batch_idx"], state["samples"]
         self._samples_before = self.samples
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
@@ -411,12 +438,3 @@ class FitRun(Run):
         # The row of an epoch that was cut short is written again when it is complete.
         self.history = [row for row in state["history"] if row["epoch"] < self.epoch]
         self.results.load_state_dict(state["results"], self.module)
-
-
-def _detached(outputs: Any) -> Any:
-    """Outputs without their graphs, so that an epoch of them fits into memory."""
-    if isinstance(outputs, torch.Tensor):
-        return outputs.detach()
-    if isinstance(outputs, dict):
-        return {key: _detached(value) for key, value in outputs.items()}
-    return outputs

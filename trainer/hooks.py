@@ -7,7 +7,7 @@ order. Only methods that somebody wrote are called: a moment without listeners c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -72,11 +72,17 @@ LEVELS: dict[str, tuple[bool, bool]] = {
 
 
 def listeners(
-    trainer: Any, module: Any, callbacks: Iterable[Any], module_base: type, callback_base: type
+    trainer: Any,
+    module: Any,
+    callbacks: Iterable[Any],
+    module_base: type,
+    callback_base: type,
+    engine: Mapping[str, Callable[..., Any]],
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
     """Who is told of each moment: moment -> the bound methods that somebody wrote.
 
-    Callbacks come before the module, and those that write checkpoints after it, so that nothing changes behind them.
+    Callbacks come before the module; then the engine's own part, which writes down what they logged; and those that
+    write checkpoints last, so that nothing changes behind them.
 
     A method named almost like a hook is reported with the hook that was probably meant.
     """
@@ -93,6 +99,8 @@ def listeners(
         ]
         if _is_written(module, name, module_base):
             calls.append(getattr(module, name))
+        if moment in engine:
+            calls.append(engine[moment])
         calls += [
             partial(getattr(callback, name), trainer, module)
             for callback in callbacks
@@ -111,10 +119,32 @@ def _is_written(owner: Any, name: str, base: type) -> bool:
     return method is not None and getattr(method, "__func__", method) is not base.__dict__.get(name)
 
 
+#: What only older trainers call -> what takes its place here.
+_OLDER = {
+    "on_batch_start": "on_train_batch_start",
+    "on_batch_end": "on_train_batch_end",
+    "on_epoch_start": "on_train_epoch_start",
+    "on_init_start": "setup",
+    "on_init_end": "setup",
+    "on_keyboard_interrupt": "on_exception",
+    "on_pretrain_routine_start": "on_fit_start",
+    "on_pretrain_routine_end": "on_fit_start",
+    "on_validation_model_eval": "on_validation_start",
+    "configure_callbacks": "Trainer(callbacks=...)",
+    "configure_gradient_clipping": "Trainer(gradient_clip_val=...)",
+    "lr_scheduler_step": "automatic_optimization = False",
+    "optimizer_step": "on_before_optimizer_step",
+    "optimizer_zero_grad": "on_before_zero_grad",
+}
+
+
 def _report_misspelled(owner: Any, base: type) -> None:
     known = {f"on_{moment}" for moment in MOMENTS} | set(_OTHER_HOOKS)
     for name in dir(type(owner)):
-        if name.startswith("on_") and name not in known and not hasattr(base, name):
+        if name in _OLDER:
+            told = f"{type(owner).__name__}.{name} is never called: did you mean {_OLDER[name]}?"
+            warnings.warn(told, stacklevel=4)
+        elif name.startswith("on_") and name not in known and not hasattr(base, name):
             close = nearest(name, known, most=1)
             if close:
                 warnings.warn(

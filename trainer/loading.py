@@ -79,23 +79,26 @@ def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any
     return found
 
 
-def rebuild_loader(loader: Any, *, seed: int, training: bool) -> Any:
+def rebuild_loader(loader: Any, *, seed: int, training: bool, in_order: bool = False) -> Any:
     """The same loader with the run's order, or the loader itself where that cannot be done.
 
     Args:
         loader: what a `*_dataloader` method returned.
         seed: of the run.
         training: a training loader; it is shuffled only if the user's own was.
+        in_order: do not shuffle, whatever the user's own does.
     """
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
-    if type(loader.sampler) not in (SequentialSampler, RandomSampler) or _has_options(loader.sampler):
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not in_order:
+        return loader
+    if _has_options(loader.sampler) and not in_order:
         return loader
     dataset, samples = _through_subsets(loader.dataset)
     batches = OrderedBatches(
         samples,
         loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        shuffle=isinstance(loader.sampler, RandomSampler) and not in_order,
         drop_last=loader.drop_last,
         seed=seed if training else derive_seed("evaluation", seed),
         seeded=isinstance(dataset, SeededDataset),

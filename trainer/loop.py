@@ -68,6 +68,7 @@ class Loops:
                     run.precision.backward(loss)
                     yield ("after_backward",)
                 if optimizer is not None and run.group_is_complete and run.has_gradients:
+                    run.precision.unscale(optimizer)
                     yield ("before_optimizer_step", optimizer)
                     run.clip_gradients(optimizer)
                     run.precision.step(optimizer)

@@ -7,14 +7,17 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UsageError, nearest
+from flashtask.trainer.datamodule import BatchTransfer
 from flashtask.trainer.hyperparameters import HyperparametersMixin
+from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
+from flashtask.trainer.results import LogSettings
 from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
 
 __all__ = ["Module"]
 
 
-class Module(HyperparametersMixin, nn.Module):
+class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     """An `nn.Module` with the steps of training. At least `training_step` and `configure_optimizers` must be written.
 
     Every `on_<moment>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
@@ -24,6 +27,8 @@ class Module(HyperparametersMixin, nn.Module):
 
     #: Set by the trainer for the length of a run.
     trainer: Any = None
+    #: False: `training_step` computes gradients and steps `self.optimizers()` itself, and returns what it likes.
+    automatic_optimization: bool = True
     #: The metric by which checkpoints are ranked, and whether more is better (`max`) or less (`min`).
     monitor: str = "val_loss"
     monitor_mode: str = "min"
@@ -56,10 +61,70 @@ class Module(HyperparametersMixin, nn.Module):
 
     def configure_optimizers(self) -> Any:
         """Optimizers and schedulers, in any form that `trainer.optimizers.read_optimizers` names."""
+        written = [name for name in dir(type(self)) if name != "configure_optimizers" and name not in dir(Module)]
+        close = nearest("configure_optimizers", written, most=1)
         raise UsageError(
             f"{type(self).__name__} has no configure_optimizers",
-            fix="def configure_optimizers(self): return torch.optim.Adam(self.parameters())",
+            fix=f"rename {close[0]}"
+            if close
+            else "def configure_optimizers(self): return torch.optim.Adam(self.parameters())",
         )
+
+    # ---- manual optimization: `automatic_optimization = False`
+
+    def optimizers(self) -> Any:
+        """The optimizer that `configure_optimizers` gave, or a list of them where there are several.
+
+        What it gives is stepped through the run's precision and counted; everything else is the optimizer's own.
+
+        Raises:
+            UsageError: outside of a fit.
+        """
+        return _one_or_all([ManualOptimizer(optimizer, self._fit()) for optimizer in self._fit().optimizers])
+
+    def lr_schedulers(self) -> Any:
+        """The learning-rate scheduler, a list of them where there are several, or None; step it yourself."""
+        return _one_or_all([rate.scheduler for rate in self._fit().schedulers])
+
+    def manual_backward(self, loss: torch.Tensor, **options: Any) -> None:
+        """Compute gradients as the run's precision wants it; options are those of `Tensor.backward`.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite.
+        """
+        run = self._fit()
+        run.check_finite("the loss", loss)
+        run.tell("before_backward", loss)
+        run.precision.update()  # a step since the last loss may have changed the scale of the next
+        run.precision.backward(loss, **options)
+        run.tell("after_backward")
+
+    def clip_gradients(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
+    ) -> None:
+        """Clip the gradients of an optimizer's parameters by `norm` or by `value`."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self._fit().precision.unscale(inner)
+        clip(inner, gradient_clip_val, gradient_clip_algorithm)
+
+    def toggle_optimizer(self, optimizer: Any) -> None:
+        """Let only this optimizer's parameters want gradients, until `untoggle_optimizer`."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        object.__setattr__(self, "_toggled", train_only(inner, self._fit().optimizers))
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Let all parameters want gradients that did before `toggle_optimizer`."""
+        for parameter, wanted in getattr(self, "_toggled", {}).items():
+            parameter.requires_grad_(wanted)
+        object.__setattr__(self, "_toggled", {})
+
+    def _fit(self) -> Any:
+        run = self.trainer.fit_run if self.trainer is not None else None
+        if run is None:
+            raise UsageError(f"{type(self).__name__} is not being fitted", fix="call this in training_step")
+        return run
+
+    # ---- around a run
 
     def connect(self, datamodule: Any) -> None:
         """Meet the data: called once per verb before `setup` and before optimizers are made."""
@@ -141,6 +206,11 @@ class Module(HyperparametersMixin, nn.Module):
         """The epoch of the fit run, counted from 0."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
+    @property
+    def logger(self) -> Any:
+        """The trainer's first logger that the user chose, None outside of a run."""
+        return self.trainer.logger if self.trainer is not None else None
+
     def log(
         self,
         name: str,
@@ -151,11 +221,15 @@ class Module(HyperparametersMixin, nn.Module):
         on_epoch: bool | None = None,
         reduce_fx: str = "mean",
         batch_size: int | None = None,
+        sync_dist: bool = False,
+        rank_zero_only: bool = False,
+        add_dataloader_idx: bool = True,
+        trainer: bool = True,
     ) -> None:
-        """Log a number, a scalar tensor or a torchmetrics object.
+        """Log a number, a scalar tensor, a torchmetrics object, or a dictionary of them as one chart.
 
         Args:
-            name: of the metric.
+            name: of the metric; of the chart, whose values are called `name/key` everywhere else.
             value: epoch values are means weighted by batch size; a metric object is computed and reset for you.
             prog_bar: show it on the progress bar.
             logger: give it to the loggers.
@@ -163,13 +237,21 @@ class Module(HyperparametersMixin, nn.Module):
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch.
             batch_size: weight of the value; found from the batch if not given.
+            sync_dist: reduce the value over all processes; metric objects always do.
+            rank_zero_only: log it in the first process alone.
+            add_dataloader_idx: with several loaders, give each its own name, `name/dataloader_idx_0`.
+            trainer: False is another word for `logger=False`.
 
         Raises:
             UsageError: nothing can be logged here, or not like this.
         """
         if self.trainer is None:
             raise UsageError(f"log({name!r}) outside of a run", fix="log inside training_step or another hook")
-        self.trainer.active_run.log(name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, batch_size)
+        if rank_zero_only and not self.trainer.is_global_zero:
+            return
+        shown = logger and trainer
+        settings = LogSettings(prog_bar, shown, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx)
+        self.trainer.active_run.log(name, value, settings, batch_size)
 
     def log_dict(self, values: dict[str, Any], **options: Any) -> None:
         """Log several values with the same options."""
@@ -202,3 +284,7 @@ class Module(HyperparametersMixin, nn.Module):
 
         module: Self = module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
         return module
+
+
+def _one_or_all(found: list[Any]) -> Any:
+    return found[0] if len(found) == 1 else found or None

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks import Callback
+from flashtask.trainer.results import LogSettings
 
-__all__ = ["DeviceStatsMonitor", "LearningRateMonitor"]
+__all__ = ["DeviceStatsMonitor", "GradientNormMonitor", "LearningRateMonitor"]
 
 
 class LearningRateMonitor(Callback):
@@ -128,6 +129,57 @@ class DeviceStatsMonitor(Callback):
         return values | _cpu_stats() if self._with_cpu else values
 
 
+class GradientNormMonitor(Callback):
+    """Logs the norm of all gradients, as `grad_2.0_norm_total`, with the steps whose values are given to the loggers.
+
+    It is the norm before gradients are clipped; with several optimizers that of each, `.../optimizer_1`.
+
+    Args:
+        norm_type: which p-norm: a number above 0, or `inf`.
+        per_parameter: log each parameter's norm too, as `grad_2.0_norm/<name>`.
+
+    Raises:
+        UsageError: another norm.
+    """
+
+    def __init__(self, norm_type: float | str = 2.0, per_parameter: bool = False) -> None:
+        try:
+            self.norm_type = float(norm_type)
+        except (TypeError, ValueError):
+            self.norm_type = -1.0
+        if not self.norm_type > 0:
+            raise UsageError(f"a norm of gradients is a number above 0 or inf, not {norm_type!r}", fix="norm_type=2")
+        self.per_parameter = per_parameter
+
+    @property
+    def state_key(self) -> str:
+        """One for each norm."""
+        return f"GradientNormMonitor({self.norm_type})"
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """Say so if the run is too short for anything to be logged."""
+        steps = trainer.fit_run.total_steps
+        if steps is not None and steps < trainer.log_every_n_steps:
+            every = trainer.log_every_n_steps
+            trainer.say(f"no norm of gradients will be logged: {steps} steps in all, log_every_n_steps={every}")
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        """Log the norm; it is read when the value is shown."""
+        if not _step_is_logged(trainer):
+            return
+        own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        gradients = {name: p.grad.float() for name, p in module.named_parameters() if id(p) in own}
+        if not gradients:
+            return
+        norms = {name: torch.linalg.vector_norm(grad, self.norm_type) for name, grad in gradients.items()}
+        several = len(trainer.optimizers) > 1
+        ending = f"/optimizer_{trainer.optimizers.index(optimizer)}" if several else ""
+        total = torch.linalg.vector_norm(torch.stack([*norms.values()]), self.norm_type)
+        _log(trainer, f"grad_{self.norm_type}_norm_total{ending}", total)
+        for name, norm in norms.items() if self.per_parameter else ():
+            _log(trainer, f"grad_{self.norm_type}_norm/{name}", norm)
+
+
 def _cpu_stats() -> dict[str, float]:
     try:
         psutil = import_module("psutil")
@@ -153,7 +205,7 @@ def _step_is_logged(trainer: Any) -> bool:
 def _log(trainer: Any, name: str, value: Any) -> None:
     """Keep a value under the moment that runs now, as `Module.log` would."""
     # A value of the whole run counts once, however large the batch is.
-    trainer.active_run.log(name, float(value), False, True, None, None, "mean", 1)
+    trainer.active_run.log(name, value, LogSettings(), batch_size=1)
 
 
 def _named_optimizers(optimizers: list[Optimizer], schedulers: list[Any]) -> Iterator[tuple[str, Optimizer, str]]:

@@ -41,6 +41,8 @@ class ScheduledRate:
     strict: bool = True
     name: str | None = None
     reduce_on_plateau: bool = False
+    # No field, so no setting: it is for callbacks that set the rates themselves.
+    is_paused = False
 
     def __post_init__(self) -> None:
         self.reduce_on_plateau = self.reduce_on_plateau or isinstance(self.scheduler, ReduceLROnPlateau)
@@ -59,7 +61,9 @@ class ScheduledRate:
             )
 
     def step(self, metrics: dict[str, float]) -> None:
-        """Step the scheduler, with the monitored metric if it wants one."""
+        """Step the scheduler, with the monitored metric if it wants one; one that is paused stands still."""
+        if self.is_paused:
+            return
         if not self.reduce_on_plateau:
             self.scheduler.step()
         elif self.monitor in metrics:
@@ -68,38 +72,72 @@ class ScheduledRate:
             raise UnknownNameError("metric to monitor", str(self.monitor), metrics)
 
 
-def read_optimizers(returned: Any) -> tuple[list[Optimizer], list[ScheduledRate]]:
+def read_optimizers(returned: Any, run: Any = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
     """What `configure_optimizers` returned, as two lists.
 
     Accepts an optimizer, a list or tuple of them, two lists (optimizers, schedulers), a dictionary with `optimizer` and
-    `lr_scheduler`, a tuple of such dictionaries, or None (nothing to optimize).
+    `lr_scheduler`, a tuple of such dictionaries, or None (nothing to optimize). In place of an optimizer there may be
+    its name or `(name, {options})`, for all parameters of the module that want gradients; in place of a scheduler too,
+    and `(name, {options}, {settings})`.
+
+    Args:
+        returned: by the module.
+        run: of the fit; names need it.
 
     Raises:
         UsageError: it is none of these, or a part of it is not what it should be.
     """
-    optimizers, rates = _parts(returned)
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise _not_optimizers(f"{type(optimizer).__name__} where an optimizer should be")
-    return optimizers, rates
+    pairs = [(_optimizer(optimizer, run), rate) for optimizer, rate in _pairs(returned)]
+    optimizers = [optimizer for optimizer, _ in pairs if optimizer is not None]
+    rates = [
+        _read_scheduler(rate, optimizer or _only(optimizers), run) for optimizer, rate in pairs if rate is not None
+    ]
+    return optimizers, [rate for rate in rates if rate is not None]
 
 
-def _parts(returned: Any) -> tuple[list[Optimizer], list[ScheduledRate]]:
+def _pairs(returned: Any) -> list[tuple[Any, Any]]:
+    """Each optimizer with its scheduler; None where there is no such thing."""
     if returned is None:
-        return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
+        return []
     if isinstance(returned, dict):
-        return _read_dict(returned)
-    if isinstance(returned, (list, tuple)):
-        if len(returned) == 2 and all(isinstance(part, (list, tuple)) for part in returned):
-            return list(returned[0]), [_read_scheduler(s) for s in returned[1]]
-        if all(isinstance(part, Optimizer) for part in returned):
-            return list(returned), []
-        if all(isinstance(part, dict) for part in returned):
-            pairs = [_read_dict(part) for part in returned]
-            return [o for optimizers, _ in pairs for o in optimizers], [s for _, rates in pairs for s in rates]
-    raise _not_optimizers(type(returned).__name__)
+        return [_read_dict(returned)]
+    if isinstance(returned, Optimizer) or _is_named(returned):
+        return [(returned, None)]
+    if not isinstance(returned, (list, tuple)):
+        raise _not_optimizers(type(returned).__name__)
+    if len(returned) == 2 and all(isinstance(part, (list, tuple)) and not _is_named(part) for part in returned):
+        return [*((optimizer, None) for optimizer in returned[0]), *((None, rate) for rate in returned[1])]
+    if returned and all(isinstance(part, dict) for part in returned):
+        return [_read_dict(part) for part in returned]
+    return [(part, None) for part in returned]
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a name, or a name with options."""
+    if isinstance(value, str):
+        return True
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+        return False
+    return isinstance(value[0], str) and all(isinstance(part, Mapping) for part in value[1:])
+
+
+def _optimizer(given: Any, run: Any) -> Optimizer | None:
+    if given is None or isinstance(given, Optimizer):
+        return given
+    if run is None or not _is_named(given):
+        raise _not_optimizers(f"{type(given).__name__} where an optimizer should be")
+    name, options = (given, {}) if isinstance(given, str) else (given[0], dict(given[1]))
+    rate = options.pop("lr", None) or getattr(run.module, "learning_rate", None) or run.module.hparams.get("lr")
+    parameters = [p for p in run.module.parameters() if p.requires_grad]
+    return make_optimizer(name, parameters, rate or run.module.hparams.get("learning_rate"), **options)
+
+
+def _only(optimizers: list[Optimizer]) -> Optimizer | None:
+    return optimizers[0] if len(optimizers) == 1 else None
+
+
+#: what a user may set of a scheduler
+_SETTINGS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
 def _not_optimizers(found: str) -> UsageError:
@@ -109,26 +147,44 @@ def _not_optimizers(found: str) -> UsageError:
     )
 
 
-def _read_dict(config: dict[str, Any]) -> tuple[list[Optimizer], list[ScheduledRate]]:
-    _check_keys("the dictionary of configure_optimizers", config, ("optimizer", "lr_scheduler", "monitor", "frequency"))
+def _read_dict(config: dict[str, Any]) -> tuple[Any, Any]:
+    _check_keys("the dictionary of configure_optimizers", config, ("optimizer", "lr_scheduler", "monitor"))
     if "optimizer" not in config:
         raise _not_optimizers("a dictionary without `optimizer`")
     scheduler = config.get("lr_scheduler")
-    if scheduler is None:
-        return [config["optimizer"]], []
-    rate = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
-    if "monitor" in config:
-        rate = {"monitor": config["monitor"], **rate}
-    return [config["optimizer"]], [_read_scheduler(rate)]
+    if scheduler is not None and "monitor" in config:
+        rate = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
+        scheduler = {"monitor": config["monitor"], **rate}
+    return config["optimizer"], scheduler
 
 
-def _read_scheduler(config: Any) -> ScheduledRate:
+def _read_scheduler(config: Any, optimizer: Optimizer | None, run: Any) -> ScheduledRate | None:
     if not isinstance(config, dict):
-        return ScheduledRate(config)
-    _check_keys("a scheduler's settings", config, ScheduledRate.__dataclass_fields__)
+        config = {"scheduler": config}
+    _check_keys("a scheduler's settings", config, _SETTINGS)
     if "scheduler" not in config:
         raise UsageError("a scheduler's settings have no `scheduler`", fix='{"scheduler": scheduler, ...}')
-    return ScheduledRate(**config)
+    if not _is_named(config["scheduler"]):
+        return ScheduledRate(**config)
+    return _named_scheduler(config, optimizer, run)
+
+
+def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: Any) -> ScheduledRate | None:
+    if optimizer is None or run is None:
+        raise UsageError(
+            f"the scheduler {config['scheduler']!r} is named, and there is not one optimizer that it could be for",
+            fix='{"optimizer": optimizer, "lr_scheduler": "cosine"}, once for each optimizer',
+        )
+    given = config.pop("scheduler") if isinstance(config, dict) else config
+    name, options, settings = (given, {}, {}) if isinstance(given, str) else (*given, {})[:3]
+    settings = {**settings, **{key: value for key, value in config.items() if key != "scheduler"}}
+    _check_keys("a scheduler's settings", settings, _SETTINGS)
+    if "monitor" in settings and name.lower() == "reducelronplateau":
+        options = {"monitor": settings.pop("monitor"), **options}
+    made = make_scheduler(name, optimizer, run.total_steps, run.steps_before, **options)
+    for key, value in settings.items() if made is not None else ():
+        setattr(made, key, value)
+    return made
 
 
 def _check_keys(whose: str, given: Mapping[Any, Any], known: Iterable[str]) -> None:
@@ -192,8 +248,8 @@ def _needs_closure(kind: type[Optimizer]) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
-def make_optimizer(name: str, parameters: Any, lr: float, /, **options: Any) -> Optimizer:
-    """A torch optimizer by its class name in any case, such as `adamw`.
+def make_optimizer(name: str, parameters: Any, lr: float | None, /, **options: Any) -> Optimizer:
+    """A torch optimizer by its class name in any case, such as `adamw`; without `lr`, at the class's own rate.
 
     Raises:
         UnknownNameError: torch has no optimizer of this name.
@@ -202,7 +258,8 @@ def make_optimizer(name: str, parameters: Any, lr: float, /, **options: Any) -> 
     check_names(name, "constant")
     if "lr" in options:
         raise UsageError("optimizer_options: the learning rate is an argument of its own", fix="learning_rate=0.001")
-    made: Optimizer = _construct("optimizer", name, _OPTIMIZERS[name.lower()], parameters, {"lr": lr}, options)
+    fixed = {} if lr is None else {"lr": lr}
+    made: Optimizer = _construct("optimizer", name, _OPTIMIZERS[name.lower()], parameters, fixed, options)
     return made
 
 

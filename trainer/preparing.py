@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
 from torchmetrics import Metric
 
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
-from flashtask.trainer.accelerators import resolve_device
 from flashtask.trainer.callbacks import Callback
-from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hooks import listeners
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
-from flashtask.trainer.precision import Precision, resolve_precision
+from flashtask.trainer.placement import Placement, resolve_placement
 from flashtask.trainer.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.stages import Finetuning
@@ -43,12 +44,15 @@ def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
     """The data module of a verb: the one given (also as first loader), or one around the given loaders."""
     given = {stage: loader for stage, loader in loaders.items() if loader is not None}
     for stage, loader in list(given.items()):
-        if isinstance(loader, DataModule):
+        if isinstance(loader, DataModule) or (isinstance(loader, type) and issubclass(loader, DataModule)):
             datamodule = given.pop(stage)
     if datamodule is None:
         return GivenLoaders(module, **given)
     if given:
         raise UsageError("give either a datamodule or loaders, not both", fix="drop one of them")
+    if isinstance(datamodule, type):
+        name = datamodule.__name__
+        raise UsageError(f"{name} is a class, and a data module is needed", fix=f"datamodule={name}(...)")
     if not isinstance(datamodule, DataModule):
         raise UsageError(f"datamodule must be a flashtask.DataModule, not {type(datamodule).__name__}")
     return datamodule
@@ -56,17 +60,23 @@ def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
 
 def fit_run(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning | None, resume_from: Any) -> FitRun:
     """A fit run that has not touched anything yet."""
-    return FitRun(trainer, module, data, *_device_and_precision(trainer, module), finetuning, resume_from)
+    return FitRun(trainer, module, data, _placement(trainer, module), finetuning, resume_from)
 
 
 def evaluation_run(trainer: Any, module: Module, data: DataModule, stage: str) -> EvaluationRun:
     """A run of `validate`, `test` or `predict` that has not touched anything yet."""
-    return EvaluationRun(trainer, module, data, *_device_and_precision(trainer, module), stage, None)
+    return EvaluationRun(trainer, module, data, _placement(trainer, module), stage, None)
 
 
-def _device_and_precision(trainer: Any, module: Module) -> tuple[torch.device, Precision]:
-    device = resolve_device(trainer.accelerator, trainer.devices)
-    return device, resolve_precision(trainer.precision or module.default_precision, device)
+def _placement(trainer: Any, module: Module) -> Placement:
+    return resolve_placement(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy=trainer.strategy,
+        precision=trainer.precision,
+        plugins=trainer.plugins,
+        default_precision=module.default_precision,
+    )
 
 
 def prepare(run: Run) -> None:
@@ -83,15 +93,25 @@ def _start(run: Run) -> None:
     run.callbacks = trainer.callbacks_of(run.stage)
     module.trainer = data.trainer = trainer
     trainer.active_run = run
+    run.listeners = listeners(trainer, module, run.callbacks, Module, Callback, run.own_part)
     data.prepare_data()
     module.connect(data)
-    data.setup(run.stage)
+    _set_up_data(run, run.stage)
+    run.undo.append(partial(module.teardown, run.stage))
     module.setup(run.stage)
+    run.undo += [partial(callback.teardown, trainer, module, run.stage) for callback in reversed(run.callbacks)]
     for callback in run.callbacks:
         callback.setup(trainer, module, run.stage)
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
-    run.listeners = listeners(trainer, module, run.callbacks, Module, Callback)
+    run.precision.convert_module(module)
+    run.transfer = transfer_hooks(data, module)
+
+
+def _set_up_data(run: Run, stage: str) -> None:
+    """`setup` of the data module, whose `teardown` is called at the end of the run, also if `setup` fails half-way."""
+    run.undo.append(partial(run.data.teardown, stage))
+    run.data.setup(stage)
 
 
 def _memory_format(trainer: Any, module: Module, run: Run) -> torch.memory_format:
@@ -108,6 +128,7 @@ def _prepare_fit(run: FitRun) -> None:
     trainer, module, data = run.trainer, run.module, run.data
     trainer.open_output(run)
     seed_generators(run.seed)
+    run.loggers = trainer.loggers
     _start(run)
     _check_state_keys(run)
     for part in module.modules():
@@ -115,20 +136,56 @@ def _prepare_fit(run: FitRun) -> None:
             part.reset()  # what a run that failed may have left
     if run.finetuning is not None:
         run.freezing = Freezing(module, run.finetuning)
+    content = None if run.resume_from is None else read_checkpoint(run.resume_from)
+    if content is not None and "datamodule" in content:
+        data.load_state_dict(content["datamodule"])  # its loaders may depend on it
     loader = data.train_dataloader()
+    if isinstance(loader, (list, tuple)) and any(isinstance(one, DataLoader) for one in loader):
+        raise UsageError(
+            f"there are several loaders to train on ({len(loader)})",
+            why="a step is given the batches of one",
+            fix="DataLoader(ConcatDataset([...])), or a loader of your own that gives what a step needs",
+        )
     if loader is None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
-    run.loader = rebuild_loader(loader, seed=run.seed, training=True)
-    run.limit = _limit(trainer.limit_train_batches, run.loader)
+    run.loader, run.limit = _training_loader(trainer, loader, run.seed)
     run.training_step = _training_step(run)
     run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)
-    run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers())
+    run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers(), run)
     if run.automatic:
         require_no_closure(run.optimizers)
-    if run.resume_from is not None:
-        restore_run(run, run.resume_from)
+    else:
+        _leave_optimization_to(module, run)
+    if content is not None:
+        restore_run(run, run.resume_from, content)
         run.sanity = None
+
+
+def _leave_optimization_to(module: Module, run: FitRun) -> None:
+    """With manual optimization, what the engine would do by itself is the module's own."""
+    for argument, off, instead in (
+        ("accumulate_grad_batches", 1, "call optimizer.step() every so many batches in training_step"),
+        ("gradient_clip_val", None, "self.clip_gradients(optimizer, gradient_clip_val=...) in training_step"),
+    ):
+        value = getattr(run.trainer, argument)
+        if value not in (off, 0):
+            raise UsageError(
+                f"{argument}={value!r} does nothing with manual optimization",
+                why=f"{type(module).__name__}.automatic_optimization is False",
+                fix=instead,
+            )
+    for rate in run.schedulers:
+        rate.is_paused = True
+
+
+def _training_loader(trainer: Any, loader: Any, seed: int) -> tuple[Any, int | None]:
+    """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch."""
+    few = trainer.overfit_batches
+    rebuilt = rebuild_loader(loader, seed=seed, training=True, in_order=bool(few))
+    if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
+        trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
+    return rebuilt, _limit(few or trainer.limit_train_batches, rebuilt)
 
 
 def _check_state_keys(run: FitRun) -> None:
@@ -161,7 +218,8 @@ def _training_step(run: FitRun) -> Callable[..., Any]:
 def _add_validation(run: FitRun) -> None:
     trainer = run.trainer
     writes_step = type(run.module).validation_step is not Module.validation_step
-    loaders = _loaders(run.data.val_dataloader(), run.seed) if writes_step else []
+    wanted = writes_step and not trainer.overfit_batches
+    loaders = _loaders(run.data.val_dataloader(), run.seed) if wanted else []
     limits = [_limit(trainer.limit_val_batches, loader) for loader in loaders]
     if not loaders or all(limit == 0 for limit in limits):
         return
@@ -169,11 +227,14 @@ def _add_validation(run: FitRun) -> None:
     if steps := trainer.num_sanity_val_steps:
         few = limits if steps < 0 else [steps if limit is None else min(steps, limit) for limit in limits]
         run.sanity = _nested_validation(run, loaders, few)
+        run.sanity.loggers = []  # it leaves no trace
 
 
 def _nested_validation(run: FitRun, loaders: list[Any], limits: list[int | None]) -> EvaluationRun:
-    nested = EvaluationRun(run.trainer, run.module, run.data, run.device, run.precision, "validate", run)
+    nested = EvaluationRun(run.trainer, run.module, run.data, run.placement, "validate", run)
+    nested.transfer = run.transfer
     nested.memory_format, nested.loaders, nested.limits = run.memory_format, loaders, limits
+    nested.callbacks, nested.loggers, nested.listeners = run.callbacks, run.loggers, run.listeners
     return nested
 
 
@@ -185,6 +246,12 @@ def _prepare_evaluation(run: EvaluationRun) -> None:
     if run.weights_from is not None:
         load_checkpoint_into(run.module, read_checkpoint(run.weights_from), run.weights_from)
     short = {"validate": "val"}.get(stage, stage)
+    if trainer.overfit_batches and stage != "predict":
+        _set_up_data(run, "fit")
+        if (loader := run.data.train_dataloader()) is not None:
+            few, limit = _training_loader(trainer, loader, trainer.seed)
+            run.loaders, run.limits = [few], [limit]
+            return
     run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), trainer.seed)
     if not run.loaders:
         raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
@@ -199,8 +266,10 @@ def _loaders(given: Any, seed: int) -> list[Any]:
 
 
 def _is_batch_list(given: Any) -> bool:
-    """A list of tensors or of tuples is a list of batches, so one loader; a list of loaders is several."""
-    return len(given) > 0 and isinstance(given[0], (torch.Tensor, tuple, dict))
+    """A list of tensors, or of tuples, dictionaries or lists of them, is a list of batches, so one loader."""
+    first = given[0] if given else None
+    inner = first[0] if isinstance(first, list) and first else None
+    return isinstance(first, (torch.Tensor, tuple, dict)) or isinstance(inner, torch.Tensor)
 
 
 def _limit(limit: Any, loader: Any) -> int | None:

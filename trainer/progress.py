@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks import Callback
 
 __all__ = ["ProgressBar"]
@@ -23,11 +24,19 @@ class ProgressBar(Callback):
 
     Args:
         stream: where to write; standard error if not given. Without a terminal only a line for each epoch is written.
+        refresh_rate: redraw only after every so many batches, and at most ten times a second; 0 draws no bar.
+
+    Raises:
+        UsageError: another refresh rate.
     """
 
-    def __init__(self, stream: Any = None) -> None:
+    def __init__(self, stream: Any = None, refresh_rate: int = 1) -> None:
+        if not isinstance(refresh_rate, int) or isinstance(refresh_rate, bool) or refresh_rate < 0:
+            raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
+        self.refresh_rate = refresh_rate
         self.stream = stream if stream is not None else sys.stderr
-        self._live = bool(getattr(self.stream, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+        terminal = bool(getattr(self.stream, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+        self._live = terminal and refresh_rate > 0
         self._shown_at = 0.0
         self._started_at = 0.0
         self._width = 0
@@ -44,12 +53,8 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Redraw, at most ten times a second; the loss is read only then, so that no step waits for a device."""
-        if not self._live:
+        if not self._is_due(batch_idx):
             return
-        now = time.monotonic()
-        if now - self._shown_at < _REFRESH_SECONDS:
-            return
-        self._shown_at = now
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         run = trainer.fit_run
         values = {"loss": float(loss.detach())} if loss is not None else {}
@@ -113,11 +118,19 @@ class ProgressBar(Callback):
 
     on_validation_end = on_test_end = on_predict_end = on_fit_end
 
-    def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
+    def _is_due(self, batch_idx: int) -> bool:
+        """Whether the bar is redrawn for a batch."""
+        if not self._live or (batch_idx + 1) % self.refresh_rate:
+            return False
         now = time.monotonic()
-        if not self._live or now - self._shown_at < _REFRESH_SECONDS:
-            return
+        if now - self._shown_at < _REFRESH_SECONDS:
+            return False
         self._shown_at = now
+        return True
+
+    def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
+        if not self._is_due(batch_idx):
+            return
         run = trainer.active_run
         lengths = [run.batches_in(one) for one in range(len(run.loaders))]
         done = sum(length or 0 for length in lengths[:number]) + batch_idx + 1

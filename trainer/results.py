@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,30 +13,31 @@ from torchmetrics import Metric
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hooks import LEVELS
 
-__all__ = ["Entry", "Results"]
+__all__ = ["Entry", "LogSettings", "Results"]
 
 _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {"sum": lambda a, b: a + b, "max": max, "min": min}
+
+
+class LogSettings(NamedTuple):
+    """How a value is kept and shown; `Module.log` says what each means."""
+
+    prog_bar: bool = False
+    logger: bool = True
+    on_step: bool | None = None
+    on_epoch: bool | None = None
+    reduce_fx: str = "mean"
+    sync_dist: bool = False
+    add_dataloader_idx: bool = True
 
 
 class Entry:
     """One logged name: its last value, and what is needed for its value over the epoch."""
 
-    __slots__ = (
-        "logger",
-        "metric",
-        "name",
-        "on_epoch",
-        "on_step",
-        "prog_bar",
-        "reduce_fx",
-        "total",
-        "value",
-        "weight",
-    )
+    __slots__ = ("metric", "name", "on_epoch", "on_step", "settings", "total", "value", "weight")
 
-    def __init__(self, name: str, on_step: bool, on_epoch: bool, prog_bar: bool, logger: bool, reduce_fx: str) -> None:
-        self.name, self.on_step, self.on_epoch = name, on_step, on_epoch
-        self.prog_bar, self.logger, self.reduce_fx = prog_bar, logger, reduce_fx
+    def __init__(self, name: str, settings: LogSettings) -> None:
+        self.name, self.settings = name, settings
+        self.on_step, self.on_epoch = bool(settings.on_step), bool(settings.on_epoch)
         self.metric: Metric | None = None
         self.value: Any = None
         self.total: Any = None
@@ -53,28 +54,52 @@ class Entry:
             if value.numel() != 1:
                 raise UsageError(f"log({self.name!r}) takes a number, not a tensor of shape {tuple(value.shape)}")
             value = value.item() if value.device.type == "cpu" else value.float().reshape(())
+        elif not isinstance(value, (int, float)):
+            value = self._number(value)
         self.value = value
         if not self.on_epoch:
             return
-        if self.reduce_fx == "mean":
+        reduce_fx = self.settings.reduce_fx
+        if reduce_fx == "mean":
             self.total = value * weight if self.total is None else self.total + value * weight
         else:
-            self.total = value if self.total is None else _REDUCTIONS[self.reduce_fx](self.total, value)
+            self.total = value if self.total is None else _REDUCTIONS[reduce_fx](self.total, value)
         self.weight += weight
+
+    def _number(self, value: Any) -> float:
+        """A number of another library, such as NumPy's."""
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"log({self.name!r}) takes a number, a tensor, a metric or a dictionary of them, "
+                f"not {type(value).__name__}"
+            ) from None
+
+    def step_value(self) -> float:
+        """The last value."""
+        return self._scalar(self.value)
 
     def epoch_value(self) -> float:
         """The value over the epoch: a metric's result, or the reduced values."""
         if self.metric is not None:
-            return float(self.metric.compute())
+            return self._scalar(self.metric.compute())
         if self.total is None:
             return math.nan
-        return float(self.total) / self.weight if self.reduce_fx == "mean" else float(self.total)
+        return float(self.total) / self.weight if self.settings.reduce_fx == "mean" else float(self.total)
+
+    def _scalar(self, value: Any) -> float:
+        if (isinstance(value, torch.Tensor) and value.numel() != 1) or isinstance(value, dict):
+            raise UsageError(
+                f"log({self.name!r}): the metric's result is no single number",
+                fix="log its parts in on_*_epoch_end: self.log_dict({...: value for ... in metric.compute()})",
+            )
+        return float(value)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume in the middle of an epoch needs."""
-        state = {name: getattr(self, name) for name in self.__slots__ if name not in ("metric", "value", "total")}
-        state["total"] = float(self.total) if isinstance(self.total, torch.Tensor) else self.total
-        return state
+        total = float(self.total) if isinstance(self.total, torch.Tensor) else self.total
+        return {"name": self.name, "settings": self.settings._asdict(), "total": total, "weight": self.weight}
 
 
 class Results:
@@ -82,19 +107,23 @@ class Results:
 
     def __init__(self) -> None:
         self.entries: dict[tuple[str, str], Entry] = {}
+        #: names under which dictionaries were logged: each is one chart
+        self.charts: set[str] = set()
+
+    def chart(self, name: str, loggers: Iterable[Any]) -> None:
+        """A dictionary is logged under this name: its values are series of one chart."""
+        if name not in self.charts:
+            self.charts.add(name)
+            for logger in loggers:
+                logger.draw_together(name)
 
     def log(
         self,
         moment: str,
         name: str,
         value: Any,
-        *,
         weight: int,
-        on_step: bool | None = None,
-        on_epoch: bool | None = None,
-        prog_bar: bool = False,
-        logger: bool = True,
-        reduce_fx: str = "mean",
+        settings: LogSettings = LogSettings(),  # noqa: B008 - immutable
         loader: int | None = None,
     ) -> None:
         """Keep one value under the moment it was logged in.
@@ -104,11 +133,7 @@ class Results:
             name: of the value.
             value: a number, a scalar tensor or a metric object.
             weight: samples that it stands for.
-            on_step: as in `Module.log`; so are `on_epoch`, `prog_bar`, `logger`, `reduce_fx`.
-            on_epoch: see there.
-            prog_bar: see there.
-            logger: see there.
-            reduce_fx: see there.
+            settings: how it is kept; the first time that a name is logged decides.
             loader: number of the loader, where there are several: their values get names of their own.
 
         Raises:
@@ -118,20 +143,21 @@ class Results:
             name = f"{name}/dataloader_idx_{loader}"
         entry = self.entries.get((moment, name))
         if entry is None:
-            entry = _new_entry(moment, name, on_step, on_epoch, prog_bar, logger, reduce_fx)
-            self.entries[(moment, name)] = entry
+            entry = self.entries[(moment, name)] = Entry(name, _settled(moment, name, settings))
         entry.update(value, weight)
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""
-        return {_fork(e, "_step"): float(e.value) for e in self.entries.values() if _shows_step(e) and e.logger}
+        return {
+            _fork(e, "_step"): e.step_value() for e in self.entries.values() if _shows_step(e) and e.settings.logger
+        }
 
     def epoch_values(self, *, logger_only: bool = False) -> dict[str, float]:
         """The values over the epoch, under the names loggers show."""
         return {
             _fork(e, "_epoch"): e.epoch_value()
             for e in self.entries.values()
-            if e.on_epoch and (e.logger or not logger_only)
+            if e.on_epoch and (e.settings.logger or not logger_only)
         }
 
     def callback_values(self) -> dict[str, float]:
@@ -139,7 +165,7 @@ class Results:
         values: dict[str, float] = {}
         for entry in self.entries.values():
             if _shows_step(entry):
-                values[_fork(entry, "_step")] = values[entry.name] = float(entry.value)
+                values[_fork(entry, "_step")] = values[entry.name] = entry.step_value()
         for entry in self.entries.values():
             if entry.on_epoch:
                 values[_fork(entry, "_epoch")] = values[entry.name] = entry.epoch_value()
@@ -147,7 +173,7 @@ class Results:
 
     def bar_values(self) -> dict[str, float]:
         """The last values of what was logged with `prog_bar=True`."""
-        return {e.name: float(e.value) for e in self.entries.values() if e.prog_bar and e.value is not None}
+        return {e.name: e.step_value() for e in self.entries.values() if e.settings.prog_bar and e.value is not None}
 
     def reset_metrics(self) -> None:
         """Let the logged metric objects begin anew: the next pass may be another run's."""
@@ -177,8 +203,7 @@ class Results:
         """Take back what `state_dict` gave."""
         self.entries.clear()
         for row in state:
-            settings = {k: row[k] for k in ("name", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx")}
-            entry = Entry(**settings)
+            entry = Entry(row["name"], LogSettings(**row["settings"]))
             entry.total, entry.weight = row["total"], row["weight"]
             if "metric" in row:
                 metric = module.get_submodule(row["metric"]["place"])
@@ -199,29 +224,22 @@ def _fork(entry: Entry, suffix: str) -> str:
     return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
 
 
-def _new_entry(
-    moment: str,
-    name: str,
-    on_step: bool | None,
-    on_epoch: bool | None,
-    prog_bar: bool,
-    logger: bool,
-    reduce_fx: str,
-) -> Entry:
+def _settled(moment: str, name: str, settings: LogSettings) -> LogSettings:
+    """The settings with the levels that the moment has by default."""
     if moment not in LEVELS:
-        raise UsageError(f"log({name!r}): nothing can be logged in on_{moment}", fix="log it in training_step")
+        loops = "go through trainer.loops.step(run, group) in a loop of your own"
+        raise UsageError(
+            f"log({name!r}): nothing can be logged in on_{moment}",
+            fix=loops if moment == "setup" else "log it in training_step",
+        )
     step, epoch = LEVELS[moment]
-    if on_step and not step and epoch and not moment.endswith(("_step", "batch_start", "batch_end")):
+    if settings.on_step and not step and epoch and not moment.endswith(("_step", "batch_start", "batch_end")):
         raise UsageError(
             f"log({name!r}, on_step=True): on_{moment} comes once an epoch", fix="log it with on_epoch=True"
         )
-    if reduce_fx not in ("mean", *_REDUCTIONS):
-        raise UsageError(f"log({name!r}, reduce_fx={reduce_fx!r}): one of mean, sum, max, min")
-    return Entry(
-        name,
-        step if on_step is None else on_step,
-        epoch if on_epoch is None else on_epoch,
-        prog_bar,
-        logger,
-        reduce_fx,
+    if settings.reduce_fx not in ("mean", *_REDUCTIONS):
+        raise UsageError(f"log({name!r}, reduce_fx={settings.reduce_fx!r}): one of mean, sum, max, min")
+    return settings._replace(
+        on_step=step if settings.on_step is None else settings.on_step,
+        on_epoch=epoch if settings.on_epoch is None else settings.on_epoch,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from torch import nn
 
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.loading import batch_size_of, length_of
-from flashtask.trainer.precision import Precision
-from flashtask.trainer.results import Results
-from flashtask.trainer.transfer import channels_last
+from flashtask.trainer.placement import Placement
+from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.transfer import channels_last, move_to_device
 
 __all__ = ["EvaluationRun", "Run", "RunInterruptedError", "at_most"]
 
@@ -25,9 +25,10 @@ class Run:
     #: `fit`, `validate`, `test` or `predict`
     stage = ""
 
-    def __init__(self, trainer: Any, module: Any, data: Any, device: torch.device, precision: Precision) -> None:
+    def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement) -> None:
         self.trainer, self.module, self.data = trainer, module, data
-        self.device, self.precision = device, precision
+        self.placement, self.strategy = placement, placement.strategy
+        self.device, self.precision = placement.device, placement.precision
         self.memory_format: torch.memory_format = torch.contiguous_format
         self.results = Results()
         #: the moment or step that runs now; it decides how `log` keeps a value
@@ -36,40 +37,54 @@ class Run:
         self.batch_size = 1
         #: number of the loader that the batch comes from, None if there is only one
         self.loader_number: int | None = None
+        #: the hooks around moving a batch, None for those that nobody wrote: before, move, after
+        self.transfer: tuple[Any, Any, Any] = (None, None, None)
         self.callbacks: list[Any] = []
+        #: the `teardown` of each `setup` that was begun, in the order of beginning
+        self.undo: list[Callable[[], Any]] = []
+        self.loggers: list[Any] = []
         #: moment -> who is told of it
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
 
-    def log(
-        self,
-        name: str,
-        value: Any,
-        prog_bar: bool,
-        logger: bool,
-        on_step: bool | None,
-        on_epoch: bool | None,
-        reduce_fx: str,
-        batch_size: int | None,
-    ) -> None:
-        """Keep a value under the moment that runs now."""
-        self.results.log(
-            self.moment,
-            name,
-            value,
-            weight=self.batch_size if batch_size is None else batch_size,
-            on_step=on_step,
-            on_epoch=on_epoch,
-            prog_bar=prog_bar,
-            logger=logger,
-            reduce_fx=reduce_fx,
-            loader=self.loader_number,
-        )
+    @property
+    def own_part(self) -> dict[str, Callable[..., Any]]:
+        """What the engine itself does when a moment is told, after everybody but checkpoints: moment -> function."""
+        return {}
+
+    def tell(self, moment: str, *arguments: Any) -> None:
+        """Tell those who listen that a moment has come."""
+        active = self.trainer.active_run
+        before, active.moment = active.moment, moment
+        for call in self.listeners.get(moment, ()):
+            answer = call(*arguments)
+            if answer is not None and moment == "train_batch_start" and answer == -1:
+                self.trainer.fit_run.skip_epoch = True
+        active.moment = before
+
+    def log(self, name: str, value: Any, settings: LogSettings, batch_size: int | None) -> None:
+        """Keep a value, or each value of a dictionary, under the moment that runs now."""
+        if not isinstance(value, torch.Tensor) and isinstance(value, Mapping):
+            self.results.chart(name, self.loggers)
+            for series, one in value.items():
+                self.log(f"{name}/{series}", one, settings, batch_size)
+            return
+        weight = self.batch_size if batch_size is None else batch_size
+        loader = self.loader_number if settings.add_dataloader_idx else None
+        self.results.log(self.moment, name, value, weight, settings, loader)
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Move a batch to the run's device and memory format, through the data module's transfer hooks."""
-        batch = self.data.on_before_batch_transfer(batch, dataloader_idx)
-        batch = self.data.transfer_batch_to_device(batch, self.device, dataloader_idx)
-        batch = self.data.on_after_batch_transfer(batch, dataloader_idx)
+        """Move a batch to the run's device and memory format, through the transfer hooks that somebody wrote."""
+        before, move, after = self.transfer
+        if before is not None:
+            batch = before(batch, dataloader_idx)
+        if move is not None:
+            batch = move(batch, self.device, dataloader_idx)
+        elif self.device.type != "cpu":  # there a batch is where it was loaded
+            batch = move_to_device(batch, self.device)
+        if after is not None:
+            batch = after(batch, dataloader_idx)
+        if self.precision.dtype is not None:
+            batch = self.precision.convert_batch(batch)
         if self.memory_format is torch.channels_last:
             batch = channels_last(batch)
         return batch
@@ -95,16 +110,13 @@ class EvaluationRun(Run):
         trainer: whose verb it is.
         module: to evaluate.
         data: its data module.
-        device: where it runs.
-        precision: in which number format.
+        placement: where it runs, and in which number format.
         stage: `validate`, `test` or `predict`.
         parent: the fit run it nests in, or None.
     """
 
-    def __init__(
-        self, trainer: Any, module: Any, data: Any, device: torch.device, precision: Precision, stage: str, parent: Any
-    ) -> None:
-        super().__init__(trainer, module, data, device, precision)
+    def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement, stage: str, parent: Any) -> None:
+        super().__init__(trainer, module, data, placement)
         self.stage, self.parent = stage, parent
         #: the first word of its moments
         self.word = {"validate": "validation"}.get(stage, stage)
@@ -115,7 +127,7 @@ class EvaluationRun(Run):
         self.outputs: list[list[Any]] = []
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
-        self.samples_seen = 0
+        self.samples_seen = self._batches_seen = 0
         #: the checkpoint whose weights are loaded first, or None
         self.weights_from: Path | None = None
         self._step = getattr(module, f"{self.word}_step")
@@ -136,7 +148,7 @@ class EvaluationRun(Run):
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
-        self.samples_seen = 0
+        self.samples_seen = self._batches_seen = 0
         self.outputs = [[] for _ in self.loaders]
         self._modes = [(part, part.training) for part in self.module.modules()]
         self._generators = generator_states()
@@ -172,6 +184,11 @@ class EvaluationRun(Run):
         """Collect what the step returns, for `predict` and for a module with `*_epoch_end(outputs)`."""
         if self.keeps_outputs:
             self.outputs[number].append(outputs)
+        self._batches_seen += 1
+        if self.loggers and self._batches_seen % self.trainer.log_every_n_steps == 0:
+            values = self.results.step_values()  # empty unless the module asked for `on_step=True`
+            for logger in self.loggers if values else ():
+                logger.log_step(values, self.trainer.global_step, self.trainer.current_epoch)
 
     @property
     def outputs_of_pass(self) -> list[Any]:

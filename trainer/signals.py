@@ -25,7 +25,7 @@ def stopping_at_the_next_step(run: Any) -> Iterator[None]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if run.interrupted_by is not None:
             raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
-        run.interrupted_by = number
+        run.interrupted_by, run.is_leaving = number, True
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

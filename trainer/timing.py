@@ -110,8 +110,7 @@ class Timer(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the clock; the step that is being accumulated is still taken."""
         if self.interval == "step" and self._look(trainer):
-            # No step more: the epoch is left as it is where `max_steps` is reached, and keeps its place.
-            trainer.fit_run.max_steps = trainer.fit_run.global_step
+            trainer.fit_run.is_leaving = True
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Look at the clock after an epoch."""

@@ -2,60 +2,94 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import last_seed
+from flashtask.trainer.callback_names import make_callbacks, recipe_of_callbacks
 from flashtask.trainer.callbacks import Callback
-from flashtask.trainer.checkpointing import ONLY_FOR_RESUMING, ModelCheckpoint, checkpoint_content
+from flashtask.trainer.checkpointing import checkpoint_content
+from flashtask.trainer.checkpointing import weights_only as without_what_resumes
+from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.driving import drive
+from flashtask.trainer.early_stopping import EarlyStopping
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers import CSVLogger, Logger
+from flashtask.trainer.loggers import make_loggers
 from flashtask.trainer.loop import Loops
+from flashtask.trainer.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.monitors import GradientNormMonitor
+from flashtask.trainer.older_names import todays_names
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
+from flashtask.trainer.profilers import resolve_profiler
 from flashtask.trainer.progress import ProgressBar
 from flashtask.trainer.restoring import load_checkpoint_into
-from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.script_arguments import add_arguments, given_arguments
 from flashtask.trainer.settings import check_settings
 from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.timing import Timer
 
 __all__ = ["Trainer"]
 
 #: Where a run writes, and objects: not part of what describes it.
-_NOT_IN_RECIPES = ("output_dir", "default_root_dir", "callbacks", "logger")
+_NOT_IN_RECIPES = ("output_dir", "default_root_dir", "callbacks", "logger", "plugins", "profiler")
 
 
-class Trainer:
+class Trainer(RunFacts):
     """Trains, validates, tests and predicts any `Module`.
 
+    Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
+    replacement is named: trainer/older_names.py.
+
     Args:
-        max_epochs: epochs at the most; 1000 if neither this nor `max_steps` is given.
+        max_epochs: epochs at the most; 1000 if nothing limits the run.
+        min_epochs: a run is not stopped early before so many epochs; so is `min_steps`.
         max_steps: optimizer steps at the most; -1 for no limit.
-        accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda` or `mps`.
-        devices: how many; only 1 so far.
-        precision: `32`, `bf16-mixed`, `16-mixed` or `auto`; None leaves it to the module (tasks: `auto`).
+        min_steps: see `min_epochs`.
+        max_time: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1}`.
+        accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda`, `mps`, or an `Accelerator`.
+        devices: how many, or which: 1, -1, `[0]`, `"0"`, `auto`; only one so far.
+        strategy: how a run is spread over processes: `auto`, `single`, or a `Strategy`; `STRATEGIES` lists them.
+        precision: `32`, `bf16-mixed`, `16-mixed`, `64-true`, `16-true`, `bf16-true`, `auto`, or a `Precision`; None
+            leaves it to the module (tasks: `auto`).
+        plugins: a `Precision` or `Strategy` of your own, or a list of them.
         memory_format: `contiguous`, `channels_last` or `auto`; None leaves it to the module (tasks: `auto`).
         seed: of order, augmentation and model; None means that of the last `seed_everything`, else 0.
         default_root_dir: run folders are made in `runs/` below it; the working folder if not given.
         output_dir: the run folder itself; it must not hold a run yet.
-        callbacks: one or a list.
-        logger: True for the CSV log, False for none, or a `Logger` or a list of them beside it.
+        callbacks: one or a list: a `Callback`, a name that `CALLBACKS` lists, or `(name, {options})`.
+        logger: True for the CSV log and TensorBoard's where it is installed, False for none, or a `Logger`, a name that
+            `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
         enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
         enable_model_summary: say at the start what trains and how.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
+        overfit_batches: number or share of the training batches that serve training, validation and test alike,
+            unshuffled; validation during a fit is off.
+        fast_dev_run: True or a number of batches: run so many of everything once, and write nothing.
         check_val_every_n_epoch: validate after every so many epochs.
         log_every_n_steps: how often step values are logged.
-        accumulate_grad_batches: batches for one optimizer step.
+        flush_logs_every_n_steps: how often loggers write down what they were told; at the end of an epoch they do.
+        accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
         gradient_clip_val: limit for gradients; None or 0 for none.
         gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
+        track_grad_norm: log this norm of all gradients (2 for the 2-norm, `inf`); -1 for none.
+        detect_anomaly: find the operation that makes a gradient NaN; slow.
+        deterministic: let torch use deterministic algorithms alone; `warn` only warns where there is none.
+        benchmark: let cuDNN try which algorithm is fastest.
+        profiler: `simple`, `advanced`, `pytorch`, or a `Profiler`.
+        use_distributed_sampler: share the samples of a loader over the processes; with one process it means nothing.
+        auto_lr_find: what `tune` finds unless told otherwise: the learning rate.
+        auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
         UsageError: an argument that cannot be meant; the nearest right one is named.
@@ -65,10 +99,15 @@ class Trainer:
         self,
         *,
         max_epochs: int | None = None,
+        min_epochs: int | None = None,
         max_steps: int = -1,
-        accelerator: str = "auto",
+        min_steps: int | None = None,
+        max_time: Any = None,
+        accelerator: Any = "auto",
         devices: Any = "auto",
+        strategy: Any = "auto",
         precision: Any = None,
+        plugins: Any = None,
         memory_format: str | None = None,
         seed: int | None = None,
         default_root_dir: Any = None,
@@ -83,42 +122,97 @@ class Trainer:
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        fast_dev_run: bool | int = False,
         check_val_every_n_epoch: int = 1,
         log_every_n_steps: int = 50,
-        accumulate_grad_batches: int = 1,
+        flush_logs_every_n_steps: int = 100,
+        accumulate_grad_batches: int | dict[int, int] = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
-        **unknown: Any,
+        track_grad_norm: float | str = -1,
+        detect_anomaly: bool = False,
+        deterministic: bool | str | None = None,
+        benchmark: bool | None = None,
+        profiler: Any = None,
+        use_distributed_sampler: bool = True,
+        auto_lr_find: bool = False,
+        auto_scale_batch_size: bool | str = False,
+        **older: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "unknown")}
-        check_settings(given, unknown)
+        given = {name: value for name, value in locals().items() if name not in ("self", "older", "__class__")}
+        if older:
+            # The same trainer in today's words.
+            Trainer.__init__(self, **todays_names(older, given))
+            return
+        super().__init__()
+        check_settings(given)
+        self._given = given
         self._changed = {n: v for n, v in given.items() if v != inspect.signature(Trainer).parameters[n].default}
-        self.max_epochs = 1000 if max_epochs is None and max_steps < 0 else max_epochs
-        self.max_steps = max_steps
-        self.accelerator, self.devices = accelerator, devices
-        self.precision, self.memory_format = precision, memory_format
+        has_no_end = max_epochs is None and max_steps < 0 and max_time is None
+        self.max_epochs = 1000 if has_no_end else max_epochs
+        self.min_epochs, self.min_steps = min_epochs, min_steps
+        self.max_steps, self.max_time = max_steps, max_time
+        self.accelerator, self.devices, self.strategy = accelerator, devices, strategy
+        self.precision, self.plugins, self.memory_format = precision, plugins, memory_format
         self._seed = seed
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
         self._given_output_dir = Path(output_dir) if output_dir is not None else None
-        self.callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
-        self.loggers = _loggers(logger)
+        self.callbacks = make_callbacks(callbacks)
+        self.loggers = make_loggers(logger)
         self.enable_checkpointing = enable_checkpointing
         self.enable_progress_bar, self.enable_model_summary = enable_progress_bar, enable_model_summary
         self.num_sanity_val_steps = num_sanity_val_steps
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.limit_test_batches, self.limit_predict_batches = limit_test_batches, limit_predict_batches
+        self.overfit_batches, self.fast_dev_run = overfit_batches, fast_dev_run
         self.check_val_every_n_epoch, self.log_every_n_steps = check_val_every_n_epoch, log_every_n_steps
+        self.flush_logs_every_n_steps = flush_logs_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.track_grad_norm, self.detect_anomaly = track_grad_norm, detect_anomaly
+        self.deterministic, self.benchmark = deterministic, benchmark
+        self.profiler = resolve_profiler(profiler)
+        self.use_distributed_sampler = use_distributed_sampler
+        self.auto_lr_find, self.auto_scale_batch_size = auto_lr_find, auto_scale_batch_size
+        if fast_dev_run:
+            self._run_briefly(int(fast_dev_run))
         self.loops = Loops()
-        #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
-        self.fit_run: FitRun | None = None
-        #: the run that is worked on now
-        self.active_run: Run | None = None
-        self.checkpoint_callback: ModelCheckpoint | None = None
-        self.run_folder: RunFolder | None = None
+        self._loop_tree: LoopTree | None = None
         self._restored_best: Path | None = None
-        self._last_metrics: dict[str, float] = {}
+
+    def _run_briefly(self, batches: int) -> None:
+        """So many batches of everything, once, leaving nothing behind."""
+        self.max_epochs, self.max_steps, self.num_sanity_val_steps = 1, batches, 0
+        self.check_val_every_n_epoch, self.overfit_batches = 1, 0.0
+        self.limit_train_batches = self.limit_val_batches = batches
+        self.limit_test_batches = self.limit_predict_batches = batches
+        self.enable_checkpointing, self.loggers = False, []
+        self.callbacks = [one for one in self.callbacks if not isinstance(one, (ModelCheckpoint, EarlyStopping))]
+
+    def with_changes(self, **changes: Any) -> Trainer:
+        """Another trainer with the same arguments but these; it has run nothing yet."""
+        return type(self)(**{**self._given, "seed": self.seed, **changes})
+
+    # ---- scripts with an argparse parser of their own
+
+    @classmethod
+    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Give a parser an option for each argument of the trainer (`--max_epochs`), except those it has already."""
+        return add_arguments(parser, cls)
+
+    @classmethod
+    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
+        """The trainer that a parsed command line asks for; what is no argument of a trainer is left to the script.
+
+        Args:
+            namespace: what `parser.parse_args()` gave.
+            changes: arguments that win over the namespace's, such as `callbacks`.
+
+        Raises:
+            UsageError: a value that an argument cannot have.
+        """
+        return cls(**{**given_arguments(namespace, cls), **changes})
 
     # ---- verbs
 
@@ -146,7 +240,7 @@ class Trainer:
             return
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        drive(fit_run(self, module, data, None, self._resolve_checkpoint(ckpt_path)), self.loops.fit)
+        drive(fit_run(self, module, data, None, self._resolve_checkpoint(ckpt_path)), self._path.fit)
 
     def finetune(
         self,
@@ -174,7 +268,7 @@ class Trainer:
         data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
         run = fit_run(self, module, data, resolve_finetuning(strategy), self._resolve_checkpoint(ckpt_path))
         run.restores_best = restore_best
-        drive(run, self.loops.fit)
+        drive(run, self._path.fit)
 
     def validate(
         self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
@@ -186,9 +280,60 @@ class Trainer:
         """Run a test; returns a list with one dictionary of metrics for each loader."""
         return self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
 
-    def predict(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
-        """What `predict_step` returns for each batch, in order: a list (of lists, where there are several loaders)."""
-        return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule)
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool = True,
+    ) -> Any:
+        """What `predict_step` returns for each batch, in order: a list (of lists, where there are several loaders).
+
+        With `return_predictions=False` they are not kept, only given to callbacks such as a prediction writer.
+        """
+        return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=return_predictions)
+
+    def tune(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        strategy: Any = None,
+        learning_rate: Any = None,
+        batch_size: Any = None,
+    ) -> Any:
+        """Find a learning rate or a batch size and set it on the module or its data; nothing else changes.
+
+        Args:
+            model: a `Module`.
+            train_dataloaders: a loader, or a `DataModule`.
+            val_dataloaders: a loader or a list of them.
+            datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
+            strategy: the finetuning strategy to tune for.
+            learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
+            batch_size: find it: True, `power`, `binsearch`, or a dictionary of options; None means
+                `auto_scale_batch_size`.
+
+        Returns:
+            A `TuningResult`, with the whole curve and all that was measured.
+
+        Raises:
+            UsageError: nothing is to be found, or it cannot be set anywhere.
+        """
+        from flashtask.trainer.tuning import tune
+
+        module = check_module(model)
+        data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
+        learning_rate = self.auto_lr_find if learning_rate is None else learning_rate
+        batch_size = self.auto_scale_batch_size if batch_size is None else batch_size
+        if not learning_rate and not batch_size:
+            raise UsageError(
+                "trainer.tune() has nothing to find", fix="trainer.tune(model, datamodule=data, learning_rate=True)"
+            )
+        finetuning = None if strategy is None else resolve_finetuning(strategy)
+        return tune(self, module, data, finetuning=finetuning, learning_rate=learning_rate, batch_size=batch_size)
 
     def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
         """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.
@@ -204,9 +349,13 @@ class Trainer:
         else:
             content = read_checkpoint(self._restored_best)
             content.pop("hyperparameters", None)
-        if weights_only:
-            content = {key: value for key, value in content.items() if key not in ONLY_FOR_RESUMING}
-        write_checkpoint(Path(path), content)
+        if not weights_only and "progress" not in content:
+            raise UsageError(
+                f"{self._restored_best} holds weights only, and they are what the model has now",
+                fix="save_checkpoint(path, weights_only=True), or ModelCheckpoint(save_weights_only=False)",
+            )
+        if self.is_global_zero:
+            write_checkpoint(Path(path), without_what_resumes(content) if weights_only else content)
 
     # ---- what a run tells
 
@@ -217,58 +366,6 @@ class Trainer:
             return self._seed
         last = last_seed()
         return 0 if last is None else last
-
-    @property
-    def current_epoch(self) -> int:
-        """The epoch of the fit run, counted from 0."""
-        return self.fit_run.epoch if self.fit_run is not None else 0
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps that the fit run has taken."""
-        return self.fit_run.global_step if self.fit_run is not None else 0
-
-    @property
-    def callback_metrics(self) -> dict[str, float]:
-        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit."""
-        return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole run; infinite if it has no known end."""
-        total = self.fit_run.total_steps if self.fit_run is not None else None
-        return float("inf") if total is None else total
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Whether the few validation batches before training run now."""
-        return isinstance(self.active_run, EvaluationRun) and self.active_run.is_sanity_check
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether the fit ends after this epoch; set it to True to end it."""
-        return self.fit_run is not None and bool(self.fit_run.stop_reason)
-
-    @should_stop.setter
-    def should_stop(self, value: bool) -> None:
-        if self.fit_run is not None:
-            self.fit_run.stop_reason = (self.fit_run.stop_reason or "trainer.should_stop was set") if value else ""
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this process writes files and prints."""
-        return True
-
-    @property
-    def output_dir(self) -> Path:
-        """The run folder.
-
-        Raises:
-            UsageError: there is none yet.
-        """
-        if self.run_folder is None:
-            raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
-        return self.run_folder.path
 
     def say(self, text: str) -> None:
         """Tell the user something: a line on standard error."""
@@ -286,7 +383,10 @@ class Trainer:
             "precision": str(getattr(self.precision, "name", self.precision) or run.module.default_precision),
             "seed": run.seed,
         }
-        settings = {n: said[n] for n in inspect.signature(Trainer).parameters if n in said and n not in _NOT_IN_RECIPES}
+        in_order = [n for n in inspect.signature(Trainer).parameters if n in said and n not in _NOT_IN_RECIPES]
+        settings = {name: _plain(said[name]) for name in in_order}
+        if named := recipe_of_callbacks(self._given["callbacks"]):
+            settings["callbacks"] = named
         finetune = {"strategy": "no_freeze", "restore_best": False}
         if run.finetuning is not None:
             finetune = {"strategy": run.finetuning.recipe(), "restore_best": run.restores_best}
@@ -298,21 +398,48 @@ class Trainer:
             "finetune": finetune,
         }
 
+    # ---- loops of one's own (custom_loops.py); made when they are first asked for
+
+    fit_loop, validate_loop = TreeLoop(), TreeLoop()
+    test_loop, predict_loop = TreeLoop(), TreeLoop()
+
+    @property
+    def loop_tree(self) -> LoopTree:
+        """The loops that go through a run in the place of the page."""
+        if self._loop_tree is None:
+            self._loop_tree = LoopTree(self)
+        return self._loop_tree
+
+    @property
+    def _path(self) -> Loops | LoopTree:
+        """What goes through a run: the page, unless somebody asked for a loop."""
+        return self._loop_tree or self.loops
+
     # ---- how a verb is carried out
 
     def callbacks_of(self, stage: str) -> list[Any]:
         """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
-        bar: list[Callback] = [ProgressBar()] if self.enable_progress_bar else []
-        own = [callback for callback in self.callbacks if not isinstance(callback, ModelCheckpoint)]
+        given = [*self.callbacks, *self._from_arguments()]
+        own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
+        shows_own = any(isinstance(callback, ProgressBar) for callback in own)
+        bar: list[Callback] = [ProgressBar()] if self.enable_progress_bar and not shows_own else []
         if stage != "fit":
             return [*bar, *own]
-        checkpoints = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
         if checkpoints and not self.enable_checkpointing:
             raise UsageError("enable_checkpointing=False contradicts a ModelCheckpoint", fix="drop one of them")
         if self.enable_checkpointing and not checkpoints:
             checkpoints = [ModelCheckpoint()]
-        self.checkpoint_callback = checkpoints[0] if checkpoints else None
         return [*bar, *own, *checkpoints]
+
+    def _from_arguments(self) -> list[Callback]:
+        """The callbacks that arguments stand for."""
+        found: list[Callback] = []
+        if self.max_time is not None:
+            found.append(Timer(self.max_time))
+        if self.track_grad_norm != -1:
+            found.append(GradientNormMonitor(self.track_grad_norm))
+        return found
 
     def open_output(self, run: FitRun) -> None:
         """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
@@ -324,8 +451,8 @@ class Trainer:
     def _claim(self, resume_from: Path | None) -> RunFolder:
         if self._given_output_dir is None:
             return RunFolder.next_free(self.default_root_dir)
-        here = self._given_output_dir.absolute()
-        return RunFolder(here, resume=resume_from is not None and resume_from.absolute().parent == here)
+        continues = resume_from is not None and resume_from.absolute().parent in self._checkpoint_folders()
+        return RunFolder(self._given_output_dir.absolute(), resume=continues)
 
     def close_output(self, run: FitRun) -> None:
         """Let the run folder go; its path stays known."""
@@ -341,7 +468,9 @@ class Trainer:
         load_checkpoint_into(run.module, read_checkpoint(path), path)
         self._restored_best = path
 
-    def _evaluate(self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any) -> Any:
+    def _evaluate(
+        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True
+    ) -> Any:
         fitted = self.fit_run
         if model is None and fitted is None:
             raise UsageError(f"trainer.{stage}() needs a model, or a fit first", fix=f"trainer.{stage}(model, ...)")
@@ -354,11 +483,12 @@ class Trainer:
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
         run = evaluation_run(self, module, data, stage)
         run.weights_from = self._resolve_checkpoint(ckpt_path)
-        drive(run, self.loops.evaluate)
+        run.keeps_outputs = run.keeps_outputs and keeps_outputs
+        drive(run, self._path.evaluate)
         if run.weights_from is not None and is_fitted:
             self._restored_best = run.weights_from
         if stage == "predict":
-            return run.outputs_of_pass
+            return run.outputs_of_pass if keeps_outputs else None
         self._last_metrics = run.results_of_pass
         return run.metrics_of_loaders()
 
@@ -366,22 +496,27 @@ class Trainer:
         """The file that `best`, `last` or a path means."""
         if ckpt_path not in ("best", "last"):
             return Path(ckpt_path) if ckpt_path is not None else None
-        found = ""
-        if self.checkpoint_callback is not None:
-            found = getattr(self.checkpoint_callback, f"{ckpt_path}_model_path")
-        if not found and ckpt_path == "last" and self._given_output_dir is not None:
-            found = str(self._given_output_dir / "last.ckpt")
-        if not found:
+        found = [getattr(one, f"{ckpt_path}_model_path") for one in self.checkpoint_callbacks]
+        if ckpt_path == "last":  # of a run that another process began
+            found += [folder / "last.ckpt" for folder in self._checkpoint_folders() if (folder / "last.ckpt").exists()]
+        path = next((path for path in found if path), None)
+        if path is None:
             raise UsageError(
                 f'ckpt_path="{ckpt_path}": no checkpoint has been written',
+                why="" if self.enable_checkpointing else "fast_dev_run=... or enable_checkpointing=False writes none",
                 fix="fit first, or give the path of a file",
             )
-        return Path(found)
+        return Path(path)
+
+    def _checkpoint_folders(self) -> list[Path]:
+        """Where a run with these arguments writes checkpoints, as far as that is known before it starts."""
+        given = [one.dirpath for one in self.callbacks if isinstance(one, ModelCheckpoint) and one.dirpath is not None]
+        own = [] if self._given_output_dir is None else [self._given_output_dir.absolute()]
+        return [*(Path(self.default_root_dir, folder).absolute() for folder in given), *own]
 
 
-def _loggers(logger: Any) -> list[Logger]:
-    """The CSV log and what the user adds; False means none."""
-    if logger is False:
-        return []
-    given = [] if logger in (True, None) else list(logger) if isinstance(logger, (list, tuple)) else [logger]
-    return [CSVLogger(), *(one for one in given if not isinstance(one, CSVLogger))]
+def _plain(value: Any) -> Any:
+    """A setting as a recipe can hold it: an object by its name, a length of time in seconds."""
+    if isinstance(value, timedelta):
+        return {"seconds": value.total_seconds()}
+    return getattr(value, "name", value)

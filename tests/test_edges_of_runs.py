@@ -1,0 +1,226 @@
+"""Runs at their edges: unusual callers, loaders, losses and failures, and what is told of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import Net, loaders, net
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from flashtask import Callback, DataModule, Trainer, read_checkpoint
+from flashtask.core.errors import OutputError, UsageError
+
+
+def quiet(tmp_path, **options):
+    options = {"output_dir": tmp_path / "run", "enable_progress_bar": False, "enable_model_summary": False, **options}
+    return Trainer(**{"max_epochs": 1, **options})
+
+
+class Data(DataModule):
+    def train_dataloader(self):
+        return loaders()[0]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_s113_a_fit_computes_gradients_wherever_it_is_called(tmp_path, context):
+    trainer, module, data = quiet(tmp_path), net(), loaders()
+    with context():
+        trainer.fit(module, *data)
+        assert not torch.is_grad_enabled()
+    assert trainer.global_step == 7
+
+
+def test_s81_teardown_undoes_only_what_was_set_up_and_does_not_hide_the_first_error(tmp_path):
+    class Holding(Data):
+        def setup(self, stage):
+            self.file = (tmp_path / "file").open("w")
+
+        def teardown(self, stage):
+            self.file.close()
+            del self.file
+
+    data = Holding()
+    quiet(tmp_path).fit(net(), data)
+    with pytest.raises(OutputError, match="already holds a run"):
+        quiet(tmp_path).fit(net(), data)
+
+
+def test_s81_a_failing_teardown_does_not_hide_the_error_and_leaves_the_trainer_usable(tmp_path):
+    class Failing(Data):
+        def teardown(self, stage):
+            raise RuntimeError("teardown")
+
+    class Broken(Net):
+        def training_step(self, batch, batch_idx):
+            raise ValueError("the first")
+
+    module, trainer = Broken(), quiet(tmp_path)
+    with pytest.raises(ValueError, match="the first") as caught:
+        trainer.fit(module, Failing())
+    assert "teardown" in caught.value.__notes__[0]
+    assert module.trainer is None
+    assert trainer.active_run is None
+    trainer.fit(net(), Data())
+
+
+def test_s84_callbacks_hear_of_an_exception_before_the_first_step_too(tmp_path):
+    class Broken(Data):
+        def prepare_data(self):
+            raise RuntimeError("no network")
+
+    class Watch(Callback):
+        def on_exception(self, trainer, module, exception):
+            self.heard = str(exception)
+
+    watch = Watch()
+    with pytest.raises(RuntimeError, match="no network"):
+        quiet(tmp_path, callbacks=watch).fit(net(), Broken())
+    assert watch.heard == "no network"
+
+
+def test_s16_outputs_of_an_epoch_hold_no_graph_at_any_depth(tmp_path):
+    class Collecting(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return {"loss": loss, "parts": [loss, (loss,), {"again": loss}]}
+
+        def training_epoch_end(self, outputs):
+            parts = outputs[0]["parts"]
+            assert not any(part.requires_grad for part in (parts[0], parts[1][0], parts[2]["again"]))
+
+    quiet(tmp_path).fit(Collecting(), loaders()[0])
+
+
+def test_a_plain_list_of_the_batches_that_a_loader_gives_is_one_loader(tmp_path):
+    train, val = loaders()
+    trainer = quiet(tmp_path)
+    trainer.fit(net(), list(train), list(val))
+    assert trainer.test(net(), list(val))[0].keys() == {"test_loss"}
+
+
+def test_s14_a_loss_of_several_numbers_is_refused(tmp_path):
+    class Several(Net):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum(1)
+
+    with pytest.raises(UsageError, match=r"a loss of shape \(8,\)"):
+        quiet(tmp_path).fit(Several(), loaders()[0])
+
+
+def test_s14_a_batch_that_was_skipped_is_no_step(tmp_path):
+    class Skipping(Net):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx < 3 else super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    trainer = quiet(tmp_path)
+    trainer.fit(Skipping(), loaders()[0])
+    assert trainer.global_step == 4
+    assert trainer.fit_run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 16)
+
+
+@pytest.mark.parametrize("options", [{"check_val_every_n_epoch": 5}, {"overfit_batches": 3}])
+def test_s89_fast_dev_run_validates_whatever_else_is_asked_for(tmp_path, options):
+    trainer = quiet(tmp_path, fast_dev_run=True, **options)
+    trainer.fit(net(), *loaders())
+    assert "val_loss" in trainer.callback_metrics
+
+
+def test_s81_s92_each_setup_has_its_teardown_while_overfitting(tmp_path):
+    told = []
+
+    class Told(Data):
+        def setup(self, stage):
+            told.append(f"+{stage}")
+
+        def teardown(self, stage):
+            told.append(f"-{stage}")
+
+    quiet(tmp_path, overfit_batches=2).validate(net(), Told())
+    assert sorted(told) == ["+fit", "+validate", "-fit", "-validate"]
+
+
+def test_s83_s92_overfitting_takes_the_first_batches_whatever_the_sampler(tmp_path):
+    seen = []
+
+    class Seen(Net):
+        def training_step(self, batch, batch_idx):
+            seen.append(round(float(batch[0].sum()), 4))
+            return super().training_step(batch, batch_idx)
+
+    data = loaders()[1].dataset
+    sampler = WeightedRandomSampler([1.0] * len(data), len(data))
+    quiet(tmp_path, max_epochs=3, overfit_batches=2).fit(Seen(), DataLoader(data, batch_size=8, sampler=sampler))
+    assert seen == [round(float(inputs.sum()), 4) for inputs, _ in loaders()[1]][:2] * 3
+
+
+def test_s84_the_state_of_a_datamodule_is_back_before_its_loaders_are_asked_for(tmp_path):
+    told = []
+
+    class Told(Data):
+        def setup(self, stage):
+            told.append("setup")
+
+        def train_dataloader(self):
+            told.append("loader")
+            return loaders()[0]
+
+        def state_dict(self):
+            return {"stage": 1}
+
+        def load_state_dict(self, state):
+            told.append("state")
+
+    quiet(tmp_path).fit(net(), Told())
+    told.clear()
+    quiet(tmp_path, max_epochs=2).fit(net(), Told(), ckpt_path="last")
+    assert told == ["setup", "state", "loader"]
+
+
+def test_s86_the_hyperparameters_of_the_data_are_logged_and_stored(tmp_path):
+    class Sized(Data):
+        def __init__(self, batch_size=4):
+            self.save_hyperparameters()
+
+    quiet(tmp_path).fit(net(), Sized(8))
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["datamodule_hyper_parameters"] == {"batch_size": 8}
+
+
+def test_a_hook_of_older_trainers_names_the_one_that_took_its_place(tmp_path):
+    for name, now in (
+        ("on_epoch_start", "on_train_epoch_start"),
+        ("on_batch_end", "on_train_batch_end"),
+        ("on_keyboard_interrupt", "on_exception"),
+    ):
+        old = type("Old", (Callback,), {name: lambda *arguments: None})
+        with pytest.warns(UserWarning, match=f"did you mean {now}"):
+            quiet(tmp_path, fast_dev_run=True, callbacks=old()).fit(net(), *loaders())
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer_step", "lr_scheduler_step", "configure_gradient_clipping", "configure_callbacks"]
+)
+def test_a_method_that_only_older_trainers_call_is_reported(tmp_path, name):
+    old = type("Old", (Net,), {name: lambda self, *arguments: None})
+    with pytest.warns(UserWarning, match=f"Old.{name} is never called"):
+        quiet(tmp_path, fast_dev_run=True).fit(old(), *loaders())
+
+
+def test_the_class_of_a_datamodule_in_place_of_one_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"Data is a class"):
+        quiet(tmp_path).fit(net(), Data)
+
+
+@pytest.mark.parametrize("several", [list, tuple])
+def test_several_loaders_to_train_on_are_refused(tmp_path, several):
+    with pytest.raises(UsageError, match="several loaders"):
+        quiet(tmp_path).fit(net(), several([loaders()[0], loaders()[0]]))
+
+
+def test_a_generator_that_is_used_up_is_told(tmp_path):
+    with pytest.raises(UsageError, match="only once"):
+        quiet(tmp_path, max_epochs=2).fit(net(), (batch for batch in loaders()[0]))

@@ -1,0 +1,389 @@
+"""Loops as objects, in the manner of Lightning 1.x: `trainer.fit_loop = MyLoop()`, `replace`, `connect`.
+
+An adapter over the page in loop.py. The tree is made when it is first asked for; a trainer that nobody asks for it goes
+through the page itself and pays nothing. The loops of a fit are
+
+    FitLoop                       an epoch after the other
+      TrainingEpochLoop             a group of batches after the other, then validation
+        TrainingBatchLoop             one of the two below
+          OptimizerLoop                 a step of each optimizer
+          ManualOptimization            a step of the module's own
+        EvaluationLoop                a pass over each loader
+          EvaluationEpochLoop           a batch after the other
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.loop import Moments
+from flashtask.trainer.run import RunInterruptedError
+
+__all__ = [
+    "EvaluationEpochLoop",
+    "EvaluationLoop",
+    "FitLoop",
+    "Loop",
+    "LoopTree",
+    "ManualOptimization",
+    "OptimizerLoop",
+    "PredictionLoop",
+    "TrainingBatchLoop",
+    "TrainingEpochLoop",
+    "TreeLoop",
+]
+
+
+class Loop:
+    """Base of loops: at least `done` and `advance` must be written.
+
+    A loop that is an attribute of another is its child; all of a tree know the same `trainer`.
+    """
+
+    _trainer: Any = None
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer whose loop this is."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        self.__dict__["_trainer"] = trainer
+        for child in self.children().values():
+            child.trainer = trainer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, Loop):
+            value.trainer = self._trainer
+
+    def children(self) -> dict[str, Loop]:
+        """The loops below this one, by the names they are replaced by."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Loop)}
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        raise UsageError(f"{type(self).__name__} has no `done`", fix="@property\n  def done(self) -> bool: ...")
+
+    def advance(self, *arguments: Any) -> None:
+        """One turn of the loop; StopIteration ends it."""
+        raise UsageError(f"{type(self).__name__} has no `advance`", fix="def advance(self): ...")
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Before the first turn."""
+
+    def on_advance_start(self, *arguments: Any) -> None:
+        """Before each turn."""
+
+    def on_advance_end(self) -> None:
+        """After each turn."""
+
+    def on_run_end(self) -> Any:
+        """After the last turn; what it returns, `run` returns."""
+
+    def run(self, *arguments: Any) -> Any:
+        """Turn after turn until it is done; the arguments are given to every turn."""
+        self.on_run_start(*arguments)
+        while not self.done:
+            self._stop_if_asked_to()
+            try:
+                self.on_advance_start(*arguments)
+                self.advance(*arguments)
+                self.on_advance_end()
+            except StopIteration:
+                break
+        return self.on_run_end()
+
+    def connect(self, **loops: Loop) -> None:
+        """Put loops in the places of children: `fit_loop.connect(epoch_loop=mine)`.
+
+        Raises:
+            UnknownNameError: there is no such child.
+            UsageError: it is a class, or no loop.
+        """
+        for name, loop in loops.items():
+            if name not in self.children():
+                raise UnknownNameError(f"loop below {type(self).__name__}", name, self.children())
+            if not isinstance(loop, Loop):
+                called = getattr(loop, "__name__", type(loop).__name__)
+                raise UsageError(f"connect({name}=...) takes a loop, not {called}", fix=f"replace({name}={called})")
+            setattr(self, name, loop)
+
+    def replace(self, **loops: Any) -> None:
+        """Put others in the places of children, which take over the loops below: `replace(epoch_loop=MyEpochLoop)`.
+
+        Args:
+            loops: by the name of the child, a class or a loop.
+
+        Raises:
+            UnknownNameError: there is no such child.
+            UsageError: it is no loop.
+        """
+        for name, given in loops.items():
+            loop = given() if isinstance(given, type) else given
+            before = self.children().get(name)
+            self.connect(**{name: loop})
+            for kept, child in before.children().items() if before is not None else ():
+                setattr(loop, kept, child)
+
+    def tell(self, moment: str, *arguments: Any) -> None:
+        """Tell callbacks and module of a moment (`on_<moment>`)."""
+        try:
+            self.trainer.active_run.tell(moment, *arguments)
+        except StopIteration as error:  # it would end the loop that tells
+            raise RuntimeError(f"on_{moment} raised StopIteration") from error
+
+    def go_through(self, moments: Moments) -> None:
+        """Go through a part of the page in loop.py, telling of each of its moments."""
+        with closing(moments):
+            for moment in moments:
+                self.tell(*moment)
+
+    def _stop_if_asked_to(self) -> None:
+        active = self.trainer.active_run if self.trainer is not None else None
+        fit = getattr(active, "parent", active)  # an evaluation asks the fit that it nests in, if there is one
+        if fit is not None and fit.interrupted_by is not None and not fit.group_is_open:
+            raise RunInterruptedError(fit.interrupted_by)
+
+
+class FitLoop(Loop):
+    """Epochs until the run is done."""
+
+    def __init__(self) -> None:
+        self.epoch_loop: Loop = TrainingEpochLoop()
+
+    @property
+    def done(self) -> bool:
+        """Whether no further epoch is wanted."""
+        return bool(self.trainer.fit_run.done)
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Start, and look at a few batches of validation."""
+        run = self.trainer.fit_run
+        self.tell("fit_start")
+        if run.sanity is not None:
+            self.tell("sanity_check_start")
+            self.go_through(self.trainer.loops.evaluate(run.sanity))
+            self.tell("sanity_check_end")
+        self.tell("train_start")
+
+    def advance(self, *arguments: Any) -> None:
+        """One epoch."""
+        self.epoch_loop.run()
+
+    def on_run_end(self) -> Any:
+        """End."""
+        self.tell("train_end")
+        self.tell("fit_end")
+
+
+class _Reading(Loop):
+    """A loop over what an iterator gives, which is let go of at the end, whatever happened."""
+
+    _source: Iterator[Any] = iter(())
+
+    @property
+    def done(self) -> bool:
+        """The loader decides, by its end."""
+        return False
+
+    def run(self, *arguments: Any) -> Any:
+        """Turn after turn until the loader has nothing left."""
+        try:
+            return super().run(*arguments)
+        finally:
+            self._source = iter(())
+
+
+class TrainingEpochLoop(_Reading):
+    """One epoch: a step for each group of batches, then validation."""
+
+    def __init__(self) -> None:
+        self.batch_loop: Loop = TrainingBatchLoop()
+        self.val_loop: Loop = EvaluationLoop()
+
+    def connect(self, batch_loop: Loop | None = None, val_loop: Loop | None = None, **loops: Loop) -> None:
+        """Put loops in the places of the two children."""
+        given = {"batch_loop": batch_loop, "val_loop": val_loop}
+        super().connect(**{name: loop for name, loop in given.items() if loop is not None}, **loops)
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Settle what is frozen, and begin at the place where the run stands."""
+        run = self.trainer.fit_run
+        run.start_epoch()
+        self.tell("train_epoch_start")
+        self._source = run.groups()
+
+    def advance(self, *arguments: Any) -> None:
+        """The next group: the batches of one optimizer step, which is one batch unless gradients are accumulated."""
+        group = next(self._source)
+        self.batch_loop.run(group, self.trainer.fit_run.batch_idx)
+
+    def on_run_end(self) -> Any:
+        """Validate, and go on to the next epoch."""
+        run = self.trainer.fit_run
+        if run.validation is not None and run.validates:
+            self.val_loop.run(run.validation)
+        self.tell("training_outputs", run.outputs)
+        self.tell("train_epoch_end")
+        run.close_epoch()
+        self.tell("epoch_end")
+        run.end_epoch()
+
+
+class _Once(Loop):
+    """A loop of one turn."""
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Begin anew."""
+        self._is_done = False
+
+    @property
+    def done(self) -> bool:
+        """After one turn."""
+        return self._is_done
+
+    def on_advance_end(self) -> None:
+        """That was it."""
+        self._is_done = True
+
+
+class TrainingBatchLoop(_Once):
+    """What is done with a group of batches, by whoever optimizes."""
+
+    def __init__(self) -> None:
+        self.optimizer_loop: Loop = OptimizerLoop()
+        self.manual_loop: Loop = ManualOptimization()
+
+    def advance(self, *arguments: Any) -> None:
+        """Hand the group on."""
+        loop = self.optimizer_loop if self.trainer.fit_run.automatic else self.manual_loop
+        loop.run(*arguments)
+
+
+class OptimizerLoop(_Once):
+    """A step of each optimizer from a group of batches."""
+
+    def advance(self, *arguments: Any) -> None:
+        """The step as the page has it; the arguments are the group and the number of its first batch."""
+        self.go_through(self.trainer.loops.step(self.trainer.fit_run, arguments[0]))
+
+
+class ManualOptimization(OptimizerLoop):
+    """The same, where the module optimizes by itself."""
+
+
+class EvaluationLoop(Loop):
+    """One pass over the data of validation or test, a loader after the other."""
+
+    def __init__(self) -> None:
+        self.epoch_loop: Loop = EvaluationEpochLoop()
+        self._number = 0
+
+    @property
+    def done(self) -> bool:
+        """After the last loader."""
+        return self._number >= len(self.trainer.active_run.loaders)
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Eval mode; the argument is the evaluation run."""
+        run = arguments[0]
+        self._number = 0
+        run.begin()
+        self.tell(f"{run.word}_start")
+        self.tell(f"{run.word}_epoch_start")
+
+    def advance(self, *arguments: Any) -> None:
+        """One loader."""
+        self.epoch_loop.run(arguments[0], self._number)
+
+    def on_advance_end(self) -> None:
+        """On to the next loader."""
+        self._number += 1
+
+    def on_run_end(self) -> Any:
+        """Compute the values of the pass, and put modes back."""
+        run = self.trainer.active_run
+        self.tell(f"{run.word}_outputs", run.outputs_of_pass)
+        self.tell(f"{run.word}_epoch_end")
+        run.close()
+        self.tell(f"{run.word}_end")
+        run.end()
+
+
+class PredictionLoop(EvaluationLoop):
+    """The same for prediction."""
+
+
+class EvaluationEpochLoop(_Reading):
+    """The batches of one loader."""
+
+    def on_run_start(self, *arguments: Any) -> None:
+        """Begin; the arguments are the evaluation run and the number of the loader."""
+        run, number = arguments
+        self._source = run.batches(number)
+
+    def advance(self, *arguments: Any) -> None:
+        """One batch."""
+        run, number = arguments
+        batch, batch_idx = next(self._source)
+        # In a generator, where a StopIteration of the step is an error; here it would end the loop.
+        self.go_through(self._moments(run, number, batch, batch_idx))
+
+    def _moments(self, run: Any, number: int, batch: Any, batch_idx: int) -> Moments:
+        yield (f"{run.word}_batch_start", batch, batch_idx, number)
+        with torch.no_grad(), run.precision.forward():
+            outputs = run.step(batch, batch_idx, number)
+        run.keep(outputs, number)
+        yield (f"{run.word}_batch_end", outputs, batch, batch_idx, number)
+
+
+class TreeLoop:
+    """An attribute of a trainer that is a loop of its tree."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, trainer: Any, owner: type) -> Any:
+        return self if trainer is None else getattr(trainer.loop_tree, self.name)
+
+    def __set__(self, trainer: Any, loop: Any) -> None:
+        setattr(trainer.loop_tree, self.name, loop)
+
+
+class LoopTree:
+    """The loops of a trainer whose user has asked for one, in the place of the page's functions."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.fit_loop: Loop = FitLoop()
+        self.validate_loop: Loop = EvaluationLoop()
+        self.test_loop: Loop = EvaluationLoop()
+        self.predict_loop: Loop = PredictionLoop()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.endswith("_loop"):
+            if not isinstance(value, Loop):
+                raise UsageError(f"trainer.{name} takes a Loop, not {value!r}", fix=f"trainer.{name} = MyLoop()")
+            value.trainer = self._trainer
+        super().__setattr__(name, value)
+
+    def fit(self, run: Any) -> Moments:
+        """A fit by its loop; the loops tell of their moments themselves."""
+        self.fit_loop.trainer = self._trainer  # another trainer may have it too
+        self.fit_loop.run()
+        yield from ()
+
+    def evaluate(self, run: Any) -> Moments:
+        """An evaluation by the loop of its stage."""
+        loop: Loop = getattr(self, f"{run.stage}_loop")
+        loop.trainer = self._trainer
+        loop.run(run)
+        yield from ()

@@ -1,0 +1,55 @@
+"""The guard that keeps a NaN or infinite loss from ever touching the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim import Optimizer
+
+__all__ = ["NanGuard"]
+
+
+class NanGuard:
+    """Looks at losses and norms before they can do harm.
+
+    On a CPU each is read at once. On an accelerator reading one would make the step wait for the device: there a flag
+    on the device holds back every update from the first bad loss on, and it is read only when values are logged, at the
+    end of an epoch and before a checkpoint.
+
+    Args:
+        device: of the run.
+        waits: whether values are read at once; None means on a CPU only.
+    """
+
+    def __init__(self, device: torch.device, waits: bool | None = None) -> None:
+        self.waits = device.type == "cpu" if waits is None else waits
+        self._bad = None if self.waits else torch.zeros((), dtype=torch.float32, device=device)
+
+    def refuses(self, value: torch.Tensor) -> bool:
+        """Whether a loss or norm is known to be NaN or infinite; on an accelerator it is only noted there."""
+        if self._bad is None:
+            return not math.isfinite(value.item())
+        self._bad.logical_or_(~torch.isfinite(value.detach()))
+        return False
+
+    def hold_back(self, optimizer: Optimizer) -> None:
+        """Let the next step of the optimizer change no weight if something bad was noted; nothing waits for it.
+
+        Fused optimizers skip such a step by themselves. Others get gradients of zero: no NaN reaches a weight, though
+        momentum may still move it.
+        """
+        if self._bad is None:
+            return
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+            return
+        bad = self._bad.bool()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(bad, 0)
+
+    def has_seen_bad(self) -> bool:
+        """Whether something bad was noted on the device; this waits for it."""
+        return self._bad is not None and bool(self._bad.item())

@@ -1,0 +1,151 @@
+"""What a trainer tells of its runs: where the fit stands, what was measured, what it works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flashtask.core.errors import UsageError
+from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.loggers import CSVLogger, Logger
+from flashtask.trainer.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run_folder import RunFolder
+
+__all__ = ["RunFacts"]
+
+
+class RunFacts:
+    """Base of `Trainer`: properties that look into the runs; nothing of a run is kept here."""
+
+    #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
+    fit_run: FitRun | None = None
+    #: the run that is worked on now
+    active_run: Run | None = None
+    run_folder: RunFolder | None = None
+    loggers: list[Logger]
+    _last_metrics: dict[str, float]
+
+    def __init__(self) -> None:
+        self._last_metrics = {}
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch of the fit run, counted from 0."""
+        return self.fit_run.epoch if self.fit_run is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps that the fit run has taken."""
+        return self.fit_run.global_step if self.fit_run is not None else 0
+
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit."""
+        return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole run; infinite if it has no known end."""
+        total = self.fit_run.total_steps if self.fit_run is not None else None
+        return float("inf") if total is None else total
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether the few validation batches before training run now."""
+        return isinstance(self.active_run, EvaluationRun) and self.active_run.is_sanity_check
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the fit ends after this epoch; set it to True to end it."""
+        return self.fit_run is not None and bool(self.fit_run.stop_reason)
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if self.fit_run is not None:
+            self.fit_run.stop_reason = (self.fit_run.stop_reason or "trainer.should_stop was set") if value else ""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process writes files and prints."""
+        run = self.active_run or self.fit_run
+        return run is None or run.strategy.is_global_zero
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder.
+
+        Raises:
+            UsageError: there is none yet.
+        """
+        if self.run_folder is None:
+            raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
+        return self.run_folder.path
+
+    @property
+    def module(self) -> Any:
+        """The module of the run that is worked on, else of the last fit; also `model`, `lightning_module`."""
+        run = self.active_run or self.fit_run
+        return run.module if run is not None else None
+
+    model = lightning_module = module
+
+    @property
+    def datamodule(self) -> Any:
+        """The data module of the run that is worked on, else of the last fit."""
+        run = self.active_run or self.fit_run
+        return run.data if run is not None else None
+
+    @property
+    def train_dataloader(self) -> Any:
+        """The loader that the fit trains on."""
+        return self.fit_run.loader if self.fit_run is not None else None
+
+    @property
+    def val_dataloaders(self) -> list[Any]:
+        """The loaders that the fit validates on."""
+        run = self.fit_run
+        return run.validation.loaders if run is not None and run.validation is not None else []
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches in an epoch of the fit; infinite if the loader does not know."""
+        batches = self.fit_run.batches_in_epoch if self.fit_run is not None else None
+        return float("inf") if batches is None else batches
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run folder, as text; None before there is one."""
+        return None if self.run_folder is None else str(self.run_folder.path)
+
+    @property
+    def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
+        """All checkpoint callbacks of the fit."""
+        run = self.fit_run
+        return [one for one in run.callbacks if isinstance(one, ModelCheckpoint)] if run is not None else []
+
+    @property
+    def checkpoint_callback(self) -> ModelCheckpoint | None:
+        """The first of them: the one whose best weights `finetune` puts back."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The optimizers of the fit."""
+        return self.fit_run.optimizers if self.fit_run is not None else []
+
+    @property
+    def lr_scheduler_configs(self) -> list[Any]:
+        """The schedulers of the fit with their settings."""
+        return self.fit_run.schedulers if self.fit_run is not None else []
+
+    @property
+    def logger(self) -> Any:
+        """The first logger that the user chose, else the CSV log; None without any."""
+        return next((one for one in self.loggers if type(one) is not CSVLogger), next(iter(self.loggers), None))
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """The values of the last epoch that loggers were given."""
+        rows = self.fit_run.history if self.fit_run is not None else []
+        return dict(rows[-1]) if rows else {}
