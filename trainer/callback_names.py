@@ -14,7 +14,9 @@ from flashtask.trainer.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.model_summary import ModelSummary
 from flashtask.trainer.monitors import DeviceStatsMonitor, GradientNormMonitor, LearningRateMonitor
 from flashtask.trainer.progress import ProgressBar
+from flashtask.trainer.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.timing import Timer
+from flashtask.trainer.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 __all__ = ["CALLBACKS", "make_callbacks", "recipe_of_callbacks"]
 
@@ -23,13 +25,16 @@ CALLBACKS: Registry[Any] = Registry("callback")
 for _name, _class in {
     "device_stats_monitor": DeviceStatsMonitor,
     "early_stopping": EarlyStopping,
+    "ema_weight_averaging": EMAWeightAveraging,
     "gradient_accumulation_scheduler": GradientAccumulationScheduler,
     "gradient_norm_monitor": GradientNormMonitor,
     "learning_rate_monitor": LearningRateMonitor,
     "model_checkpoint": ModelCheckpoint,
     "model_summary": ModelSummary,
     "progress_bar": ProgressBar,
+    "stochastic_weight_averaging": StochasticWeightAveraging,
     "timer": Timer,
+    "weight_averaging": WeightAveraging,
 }.items():
     CALLBACKS.register(_name, _class, provider="flashtask")
 
