@@ -9,8 +9,9 @@ import torch
 from small import Net, digest, loaders, net
 from test_resume import state_digest
 
-from flashtask import Callback, DataModule, ModelCheckpoint, Trainer, read_checkpoint
+from flashtask import Callback, CSVLogger, DataModule, ModelCheckpoint, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UsageError
+from flashtask.trainer.strategies import Strategy
 
 
 class Worsening(Net):
@@ -250,3 +251,21 @@ def test_any_checkpoint_makes_a_folder_taken(tmp_path):
     (tmp_path / "summary.json").unlink()
     with pytest.raises(OutputError, match=r"epoch=0\.ckpt"):
         Trainer(**options).fit(net(), *loaders())
+
+
+class Second(Strategy):
+    """The second of two processes, as a strategy of distribution tells it."""
+
+    world_size, global_rank = 2, 1
+
+
+def test_s73_only_the_first_process_writes(tmp_path, capsys):
+    options = {"max_epochs": 1, "output_dir": tmp_path / "run", "logger": [CSVLogger(), "tensorboard"]}
+    trainer = Trainer(strategy=Second(), callbacks=[ModelCheckpoint(every_n_train_steps=2)], **options)
+    trainer.fit(net(), *loaders())
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    assert not trainer.is_global_zero
+    assert list(tmp_path.rglob("*")) == []
+    assert capsys.readouterr().err == ""
+    Trainer(**options).fit(net(), *loaders())
+    assert {"last.ckpt", "best.ckpt", "metrics.csv"} <= {path.name for path in (tmp_path / "run").iterdir()}

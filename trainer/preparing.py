@@ -128,7 +128,7 @@ def _prepare_fit(run: FitRun) -> None:
     trainer, module, data = run.trainer, run.module, run.data
     trainer.open_output(run)
     seed_generators(run.seed)
-    run.loggers = trainer.loggers
+    run.loggers = trainer.loggers if trainer.is_global_zero else []
     _start(run)
     _check_state_keys(run)
     for part in module.modules():

@@ -150,9 +150,12 @@ def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     _restore_optimizers(run, content, path)
     if content["precision"]["name"] == run.precision.name:  # else it is reported, and a scaler begins anew
         run.precision.load_state_dict(content["precision"]["state"])
+    states = content["callbacks"]
     for callback in run.callbacks:
-        if callback.state_key in content["callbacks"]:
-            callback.load_state_dict(content["callbacks"][callback.state_key])
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+    if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
+        run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
     progress = dict(content["progress"])
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)

@@ -11,6 +11,7 @@ from flashtask.trainer.loggers import CSVLogger, Logger
 from flashtask.trainer.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.strategies import Strategy
 
 __all__ = ["RunFacts"]
 
@@ -23,6 +24,8 @@ class RunFacts:
     #: the run that is worked on now
     active_run: Run | None = None
     run_folder: RunFolder | None = None
+    strategy: Strategy
+    _given_output_dir: Path | None
     loggers: list[Logger]
     _last_metrics: dict[str, float]
 
@@ -68,8 +71,7 @@ class RunFacts:
     @property
     def is_global_zero(self) -> bool:
         """Whether this process writes files and prints."""
-        run = self.active_run or self.fit_run
-        return run is None or run.strategy.is_global_zero
+        return self.strategy.is_global_zero
 
     @property
     def output_dir(self) -> Path:
@@ -78,6 +80,8 @@ class RunFacts:
         Raises:
             UsageError: there is none yet.
         """
+        if self.run_folder is None and self._given_output_dir is not None and not self.is_global_zero:
+            return self._given_output_dir.absolute()  # the first process has claimed it
         if self.run_folder is None:
             raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
         return self.run_folder.path

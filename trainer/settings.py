@@ -8,7 +8,6 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.accumulation import accumulation_by_epoch
-from flashtask.trainer.placement import check_placement
 from flashtask.trainer.profilers import resolve_profiler
 from flashtask.trainer.timing import read_duration
 
@@ -57,7 +56,6 @@ def check_settings(given: Mapping[str, Any]) -> None:
     if given["max_time"] is not None:
         read_duration(given["max_time"])
     resolve_profiler(given["profiler"])
-    check_placement(**{name: given[name] for name in ("accelerator", "devices", "strategy", "precision", "plugins")})
 
 
 def _whole(least: int, most: float = float("inf")) -> Callable[[Any], bool]:

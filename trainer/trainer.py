@@ -26,6 +26,7 @@ from flashtask.trainer.loop import Loops
 from flashtask.trainer.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.monitors import GradientNormMonitor
 from flashtask.trainer.older_names import todays_names
+from flashtask.trainer.placement import check_placement
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
 from flashtask.trainer.profilers import resolve_profiler
 from flashtask.trainer.progress import ProgressBar
@@ -153,7 +154,10 @@ class Trainer(RunFacts):
         self.max_epochs = 1000 if has_no_end else max_epochs
         self.min_epochs, self.min_steps = min_epochs, min_steps
         self.max_steps, self.max_time = max_steps, max_time
-        self.accelerator, self.devices, self.strategy = accelerator, devices, strategy
+        self.accelerator, self.devices = accelerator, devices
+        self.strategy = check_placement(
+            accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, plugins=plugins
+        )
         self.precision, self.plugins, self.memory_format = precision, plugins, memory_format
         self._seed = seed
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
@@ -368,8 +372,9 @@ class Trainer(RunFacts):
         return 0 if last is None else last
 
     def say(self, text: str) -> None:
-        """Tell the user something: a line on standard error."""
-        print(text, file=sys.stderr, flush=True)
+        """Tell the user something: a line on standard error, from the first process."""
+        if self.is_global_zero:
+            print(text, file=sys.stderr, flush=True)
 
     def recipe(self, run: FitRun) -> dict[str, Any] | None:
         """What describes the run in names and numbers, or None if its module or data cannot be described."""
@@ -422,7 +427,8 @@ class Trainer(RunFacts):
         given = [*self.callbacks, *self._from_arguments()]
         own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
         shows_own = any(isinstance(callback, ProgressBar) for callback in own)
-        bar: list[Callback] = [ProgressBar()] if self.enable_progress_bar and not shows_own else []
+        shows_bar = self.enable_progress_bar and not shows_own and self.is_global_zero
+        bar: list[Callback] = [ProgressBar()] if shows_bar else []
         if stage != "fit":
             return [*bar, *own]
         checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
@@ -444,7 +450,7 @@ class Trainer(RunFacts):
     def open_output(self, run: FitRun) -> None:
         """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
         folder = None
-        if self.loggers or self.enable_checkpointing:
+        if (self.loggers or self.enable_checkpointing) and self.is_global_zero:
             folder = self._claim(run.resume_from)
         self.run_folder, self.fit_run, self._restored_best = folder, run, None
 
