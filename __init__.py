@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.accelerators import CUDAAccelerator as CUDAAccelerator
     from flashtask.trainer.accelerators import MPSAccelerator as MPSAccelerator
     from flashtask.trainer.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
+    from flashtask.trainer.batch_size_search import BatchSizeSearch as BatchSizeSearch
     from flashtask.trainer.callback_names import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks import Callback as Callback
     from flashtask.trainer.custom_loops import EvaluationEpochLoop as EvaluationEpochLoop
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
     from flashtask.trainer.early_stopping import EarlyStopping as EarlyStopping
     from flashtask.trainer.lambda_callback import LambdaCallback as LambdaCallback
+    from flashtask.trainer.learning_rate_curve import LearningRateCurve as LearningRateCurve
     from flashtask.trainer.loggers import LOGGERS as LOGGERS
     from flashtask.trainer.loggers import CSVLogger as CSVLogger
     from flashtask.trainer.loggers import Logger as Logger
@@ -79,13 +81,14 @@ if TYPE_CHECKING:
     from flashtask.trainer.stages import Stage as Stage
     from flashtask.trainer.stochastic_weight_averaging import StochasticWeightAveraging as StochasticWeightAveraging
     from flashtask.trainer.strategies import STRATEGIES as STRATEGIES
-    from flashtask.trainer.strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
-    from flashtask.trainer.strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
+    from flashtask.trainer.strategies import STRATEGIES as StrategyRegistry  # noqa: F401
+    from flashtask.trainer.strategies import STRATEGIES as TrainingTypePluginsRegistry
     from flashtask.trainer.strategies import SingleDevice as SingleDevice
     from flashtask.trainer.strategies import Strategy as Strategy
     from flashtask.trainer.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
     from flashtask.trainer.timing import Timer as Timer
     from flashtask.trainer.trainer import Trainer as Trainer
+    from flashtask.trainer.tuning import TuningResult as TuningResult
     from flashtask.trainer.wandb_logger import WandbLogger as WandbLogger
     from flashtask.trainer.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from flashtask.trainer.weight_averaging import WeightAveraging as WeightAveraging
@@ -98,6 +101,7 @@ _HOMES = {
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
     "BasePredictionWriter": "flashtask.trainer.prediction_writer",
+    "BatchSizeSearch": "flashtask.trainer.batch_size_search",
     "CALLBACKS": "flashtask.trainer.callback_names",
     "CPUAccelerator": "flashtask.trainer.accelerators",
     "CSVLogger": "flashtask.trainer.loggers",
@@ -121,6 +125,7 @@ _HOMES = {
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "LOGGERS": "flashtask.trainer.loggers",
     "LambdaCallback": "flashtask.trainer.lambda_callback",
+    "LearningRateCurve": "flashtask.trainer.learning_rate_curve",
     "LearningRateMonitor": "flashtask.trainer.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
     "LightningModule": "flashtask.trainer.module:Module",
@@ -161,6 +166,7 @@ _HOMES = {
     "TrainingEpochLoop": "flashtask.trainer.custom_loops",
     "TrainingTypePluginsRegistry": "flashtask.trainer.strategies:STRATEGIES",
     "TruePrecision": "flashtask.trainer.precision",
+    "TuningResult": "flashtask.trainer.tuning",
     "WandbLogger": "flashtask.trainer.wandb_logger",
     "WeightAveraging": "flashtask.trainer.weight_averaging",
     "build_backbone": "flashtask.backbones",

@@ -1,4 +1,4 @@
-"""The command line: recipes, finetune, predict, validate, test, zoo. Knows every room; no room knows it.
+"""The command line: recipes, finetune, tune, predict, validate, test, zoo. Knows every room; no room knows it.
 
 `main` is the one place where errors become text and exit codes. Torch is imported when a command needs it.
 """

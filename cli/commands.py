@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from flashtask._version import __version__
-from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, PREDICT, ZOO, add_options
+from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, PREDICT, TUNE, ZOO, add_options
 from flashtask.cli.usage import Commands
 
 __all__ = ["flashtask"]
@@ -37,6 +37,19 @@ def finetune(data: str | None, **params: Any) -> None:
     from flashtask.cli.finetune import finetune as run_finetune
 
     run_finetune(data, params)
+
+
+@flashtask.command(short_help="Find a batch size and a learning rate; train nothing.")
+@click.argument("data", required=False)
+@add_options(TUNE + EVERYWHERE)
+def tune(data: str | None, **params: Any) -> None:
+    """Find a batch size and a learning rate for DATA, as `finetune --batch-size auto --lr auto` does first.
+
+    DATA is what it is for `finetune`. Nothing is written but the picture that is asked for.
+    """
+    from flashtask.cli.tune import tune as run_tune
+
+    run_tune(data, params)
 
 
 @flashtask.command(short_help="Predict the labels of images.")

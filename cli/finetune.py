@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from flashtask.cli.checks import check_arguments, check_keys
 from flashtask.cli.output import require_free
+from flashtask.cli.parts import build_parts
 from flashtask.cli.recipe import Recipe
-from flashtask.cli.request import fill_in, requested_recipe, require_data
+from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
 
 __all__ = ["finetune"]
@@ -50,28 +50,12 @@ def _place(recipe: Recipe) -> Path:
 
 def _train(start: Start) -> Path | None:
     """Build the parts that the recipe names and run it; gives the run folder, None if it is to write nothing."""
-    from flashtask.core.seeding import seed_everything
-    from flashtask.tasks import TASKS
-    from flashtask.trainer.trainer import Trainer
-
-    recipe = start.recipe
-    fill_in(recipe)
-    task_class: Any = TASKS.get(recipe.get("task"))
-    data_class = task_class.data_class
-    section = f"data.{recipe.constructor}"
-    check_keys(recipe, "data", data_class.constructors)
-    make_data = getattr(data_class, recipe.constructor)
-    check_arguments(recipe, section, make_data)
-    check_arguments(recipe, "model", task_class)
-    check_arguments(recipe, "trainer", Trainer)
-    check_keys(recipe, "finetune", ["strategy", "restore_best"])
-    # Before the model: the weights of what is not pretrained are drawn when it is built.
-    seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
-    datamodule = make_data(**recipe.get(section))
-    model = task_class(**recipe.get("model", {}))
-    trainer = Trainer(**recipe.get("trainer"))
+    parts = build_parts(start.recipe)
+    if parts.searched:
+        click.echo(parts.tune())
     checkpoint = newest_whole_checkpoint(start.folder) if start.folder else None
-    trainer.finetune(model, datamodule=datamodule, ckpt_path=checkpoint, **recipe.get("finetune"))
+    trainer = parts.trainer
+    trainer.finetune(parts.model, datamodule=parts.datamodule, ckpt_path=checkpoint, **parts.finetune)
     return trainer.output_dir if trainer.run_folder is not None else None
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from flashtask.core.errors import did_you_mean
 
-__all__ = ["Kind", "devices", "one_of", "positive", "share", "steps", "text", "whole"]
+__all__ = ["AUTO", "Kind", "auto_or", "devices", "one_of", "positive", "share", "steps", "text", "whole"]
 
 Kind = Callable[[str], Any]
+
+#: The word for a number that is to be found.
+AUTO = "auto"
 
 
 def text(value: str) -> str:
@@ -33,6 +36,21 @@ def whole(at_least: int = 0, at_most: int | None = None) -> Kind:
         if at_most is not None and number > at_most:
             raise ValueError(f"must be at most {at_most}, not {number}")
         return number
+
+    return read
+
+
+def auto_or(kind: Kind) -> Kind:
+    """The word `auto`, or what another kind reads."""
+
+    def read(value: str) -> Any:
+        if value == AUTO:
+            return value
+        try:
+            return kind(value)
+        except ValueError as error:
+            hint = did_you_mean(value, [AUTO])
+            raise ValueError(f"{error}; {hint}" if hint else str(error)) from None
 
     return read
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from flashtask.cli.kinds import Kind, devices, one_of, positive, share, steps, text, whole
+from flashtask.cli.kinds import Kind, auto_or, devices, one_of, positive, share, steps, text, whole
 
-__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PREDICT", "TABLES", "ZOO", "Option"]
+__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PREDICT", "TABLES", "TUNE", "ZOO", "Option"]
 __all__ += ["add_options", "given", "kinds_by_key"]
 
 #: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
@@ -79,7 +79,12 @@ class _Typed(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
 
 _DATA = f"data.{CONSTRUCTOR}"
 _DEVICE = one_of(["auto", "cpu", "gpu", "cuda", "mps"])
-_NUMBER_FORMAT = one_of(["auto", "32", "32-true", "full", "bf16", "bf16-mixed", "16", "16-mixed"])
+_NUMBER_FORMAT = one_of(
+    [
+        *("auto", "32", "32-true", "full", "bf16", "bf16-mixed", "16", "16-mixed"),
+        *("16-true", "half", "bf16-true", "64", "64-true", "double"),
+    ]
+)
 _POLICY = one_of(["error", "skip"])
 
 _BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N")
@@ -90,8 +95,10 @@ _DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), 
 _PRECISION = Option("--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P")
 _QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False)
 _JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.")
+_SIZE_OR_AUTO = auto_or(whole(1))
+_RATE_OR_AUTO = auto_or(positive)
 
-FINETUNE = (
+_MODEL = (
     Option("--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME"),
     Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME"),
     Option(
@@ -101,20 +108,23 @@ FINETUNE = (
         "freeze (default), no_freeze, freeze_unfreeze:5 or unfreeze_milestones:5,10:2.",
         "S",
     ),
-    Option("--epochs", "trainer.max_epochs", whole(1), "Passes over the training data; default 10.", "N"),
-    _BATCH_SIZE,
-    Option("--lr", "model.learning_rate", positive, "Learning rate of the head.", "X"),
+)
+
+_OPTIMIZATION = (
     Option("--backbone-lr", "model.backbone_learning_rate", positive, "Learning rate of the backbone.", "X"),
     Option("--optimizer", "model.optimizer", text, "adamw, adam, sgd, ...", "NAME"),
     _PRECISION,
     Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of everything random.", "N"),
-    Option("--output-dir", "trainer.output_dir", text, "The run folder; default runs/NNN.", "RUN"),
-    Option("--resume", "", None, "Continue the run in --output-dir, or start it."),
+)
+
+_IMAGES = (
     Option("--val-split", f"{_DATA}.val_split", share, "Share of the training images to validate on.", "F"),
     Option("--augment", f"{_DATA}.augment", text, "auto, none, light, ...", "A"),
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
-    Option("--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N"),
+)
+
+_REST = (
     _ACCELERATOR,
     _DEVICES,
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False),
@@ -122,6 +132,30 @@ FINETUNE = (
     Option("--config", "", text, "A recipe; options given here win over it.", "FILE"),
     Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True),
     _QUIET,
+)
+
+FINETUNE = (
+    *_MODEL,
+    Option("--epochs", "trainer.max_epochs", whole(1), "Passes over the training data; default 10.", "N"),
+    Option("--batch-size", f"{_DATA}.batch_size", _SIZE_OR_AUTO, "Images in a batch; auto: as many as fit.", "N"),
+    Option("--lr", "model.learning_rate", _RATE_OR_AUTO, "Learning rate of the head; auto: by a range test.", "X"),
+    *_OPTIMIZATION,
+    Option("--output-dir", "trainer.output_dir", text, "The run folder; default runs/NNN.", "RUN"),
+    Option("--resume", "", None, "Continue the run in --output-dir, or start it."),
+    *_IMAGES,
+    Option("--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N"),
+    *_REST,
+)
+
+TUNE = (
+    *_MODEL,
+    Option("--batch-size", f"{_DATA}.batch_size", _SIZE_OR_AUTO, "Use this; search for the learning rate only.", "N"),
+    Option("--lr", "model.learning_rate", _RATE_OR_AUTO, "Use this; search for the batch size only.", "X"),
+    *_OPTIMIZATION,
+    *_IMAGES,
+    *_REST,
+    Option("--picture", "", text, "Write a picture of loss over learning rate.", "FILE"),
+    _JSON,
 )
 
 EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _ACCELERATOR, _DEVICES, _PRECISION, _QUIET, _JSON)
@@ -150,7 +184,14 @@ ZOO = (
 EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
 
 #: What each command takes, in the order of the docs.
-TABLES = {"finetune": FINETUNE, "predict": PREDICT, "validate": EVALUATE, "test": EVALUATE, "zoo": ZOO}
+TABLES = {
+    "finetune": FINETUNE,
+    "tune": TUNE,
+    "predict": PREDICT,
+    "validate": EVALUATE,
+    "test": EVALUATE,
+    "zoo": ZOO,
+}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

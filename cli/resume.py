@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashtask.cli.kinds import AUTO
 from flashtask.cli.output import require_creatable
+from flashtask.cli.parts import SEARCHED
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.trainer.run_folder import RunFolder, files_of_a_run
@@ -28,8 +30,6 @@ FREE_KEYS = (
     "trainer.output_dir",
     "data.from_folders.num_workers",
 )
-
-_CHECKPOINTS = ("last.ckpt", "best.ckpt")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def resume(requested: Recipe) -> Start:
             fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
         )
     recipe = _merged(read_recipe(folder / "recipe.yaml"), requested)
-    if not any((folder / name).exists() for name in _CHECKPOINTS):
+    if not _checkpoints(folder):
         _clear(folder)
         return Start(recipe, remark=f"{folder} was stopped before its first checkpoint: starting from the beginning")
     if _is_finished(folder, recipe):
@@ -79,35 +79,50 @@ def resume(requested: Recipe) -> Start:
 
 
 def newest_whole_checkpoint(folder: Path) -> Path:
-    """`last.ckpt` if it is undamaged, else `best.ckpt`; the choice of the latter is told.
+    """`last.ckpt` if it is undamaged, else the best place there is to continue from; the choice of another is told.
 
     Raises:
         IntegrityError: there is no undamaged one.
+        UsageError: all that are undamaged hold weights only.
     """
     from flashtask.core.checkpoint import read_header
 
-    damage: IntegrityError | None = None
-    for path in (folder / name for name in _CHECKPOINTS if (folder / name).exists()):
+    problem: IntegrityError | UsageError | None = None
+    for path in _checkpoints(folder):
         try:
-            read_header(path)
+            if "progress" not in read_header(path):
+                weights = f"{path} holds weights only and cannot be continued"
+                problem = problem or UsageError(weights, fix="flashtask finetune in another --output-dir")
+                continue
         except IntegrityError as error:
             print(f"warning: {error.what}", file=sys.stderr)
-            damage = error
+            problem = error
             continue
-        if damage is not None:
+        if problem is not None:
             print(f"continuing from {path.name} instead", file=sys.stderr)
         return path
-    assert damage is not None
-    raise damage
+    assert problem is not None
+    raise problem
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run folder, in the order in which they are tried: the last, the best, others newest first."""
+    names = ("last.ckpt", "best.ckpt")
+    others = [path for path in folder.glob("*.ckpt") if path.name not in names]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [*(folder / name for name in names if (folder / name).exists()), *others]
 
 
 def _merged(own: Recipe, requested: Recipe) -> Recipe:
     """The run's own recipe with what may differ; anything else that differs is refused, with both values."""
     free = {own.here(key) for key in FREE_KEYS}
+    searched = {own.here(key) for key in SEARCHED.values()}
     different = []
     for key, value in requested.leaves():
         if key in free:
             own.set(key, value, requested.origin(key))
+        elif value == AUTO and key in searched:
+            continue  # it was found when the run began
         elif _plain(key, value) != _plain(key, own.get(key)):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
     if different:

@@ -18,6 +18,8 @@ OTHER_NAMES = {
     "amp_backend": "--precision P",
     "amp_level": "--precision P",
     "arch": "--backbone NAME",
+    "auto_lr_find": "--lr auto",
+    "auto_scale_batch_size": "--batch-size auto",
     "bs": "--batch-size N",
     "checkpoint_callback": "--set trainer.enable_checkpointing=false",
     "ckpt_path": "--output-dir RUN --resume",

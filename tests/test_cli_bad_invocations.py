@@ -11,7 +11,7 @@ import pytest
 from flashtask.cli import run
 from flashtask.cli.options import FINETUNE, PREDICT
 
-COMMANDS = ["finetune", "predict", "validate", "test", "zoo"]
+COMMANDS = ["finetune", "tune", "predict", "validate", "test", "zoo"]
 BACKBONES = [
     "resnet18",
     "resnet50",

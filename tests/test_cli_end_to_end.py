@@ -26,6 +26,10 @@ OPTIONS = "--backbone test_resnet --no-pretrained --strategy no_freeze --batch-s
 TRAIN = [*OPTIONS.split(), "--epochs", "2", "--seed", "3"]
 
 
+def _contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def write_images(folder: Path, colour: tuple[int, int, int], count: int, rng: random.Random) -> None:
     """32 x 32 noise around a colour."""
     folder.mkdir(parents=True)
@@ -97,12 +101,12 @@ def test_another_seed_gives_other_numbers(finished, tmp_path):
 
 
 def test_a_taken_run_folder_is_refused_and_left_alone(finished, images, capsys):
-    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    before = _contents(finished)
     assert run(["finetune", str(images), *TRAIN, "--output-dir", str(finished)]) == 73
     error = capsys.readouterr().err
     assert "is taken" in error
     assert "--resume" in error
-    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert _contents(finished) == before
 
 
 def test_an_empty_run_folder_is_fine_and_resume_starts_where_nothing_is(images, tmp_path, capsys):
@@ -114,10 +118,10 @@ def test_an_empty_run_folder_is_fine_and_resume_starts_where_nothing_is(images, 
 
 
 def test_a7_resuming_a_finished_run_changes_nothing(finished, capsys):
-    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    before = _contents(finished)
     assert run(["finetune", "--resume", "--output-dir", str(finished)]) == 0
     assert "nothing left to do" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert _contents(finished) == before
 
 
 def test_a6_resuming_as_another_run_is_refused_with_a_diff(finished, images, capsys):

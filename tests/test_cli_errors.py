@@ -14,7 +14,7 @@ from flashtask.backbones import BACKBONES
 from flashtask.cli import run
 from flashtask.cli.flags import as_flags
 
-COMMANDS = ["finetune", "predict", "validate", "test", "zoo"]
+COMMANDS = ["finetune", "tune", "predict", "validate", "test", "zoo"]
 ROOT = Path(__file__).parent.parent
 
 

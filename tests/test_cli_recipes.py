@@ -201,10 +201,10 @@ def test_a_recipe_knows_where_each_value_was_said(folders):
 
 def test_the_words_of_options_are_those_of_the_engine():
     from flashtask.cli.options import _DEVICE, _NUMBER_FORMAT
-    from flashtask.trainer.accelerators import _KINDS
+    from flashtask.trainer.accelerators import ACCELERATORS
     from flashtask.trainer.precision import _NAMES
 
-    for word in _KINDS:
+    for word in ("auto", "gpu", *ACCELERATORS.names()):
         assert _DEVICE(word) == word
     for word in _NAMES:
         assert _NUMBER_FORMAT(word) == word

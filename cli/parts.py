@@ -1,0 +1,84 @@
+"""The parts of a run that a recipe names: data, model, trainer; and the numbers that are to be found first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flashtask.cli.checks import check_arguments, check_keys
+from flashtask.cli.kinds import AUTO
+from flashtask.cli.options import CONSTRUCTOR
+from flashtask.cli.recipe import Recipe
+from flashtask.cli.request import fill_in
+
+__all__ = ["SEARCHED", "Parts", "build_parts"]
+
+#: argument of `tune` -> the recipe key whose value may be `auto`
+SEARCHED = {"batch_size": f"data.{CONSTRUCTOR}.batch_size", "learning_rate": "model.learning_rate"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe stands for.
+
+    Args:
+        trainer: not yet used.
+        model: not yet trained.
+        datamodule: its data.
+        finetune: arguments of `Trainer.finetune`.
+        searched: what the recipe says `auto` for, as arguments of `tune`.
+    """
+
+    trainer: Any
+    model: Any
+    datamodule: Any
+    finetune: dict[str, Any]
+    searched: dict[str, bool]
+
+    def tune(self, **options: Any) -> Any:
+        """Find what is searched for, and give it to the model and its data.
+
+        Args:
+            options: instead of True, for an argument of `tune`.
+        """
+        from flashtask.trainer.stages import resolve_finetuning
+        from flashtask.trainer.tuning import tune
+
+        finetuning = resolve_finetuning(self.finetune.get("strategy", "no_freeze"))
+        return tune(self.trainer, self.model, self.datamodule, finetuning=finetuning, **{**self.searched, **options})
+
+
+def build_parts(recipe: Recipe) -> Parts:
+    """Build the parts, with defaults in place of what is to be found.
+
+    Raises:
+        UsageError: a key that nothing takes, or a value that cannot be meant.
+    """
+    from flashtask.core.seeding import seed_everything
+    from flashtask.tasks import TASKS
+    from flashtask.trainer.trainer import Trainer
+
+    fill_in(recipe)
+    task_class: Any = TASKS.get(recipe.get("task"))
+    data_class = task_class.data_class
+    section = f"data.{recipe.constructor}"
+    check_keys(recipe, "data", data_class.constructors)
+    make_data = getattr(data_class, recipe.constructor)
+    check_arguments(recipe, section, make_data)
+    check_arguments(recipe, "model", task_class)
+    check_arguments(recipe, "trainer", Trainer)
+    check_keys(recipe, "finetune", ["strategy", "restore_best"])
+    searched = _take_out_searched(recipe)
+    # Before the model: the weights of what is not pretrained are drawn when it is built.
+    seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
+    datamodule = make_data(**recipe.get(section))
+    model = task_class(**recipe.get("model", {}))
+    return Parts(Trainer(**recipe.get("trainer", {})), model, datamodule, recipe.get("finetune"), searched)
+
+
+def _take_out_searched(recipe: Recipe) -> dict[str, bool]:
+    """Take what says `auto` out of the recipe."""
+    searched = {name: recipe.here(key) for name, key in SEARCHED.items() if recipe.get(recipe.here(key)) == AUTO}
+    for key in searched.values():
+        recipe.remove(key)
+    return dict.fromkeys(searched, True)
