@@ -29,15 +29,24 @@ if TYPE_CHECKING:
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.prediction import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
-    from flashtask.trainer.accelerators import ACCELERATORS as ACCELERATORS
-    from flashtask.trainer.accelerators import Accelerator as Accelerator
-    from flashtask.trainer.accelerators import CPUAccelerator as CPUAccelerator
-    from flashtask.trainer.accelerators import CUDAAccelerator as CUDAAccelerator
-    from flashtask.trainer.accelerators import MPSAccelerator as MPSAccelerator
-    from flashtask.trainer.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
-    from flashtask.trainer.batch_size_search import BatchSizeSearch as BatchSizeSearch
-    from flashtask.trainer.callback_names import CALLBACKS as CALLBACKS
-    from flashtask.trainer.callbacks import Callback as Callback
+    from flashtask.trainer.averaging.stochastic_weight_averaging import (
+        StochasticWeightAveraging as StochasticWeightAveraging,
+    )
+    from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from flashtask.trainer.averaging.weight_averaging import WeightAveraging as WeightAveraging
+    from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
+    from flashtask.trainer.callbacks.base import Callback as Callback
+    from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from flashtask.trainer.callbacks.lambda_callback import LambdaCallback as LambdaCallback
+    from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
+    from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
+    from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
+    from flashtask.trainer.callbacks.monitors import LearningRateMonitor as LearningRateMonitor
+    from flashtask.trainer.callbacks.names import CALLBACKS as CALLBACKS
+    from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
+    from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.callbacks.timing import Timer as Timer
+    from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.custom_loops import EvaluationEpochLoop as EvaluationEpochLoop
     from flashtask.trainer.custom_loops import EvaluationLoop as EvaluationLoop
     from flashtask.trainer.custom_loops import FitLoop as FitLoop
@@ -49,126 +58,119 @@ if TYPE_CHECKING:
     from flashtask.trainer.custom_loops import TrainingEpochLoop as TrainingEpochLoop
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
-    from flashtask.trainer.early_stopping import EarlyStopping as EarlyStopping
-    from flashtask.trainer.lambda_callback import LambdaCallback as LambdaCallback
-    from flashtask.trainer.learning_rate_curve import LearningRateCurve as LearningRateCurve
-    from flashtask.trainer.loggers import LOGGERS as LOGGERS
-    from flashtask.trainer.loggers import CSVLogger as CSVLogger
-    from flashtask.trainer.loggers import Logger as Logger
+    from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
+    from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
+    from flashtask.trainer.loggers.base import Logger as Logger
+    from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger as MLFlowLogger
+    from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
+    from flashtask.trainer.loggers.wandb_logger import WandbLogger as WandbLogger
     from flashtask.trainer.loop import Loops as Loops
-    from flashtask.trainer.mlflow_logger import MLFlowLogger as MLFlowLogger
-    from flashtask.trainer.model_checkpoint import ModelCheckpoint as ModelCheckpoint
-    from flashtask.trainer.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.module import Module as LightningModule  # noqa: F401
     from flashtask.trainer.module import Module as Module
-    from flashtask.trainer.monitors import DeviceStatsMonitor as DeviceStatsMonitor
-    from flashtask.trainer.monitors import GradientNormMonitor as GradientNormMonitor
-    from flashtask.trainer.monitors import LearningRateMonitor as LearningRateMonitor
-    from flashtask.trainer.precision import MixedPrecision as MixedPrecision
-    from flashtask.trainer.precision import Precision as Precision
-    from flashtask.trainer.precision import ScaledPrecision as ScaledPrecision
-    from flashtask.trainer.precision import TruePrecision as TruePrecision
-    from flashtask.trainer.prediction_writer import BasePredictionWriter as BasePredictionWriter
-    from flashtask.trainer.profilers import PROFILERS as PROFILERS
-    from flashtask.trainer.profilers import AdvancedProfiler as AdvancedProfiler
-    from flashtask.trainer.profilers import PassThrough as PassThrough
-    from flashtask.trainer.profilers import Profiler as Profiler
-    from flashtask.trainer.profilers import PyTorchProfiler as PyTorchProfiler
-    from flashtask.trainer.profilers import SimpleProfiler as SimpleProfiler
-    from flashtask.trainer.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.placement.accelerators import ACCELERATORS as ACCELERATORS
+    from flashtask.trainer.placement.accelerators import Accelerator as Accelerator
+    from flashtask.trainer.placement.accelerators import CPUAccelerator as CPUAccelerator
+    from flashtask.trainer.placement.accelerators import CUDAAccelerator as CUDAAccelerator
+    from flashtask.trainer.placement.accelerators import MPSAccelerator as MPSAccelerator
+    from flashtask.trainer.placement.precision import MixedPrecision as MixedPrecision
+    from flashtask.trainer.placement.precision import Precision as Precision
+    from flashtask.trainer.placement.precision import ScaledPrecision as ScaledPrecision
+    from flashtask.trainer.placement.precision import TruePrecision as TruePrecision
+    from flashtask.trainer.placement.strategies import STRATEGIES as STRATEGIES
+    from flashtask.trainer.placement.strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
+    from flashtask.trainer.placement.strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
+    from flashtask.trainer.placement.strategies import SingleDevice as SingleDevice
+    from flashtask.trainer.placement.strategies import Strategy as Strategy
+    from flashtask.trainer.profiling.profilers import PROFILERS as PROFILERS
+    from flashtask.trainer.profiling.profilers import AdvancedProfiler as AdvancedProfiler
+    from flashtask.trainer.profiling.profilers import PassThrough as PassThrough
+    from flashtask.trainer.profiling.profilers import Profiler as Profiler
+    from flashtask.trainer.profiling.profilers import PyTorchProfiler as PyTorchProfiler
+    from flashtask.trainer.profiling.profilers import SimpleProfiler as SimpleProfiler
     from flashtask.trainer.stages import FINETUNING as FINETUNING
     from flashtask.trainer.stages import Finetuning as Finetuning
     from flashtask.trainer.stages import Stage as Stage
-    from flashtask.trainer.stochastic_weight_averaging import StochasticWeightAveraging as StochasticWeightAveraging
-    from flashtask.trainer.strategies import STRATEGIES as STRATEGIES
-    from flashtask.trainer.strategies import STRATEGIES as StrategyRegistry  # noqa: F401
-    from flashtask.trainer.strategies import STRATEGIES as TrainingTypePluginsRegistry
-    from flashtask.trainer.strategies import SingleDevice as SingleDevice
-    from flashtask.trainer.strategies import Strategy as Strategy
-    from flashtask.trainer.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
-    from flashtask.trainer.timing import Timer as Timer
     from flashtask.trainer.trainer import Trainer as Trainer
-    from flashtask.trainer.tuning import TuningResult as TuningResult
-    from flashtask.trainer.wandb_logger import WandbLogger as WandbLogger
-    from flashtask.trainer.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
-    from flashtask.trainer.weight_averaging import WeightAveraging as WeightAveraging
+    from flashtask.trainer.tuning.batch_size_search import BatchSizeSearch as BatchSizeSearch
+    from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve as LearningRateCurve
+    from flashtask.trainer.tuning.tune import TuningResult as TuningResult
 
 #: public name -> the module that defines it
 _HOMES = {
-    "ACCELERATORS": "flashtask.trainer.accelerators",
-    "Accelerator": "flashtask.trainer.accelerators",
-    "AdvancedProfiler": "flashtask.trainer.profilers",
+    "ACCELERATORS": "flashtask.trainer.placement.accelerators",
+    "Accelerator": "flashtask.trainer.placement.accelerators",
+    "AdvancedProfiler": "flashtask.trainer.profiling.profilers",
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
-    "BasePredictionWriter": "flashtask.trainer.prediction_writer",
-    "BatchSizeSearch": "flashtask.trainer.batch_size_search",
-    "CALLBACKS": "flashtask.trainer.callback_names",
-    "CPUAccelerator": "flashtask.trainer.accelerators",
-    "CSVLogger": "flashtask.trainer.loggers",
-    "CUDAAccelerator": "flashtask.trainer.accelerators",
-    "Callback": "flashtask.trainer.callbacks",
+    "BasePredictionWriter": "flashtask.trainer.callbacks.prediction_writer",
+    "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
+    "CALLBACKS": "flashtask.trainer.callbacks.names",
+    "CPUAccelerator": "flashtask.trainer.placement.accelerators",
+    "CSVLogger": "flashtask.trainer.loggers.base",
+    "CUDAAccelerator": "flashtask.trainer.placement.accelerators",
+    "Callback": "flashtask.trainer.callbacks.base",
     "DataModule": "flashtask.trainer.datamodule",
-    "DeviceStatsMonitor": "flashtask.trainer.monitors",
-    "EMAWeightAveraging": "flashtask.trainer.weight_averaging",
-    "EarlyStopping": "flashtask.trainer.early_stopping",
+    "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
+    "EMAWeightAveraging": "flashtask.trainer.averaging.weight_averaging",
+    "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
     "EvaluationLoop": "flashtask.trainer.custom_loops",
     "FINETUNING": "flashtask.trainer.stages",
     "Finetuning": "flashtask.trainer.stages",
     "FitLoop": "flashtask.trainer.custom_loops",
     "FlashtaskError": "flashtask.core.errors",
-    "GradientAccumulationScheduler": "flashtask.trainer.accumulation",
-    "GradientNormMonitor": "flashtask.trainer.monitors",
+    "GradientAccumulationScheduler": "flashtask.trainer.callbacks.accumulation",
+    "GradientNormMonitor": "flashtask.trainer.callbacks.monitors",
     "HEADS": "flashtask.heads",
     "ImageClassificationData": "flashtask.data.image_classification",
     "ImageClassifier": "flashtask.tasks.image_classification",
     "ImageEmbedder": "flashtask.tasks.image_embedding",
-    "LOGGERS": "flashtask.trainer.loggers",
-    "LambdaCallback": "flashtask.trainer.lambda_callback",
-    "LearningRateCurve": "flashtask.trainer.learning_rate_curve",
-    "LearningRateMonitor": "flashtask.trainer.monitors",
+    "LOGGERS": "flashtask.trainer.loggers.base",
+    "LambdaCallback": "flashtask.trainer.callbacks.lambda_callback",
+    "LearningRateCurve": "flashtask.trainer.tuning.learning_rate_curve",
+    "LearningRateMonitor": "flashtask.trainer.callbacks.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
     "LightningModule": "flashtask.trainer.module:Module",
-    "Logger": "flashtask.trainer.loggers",
+    "Logger": "flashtask.trainer.loggers.base",
     "Loop": "flashtask.trainer.custom_loops",
     "Loops": "flashtask.trainer.loop",
-    "MLFlowLogger": "flashtask.trainer.mlflow_logger",
-    "MPSAccelerator": "flashtask.trainer.accelerators",
+    "MLFlowLogger": "flashtask.trainer.loggers.mlflow_logger",
+    "MPSAccelerator": "flashtask.trainer.placement.accelerators",
     "ManualOptimization": "flashtask.trainer.custom_loops",
-    "MixedPrecision": "flashtask.trainer.precision",
-    "ModelCheckpoint": "flashtask.trainer.model_checkpoint",
-    "ModelSummary": "flashtask.trainer.model_summary",
+    "MixedPrecision": "flashtask.trainer.placement.precision",
+    "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
+    "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
     "OptimizerLoop": "flashtask.trainer.custom_loops",
-    "PROFILERS": "flashtask.trainer.profilers",
-    "PassThrough": "flashtask.trainer.profilers",
-    "Precision": "flashtask.trainer.precision",
+    "PROFILERS": "flashtask.trainer.profiling.profilers",
+    "PassThrough": "flashtask.trainer.profiling.profilers",
+    "Precision": "flashtask.trainer.placement.precision",
     "Prediction": "flashtask.tasks.prediction",
     "PredictionLoop": "flashtask.trainer.custom_loops",
     "Preprocessing": "flashtask.core.preprocessing",
-    "Profiler": "flashtask.trainer.profilers",
-    "ProgressBar": "flashtask.trainer.progress",
-    "PyTorchProfiler": "flashtask.trainer.profilers",
-    "STRATEGIES": "flashtask.trainer.strategies",
-    "ScaledPrecision": "flashtask.trainer.precision",
-    "SimpleProfiler": "flashtask.trainer.profilers",
-    "SingleDevice": "flashtask.trainer.strategies",
+    "Profiler": "flashtask.trainer.profiling.profilers",
+    "ProgressBar": "flashtask.trainer.callbacks.progress",
+    "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
+    "STRATEGIES": "flashtask.trainer.placement.strategies",
+    "ScaledPrecision": "flashtask.trainer.placement.precision",
+    "SimpleProfiler": "flashtask.trainer.profiling.profilers",
+    "SingleDevice": "flashtask.trainer.placement.strategies",
     "Stage": "flashtask.trainer.stages",
-    "StochasticWeightAveraging": "flashtask.trainer.stochastic_weight_averaging",
-    "Strategy": "flashtask.trainer.strategies",
-    "StrategyRegistry": "flashtask.trainer.strategies:STRATEGIES",
+    "StochasticWeightAveraging": "flashtask.trainer.averaging.stochastic_weight_averaging",
+    "Strategy": "flashtask.trainer.placement.strategies",
+    "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
     "Task": "flashtask.tasks.task",
-    "TensorBoardLogger": "flashtask.trainer.tensorboard_logger",
-    "Timer": "flashtask.trainer.timing",
+    "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",
+    "Timer": "flashtask.trainer.callbacks.timing",
     "Trainer": "flashtask.trainer.trainer",
     "TrainingBatchLoop": "flashtask.trainer.custom_loops",
     "TrainingEpochLoop": "flashtask.trainer.custom_loops",
-    "TrainingTypePluginsRegistry": "flashtask.trainer.strategies:STRATEGIES",
-    "TruePrecision": "flashtask.trainer.precision",
-    "TuningResult": "flashtask.trainer.tuning",
-    "WandbLogger": "flashtask.trainer.wandb_logger",
-    "WeightAveraging": "flashtask.trainer.weight_averaging",
+    "TrainingTypePluginsRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
+    "TruePrecision": "flashtask.trainer.placement.precision",
+    "TuningResult": "flashtask.trainer.tuning.tune",
+    "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
+    "WeightAveraging": "flashtask.trainer.averaging.weight_averaging",
     "build_backbone": "flashtask.backbones",
     "build_head": "flashtask.heads",
     "download_data": "flashtask.data.download",

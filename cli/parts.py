@@ -42,7 +42,7 @@ class Parts:
             options: instead of True, for an argument of `tune`.
         """
         from flashtask.trainer.stages import resolve_finetuning
-        from flashtask.trainer.tuning import tune
+        from flashtask.trainer.tuning.tune import tune
 
         finetuning = resolve_finetuning(self.finetune.get("strategy", "no_freeze"))
         return tune(self.trainer, self.model, self.datamodule, finetuning=finetuning, **{**self.searched, **options})

@@ -50,7 +50,7 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
 
 def _load(checkpoint: Path | str, accelerator: str | None) -> Any:
     from flashtask import load
-    from flashtask.trainer.accelerators import resolve_device
+    from flashtask.trainer.placement.accelerators import resolve_device
 
     task = load(checkpoint)
     if not hasattr(task, "labels"):

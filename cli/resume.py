@@ -106,7 +106,7 @@ def newest_whole_checkpoint(folder: Path) -> Path:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run folder, in the order in which they are tried: the last, the best, others newest first."""
+    """The checkpoints in a run folder in the order to try them: the last, the best, others newest first."""
     names = ("last.ckpt", "best.ckpt")
     others = [path for path in folder.glob("*.ckpt") if path.name not in names]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)

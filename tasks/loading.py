@@ -8,7 +8,7 @@ from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import IntegrityError
 from flashtask.tasks import TASKS
 from flashtask.tasks.fetching import local_file
-from flashtask.trainer.restoring import module_from_content
+from flashtask.trainer.checkpoints.restoring import module_from_content
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task

@@ -19,7 +19,7 @@ from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.images import in_mode, load_image
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.transforms import eval_transform
-from flashtask.trainer.precision import Precision
+from flashtask.trainer.placement.precision import Precision
 
 __all__ = ["Prediction", "as_items", "evaluating", "image_batches"]
 

@@ -25,7 +25,7 @@ from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler
-from flashtask.trainer.precision import resolve_precision
+from flashtask.trainer.placement.precision import resolve_precision
 from flashtask.trainer.stages import resolve_finetuning
 from flashtask.trainer.wrapping import own_name
 

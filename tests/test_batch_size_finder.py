@@ -17,19 +17,19 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from flashtask import DataModule, ImageClassificationData, ImageClassifier, Module, Preprocessing, Trainer
 from flashtask.core.errors import OutOfMemoryError, UsageError
-from flashtask.trainer.batch_size_finder import _Attempts, _by_trying, batch_size_in
-from flashtask.trainer.batch_size_search import (
+from flashtask.trainer.preparing import data_of
+from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.tuning.batch_size_finder import _Attempts, _by_trying, batch_size_in
+from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,
     MemoryPoint,
     expected_memory,
     largest_fitting,
     largest_within,
 )
-from flashtask.trainer.memory import MemoryWatch, memory_in_use, memory_limits
-from flashtask.trainer.preparing import data_of
-from flashtask.trainer.stages import resolve_finetuning
-from flashtask.trainer.trials import trial
-from flashtask.trainer.tuning import tune
+from flashtask.trainer.tuning.memory import MemoryWatch, memory_in_use, memory_limits
+from flashtask.trainer.tuning.trials import trial
+from flashtask.trainer.tuning.tune import tune
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_batch_size_finder import Images, quiet, search
-from flashtask.trainer.memory import _of_status
+from flashtask.trainer.tuning.memory import _of_status
 search(Path("."), Images(samples=4))  # what is loaded on first use is loaded
 limit = _of_status("VmPeak", Path("/proc")) + {megabytes} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

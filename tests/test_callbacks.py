@@ -15,12 +15,12 @@ from small import Net, loaders, net
 
 from flashtask import Callback, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.lambda_callback import LambdaCallback
-from flashtask.trainer.model_summary import ModelSummary, layers_of, table_of
-from flashtask.trainer.monitors import DeviceStatsMonitor, LearningRateMonitor
-from flashtask.trainer.prediction_writer import BasePredictionWriter
-from flashtask.trainer.timing import Timer, read_duration
+from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
+from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
+from flashtask.trainer.callbacks.model_summary import ModelSummary, layers_of, table_of
+from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, LearningRateMonitor
+from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter
+from flashtask.trainer.callbacks.timing import Timer, read_duration
 
 
 def quiet(tmp_path, *callbacks, **options):

@@ -201,8 +201,8 @@ def test_a_recipe_knows_where_each_value_was_said(folders):
 
 def test_the_words_of_options_are_those_of_the_engine():
     from flashtask.cli.options import _DEVICE, _NUMBER_FORMAT
-    from flashtask.trainer.accelerators import ACCELERATORS
-    from flashtask.trainer.precision import _NAMES
+    from flashtask.trainer.placement.accelerators import ACCELERATORS
+    from flashtask.trainer.placement.precision import _NAMES
 
     for word in ("auto", "gpu", *ACCELERATORS.names()):
         assert _DEVICE(word) == word

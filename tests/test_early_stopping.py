@@ -11,7 +11,7 @@ from small import Net, loaders, net
 
 from flashtask import Module, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.early_stopping import EarlyStopping
+from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 
 
 class Scripted(Module):

@@ -26,10 +26,10 @@ from flashtask import (
     read_checkpoint,
 )
 from flashtask.core.errors import OutputError, UsageError
-from flashtask.trainer.learning_rate_curve import smoothed, steepest
 from flashtask.trainer.preparing import data_of
 from flashtask.trainer.stages import resolve_finetuning
-from flashtask.trainer.tuning import tune
+from flashtask.trainer.tuning.learning_rate_curve import smoothed, steepest
+from flashtask.trainer.tuning.tune import tune
 
 # A module in place of a name cannot be stored in a checkpoint; that is not what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:the hyper-parameter backbone")

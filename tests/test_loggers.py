@@ -17,11 +17,11 @@ from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import HubError, OutputError, UnknownNameError, UsageError
-from flashtask.trainer.logged_values import flat_values, plain_value
-from flashtask.trainer.loggers import LOGGERS, CSVLogger, Logger, make_loggers
-from flashtask.trainer.mlflow_logger import MLFlowLogger
-from flashtask.trainer.tensorboard_logger import TensorBoardLogger, is_available
-from flashtask.trainer.wandb_logger import WandbLogger
+from flashtask.trainer.loggers.base import LOGGERS, CSVLogger, Logger, make_loggers
+from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger
+from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
+from flashtask.trainer.loggers.values import flat_values, plain_value
+from flashtask.trainer.loggers.wandb_logger import WandbLogger
 
 #: MLflow uses what this SQLAlchemy calls old; no other test sees it.
 uses_database = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -196,7 +196,7 @@ sys.path[:0] = sys.argv[2:]
 import torch
 torch.set_num_threads(1)
 from small import loaders
-from flashtask.trainer.loggers import make_loggers
+from flashtask.trainer.loggers.base import make_loggers
 from test_loggers import Failing, quiet, stepping
 kill = Failing(12, lambda: os.kill(os.getpid(), signal.SIGKILL))
 quiet(sys.argv[1], make_loggers(True), kill, log_every_n_steps=1).fit(stepping(), *loaders())
@@ -242,7 +242,7 @@ def test_s44_without_tensorboard_the_csv_log_is_written_alone(monkeypatch):
 
 def test_s44_choosing_loggers_imports_none_of_their_libraries():
     code = (
-        "import sys; from flashtask.trainer.loggers import make_loggers; "
+        "import sys; from flashtask.trainer.loggers.base import make_loggers; "
         "make_loggers([*make_loggers(True), 'wandb', 'mlflow'][1:]); "
         "print(sorted({'torch', 'tensorboard', 'wandb', 'mlflow'} & set(sys.modules)))"
     )

@@ -372,7 +372,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def unhurried(monkeypatch):
     """The bar draws as often as it may, however fast the steps are."""
-    monkeypatch.setattr("flashtask.trainer.progress._REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr("flashtask.trainer.callbacks.progress._REFRESH_SECONDS", 0.0)
 
 
 def drawn(tmp_path, module, **options):

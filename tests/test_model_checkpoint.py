@@ -14,8 +14,8 @@ from small import loaders
 
 from flashtask import Callback, EarlyStopping, ModelCheckpoint, Module, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.checkpoint_moments import Frequency
-from flashtask.trainer.checkpoint_names import NameTemplate
+from flashtask.trainer.checkpoints.moments import Frequency
+from flashtask.trainer.checkpoints.names import NameTemplate
 
 
 class Scripted(Module):

@@ -11,7 +11,6 @@ from torch import nn
 import flashtask as pl
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.accelerators import Accelerator
 from flashtask.trainer.custom_loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
@@ -23,8 +22,9 @@ from flashtask.trainer.custom_loops import (
     TrainingBatchLoop,
     TrainingEpochLoop,
 )
-from flashtask.trainer.precision import Precision
-from flashtask.trainer.strategies import STRATEGIES, Strategy
+from flashtask.trainer.placement.accelerators import Accelerator
+from flashtask.trainer.placement.precision import Precision
+from flashtask.trainer.placement.strategies import STRATEGIES, Strategy
 
 
 @pytest.fixture(autouse=True)

@@ -72,9 +72,10 @@ def installed(archives, tmp_path_factory):
 
 
 def test_the_list_of_packages_is_the_list_of_folders():
-    expected = ["flashtask", *(f"flashtask.{room}" for room in ROOMS)]
+    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    expected = ["flashtask", *sorted(f"flashtask.{'.'.join(folder.relative_to(ROOT).parts)}" for folder in folders)]
     assert PROJECT["tool"]["setuptools"]["packages"] == expected
-    assert {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")} == {ROOT / room for room in ROOMS}
+    assert {path.parent for room in ROOMS for path in (ROOT / room).rglob("__init__.py")} == folders
 
 
 def test_only_one_file_holds_the_version():

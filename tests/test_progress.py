@@ -11,7 +11,7 @@ import torch
 from small import loaders, net
 
 from flashtask import Trainer
-from flashtask.trainer.progress import ProgressBar
+from flashtask.trainer.callbacks.progress import ProgressBar
 
 
 class Terminal(io.StringIO):

@@ -17,9 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from flashtask import EarlyStopping, LearningRateMonitor, Trainer, read_checkpoint, seeded
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.lambda_callback import LambdaCallback
-from flashtask.trainer.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.weight_averaging import EMAWeightAveraging
+from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
+from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging
+from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
 
 
 def quiet(folder, *callbacks, **options):

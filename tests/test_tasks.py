@@ -28,8 +28,8 @@ from flashtask import (
 from flashtask.core.errors import BadDataError, IntegrityError, MissingInputError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.tasks.building import building_without_weights
+from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.finetuning import Freezing
-from flashtask.trainer.restoring import load_checkpoint_into
 from flashtask.trainer.stages import resolve_finetuning
 
 TINY = "timm/test_resnet"

@@ -7,8 +7,8 @@ import torch
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.accelerators import resolve_device
-from flashtask.trainer.loggers import CSVLogger, Logger
+from flashtask.trainer.loggers.base import CSVLogger, Logger
+from flashtask.trainer.placement.accelerators import resolve_device
 from flashtask.trainer.stages import resolve_finetuning
 
 NOT_NONE = [

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
-from flashtask.trainer.lambda_callback import LambdaCallback
-from flashtask.trainer.weight_averaging import EMAWeightAveraging, WeightAveraging
+from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging, WeightAveraging
+from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
 
 
 def quiet(folder, *callbacks, **options):

@@ -13,7 +13,7 @@ from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.preparing import prepare
-from flashtask.trainer.profiling import profiling
+from flashtask.trainer.profiling.attaching import profiling
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
 from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.summary import announce, summary_of

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
-from flashtask.trainer.accumulation import accumulation_by_epoch
+from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.optimizers import ScheduledRate
-from flashtask.trainer.placement import Placement
+from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.rates import learning_rates
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError, at_most
 from flashtask.trainer.stages import Finetuning

@@ -280,7 +280,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             UsageError: an argument is needed that the file does not hold.
             IntegrityError: the file is damaged.
         """
-        from flashtask.trainer.restoring import module_from_checkpoint
+        from flashtask.trainer.checkpoints.restoring import module_from_checkpoint
 
         module: Self = module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
         return module

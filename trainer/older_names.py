@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flashtask.core.errors import UsageError, did_you_mean
-from flashtask.trainer.devices import devices_of_gpus
-from flashtask.trainer.progress import ProgressBar
+from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.placement.devices import devices_of_gpus
 
 __all__ = ["UNDERSTOOD", "todays_names"]
 

@@ -14,7 +14,8 @@ from torchmetrics import Metric
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
-from flashtask.trainer.callbacks import Callback
+from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
@@ -22,8 +23,7 @@ from flashtask.trainer.hooks import listeners
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
-from flashtask.trainer.placement import Placement, resolve_placement
-from flashtask.trainer.restoring import load_checkpoint_into, restore_run
+from flashtask.trainer.placement.placement import Placement, resolve_placement
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.stages import Finetuning
 

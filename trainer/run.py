@@ -12,7 +12,7 @@ from torch import nn
 
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.loading import batch_size_of, length_of
-from flashtask.trainer.placement import Placement
+from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.results import LogSettings, Results
 from flashtask.trainer.transfer import channels_last, move_to_device
 

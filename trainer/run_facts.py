@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import UsageError
+from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers import CSVLogger, Logger
-from flashtask.trainer.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.loggers.base import CSVLogger, Logger
+from flashtask.trainer.placement.strategies import Strategy
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.strategies import Strategy
 
 __all__ = ["RunFacts"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.accumulation import accumulation_by_epoch
-from flashtask.trainer.profilers import resolve_profiler
-from flashtask.trainer.timing import read_duration
+from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
+from flashtask.trainer.callbacks.timing import read_duration
+from flashtask.trainer.profiling.profilers import resolve_profiler
 
 __all__ = ["check_settings"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from flashtask._version import __version__
+from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import plain_hyperparameters
-from flashtask.trainer.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.rates import target_rates
 
 __all__ = ["announce", "summary_of"]

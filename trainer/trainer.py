@@ -12,31 +12,31 @@ from typing import Any, Self
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import last_seed
-from flashtask.trainer.callback_names import make_callbacks, recipe_of_callbacks
-from flashtask.trainer.callbacks import Callback
-from flashtask.trainer.checkpointing import checkpoint_content
-from flashtask.trainer.checkpointing import weights_only as without_what_resumes
+from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.early_stopping import EarlyStopping
+from flashtask.trainer.callbacks.monitors import GradientNormMonitor
+from flashtask.trainer.callbacks.names import make_callbacks, recipe_of_callbacks
+from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.callbacks.timing import Timer
+from flashtask.trainer.checkpoints.content import checkpoint_content
+from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
+from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.driving import drive
-from flashtask.trainer.early_stopping import EarlyStopping
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers import make_loggers
+from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
-from flashtask.trainer.model_checkpoint import ModelCheckpoint
-from flashtask.trainer.monitors import GradientNormMonitor
 from flashtask.trainer.older_names import todays_names
-from flashtask.trainer.placement import check_placement
+from flashtask.trainer.placement.placement import check_placement
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
-from flashtask.trainer.profilers import resolve_profiler
-from flashtask.trainer.progress import ProgressBar
-from flashtask.trainer.restoring import load_checkpoint_into
+from flashtask.trainer.profiling.profilers import resolve_profiler
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.script_arguments import add_arguments, given_arguments
 from flashtask.trainer.settings import check_settings
 from flashtask.trainer.stages import resolve_finetuning
-from flashtask.trainer.timing import Timer
 
 __all__ = ["Trainer"]
 
@@ -326,7 +326,7 @@ class Trainer(RunFacts):
         Raises:
             UsageError: nothing is to be found, or it cannot be set anywhere.
         """
-        from flashtask.trainer.tuning import tune
+        from flashtask.trainer.tuning.tune import tune
 
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)

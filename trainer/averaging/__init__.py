@@ -1,0 +1,1 @@
+"""Averages of weights: callbacks, and what they share."""

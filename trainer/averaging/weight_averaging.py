@@ -1,0 +1,279 @@
+"""Averages of the weights that are kept while training: `WeightAveraging`, `EMAWeightAveraging`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from flashtask.core.errors import UsageError
+from flashtask.trainer.averaging.running_average import (
+    AverageFunction,
+    RunningAverage,
+    copy_tensors,
+    replace_in_state,
+    trained_parameters,
+)
+from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.wrapping import own_name
+
+__all__ = ["EMAWeightAveraging", "WeightAveraging"]
+
+
+class WeightAveraging(Callback):
+    """Averages the weights over optimizer steps; whatever is measured, saved and left at the end is the average.
+
+    Validation (and a test within a fit) sees the averages, so metrics, the best checkpoint and early stopping speak of
+    them. Training goes on with its own weights, which lie in checkpoints beside the averages for a resume. Until the
+    first update there is no average, and everything is as without the callback.
+
+    What no optimizer holds at the start of the fit is left alone, and so are buffers of whole numbers.
+
+    Args:
+        avg_fn: (average, value, number of values in the average) -> new average; None gives all equal weight (Polyak
+            and Juditsky 1992), which is for averages that start late.
+        multi_avg_fn: the same in place for lists of tensors, as `torch.optim.swa_utils.get_ema_multi_avg_fn` makes it.
+        use_buffers: average floating-point buffers too, so that BatchNorm's statistics fit to the averaged weights.
+        update_every_n_steps: update after every so many optimizer steps.
+        update_starting_at_step: no update before this step, counted from 0.
+        update_starting_at_epoch: no update before this epoch, counted from 0.
+
+    Raises:
+        UsageError: an argument that cannot be meant, two callbacks that average, or nothing to average.
+    """
+
+    def __init__(
+        self,
+        avg_fn: AverageFunction | None = None,
+        multi_avg_fn: Callable[..., None] | None = None,
+        use_buffers: bool = True,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+    ) -> None:
+        _check_functions(avg_fn, multi_avg_fn)
+        _check_whole("update_every_n_steps", update_every_n_steps, least=1)
+        _check_whole("update_starting_at_step", 0 if update_starting_at_step is None else update_starting_at_step)
+        _check_whole("update_starting_at_epoch", 0 if update_starting_at_epoch is None else update_starting_at_epoch)
+        self.use_buffers, self.update_every_n_steps = use_buffers, update_every_n_steps
+        self.update_starting_at_step, self.update_starting_at_epoch = update_starting_at_step, update_starting_at_epoch
+        self._average = RunningAverage(avg_fn, multi_avg_fn)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._average.clear()
+        self._parameters: dict[str, Tensor] = {}
+        self._buffers: set[str] = set()
+        #: the step that was looked at last
+        self._last_step: int | None = None
+        self._is_training = False
+        #: the run for which the module holds the averages: of an evaluation, or the fit's own when it has ended
+        self._shown_to: Any = None
+        #: what the tensors held before the averages were put in
+        self._held: dict[str, Tensor] = {}
+
+    def should_update(self, step_idx: int, epoch_idx: int) -> bool:
+        """Whether the average takes in the weights after a step; write your own for another rhythm.
+
+        Args:
+            step_idx: the optimizer step that was just taken, counted from 0.
+            epoch_idx: the epoch that it belongs to.
+        """
+        if step_idx < (self.update_starting_at_step or 0) or epoch_idx < (self.update_starting_at_epoch or 0):
+            return False
+        return (step_idx + 1) % self.update_every_n_steps == 0
+
+    @property
+    def num_averaged(self) -> int:
+        """How many values are in the average."""
+        return self._average.count
+
+    # ---- training
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Forget an earlier fit; two averages of one module are refused."""
+        if stage != "fit":
+            return
+        if sum(isinstance(callback, WeightAveraging) for callback in trainer.callbacks) > 1:
+            raise UsageError("two callbacks average the weights of one module", fix="drop one of them")
+        self._forget()
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """Find out what there is to average; go on with the average of a run that is resumed."""
+        run = trainer.fit_run
+        stored = module.state_dict(keep_vars=True)
+        trained = trained_parameters(module, run.optimizers)
+        self._parameters = {name: tensor for name, tensor in trained.items() if name in stored}
+        if not self._parameters:
+            raise UsageError(
+                f"{type(self).__name__} has nothing to average: no optimizer holds a weight of {type(module).__name__}",
+                fix="return an optimizer from configure_optimizers",
+            )
+        if self.use_buffers:
+            # An infinite constant, such as a mask, would become NaN in an average.
+            buffers = {own_name(name): b for name, b in module.named_buffers() if b.is_floating_point()}
+            self._buffers = {n for n, b in buffers.items() if n in stored and bool(torch.isfinite(b).all())}
+        if self._average.count:
+            self._join(trainer, module)
+        self._is_training = True
+        if self._last_step is None:
+            self._last_step = run.global_step
+        # A checkpoint of another callback's may stand between a step and its update.
+        self._follow(trainer, module)
+
+    def _join(self, trainer: Any, module: Any) -> None:
+        """Meet the average that a checkpoint held; which tensors it has stays as it was."""
+        available = self._parameters | {own_name(name): buffer for name, buffer in module.named_buffers()}
+        self._average.join(available)
+        self._buffers = set(self._average.tensors) - set(self._parameters)
+        self._parameters = {n: p for n, p in self._parameters.items() if n in self._average.tensors}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take in the weights if the batch completed a step."""
+        self._follow(trainer, module)
+
+    def _follow(self, trainer: Any, module: Any) -> None:
+        run = trainer.fit_run
+        if run.global_step == self._last_step:
+            return
+        self._last_step = run.global_step
+        if self.should_update(run.global_step - 1, run.epoch):
+            self._average.update(self._values(module))
+
+    def _values(self, module: Any) -> dict[str, Tensor]:
+        """The tensors that are averaged, as they are now; buffers may have been assigned anew."""
+        buffers = ((own_name(name), buffer) for name, buffer in module.named_buffers() if self._buffers)
+        return self._parameters | {name: buffer for name, buffer in buffers if name in self._buffers}
+
+    # ---- what the module holds
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Put the averages in, if this evaluates the module that is being trained."""
+        if self._is_training and self._average.count and self._shown_to is None and module is trainer.fit_run.module:
+            self._show(module, trainer.active_run)
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Put the weights that train back, unless an outer evaluation still looks at the averages."""
+        if self._shown_to is not None and self._shown_to is trainer.active_run:
+            self._hide(module)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def _show(self, module: Any, run: Any) -> None:
+        values = self._values(module)
+        self._held = {name: values[name].detach().clone() for name in self._average.tensors}
+        self._average.put_into(values)
+        self._shown_to = run
+
+    def _hide(self, module: Any) -> None:
+        copy_tensors(self._held, self._values(module))
+        self._shown_to, self._held = None, {}
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Leave the averages in the module."""
+        self._is_training = False
+        if self._average.count:
+            self._show(module, trainer.fit_run)
+        else:
+            trainer.say(f"{type(self).__name__}: the run ended before the first update, so nothing was averaged")
+
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+        """Put the weights that train back where an evaluation ended with an error."""
+        if stage != "fit":
+            self.on_validation_end(trainer, module)
+        elif self._is_training and self._shown_to is not None:
+            self._hide(module)
+        if stage == "fit":
+            self._is_training = False
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the average is; `on_save_checkpoint` adds the tensors."""
+        return {"count": self._average.count, "last_step": self._last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._average.count, self._last_step = state["count"], state["last_step"]
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Let the averages be the weights of the checkpoint, and put those that train aside for a resume."""
+        if not self._average.count:
+            return
+        state, averages = checkpoint["state_dict"], self._average.tensors
+        trained = self._held if self._shown_to is not None else {name: state[name] for name in averages}
+        replace_in_state(state, {name: average.to(trained[name].dtype) for name, average in averages.items()}, module)
+        # Averages of half precisions, whose weights are rounded.
+        finer = {name: average for name, average in averages.items() if average.dtype != trained[name].dtype}
+        checkpoint["callbacks"][self.state_key] |= {"trained": trained, "finer": finer}
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Let the run go on with the weights that train, and keep the averages."""
+        kept, state = checkpoint["callbacks"].get(self.state_key, {}), checkpoint["state_dict"]
+        trained = kept.get("trained", {})
+        self._average.tensors = {name: kept["finer"].get(name, state[name]) for name in trained}
+        replace_in_state(state, trained, module)
+
+
+class EMAWeightAveraging(WeightAveraging):
+    """An exponential moving average of the weights, updated after optimizer steps.
+
+    It remembers about `1 / (1 - decay)` updates. A run that is not much longer ends close to its first weights, which
+    is said at the start: lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
+    `WeightAveraging` can do: `lambda a, w, n: a.lerp(w, 1 - min(0.999, (1 + n) / (10 + n)))`.
+
+    Args:
+        decay: weight of the average in each update, from 0 to below 1; the new weights have the rest.
+        use_buffers: as in `WeightAveraging`; so are the others.
+        update_every_n_steps: see there.
+        update_starting_at_step: see there.
+        update_starting_at_epoch: see there.
+
+    Raises:
+        UsageError: an argument that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        use_buffers: bool = True,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+    ) -> None:
+        if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0 <= decay < 1:
+            raise UsageError(f"decay={decay!r}: a number from 0 to below 1 is needed", fix="decay=0.999")
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        super().__init__(
+            None, average, use_buffers, update_every_n_steps, update_starting_at_step, update_starting_at_epoch
+        )
+        self.decay = decay
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Say so if the run is too short for the decay."""
+        steps, memory = trainer.fit_run.total_steps, 1 / (1 - self.decay)
+        updates = None if steps is None else steps // self.update_every_n_steps
+        if updates is not None and updates < memory:
+            trainer.say(
+                f"EMAWeightAveraging: decay={self.decay:g} remembers about {memory:.0f} updates and the run makes at "
+                f"most {updates}, so its first weights keep much weight; a lower decay forgets them"
+            )
+
+
+def _check_functions(avg_fn: Any, multi_avg_fn: Any) -> None:
+    for name, function in (("avg_fn", avg_fn), ("multi_avg_fn", multi_avg_fn)):
+        if function is not None and not callable(function):
+            raise UsageError(f"{name}={function!r}: a function is needed", fix="torch.optim.swa_utils has some")
+    if avg_fn is not None and multi_avg_fn is not None:
+        raise UsageError("avg_fn and multi_avg_fn are two answers to one question", fix="drop one of them")
+
+
+def _check_whole(name: str, value: Any, least: int = 0) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(
+            f"{name}={value!r}: a whole number of at least {least} is needed", fix=f"{name}={least or 100}"
+        )

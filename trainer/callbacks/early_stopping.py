@@ -1,0 +1,173 @@
+"""`EarlyStopping`: ends a fit when the monitored metric no longer gets better."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.callbacks.base import Callback
+
+__all__ = ["EarlyStopping"]
+
+#: What a resume needs.
+_STATE = ("wait_count", "best_score", "stopped_epoch", "stopping_reason", "stopping_reason_message")
+
+
+class EarlyStopping(Callback):
+    """Looks at a metric after each epoch in which it was measured, and ends the fit after too many bad ones.
+
+    An epoch is good if the metric is at least `min_delta` better than the best so far, so with the default one that is
+    just as good counts as good.
+
+    Args:
+        monitor: the metric; None means the module's own.
+        min_delta: by how much it must be better, at least 0.
+        patience: bad epochs in a row after which the fit ends; only epochs in which the metric is measured count.
+        verbose: say after each look how it stands; that and why the fit ends is always said.
+        mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, else `min`.
+        strict: a metric that was not logged is an error, else a warning.
+        check_finite: end the fit if the metric is NaN or infinite.
+        stopping_threshold: end the fit once the metric is as good as this.
+        divergence_threshold: end the fit once the metric is worse than this.
+        check_on_train_epoch_end: None looks whenever the metric was measured, True insists on it in every epoch, False
+            looks only in epochs that were validated.
+
+    Attributes:
+        stopped_epoch: the epoch after which it ended the fit, or None.
+        stopping_reason: `patience`, `stopping_threshold`, `divergence_threshold`, `not_finite`, or empty.
+        stopping_reason_message: the same in a sentence.
+        best_score: the best value so far, or None.
+        wait_count: bad epochs in a row.
+
+    Raises:
+        UsageError: an argument that cannot be meant.
+        UnknownNameError: nothing of the monitored name was logged.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: str | None = None,
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+    ) -> None:
+        if mode not in (None, "min", "max"):
+            raise UsageError(f'EarlyStopping(mode={mode!r}): "min" or "max" is needed', fix='mode="min"')
+        if not min_delta >= 0:
+            raise UsageError(f"EarlyStopping(min_delta={min_delta!r}): a number of at least 0 is needed")
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 0:
+            raise UsageError(f"EarlyStopping(patience={patience!r}): a whole number of at least 0 is needed")
+        self.monitor, self.mode = monitor, mode
+        self.min_delta, self.patience, self.verbose = min_delta, patience, verbose
+        self.strict, self.check_finite = strict, check_finite
+        self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
+        self.check_on_train_epoch_end = check_on_train_epoch_end
+        self._forget()
+
+    def _forget(self) -> None:
+        self.wait_count = 0
+        self.best_score: float | None = None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.stopped_epoch: int | None = None
+        self.stopping_reason = ""
+        self.stopping_reason_message = ""
+
+    @property
+    def state_key(self) -> str:
+        """One for each monitored metric."""
+        return f"EarlyStopping({self.monitor or ''})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, the bad epochs in a row, and why the fit was ended, if it was."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Settle what is watched, and forget an earlier fit."""
+        if stage != "fit":
+            return
+        self._forget()
+        self._name: str = self.monitor or module.monitor
+        own = module.monitor_mode if self._name == module.monitor else "min"
+        self._sign = -1 if (self.mode or own) == "min" else 1
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """A fit that ended for lack of patience goes on if it is resumed with more of it."""
+        run = trainer.fit_run
+        ended_here = self.stopping_reason == "patience" and run.stop_reason == self.stopping_reason_message
+        if ended_here and self.wait_count < self.patience:
+            run.stop_reason = ""
+            self._go_on()
+
+    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Look at the metric; checkpoints are written after this, so they know the outcome."""
+        run = trainer.fit_run
+        if not self._is_due(run):
+            return
+        score = float(run.metrics[self._name])
+        self.stopping_reason, message = self._judge(score)
+        if self.stopping_reason:
+            self.stopped_epoch, self.stopping_reason_message = run.epoch, message
+            run.stop_reason = run.stop_reason or message
+            trainer.say(f"epoch {run.epoch}: stopping, {message}")
+        elif self.verbose:
+            bad = f"{self.wait_count} of {self.patience} bad epochs" if self.wait_count else "the best so far"
+            trainer.say(f"epoch {run.epoch}: {self._name} {score:.6g}, {bad}")
+
+    def _is_due(self, run: Any) -> bool:
+        """Whether there is a value of this epoch to look at.
+
+        Raises:
+            UnknownNameError: there should be, and there is none.
+        """
+        if not run.epoch_is_complete:
+            return False  # cut short: it is looked at when it has been continued
+        validated = run.validation is not None and run.validates
+        if self.check_on_train_epoch_end is False and not validated:
+            return False
+        if self._name in run.fresh_metrics:
+            return True
+        if self.check_on_train_epoch_end is None and run.validation is not None and not validated:
+            return False
+        error = UnknownNameError("metric to monitor", self._name, sorted(run.fresh_metrics))
+        if self.strict:
+            raise error
+        warnings.warn(f"EarlyStopping does not look at epoch {run.epoch}: {error}", stacklevel=2)
+        return False
+
+    def _judge(self, score: float) -> tuple[str, str]:
+        """Count the epoch as good or bad: (why the fit ends, in a sentence), both empty if it goes on."""
+        name, sign = self._name, self._sign
+        if self.check_finite and not math.isfinite(score):
+            return "not_finite", f"{name} became {score}"
+        is_good = not math.isnan(score) and (
+            self.best_score is None or sign * (score - self.best_score) >= self.min_delta
+        )
+        if is_good:
+            self.best_score, self.wait_count = score, 0
+        else:
+            self.wait_count += 1
+        limit = self.stopping_threshold
+        if limit is not None and sign * score >= sign * limit:
+            return "stopping_threshold", f"{name} {score:.6g} has reached {limit:g}"
+        limit = self.divergence_threshold
+        if limit is not None and sign * score < sign * limit:
+            return "divergence_threshold", f"{name} {score:.6g} is worse than {limit:g}"
+        if not is_good and self.wait_count >= self.patience:
+            best = "" if self.best_score is None else f"; the best was {self.best_score:.6g}"
+            return "patience", f"{name} did not get better in {self.wait_count} epochs{best}"
+        return "", ""

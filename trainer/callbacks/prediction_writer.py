@@ -1,0 +1,92 @@
+"""`BasePredictionWriter`: writing predictions down while they are made, or all at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.callbacks.base import Callback
+
+__all__ = ["BasePredictionWriter"]
+
+#: write_interval -> the methods that it needs
+_NEEDED = {
+    "batch": ("write_on_batch_end",),
+    "epoch": ("write_on_epoch_end",),
+    "batch_and_epoch": ("write_on_batch_end", "write_on_epoch_end"),
+}
+
+
+class BasePredictionWriter(Callback):
+    """Base of callbacks that write what `Trainer.predict` gives; write the method that the interval needs.
+
+    The `batch_indices` of both methods are the places of a batch's samples in the order of their loader, from 0.
+
+    Args:
+        write_interval: `batch` (after each), `epoch` (everything at the end) or `batch_and_epoch`.
+
+    Raises:
+        UnknownNameError: another interval.
+        UsageError: the method that it needs is not written, or predictions are not kept until the end.
+    """
+
+    def __init__(self, write_interval: str = "batch") -> None:
+        if write_interval not in _NEEDED:
+            raise UnknownNameError("write_interval", str(write_interval), _NEEDED)
+        self.write_interval = write_interval
+        self._indices: list[list[list[int]]] = []
+        self._samples: list[int] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        module: Any,
+        prediction: Any,
+        batch_indices: list[int],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write what was predicted for a batch."""
+
+    def write_on_epoch_end(self, trainer: Any, module: Any, predictions: list[Any], batch_indices: list[Any]) -> None:
+        """Write what was predicted for all batches: lists with one item a batch, within one a loader if several."""
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Look whether what the interval needs is written, before anything is predicted."""
+        for name in _NEEDED[self.write_interval]:
+            if getattr(type(self), name) is getattr(BasePredictionWriter, name):
+                raise UsageError(
+                    f"{type(self).__name__}(write_interval={self.write_interval!r}) has no {name}",
+                    fix=f"def {name}(self, trainer, module, ...)",
+                )
+
+    def on_predict_start(self, trainer: Any, module: Any) -> None:
+        """Count from the first sample of each loader."""
+        run = trainer.active_run
+        if self.write_interval != "batch" and not run.keeps_outputs:
+            raise UsageError(
+                f"write_interval={self.write_interval!r} needs predictions that are kept to the end",
+                fix='write_interval="batch"',
+            )
+        self._samples = [0] * len(run.loaders)
+        self._indices = [[] for _ in run.loaders]
+
+    def on_predict_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hand a batch over, with the places of its samples."""
+        start, size = self._samples[dataloader_idx], trainer.active_run.batch_size
+        self._samples[dataloader_idx] += size
+        indices = list(range(start, start + size))
+        if self.write_interval != "epoch":
+            self.write_on_batch_end(trainer, module, outputs, indices, batch, batch_idx, dataloader_idx)
+        if self.write_interval != "batch":
+            self._indices[dataloader_idx].append(indices)
+
+    def on_predict_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Hand everything over."""
+        if self.write_interval == "batch":
+            return
+        indices = self._indices if len(self._indices) > 1 else self._indices[0]
+        self.write_on_epoch_end(trainer, module, trainer.active_run.outputs_of_pass, indices)

@@ -1,0 +1,220 @@
+"""The progress bar, and the line a run prints for each epoch. Quiet bars where the output is no terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import Any
+
+from flashtask.core.errors import UsageError
+from flashtask.trainer.callbacks.base import Callback
+
+__all__ = ["ProgressBar"]
+
+_REFRESH_SECONDS = 0.1
+
+
+class ProgressBar(Callback):
+    """One line that is rewritten in place: epoch, batches, time left, loss, metrics, samples per second.
+
+    The metrics are those of the last validation, and what the module logs with `prog_bar=True`. The line is never wider
+    than the terminal: numbers get shorter first, then what stands last is left out.
+
+    Args:
+        stream: where to write; standard error if not given. Without a terminal only a line for each epoch is written.
+        refresh_rate: redraw only after every so many batches, and at most ten times a second; 0 draws no bar.
+
+    Raises:
+        UsageError: another refresh rate.
+    """
+
+    def __init__(self, stream: Any = None, refresh_rate: int = 1) -> None:
+        if not isinstance(refresh_rate, int) or isinstance(refresh_rate, bool) or refresh_rate < 0:
+            raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
+        self.refresh_rate = refresh_rate
+        self.stream = stream if stream is not None else sys.stderr
+        terminal = bool(getattr(self.stream, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+        self._live = terminal and refresh_rate > 0
+        self._shown_at = 0.0
+        self._started_at = 0.0
+        self._width = 0
+        #: where the epoch stood when its clock started: (batches, samples)
+        self._before = (0, 0)
+        #: the metrics of the last validation
+        self._validated: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of the epoch, which may be one that is resumed in its middle."""
+        run = trainer.fit_run
+        self._started_at, self._before = time.monotonic(), (run.batch_idx, run.samples)
+        self._validated = next((found for row in reversed(run.history) if (found := _metrics(row, "val_"))), {})
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Redraw, at most ten times a second; the loss is read only then, so that no step waits for a device."""
+        if not self._is_due(batch_idx):
+            return
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        run = trainer.fit_run
+        values = {"loss": float(loss.detach())} if loss is not None else {}
+        others = {name: value for name, value in run.results.bar_values().items() if name not in self._validated}
+        self._draw(
+            f"epoch {run.epoch}",
+            run.batch_idx,
+            run.batches_in_epoch,
+            run.samples,
+            module,
+            values | self._validated,
+            others,
+        )
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Redraw for validation."""
+        self._draw_evaluation("validating", trainer, module, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Redraw for a test."""
+        self._draw_evaluation("testing", trainer, module, batch_idx, dataloader_idx)
+
+    def on_predict_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Redraw for prediction."""
+        self._draw_evaluation("predicting", trainer, module, batch_idx, dataloader_idx)
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of validation."""
+        self._started_at, self._before = time.monotonic(), (0, 0)
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Leave one line for the epoch; more than fits goes on, indented, in the next."""
+        run = trainer.fit_run
+        row = run.history[-1]
+        last = f"/{run.max_epochs - 1}" if run.max_epochs else ""
+        parts = [f"epoch {run.epoch}{last}"]
+        parts += [f"{name} {_number(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
+        parts.append(f"{row['seconds']:.1f} s")
+        speed = f"{row.get(f'{module.sample_noun}_per_second', 0):.0f} {module.sample_noun}/s"
+        width = self._columns()
+        if len("  ".join([*parts, speed])) <= width:
+            parts.append(speed)
+        self._print(_in_lines(parts, width))
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Leave the line, so that the error starts on one of its own."""
+        self._clear()
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """Remove the bar."""
+        self._clear()
+
+    on_validation_end = on_test_end = on_predict_end = on_fit_end
+
+    def _is_due(self, batch_idx: int) -> bool:
+        """Whether the bar is redrawn for a batch."""
+        if not self._live or (batch_idx + 1) % self.refresh_rate:
+            return False
+        now = time.monotonic()
+        if now - self._shown_at < _REFRESH_SECONDS:
+            return False
+        self._shown_at = now
+        return True
+
+    def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
+        if not self._is_due(batch_idx):
+            return
+        run = trainer.active_run
+        lengths = [run.batches_in(one) for one in range(len(run.loaders))]
+        done = sum(length or 0 for length in lengths[:number]) + batch_idx + 1
+        total = None if None in lengths else sum(lengths)
+        self._draw(verb, done, total, run.samples_seen + run.batch_size, module, {}, {})
+
+    def _draw(
+        self,
+        what: str,
+        done: int,
+        total: int | None,
+        samples: int,
+        module: Any,
+        values: dict[str, float],
+        others: dict[str, float],
+    ) -> None:
+        spent = max(time.monotonic() - self._started_at, 1e-9)
+        batches_before, samples_before = self._before
+        head = [what, f"{done}/{total}" if total else f"{done}"]
+        if total and done > batches_before:
+            head.append(f"{_clock(spent / (done - batches_before) * (total - done))} left")
+        speed = f"{(samples - samples_before) / spent:.0f}"
+        width = self._columns() - 1  # a full line would move the cursor to the next one
+        for digits, gap, noun in ((4, "  ", f" {module.sample_noun}"), (3, " ", "")):
+            shown = [[f"{name} {_number(value, digits)}" for name, value in some.items()] for some in (values, others)]
+            parts = [*head, *shown[0], f"{speed}{noun}/s", *shown[1]]
+            if len(gap.join(parts)) <= width:
+                break
+        while len(parts) > 1 and len(gap.join(parts)) > width:
+            parts.pop()
+        self._rewrite(gap.join(parts)[:width], width)
+
+    def _rewrite(self, line: str, width: int) -> None:
+        self.stream.write("\r" + line.ljust(min(self._width, width)))
+        self.stream.flush()
+        self._width = len(line)
+
+    def _columns(self) -> int:
+        """The width of the terminal that is written to, else what COLUMNS says, else 80."""
+        if not self._live:
+            return shutil.get_terminal_size().columns if "COLUMNS" in os.environ else 80
+        try:
+            own = os.get_terminal_size(self.stream.fileno()).columns
+        except (AttributeError, OSError, ValueError):
+            own = 0
+        return own or shutil.get_terminal_size().columns
+
+    def _clear(self) -> None:
+        if self._live and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self.stream.flush()
+            self._width = 0
+
+    def _print(self, line: str) -> None:
+        self._clear()
+        self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
+    """The metrics of an epoch whose names begin so; times are none."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name.startswith(beginnings) and not name.endswith(("_seconds", "_per_second"))
+    }
+
+
+def _number(value: float, digits: int) -> str:
+    """Fixed digits where they say something, else as few as a number needs."""
+    return f"{value:.{digits}f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.{digits - 1}g}"
+
+
+def _in_lines(parts: list[str], width: int) -> str:
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

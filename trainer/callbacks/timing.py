@@ -1,0 +1,173 @@
+"""`Timer`: how long a run takes, and the end of a fit whose time is up."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import timedelta
+from typing import Any
+
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.callbacks.base import Callback
+
+__all__ = ["Timer", "read_duration"]
+
+#: the stages that have a clock of their own
+_STAGES = ("train", "validate", "test", "predict")
+_PARTS = ("weeks", "days", "hours", "minutes", "seconds")
+
+
+def read_duration(duration: Any) -> timedelta:
+    """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
+
+    Raises:
+        UsageError: it is none of these, or not longer than zero.
+    """
+    found = duration
+    if isinstance(duration, str):
+        matched = re.fullmatch(r"(\d+):([01]\d|2[0-3]):([0-5]\d):([0-5]\d)", duration.strip())
+        if matched is not None:
+            days, hours, minutes, seconds = map(int, matched.groups())
+            found = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    elif isinstance(duration, dict):
+        for part, value in duration.items():
+            if part not in _PARTS:
+                raise UnknownNameError("part of a duration", str(part), _PARTS)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise UsageError(f"a duration's {part} are a number, not {value!r}", fix=f'{{"{part}": 1}}')
+        found = timedelta(**duration)
+    if not isinstance(found, timedelta) or found <= timedelta(0):
+        raise UsageError(
+            f"{duration!r} is no length of time",
+            why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and longer than zero',
+            fix='"00:12:00:00" for twelve hours',
+        )
+    return found
+
+
+class Timer(Callback):
+    """Measures how long training, validation, test and prediction take, and ends a fit when its time is up.
+
+    The time of training runs from `on_train_start` to `on_train_end`, validation within it included; what a resumed
+    run had used before counts. A fit that is ended in the middle of an epoch keeps its place, so that it can be
+    continued with more time.
+
+    Args:
+        duration: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary of its parts; None
+            only measures.
+        interval: look at the clock after each `step` or each `epoch`.
+        verbose: say that the time is up.
+
+    Raises:
+        UsageError: an argument that cannot be meant.
+    """
+
+    def __init__(self, duration: Any = None, interval: str = "step", verbose: bool = True) -> None:
+        if interval not in ("step", "epoch"):
+            raise UsageError(f'Timer(interval={interval!r}): "step" or "epoch" is needed', fix='interval="step"')
+        self.duration = None if duration is None else read_duration(duration)
+        self.interval, self.verbose = interval, verbose
+        self._spent = dict.fromkeys(_STAGES, 0.0)
+        self._started: dict[str, float] = {}
+        self._stop_reason = ""
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds that a stage (`train`, `validate`, `test`, `predict`) has taken so far."""
+        if stage not in _STAGES:
+            raise UnknownNameError("stage", stage, _STAGES)
+        running = time.monotonic() - self._started[stage] if stage in self._started else 0.0
+        return self._spent[stage] + running
+
+    def time_remaining(self, stage: str = "train") -> float | None:
+        """Seconds left of the duration, not below 0; None without one."""
+        elapsed = self.time_elapsed(stage)
+        return None if self.duration is None else max(0.0, self.duration.total_seconds() - elapsed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been used so far, and whether that ended the fit."""
+        return {"elapsed": {stage: self.time_elapsed(stage) for stage in _STAGES}, "stop_reason": self._stop_reason}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._spent |= state["elapsed"]
+        self._stop_reason = state["stop_reason"]
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """The clocks of the stages that come now begin at zero."""
+        for name in ("train", "validate") if stage == "fit" else (stage,):
+            self._spent[name] = 0.0
+            self._started.pop(name, None)
+        if stage == "fit":
+            self._stop_reason = ""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """A fit whose time was up goes on if it is resumed with more of it; without, it ends at once."""
+        run = trainer.fit_run
+        if self._stop_reason and run.stop_reason == self._stop_reason and self.time_remaining() != 0:
+            run.stop_reason = self._stop_reason = ""
+        self._look(trainer)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the clock; the step that is being accumulated is still taken."""
+        if self.interval == "step" and self._look(trainer):
+            trainer.fit_run.is_leaving = True
+
+    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Look at the clock after an epoch."""
+        self._look(trainer)
+
+    def _look(self, trainer: Any) -> bool:
+        """Whether the time is up; the fit is told the first time."""
+        if self.time_remaining() != 0:
+            return False
+        run = trainer.fit_run
+        if not run.stop_reason:
+            run.stop_reason = self._stop_reason = f"the time of {self.duration} is up"
+            if self.verbose:
+                trainer.say(f"epoch {run.epoch}: stopping, {self._stop_reason}")
+        return True
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of training."""
+        self._start("train")
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Stop it."""
+        self._stop("train")
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of validation; the sanity check is none."""
+        if not trainer.sanity_checking:
+            self._start("validate")
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Stop it."""
+        self._stop("validate")
+
+    def on_test_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of the test."""
+        self._start("test")
+
+    def on_test_end(self, trainer: Any, module: Any) -> None:
+        """Stop it."""
+        self._stop("test")
+
+    def on_predict_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock of prediction."""
+        self._start("predict")
+
+    def on_predict_end(self, trainer: Any, module: Any) -> None:
+        """Stop it."""
+        self._stop("predict")
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Stop all clocks."""
+        for stage in _STAGES:
+            self._stop(stage)
+
+    def _start(self, stage: str) -> None:
+        self._started[stage] = time.monotonic()
+
+    def _stop(self, stage: str) -> None:
+        self._spent[stage] = self.time_elapsed(stage)
+        self._started.pop(stage, None)

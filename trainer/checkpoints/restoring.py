@@ -1,0 +1,207 @@
+"""From a checkpoint back to a module, and back into a run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.seeding import set_generator_states
+from flashtask.trainer.checkpoints.content import environment
+from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.hyperparameters import as_collection, find_not_saved
+from flashtask.trainer.placement.precision import take_formats
+from flashtask.trainer.run_settings import settings_of
+
+__all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+
+
+def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
+    """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
+    return module_from_content(cls, read_checkpoint(path, map_location=map_location), path, strict=strict, given=given)
+
+
+def module_from_content(
+    cls: type[Any],
+    content: dict[str, Any],
+    path: Any,
+    *,
+    strict: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """The same from what `read_checkpoint` gave; `path` is for messages."""
+    module = cls.rebuild(_arguments(cls, content, given or {}, path))
+    module.on_load_checkpoint(content)
+    state = content["state_dict"]
+    if state:
+        module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
+    take_formats(module, state)
+    load_weights(module, state, path, strict=strict)
+    return module.eval()
+
+
+def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
+    """The arguments to build a module with: those of the checkpoint, and those given, which win."""
+    accepted = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    stored, given = _with_collection(content, given, accepted)
+    for name in given:
+        if name not in accepted and not takes_any:
+            raise UsageError(f"{cls.__name__} has no argument {name!r}", fix=did_you_mean(name, accepted))
+    arguments = {name: value for name, value in stored.items() if name in accepted or takes_any} | dict(given)
+    needed = [
+        p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    form = content.get("hyper_parameters_form")
+    for where, kind in find_not_saved(arguments):
+        inside = where.removeprefix(f"{form['argument']}.") if form is not None else where
+        name = re.split(r"[.\[]", inside)[0]
+        raise UsageError(
+            f"{path}: the argument {where!r} of {cls.__name__} ({kind}) could not be stored",
+            fix=f"{cls.__name__}.load_from_checkpoint({str(path)!r}, {name}=...)",
+        )
+    missing = [name for name in needed if name not in arguments]
+    if missing:
+        raise UsageError(
+            f"{path} does not hold the arguments {', '.join(missing)} of {cls.__name__}",
+            fix=f"pass them to load_from_checkpoint, or call self.save_hyperparameters() in {cls.__name__}.__init__",
+        )
+    if form is not None and form["argument"] in arguments and form["argument"] not in given:
+        arguments[form["argument"]] = as_collection(arguments[form["argument"]], form["kind"])
+    return arguments
+
+
+def _with_collection(
+    content: Mapping[str, Any], given: Mapping[str, Any], accepted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Stored and given arguments, with the values of a collection (`Net(hp)`) back in it, as a dictionary.
+
+    A given name that is no argument of the constructor, but stands in the collection, is a value of the collection.
+    """
+    stored, form = dict(content.get("hyper_parameters", {})), content.get("hyper_parameters_form")
+    if form is None or form["argument"] is None or form["argument"] in given:
+        return stored, dict(given)
+    held = {name: value for name, value in stored.items() if name not in form["beside"]}
+    own = {name: value for name, value in given.items() if name not in accepted and name in held}
+    rest = {name: value for name, value in given.items() if name not in own}
+    return {**{n: stored[n] for n in form["beside"]}, form["argument"]: held | own}, rest
+
+
+def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, strict: bool = True) -> None:
+    """Load weights, with an error that names the file, the first wrong names and the shapes.
+
+    Raises:
+        IntegrityError: names or shapes are not the module's.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong or (strict and (missing or unexpected)):
+        details = [
+            *wrong[:3],
+            *(f"no {name}" for name in missing[:3]),
+            *(f"unknown {n}" for n in unexpected[:3]),
+        ]
+        raise IntegrityError(
+            f"{path}: its weights do not fit {type(module).__name__}",
+            why=f"{len(wrong) + len(missing) + len(unexpected)} differences: {'; '.join(details)}",
+            fix="build the module with the arguments that it was saved with",
+        )
+    module.load_state_dict(state, strict=strict)
+
+
+def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
+    """Load what `read_checkpoint` gave into a module that has met its data (after `connect`).
+
+    Raises:
+        UsageError: the file's labels are not the module's, in the same order.
+        IntegrityError: names or shapes of weights are not the module's.
+    """
+    module.on_load_checkpoint(content)
+    load_weights(module, content["state_dict"], path)
+
+
+def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
+    """Stand where the checkpoint was written: weights, optimizers, schedulers, callbacks, random state, progress.
+
+    Raises:
+        UsageError: the file holds weights only, or another number of optimizers.
+    """
+    if "progress" not in content:
+        raise UsageError(
+            f"{path} holds weights only and cannot be resumed", fix="load_from_checkpoint, then finetune anew"
+        )
+    for callback in run.callbacks:
+        callback.on_load_checkpoint(run.trainer, run.module, content)
+    _check_preprocessing(run, content, path)
+    load_checkpoint_into(run.module, content, path)
+    _restore_optimizers(run, content, path)
+    if content["precision"]["name"] == run.precision.name:  # else it is reported, and a scaler begins anew
+        run.precision.load_state_dict(content["precision"]["state"])
+    states = content["callbacks"]
+    for callback in run.callbacks:
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+    if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
+        run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
+    progress = dict(content["progress"])
+    progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
+    run.load_state_dict(progress)
+    _report_differences(run, content, Path(path))
+    set_generator_states(content["random"])
+
+
+def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:
+    """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
+    then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
+    if then is not None and now is not None and then != now:
+        different = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key])
+        raise UsageError(
+            f"{path} was written with another preprocessing: {different}",
+            fix="resume with the backbone and the data.preprocessing of the first run",
+        )
+
+
+def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None:
+    states, rates = content["optimizer_states"], content["lr_schedulers"]
+    if len(states) != len(run.optimizers) or len(rates) != len(run.schedulers):
+        raise UsageError(
+            f"{path} was written with {len(states)} optimizers and {len(rates)} schedulers, "
+            f"this run has {len(run.optimizers)} and {len(run.schedulers)}",
+            fix="resume with the settings of the first run",
+        )
+    for optimizer, state in zip(run.optimizers, states, strict=True):
+        try:
+            optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise UsageError(
+                f"{path}: the optimizer's parameter groups are not this run's",
+                why=str(error),
+                fix="resume with the finetuning strategy and optimizer of the first run",
+            ) from error
+    for optimizer in run.optimizers:
+        # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
+        optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
+    for rate, state in zip(run.schedulers, rates, strict=True):
+        rate.scheduler.load_state_dict(state)
+
+
+def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:
+    now = {**environment(run), "seed": run.seed, **settings_of(run)}
+    then = {**content["environment"], "seed": content["seed"], **content["settings"]}
+    # What a checkpoint does not tell (the settings of a module without a recipe) is not compared.
+    different = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
+    if different:
+        run.trainer.say(f"resuming {path.name}: results will not be bit-equal ({'; '.join(different)})")

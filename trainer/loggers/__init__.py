@@ -1,0 +1,1 @@
+"""Loggers: where logged values go, one kind a file."""

@@ -1,0 +1,223 @@
+"""MLflow, on a tracking server or in a database in the run folder. Its library is imported when a run starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flashtask.core.errors import OutputError
+from flashtask.core.files import atomic_write_text
+from flashtask.core.plain_json import canonical_json, parse_json
+from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
+from flashtask.trainer.loggers.values import flat_values
+
+__all__ = ["MLFlowLogger"]
+
+_INSTALL = "pip install mlflow-skinny sqlalchemy alembic"
+#: what every MLflow takes at once, and in what length
+_METRICS_AT_ONCE, _PARAMETERS_AT_ONCE = 1000, 100
+_LONGEST_NAME, _LONGEST_VALUE = 250, 500
+#: seconds after which a server that did not answer is asked again
+_PAUSE = 600
+
+
+class MLFlowLogger(Logger):
+    """Logs to MLflow; a resumed run continues the same MLflow run, whose id is in the folder's `mlflow.json`.
+
+    Values stand at the optimizer step and are sent when the log is flushed; if they cannot be, that is said, and they
+    are kept and sent with the next ones. MLflow draws each series in a chart of its own; those of one chart stand
+    together. Characters that MLflow does not allow in names become `_`. The database of a run folder is shown by
+    `mlflow server --backend-store-uri sqlite:///<run folder>/mlflow.db`, for which the whole `mlflow` is needed.
+
+    Args:
+        experiment_name: it is made if there is none.
+        run_name: what MLflow calls the run; the run folder's name if not given.
+        tracking_uri: for example `http://localhost:5000` or `sqlite:///mlflow.db`; None means `MLFLOW_TRACKING_URI`
+            where that is set, else `mlflow.db` in the run folder.
+        run_id: of an MLflow run to continue.
+        tags: of the MLflow run.
+
+    Raises:
+        UsageError: MLflow is not installed.
+        OutputError: the tracking server does not answer, or the database cannot be written.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str = "flashtask",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        run_id: str | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        require_library("mlflow", "MLFlowLogger", _INSTALL)
+        self.experiment_name, self.run_name, self.tracking_uri = experiment_name, run_name, tracking_uri
+        self.run_id, self.tags = run_id, tags
+        self._client: Any = None
+        self._waiting: list[Any] = []
+        self._known: set[tuple[str, int, str]] = set()
+        self._try_again_at = 0.0
+
+    @property
+    def experiment(self) -> Any:
+        """The `MlflowClient`; `run_id_now` is the run it logs to.
+
+        Raises:
+            UsageError: no run is going on.
+        """
+        if self._client is None:
+            raise no_run_yet(self)
+        return self._client
+
+    def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
+        """Begin an MLflow run, or continue that of the folder."""
+        self.close()
+        self._mlflow = library("mlflow", "MLFlowLogger", _INSTALL)
+        local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+        for package in ("sqlalchemy", "alembic") if uri.startswith("sqlite:") else ():
+            require_library(package, "MLFlowLogger with a database", _INSTALL)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = folder / "mlflow.json"
+        kept = parse_json(record.read_text("utf-8"))["run_id"] if step and record.exists() else None
+        self._step, self._waiting, self._known, self._try_again_at = step, [], set(), 0.0
+        with _said_as_output(self._mlflow, uri):
+            client = self._mlflow.MlflowClient(tracking_uri=uri)
+            goes_on = self._continue(client, self.run_id or kept)
+            if not goes_on:
+                # Without a place of its own, MLflow takes the working folder for a run's files.
+                place = (folder / "mlflow_artifacts").absolute().as_uri() if uri == local else None
+                self.run_id_now = self._begin(client, self.run_name or folder.name, place)
+        atomic_write_text(record, canonical_json({"run_id": self.run_id_now}))
+        self._client, self._uri = client, uri
+        for row in () if goes_on else history:
+            self.log_epoch(row)
+
+    def _begin(self, client: Any, run_name: str, place: str | None) -> str:
+        found = client.get_experiment_by_name(self.experiment_name)
+        if found is not None:
+            experiment = found.experiment_id
+        else:
+            experiment = client.create_experiment(self.experiment_name, artifact_location=place)
+        return str(client.create_run(experiment, run_name=run_name, tags=self.tags).info.run_id)
+
+    def _continue(self, client: Any, run_id: str | None) -> bool:
+        """Open a run again, and learn what it has of the steps that are taken once more; False if it is not there."""
+        if run_id is None:
+            return False
+        try:
+            run = client.get_run(run_id)
+        except self._mlflow.MlflowException as error:
+            # The run folder was kept, and the database or server is another one.
+            if self.run_id is None and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        client.update_run(run_id, status="RUNNING")
+        for name in run.data.metrics:
+            points = client.get_metric_history(run_id, name)
+            self._known |= {(p.key, p.step, repr(p.value)) for p in points if p.step >= self._step}
+        self.run_id_now = run_id
+        return True
+
+    def log_hyperparameters(self, values: dict[str, Any]) -> None:
+        """Make the hyper-parameters the MLflow run's parameters."""
+        entities = self._mlflow.entities
+        given = {_allowed(name): str(value)[:_LONGEST_VALUE] for name, value in flat_values(values).items()}
+        with _said_as_output(self._mlflow, self._uri):
+            there = self._client.get_run(self.run_id_now).data.params
+            new = [entities.Param(name, value) for name, value in given.items() if name not in there]
+            for start in range(0, len(new), _PARAMETERS_AT_ONCE):
+                self._log_batch(params=new[start : start + _PARAMETERS_AT_ONCE])
+            # Parameters cannot be changed; what a resumed run is given anew is a tag.
+            for name, value in given.items():
+                if there.get(name, value) != value:
+                    self._log_batch(tags=[entities.RunTag(f"{name} from step {self._step}"[:_LONGEST_NAME], value)])
+
+    def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
+        """Keep values at their step."""
+        now = int(time.time() * 1000)
+        for name, given in values.items():
+            key, value = _allowed(name), float(given)
+            if (key, step, repr(value)) not in self._known:
+                self._waiting.append(self._mlflow.entities.Metric(key, value, now, step))
+        if len(self._waiting) >= _METRICS_AT_ONCE:
+            self.flush()
+
+    def log_epoch(self, row: dict[str, float]) -> None:
+        """Keep the row's values, `epoch` among them, at the step with which the epoch ended."""
+        values = {name: value for name, value in row.items() if name != "step"}
+        self.log_step(values, int(row["step"]), int(row["epoch"]))
+
+    def flush(self) -> None:
+        """Send what is kept; what cannot be sent stays for the next time."""
+        if self._client is not None and time.monotonic() >= self._try_again_at:
+            with self._said_as_warning("wait"):
+                self._send()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Send what is left and call the MLflow run finished, or failed."""
+        if self._client is None:
+            return
+        with self._said_as_warning("are lost"):
+            self._send()
+            self._client.set_terminated(self.run_id_now, status="FINISHED" if error is None else "FAILED")
+        self._client = None
+
+    def _send(self) -> None:
+        while self._waiting:
+            self._log_batch(metrics=self._waiting[:_METRICS_AT_ONCE])
+            del self._waiting[:_METRICS_AT_ONCE]
+
+    def _log_batch(self, **what: Any) -> None:
+        self._client.log_batch(self.run_id_now, synchronous=True, **what)
+
+    @contextmanager
+    def _said_as_warning(self, fate: str) -> Iterator[None]:
+        """A run does not end because a server is away for a while."""
+        try:
+            yield
+        except self._mlflow.MlflowException as error:
+            # MLflow has tried for minutes already; training is not to wait for that at each flush.
+            self._try_again_at = time.monotonic() + _PAUSE
+            told = f"MLflow takes nothing now, {len(self._waiting)} values {fate}: {_first_line(error)}"
+            warnings.warn(told, stacklevel=4)
+
+
+@contextmanager
+def _said_as_output(mlflow: Any, uri: str) -> Iterator[None]:
+    """Before a run starts, what MLflow refuses is an error."""
+    # It tells of each table that it makes.
+    told = logging.getLogger("mlflow.store.db.utils")
+    level = told.level
+    told.setLevel(logging.WARNING)
+    try:
+        yield
+    except mlflow.MlflowException as error:
+        raise OutputError(
+            f"MLflow at {_without_password(uri)} takes no run",
+            why=_first_line(error),
+            fix='start the server, or write to a file: MLFlowLogger(tracking_uri="sqlite:///mlflow.db")',
+        ) from error
+    finally:
+        told.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return _without_password(str(error).strip().partition("\n")[0])
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _allowed(name: str) -> str:
+    """A name as MLflow takes it on every system: no other characters, no way out of a folder."""
+    return posixpath.normpath(re.sub(r"[^/\w.\- ]", "_", name)).lstrip("./")[:_LONGEST_NAME] or "_"

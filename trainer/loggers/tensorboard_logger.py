@@ -1,0 +1,127 @@
+"""TensorBoard's event files. TensorBoard is imported when a run starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
+from flashtask.trainer.loggers.values import flat_values
+
+__all__ = ["TensorBoardLogger", "is_available"]
+
+_INSTALL = "pip install tensorboard"
+
+
+def is_available() -> bool:
+    """Whether TensorBoard is installed; it is not imported."""
+    return find_spec("tensorboard") is not None
+
+
+class TensorBoardLogger(Logger):
+    """Writes what `tensorboard --logdir <folder>` shows: values over steps, charts of several series, hyper-parameters.
+
+    Values of steps and epochs stand at the optimizer step. A resumed run goes on where its checkpoint stands: what was
+    written after it is hidden by TensorBoard.
+
+    Args:
+        folder: None means `tensorboard` in the run folder; else each run writes to `<folder>/<name of its run folder>`.
+
+    Raises:
+        UsageError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Any = None) -> None:
+        require_library("tensorboard", "TensorBoardLogger", _INSTALL)
+        self.folder = None if folder is None else Path(folder)
+        self._here: Path | None = None
+        self._purge_step = 0
+        self._charts: set[str] = set()
+        self._writers: dict[str, Any] = {}
+
+    @property
+    def experiment(self) -> Any:
+        """The `SummaryWriter` of the run, for images, texts and whatever else it can take.
+
+        Raises:
+            UsageError: no run is going on.
+        """
+        if self._here is None:
+            raise no_run_yet(self)
+        return self._writer()
+
+    def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
+        """Open the event file; a run that goes on in another folder brings its rows along."""
+        self.close()
+        self._here = folder / "tensorboard" if self.folder is None else self.folder / folder.name
+        files = list(self._here.rglob("events.out.tfevents.*"))
+        _wait_for_a_later_name(files)
+        # What was written from this step on is hidden. A run that begins says so too: of several files, TensorBoard
+        # takes the first that tells of a start for the beginning, and hides nothing because of it.
+        self._purge_step = step + 1 if step and files else 0
+        self._writer()
+        for row in () if files else history:
+            self.log_epoch(row)
+
+    def log_hyperparameters(self, values: dict[str, Any]) -> None:
+        """Write the hyper-parameters where TensorBoard's HPARAMS tab finds them, beside the run's own values."""
+        # Not add_hparams: it makes a run of its own, which has the hyper-parameters and nothing else.
+        if values:
+            summary = library("tensorboard.plugins.hparams.summary_v2", "TensorBoardLogger", _INSTALL)
+            self._writer().file_writer.add_summary(summary.hparams_pb(flat_values(values)))
+
+    def draw_together(self, chart: str) -> None:
+        """Values whose names begin with `<chart>/` become lines of one chart."""
+        self._charts.add(chart)
+
+    def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
+        """Values at their step."""
+        for name, value in values.items():
+            self._add(name, value, step)
+
+    def log_epoch(self, row: dict[str, float]) -> None:
+        """The row's values, `epoch` among them, at the step with which the epoch ended."""
+        for name, value in row.items():
+            if name != "step":
+                self._add(name, value, int(row["step"]))
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Write what is left and close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._here, self._writers = None, {}
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        chart = max((chart for chart in self._charts if name.startswith(f"{chart}/")), key=len, default=None)
+        if chart is None:
+            self._writer().add_scalar(name, value, step)
+            return
+        # One chart has one line for each folder of events. Folders of our own do what `add_scalars` does, but take
+        # part in resuming and flushing. A custom layout needs no folders, but is drawn in a tab of its own, away from
+        # the charts that everybody looks at first.
+        series = name.removeprefix(f"{chart}/")
+        self._writer(quote(f"{chart}_{series}", safe=" ")).add_scalar(chart, value, step)
+
+    def _writer(self, series: str = "") -> Any:
+        """The writer of a folder: of the run itself, or of a series within it."""
+        assert self._here is not None, "a run logs between start and close"
+        if series not in self._writers:
+            kind = library("torch.utils.tensorboard", "TensorBoardLogger", _INSTALL).SummaryWriter
+            self._writers[series] = kind(str(self._here / series), purge_step=self._purge_step)
+        return self._writers[series]
+
+
+def _wait_for_a_later_name(files: Iterable[Path]) -> None:
+    """TensorBoard reads files in the order of their names, which begin with the second that they were made in."""
+    seconds = [int(path.name.split(".")[3]) for path in files if path.name.split(".")[3].isdigit()]
+    # A clock that is far off is not waited for.
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))

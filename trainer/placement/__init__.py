@@ -1,0 +1,1 @@
+"""Where a run runs: accelerators, devices, number formats, strategies of distribution."""

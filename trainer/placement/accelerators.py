@@ -1,0 +1,208 @@
+"""Accelerators: which kinds of devices there are, and which of them are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.registry import Registry, RegistryEntry
+from flashtask.trainer.placement.devices import check_devices, device_indices, devices_of_gpus
+
+__all__ = [
+    "ACCELERATORS",
+    "Accelerator",
+    "Aliases",
+    "CPUAccelerator",
+    "CUDAAccelerator",
+    "MPSAccelerator",
+    "accelerator_of",
+    "check_accelerator",
+    "check_devices",
+    "devices_of_gpus",
+    "resolve_accelerator",
+    "resolve_device",
+]
+
+ACCELERATORS: Registry[Any] = Registry("accelerator")
+
+
+class Aliases:
+    """Further spellings of registered names: a source of a registry that lists nothing of its own."""
+
+    def __init__(self, registry: Registry[Any], names: Mapping[str, str]) -> None:
+        self.registry, self._names = registry, dict(names)
+
+    def names(self) -> Iterable[str]:
+        """None: what is spelled otherwise is listed already."""
+        return ()
+
+    def spellings(self) -> Iterable[str]:
+        """The further spellings, for near matches."""
+        return self._names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of the name that a spelling stands for."""
+        return self.registry.entry(self._names[name]) if name in self._names else None
+
+
+class Accelerator:
+    """A kind of device. Of your own one write at least `device`, and pass an object to the Trainer."""
+
+    #: how messages call it
+    name = "custom"
+
+    def is_available(self) -> bool:
+        """Whether there is such a device here."""
+        return True
+
+    def device_count(self) -> int:
+        """How many there are here."""
+        return 1
+
+    def device(self, index: int) -> torch.device:
+        """The device of a number, counted from 0."""
+        raise UsageError(
+            f"{type(self).__name__} has no device", fix='def device(self, index): return torch.device("cuda", index)'
+        )
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether bfloat16 is fast on a device, so that `precision="auto"` means bf16-mixed there."""
+        return False
+
+
+@ACCELERATORS.register("cpu", description="all cores of the machine, as one device")
+class CPUAccelerator(Accelerator):
+    """The processor: one device, however many cores it has."""
+
+    name = "cpu"
+
+    def device(self, index: int) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether the processor has instructions for it."""
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@ACCELERATORS.register("cuda", description="GPUs by NVIDIA, or by AMD with a ROCm build of torch")
+class CUDAAccelerator(Accelerator):
+    """GPUs that torch reaches by CUDA or ROCm."""
+
+    name = "cuda"
+
+    def is_available(self) -> bool:
+        """Whether torch sees one."""
+        return torch.cuda.is_available()
+
+    def device_count(self) -> int:
+        """How many torch sees; `CUDA_VISIBLE_DEVICES` limits them."""
+        return torch.cuda.device_count()
+
+    def device(self, index: int) -> torch.device:
+        """The GPU of a number."""
+        return torch.device("cuda", index)
+
+    def computes_bfloat16(self, device: torch.device) -> bool:
+        """Whether the GPU does it itself, without emulation."""
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@ACCELERATORS.register("mps", description="the GPU of an Apple computer")
+class MPSAccelerator(Accelerator):
+    """The GPU of an Apple computer."""
+
+    name = "mps"
+
+    def is_available(self) -> bool:
+        """Whether torch sees it."""
+        return torch.backends.mps.is_available()
+
+    def device(self, index: int) -> torch.device:
+        """The only one."""
+        return torch.device("mps")
+
+
+ACCELERATORS.add_source(Aliases(ACCELERATORS, {"gpu": "cuda"}))
+
+#: In the order in which `auto` looks for them.
+_PREFERENCE = ("cuda", "mps", "cpu")
+
+_NOT_SUPPORTED = {
+    "tpu": "there is no TPU support",
+    "xla": "there is no TPU support",
+    "ipu": "there is no IPU support",
+    "hpu": "there is no HPU support",
+    "npu": "there is no NPU support",
+    "xpu": "there is no XPU support",
+}
+
+
+def check_accelerator(accelerator: Any) -> Accelerator | None:
+    """The accelerator that a name or an object means, None for `auto`; whether it is here is not asked.
+
+    Raises:
+        UsageError: there is no such accelerator.
+    """
+    if isinstance(accelerator, Accelerator):
+        return accelerator
+    if isinstance(accelerator, type) and issubclass(accelerator, Accelerator):
+        raise UsageError(
+            f"accelerator={accelerator.__name__}: it is a class", fix=f"accelerator={accelerator.__name__}()"
+        )
+    name = str(accelerator).lower()
+    if name == "auto":
+        return None
+    if accelerator not in ACCELERATORS and name not in ACCELERATORS:
+        raise _unknown(name, accelerator)
+    made = ACCELERATORS.get(accelerator if accelerator in ACCELERATORS else name)()
+    if not isinstance(made, Accelerator):
+        raise UsageError(f"the accelerator {name!r} is registered as {made!r}", fix="class Mine(flashtask.Accelerator)")
+    return made
+
+
+def _unknown(name: str, given: Any) -> UnknownNameError:
+    error = UnknownNameError("accelerator", str(given), ["auto", *ACCELERATORS.names(), "gpu"])
+    if name in _NOT_SUPPORTED:
+        error.why = _NOT_SUPPORTED[name]
+        error.fix = 'accelerator="auto" takes what is here: CUDA, then MPS, then the CPU'
+    return error
+
+
+def resolve_accelerator(accelerator: Any = "auto") -> Accelerator:
+    """The accelerator that is meant, which is here; `auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: there is no such accelerator, here or at all.
+    """
+    meant = check_accelerator(accelerator)
+    if meant is None:
+        known: list[Accelerator] = [ACCELERATORS.get(name)() for name in _PREFERENCE if name in ACCELERATORS]
+        return next(one for one in known if one.is_available())
+    if not meant.is_available():
+        kind = meant.name.upper() if meant.name in _PREFERENCE else meant.name
+        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(meant).__name__}()"
+        raise UsageError(f"accelerator={given}: there is no {kind} device here", fix='accelerator="cpu"')
+    return meant
+
+
+def accelerator_of(device: torch.device) -> Accelerator:
+    """The registered accelerator of a device; the plain base for a device that none is registered for."""
+    made = ACCELERATORS.get(device.type)() if device.type in ACCELERATORS else Accelerator()
+    assert isinstance(made, Accelerator)
+    return made
+
+
+def resolve_device(accelerator: Any = "auto", devices: Any = "auto") -> torch.device:
+    """The first device that is meant.
+
+    Raises:
+        UsageError: there is no such accelerator or device, here or at all.
+    """
+    meant = resolve_accelerator(accelerator)
+    return meant.device(device_indices(devices, meant)[0])

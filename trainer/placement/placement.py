@@ -1,0 +1,119 @@
+"""Where a run runs: what accelerator, devices, strategy, precision and plugins come to together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashtask.core.errors import UsageError
+from flashtask.trainer.placement.accelerators import Accelerator, check_accelerator, resolve_accelerator
+from flashtask.trainer.placement.devices import check_devices, device_indices
+from flashtask.trainer.placement.precision import Precision, check_precision, resolve_precision
+from flashtask.trainer.placement.strategies import Strategy, resolve_strategy
+
+__all__ = ["Placement", "check_placement", "resolve_placement"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one process of a run computes, and how.
+
+    Args:
+        strategy: over which processes the run is spread.
+        accelerator: the kind of its devices.
+        devices: their numbers, one for each process on this machine.
+        device: that of this process.
+        precision: the number format.
+    """
+
+    strategy: Strategy
+    accelerator: Accelerator
+    devices: tuple[int, ...]
+    device: torch.device
+    precision: Precision
+
+
+def check_placement(*, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any) -> Strategy:
+    """Look at a Trainer's arguments together; no device is asked for.
+
+    Returns:
+        The strategy that is meant: the given object, or a new one.
+
+    Raises:
+        UsageError: one of them means nothing, or two contradict each other.
+    """
+    chosen, accelerator, precision = _combined(accelerator, strategy, precision, plugins)
+    check_accelerator(accelerator)
+    check_devices(devices, chosen.most_devices)
+    if precision is not None:
+        check_precision(precision)
+    return chosen
+
+
+def resolve_placement(
+    *, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any, default_precision: str
+) -> Placement:
+    """Settle where a run runs.
+
+    Args:
+        accelerator: `auto`, a name or an object.
+        devices: as `check_devices` reads it.
+        strategy: None, `auto`, a name or an object.
+        precision: None, a name or an object.
+        plugins: None, an object or a list of them: strategies and precisions.
+        default_precision: what no precision at all means for the module.
+
+    Raises:
+        UsageError: one of them means nothing, two contradict each other, or a device is not here.
+    """
+    chosen, accelerator, precision = _combined(accelerator, strategy, precision, plugins)
+    found = resolve_accelerator(accelerator)
+    indices = device_indices(devices, found, chosen.most_devices)
+    device = found.device(indices[chosen.local_rank])
+    wanted = default_precision if precision is None else precision
+    return Placement(chosen, found, tuple(indices), device, resolve_precision(wanted, device, found))
+
+
+def _combined(accelerator: Any, strategy: Any, precision: Any, plugins: Any) -> tuple[Strategy, Any, Any]:
+    """The strategy, and what is said of accelerator and precision in whichever place."""
+    given = _plugins(plugins)
+    unsaid = strategy is None or (isinstance(strategy, str) and strategy == "auto")
+    strategies = [one for one in given if isinstance(one, Strategy)]
+    chosen = resolve_strategy(_only("strategy", [*([] if unsaid else [strategy]), *strategies]))
+    precisions = [one for one in given if isinstance(one, Precision)]
+    said = [one for one in (precision, chosen.precision_plugin) if one is not None]
+    precision = _only("precision", [*said, *precisions])
+    kinds = [] if isinstance(accelerator, str) and accelerator.lower() == "auto" else [accelerator]
+    kinds += [] if chosen.accelerator is None else [chosen.accelerator]
+    return chosen, _only("accelerator", kinds) if kinds else "auto", precision
+
+
+def _only(what: str, given: list[Any]) -> Any:
+    """The one that is given, in one place or the same in several; None if there is none."""
+    different = list({id(one): one for one in given}.values())
+    if len(different) > 1:
+        names = " and ".join(str(getattr(one, "name", one)) for one in different)
+        raise UsageError(
+            f"{what} is said twice: {names}",
+            why=f"{what}=..., plugins=[...] and the arguments of a strategy can say it, one of them at a time",
+            fix=f"leave one of them out: {what}=...",
+        )
+    return different[0] if different else None
+
+
+def _plugins(plugins: Any) -> list[Any]:
+    """The plugins as a list of strategies and precisions."""
+    given = list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
+    for one in given:
+        if isinstance(one, type) and issubclass(one, (Strategy, Precision)):
+            raise UsageError(f"plugins=[{one.__name__}]: it is a class", fix=f"plugins=[{one.__name__}()]")
+        if isinstance(one, Accelerator):
+            raise UsageError("plugins=[...] takes no accelerator", fix=f"accelerator={type(one).__name__}()")
+        if not isinstance(one, (Strategy, Precision)):
+            raise UsageError(
+                f"plugins=[{one!r}]: a Strategy or a Precision is needed",
+                fix='strategy="auto", precision="bf16-mixed" for those that have names',
+            )
+    return given

@@ -1,0 +1,273 @@
+"""Number formats: what weights and batches are held in, how the forward pass computes, how gradients are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flashtask.core.errors import DivergedError, UsageError, did_you_mean
+from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
+from flashtask.trainer.transfer import in_dtype
+
+__all__ = [
+    "MixedPrecision",
+    "Precision",
+    "ScaledPrecision",
+    "TruePrecision",
+    "check_precision",
+    "resolve_precision",
+    "take_formats",
+]
+
+#: every spelling -> the name that files and messages use
+_NAMES = {
+    **dict.fromkeys(("32", "32-true", "full"), "32"),
+    **dict.fromkeys(("bf16", "bf16-mixed"), "bf16-mixed"),
+    **dict.fromkeys(("16", "16-mixed"), "16-mixed"),
+    **dict.fromkeys(("16-true", "half"), "16-true"),
+    "bf16-true": "bf16-true",
+    **dict.fromkeys(("64", "64-true", "double"), "64-true"),
+    "auto": "auto",
+}
+_TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+# These leave metrics as they are; `module.to(dtype)` would let counts and sums be kept in a half precision.
+_CONVERSIONS: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
+    torch.float16: nn.Module.half,
+    torch.bfloat16: nn.Module.bfloat16,
+    torch.float64: nn.Module.double,
+}
+
+
+class Precision:
+    """Float32 everywhere. Subclasses change the context of the forward pass, the backward pass or the step.
+
+    A subclass that gives itself no `name` is called by its class in checkpoints and logs.
+    """
+
+    name = "32"
+    #: what weights and the floating parts of batches are converted to; None leaves them as they are
+    dtype: torch.dtype | None = None
+    #: whether a step whose gradients overflow is left out, and is no divergence
+    skips_overflow = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = cls.__dict__.get("name", cls.__name__)
+
+    def convert_module(self, module: nn.Module) -> None:
+        """Bring the weights into this format; those that a run in another one left behind come back to float32."""
+        if vars(module).get("default_precision") in _TRUE:
+            del module.default_precision
+            module.float()
+
+    def convert_batch(self, batch: Any) -> Any:
+        """A batch in the format of the weights; needed only where `dtype` is not None."""
+        return batch if self.dtype is None else in_dtype(batch, self.dtype)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The context that the forward pass and the loss run in."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor, **options: Any) -> None:
+        """Compute gradients; options are those of `Tensor.backward`."""
+        loss.backward(**options)  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring gradients to their true size, before they are clipped or looked at; once more changes nothing."""
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Let the optimizer step; what it returns is returned."""
+        return optimizer.step() if closure is None else optimizer.step(closure)
+
+    def update(self) -> None:
+        """All optimizers have stepped; without a step before it, nothing happens."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class TruePrecision(Precision):
+    """Weights, batches and everything computed from them in one format other than float32.
+
+    Args:
+        name: `16-true`, `bf16-true` or `64-true`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.dtype = name, _TRUE[name]
+
+    def convert_module(self, module: nn.Module) -> None:
+        """Convert floating parameters and buffers; the module remembers it, for verbs that follow."""
+        assert self.dtype is not None
+        _CONVERSIONS[self.dtype](module)
+        module.default_precision = self.name  # type: ignore[assignment]
+
+
+class MixedPrecision(Precision):
+    """bfloat16 where autocast allows it, float32 weights and gradients."""
+
+    name = "bf16-mixed"
+    computes_in = torch.bfloat16
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Autocast for the device."""
+        return torch.autocast(self.device.type, dtype=self.computes_in)
+
+
+class ScaledPrecision(MixedPrecision):
+    """float16 where autocast allows it, with a gradient scaler: a step whose gradients overflow is left out.
+
+    The scaler may change the scale in `update`. Gradients that were computed before it must be applied before it.
+    """
+
+    name = "16-mixed"
+    computes_in = torch.float16
+    skips_overflow = True
+    #: at this scale gradients over 2^30 would fit into float16: what overflows now is NaN or has diverged
+    least_scale = 2.0**-14
+
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__(device)
+        self.scaler = torch.amp.GradScaler(self.device.type)
+        self._unscaled: set[int] = set()
+        self._updates = 0
+
+    def backward(self, loss: torch.Tensor, **options: Any) -> None:
+        """Compute scaled gradients."""
+        self.scaler.scale(loss).backward(**options)  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale, unless this has been done since the last update."""
+        if id(optimizer) not in self._unscaled and _has_gradients(optimizer):
+            self.scaler.unscale_(optimizer)
+            self._unscaled.add(id(optimizer))
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Step unless a gradient overflowed.
+
+        Raises:
+            UsageError: the optimizer wants a closure.
+        """
+        if closure is not None:
+            raise UsageError(
+                f"{type(optimizer).__name__} with a closure cannot train in 16-mixed",
+                why="an overflow in the middle of its step could not be left out",
+                fix='precision="bf16-mixed" or "32"',
+            )
+        self.unscale(optimizer)
+        if id(optimizer) not in self._unscaled:
+            return optimizer.step()  # nothing of it has gradients
+        returned = self.scaler.step(optimizer)
+        # A step that is left out counts: schedulers would else warn that they go on without the optimizer.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return returned
+
+    def update(self) -> None:
+        """Adapt the scale to whether gradients overflowed.
+
+        Raises:
+            DivergedError: they overflow whatever the scale.
+        """
+        if not self._unscaled:
+            return
+        self.scaler.update()
+        self._unscaled.clear()
+        self._updates += 1
+        # On a GPU to read the scale is to wait for it, so it is not read each time.
+        if self._updates % 16 == 0 and self.scaler.get_scale() < self.least_scale:
+            raise DivergedError(
+                "the gradients overflow at every scale, so no step is taken",
+                why="there are NaN or infinite gradients behind a loss that is finite",
+                fix='precision="32"; torch.autograd.set_detect_anomaly(True) tells where they come from',
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and its history."""
+        return dict(self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the scale and its history."""
+        self.scaler.load_state_dict(state)
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def check_precision(precision: Any) -> Precision | str:
+    """The object, or the name that files and messages use; no device is asked.
+
+    Raises:
+        UsageError: no precision has this name.
+    """
+    if isinstance(precision, Precision):
+        return precision
+    if isinstance(precision, type) and issubclass(precision, Precision):
+        raise UsageError(f"precision={precision.__name__}: it is a class", fix=f"precision={precision.__name__}()")
+    name = _NAMES.get(str(precision))
+    if name is None:
+        choices = sorted(set(_NAMES.values()))
+        raise UsageError(
+            f"no precision named {precision!r}",
+            fix=f"{did_you_mean(str(precision), _NAMES)} choose one of {', '.join(choices)}".strip(),
+        )
+    return name
+
+
+def resolve_precision(precision: Any, device: torch.device, accelerator: Accelerator | None = None) -> Precision:
+    """The object behind a name; `auto` is bf16-mixed where the device computes bfloat16 itself, else 32.
+
+    Args:
+        precision: `32`, `bf16-mixed`, `16-mixed`, `bf16-true`, `16-true`, `64-true`, `auto`, another spelling of one
+            of these (16 and `bf16` are mixed), or an object, which is given back.
+        device: where it is computed.
+        accelerator: of the device; the registered one of its type if not given.
+
+    Raises:
+        UsageError: no precision has this name, or the device does not have it.
+    """
+    name = check_precision(precision)
+    if isinstance(name, Precision):
+        return name
+    if name == "auto":
+        accelerator = accelerator or accelerator_of(device)
+        name = "bf16-mixed" if accelerator.computes_bfloat16(device) else "32"
+    if name == "64-true" and device.type == "mps":
+        raise UsageError(f"precision={precision!r}: MPS has no float64", fix='precision="32", or accelerator="cpu"')
+    if name in _TRUE:
+        return TruePrecision(name)
+    return {"32": lambda _: Precision(), "bf16-mixed": MixedPrecision, "16-mixed": ScaledPrecision}[name](device)
+
+
+def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a newly built module the floating formats that its weights were stored in.
+
+    A module that is in one of the true formats then is trained, evaluated and asked in it, unless told otherwise.
+
+    Args:
+        module: it takes the weights next.
+        state: the weights of a checkpoint.
+    """
+    changed = False
+    for name, own in module.state_dict(keep_vars=True).items():
+        stored = state.get(name, own)
+        both_float = all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in (own, stored))
+        if both_float and own.dtype != stored.dtype:
+            own.data = own.data.to(stored.dtype)
+            changed = True
+    formats = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    names = [name for name, dtype in _TRUE.items() if formats == {dtype}]
+    if changed and names:
+        module.default_precision = names[0]  # type: ignore[assignment]

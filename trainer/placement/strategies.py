@@ -1,0 +1,166 @@
+"""Strategies of distribution: over which processes a run is spread, and how these speak with each other.
+
+Not to be taken for finetuning strategies, which say what is frozen: those stand in trainer/stages.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from flashtask.core.errors import UnknownNameError, UsageError, nearest
+from flashtask.core.registry import Registry
+from flashtask.trainer.placement.accelerators import Accelerator, Aliases, check_accelerator
+from flashtask.trainer.placement.precision import Precision, check_precision
+from flashtask.trainer.stages import FINETUNING, Finetuning
+
+__all__ = ["STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
+
+T = TypeVar("T")
+
+STRATEGIES: Registry[Any] = Registry("strategy")
+
+REDUCTIONS = ("mean", "sum", "max", "min")
+
+
+class Strategy:
+    """How a run is spread over processes. The base is one process; a subclass changes what several do differently.
+
+    Args:
+        accelerator: a name or an object; None leaves it to `Trainer(accelerator=...)`.
+        precision_plugin: a name or an object; None leaves it to `Trainer(precision=...)`.
+
+    Raises:
+        UsageError: no accelerator or precision has this name.
+    """
+
+    #: how messages and files call it
+    name = "custom"
+    #: devices that it can use at the most; None for any number
+    most_devices: int | None = 1
+    #: how many processes there are, which of them this is, and which on its machine; both counted from 0
+    world_size = 1
+    global_rank = 0
+    local_rank = 0
+
+    def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
+        self.accelerator: Accelerator | None = None if accelerator is None else check_accelerator(accelerator)
+        self.precision_plugin: Precision | str | None = (
+            None if precision_plugin is None else check_precision(precision_plugin)
+        )
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.global_rank == 0
+
+    def launch(self, function: Callable[[], T]) -> T:
+        """Run a function in every process, and give what it returned in this one."""
+        return function()
+
+    def setup(self, module: nn.Module) -> nn.Module:
+        """The module as the steps call it: a wrapper where processes must agree about gradients, else itself."""
+        return module
+
+    def reduce(self, value: T, how: str = "mean") -> T:
+        """A number or tensor over all processes: `mean`, `sum`, `max` or `min`.
+
+        Raises:
+            UnknownNameError: another way.
+        """
+        if how not in REDUCTIONS:
+            raise UnknownNameError("way to reduce", how, REDUCTIONS)
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has, in the order of their ranks."""
+        return [value]
+
+    def barrier(self, name: str = "") -> None:
+        """Wait until every process is here; the name says where, for messages."""
+
+
+@STRATEGIES.register("single", description="one process on one device")
+class SingleDevice(Strategy):
+    """One process on one device."""
+
+    name = "single"
+
+
+STRATEGIES.add_source(Aliases(STRATEGIES, {"single_device": "single", "auto": "single"}))
+
+_LATER = "several processes are not there yet"
+_SHARDED = "sharding a model over devices is not there yet"
+
+#: first word of a name that others use -> what is to be said of it
+_NOT_HERE = {
+    "bagua": "there is no Bagua support",
+    "colossalai": "there is no ColossalAI support",
+    "ddp": _LATER,
+    "ddp2": _LATER,
+    "deepspeed": "there is no DeepSpeed support",
+    "dp": "several devices in one process are slower than one process each, which is not there yet",
+    "fsdp": _SHARDED,
+    "hivemind": "there is no Hivemind support",
+    "horovod": "there is no Horovod support",
+    "hpu": "there is no HPU support",
+    "ipu": "there is no IPU support",
+    "tpu": "there is no TPU support",
+    "xla": "there is no TPU support",
+}
+_SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fsdp")
+
+
+def resolve_strategy(strategy: Any) -> Strategy:
+    """The strategy behind a name or an object; None is `auto`. No device is asked for.
+
+    Raises:
+        UnknownNameError: no strategy has this name; finetuning strategies are pointed out.
+        UsageError: no strategy at all.
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        raise UsageError(f"strategy={strategy.__name__}: it is a class", fix=f"strategy={strategy.__name__}()")
+    if _is_finetuning(strategy):
+        raise UsageError(
+            f"strategy={strategy!r} is for finetuning; the Trainer's own is about devices and processes",
+            fix=f"trainer.finetune(model, ..., strategy={strategy!r})",
+        )
+    name = "auto" if strategy is None else strategy
+    if not isinstance(name, str):
+        raise UsageError(
+            f"strategy={strategy!r}: a name or a Strategy is needed", fix='strategy="auto", or strategy=MyStrategy()'
+        )
+    if name not in STRATEGIES:
+        raise _unknown(name)
+    made = STRATEGIES.get(name)()
+    if not isinstance(made, Strategy):
+        raise UsageError(f"the strategy {name!r} is registered as {made!r}", fix="class Mine(flashtask.Strategy)")
+    return made
+
+
+def _is_finetuning(strategy: Any) -> bool:
+    """A finetuning strategy in any of its forms: `freeze`, `freeze_unfreeze:5`, `("freeze_unfreeze", 5)`, an object."""
+    if isinstance(strategy, (tuple, list)) and strategy:
+        return _is_finetuning(strategy[0])
+    if isinstance(strategy, str):
+        return strategy.partition(":")[0] in FINETUNING
+    return isinstance(strategy, Finetuning) or hasattr(strategy, "stages")
+
+
+def _unknown(name: str) -> UnknownNameError:
+    error = UnknownNameError("strategy", name, [*STRATEGIES.names(), "auto"])
+    # `deepspeed_stage_2`, `ddp_spawn`: the first word says what it is.
+    first = name.lower().partition("_")[0]
+    if first in _NOT_HERE:
+        error.why = _NOT_HERE[first]
+        smaller = '; for a large model precision="bf16-true", or smaller batches and accumulate_grad_batches'
+        finetuning = 'finetuning: trainer.finetune(model, ..., strategy="freeze"); '
+        error.fix = f"{finetuning}distribution: devices=1{smaller if first in _SAVES_MEMORY else ''}"
+    elif not error.suggestions and (close := nearest(name, FINETUNING.names(), most=1)):
+        error.why = "the Trainer's strategy is about devices and processes"
+        error.fix = f"for finetuning: trainer.finetune(model, ..., strategy={close[0]!r})"
+    return error

@@ -1,0 +1,1 @@
+"""Profilers: where the time of a run goes."""

@@ -1,0 +1,111 @@
+"""What a learning-rate range test saw, and which rate follows from it: plain numbers, no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+__all__ = ["LearningRateCurve", "beginning_of", "falls_clearly", "smoothed", "steepest"]
+
+#: How many times its own uncertainty the smoothed loss must fall to be more than noise: with losses that only vary it
+#: does so in about one sweep of ten.
+_CLEAR = 5.0
+
+
+@dataclass(frozen=True)
+class LearningRateCurve:
+    """What a range test saw: one loss for each rate, and the rate that it suggests.
+
+    Args:
+        rates: of the steps, in their order.
+        losses: before each step; of an accumulation group, the mean over its samples.
+        smoothed: exponential means of the losses, corrected for their start.
+        suggestion: the rate at which the smoothed loss falls most steeply from one step to the next.
+        is_clear: whether the loss fell by more than the noise of the batches explains.
+        ended_by: why the sweep ended; empty if it went through all rates.
+        mode: `exponential` or `linear`, as in `RangeTest`.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float
+    is_clear: bool = True
+    ended_by: str = ""
+    mode: str = "exponential"
+
+    def __str__(self) -> str:
+        doubt = "" if self.is_clear else " (unclear: it varies much)"
+        return f"learning rate {self.suggestion:.3g}: the loss fell fastest there{doubt}"
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Write a picture of the curve: PNG, PDF, SVG, ... by the ending of the file's name.
+
+        Raises:
+            UsageError: pictures of this kind cannot be written.
+            StorageError: the file cannot be written.
+        """
+        from flashtask.trainer.tuning.pictures import draw_learning_rates
+
+        draw_learning_rates(self, path)
+
+
+def smoothed(losses: Sequence[float], smoothing: float) -> list[float]:
+    """Exponential means of the losses so far, corrected for starting at zero.
+
+    Args:
+        losses: one a step.
+        smoothing: the weight of the past, from 0 to below 1.
+    """
+    mean, found = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        mean = smoothing * mean + (1 - smoothing) * loss
+        found.append(mean / (1 - smoothing**step))
+    return found
+
+
+def beginning_of(steps: int, smoothing: float) -> int:
+    """The first step to look at: the smoothed losses before it are means of few."""
+    return max(1, min(math.ceil(1 / (1 - smoothing)), steps // 4))
+
+
+def steepest(means: Sequence[float], begin: int = 1) -> int | None:
+    """The step at which the smoothed loss falls most, by half the difference between the steps around it.
+
+    All behind the lowest point is left out: what falls there has risen before.
+
+    Args:
+        means: smoothed losses, one a step.
+        begin: the first step to look at, at least 1.
+
+    Returns:
+        The number of the step, or None if the loss falls nowhere.
+    """
+    inner = range(begin, min(_lowest(means, begin) + 1, len(means) - 1))
+    falls = {step: (means[step - 1] - means[step + 1]) / 2 for step in inner}
+    best = max(falls, key=lambda step: falls[step], default=None)
+    # A constant loss "falls" by what its mean is rounded by.
+    return best if best is not None and falls[best] > 1e-9 * abs(means[best]) else None
+
+
+def falls_clearly(losses: Sequence[float], smoothing: float) -> bool:
+    """Whether the smoothed loss falls further than losses that only vary would make it wander.
+
+    Args:
+        losses: at least two, one a step.
+        smoothing: the weight of the past.
+    """
+    means, begin = smoothed(losses, smoothing), beginning_of(len(losses), smoothing)
+    lowest = _lowest(means, begin)
+    fall = max(means[begin : lowest + 1]) - means[lowest]
+    # From one step to the next the loss hardly changes but by noise.
+    changes = [(b - a) ** 2 for a, b in pairwise(losses)]
+    noise = math.sqrt(sum(changes) / len(changes) / 2)
+    return fall >= _CLEAR * noise * math.sqrt((1 - smoothing) / (1 + smoothing))
+
+
+def _lowest(means: Sequence[float], begin: int) -> int:
+    return min(range(begin, len(means)), key=lambda step: means[step], default=0)
