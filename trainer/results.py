@@ -45,15 +45,14 @@ class Entry:
 
     def update(self, value: Any, weight: int) -> None:
         """Take one value; on an accelerator it stays there, so that no step waits for it."""
-        if isinstance(value, Metric):
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise UsageError(f"log({self.name!r}) takes a number, not a tensor of shape {tuple(value.shape)}")
+            value = value.item() if value.is_cpu else value.detach().float().reshape(())
+        elif isinstance(value, Metric):
             self.metric = value
             self.value = getattr(value, "_forward_cache", None)
             return
-        if isinstance(value, torch.Tensor):
-            value = value.detach()
-            if value.numel() != 1:
-                raise UsageError(f"log({self.name!r}) takes a number, not a tensor of shape {tuple(value.shape)}")
-            value = value.item() if value.device.type == "cpu" else value.float().reshape(())
         elif not isinstance(value, (int, float)):
             value = self._number(value)
         self.value = value
