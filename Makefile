@@ -10,7 +10,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test quick lint types clean
+.PHONY: help install demo test quick lint types bench clean
 
 # An environment that another checkout was installed into is installed again.
 ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
@@ -45,6 +45,10 @@ types: $(DONE)/dev
 	mkdir -p .link
 	ln -sfn .. .link/flashtask
 	$(PYTHON) -m mypy
+
+## make bench     what the engine adds to a training step, against the same loop by hand
+bench: $(DONE)/demo
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/engine_overhead.py
 
 ## make clean     remove what the targets made, except the environment
 clean:

@@ -24,7 +24,7 @@ from flashtask.tasks.prediction import as_items, evaluating, image_batches
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler
+from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler, name_and_options
 from flashtask.trainer.placement.precision import resolve_precision
 from flashtask.trainer.stages import resolve_finetuning
 from flashtask.trainer.wrapping import own_name
@@ -46,9 +46,9 @@ class Task(Module):
         learning_rate: of everything outside the backbone.
         backbone_learning_rate: of the backbone; None means a tenth of `learning_rate`, or all of it where the backbone
             is not pretrained.
-        optimizer: a class of `torch.optim` in any case.
+        optimizer: a class of `torch.optim` in any case, or `(name, {options})`.
         optimizer_options: its other arguments.
-        lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`.
+        lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`; also `(name, {options})`.
         lr_scheduler_options: its arguments.
 
     Raises:
@@ -76,9 +76,9 @@ class Task(Module):
         in_chans: int = 3,
         learning_rate: float = 1e-2,
         backbone_learning_rate: float | None = None,
-        optimizer: str = "adamw",
+        optimizer: Any = "adamw",
         optimizer_options: Mapping[str, Any] | None = None,
-        lr_scheduler: str = "cosine",
+        lr_scheduler: Any = "cosine",
         lr_scheduler_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -88,7 +88,9 @@ class Task(Module):
         ):
             if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
-        check_names(optimizer, lr_scheduler)
+        self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
+        self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
+        check_names(self._optimizer, self._schedule)
         fetched = fetches_weights(pretrained)
         built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **dict(backbone_options or {}))
         self.backbone, self.num_features = built.module, built.num_features
@@ -99,8 +101,6 @@ class Task(Module):
         self.metrics = nn.ModuleDict()
         self.learning_rate = learning_rate
         self._own_backbone_rate, self._backbone_share = backbone_learning_rate, 0.1 if pretrained else 1.0
-        self._optimizer, self._optimizer_options = optimizer, dict(optimizer_options or {})
-        self._schedule, self._schedule_options = lr_scheduler, dict(lr_scheduler_options or {})
         if num_outputs is not None:
             self.make_head(num_outputs)
 

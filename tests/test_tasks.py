@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from small import Net, colour_folders, digest, loaders
 
@@ -558,3 +559,20 @@ def test_a_checkpoint_is_loaded_from_an_https_address_once(trained, tmp_path, mo
     weights = model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_an_optimizer_and_a_schedule_may_be_names_with_options(tmp_path, form):
+    colour_folders(tmp_path / "train")
+    data = ImageClassificationData.from_folders(train_folder=tmp_path / "train", batch_size=8, val_split=0.5)
+    optimizer, schedule = form(("sgd", {"momentum": 0.5})), form(("steplr", {"step_size": 1, "gamma": 0.5}))
+    model = ImageClassifier("timm/test_resnet", pretrained=False, optimizer=optimizer, lr_scheduler=schedule)
+    trainer = Trainer(max_epochs=1, output_dir=tmp_path / "run", enable_progress_bar=False)
+    trainer.fit(model, datamodule=data)
+    (made,) = trainer.optimizers
+    assert (type(made), made.defaults["momentum"]) == (torch.optim.SGD, 0.5)
+    assert made.param_groups[0]["lr"] == pytest.approx(0.005)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["model"]["optimizer"] == list(optimizer)
+    assert type(flashtask.load(tmp_path / "run" / "last.ckpt")) is ImageClassifier
+    with pytest.raises(UsageError, match="did you mean 'sgd'"):
+        ImageClassifier("timm/test_resnet", pretrained=False, optimizer=("sdg", {}))

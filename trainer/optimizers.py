@@ -15,7 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 
-__all__ = ["ScheduledRate", "check_names", "make_optimizer", "make_scheduler", "read_optimizers", "require_no_closure"]
+__all__ = [
+    "ScheduledRate",
+    "check_names",
+    "make_optimizer",
+    "make_scheduler",
+    "name_and_options",
+    "read_optimizers",
+    "require_no_closure",
+]
 
 
 @dataclass
@@ -206,6 +214,13 @@ _SCHEDULES = {
     "cosine": None,
     **_classes(torch.optim.lr_scheduler, LRScheduler, ("LRScheduler",)),
 }
+
+
+def name_and_options(given: Any, options: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """A name and its options, from `"sgd"` or `("sgd", {"momentum": 0.9})`; options that are given apart win."""
+    if _is_named(given) and not isinstance(given, str) and len(given) == 2:
+        return given[0], {**given[1], **(options or {})}
+    return given, dict(options or {})
 
 
 def check_names(optimizer: str, schedule: str) -> None:
