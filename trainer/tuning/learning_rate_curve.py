@@ -75,7 +75,8 @@ def beginning_of(steps: int, smoothing: float) -> int:
 def steepest(means: Sequence[float], begin: int = 1) -> int | None:
     """The step at which the smoothed loss falls most, by half the difference between the steps around it.
 
-    All behind the lowest point is left out: what falls there has risen before.
+    It is looked for in the last descent, from where a tenth of the whole fall is behind for good to the lowest point:
+    before it the loss only varies from batch to batch, and what falls behind the lowest point has risen before.
 
     Args:
         means: smoothed losses, one a step.
@@ -84,7 +85,12 @@ def steepest(means: Sequence[float], begin: int = 1) -> int | None:
     Returns:
         The number of the step, or None if the loss falls nowhere.
     """
-    inner = range(begin, min(_lowest(means, begin) + 1, len(means) - 1))
+    lowest = _lowest(means, begin)
+    first = means[begin : begin + max(1, (lowest - begin) // 4)]
+    level = sum(first) / len(first) if first else 0.0
+    behind = level - (level - means[lowest]) / 10 if first else 0.0
+    start = max((step for step in range(begin, lowest) if means[step] >= behind), default=begin)
+    inner = range(start, min(lowest + 1, len(means) - 1))
     falls = {step: (means[step - 1] - means[step + 1]) / 2 for step in inner}
     best = max(falls, key=lambda step: falls[step], default=None)
     # A constant loss "falls" by what its mean is rounded by.
