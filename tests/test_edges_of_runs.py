@@ -7,7 +7,7 @@ import torch
 from small import Net, loaders, net
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from flashtask import Callback, DataModule, Trainer, read_checkpoint
+from flashtask import Callback, DataModule, Module, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UsageError
 
 
@@ -224,3 +224,170 @@ def test_several_loaders_to_train_on_are_refused(tmp_path, several):
 def test_a_generator_that_is_used_up_is_told(tmp_path):
     with pytest.raises(UsageError, match="only once"):
         quiet(tmp_path, max_epochs=2).fit(net(), (batch for batch in loaders()[0]))
+
+
+@pytest.mark.parametrize("name", ["epoch", "step", "seconds"])
+def test_a_column_that_every_row_has_cannot_be_logged(tmp_path, name):
+    class Wrong(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log(name, 70.0)
+
+    with pytest.raises(UsageError, match="already"):
+        quiet(tmp_path).fit(Wrong(), *loaders())
+
+
+def test_a_learning_rate_of_ones_own_is_logged_in_the_place_of_the_engines(tmp_path):
+    class Own(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("learning_rate", 7.0)
+
+    trainer = quiet(tmp_path)
+    trainer.fit(Own(), *loaders())
+    assert trainer.fit_run.history[0]["learning_rate"] == 7.0
+
+
+def test_a_fit_inside_a_fit_of_the_same_trainer_is_refused(tmp_path):
+    class Nested(Net):
+        def on_train_epoch_end(self):
+            self.trainer.fit(net(), *loaders())
+
+    trainer = quiet(tmp_path)
+    with pytest.raises(UsageError, match="in the middle of a fit"):
+        trainer.fit(Nested(), *loaders())
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+class Parts(Net):
+    """An optimizer for the backbone and one for the head."""
+
+    def training_step(self, batch, batch_idx, optimizer_idx):
+        self.turns = [*getattr(self, "turns", []), optimizer_idx]
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.backbone, self.head)]
+
+
+def test_an_optimizer_whose_parameters_are_frozen_has_no_turn(tmp_path):
+    module = Parts()
+    trainer = quiet(tmp_path, max_epochs=2, limit_train_batches=2)
+    trainer.finetune(module, *loaders(), strategy=("freeze_unfreeze", 1))
+    assert module.turns == [1, 1, 0, 1, 0, 1]
+
+
+def test_modes_of_what_was_frozen_are_put_back(tmp_path):
+    module = net()
+    quiet(tmp_path).finetune(module, *loaders(), strategy="freeze")
+    assert module.backbone.training
+
+
+def test_a_folder_whose_run_never_wrote_a_checkpoint_says_what_to_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(OutputError, match="before its first checkpoint"):
+        quiet(tmp_path).fit(net(), *loaders())
+
+
+def test_a_validation_iterator_that_is_used_up_is_told(tmp_path):
+    with pytest.raises(UsageError, match="used up"):
+        quiet(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(net(), loaders()[0], iter(list(loaders()[1])))
+
+
+def test_a_hook_that_fails_on_an_exception_does_not_hide_it(tmp_path):
+    heard = []
+
+    class Clumsy(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            raise KeyError("the cause")
+
+        def on_exception(self, trainer, module, exception):
+            raise ValueError("clumsy")
+
+    class Listening(Data):
+        def on_exception(self, exception):
+            heard.append(exception)
+
+    with pytest.raises(KeyError, match="the cause") as caught:
+        quiet(tmp_path, callbacks=[Clumsy()]).fit(net(), datamodule=Listening())
+    assert any("clumsy" in note for note in caught.value.__notes__)
+    assert heard == [caught.value]
+
+
+@pytest.mark.parametrize("size", [0, -4, "a", 1.5])
+def test_a_weight_that_cannot_be_one_is_told(tmp_path, size):
+    class Wrong(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("x", 1.0, batch_size=size)
+
+    with pytest.raises(UsageError, match="at least 1"):
+        quiet(tmp_path).fit(Wrong(), *loaders())
+
+
+@pytest.mark.parametrize("path", [3, True, ""])
+def test_a_checkpoint_path_that_is_none_is_told(tmp_path, path):
+    with pytest.raises(UsageError, match="ckpt_path"):
+        quiet(tmp_path).fit(net(), *loaders(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("time", [{"seconds": float("nan")}, {"seconds": float("inf")}, {"days": 10**12}])
+def test_a_time_without_an_end_is_told(time):
+    with pytest.raises(UsageError, match="no length of time"):
+        Trainer(max_time=time)
+
+
+def test_a_loss_that_was_detached_is_told(tmp_path):
+    class Detached(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx).detach()
+
+    with pytest.raises(UsageError, match="nothing can be learned"):
+        quiet(tmp_path).fit(Detached(), *loaders())
+
+
+def test_a_step_may_take_the_batch_alone(tmp_path):
+    class Short(Net):
+        def training_step(self, batch):
+            return super().training_step(batch, 0)
+
+        def validation_step(self, batch):
+            self.log("val_loss", 1.0)
+
+    trainer = quiet(tmp_path)
+    trainer.fit(Short(), *loaders())
+    assert trainer.callback_metrics["val_loss"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("validaton_step", "validation_step"), ("val_dataloaders", "val_dataloader")]
+)
+def test_a_method_named_almost_like_a_step_is_reported(tmp_path, name, meant):
+    class Plain(Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = type("Mistyped", (Plain,), {name: lambda self, *arguments: None})()
+    with pytest.warns(UserWarning, match=f"did you mean {meant}"):
+        quiet(tmp_path).fit(module, loaders()[0])
+
+
+def test_validation_data_without_a_step_is_said(tmp_path, capsys):
+    class NoValidation(Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet(tmp_path).fit(NoValidation(), *loaders())
+    assert "no validation_step" in capsys.readouterr().err

@@ -85,6 +85,10 @@ class GivenLoaders(DataModule):
         if prepare is not None:
             prepare()
 
+    def has(self, stage: str) -> bool:
+        """Whether a loader was passed for `train`, `val`, `test` or `predict`."""
+        return self._given.get(stage) is not None
+
     def _loader(self, stage: str) -> Any:
         loader = self._given.get(stage)
         if loader is not None:

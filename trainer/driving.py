@@ -50,9 +50,11 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
             _conclude(run)
     except BaseException as error:
         failure = seen = _as_users_see_it(run, error)
-        for call in run.listeners.get("exception", ()):
-            call(seen)
-        run.data.on_exception(seen)
+        for call in (*run.listeners.get("exception", ()), run.data.on_exception):
+            try:
+                call(seen)
+            except Exception as another:  # it must not hide what ended the run
+                seen.add_note(f"and in on_exception: {type(another).__name__}: {another}")
         if seen is error:
             raise
         raise seen from (None if isinstance(error, RunInterruptedError) else error)

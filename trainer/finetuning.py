@@ -46,6 +46,7 @@ class Freezing:
         self.roots: list[nn.Module] = list(module.modules_to_freeze())
         self._parameters = parameters_by_name(module)
         self._settings_before = {name: p.requires_grad for name, p in self._parameters.items()}
+        self._modes_before = [(part, part.training) for root in self.roots for part in root.modules()]
 
     def trainable(self, stage: Stage) -> set[str]:
         """Names of the backbone's parameters that train in a stage."""
@@ -91,9 +92,11 @@ class Freezing:
         return {id(self._parameters[name]) for name in names}
 
     def restore(self) -> None:
-        """Put back which parameters want gradients, as it was before the run."""
+        """Put back which parameters want gradients and the modes of what was frozen, as they were before the run."""
         for name, wanted in self._settings_before.items():
             self._parameters[name].requires_grad_(wanted)
+        for part, mode in self._modes_before:
+            part.training = mode
 
 
 def _set_mode(part: nn.Module, trains: set[int], parent_trains: bool) -> None:

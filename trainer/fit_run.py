@@ -249,6 +249,8 @@ class FitRun(Run):
 
     def _alternate(self) -> Iterator[tuple[Optimizer, tuple[int]]]:
         for index, optimizer in enumerate(self.optimizers):
+            if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+                continue  # all that it trains is frozen now
             before = train_only(optimizer, self.optimizers)
             yield optimizer, (index,)
             for parameter, wanted in before.items():
@@ -366,7 +368,7 @@ class FitRun(Run):
         row |= self.results.epoch_values(logger_only=True)
         if self.validation is not None and self.validates:
             row |= self.validation.results_of_pass
-        row |= rates
+        row |= {name: rate for name, rate in rates.items() if name not in row}
         row["trainable_parameters"] = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         row[f"{self.module.sample_noun}_per_second"] = (self.samples - self._samples_before) / trained
         row["seconds"] = spent

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,7 @@ def listeners(
     callbacks = list(callbacks)
     for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
         _report_misspelled(owner, base)
+    _report_misspelled_methods(module, module_base)
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
     for moment in MOMENTS:
         name = f"on_{moment}"
@@ -136,6 +138,29 @@ _OLDER = {
     "optimizer_step": "on_before_optimizer_step",
     "optimizer_zero_grad": "on_before_zero_grad",
 }
+
+
+#: What a module may write beside hooks.
+_METHODS = (
+    "configure_optimizers",
+    "predict_step",
+    *(
+        f"{word}_{method}"
+        for word in ("training", "validation", "test")
+        for method in ("step", "step_end", "epoch_end")
+    ),
+    *(f"{word}_dataloader" for word in ("train", "val", "test", "predict")),
+)
+
+
+def _report_misspelled_methods(module: Any, base: type) -> None:
+    """A method that is named almost like a step, while the step itself is not written."""
+    written = {name for kind in type(module).__mro__ if kind not in base.__mro__ for name in vars(kind)}
+    for name in sorted(n for n in written - {*_METHODS, *dir(base)} if not n.startswith("on_")):
+        close = get_close_matches(name, [known for known in _METHODS if known not in written], n=1, cutoff=0.9)
+        if close:
+            told = f"{type(module).__name__}.{name} is never called by a trainer; did you mean {close[0]}?"
+            warnings.warn(told, stacklevel=5)
 
 
 def _report_misspelled(owner: Any, base: type) -> None:

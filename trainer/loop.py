@@ -57,6 +57,7 @@ class Loops:
             yield ("train_batch_start", batch, batch_idx)
             if run.skip_epoch:
                 return
+            outputs = None
             for optimizer, arguments in run.turns():
                 run.moment = "training_step"
                 with run.precision.forward():

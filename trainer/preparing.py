@@ -24,7 +24,7 @@ from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
 from flashtask.trainer.placement.placement import Placement, resolve_placement
-from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run import EvaluationRun, Run, as_it_takes
 from flashtask.trainer.stages import Finetuning
 
 __all__ = ["check_module", "data_of", "evaluation_run", "fit_run", "prepare"]
@@ -202,12 +202,12 @@ def _check_state_keys(run: FitRun) -> None:
 def _training_step(run: FitRun) -> Callable[..., Any]:
     """The module's step, followed by its `training_step_end` if there is one."""
     module = run.module
+    step = as_it_takes(module.training_step)
     if not hasattr(module, "training_step_end"):
-        step: Callable[..., Any] = module.training_step
         return step
 
     def step_and_end(*arguments: Any) -> Any:
-        outputs = module.training_step(*arguments)
+        outputs = step(*arguments)
         run.moment = "training_step_end"
         changed = module.training_step_end(outputs)
         return outputs if changed is None else changed
@@ -218,6 +218,8 @@ def _training_step(run: FitRun) -> Callable[..., Any]:
 def _add_validation(run: FitRun) -> None:
     trainer = run.trainer
     writes_step = type(run.module).validation_step is not Module.validation_step
+    if not writes_step and isinstance(run.data, GivenLoaders) and run.data.has("val"):
+        trainer.say(f"{type(run.module).__name__} has no validation_step: the validation data is not used")
     wanted = writes_step and not trainer.overfit_batches
     loaders = _loaders(run.data.val_dataloader(), run.seed) if wanted else []
     limits = [_limit(trainer.limit_val_batches, loader) for loader in loaders]

@@ -18,6 +18,10 @@ __all__ = ["Entry", "LogSettings", "Results"]
 _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {"sum": lambda a, b: a + b, "max": max, "min": min}
 
 
+#: what every row of the log says itself
+_COLUMNS = ("epoch", "step", "seconds")
+
+
 class LogSettings(NamedTuple):
     """How a value is kept and shown; `Module.log` says what each means."""
 
@@ -225,6 +229,10 @@ def _fork(entry: Entry, suffix: str) -> str:
 
 def _settled(moment: str, name: str, settings: LogSettings) -> LogSettings:
     """The settings with the levels that the moment has by default."""
+    if name in _COLUMNS:
+        raise UsageError(
+            f"log({name!r}): every row of the log has a column of this name already", fix=f'self.log("my_{name}", ...)'
+        )
     if moment not in LEVELS:
         loops = "go through trainer.loops.step(run, group) in a loop of your own"
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from flashtask.core.errors import UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.loading import batch_size_of, length_of
 from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.results import LogSettings, Results
 from flashtask.trainer.transfer import channels_last, move_to_device
 
-__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "at_most"]
+__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most"]
 
 
 class Run:
@@ -68,6 +70,8 @@ class Run:
             for series, one in value.items():
                 self.log(f"{name}/{series}", one, settings, batch_size)
             return
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise UsageError(f"log({name!r}, batch_size={batch_size!r}): a whole number of at least 1 is needed")
         weight = self.batch_size if batch_size is None else batch_size
         loader = self.loader_number if settings.add_dataloader_idx else None
         self.results.log(self.moment, name, value, weight, settings, loader)
@@ -103,6 +107,14 @@ def at_most(length: int | None, limit: int | None) -> int | None:
     return limit if length is None else length if limit is None else min(length, limit)
 
 
+def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step as it is called, with batch and number: one that takes the batch alone is given that alone."""
+    parameters = inspect.signature(step).parameters.values()
+    if len(parameters) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return step
+    return lambda batch, *numbers: step(batch)
+
+
 class EvaluationRun(Run):
     """Validation, test or prediction; it may nest in a fit run, and never replaces it.
 
@@ -130,7 +142,7 @@ class EvaluationRun(Run):
         self.samples_seen = self._batches_seen = 0
         #: the checkpoint whose weights are loaded first, or None
         self.weights_from: Path | None = None
-        self._step = getattr(module, f"{self.word}_step")
+        self._step = as_it_takes(getattr(module, f"{self.word}_step"))
         self._step_end = getattr(module, f"{self.word}_step_end", None)
         self._modes: list[tuple[nn.Module, bool]] = []
         self._outer: Run | None = None
@@ -196,8 +208,18 @@ class EvaluationRun(Run):
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     def close(self) -> None:
-        """Compute the values of the pass and hand them to the fit run, if there is one."""
+        """Compute the values of the pass and hand them to the fit run, if there is one.
+
+        Raises:
+            UsageError: an iterator was given, and an earlier pass has used it up.
+        """
         self.loader_number = None
+        if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
+            raise UsageError(
+                f"the loader of {self.word} is used up",
+                why="an iterator gives its batches only once",
+                fix="a DataLoader or a list of batches",
+            )
         self.results_of_pass = self.results.epoch_values(logger_only=True)
         if self.parent is not None and not self.is_sanity_check:
             self.parent.take_metrics(self.results.callback_values())

@@ -38,10 +38,13 @@ def require_no_run(folder: Path) -> None:
         OutputError: it is taken.
     """
     if found := files_of_a_run(folder):
+        has_checkpoint = any(name.endswith(".ckpt") for name in found)
+        continuing = 'continue that run: ckpt_path="last" (--resume)'
+        removing = f"remove it, since it was stopped before its first checkpoint: rm -r {folder}"
         raise OutputError(
             f"the run folder {str(folder)!r} is taken: it already holds a run ({', '.join(found)})",
             why="a run is never overwritten",
-            fix='choose another output_dir (--output-dir), or continue that run: ckpt_path="last" (--resume)',
+            fix=f"choose another output_dir (--output-dir), or {continuing if has_checkpoint else removing}",
         )
 
 

@@ -29,4 +29,10 @@ def loss_in(outputs: Any) -> torch.Tensor:
             why="only a single number can be made smaller",
             fix="loss.mean()",
         )
+    if not loss.requires_grad:
+        raise UsageError(
+            "training_step returned a loss that nothing can be learned from",
+            why="it was detached, or no parameter that wants gradients took part in it",
+            fix="return the loss as it was computed, without .detach() or .item(); is the whole module frozen?",
+        )
     return loss

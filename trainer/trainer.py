@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -449,6 +450,12 @@ class Trainer(RunFacts):
 
     def open_output(self, run: FitRun) -> None:
         """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
+        if isinstance(self.active_run, FitRun) or getattr(self.active_run, "parent", None) is not None:
+            raise UsageError(
+                "this trainer is in the middle of a fit",
+                why="its callbacks and loggers belong to that one",
+                fix="another Trainer for the fit inside: trainer.with_changes(callbacks=[...], logger=False)",
+            )
         folder = None
         if (self.loggers or self.enable_checkpointing) and self.is_global_zero:
             folder = self._claim(run.resume_from)
@@ -500,8 +507,12 @@ class Trainer(RunFacts):
 
     def _resolve_checkpoint(self, ckpt_path: Any) -> Path | None:
         """The file that `best`, `last` or a path means."""
+        if ckpt_path is None:
+            return None
+        if not isinstance(ckpt_path, (str, os.PathLike)) or not os.fspath(ckpt_path):
+            raise UsageError(f"ckpt_path={ckpt_path!r}: a path, best or last is needed", fix='ckpt_path="last"')
         if ckpt_path not in ("best", "last"):
-            return Path(ckpt_path) if ckpt_path is not None else None
+            return Path(ckpt_path)
         found = [getattr(one, f"{ckpt_path}_model_path") for one in self.checkpoint_callbacks]
         if ckpt_path == "last":  # of a run that another process began
             found += [folder / "last.ckpt" for folder in self._checkpoint_folders() if (folder / "last.ckpt").exists()]

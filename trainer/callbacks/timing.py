@@ -28,14 +28,14 @@ def read_duration(duration: Any) -> timedelta:
         matched = re.fullmatch(r"(\d+):([01]\d|2[0-3]):([0-5]\d):([0-5]\d)", duration.strip())
         if matched is not None:
             days, hours, minutes, seconds = map(int, matched.groups())
-            found = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+            found = _length({"days": days, "hours": hours, "minutes": minutes, "seconds": seconds})
     elif isinstance(duration, dict):
         for part, value in duration.items():
             if part not in _PARTS:
                 raise UnknownNameError("part of a duration", str(part), _PARTS)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise UsageError(f"a duration's {part} are a number, not {value!r}", fix=f'{{"{part}": 1}}')
-        found = timedelta(**duration)
+        found = _length(duration)
     if not isinstance(found, timedelta) or found <= timedelta(0):
         raise UsageError(
             f"{duration!r} is no length of time",
@@ -43,6 +43,13 @@ def read_duration(duration: Any) -> timedelta:
             fix='"00:12:00:00" for twelve hours',
         )
     return found
+
+
+def _length(parts: dict[str, Any]) -> timedelta | None:
+    try:
+        return timedelta(**parts)
+    except (OverflowError, ValueError):  # infinite, no number, or longer than can be told
+        return None
 
 
 class Timer(Callback):

@@ -207,7 +207,8 @@ def make_loggers(given: Any) -> list[Logger]:
     several = isinstance(given, (list, tuple)) and not _is_name_with_options(given)
     made = [_make_logger(one) for one in (given if several else [given])]
     csv_logs = sum(isinstance(one, CSVLogger) for one in made)
-    if csv_logs > 1 or len({id(one) for one in made}) < len(made):
+    names = [one for one in given if isinstance(one, str)] if several else []
+    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*names}) < len(names):
         raise UsageError(
             f"Trainer(logger=...): one logger is given twice in {', '.join(one.name for one in made)}",
             why="it would write each value twice",

@@ -56,6 +56,11 @@ def draw_learning_rates(curve: LearningRateCurve, path: str | os.PathLike[str]) 
     axes.plot(curve.rates, curve.smoothed, linewidth=2, label="smoothed")
     axes.axvline(curve.suggestion, linestyle="--", color="black", label=f"{curve.suggestion:.3g}")
     axes.set(xlabel="learning rate", ylabel="training loss", xscale="log" if curve.mode == "exponential" else "linear")
+    # The last steps may be far above all others, which would then be a flat line.
+    lowest = min(range(len(curve.smoothed)), key=lambda step: curve.smoothed[step])
+    least, most = min(curve.smoothed), max(curve.smoothed[: lowest + 1])
+    margin = (most - least) or abs(most) or 1.0
+    axes.set_ylim(least - 0.3 * margin, most + margin)
     axes.legend()
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=120)
