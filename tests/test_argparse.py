@@ -89,7 +89,7 @@ def test_s88_every_argument_is_an_option_with_the_value_that_python_would_have(w
 
 
 def test_s88_without_options_it_is_the_trainer_without_arguments():
-    assert Trainer.from_argparse_args(parsed())._given == Trainer()._given
+    assert Trainer.from_argparse_args(parsed()).arguments == Trainer().arguments
 
 
 def test_s88_older_names_are_options_too():

@@ -15,6 +15,7 @@ from flashtask.trainer.loop import Moments
 from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
+from flashtask.trainer.run_recipe import recipe_of
 from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.summary import announce, summary_of
 from flashtask.trainer.torch_switches import switches
@@ -88,7 +89,7 @@ def _begin(run: FitRun) -> None:
     """The run folder's files, and what is said before training."""
     trainer = run.trainer
     if trainer.run_folder is not None:
-        trainer.run_folder.write_recipe(trainer.recipe(run))
+        trainer.run_folder.write_recipe(recipe_of(run))
     for logger in run.loggers:
         logger.start(trainer.output_dir, run.history, run.global_step)
         logger.log_hyperparameters({**run.data.logged_hparams, **run.module.logged_hparams})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ class RunFacts:
     active_run: Run | None = None
     run_folder: RunFolder | None = None
     strategy: Strategy
+    callbacks: list[Any]
+    default_root_dir: Path
+    enable_checkpointing: bool
     _given_output_dir: Path | None
     loggers: list[Logger]
     _last_metrics: dict[str, float]
@@ -153,3 +157,29 @@ class RunFacts:
         """The values of the last epoch that loggers were given."""
         rows = self.fit_run.history if self.fit_run is not None else []
         return dict(rows[-1]) if rows else {}
+
+    def checkpoint_file(self, ckpt_path: Any) -> Path | None:
+        """The file that `best`, `last` or a path means."""
+        if ckpt_path is None:
+            return None
+        if not isinstance(ckpt_path, (str, os.PathLike)) or not os.fspath(ckpt_path):
+            raise UsageError(f"ckpt_path={ckpt_path!r}: a path, best or last is needed", fix='ckpt_path="last"')
+        if ckpt_path not in ("best", "last"):
+            return Path(ckpt_path)
+        found = [getattr(one, f"{ckpt_path}_model_path") for one in self.checkpoint_callbacks]
+        if ckpt_path == "last":  # of a run that another process began
+            found += [folder / "last.ckpt" for folder in self.checkpoint_folders() if (folder / "last.ckpt").exists()]
+        path = next((path for path in found if path), None)
+        if path is None:
+            raise UsageError(
+                f'ckpt_path="{ckpt_path}": no checkpoint has been written',
+                why="" if self.enable_checkpointing else "fast_dev_run=... or enable_checkpointing=False writes none",
+                fix="fit first, or give the path of a file",
+            )
+        return Path(path)
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Where a run with these arguments writes checkpoints, as far as that is known before it starts."""
+        given = [one.dirpath for one in self.callbacks if isinstance(one, ModelCheckpoint) and one.dirpath is not None]
+        own = [] if self._given_output_dir is None else [self._given_output_dir.absolute()]
+        return [*(Path(self.default_root_dir, folder).absolute() for folder in given), *own]

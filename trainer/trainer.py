@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +13,7 @@ from flashtask.core.seeding import last_seed
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
-from flashtask.trainer.callbacks.names import make_callbacks, recipe_of_callbacks
+from flashtask.trainer.callbacks.names import make_callbacks
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.callbacks.timing import Timer
 from flashtask.trainer.checkpoints.content import checkpoint_content
@@ -40,9 +37,6 @@ from flashtask.trainer.settings import check_settings
 from flashtask.trainer.stages import resolve_finetuning
 
 __all__ = ["Trainer"]
-
-#: Where a run writes, and objects: not part of what describes it.
-_NOT_IN_RECIPES = ("output_dir", "default_root_dir", "callbacks", "logger", "plugins", "profiler")
 
 
 class Trainer(RunFacts):
@@ -149,8 +143,8 @@ class Trainer(RunFacts):
             return
         super().__init__()
         check_settings(given)
-        self._given = given
-        self._changed = {n: v for n, v in given.items() if v != inspect.signature(Trainer).parameters[n].default}
+        #: what it was made with, by today's names
+        self.arguments = given
         has_no_end = max_epochs is None and max_steps < 0 and max_time is None
         self.max_epochs = 1000 if has_no_end else max_epochs
         self.min_epochs, self.min_steps = min_epochs, min_steps
@@ -197,7 +191,7 @@ class Trainer(RunFacts):
 
     def with_changes(self, **changes: Any) -> Trainer:
         """Another trainer with the same arguments but these; it has run nothing yet."""
-        return type(self)(**{**self._given, "seed": self.seed, **changes})
+        return type(self)(**{**self.arguments, "seed": self.seed, **changes})
 
     # ---- scripts with an argparse parser of their own
 
@@ -245,7 +239,7 @@ class Trainer(RunFacts):
             return
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        drive(fit_run(self, module, data, None, self._resolve_checkpoint(ckpt_path)), self._path.fit)
+        drive(fit_run(self, module, data, None, self.checkpoint_file(ckpt_path)), self._path.fit)
 
     def finetune(
         self,
@@ -271,7 +265,7 @@ class Trainer(RunFacts):
         """
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
-        run = fit_run(self, module, data, resolve_finetuning(strategy), self._resolve_checkpoint(ckpt_path))
+        run = fit_run(self, module, data, resolve_finetuning(strategy), self.checkpoint_file(ckpt_path))
         run.restores_best = restore_best
         drive(run, self._path.fit)
 
@@ -377,33 +371,6 @@ class Trainer(RunFacts):
         if self.is_global_zero:
             print(text, file=sys.stderr, flush=True)
 
-    def recipe(self, run: FitRun) -> dict[str, Any] | None:
-        """What describes the run in names and numbers, or None if its module or data cannot be described."""
-        module, data = run.module.recipe(), getattr(run.data, "recipe", lambda: None)()
-        if module is None or data is None:
-            return None
-        said = {
-            **self._changed,
-            "max_epochs": self.max_epochs,
-            "max_steps": self.max_steps,
-            "precision": str(getattr(self.precision, "name", self.precision) or run.module.default_precision),
-            "seed": run.seed,
-        }
-        in_order = [n for n in inspect.signature(Trainer).parameters if n in said and n not in _NOT_IN_RECIPES]
-        settings = {name: _plain(said[name]) for name in in_order}
-        if named := recipe_of_callbacks(self._given["callbacks"]):
-            settings["callbacks"] = named
-        finetune = {"strategy": "no_freeze", "restore_best": False}
-        if run.finetuning is not None:
-            finetune = {"strategy": run.finetuning.recipe(), "restore_best": run.restores_best}
-        return {
-            "task": module["task"],
-            "data": data,
-            "model": module["model"],
-            "trainer": settings,
-            "finetune": finetune,
-        }
-
     # ---- loops of one's own (custom_loops.py); made when they are first asked for
 
     fit_loop, validate_loop = TreeLoop(), TreeLoop()
@@ -464,7 +431,7 @@ class Trainer(RunFacts):
     def _claim(self, resume_from: Path | None) -> RunFolder:
         if self._given_output_dir is None:
             return RunFolder.next_free(self.default_root_dir)
-        continues = resume_from is not None and resume_from.absolute().parent in self._checkpoint_folders()
+        continues = resume_from is not None and resume_from.absolute().parent in self.checkpoint_folders()
         return RunFolder(self._given_output_dir.absolute(), resume=continues)
 
     def close_output(self, run: FitRun) -> None:
@@ -495,7 +462,7 @@ class Trainer(RunFacts):
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
         run = evaluation_run(self, module, data, stage)
-        run.weights_from = self._resolve_checkpoint(ckpt_path)
+        run.weights_from = self.checkpoint_file(ckpt_path)
         run.keeps_outputs = run.keeps_outputs and keeps_outputs
         drive(run, self._path.evaluate)
         if run.weights_from is not None and is_fitted:
@@ -504,36 +471,3 @@ class Trainer(RunFacts):
             return run.outputs_of_pass if keeps_outputs else None
         self._last_metrics = run.results_of_pass
         return run.metrics_of_loaders()
-
-    def _resolve_checkpoint(self, ckpt_path: Any) -> Path | None:
-        """The file that `best`, `last` or a path means."""
-        if ckpt_path is None:
-            return None
-        if not isinstance(ckpt_path, (str, os.PathLike)) or not os.fspath(ckpt_path):
-            raise UsageError(f"ckpt_path={ckpt_path!r}: a path, best or last is needed", fix='ckpt_path="last"')
-        if ckpt_path not in ("best", "last"):
-            return Path(ckpt_path)
-        found = [getattr(one, f"{ckpt_path}_model_path") for one in self.checkpoint_callbacks]
-        if ckpt_path == "last":  # of a run that another process began
-            found += [folder / "last.ckpt" for folder in self._checkpoint_folders() if (folder / "last.ckpt").exists()]
-        path = next((path for path in found if path), None)
-        if path is None:
-            raise UsageError(
-                f'ckpt_path="{ckpt_path}": no checkpoint has been written',
-                why="" if self.enable_checkpointing else "fast_dev_run=... or enable_checkpointing=False writes none",
-                fix="fit first, or give the path of a file",
-            )
-        return Path(path)
-
-    def _checkpoint_folders(self) -> list[Path]:
-        """Where a run with these arguments writes checkpoints, as far as that is known before it starts."""
-        given = [one.dirpath for one in self.callbacks if isinstance(one, ModelCheckpoint) and one.dirpath is not None]
-        own = [] if self._given_output_dir is None else [self._given_output_dir.absolute()]
-        return [*(Path(self.default_root_dir, folder).absolute() for folder in given), *own]
-
-
-def _plain(value: Any) -> Any:
-    """A setting as a recipe can hold it: an object by its name, a length of time in seconds."""
-    if isinstance(value, timedelta):
-        return {"seconds": value.total_seconds()}
-    return getattr(value, "name", value)

@@ -13,6 +13,7 @@ from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
+from flashtask.trainer.run_recipe import recipe_of
 from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["ONLY_FOR_RESUMING", "checkpoint_content", "environment", "weights_only"]
@@ -44,7 +45,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "state_dict": module.state_dict(),
         "metrics": dict(run.metrics),
         "environment": environment(run),
-        "recipe": run.trainer.recipe(run),
+        "recipe": recipe_of(run),
         "progress": {**progress, "history": _as_bytes(progress["history"])},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],
