@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import math
+
 import pytest
 import torch
 from small import Net, loaders, net
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from flashtask import Callback, DataModule, Module, Trainer, read_checkpoint
-from flashtask.core.errors import OutputError, UsageError
+from flashtask import Callback, DataModule, Module, ProgressBar, Trainer, read_checkpoint
+from flashtask.core.errors import DivergedError, OutputError, UsageError
+from flashtask.trainer.results import Entry, LogSettings
 
 
 def quiet(tmp_path, **options):
@@ -391,3 +395,152 @@ def test_validation_data_without_a_step_is_said(tmp_path, capsys):
 
     quiet(tmp_path).fit(NoValidation(), *loaders())
     assert "no validation_step" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, so that the bar is drawn."""
+
+    def isatty(self):
+        return True
+
+
+def test_an_error_in_one_optimizers_turn_leaves_no_parameter_switched_off(tmp_path):
+    class Boom(Parts):
+        def training_step(self, batch, batch_idx, optimizer_idx):
+            if batch_idx == 1:
+                raise KeyError("boom")
+            return super().training_step(batch, batch_idx, optimizer_idx)
+
+    module = Boom()
+    with pytest.raises(KeyError, match="boom") as caught:
+        quiet(tmp_path).fit(module, *loaders())
+    assert caught.traceback  # it holds the loop alive, whose own clean-up has not run yet
+    assert all(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("returned", [(1, 2), None, "done"])
+def test_the_bar_takes_whatever_a_manual_step_returns(tmp_path, returned):
+    class Manual(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+            optimizer.zero_grad()
+            return returned
+
+    bar = ProgressBar(stream=Terminal())
+    quiet(tmp_path, callbacks=[bar]).fit(Manual(), *loaders())
+    assert "epoch 0" in bar.stream.getvalue()
+
+
+def test_a_norm_that_is_nan_never_reaches_the_weights_of_a_manual_step(tmp_path):
+    class Manual(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            self.manual_backward((self.head.weight.sum() * 0).sqrt() + super().training_step(batch, batch_idx))
+            self.clip_gradients(optimizer, gradient_clip_val=1.0)
+            optimizer.step()
+
+    module = Manual()
+    with pytest.raises(DivergedError, match="norm of the gradients"):
+        quiet(tmp_path).fit(module, *loaders())
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_gradients_of_a_manual_module_are_kept_over_the_end_of_an_epoch(tmp_path):
+    class Accumulating(Net):
+        automatic_optimization = False
+        found = ()
+
+        def training_step(self, batch, batch_idx):
+            self.found = (*self.found, self.head.weight.grad is not None)
+            self.manual_backward(super().training_step(batch, batch_idx))
+
+    module = Accumulating()
+    quiet(tmp_path, max_epochs=2, limit_train_batches=2).fit(module, *loaders())
+    assert module.found == (False, True, True, True)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("max", 3.0), ("min", 1.0), ("sum", 6.0)])
+def test_values_on_a_device_are_reduced_without_waiting_for_it(how, expected):
+    entry = Entry("value", LogSettings(on_epoch=True, on_step=False, reduce_fx=how))
+    for value in (2.0, 3.0, 1.0):
+        entry.update(torch.tensor(value, device="meta"), 1)  # a device whose values cannot be read at all
+    assert entry.total.device.type == "meta"
+    entry = Entry("value", LogSettings(on_epoch=True, on_step=False, reduce_fx=how))
+    for value in (2.0, 3.0, 1.0):
+        entry.update(value, 1)
+    assert entry.epoch_value() == expected
+    entry.update(float("nan"), 1)
+    entry.update(0.5, 1)
+    assert math.isnan(entry.epoch_value())
+
+
+class Scheduled(Net):
+    def configure_optimizers(self):
+        return self.returned
+
+
+def test_a_schedule_by_name_is_checked_and_its_settings_stay_the_users(tmp_path):
+    module = Scheduled()
+    module.returned = {"optimizer": ("sgd", {"lr": 0.0}), "lr_scheduler": {"scheduler": "cosine", "interval": "weekly"}}
+    with pytest.raises(UsageError, match='"epoch" or "step"'):
+        quiet(tmp_path).fit(module, *loaders())
+    module.returned["lr_scheduler"]["interval"] = "step"
+    for name in ("a", "b"):
+        trainer = quiet(tmp_path, output_dir=tmp_path / name)
+        trainer.fit(module, *loaders())
+    assert trainer.optimizers[0].defaults["lr"] == 0.0
+
+
+def test_a_schedule_that_could_not_be_resumed_is_told(tmp_path):
+    class Bare:
+        def step(self):
+            """Does nothing."""
+
+    module = Scheduled()
+    module.returned = ([torch.optim.SGD(module.parameters(), lr=0.1)], [Bare()])
+    with pytest.raises(UsageError, match="state_dict"):
+        quiet(tmp_path).fit(module, *loaders())
+
+
+def test_a_plateau_schedule_may_step_with_every_step(tmp_path):
+    class Steps(Scheduled):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("step_loss", 1.0)
+            return loss
+
+    module = Steps()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    rate = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    settings = {"scheduler": rate, "monitor": "step_loss", "interval": "step"}
+    module.returned = {"optimizer": optimizer, "lr_scheduler": settings}
+    quiet(tmp_path, max_steps=3).fit(module, *loaders())
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_predict_has_the_hook_of_its_outputs(tmp_path):
+    class Predicting(Net):
+        def predict_step(self, batch, batch_idx):
+            return self(batch[0])
+
+        def predict_epoch_end(self, outputs):
+            self.seen = len(outputs)
+
+    module = Predicting()
+    quiet(tmp_path).predict(module, loaders()[1])
+    assert module.seen == 7
+
+
+def test_another_files_weights_are_not_what_save_checkpoint_writes(tmp_path):
+    other, trainer = quiet(tmp_path, output_dir=tmp_path / "other"), quiet(tmp_path, max_epochs=2)
+    other.fit(net(2), *loaders())
+    trainer.fit(net(), *loaders())
+    trainer.test(ckpt_path=tmp_path / "other" / "last.ckpt", dataloaders=loaders()[1])
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    assert read_checkpoint(tmp_path / "saved.ckpt")["global_step"] == trainer.global_step == 14

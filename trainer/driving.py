@@ -50,6 +50,7 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
         if isinstance(run, FitRun):
             _conclude(run)
     except BaseException as error:
+        failure = error
         failure = seen = _as_users_see_it(run, error)
         for call in (*run.listeners.get("exception", ()), run.data.on_exception):
             try:

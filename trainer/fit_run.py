@@ -163,7 +163,7 @@ class FitRun(Run):
             if stage.start == self.epoch and self.epoch > 0:
                 count = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
                 self.trainer.say(f"epoch {self.epoch}: unfreezing, {count:,} parameters train now")
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
         if self.ordered is not None:
             self.ordered.set_place(self.epoch, start=self.samples, frozen=frozen)
@@ -317,7 +317,7 @@ class FitRun(Run):
         self.global_step += 1
         for rate in self.schedulers:
             if rate.interval == "step" and self.global_step % rate.frequency == 0:
-                rate.step(self.metrics)
+                rate.step(self.metrics | self.results.callback_values() if rate.reduce_on_plateau else self.metrics)
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:

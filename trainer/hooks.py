@@ -48,6 +48,7 @@ _OUTPUT_HOOKS = {
     "training_outputs": "training_epoch_end",
     "validation_outputs": "validation_epoch_end",
     "test_outputs": "test_epoch_end",
+    "predict_outputs": "predict_epoch_end",
 }
 
 #: Hooks that are called with something to change or by their own rules, not as moments of the loop.
@@ -143,10 +144,9 @@ _OLDER = {
 #: What a module may write beside hooks.
 _METHODS = (
     "configure_optimizers",
-    "predict_step",
     *(
         f"{word}_{method}"
-        for word in ("training", "validation", "test")
+        for word in ("training", "validation", "test", "predict")
         for method in ("step", "step_end", "epoch_end")
     ),
     *(f"{word}_dataloader" for word in ("train", "val", "test", "predict")),

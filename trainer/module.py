@@ -102,10 +102,18 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
     ) -> None:
-        """Clip the gradients of an optimizer's parameters by `norm` or by `value`."""
-        inner = getattr(optimizer, "optimizer", optimizer)
-        self._fit().precision.unscale(inner)
-        clip(inner, gradient_clip_val, gradient_clip_algorithm)
+        """Clip the gradients of an optimizer's parameters by `norm` or by `value`.
+
+        Raises:
+            DivergedError: the norm is NaN or infinite.
+        """
+        if not gradient_clip_val:
+            return
+        run, inner = self._fit(), getattr(optimizer, "optimizer", optimizer)
+        run.precision.unscale(inner)
+        norm = clip(inner, gradient_clip_val, gradient_clip_algorithm)
+        if norm is not None and not run.precision.skips_overflow:
+            run.check_finite("the norm of the gradients", norm)
 
     def toggle_optimizer(self, optimizer: Any) -> None:
         """Let only this optimizer's parameters want gradients, until `untoggle_optimizer`."""
@@ -237,7 +245,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch.
             batch_size: weight of the value; found from the batch if not given.
-            sync_dist: reduce the value over all processes; metric objects always do.
+            sync_dist: for several processes, which are not there yet: reduce the value over all of them.
             rank_zero_only: log it in the first process alone.
             add_dataloader_idx: with several loaders, give each its own name, `name/dataloader_idx_0`.
             trainer: False is another word for `logger=False`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ class ScheduledRate:
     """One learning-rate scheduler and when it steps.
 
     Args:
-        scheduler: a torch scheduler, or any object with `step()`.
+        scheduler: a torch scheduler, or any object with `step()`, `state_dict()` and `load_state_dict()`.
         interval: `epoch` or `step`.
         frequency: step it every so many epochs or steps.
         monitor: the metric that a plateau scheduler is given.
@@ -62,6 +62,12 @@ class ScheduledRate:
             raise UsageError(f"a scheduler's monitor is the name of a metric, not {self.monitor!r}")
         if not callable(getattr(self.scheduler, "step", None)):
             raise UsageError(f"a scheduler of learning rates has a method step(), and {self.scheduler!r} has none")
+        if not (hasattr(self.scheduler, "state_dict") and hasattr(self.scheduler, "load_state_dict")):
+            raise UsageError(
+                f"a scheduler of learning rates has state_dict() and load_state_dict(), and {self.scheduler!r} has not",
+                why="a run could not be resumed",
+                fix="def state_dict(self): return {...}; def load_state_dict(self, state): ...",
+            )
         if self.reduce_on_plateau and self.monitor is None:
             raise UsageError(
                 "a plateau scheduler needs the metric to watch",
@@ -135,9 +141,10 @@ def _optimizer(given: Any, run: Any) -> Optimizer | None:
     if run is None or not _is_named(given):
         raise _not_optimizers(f"{type(given).__name__} where an optimizer should be")
     name, options = (given, {}) if isinstance(given, str) else (given[0], dict(given[1]))
-    rate = options.pop("lr", None) or getattr(run.module, "learning_rate", None) or run.module.hparams.get("lr")
+    own, hparams = getattr(run.module, "learning_rate", None), run.module.hparams
+    said = (options.pop("lr", None), own, hparams.get("lr"), hparams.get("learning_rate"))
     parameters = [p for p in run.module.parameters() if p.requires_grad]
-    return make_optimizer(name, parameters, rate or run.module.hparams.get("learning_rate"), **options)
+    return make_optimizer(name, parameters, next((rate for rate in said if rate is not None), None), **options)
 
 
 def _only(optimizers: list[Optimizer]) -> Optimizer | None:
@@ -183,16 +190,14 @@ def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: A
             f"the scheduler {config['scheduler']!r} is named, and there is not one optimizer that it could be for",
             fix='{"optimizer": optimizer, "lr_scheduler": "cosine"}, once for each optimizer',
         )
-    given = config.pop("scheduler") if isinstance(config, dict) else config
+    given = config["scheduler"]
     name, options, settings = (given, {}, {}) if isinstance(given, str) else (*given, {})[:3]
     settings = {**settings, **{key: value for key, value in config.items() if key != "scheduler"}}
     _check_keys("a scheduler's settings", settings, _SETTINGS)
     if "monitor" in settings and name.lower() == "reducelronplateau":
         options = {"monitor": settings.pop("monitor"), **options}
     made = make_scheduler(name, optimizer, run.total_steps, run.steps_before, **options)
-    for key, value in settings.items() if made is not None else ():
-        setattr(made, key, value)
-    return made
+    return None if made is None else replace(made, **settings)
 
 
 def _check_keys(whose: str, given: Mapping[Any, Any], known: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -134,6 +134,8 @@ def _prepare_fit(run: FitRun) -> None:
     for part in module.modules():
         if isinstance(part, Metric):
             part.reset()  # what a run that failed may have left
+    # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
+    run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
     if run.finetuning is not None:
         run.freezing = Freezing(module, run.finetuning)
     content = None if run.resume_from is None else read_checkpoint(run.resume_from)
@@ -160,6 +162,11 @@ def _prepare_fit(run: FitRun) -> None:
     if content is not None:
         restore_run(run, run.resume_from, content)
         run.sanity = None
+
+
+def _want_gradients(wanted: Mapping[nn.Parameter, bool]) -> None:
+    for parameter, before in wanted.items():
+        parameter.requires_grad_(before)
 
 
 def _leave_optimization_to(module: Module, run: FitRun) -> None:

@@ -15,7 +15,19 @@ from flashtask.trainer.hooks import LEVELS
 
 __all__ = ["Entry", "LogSettings", "Results"]
 
-_REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {"sum": lambda a, b: a + b, "max": max, "min": min}
+
+def _most(a: Any, b: Any) -> Any:
+    """The larger of two numbers, or tensors, without waiting for a device; NaN stays NaN."""
+    if isinstance(a, torch.Tensor):
+        return torch.maximum(a, torch.as_tensor(b, device=a.device, dtype=a.dtype))
+    return b if b > a or b != b else a
+
+
+_REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "max": _most,
+    "min": lambda a, b: -_most(-a, -b),
+}
 
 
 #: what every row of the log says itself
@@ -236,7 +248,7 @@ def _settled(moment: str, name: str, settings: LogSettings) -> LogSettings:
     if moment not in LEVELS:
         loops = "go through trainer.loops.step(run, group) in a loop of your own"
         raise UsageError(
-            f"log({name!r}): nothing can be logged in on_{moment}",
+            f"log({name!r}): nothing can be logged in {moment if moment.endswith('_step') else f'on_{moment}'}",
             fix=loops if moment == "setup" else "log it in training_step",
         )
     step, epoch = LEVELS[moment]

@@ -190,8 +190,11 @@ class Trainer(RunFacts):
         self.callbacks = [one for one in self.callbacks if not isinstance(one, (ModelCheckpoint, EarlyStopping))]
 
     def with_changes(self, **changes: Any) -> Trainer:
-        """Another trainer with the same arguments but these; it has run nothing yet."""
-        return type(self)(**{**self.arguments, "seed": self.seed, **changes})
+        """Another trainer with the same arguments but these; it has run nothing yet.
+
+        Callbacks and loggers that are objects are the same objects, unless they are among the changes.
+        """
+        return Trainer(**{**self.arguments, "seed": self.seed, **changes})
 
     # ---- scripts with an argparse parser of their own
 
@@ -465,8 +468,9 @@ class Trainer(RunFacts):
         run.weights_from = self.checkpoint_file(ckpt_path)
         run.keeps_outputs = run.keeps_outputs and keeps_outputs
         drive(run, self._path.evaluate)
-        if run.weights_from is not None and is_fitted:
-            self._restored_best = run.weights_from
+        own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
+        if run.weights_from is not None and is_fitted and str(run.weights_from.absolute()) in own:
+            self._restored_best = run.weights_from  # another file's weights say nothing of this fit
         if stage == "predict":
             return run.outputs_of_pass if keeps_outputs else None
         self._last_metrics = run.results_of_pass

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+import torch
+
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -57,7 +59,8 @@ class ProgressBar(Callback):
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         run = trainer.fit_run
-        values = {"loss": float(loss.detach())} if loss is not None else {}
+        # A step of manual optimization returns what it likes.
+        values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
         others = {name: value for name, value in run.results.bar_values().items() if name not in self._validated}
         self._draw(
             f"epoch {run.epoch}",
