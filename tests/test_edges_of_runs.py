@@ -361,39 +361,31 @@ def test_a_step_may_take_the_batch_alone(tmp_path):
     assert trainer.callback_metrics["val_loss"] == 1.0
 
 
+class TrainsOnly(Module):
+    """The least that a module needs: no validation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("validaton_step", "validation_step"), ("val_dataloaders", "val_dataloader")]
 )
 def test_a_method_named_almost_like_a_step_is_reported(tmp_path, name, meant):
-    class Plain(Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(4, 3)
-
-        def training_step(self, batch, batch_idx):
-            return self.layer(batch[0]).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    module = type("Mistyped", (Plain,), {name: lambda self, *arguments: None})()
+    module = type("Mistyped", (TrainsOnly,), {name: lambda self, *arguments: None})()
     with pytest.warns(UserWarning, match=f"did you mean {meant}"):
         quiet(tmp_path).fit(module, loaders()[0])
 
 
 def test_validation_data_without_a_step_is_said(tmp_path, capsys):
-    class NoValidation(Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(4, 3)
-
-        def training_step(self, batch, batch_idx):
-            return self.layer(batch[0]).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    quiet(tmp_path).fit(NoValidation(), *loaders())
+    quiet(tmp_path).fit(TrainsOnly(), *loaders())
     assert "no validation_step" in capsys.readouterr().err
 
 
