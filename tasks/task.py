@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from flashtask.backbones import build_backbone
 from flashtask.core.errors import UsageError
+from flashtask.core.keywords import named_arguments
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
@@ -64,6 +65,7 @@ class Task(Module):
     default_memory_format = "auto"
     sample_noun = "images"
 
+    @named_arguments
     def __init__(
         self,
         backbone: str | nn.Module,

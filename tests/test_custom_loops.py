@@ -644,3 +644,37 @@ def test_the_examples_of_the_guide_run(tmp_path, monkeypatch):
     exec(by_hand, names)
     weights = read_checkpoint("by_hand.ckpt")["state_dict"]
     assert torch.allclose(weights["layer.weight"], torch.ones(1, 4), atol=0.1)
+
+
+def test_s108_reading_a_loop_does_not_switch_off_ones_own_page(tmp_path):
+    class Counted(Loops):
+        steps = 0
+
+        def step(self, run, group):
+            type(self).steps += 1
+            yield from super().step(run, group)
+
+    looked = trainer(tmp_path / "run", max_epochs=1)
+    looked.loops = Counted()
+    assert isinstance(looked.fit_loop.epoch_loop, TrainingEpochLoop)
+    assert hasattr(looked, "predict_loop")
+    looked.fit(net(), *loaders())
+    assert Counted.steps == 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: setattr(tree, "fit_loop", MyFitLoop()),
+        lambda tree: setattr(tree.fit_loop, "epoch_loop", type("Own", (TrainingEpochLoop,), {})()),
+        lambda tree: tree.fit_loop.epoch_loop.connect(batch_loop=type("Own", (TrainingBatchLoop,), {})()),
+        lambda tree: tree.fit_loop.replace(epoch_loop=type("Own", (TrainingEpochLoop,), {})),
+        lambda tree: setattr(tree.fit_loop, "on_advance_end", lambda: None),
+    ],
+)
+def test_s109_any_change_in_the_tree_puts_it_in_the_place_of_the_page(tmp_path, change):
+    made = trainer(tmp_path / "run", max_epochs=1)
+    tree = made.loop_tree
+    assert made._path is made.loops
+    change(tree)
+    assert made._path is tree

@@ -221,3 +221,35 @@ def test_s43_a_real_module_stops_on_its_validation_loss(tmp_path):
     trainer = fit(tmp_path, net(), stopping)
     assert epochs_of(trainer) == 2
     assert stopping.best_score == trainer.fit_run.history[0]["val_loss"]
+
+
+def test_s63_a_mistyped_metric_costs_no_epoch(tmp_path):
+    with pytest.raises(UnknownNameError, match="no metric to monitor named 'val_los'"):
+        fit(tmp_path, Scripted([1.0, 0.9, 0.8]), EarlyStopping("val_los"), max_epochs=3)
+    saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert (saved["epoch"], saved["global_step"]) == (0, 7)
+    again = fit(
+        tmp_path,
+        Scripted([1.0, 0.9, 0.8]),
+        EarlyStopping("val_loss"),
+        max_epochs=3,
+        ckpt_path=tmp_path / "run/last.ckpt",
+    )
+    assert (again.current_epoch, again.global_step) == (3, 21)
+    with pytest.raises(UnknownNameError):  # after the last epoch too
+        fit(tmp_path, Scripted([1.0]), EarlyStopping("val_los"), max_epochs=1, output_dir=tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"monitor": 3},
+        {"min_delta": "a"},
+        {"min_delta": math.nan},
+        {"stopping_threshold": "0.1"},
+        {"divergence_threshold": True},
+    ],
+)
+def test_s63_arguments_that_cannot_be_meant_are_told_at_once(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        EarlyStopping(**wrong)

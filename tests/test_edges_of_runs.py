@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import shutil
+import signal
 
 import pytest
 import torch
 from small import Net, loaders, net
 from torch.utils.data import DataLoader, WeightedRandomSampler
+from torchmetrics import MeanMetric
 
-from flashtask import Callback, DataModule, Module, ProgressBar, Trainer, read_checkpoint
-from flashtask.core.errors import DivergedError, OutputError, UsageError
-from flashtask.trainer.results import Entry, LogSettings
+from flashtask import Callback, DataModule, EarlyStopping, Module, ProgressBar, Timer, Trainer, read_checkpoint
+from flashtask.core.errors import DivergedError, OutputError, UnknownNameError, UsageError
+from flashtask.trainer.results import Entry, LogSettings, Results
 
 
 def quiet(tmp_path, **options):
@@ -536,3 +540,190 @@ def test_another_files_weights_are_not_what_save_checkpoint_writes(tmp_path):
     trainer.test(ckpt_path=tmp_path / "other" / "last.ckpt", dataloaders=loaders()[1])
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert read_checkpoint(tmp_path / "saved.ckpt")["global_step"] == trainer.global_step == 14
+
+
+def test_s77_a_fit_that_never_got_ready_does_not_take_the_place_of_the_last_one(tmp_path):
+    class Broken(Data):
+        def setup(self, stage):
+            raise RuntimeError("no data today")
+
+    trainer = Trainer(default_root_dir=tmp_path, max_epochs=1, enable_progress_bar=False, enable_model_summary=False)
+    module = net()
+    trainer.fit(module, *loaders())
+    metrics, folder, best = trainer.callback_metrics, trainer.output_dir, trainer.checkpoint_file("best")
+    with pytest.raises(RuntimeError, match="no data today"):
+        trainer.fit(net(2), Broken())
+    assert (trainer.global_step, trainer.callback_metrics, trainer.output_dir) == (7, metrics, folder)
+    assert trainer.checkpoint_file("best") == best
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    saved = read_checkpoint(tmp_path / "saved.ckpt")
+    assert saved["global_step"] == 7
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in module.state_dict().items())
+
+
+def test_s77_a_run_that_never_got_ready_is_not_saved(tmp_path):
+    class Broken(Data):
+        def setup(self, stage):
+            raise RuntimeError("no data today")
+
+    trainer = quiet(tmp_path)
+    with pytest.raises(RuntimeError, match="no data today"):
+        trainer.fit(net(), Broken())
+    with pytest.raises(UsageError, match="save_checkpoint needs a fit first"):
+        trainer.save_checkpoint(tmp_path / "hollow.ckpt")
+    assert not (tmp_path / "hollow.ckpt").exists()
+
+
+class Counting(Callback):
+    """Two of a class, whose state grows only later."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.seen["batches"] = self.seen.get("batches", 0) + 1
+
+    def state_dict(self):
+        return self.seen
+
+    def load_state_dict(self, state):
+        self.seen = state
+
+
+def test_s84_two_callbacks_of_one_state_key_are_told_before_either_has_state(tmp_path):
+    with pytest.raises(UsageError, match="two callbacks store their state as 'Counting'") as caught:
+        quiet(tmp_path, callbacks=[Counting(), Counting()]).fit(net(), *loaders())
+    assert "state_key" in caught.value.fix
+
+
+def test_s84_two_callbacks_without_state_may_share_a_name(tmp_path):
+    class Silent(Callback):
+        pass
+
+    trainer = quiet(tmp_path, callbacks=[Silent(), Silent()])
+    trainer.fit(net(), *loaders())
+    assert "Silent" not in read_checkpoint(trainer.checkpoint_file("last"))["callbacks"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("prepare_dat", "prepare_data"), ("train_dataloaders", "train_dataloader"), ("tear_down", "teardown")],
+)
+def test_s79_a_slip_in_a_data_modules_method_is_reported(tmp_path, written, meant):
+    class Slipped(DataModule):
+        def val_dataloader(self):
+            return loaders()[1]
+
+    setattr(Slipped, written, lambda self: None)
+    with pytest.warns(UserWarning, match=rf"Slipped\.{written} is never called by a trainer; did you mean {meant}\?"):
+        quiet(tmp_path).validate(net(), datamodule=Slipped())
+
+
+def test_s89_a_modules_logger_can_be_used_in_a_brief_run(tmp_path):
+    class Drawing(Net):
+        def on_train_end(self):
+            self.trainer.logger.experiment.add_image("input", torch.zeros(3, 2, 2), 0)
+            self.trainer.logger.log_step({"loss": 1.0}, 0, 0)
+            self.drawn = True
+
+    module = Drawing()
+    trainer = Trainer(default_root_dir=tmp_path, fast_dev_run=True, enable_progress_bar=False)
+    trainer.fit(module, *loaders())
+    assert module.drawn
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["fit", "finetune", "validate", "test", "predict", "tune"])
+def test_a_mistyped_argument_of_a_verb_is_told_with_the_right_one(tmp_path, name):
+    with pytest.raises(UnknownNameError) as caught:
+        getattr(quiet(tmp_path), name)(net(), datamodul=Data())
+    assert f"no argument of {name}() named 'datamodul'" in str(caught.value)
+    assert "did you mean 'datamodule'" in caught.value.fix
+
+
+def test_a_mistyped_argument_of_a_callback_is_told_with_the_right_one():
+    with pytest.raises(UnknownNameError, match="no argument of EarlyStopping named 'moniter'") as caught:
+        EarlyStopping(moniter="val_loss")
+    assert "did you mean 'monitor'" in caught.value.fix
+
+    class Mine(Callback):
+        def __init__(self, every=1):
+            self.every = every
+
+    assert Mine(every=3).every == Mine(3).every == 3
+    with pytest.raises(UnknownNameError, match="no argument of Mine named 'evry'"):
+        Mine(evry=3)
+
+
+@pytest.mark.parametrize(("signal_number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_s76_a_signal_is_obeyed_where_its_place_cannot_be_saved(tmp_path, capsys, signal_number, ends):
+    class LosesItsFolder(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 2:
+                shutil.rmtree(tmp_path / "run")
+                os.kill(os.getpid(), signal_number)
+
+        def on_exception(self, trainer, module, exception):
+            self.heard = exception
+
+    callback = LosesItsFolder()
+    with pytest.raises(ends) as caught:
+        quiet(tmp_path, callbacks=callback, logger=False).fit(net(), *loaders())
+    assert callback.heard is caught.value
+    if ends is SystemExit:
+        assert caught.value.code == 143
+    said = capsys.readouterr().err
+    assert "stopped in epoch 0 after 24 samples, and this place could not be saved: " in said
+    assert "last.ckpt" in said
+
+
+def test_s57_the_state_of_a_metric_comes_back_to_the_device_that_the_metric_is_on():
+    module = Module()
+    module.mean = MeanMetric()
+    module.mean.update(3.0)
+    results = Results()
+    results.log("training_step", "mean", module.mean, 1, LogSettings(on_epoch=True, on_step=False))
+    state = results.state_dict(module)
+    module.mean.to("meta")
+    Results().load_state_dict(state, module)
+    assert module.mean.mean_value.device.type == "meta"
+
+
+def test_s86_a_timer_of_ones_own_runs_beside_max_time(tmp_path):
+    own = Timer()
+    trainer = quiet(tmp_path, max_time={"hours": 1}, callbacks=own)
+    trainer.fit(net(), *loaders())
+    assert 0 < own.time_elapsed("train") < 60
+    assert {"Timer", "max_time"} <= set(read_checkpoint(trainer.checkpoint_file("last"))["callbacks"])
+
+
+@pytest.mark.parametrize("name", ["max_steps", "limit_train_batches", "fast_dev_run", "num_sanity_val_steps"])
+def test_a_number_that_no_counter_holds_is_told_at_once(name):
+    with pytest.raises(UsageError, match=name):
+        Trainer(**{name: 10**30})
+
+
+def test_a_hook_may_return_anything(tmp_path):
+    class Returning(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            return batch[0]
+
+    trainer = quiet(tmp_path, callbacks=Returning())
+    trainer.fit(net(), *loaders())
+    assert trainer.global_step == 7
+
+
+def test_a_complex_loss_is_told(tmp_path):
+    class Complex(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 1j
+
+    with pytest.raises(UsageError, match="a complex loss"):
+        quiet(tmp_path).fit(Complex(), *loaders())
+
+
+def test_a_loader_that_takes_batches_as_they_come_stays_so(tmp_path):
+    data = loaders()[0].dataset
+    trainer = quiet(tmp_path)
+    trainer.fit(net(), DataLoader(data, batch_size=8, in_order=False))
+    assert trainer.train_dataloader.in_order is False

@@ -121,10 +121,13 @@ def test_one_process_is_the_first_and_only_one():
     strategy, module, value = SingleDevice(), torch.nn.Linear(1, 1), torch.tensor(3.0)
     assert (strategy.world_size, strategy.global_rank, strategy.local_rank) == (1, 0, 0)
     assert strategy.is_global_zero
-    assert strategy.setup(module) is module
+    step = module.forward
+    assert strategy.setup(module) is None
+    assert strategy.wrap_step(module, step) is step
     assert strategy.gather(value) == [value]
     assert all(strategy.reduce(value, how) is value for how in ("mean", "sum", "max", "min"))
-    assert strategy.launch(lambda: "done") == "done"
+    with strategy.launch():
+        pass
     strategy.barrier("start")
     with pytest.raises(UnknownNameError, match="no way to reduce named 'maximum'"):
         strategy.reduce(value, "maximum")

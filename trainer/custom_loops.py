@@ -1,7 +1,7 @@
 """Loops as objects, in the manner of Lightning 1.x: `trainer.fit_loop = MyLoop()`, `replace`, `connect`.
 
-An adapter over the page in loop.py. The tree is made when it is first asked for; a trainer that nobody asks for it goes
-through the page itself and pays nothing. The loops of a fit are
+An adapter over the page in loop.py. The tree is made when it is first asked for; as long as nothing in it has been
+replaced, a trainer goes through the page itself and pays nothing. The loops of a fit are
 
     FitLoop                       an epoch after the other
       TrainingEpochLoop             a group of batches after the other, then validation
@@ -358,6 +358,12 @@ class TreeLoop:
         setattr(trainer.loop_tree, self.name, loop)
 
 
+def _shape(owner: Any) -> dict[str, Any]:
+    """The classes of the loops below, by name, and what else was set on them."""
+    own = {name: value for name, value in vars(owner).items() if not name.startswith("_")}
+    return {name: (type(v), _shape(v)) if isinstance(v, Loop) else v for name, v in own.items()}
+
+
 class LoopTree:
     """The loops of a trainer whose user has asked for one, in the place of the page's functions."""
 
@@ -374,6 +380,11 @@ class LoopTree:
                 raise UsageError(f"trainer.{name} takes a Loop, not {value!r}", fix=f"trainer.{name} = MyLoop()")
             value.trainer = self._trainer
         super().__setattr__(name, value)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything in it is not as it was made: a loop, or an attribute of one."""
+        return _shape(self) != _shape(LoopTree(None))
 
     def fit(self, run: Any) -> Moments:
         """A fit by its loop; the loops tell of their moments themselves."""

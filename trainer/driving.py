@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flashtask.core.errors import FlashtaskError
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
@@ -24,7 +25,7 @@ __all__ = ["drive"]
 
 
 def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
-    """Go through the moments of a run and tell callbacks and module of each.
+    """Go through the moments of a run, in every process of its strategy, and tell callbacks and module of each.
 
     Args:
         run: of a fit or an evaluation; nothing has been prepared yet.
@@ -34,12 +35,9 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM; the place in the run has been saved.
         OutOfMemoryError: a batch did not fit.
     """
-    trainer = run.trainer
-    # A verb may be called in a hook of another: what belongs to that one is put back.
-    outer = (run.module.trainer, run.data.trainer, trainer.active_run)
-    failure: BaseException | None = None
-    try:
+    with run.strategy.launch(), _ending_well(run):
         prepare(run)
+        run.is_prepared = True
         if isinstance(run, FitRun):
             _begin(run)
         with _circumstances(run), closing(loop(run)) as moments:
@@ -49,6 +47,17 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
                     run.tell(*moment)
         if isinstance(run, FitRun):
             _conclude(run)
+
+
+@contextmanager
+def _ending_well(run: Any) -> Iterator[None]:
+    """Whatever happens inside: those who listen are told of an error, and what was done for the run is undone."""
+    trainer = run.trainer
+    # A verb may be called in a hook of another: what belongs to that one is put back.
+    outer = (run.module.trainer, run.data.trainer, trainer.active_run)
+    failure: BaseException | None = None
+    try:
+        yield
     except BaseException as error:
         failure = error
         failure = seen = _as_users_see_it(run, error)
@@ -116,6 +125,8 @@ def _end(run: Run, error: BaseException | None) -> None:
     active = trainer.active_run
     with ExitStack() as last_first:
         if isinstance(run, FitRun):
+            if not run.is_prepared:
+                last_first.callback(trainer.forget, run)
             last_first.callback(trainer.close_output, run)
             for logger in reversed(run.loggers):
                 last_first.callback(logger.close, error)
@@ -136,6 +147,10 @@ def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
         active.abandon()
     checkpoint = run.trainer.checkpoint_callback
     if checkpoint is not None and not run.done:
-        path = checkpoint.write_last(run.trainer)
-        run.trainer.say(f"stopped in epoch {run.epoch} after {run.samples} samples; continue from {path}")
+        stopped = f"stopped in epoch {run.epoch} after {run.samples} samples"
+        try:
+            path = checkpoint.write_last(run.trainer)
+            run.trainer.say(f"{stopped}; continue from {path}")
+        except FlashtaskError as failed:  # the signal is obeyed all the same
+            run.trainer.say(f"{stopped}, and this place could not be saved: {failed}")
     return SystemExit(143) if error.signal_number == signal.SIGTERM else KeyboardInterrupt()

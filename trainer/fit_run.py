@@ -63,6 +63,8 @@ class FitRun(Run):
         self.training_step: Callable[..., Any] = module.training_step
         self.automatic: bool = module.automatic_optimization
         self.keeps_outputs = False
+        #: let the trainer speak of the fit before this one again
+        self.put_back: Callable[[], None] = lambda: None
         #: put the best epoch's weights back at the end
         self.restores_best = False
         # progress: this is what a checkpoint holds
@@ -384,7 +386,8 @@ class FitRun(Run):
         return measured or self.validation is None or self.validates
 
     def end_epoch(self) -> None:
-        """Go on to the next epoch; one that `max_steps` cut short keeps its place."""
+        """Go on to the next epoch; one that `max_steps` cut short keeps its place. Where one process stops, all do."""
+        self.stop_reason = next(filter(None, self.strategy.gather(self.stop_reason)), "")
         if not self.epoch_is_complete:
             return
         self.epoch += 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from flashtask.core.errors import nearest
 
-__all__ = ["LEVELS", "MOMENTS", "listeners"]
+__all__ = ["LEVELS", "MOMENTS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
 
 _EVALUATION = tuple(
     f"{word}_{moment}"
@@ -30,10 +30,10 @@ MOMENTS = (
     "train_start",
     "train_epoch_start",
     "train_batch_start",
-    "before_zero_grad",
     "before_backward",
     "after_backward",
     "before_optimizer_step",
+    "before_zero_grad",
     "train_batch_end",
     *_EVALUATION,
     "train_epoch_end",
@@ -91,7 +91,7 @@ def listeners(
     callbacks = list(callbacks)
     for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
         _report_misspelled(owner, base)
-    _report_misspelled_methods(module, module_base)
+    report_misspelled_methods(module, module_base, _METHODS, depth=5)
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
     for moment in MOMENTS:
         name = f"on_{moment}"
@@ -153,14 +153,39 @@ _METHODS = (
 )
 
 
-def _report_misspelled_methods(module: Any, base: type) -> None:
-    """A method that is named almost like a step, while the step itself is not written."""
-    written = {name for kind in type(module).__mro__ if kind not in base.__mro__ for name in vars(kind)}
-    for name in sorted(n for n in written - {*_METHODS, *dir(base)} if not n.startswith("on_")):
-        close = get_close_matches(name, [known for known in _METHODS if known not in written], n=1, cutoff=0.9)
-        if close:
-            told = f"{type(module).__name__}.{name} is never called by a trainer; did you mean {close[0]}?"
-            warnings.warn(told, stacklevel=5)
+#: What a data module may write.
+_DATA_METHODS = (
+    "prepare_data",
+    "setup",
+    "teardown",
+    "transfer_batch_to_device",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+    *(name for name in _METHODS if name.endswith("_dataloader")),
+)
+
+
+def report_misspelled_data_methods(data: Any, base: type) -> None:
+    """Methods of a data module that are named almost like one that a trainer calls are reported with that name."""
+    report_misspelled_methods(data, base, _DATA_METHODS, depth=6)
+
+
+def report_misspelled_methods(owner: Any, base: type, methods: Iterable[str], *, depth: int) -> None:
+    """A method that is named almost like one that a trainer calls, while that one is not written, is reported.
+
+    Args:
+        owner: a module or data module.
+        base: its base class, whose own methods are known.
+        methods: what a trainer calls.
+        depth: frames from here to the caller whose line the warning names.
+    """
+    written = {name for kind in type(owner).__mro__ if kind not in base.__mro__ for name in vars(kind)}
+    open_names = [name for name in methods if name not in written]
+    for name in sorted(written - {*methods, *dir(base)}):
+        close = get_close_matches(name, open_names, n=1, cutoff=0.9)
+        if close and name.startswith("on_") == close[0].startswith("on_"):
+            told = f"{type(owner).__name__}.{name} is never called by a trainer; did you mean {close[0]}?"
+            warnings.warn(told, stacklevel=depth)
 
 
 def _report_misspelled(owner: Any, base: type) -> None:

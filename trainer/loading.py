@@ -117,6 +117,7 @@ def rebuild_loader(loader: Any, *, seed: int, training: bool, in_order: bool = F
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
         generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
+        in_order=loader.in_order,
         **workers,
     )
 

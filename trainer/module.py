@@ -245,7 +245,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch.
             batch_size: weight of the value; found from the batch if not given.
-            sync_dist: for several processes, which are not there yet: reduce the value over all of them.
+            sync_dist: reduce the value over all processes, as `reduce_fx` says; a mean counts each process by its
+                samples. Metric objects do so by themselves.
             rank_zero_only: log it in the first process alone.
             add_dataloader_idx: with several loaders, give each its own name, `name/dataloader_idx_0`.
             trainer: False is another word for `logger=False`.

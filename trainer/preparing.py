@@ -14,12 +14,12 @@ from torchmetrics import Metric
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
 from flashtask.trainer.finetuning import Freezing
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.hooks import listeners
+from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
@@ -93,8 +93,11 @@ def _start(run: Run) -> None:
     run.callbacks = trainer.callbacks_of(run.stage)
     module.trainer = data.trainer = trainer
     trainer.active_run = run
+    report_misspelled_data_methods(data, DataModule)
     run.listeners = listeners(trainer, module, run.callbacks, Module, Callback, run.own_part)
-    data.prepare_data()
+    if run.strategy.local_rank == 0:
+        data.prepare_data()
+    run.strategy.barrier("prepare_data")
     module.connect(data)
     _set_up_data(run, run.stage)
     run.undo.append(partial(module.teardown, run.stage))
@@ -105,6 +108,7 @@ def _start(run: Run) -> None:
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
     run.precision.convert_module(module)
+    run.strategy.setup(module)
     run.transfer = transfer_hooks(data, module)
 
 
@@ -196,20 +200,22 @@ def _training_loader(trainer: Any, loader: Any, seed: int) -> tuple[Any, int | N
 
 
 def _check_state_keys(run: FitRun) -> None:
-    seen: dict[str, Any] = {}
+    seen = set[str]()
     for callback in run.callbacks:
-        if callback.state_key in seen and callback.state_dict():
+        if not keeps_state(callback):
+            continue
+        if callback.state_key in seen:
             raise UsageError(
                 f"two callbacks store their state as {callback.state_key!r}",
                 fix="give each its own: a property state_key in the class",
             )
-        seen[callback.state_key] = callback
+        seen.add(callback.state_key)
 
 
 def _training_step(run: FitRun) -> Callable[..., Any]:
     """The module's step, followed by its `training_step_end` if there is one."""
     module = run.module
-    step = as_it_takes(module.training_step)
+    step = run.strategy.wrap_step(module, as_it_takes(module.training_step))
     if not hasattr(module, "training_step_end"):
         return step
 

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hooks import LEVELS
+from flashtask.trainer.transfer import move_to_device
 
 __all__ = ["Entry", "LogSettings", "Results"]
 
@@ -28,6 +29,15 @@ _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "max": _most,
     "min": lambda a, b: -_most(-a, -b),
 }
+
+
+#: A number over all processes: (value, `sum`, `mean`, `max` or `min`).
+Reduce = Callable[[Any, str], Any]
+
+
+def _alone(value: Any, how: str) -> Any:
+    """A value of this process, whatever others have."""
+    return value
 
 
 #: what every row of the log says itself
@@ -91,17 +101,27 @@ class Entry:
                 f"not {type(value).__name__}"
             ) from None
 
-    def step_value(self) -> float:
-        """The last value."""
-        return self._scalar(self.value)
+    def step_value(self, reduce: Reduce = _alone) -> float:
+        """The last value, over all processes if that was asked for."""
+        value = self._scalar(self.value)
+        reduce_fx = self.settings.reduce_fx
+        return reduce(value, reduce_fx) if self._is_shared else value
 
-    def epoch_value(self) -> float:
-        """The value over the epoch: a metric's result, or the reduced values."""
+    def epoch_value(self, reduce: Reduce = _alone) -> float:
+        """The value over the epoch: a metric's result, or the reduced values (of all processes if so asked for)."""
         if self.metric is not None:
             return self._scalar(self.metric.compute())
         if self.total is None:
             return math.nan
-        return float(self.total) / self.weight if self.settings.reduce_fx == "mean" else float(self.total)
+        total, reduce_fx = float(self.total), self.settings.reduce_fx
+        if reduce_fx != "mean":
+            return reduce(total, reduce_fx) if self._is_shared else total
+        return reduce(total, "sum") / reduce(self.weight, "sum") if self._is_shared else total / self.weight
+
+    @property
+    def _is_shared(self) -> bool:
+        """A metric object shares its state over processes by itself."""
+        return self.settings.sync_dist and self.metric is None
 
     def _scalar(self, value: Any) -> float:
         if (isinstance(value, torch.Tensor) and value.numel() != 1) or isinstance(value, dict):
@@ -118,9 +138,14 @@ class Entry:
 
 
 class Results:
-    """All entries of one pass over some data."""
+    """All entries of one pass over some data.
 
-    def __init__(self) -> None:
+    Args:
+        reduce: a value over all processes, by `sum`, `mean`, `max` or `min`: what `sync_dist=True` asks for.
+    """
+
+    def __init__(self, reduce: Reduce = _alone) -> None:
+        self._reduce = reduce
         self.entries: dict[tuple[str, str], Entry] = {}
         #: names under which dictionaries were logged: each is one chart
         self.charts: set[str] = set()
@@ -164,13 +189,15 @@ class Results:
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""
         return {
-            _fork(e, "_step"): e.step_value() for e in self.entries.values() if _shows_step(e) and e.settings.logger
+            _fork(e, "_step"): e.step_value(self._reduce)
+            for e in self.entries.values()
+            if _shows_step(e) and e.settings.logger
         }
 
     def epoch_values(self, *, logger_only: bool = False) -> dict[str, float]:
         """The values over the epoch, under the names loggers show."""
         return {
-            _fork(e, "_epoch"): e.epoch_value()
+            _fork(e, "_epoch"): e.epoch_value(self._reduce)
             for e in self.entries.values()
             if e.on_epoch and (e.settings.logger or not logger_only)
         }
@@ -180,10 +207,10 @@ class Results:
         values: dict[str, float] = {}
         for entry in self.entries.values():
             if _shows_step(entry):
-                values[_fork(entry, "_step")] = values[entry.name] = entry.step_value()
+                values[_fork(entry, "_step")] = values[entry.name] = entry.step_value(self._reduce)
         for entry in self.entries.values():
             if entry.on_epoch:
-                values[_fork(entry, "_epoch")] = values[entry.name] = entry.epoch_value()
+                values[_fork(entry, "_epoch")] = values[entry.name] = entry.epoch_value(self._reduce)
         return values
 
     def bar_values(self) -> dict[str, float]:
@@ -224,7 +251,7 @@ class Results:
                 metric = module.get_submodule(row["metric"]["place"])
                 assert isinstance(metric, Metric)
                 for name, value in row["metric"]["states"].items():
-                    setattr(metric, name, value)
+                    setattr(metric, name, move_to_device(value, metric.device))
                 metric._update_count = row["metric"]["updates"]
                 entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry

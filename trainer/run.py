@@ -32,7 +32,7 @@ class Run:
         self.placement, self.strategy = placement, placement.strategy
         self.device, self.precision = placement.device, placement.precision
         self.memory_format: torch.memory_format = torch.contiguous_format
-        self.results = Results()
+        self.results = Results(self.strategy.reduce)
         #: the moment or step that runs now; it decides how `log` keeps a value
         self.moment = "setup"
         #: samples in the batch that is worked on
@@ -45,6 +45,8 @@ class Run:
         #: the `teardown` of each `setup` that was begun, in the order of beginning
         self.undo: list[Callable[[], Any]] = []
         self.loggers: list[Any] = []
+        #: ready to be driven
+        self.is_prepared = False
         #: moment -> who is told of it
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
 
@@ -59,7 +61,7 @@ class Run:
         before, active.moment = active.moment, moment
         for call in self.listeners.get(moment, ()):
             answer = call(*arguments)
-            if answer is not None and moment == "train_batch_start" and answer == -1:
+            if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
                 self.trainer.fit_run.skip_epoch = True
         active.moment = before
 

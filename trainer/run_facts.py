@@ -9,7 +9,7 @@ from typing import Any
 from flashtask.core.errors import UsageError
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers.base import CSVLogger, Logger
+from flashtask.trainer.loggers.base import CSVLogger, Logger, SilentLogger
 from flashtask.trainer.placement.strategies import Strategy
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
@@ -18,7 +18,7 @@ __all__ = ["RunFacts"]
 
 
 class RunFacts:
-    """Base of `Trainer`: properties that look into the runs; nothing of a run is kept here."""
+    """Base of `Trainer`: properties that look into its runs."""
 
     #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
     fit_run: FitRun | None = None
@@ -29,6 +29,7 @@ class RunFacts:
     callbacks: list[Any]
     default_root_dir: Path
     enable_checkpointing: bool
+    fast_dev_run: bool | int
     _given_output_dir: Path | None
     loggers: list[Logger]
     _last_metrics: dict[str, float]
@@ -149,7 +150,9 @@ class RunFacts:
 
     @property
     def logger(self) -> Any:
-        """The first logger that the user chose, else the CSV log; None without any."""
+        """The first logger that the user chose, else the CSV log; None without any, a silent one in a brief run."""
+        if not self.loggers and self.fast_dev_run:
+            return SilentLogger()
         return next((one for one in self.loggers if type(one) is not CSVLogger), next(iter(self.loggers), None))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,12 +59,12 @@ def check_settings(given: Mapping[str, Any]) -> None:
     resolve_profiler(given["profiler"])
 
 
-def _whole(least: int, most: float = float("inf")) -> Callable[[Any], bool]:
+def _whole(least: int, most: int = sys.maxsize) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
 
 
 def _limit(value: Any) -> bool:
@@ -75,7 +76,7 @@ def _switch(value: Any) -> bool:
 
 
 def _switch_or_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return isinstance(value, int) and 0 <= value <= sys.maxsize
 
 
 def _norm(value: Any) -> bool:

@@ -29,6 +29,8 @@ def loss_in(outputs: Any) -> torch.Tensor:
             why="only a single number can be made smaller",
             fix="loss.mean()",
         )
+    if loss.is_complex():
+        raise UsageError("training_step returned a complex loss", fix="loss.abs(), or another real number")
     if not loss.requires_grad:
         raise UsageError(
             "training_step returned a loss that nothing can be learned from",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
+from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
 from flashtask.trainer.callbacks.names import make_callbacks
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.callbacks.timing import Timer
+from flashtask.trainer.callbacks.timing import TimeLimit
 from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
@@ -218,6 +220,7 @@ class Trainer(RunFacts):
 
     # ---- verbs
 
+    @named_arguments
     def fit(
         self,
         model: Any,
@@ -244,6 +247,7 @@ class Trainer(RunFacts):
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         drive(fit_run(self, module, data, None, self.checkpoint_file(ckpt_path)), self._path.fit)
 
+    @named_arguments
     def finetune(
         self,
         model: Any,
@@ -272,16 +276,19 @@ class Trainer(RunFacts):
         run.restores_best = restore_best
         drive(run, self._path.fit)
 
+    @named_arguments
     def validate(
         self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
     ) -> Any:
         """Run validation; returns a list with one dictionary of metrics for each loader."""
         return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
 
+    @named_arguments
     def test(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
         """Run a test; returns a list with one dictionary of metrics for each loader."""
         return self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
 
+    @named_arguments
     def predict(
         self,
         model: Any = None,
@@ -296,6 +303,7 @@ class Trainer(RunFacts):
         """
         return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=return_predictions)
 
+    @named_arguments
     def tune(
         self,
         model: Any,
@@ -388,8 +396,9 @@ class Trainer(RunFacts):
 
     @property
     def _path(self) -> Loops | LoopTree:
-        """What goes through a run: the page, unless somebody asked for a loop."""
-        return self._loop_tree or self.loops
+        """What goes through a run: the page, unless somebody has replaced a loop."""
+        tree = self._loop_tree
+        return tree if tree is not None and tree.is_changed else self.loops
 
     # ---- how a verb is carried out
 
@@ -413,7 +422,7 @@ class Trainer(RunFacts):
         """The callbacks that arguments stand for."""
         found: list[Callback] = []
         if self.max_time is not None:
-            found.append(Timer(self.max_time))
+            found.append(TimeLimit(self.max_time))
         if self.track_grad_norm != -1:
             found.append(GradientNormMonitor(self.track_grad_norm))
         return found
@@ -429,7 +438,17 @@ class Trainer(RunFacts):
         folder = None
         if (self.loggers or self.enable_checkpointing) and self.is_global_zero:
             folder = self._claim(run.resume_from)
-        self.run_folder, self.fit_run, self._restored_best = folder, run, None
+        before = (self.run_folder, self.fit_run, self._restored_best)
+        run.put_back = partial(self._speak_of, *before)
+        self._speak_of(folder, run, None)
+
+    def _speak_of(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
+        self.run_folder, self.fit_run, self._restored_best = folder, run, restored_best
+
+    def forget(self, run: FitRun) -> None:
+        """A fit that never got ready: the one before it is spoken of again."""
+        if self.fit_run is run:
+            run.put_back()
 
     def _claim(self, resume_from: Path | None) -> RunFolder:
         if self._given_output_dir is None:

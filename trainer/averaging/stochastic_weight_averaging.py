@@ -120,10 +120,11 @@ class StochasticWeightAveraging(Callback):
         run = trainer.fit_run
         if run.epoch == self._begun_at and not run.batch_idx:
             rates = ", ".join(f"{rate:g}" for rate in self._targets)
-            trainer.say(
-                f"epoch {run.epoch}: averaging weights from here on; learning rates are {rates} from epoch "
-                f"{run.epoch + self.annealing_epochs} on"
-            )
+            there, epochs = run.epoch + self.annealing_epochs, _epochs_of(run)
+            reached = f"are {rates} from epoch {there} on"
+            if epochs is not None and there >= epochs:
+                reached = f"go towards {rates}, which they would reach in epoch {there}, after the last one"
+            trainer.say(f"epoch {run.epoch}: averaging weights from here on; learning rates {reached}")
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Take in the weights and set the rates of the next epoch; one that was cut short is first continued."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Callback"]
+from flashtask.core.keywords import named_arguments
+
+__all__ = ["Callback", "keeps_state"]
 
 
 class Callback:
@@ -15,6 +17,11 @@ class Callback:
 
     #: Told after the module and all others: for what writes down the state that they leave.
     comes_last = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = named_arguments(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     @property
     def state_key(self) -> str:
@@ -153,3 +160,8 @@ class Callback:
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """A checkpoint has been read, nothing has been restored yet."""
+
+
+def keeps_state(callback: Any) -> bool:
+    """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
+    return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict

@@ -61,8 +61,15 @@ class EarlyStopping(Callback):
     ) -> None:
         if mode not in (None, "min", "max"):
             raise UsageError(f'EarlyStopping(mode={mode!r}): "min" or "max" is needed', fix='mode="min"')
-        if not min_delta >= 0:
+        if not _is_number(min_delta) or min_delta < 0:
             raise UsageError(f"EarlyStopping(min_delta={min_delta!r}): a number of at least 0 is needed")
+        if monitor is not None and not isinstance(monitor, str):
+            raise UsageError(
+                f"EarlyStopping(monitor={monitor!r}): the name of a metric is needed", fix='monitor="val_loss"'
+            )
+        for argument, value in (("stopping", stopping_threshold), ("divergence", divergence_threshold)):
+            if value is not None and not _is_number(value):
+                raise UsageError(f"EarlyStopping({argument}_threshold={value!r}): a number is needed")
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 0:
             raise UsageError(f"EarlyStopping(patience={patience!r}): a whole number of at least 0 is needed")
         self.monitor, self.mode = monitor, mode
@@ -74,6 +81,7 @@ class EarlyStopping(Callback):
 
     def _forget(self) -> None:
         self.wait_count = 0
+        self._unknown: UnknownNameError | None = None
         self.best_score: float | None = None
         self._go_on()
 
@@ -116,7 +124,11 @@ class EarlyStopping(Callback):
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Look at the metric; checkpoints are written after this, so they know the outcome."""
         run = trainer.fit_run
-        if not self._is_due(run):
+        try:
+            if not self._is_due(run):
+                return
+        except UnknownNameError as error:
+            self._unknown = error  # raised when the checkpoint of this epoch has been written
             return
         score = float(run.metrics[self._name])
         self.stopping_reason, message = self._judge(score)
@@ -127,6 +139,18 @@ class EarlyStopping(Callback):
         elif self.verbose:
             bad = f"{self.wait_count} of {self.patience} bad epochs" if self.wait_count else "the best so far"
             trainer.say(f"epoch {run.epoch}: {self._name} {score:.6g}, {bad}")
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        """Nothing of the monitored name was logged: the fit ends here, and can be continued from its last epoch."""
+        self._raise_unknown()
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """The same after the last epoch."""
+        self._raise_unknown()
+
+    def _raise_unknown(self) -> None:
+        if self._unknown is not None:
+            raise self._unknown
 
     def _is_due(self, run: Any) -> bool:
         """Whether there is a value of this epoch to look at.
@@ -171,3 +195,7 @@ class EarlyStopping(Callback):
             best = "" if self.best_score is None else f"; the best was {self.best_score:.6g}"
             return "patience", f"{name} did not get better in {self.wait_count} epochs{best}"
         return "", ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)

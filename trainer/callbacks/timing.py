@@ -10,7 +10,7 @@ from typing import Any
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 
-__all__ = ["Timer", "read_duration"]
+__all__ = ["TimeLimit", "Timer", "read_duration"]
 
 #: the stages that have a clock of their own
 _STAGES = ("train", "validate", "test", "predict")
@@ -178,3 +178,12 @@ class Timer(Callback):
     def _stop(self, stage: str) -> None:
         self._spent[stage] = self.time_elapsed(stage)
         self._started.pop(stage, None)
+
+
+class TimeLimit(Timer):
+    """The timer that `Trainer(max_time=...)` stands for; it may run beside one of the user's own."""
+
+    @property
+    def state_key(self) -> str:
+        """Another one than that of a `Timer`."""
+        return "max_time"

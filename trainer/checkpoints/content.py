@@ -11,6 +11,7 @@ import torch
 
 from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
+from flashtask.trainer.callbacks.base import keeps_state
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
 from flashtask.trainer.run_recipe import recipe_of
@@ -49,7 +50,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "progress": {**progress, "history": _as_bytes(progress["history"])},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],
-        "callbacks": {callback.state_key: callback.state_dict() for callback in run.callbacks},
+        "callbacks": {one.state_key: one.state_dict() for one in run.callbacks if keeps_state(one)},
         "precision": {"name": run.precision.name, "state": run.precision.state_dict()},
         "datamodule": run.data.state_dict(),
         "datamodule_hyper_parameters": plain_hyperparameters(run.data),

@@ -69,6 +69,7 @@ def write_last_files(
             write_checkpoint(path, content)
         for one in asking:
             one.last_model_path = str(path)
+    trainer.strategy.barrier("checkpoint")
 
 
 def _by_last_file(callbacks: Iterable[ModelCheckpoint]) -> dict[Path, list[ModelCheckpoint]]:

@@ -50,6 +50,21 @@ class Logger:
         """The run has ended, well or with an error; it may never have started."""
 
 
+class SilentLogger(Logger):
+    """What a module finds as its logger where nothing is to be written: any call on it does nothing.
+
+    `self.logger.experiment.add_image(...)` of a module goes on working with `fast_dev_run`.
+    """
+
+    def __getattr__(self, name: str) -> SilentLogger:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments: Any, **options: Any) -> SilentLogger:
+        return self
+
+
 class CSVLogger(Logger):
     """`metrics.csv` (a row an epoch) and `steps.csv` (values of steps) in the run folder.
 

@@ -5,7 +5,8 @@ Not to be taken for finetuning strategies, which say what is frozen: those stand
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
@@ -56,16 +57,23 @@ class Strategy:
         """Whether this process is the one that writes files and speaks."""
         return self.global_rank == 0
 
-    def launch(self, function: Callable[[], T]) -> T:
-        """Run a function in every process, and give what it returned in this one."""
-        return function()
+    @contextmanager
+    def launch(self) -> Iterator[None]:
+        """Around a whole verb: what stands inside is run by every process, those that are started here too."""
+        yield
 
-    def setup(self, module: nn.Module) -> nn.Module:
-        """The module as the steps call it: a wrapper where processes must agree about gradients, else itself."""
-        return module
+    def setup(self, module: nn.Module) -> None:
+        """Make the module ready: agree on its weights, or share them out.
+
+        It is on its device and has its number format; optimizers are made after this.
+        """
+
+    def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The training step as it is called: through a wrapper where processes must agree about gradients."""
+        return step
 
     def reduce(self, value: T, how: str = "mean") -> T:
-        """A number or tensor over all processes: `mean`, `sum`, `max` or `min`.
+        """A number or tensor over all processes: `mean`, `sum`, `max` or `min`; asked in the same order by each.
 
         Raises:
             UnknownNameError: another way.
