@@ -8,17 +8,29 @@ under the first of their names. What is not a tensor is JSON in the file's metad
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashtask.core.codec import decode, encode, tensor_names
-from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.errors import FlashtaskError, IntegrityError, UsageError
 from flashtask.core.tensor_file import FORMAT, damaged, read_tensor_file, write_tensor_file
 
-__all__ = ["MapLocation", "read_checkpoint", "read_header", "write_checkpoint"]
+__all__ = ["MapLocation", "put_to_use", "read_checkpoint", "read_header", "write_checkpoint"]
+
+_UNFIT = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
 
 MapLocation = str | torch.device | dict[str, str] | Callable[[Any, str], Any] | None
 
@@ -74,6 +86,29 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     For listings: needs next to no memory, and the time to read the file once. Errors as `read_checkpoint`.
     """
     return _content(path, *read_tensor_file(path, shapes_only=tensor_names))
+
+
+@contextmanager
+def put_to_use(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around whatever takes in the content of a file: every error names the file.
+
+    A whole digest says that a file is as it was written, not that what it holds fits: a place in it may be missing, or
+    be of another kind than the code that takes it expects.
+
+    Raises:
+        IntegrityError: in place of a KeyError, TypeError, ...; the error that it came from is its cause.
+    """
+    try:
+        yield
+    except FlashtaskError as error:
+        error.about(path)
+        raise
+    except _UNFIT as error:
+        raise IntegrityError(
+            f"{os.fspath(path)} cannot be put to use",
+            why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix="use another checkpoint, or the classes and the version of flashtask that wrote this one",
+        ) from error
 
 
 def _tensor_name(path: tuple[Any, ...]) -> str:

@@ -89,6 +89,8 @@ class _Decoder:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.given: dict[str, Tensor] = {}
+        self.arrays: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
+        self.taken: set[str] = set()
 
     def decode(self, node: Any, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -117,14 +119,22 @@ class _Decoder:
             raise ValueError("a key appears twice")
         return found
 
+    def taken_once(self, node: dict[str, Any]) -> Tensor:
+        """The tensor that holds a text or a list: of one place alone, or a small file could ask for any number."""
+        name = node["name"]
+        if name in self.taken:
+            raise ValueError("two places hold the same text or list")
+        self.taken.add(name)
+        return self.tensors[name]
+
     def data(self, node: dict[str, Any]) -> bytes:
-        return self.tensors[node["name"]].numpy().tobytes()
+        return self.taken_once(node).numpy().tobytes()
 
     def long_list(self, node: dict[str, Any], depth: int) -> list[Any]:
         return self.items({"items": parse_json(self.data(node))}, depth)
 
     def numbers(self, node: dict[str, Any], depth: int) -> list[Any]:
-        return list(self.tensors[node["name"]].tolist())
+        return list(self.taken_once(node).tolist())
 
     def ordered(self, node: dict[str, Any], depth: int) -> OrderedDict[Any, Any]:
         found = OrderedDict(self.pairs(node, depth))
@@ -155,9 +165,13 @@ class _Decoder:
         return np.dtype(node["dtype"]).type(self.decode(node["value"], depth))
 
     def array(self, node: dict[str, Any], depth: int) -> np.ndarray[Any, Any]:
-        if not NUMPY_SCALAR.fullmatch(node["array"]):
-            raise ValueError("a numpy array of an unknown dtype")
-        return self.tensor(node, depth).cpu().numpy().astype(node["array"], copy=False)
+        place = (node["name"], node["array"])
+        if place not in self.arrays:
+            stored = self.tensor(node, depth).cpu().numpy()
+            if not NUMPY_SCALAR.fullmatch(node["array"]) or np.dtype(node["array"]).itemsize != stored.itemsize:
+                raise ValueError("a numpy array of an unknown dtype")
+            self.arrays[place] = stored.astype(node["array"], copy=False)
+        return self.arrays[place]
 
     def tensor(self, node: dict[str, Any], depth: int) -> Tensor:
         name = node["name"]

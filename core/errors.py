@@ -49,6 +49,12 @@ class FlashtaskError(Exception):
             parts.append(f"  fix: {self.fix}")
         return "\n".join(parts)
 
+    def about(self, path: object) -> None:
+        """Let the message begin with the file that the error comes from, if it does not name it yet."""
+        if str(path) not in str(self):
+            self.what = f"{path}: {self.what}"
+            self.args = (self.what,)
+
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (data workers, ranks): rebuild without calling __init__ again.
         return _rebuild, (type(self), self.args, self.__dict__)

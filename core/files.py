@@ -12,12 +12,13 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from flashtask.core.errors import FlashtaskError, MissingInputError, StorageError, did_you_mean
+from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError, StorageError, did_you_mean
 
-__all__ = ["atomic_write", "atomic_write_text", "missing_file", "remove_partials", "sha256_file"]
+__all__ = ["atomic_write", "atomic_write_text", "missing_file", "open_regular", "remove_partials", "sha256_file"]
 
 _PARTIAL = re.compile(r"\..*\.partial-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}", re.DOTALL)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -104,6 +105,33 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         raise missing_file(path) from error
 
 
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a file for reading if it is an ordinary one: a pipe or a device could block, or never end.
+
+    Links are followed.
+
+    Raises:
+        MissingInputError: there is no such file, or it is a folder.
+        IntegrityError: it is a pipe, a socket or a device.
+        OSError: the system does not let it be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing_file(path) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise missing_file(path)
+        raise IntegrityError(
+            f"{os.fspath(path)} is a pipe or a device, not a file",
+            fix=f"give the name of an ordinary file: `ls -l {os.fspath(path)}` is none",
+        )
+    return os.fdopen(descriptor, "rb")
+
+
 def missing_file(path: str | os.PathLike[str]) -> MissingInputError:
     """The error for a file that was asked for and is not there; it names the nearest file that is."""
     path = Path(path)
@@ -111,6 +139,8 @@ def missing_file(path: str | os.PathLike[str]) -> MissingInputError:
         inside = sorted(entry.name for entry in path.iterdir() if entry.is_file())
         fix = f"did you mean {str(path / inside[0])!r}?" if inside else ""
         return MissingInputError(f"{path} is a folder, not a file", fix=fix)
+    if path.exists() and not path.is_file():
+        return MissingInputError(f"{path} is a pipe or a device, not a file")
     folder = path.parent
     if not folder.is_dir():
         return MissingInputError(f"no file {path}", why=f"there is no folder {folder}")

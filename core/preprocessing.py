@@ -47,7 +47,7 @@ class Preprocessing:
         if self.interpolation not in _INTERPOLATIONS:
             raise UsageError(
                 f"no interpolation named {self.interpolation!r}",
-                fix=did_you_mean(self.interpolation, _INTERPOLATIONS) or f"one of {', '.join(_INTERPOLATIONS)}",
+                fix=did_you_mean(str(self.interpolation), _INTERPOLATIONS) or f"one of {', '.join(_INTERPOLATIONS)}",
             )
         if self.crop_mode not in ("center", "squash", "border"):
             raise UsageError(f"crop_mode must be center, squash or border, not {self.crop_mode!r}")

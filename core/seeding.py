@@ -168,7 +168,12 @@ def _cuda_is_used() -> bool:
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
-    """Put back what `generator_states` gave; states of devices that are not here are left out."""
+    """Put back what `generator_states` gave; states of devices that are not here are left out.
+
+    Raises:
+        ValueError: the state of NumPy's generator is none.
+    """
+    _check_numpy_state(states["numpy"])
     torch.default_generator.set_state(states["torch"])
     devices = torch.cuda.device_count() if states["cuda"] else 0
     for device, state in zip(range(devices), states["cuda"], strict=False):
@@ -178,6 +183,15 @@ def set_generator_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["random"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(states["numpy"])
+
+
+def _check_numpy_state(state: Any) -> None:
+    """NumPy takes any place in its table of numbers for good, and then reads beside it."""
+    inner = state["state"]
+    key, place = inner["key"], inner["pos"]
+    whole = isinstance(key, np.ndarray) and key.shape == (624,) and type(place) is int and 0 <= place <= 624
+    if state["bit_generator"] != "MT19937" or not whole or state["has_gauss"] not in (0, 1):
+        raise ValueError("the state of NumPy's generator is none")
 
 
 class SeededDataset(Dataset[Any]):

@@ -12,65 +12,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashtask.core.errors import IntegrityError, StorageError, UsageError
-from flashtask.core.files import atomic_write, missing_file
+from flashtask.core.files import atomic_write, missing_file, open_regular
 from flashtask.core.plain_json import canonical_json, parse_json
+from flashtask.core.tensor_layout import (
+    CHUNK,
+    DTYPES,
+    MAX_HEADER,
+    Entry,
+    Malformed,
+    check_bools,
+    read_tensor,
+    tensor_layout,
+)
 
 __all__ = ["DTYPES", "FORMAT", "damaged", "read_tensor_file", "write_tensor_file"]
 
 FORMAT = 1
-MAX_HEADER = 8 * 2**20
-"""Bytes: room for some 30,000 tensors; the worst JSON of that size takes 0.4 GB and 5 s to be refused."""
-
-DTYPES: dict[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "BOOL": torch.bool,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "U8": torch.uint8,
-}
-"""safetensors' names of the dtypes that every version of it can read."""
-
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ZEROS = "0" * 64
 _START = re.compile(
     rb'\{"__metadata__":\{"flashtask":"\{\\"format\\":(?P<format>[1-9]\d{0,8}),'
     rb'\\"sha256\\":\\"(?P<digest>[0-9a-f]{64})\\"'
 )
-_CHUNK = 4 * 2**20
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-class _Entry(NamedTuple):
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-class _Damaged(ValueError):  # noqa: N818 - never leaves this module
-    """What is wrong with the bytes; becomes an IntegrityError that names the file."""
 
 
 def write_tensor_file(path: str | os.PathLike[str], tree: Any, tensors: dict[str, Tensor]) -> None:
@@ -116,11 +90,11 @@ def read_tensor_file(
         StorageError: the disk does not give the bytes back.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _read(file, shapes_only)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise missing_file(path) from error
-    except _Damaged as error:
+    except Malformed as error:
         raise damaged(path, str(error)) from error
     except IntegrityError as error:
         if error.fix:
@@ -167,7 +141,7 @@ def _header(tree: Any, tensors: list[tuple[str, Tensor]]) -> bytes:
 def _chunks(tensor: Tensor) -> Iterable[memoryview]:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-    return (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+    return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
 
 
 def _read(file: BufferedReader, shapes_only: Callable[[Any], Iterable[str]] | None) -> tuple[Any, dict[str, Tensor]]:
@@ -186,12 +160,10 @@ def _read(file: BufferedReader, shapes_only: Callable[[Any], Iterable[str]] | No
     digest = hashlib.sha256(head)
     digest.update(raw[: match.start("digest")] + _ZEROS.encode() + raw[match.end("digest") :])
     skipped = frozenset(shapes_only(tree)) if shapes_only else frozenset()
-    tensors = {entry.name: _read_tensor(file, entry, digest, entry.name in skipped) for entry in entries}
+    tensors = {entry.name: read_tensor(file, entry, digest, shape_only=entry.name in skipped) for entry in entries}
     if digest.hexdigest() != expected:
-        raise _Damaged("its digest does not match: bytes were changed after it was written")
-    for name, tensor in tensors.items():
-        if tensor.dtype is torch.bool and not tensor.is_meta and bool((tensor.view(torch.uint8) > 1).any()):
-            raise _Damaged(f"tensor {name!r} holds other bytes than true and false")
+        raise Malformed("its digest does not match: bytes were changed after it was written")
+    check_bools(tensors)
     return tree, tensors
 
 
@@ -199,7 +171,7 @@ def _read_header(file: BufferedReader, size: int) -> tuple[bytes, bytes]:
     head = file.read(8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length < 2:
-        raise _Damaged(f"it has {size} bytes and no header")
+        raise Malformed(f"it has {size} bytes and no header")
     if length > MAX_HEADER and head.startswith(_PICKLES):
         raise IntegrityError(
             "is a pickled file (as torch.save writes), which flashtask never loads",
@@ -208,12 +180,12 @@ def _read_header(file: BufferedReader, size: int) -> tuple[bytes, bytes]:
             "'weights.safetensors')",
         )
     if length > MAX_HEADER:
-        raise _Damaged(f"its header claims {length:,} bytes; the limit is {MAX_HEADER:,}")
+        raise Malformed(f"its header claims {length:,} bytes; the limit is {MAX_HEADER:,}")
     if length > size - 8:
-        raise _Damaged(f"it is cut short: the header has {length:,} bytes, the file {size:,}")
+        raise Malformed(f"it is cut short: the header has {length:,} bytes, the file {size:,}")
     raw = file.read(length)
     if len(raw) != length:
-        raise _Damaged("it became shorter while it was read")
+        raise Malformed("it became shorter while it was read")
     return head, raw
 
 
@@ -221,10 +193,10 @@ def _foreign(raw: bytes) -> Exception:
     try:
         header = parse_json(raw)
     except IntegrityError:
-        return _Damaged("its header is not that of a safetensors file")
+        return Malformed("its header is not that of a safetensors file")
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(header, dict) or (isinstance(metadata, dict) and "flashtask" in metadata):
-        return _Damaged("its header is not as flashtask writes it")
+        return Malformed("its header is not as flashtask writes it")
     return IntegrityError(
         "is a safetensors file, but not a flashtask checkpoint",
         why="it has weights only: no task, labels or settings",
@@ -232,53 +204,12 @@ def _foreign(raw: bytes) -> Exception:
     )
 
 
-def _parse_header(raw: bytes, data_size: int) -> tuple[Any, list[_Entry]]:
+def _parse_header(raw: bytes, data_size: int) -> tuple[Any, list[Entry]]:
     header = parse_json(raw)
     metadata = header.pop("__metadata__")
     if set(metadata) != {"flashtask"} or not isinstance(metadata["flashtask"], str):
-        raise _Damaged("its metadata has other keys than flashtask")
+        raise Malformed("its metadata has other keys than flashtask")
     document = parse_json(metadata["flashtask"])
     if set(document) != {"format", "sha256", "tree"}:
-        raise _Damaged("its document has other keys than format, sha256 and tree")
-    entries = sorted((_entry(name, value) for name, value in header.items()), key=lambda e: (e.start, e.stop))
-    end = 0
-    for entry in entries:
-        if entry.start != end:
-            raise _Damaged(f"tensor {entry.name!r} overlaps another one or leaves a hole")
-        end = entry.stop
-    if end != data_size:
-        raise _Damaged(f"it is cut short or has a tail: {end:,} bytes of tensors are declared, {data_size:,} there")
-    return document["tree"], entries
-
-
-def _entry(name: str, value: Any) -> _Entry:
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _Damaged(f"tensor {name!r} is not declared by dtype, shape and data_offsets")
-    shape, offsets = value["shape"], value["data_offsets"]
-    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
-        raise _Damaged(f"tensor {name!r} has an unknown dtype")
-    if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
-        raise _Damaged(f"tensor {name!r} has an impossible shape or offset")
-    dtype = DTYPES[value["dtype"]]
-    if math.prod(max(n, 1) for n in shape) >= 2**63 or math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
-        raise _Damaged(f"tensor {name!r} has a shape that does not fit its bytes")
-    return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
-
-
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
-
-
-def _read_tensor(file: BufferedReader, entry: _Entry, digest: Any, shape_only: bool) -> Tensor:
-    size = entry.stop - entry.start
-    buffer = torch.empty(min(size, _CHUNK) if shape_only else size, dtype=torch.uint8)
-    view = buffer.numpy().data
-    for start in range(0, size, _CHUNK):
-        wanted = min(_CHUNK, size - start)
-        chunk = view[:wanted] if shape_only else view[start : start + wanted]
-        if file.readinto(chunk) != wanted:
-            raise _Damaged("it became shorter while it was read")
-        digest.update(chunk)
-    if shape_only or not size:
-        return torch.empty(entry.shape, dtype=entry.dtype, device="meta" if shape_only else "cpu")
-    return buffer.view(entry.dtype).reshape(entry.shape)
+        raise Malformed("its document has other keys than format, sha256 and tree")
+    return document["tree"], tensor_layout(header, data_size)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from flashtask.core.errors import MissingInputError, UsageError
+from flashtask.core.files import open_regular
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_EXPANDED", "YamlDocument", "read_yaml"]
 
@@ -69,6 +70,7 @@ def read_yaml(source: Path | str, *, name: str = "") -> YamlDocument:
 
     Raises:
         MissingInputError: there is no such file.
+        IntegrityError: it is a pipe or a device.
         UsageError: it is no YAML of the subset, or above 1 MiB, 64 levels or 10,000 nodes from aliases; the
             message says file, line and column.
     """
@@ -87,9 +89,11 @@ def read_yaml(source: Path | str, *, name: str = "") -> YamlDocument:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
+        if path.is_dir():
+            raise UsageError(f"{path} cannot be read", why="it is a folder") from error
         raise MissingInputError(f"no such file: {path}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from error

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flashtask.core.errors import HubError, IntegrityError, OutputError
+from flashtask.core.plain_json import read_json
 from flashtask.data.archive import ArchiveLimits, is_archive, place, staging_for, unpack
 from flashtask.data.archive_names import name_taken
 from flashtask.data.download_resume import Partial, Request, fetch, writing
@@ -91,7 +92,7 @@ def download_data(
 def _is_there(source: Source, wanted: Checksum | None, folder: Path) -> bool:
     """Whether an earlier call put this into the folder and it still stands there; says so on stderr."""
     try:
-        marker = json.loads((folder / source.marker).read_text("utf-8"))
+        marker = read_json(folder / source.marker, most=2**26)
         same = marker["stamp"] == source.stamp and all(os.path.lexists(folder / name) for name in marker["entries"])
         known = (marker["checksum"], f"sha256:{marker['sha256']}")
     except (OSError, ValueError, KeyError, TypeError):

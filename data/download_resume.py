@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError
+from flashtask.core.plain_json import read_json
 from flashtask.data.download_answers import (
     TryAgainError,
     refuse_encoding,
@@ -67,7 +68,7 @@ class Partial:
     def version(self, url: str) -> _Version | None:
         """What the note says; None if there is none, it is of another address, or unreadable."""
         try:
-            version = _Version(**json.loads(self.note.read_text("utf-8")))
+            version = _Version(**read_json(self.note))
         except (OSError, ValueError, TypeError):
             return None
         return version if version.url_sha256 == _digest(url) else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text
-from flashtask.core.plain_json import canonical_json, parse_json
+from flashtask.core.plain_json import canonical_json, read_json
 from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
 from flashtask.trainer.loggers.values import flat_values
 
@@ -87,7 +87,7 @@ class MLFlowLogger(Logger):
             require_library(package, "MLFlowLogger with a database", _INSTALL)
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / "mlflow.json"
-        kept = parse_json(record.read_text("utf-8"))["run_id"] if step and record.exists() else None
+        kept = read_json(record)["run_id"] if step and record.exists() else None
         self._step, self._waiting, self._known, self._try_again_at = step, [], set(), 0.0
         with _said_as_output(self._mlflow, uri):
             client = self._mlflow.MlflowClient(tracking_uri=uri)

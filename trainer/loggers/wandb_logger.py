@@ -10,7 +10,7 @@ from typing import Any
 
 from flashtask.core.errors import HubError, UnknownNameError, UsageError
 from flashtask.core.files import atomic_write_text
-from flashtask.core.plain_json import canonical_json, parse_json
+from flashtask.core.plain_json import canonical_json, read_json
 from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
 from flashtask.trainer.loggers.values import plain_value
 
@@ -75,7 +75,7 @@ class WandbLogger(Logger):
         self.close()
         wandb = library("wandb", "WandbLogger", _INSTALL)
         self._record = folder / "wandb.json"
-        kept = parse_json(self._record.read_text("utf-8")) if step and self._record.exists() else {}
+        kept = read_json(self._record) if step and self._record.exists() else {}
         active = wandb.run if self.id is None else None
         self._is_own = active is None
         self._run = active if active is not None else self._init(wandb, folder, kept.get("id"))
