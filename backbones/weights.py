@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
 import socket
 import warnings
@@ -17,6 +16,7 @@ from urllib.request import getproxies
 from huggingface_hub import constants
 
 from flashtask.core.errors import FlashtaskError, HubError, UsageError, did_you_mean
+from flashtask.core.hub.settings import hub_is_offline
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = [
@@ -46,16 +46,6 @@ def for_channels(preprocessing: Preprocessing, in_chans: int) -> Preprocessing:
     std = sum(preprocessing.std) / channels
     height, width = size
     return replace(preprocessing, input_size=(in_chans, height, width), mean=(mean,) * in_chans, std=(std,) * in_chans)
-
-
-def hub_is_offline() -> bool:
-    """Whether downloads are forbidden (`HF_HUB_OFFLINE`, which the hub's library reads at its import)."""
-    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    )
 
 
 @contextmanager

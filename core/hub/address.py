@@ -1,0 +1,83 @@
+"""How a repository on the hub is named, and at which revision."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flashtask.core.errors import UsageError
+
+__all__ = ["HubAddress", "branch_address", "is_hub_address"]
+
+_PREFIXES = ("hf://", "hf-hub:")
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"{_PART}/{_PART}")
+# What git allows in the name of a branch or tag, without the characters that mean something in an address.
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A repository of the hub, `org/name`, at a branch, tag or commit; None means its main branch."""
+
+    repository: str
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse whatever could be read as something else: a path, an option, a part of a web address."""
+        name, revision = self.repository, self.revision
+        if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name or len(name) > 96:
+            raise UsageError(
+                f"{name[:100]!r} is not the name of a hub repository",
+                why="a name is an owner and a repository, in letters, digits, '-', '_' and '.'",
+                fix="write it like timm/resnet18.a1_in1k",
+            )
+        if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+            raise UsageError(
+                f"{revision[:100]!r} is not a revision of {name}",
+                why="a revision is the name of a branch or tag, or a commit of 40 hexadecimal digits",
+                fix=f"leave it out for the main branch: hf://{name}",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> HubAddress:
+        """Read `org/name`, `org/name@revision`, or one of these after `hf://` or `hf-hub:`.
+
+        Raises:
+            UsageError: the text is no such address.
+        """
+        rest = text.strip()
+        rest = rest.removeprefix(next(filter(rest.startswith, _PREFIXES), ""))
+        repository, at, revision = rest.partition("@")
+        if at and not revision:
+            raise UsageError(f"{text!r} names no revision after '@'", fix=f"write {text.strip()}main")
+        return cls(repository, revision or None)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a full commit, which can never move."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+
+
+def is_hub_address(text: str) -> bool:
+    """Whether a text is written as an address of the hub (`hf://` or `hf-hub:`), right or not."""
+    return text.startswith(_PREFIXES)
+
+
+def branch_address(repository: str, branch: str | None) -> HubAddress:
+    """Where to push to: `org/name` in any spelling of an address, with a branch in either place.
+
+    Raises:
+        UsageError: it is no such name, two branches are given, or a commit, which nothing can be added to.
+    """
+    address = HubAddress.parse(repository)
+    if branch is not None and address.revision not in (None, branch):
+        raise UsageError(f"two branches: {address} and {branch!r}", fix="give one of them")
+    address = HubAddress(address.repository, branch or address.revision)
+    if address.is_pinned:
+        raise UsageError(f"{address} is a commit, which nothing can be added to", fix="give a branch, or none")
+    return address
