@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flashtask.core.errors import MissingInputError
+from flashtask.core.errors import MissingInputError, did_you_mean
 from flashtask.core.registry import RegistryEntry
-from flashtask.core.zoo import load_zoo
+from flashtask.core.zoo import (
+    ZooFile,
+    load_zoo,
+    name_is_taken,
+    nothing_to_replace,
+    own_file_of,
+    own_zoo_files,
+    shipped_zoo,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from flashtask.core.zoo_schema import OwnBackbone, Zoo
 
 __all__ = ["LibrarySource", "ZooSource", "library_names"]
 
@@ -68,7 +80,10 @@ class LibrarySource:
             return None
         if bare.partition(".")[0] not in library_names(self.library):
             return None
-        return RegistryEntry(f"{self.library}/{bare}", "backbone", self._metadata(bare), partial(self._load, bare))
+        name = f"{self.library}/{bare}"
+        return RegistryEntry(
+            name, "backbone", self._metadata(bare), partial(self._load, bare), partial(self._facts, bare)
+        )
 
     def _metadata(self, bare: str) -> dict[str, Any]:
         provider = load_zoo().providers[self.library]
@@ -86,25 +101,91 @@ class LibrarySource:
     def _load(self, bare: str) -> Callable[..., Any]:
         return partial(importlib.import_module(self._builder).build_model, bare)
 
+    def _facts(self, bare: str) -> dict[str, Any]:
+        facts: dict[str, Any] = importlib.import_module("flashtask.backbones.facts").FACTS[self.library](bare)
+        return facts
+
 
 class ZooSource:
-    """The zoo's own backbones: a model of a library with its own weights, preprocessing or options."""
+    """The zoo's own backbones: a model of a library with its own weights, preprocessing or options.
+
+    Args:
+        libraries: what an entry may be made from, and what a bare name means where the zoo has no entry of it.
+    """
+
+    def __init__(self, libraries: Sequence[LibrarySource]) -> None:
+        self._libraries = {source.library: source for source in libraries}
+        self._checked: list[ZooFile] = []
 
     def names(self) -> Iterator[str]:
-        """The names under `backbones` in zoo.yaml."""
-        return iter(load_zoo().backbones)
+        """The names under `backbones` in zoo.yaml and in the user's own zoo files."""
+        return iter(self._entries())
 
     def spellings(self) -> Iterator[str]:
         """The same: these names are bare."""
         return self.names()
 
     def find(self, name: str) -> RegistryEntry | None:
-        """The entry of a name under `backbones` in zoo.yaml."""
-        own = load_zoo().backbones.get(name)
+        """The entry of a name under `backbones` in zoo.yaml or in a zoo file of the user's."""
+        own = self._entries().get(name)
         if own is None:
             return None
-        metadata = {"provider": "zoo", **own.model_dump(exclude_none=True)}
-        return RegistryEntry(name, "backbone", metadata, partial(_load_own, name))
+        provider = load_zoo().providers.get(own.source.partition("/")[0])
+        metadata = {
+            "provider": "zoo",
+            **own.model_dump(exclude_defaults=True, exclude={"override"}),
+            "credit": provider.credit if provider else f"who made {own.source.partition('@')[0]}",
+        }
+        if (file := own_file_of("backbones", name)) is not None:
+            metadata["zoo_file"] = str(file.path)
+        return RegistryEntry(name, "backbone", metadata, partial(_load_own, name), partial(_own_facts, own))
+
+    def _entries(self) -> Mapping[str, OwnBackbone]:
+        for file in own_zoo_files():
+            if not any(file is checked for checked in self._checked):
+                for name, entry in file.zoo.backbones.items():
+                    self._check(file, name, entry)
+                self._checked.append(file)
+        return load_zoo().backbones
+
+    def _check(self, file: ZooFile, name: str, entry: OwnBackbone) -> None:
+        """A user's entry is made from a model that there is, and replaces another only where it says so.
+
+        Raises:
+            UsageError: with the file, line and column.
+        """
+        is_hub = entry.source.startswith("hf-hub:")  # what a repository holds is known when it is fetched
+        source = self._libraries.get(entry.source.partition("/")[0])
+        if not is_hub and (source is None or source.find(entry.source) is None):
+            known = [known for library in self._libraries.values() for known in library.names()]
+            raise file.error(
+                *("backbones", name, "source"),
+                what=f"backbones.{name}.source: there is no model {entry.source!r}",
+                fix=did_you_mean(entry.source, known) or "`flashtask zoo backbones` lists all",
+            )
+        if entry.weights is not None and not entry.source.startswith("timm/"):
+            what = f"backbones.{name}.weights: weights from a package are for a model of timm, not {entry.source!r}"
+            raise file.error("backbones", name, "weights", what=what)
+        replaced = next((found for library in self._libraries.values() if (found := library.find(name))), None)
+        if replaced is not None and not entry.override:
+            raise name_is_taken(file, "backbones", name, f"a model {replaced.name}")
+        if replaced is not None:
+            tell(f"the backbone {name!r} is that of {file.path}; {replaced.name!r} is still the library's")
+        elif entry.override and not any(name in zoo.backbones for zoo in _below(file)):
+            known = [known for zoo in _below(file) for known in zoo.backbones]
+            raise nothing_to_replace(file, "backbones", name, known)
+
+
+def _below(file: ZooFile) -> list[Zoo]:
+    """The zoo files that one is merged over."""
+    own = own_zoo_files()
+    position = next(i for i, each in enumerate(own) if each is file)
+    return [shipped_zoo(), *(each.zoo for each in own[:position])]
+
+
+def _own_facts(own: OwnBackbone) -> dict[str, Any]:
+    facts: dict[str, Any] = importlib.import_module("flashtask.backbones.facts").own_facts(own)
+    return facts
 
 
 def _load_own(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""`flashtask zoo`: what there is to build with. Listing imports neither torch nor timm."""
+"""`flashtask zoo`: what there is to build with. Listing names imports neither torch nor timm; some filters do."""
 
 from __future__ import annotations
 
@@ -11,58 +11,111 @@ from typing import Any
 
 import click
 
+from flashtask.cli.own_zoo import use_option
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.search import is_expression, name_matcher
 
-__all__ = ["list_zoo"]
+__all__ = ["run_zoo"]
 
-_KINDS = ("task", "head", "checkpoint", "backbone")
+_KINDS = ("task", "head", "recipe", "checkpoint", "backbone")
+_FILTERS = ("source", "licence", "input_size", "min_params", "max_params", "pretrained", "cached")
+#: More models than this take long enough to count that it is said.
+_MANY = 20
 
 
-def list_zoo(words: Sequence[str], params: Mapping[str, Any]) -> None:
-    """List what matches, or show one entry.
+def run_zoo(words: Sequence[str], params: Mapping[str, Any]) -> None:
+    """List what matches, show one entry, or check a zoo file.
 
     Args:
-        words: nothing, a query, or `show` and a name.
+        words: nothing, a query, `show` and a name, or `check` and a file.
         params: the options of the command.
 
     Raises:
         UsageError: nothing matches (with near matches), or more words than one query.
     """
-    kind = params["kind"]
-    if words and words[0] == "show":
+    if words and words[0] in ("show", "check"):
         if len(words) != 2:
-            raise UsageError("`flashtask zoo show` needs one name", fix="flashtask zoo show resnet18")
-        _show(words[1], kind, params["json"])
+            wanted, example = ("one name", "resnet18") if words[0] == "show" else ("one file", "my_zoo.yaml")
+            raise UsageError(f"`flashtask zoo {words[0]}` needs {wanted}", fix=f"flashtask zoo {words[0]} {example}")
+        if words[0] == "check":
+            from flashtask.cli.zoo_check import check_zoo
+
+            check_zoo(words[1])
+            return
+        use_option(params)
+        _show(words[1], params["kind"], params["json"])
         return
     if len(words) > 1:
         raise UsageError(f"one query, not {len(words)}: {' '.join(words)}", fix=f"flashtask zoo {words[0]}")
-    query = words[0] if words else ""
+    use_option(params)
+    _list(words[0] if words else "", params)
+
+
+def _list(query: str, params: Mapping[str, Any]) -> None:
+    kind = params["kind"]
     if query.removesuffix("s") in _KINDS:
         kind, query = query.removesuffix("s"), ""
-    found = [entry for entry in _entries(kind) if query.lower() in entry["name"].lower()]
-    if query and not found:
-        raise _nothing_named(query, kind)
+    filters = {name: params[name] for name in _FILTERS if params[name] not in (None, False)}
+    if filters:
+        found = _filtered(query, kind or "backbone", filters)
+    else:
+        matches = name_matcher(query)
+        found = [entry for entry in _entries(kind) if matches(entry["name"])]
+        if query and not found:
+            raise _nothing_named(query, kind)
     if params["json"]:
         click.echo(json.dumps(found, indent=1))
     else:
         _print_table(found)
 
 
+def _filtered(query: str, kind: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of one kind that pass all filters; where none does although the name is there, that is said."""
+    registry = _registries().get(kind)
+    for name in filters:
+        if registry is None or name not in registry.filters():
+            has = ", ".join(f"--{known.replace('_', '-')}" for known in registry.filters()) if registry else "none"
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is no filter for {kind}s", why=f"their filters: {has}", fix="--kind backbone")
+    assert registry is not None
+    if query and not registry.search(query):
+        raise _nothing_named(query, kind)
+    counted = {name: filters.pop(name) for name in ("min_params", "max_params") if name in filters}
+    entries = registry.search(query, **filters)
+    if counted:
+        _say_counting(entries)
+        entries = registry.search(query, **filters, **counted)
+    if not entries:
+        print(f"no {kind} passes these filters", file=sys.stderr)
+    return [{"name": entry.name, "kind": entry.kind, **entry.metadata} for entry in entries]
+
+
+def _say_counting(entries: Sequence[Any]) -> None:
+    from flashtask.backbones.sizes import remembered_sizes
+
+    missing = len(entries) - len(remembered_sizes(entries))
+    if missing > _MANY:
+        print(f"counting the parameters of {missing} backbones, once: they are remembered", file=sys.stderr)
+
+
 def _entries(kind: str | None) -> Iterator[dict[str, Any]]:
     """Every entry of a kind (of all kinds), as plain values with a name and a kind."""
     for one in _KINDS if kind is None else [kind]:
-        if one == "checkpoint":
-            yield from _checkpoints()
+        if one in ("checkpoint", "recipe"):
+            yield from _plain_entries(one)
         else:
             registry = _registries()[one]
             yield from (_entry(registry, name) for name in registry.names())
 
 
-def _checkpoints() -> Iterator[dict[str, Any]]:
-    from flashtask.core.zoo import load_zoo
+def _plain_entries(kind: str) -> Iterator[dict[str, Any]]:
+    """Checkpoints and recipes, which stand in the zoo alone."""
+    from flashtask.core.zoo import load_zoo, own_file_of
 
-    for name, checkpoint in load_zoo().checkpoints.items():
-        yield {"name": name, "kind": "checkpoint", **checkpoint.model_dump(exclude_none=True)}
+    for name, entry in getattr(load_zoo(), f"{kind}s").items():
+        file = own_file_of(f"{kind}s", name)
+        origin = {} if file is None else {"zoo_file": str(file.path)}
+        yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **origin}
 
 
 def _registries() -> dict[str, Any]:
@@ -79,16 +132,21 @@ def _entry(registry: Any, name: str) -> dict[str, Any]:
 
 
 def _nothing_named(name: str, kind: str | None) -> UsageError:
+    listing = f"`flashtask zoo --kind {kind}` lists all" if kind else "`flashtask zoo` lists all"
+    if is_expression(name):
+        why = "with one of the signs * + ? [ ] ( ) { } | ^ $ it is a regular expression for the whole name"
+        part = "".join(letter for letter in name if letter.isalnum() or letter in "_-/")
+        return UsageError(f"no {kind or 'entry'} matches {name!r}", why=why, fix=f"'.*{part}.*', or {listing}")
     names = [entry["name"] for entry in _entries(kind)]
     close = did_you_mean(name, [*names, *(known.partition("/")[2] for known in names if "/" in known)])
-    listing = f"flashtask zoo --kind {kind}" if kind else "flashtask zoo"
-    return UsageError(f"no {kind or 'entry'} named {name!r}", fix=f"{close} `{listing}` lists all".strip())
+    return UsageError(f"no {kind or 'entry'} named {name!r}", fix=f"{close} {listing}".strip())
 
 
 def _show(name: str, kind: str | None, as_json: bool) -> None:
-    registries = _registries()
-    found = [_entry(registry, name) for k, registry in registries.items() if kind in (None, k) and name in registry]
-    found += [entry for entry in _checkpoints() if entry["name"] == name and kind in (None, "checkpoint")]
+    registries = {k: r for k, r in _registries().items() if kind in (None, k) and name in r}
+    found = [_everything(registry, name) for registry in registries.values()]
+    for one in ("checkpoint", "recipe"):
+        found += [entry for entry in _plain_entries(one) if entry["name"] == name and kind in (None, one)]
     if not found:
         raise _nothing_named(name, kind)
     if as_json:
@@ -96,7 +154,27 @@ def _show(name: str, kind: str | None, as_json: bool) -> None:
         return
     for entry in found:
         for key, value in entry.items():
-            click.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+            click.echo(f"{key}: {_readable(value)}")
+
+
+def _everything(registry: Any, name: str) -> dict[str, Any]:
+    """All that is known of one name: a backbone's library is loaded, and its parameters are counted."""
+    entry = registry.entry(name)
+    values = {"name": entry.name, "kind": entry.kind, **entry.known()}
+    if entry.kind == "backbone":
+        from flashtask.backbones.sizes import sizes_of
+
+        size = sizes_of([entry]).get(entry.name)
+        values |= vars(size) if size is not None else {}
+    return values
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return f"{value:,}" if type(value) is int else json.dumps(value)
 
 
 def _print_table(entries: Iterable[Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.search import METADATA_FILTERS, Filter, search
 
 __all__ = ["Registry", "RegistryEntry", "Source", "check_options"]
 
@@ -32,12 +33,18 @@ class RegistryEntry:
         metadata: plain values: always `provider`, and `description`, `licence`, `source`, `weights` ... where
             they are known. What is not known without loading is not there.
         load: gives the object.
+        facts: gives what is known once its library is loaded, as more metadata: `input_size`, `licence`, ...
     """
 
     name: str
     kind: str
     metadata: Mapping[str, Any]
     load: Callable[[], Any] = field(repr=False, compare=False)
+    facts: Callable[[], Mapping[str, Any]] = field(default=dict, repr=False, compare=False)
+
+    def known(self) -> dict[str, Any]:
+        """All that is known of it; its library is loaded for that."""
+        return {**self.metadata, **self.facts()}
 
 
 class Source(Protocol):
@@ -63,14 +70,18 @@ class Registry(Generic[T]):
         kind: what it holds, as messages call it: backbone, head, task.
         group: the entry point group by which installed packages add names, e.g. `flashtask.backbones`; a
             registry with one is listed by `flashtask zoo`.
+        filters: what `search` can ask for, the cheap ones first; `source` and `licence` if not given.
     """
 
-    def __init__(self, kind: str, *, group: str | None = None) -> None:
+    def __init__(
+        self, kind: str, *, group: str | None = None, filters: Mapping[str, Filter] = METADATA_FILTERS
+    ) -> None:
         self.kind, self.group = kind, group
+        self._filters = filters
         self._entries: dict[str, RegistryEntry] = {}
         self._sources: list[Source] = []
         self._removed: set[str] = set()
-        self._loaded: dict[str, T] = {}
+        self._loaded: dict[str, tuple[RegistryEntry, T]] = {}
 
     @overload
     def register(self, name: C, /) -> C: ...
@@ -109,9 +120,10 @@ class Registry(Generic[T]):
             UsageError: an installed package promises it and cannot be loaded.
         """
         entry = self.entry(name)
-        if entry.name not in self._loaded:
-            self._loaded[entry.name] = cast(T, entry.load())
-        return self._loaded[entry.name]
+        loaded = self._loaded.get(entry.name)
+        if loaded is None or loaded[0] != entry:  # a zoo file that came since may have changed what the name means
+            loaded = self._loaded[entry.name] = (entry, cast(T, entry.load()))
+        return loaded[1]
 
     def entry(self, name: str) -> RegistryEntry:
         """What is known about a name, without loading it.
@@ -131,6 +143,25 @@ class Registry(Generic[T]):
         for source in self._sources:
             names.extend(source.names())
         return [name for name in dict.fromkeys(names) if name not in self._removed]
+
+    def search(self, pattern: str = "", **filters: Any) -> list[RegistryEntry]:
+        """The entries whose name matches a pattern and that pass every filter, in the order of `names`.
+
+        Args:
+            pattern: a part of a name in any case; with one of the signs `* + ? [ ] ( ) { } | ^ $ \\` a regular
+                expression for the whole name (`resnet.*`), with or without the library before it.
+            filters: `source="timm"`, `licence="apache-2.0"`; backbones have more. What is not known of an entry
+                passes no filter.
+
+        Raises:
+            UnknownNameError: no filter, source or licence of this name.
+            UsageError: the pattern is no regular expression, or a filter cannot take its value.
+        """
+        return search(self, self._filters, pattern, filters)
+
+    def filters(self) -> list[str]:
+        """The names of the filters that `search` takes."""
+        return list(self._filters)
 
     def keys(self) -> list[str]:
         """The same as `names`, as a dictionary calls it."""
@@ -203,7 +234,7 @@ class Registry(Generic[T]):
         if not points:
             return None
         distribution = " and ".join(_distribution(point) for point in points)
-        metadata = {"provider": distribution, "source": points[0].value}
+        metadata = {"provider": distribution, "source": points[0].value, **_credit(points[0])}
         return RegistryEntry(name, self.kind, metadata, lambda: self._load_points(name, points))
 
     def _load_points(self, name: str, points: list[EntryPoint]) -> Any:
@@ -224,6 +255,24 @@ class Registry(Generic[T]):
                 why=f"{type(error).__name__}: {error}",
                 fix=f"pip install --upgrade {points[0].dist.name if points[0].dist else packages}",
             ) from error
+
+
+def _credit(point: EntryPoint) -> dict[str, str]:
+    """Who made the package of an entry point and under which licence, where the package says so."""
+    if point.dist is None:
+        return {}
+    fields = {
+        "credit": ("Author", "Author-email", "Maintainer-email"),
+        "library_licence": ("License-Expression", "License"),
+        "url": ("Home-page", "Project-URL"),
+    }
+    found = {}
+    for key, names in fields.items():
+        values = [value for name in names for value in point.dist.metadata.get_all(name) or () if value != "UNKNOWN"]
+        if values:
+            text = str(values[0])
+            found[key] = text.rpartition(", ")[2] if key == "url" else text  # "Homepage, https://..."
+    return found
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -45,14 +46,26 @@ def _problem(
     if details["type"] == "missing":
         # Told last: a mistyped key is also a missing one.
         return (True, document.place(path)), document.error(path, f"the key {name!r} is missing")
-    error = document.error(path, f"{name}: {details['msg'].lower()}", why=f"it is {_kind(written)}")
+    fix = _right_value(schema, path, details, written)
+    error = document.error(path, f"{name}: {details['msg'].lower()}", why=f"it is {_kind(written)}", fix=fix)
     return (False, document.place(path)), error
+
+
+def _right_value(schema: type[BaseModel], path: tuple[Any, ...], details: Any, written: Any) -> str:
+    """What to write instead: the nearest of the words that may stand there, or what the schema says of the field."""
+    if details["type"] == "literal_error":
+        return did_you_mean(str(written), re.findall(r"'(\w+)'", details["ctx"]["expected"]))
+    model = _model_at(schema, path[:-1])
+    field = model.model_fields.get(path[-1]) if model and path else None
+    return (field.description if field else None) or ""
 
 
 def _written_path(content: Any, loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
     """The part of pydantic's location that stands in the document: its own marks for unions are left out."""
     path: list[Any] = []
     for position, part in enumerate(loc):
+        if part == "[key]":  # pydantic's mark for a wrong key, which is the part before it
+            break
         is_key = isinstance(content, dict) and part in content
         is_index = isinstance(content, list) and isinstance(part, int) and part < len(content)
         if is_key or is_index:
@@ -66,7 +79,12 @@ def _written_path(content: Any, loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], 
 
 
 def _known_keys(schema: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    """The keys of the model that stands at a path of names, mappings' keys and positions."""
+    model = _model_at(schema, path)
+    return list(model.model_fields) if model else []
+
+
+def _model_at(schema: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The model that stands at a path of names, mappings' keys and positions."""
     annotation: Any = schema
     for part in path:
         model = _model_in(annotation)
@@ -74,8 +92,7 @@ def _known_keys(schema: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
         elif get_args(annotation):
             annotation = model  # a mapping's key or a list's position leads to its values
-    model = _model_in(annotation)
-    return list(model.model_fields) if model else []
+    return _model_in(annotation)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

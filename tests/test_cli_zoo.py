@@ -8,6 +8,7 @@ import pytest
 
 from flashtask.backbones import BACKBONES
 from flashtask.cli import run
+from flashtask.core.zoo import load_zoo
 from flashtask.heads import HEADS
 from flashtask.tasks import TASKS
 
@@ -24,7 +25,8 @@ def test_everything_is_listed_with_name_and_kind(capsys):
     assert names["backbone"] == BACKBONES.names()
     assert names["head"] == HEADS.names()
     assert names["task"] == TASKS.names()
-    assert all(entry["kind"] in ("task", "head", "checkpoint", "backbone") for entry in entries)
+    assert all(entry["kind"] in ("task", "head", "recipe", "checkpoint", "backbone") for entry in entries)
+    assert [entry["name"] for entry in entries if entry["kind"] == "recipe"] == list(load_zoo().recipes)
 
 
 @pytest.mark.parametrize("argv", [["--kind", "head"], ["heads"], ["head"]])
@@ -76,3 +78,73 @@ def test_an_unknown_name_is_answered_with_the_nearest(capsys):
     error = capsys.readouterr().err
     assert "no head named 'lineer'" in error
     assert "did you mean 'linear'? `flashtask zoo --kind head` lists all" in error
+
+
+def test_a_query_with_signs_is_an_expression_for_the_whole_name(capsys):
+    names = [str(entry["name"]) for entry in listed(capsys, "resnet(18|34)")]
+    assert names == ["timm/resnet18", "timm/resnet34", "torchvision/resnet18", "torchvision/resnet34"]
+    assert run(["zoo", "resnt*"]) == 2
+    error = capsys.readouterr().err
+    assert "no entry matches 'resnt*'" in error
+    assert "'.*resnt.*'" in error
+    assert run(["zoo", "resnet("]) == 2
+    assert "is no regular expression" in capsys.readouterr().err
+
+
+def test_filters_ask_for_backbones(capsys):
+    options = "--max-params 12M --input-size 224 --licence apache-2.0 --source timm --pretrained"
+    names = [str(entry["name"]) for entry in listed(capsys, "resnet(18|34)d?", *options.split())]
+    assert names == ["timm/resnet18", "timm/resnet18d"]
+    found = listed(capsys, "--cached", "--source", "zoo")
+    assert "efficientnet_lite0" in [entry["name"] for entry in found]
+    assert all(entry["kind"] == "backbone" for entry in found)
+    assert [entry["name"] for entry in listed(capsys, "heads", "--source", "flashtask")] == HEADS.names()
+
+
+def test_filters_that_nothing_passes_say_so_and_list_nothing(capsys):
+    assert run(["zoo", "resnet18", "--input-size", "999x3", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert printed.err == "no backbone passes these filters\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max-params", "10Q"], "'10Q' is not a number above 0 such as 500k or 10M"),
+        (["--input-size", "2x2x2"], "'2x2x2' is not a number of pixels such as 224, or 224x192"),
+        (["--licence", "apach-2.0"], "did you mean 'apache-2.0'"),
+        (["--source", "tim"], "did you mean 'timm'"),
+        (["heads", "--max-params", "1M"], "--max-params is no filter for heads"),
+        (["recipes", "--licence", "mit"], "--licence is no filter for recipes"),
+        (["resnte18", "--cached"], "did you mean 'resnet18'"),
+        (["--max-parms", "3"], "did you mean --max-params"),
+        (["check"], "`flashtask zoo check` needs one file"),
+    ],
+)
+def test_a_filter_that_cannot_be_meant_is_refused(argv, message, capsys):
+    assert run(["zoo", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_show_tells_size_licence_and_who_made_it(capsys):
+    assert run(["zoo", "show", "test_resnet.r160_in1k"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "credit: PyTorch Image Models by Ross Wightman and contributors" in lines
+    assert "licence: apache-2.0" in lines
+    assert "input_size: [3, 160, 160]" in lines
+    assert "repository: timm/test_resnet.r160_in1k" in lines
+    assert any(line.startswith("num_params: ") and "," in line for line in lines)
+    assert run(["zoo", "show", "torchvision/resnet18", "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["credit"] == "torchvision by the PyTorch contributors"
+    assert (entry["num_params"], entry["parameters_with_classifier"]) == (11_176_512, 11_689_512)
+    assert run(["zoo", "show", "resnet18.a1_in2k"]) == 2
+    assert "did you mean 'a1_in1k'" in capsys.readouterr().err
+
+
+def test_show_prints_a_recipe(capsys):
+    assert run(["zoo", "show", "linear_probe", "--json"]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["recipe"]["finetune"] == {"strategy": "freeze"}
+    assert "expected" not in entry, "it was not measured"

@@ -164,6 +164,23 @@ def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(install
     assert run_python(code, [installed]) == "True flashtask-example-zoo 0.1.0 False example_tiny (2, 3)"
 
 
+def test_an_installed_package_is_found_by_filters_and_by_the_command(installed):
+    code = (
+        "import json, os; from flashtask.cli import run; from flashtask import BACKBONES, HEADS, TASKS;"
+        "names = lambda registry, **f: [e.name for e in registry.search(source='flashtask-example-zoo', **f)];"
+        "print(names(BACKBONES), names(BACKBONES, max_params=1e4), names(HEADS), names(TASKS));"
+        "run(['zoo', '--source', 'flashtask-example-zoo', '--max-params', '10k']);"
+        "run(['zoo', 'show', 'example_tiny'])"
+    )
+    found, listed, *shown = run_python(code, [installed]).splitlines()
+    assert "credit: The example authors" in shown
+    assert "library_licence: MIT" in shown
+    assert "url: https://example.org/zoo" in shown
+    assert "num_features: 16" in shown
+    assert found == "['example_broken', 'example_tiny'] ['example_tiny'] ['example_scaled'] ['example_brightness']"
+    assert listed.split() == ["example_tiny", "backbone", "flashtask-example-zoo", "0.1.0"]
+
+
 def test_a_broken_package_is_an_error_that_names_it_only_when_it_is_asked_for(installed):
     code = (
         "from flashtask.backbones import BACKBONES\n"
