@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flashtask.backbones.addresses import AddressSource
+from flashtask.backbones.filters import BACKBONE_FILTERS
 from flashtask.backbones.sources import LibrarySource, ZooSource
 from flashtask.core.registry import Registry
 
@@ -15,32 +17,68 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flashtask.backbones.backbone import Backbone
+    from flashtask.backbones.pyramid import Pyramid
 
-__all__ = ["BACKBONES", "build_backbone"]
+__all__ = ["BACKBONES", "build_backbone", "build_pyramid"]
 
-BACKBONES: Registry[Callable[..., nn.Module | Backbone]] = Registry("backbone", group="flashtask.backbones")
-BACKBONES.add_source(ZooSource())
-BACKBONES.add_source(LibrarySource("timm", builder="flashtask.backbones.timm_provider", is_default=True))
-BACKBONES.add_source(LibrarySource("torchvision", builder="flashtask.backbones.torchvision_provider"))
+_LIBRARIES = (
+    LibrarySource("timm", builder="flashtask.backbones.timm_provider", is_default=True),
+    LibrarySource("torchvision", builder="flashtask.backbones.torchvision_provider"),
+)
+BACKBONES: Registry[Callable[..., nn.Module | Backbone]] = Registry(
+    "backbone", group="flashtask.backbones", filters=BACKBONE_FILTERS
+)
+for _source in (ZooSource(_LIBRARIES), *_LIBRARIES, AddressSource()):
+    BACKBONES.add_source(_source)
 
 
-def build_backbone(name: str | nn.Module, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
-    """Build a feature extractor by name, or wrap a module of the user's.
+def build_backbone(
+    name: str | nn.Module | Callable[..., nn.Module | Backbone],
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    **options: Any,
+) -> Backbone:
+    """Build a feature extractor by name or from where it lies, or wrap a module of the user's.
 
     Args:
-        name: `resnet18` (the zoo's own entries, then timm), `resnet18.a1_in1k` (certain weights),
-            `timm/NAME`, `torchvision/NAME`, a registered name, or a module from images (B, C, H, W) to
-            features.
+        name: `resnet18` (the zoo's own entries, then timm), `resnet18.a1_in1k` (certain weights), `timm/NAME`,
+            `torchvision/NAME`, a registered name; `hf-hub:org/name@revision`, `local-dir:FOLDER` (timm's layout),
+            `checkpoint:FILE` (of a task) or a path to one of these; a module from images (B, C, H, W) to features, or a
+            function `(pretrained, in_chans, **options)` that builds one.
         pretrained: load weights; if there are none or they cannot be had, that is an error.
-        in_chans: channels of the images, at least 1.
-        options: the builder's own arguments (`drop_path_rate`, `img_size`, ...).
+        in_chans: channels of the images, at least 1; weights for other channels are adapted.
+        options: the builder's own arguments (`drop_path_rate`, `img_size`, ...); and `weights`, a file (safetensors,
+            `.pth`, `.ckpt`) whose weights the architecture takes instead of its own.
 
     Raises:
         UnknownNameError: no backbone, or no set of weights, has this name.
         HubError: the weights could not be downloaded.
-        MissingInputError: the package that holds the weights is not installed.
+        MissingInputError: a file, or the package that holds the weights, is not there.
+        IntegrityError: a file is damaged or hostile, or its weights are those of another model.
         UsageError: there are no weights for this architecture, or an option is wrong.
     """
     from flashtask.backbones.building import build
 
     return build(name, pretrained=pretrained, in_chans=in_chans, options=options)
+
+
+def build_pyramid(
+    name: str | nn.Module, *, pretrained: bool = True, in_chans: int = 3, out_indices: Any = None, **options: Any
+) -> Pyramid:
+    """Build a backbone that gives its maps at several scales, for tasks that answer for each pixel or box.
+
+    Args:
+        name: as for `build_backbone`, of a timm or torchvision model; or a module whose forward gives a list of maps.
+        pretrained: load weights.
+        in_chans: channels of the images.
+        out_indices: which scales, from 0 (the finest); all by default. Negative ones count from the coarsest.
+        options: the builder's own arguments.
+
+    Raises:
+        UsageError: the model has no maps (as most transformers with one scale), or no scale of such an index; and as
+            `build_backbone`.
+    """
+    from flashtask.backbones.pyramid import build
+
+    return build(name, pretrained=pretrained, in_chans=in_chans, out_indices=out_indices, options=options)

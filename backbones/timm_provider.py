@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,7 +13,10 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, group_para
 from torch import nn
 
 from flashtask.backbones.backbone import Backbone
-from flashtask.backbones.features import default_layer_groups, make_features_flat
+from flashtask.backbones.features import make_features_flat
+from flashtask.backbones.layer_groups import default_layer_groups
+from flashtask.backbones.timm_weights import KnownWeights, build_with_weights
+from flashtask.backbones.weight_files import read_weights
 from flashtask.backbones.weights import (
     LAYERS_CHANGED,
     NO_WEIGHTS,
@@ -24,49 +28,76 @@ from flashtask.backbones.weights import (
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 
-__all__ = ["build_model", "layer_groups"]
+__all__ = ["as_backbone", "build_model", "create_model", "layer_groups", "preprocessing_of"]
 
 _LOGGERS = ("timm", "huggingface_hub")
+_SHARED = ("shared_rel_pos.",)
 # What timm logs, and goes on, when a part of a model keeps its random values.
 _RANDOM_PARTS = ("using random init", "missing keys", "cannot load weights", "not currently supported")
 
 
-def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
+def build_model(
+    name: str, *, pretrained: bool = True, in_chans: int = 3, weights: Path | None = None, **options: Any
+) -> Backbone:
     """Build `NAME` or `NAME.TAG` of timm.
 
     Args:
         name: architecture, with or without the tag of its weights.
         pretrained: load the weights, of the tag or timm's default ones.
         in_chans: channels of the images; timm adapts the first layer's weights.
+        weights: a file whose weights are loaded instead of timm's own.
         options: arguments of `timm.create_model` (`img_size`, `drop_path_rate`, `cache_dir`, ...).
 
     Raises:
         UnknownNameError: the architecture has no weights of this tag.
         UsageError: it has no weights at all and `pretrained` is set, or an option is wrong.
         HubError: the weights could not be fetched.
+        IntegrityError: `weights` is damaged, or holds another model.
     """
-    _check_weights(name, pretrained)
-    if taken := {"num_classes", "features_only"} & set(options):
-        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone: it gives pooled features")
+    _check_weights(name, pretrained and weights is None)
+    if taken := {"num_classes", "features_only", "checkpoint_path"} & set(options):
+        fixes = {"checkpoint_path": 'weights from a file: weights="FILE"', "features_only": f"build_pyramid({name!r})"}
+        fix = next((fixes[option] for option in sorted(taken) if option in fixes), "")
+        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone: it gives pooled features", fix=fix)
+    if weights is not None:
+        known = KnownWeights(read_weights(weights), str(weights))
+        module = build_with_weights(name, known, in_chans=in_chans, options=options)
+    else:
+        module = create_model(name, pretrained=pretrained, in_chans=in_chans, **options)
+    return as_backbone(module, f"timm/{name}", preprocessing_of(module, in_chans, options))
+
+
+def create_model(name: str, *, pretrained: bool, in_chans: int, num_classes: int = 0, **options: Any) -> nn.Module:
+    """timm's own model, with what it logs and raises told as our errors."""
     context = cache_only_without_network() if pretrained else nullcontext()
     with quiet_logs(*_LOGGERS) as messages, pretrained_errors(f"timm/{name}", pretrained), context:
-        module = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **options)
+        sizes: dict[str, Any] = {} if options.get("features_only") else {"num_classes": num_classes}
+        module = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **sizes, **options)
     _refuse_random_parts(name, pretrained, messages)
-    preprocessing = _preprocessing(module, in_chans, options)
-    num_features = make_features_flat(module, preprocessing.input_size, f"timm/{name}")
-    return Backbone(module, num_features, preprocessing, f"timm/{name}", layer_groups(module))
+    return module
+
+
+def as_backbone(module: nn.Module, name: str, preprocessing: Preprocessing) -> Backbone:
+    """A model of timm's without a classifier, with its features counted and its layers grouped."""
+    num_features = make_features_flat(module, preprocessing.input_size, name)
+    return Backbone(module, num_features, preprocessing, name, layer_groups(module))
 
 
 def layer_groups(module: nn.Module) -> list[list[str]]:
     """Parameter names by timm's `group_matcher(coarse=False)`, from the input to the output.
 
-    A model without a matcher gets one group for each child.
+    A model without a matcher gets one group for each of its blocks.
     """
     matcher = getattr(module, "group_matcher", None)
     if matcher is None:
         return default_layer_groups(module)
-    groups: Mapping[int, list[str]] = group_parameters(module, matcher(coarse=False))
-    return [groups[position] for position in sorted(groups)]
+    found: Mapping[int, list[str]] = group_parameters(module, matcher(coarse=False))
+    groups = [found[position] for position in sorted(found)]
+    # What a matcher does not know comes last; these are used by all blocks, the first one on.
+    shared = [name for name in groups[-1] if name.startswith(_SHARED)] if len(groups) > 1 else []
+    groups[0] = [*groups[0], *shared]
+    groups[-1] = [name for name in groups[-1] if name not in shared]
+    return [group for group in groups if group]
 
 
 def _check_weights(name: str, pretrained: bool) -> None:
@@ -92,7 +123,8 @@ def _refuse_random_parts(name: str, pretrained: bool, messages: list[str]) -> No
         )
 
 
-def _preprocessing(module: nn.Module, in_chans: int, options: Mapping[str, Any]) -> Preprocessing:
+def preprocessing_of(module: nn.Module, in_chans: int, options: Mapping[str, Any]) -> Preprocessing:
+    """What timm's record of the weights says about the images, for this number of channels."""
     config: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     if (size := options.get("img_size")) is not None:

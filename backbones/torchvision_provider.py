@@ -15,6 +15,8 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.features import make_features_flat
+from flashtask.backbones.timm_weights import first_layers
+from flashtask.backbones.torchvision_files import as_tensors_alone, check_cached_file
 from flashtask.backbones.weights import (
     NO_NETWORK,
     NO_WEIGHTS,
@@ -26,7 +28,7 @@ from flashtask.backbones.weights import (
 from flashtask.core.errors import HubError, UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 
-__all__ = ["LAYERS", "build_model", "layer_groups"]
+__all__ = ["LAYERS", "MAPS", "build_model", "first_convolution", "layer_groups", "whole_model"]
 
 # What one layer's parameter names begin with, for each family. Names that match nothing (final norms,
 # position embeddings) belong to the layer before them.
@@ -50,6 +52,25 @@ LAYERS: dict[str, str] = {
     "VGG": r"(features|classifier)\.\d+",
     "VisionTransformer": r"conv_proj|encoder\.layers\.\w+",
 }
+# Which layers give a map that a scale may end with, for each family that has maps.
+MAPS: dict[str, str] = {
+    "AlexNet": r"features\.\d+",
+    "ConvNeXt": r"features\.\d+",
+    "DenseNet": r"features\.(relu0|denseblock\d+)",
+    "EfficientNet": r"features\.\d+",
+    "GoogLeNet": r"conv\d|inception\w+",
+    "Inception3": r"Conv2d_\w+|Mixed_\w+",
+    "MNASNet": r"layers\.\d+",
+    "MaxVit": r"stem|blocks\.\d+",
+    "MobileNetV2": r"features\.\d+",
+    "MobileNetV3": r"features\.\d+",
+    "RegNet": r"stem|trunk_output\.block\d+",
+    "ResNet": r"relu|layer\d",
+    "ShuffleNetV2": r"conv\d|maxpool|stage\d",
+    "SqueezeNet": r"features\.\d+",
+    "SwinTransformer": r"features\.\d+",
+    "VGG": r"features\.\d+",
+}
 # These two warn, and start slowly, unless told how to fill their weights.
 _WITH_INIT_OPTION = ("googlenet", "inception_v3")
 
@@ -70,12 +91,12 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     """
     architecture = name.partition(".")[0]
     weights = _find_weights(name, pretrained)
-    if taken := {"num_classes", "weights"} & set(options):
+    if taken := {"num_classes"} & set(options):
         fix = f'the weights are part of the name: "torchvision/{architecture}.IMAGENET1K_V1"'
         raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone", fix=fix)
     if not pretrained and architecture in _WITH_INIT_OPTION:
         options.setdefault("init_weights", True)
-    with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained):
+    with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained), as_tensors_alone():
         module = get_model(architecture, weights=weights if pretrained else None, **options)
     preprocessing = for_channels(_preprocessing(module, weights), in_chans)
     _take_off_classifier(module)
@@ -130,6 +151,7 @@ def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
             why=f"HF_HUB_OFFLINE is set and {file} does not exist",
             fix=NO_NETWORK,
         )
+    check_cached_file(file)
     return weights
 
 
@@ -156,6 +178,25 @@ def _take_off_classifier(module: nn.Module) -> None:
     kind = nn.Conv2d if type(module).__name__ == "SqueezeNet" else nn.Linear
     last = [name for name, inner in module.named_modules() if isinstance(inner, kind)][-1]
     module.set_submodule(last, nn.Identity())
+
+
+def whole_model(architecture: str, **options: Any) -> nn.Module:
+    """torchvision's model with its classifier and random weights, if possible without values."""
+    if architecture in _WITH_INIT_OPTION:
+        options.setdefault("init_weights", False)
+    try:
+        with torch.device("meta"):
+            whole: nn.Module = get_model(architecture, weights=None, **options)
+    except (NotImplementedError, RuntimeError):  # some families read numbers from tensors while they are built
+        whole = get_model(architecture, weights=None, **options)
+    return whole
+
+
+def first_convolution(module: nn.Module) -> tuple[str, ...]:
+    """The layers that see the image: those that timm names for a model of its own, else the first convolution."""
+    if getattr(module, "pretrained_cfg", None):
+        return first_layers(module)
+    return next(((name,) for name, inner in module.named_modules() if isinstance(inner, nn.Conv2d)), ())
 
 
 def _adapt_first_convolution(module: nn.Module, in_chans: int) -> None:

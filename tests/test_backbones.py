@@ -381,6 +381,68 @@ def test_a_registered_function_builds_a_backbone_with_its_own_preprocessing():
         BACKBONES.remove("test_own")
 
 
+def test_a_function_builds_a_backbone_whether_or_not_it_is_registered():
+    def small(in_chans, width=4):
+        return nn.Sequential(nn.Conv2d(in_chans, width, 8, 8))
+
+    backbone = build_backbone(small, in_chans=2, width=5)
+    assert (backbone.name, backbone.num_features) == ("small", 5)
+    assert backbone.preprocessing.input_size[0] == 2
+    with pytest.raises(UnknownNameError, match="named 'widht'") as caught:
+        build_backbone(small, widht=5)
+    assert caught.value.suggestions == ["width"]
+    with pytest.raises(UsageError, match="cannot be told in_chans=2"):
+        build_backbone(lambda: nn.Flatten(), in_chans=2)
+    with pytest.raises(UsageError, match="a name, a module or a function, not a int"):
+        build_backbone(3)
+    BACKBONES.register("test_small", small)
+    try:
+        assert build_backbone("test_small", width=6).num_features == 6
+    finally:
+        BACKBONES.remove("test_small")
+
+
+class Tokens(nn.Module):
+    """A class token and four others."""
+
+    def __init__(self, global_pool):
+        super().__init__()
+        self.body, self.global_pool, self.num_prefix_tokens = nn.Conv2d(3, 8, 16, 16), global_pool, 1
+
+    def forward(self, images):
+        tokens = self.body(images).flatten(2).transpose(1, 2)
+        return torch.cat([tokens[:, :1] * 0 + 7, tokens], dim=1)
+
+
+def test_tokens_are_pooled_as_the_module_says():
+    images = torch.randn(2, 3, 32, 32)
+    first = build_backbone(Tokens("token"))
+    assert torch.equal(first.module(images), torch.full((2, 8), 7.0))
+    rest = build_backbone(Tokens("avg"))
+    torch.testing.assert_close(rest.module(images), rest.module.body(images).mean((2, 3)))
+    assert (first.num_features, rest.num_features) == (8, 8)
+
+
+def test_a_vision_transformer_without_pooling_gives_the_mean_of_its_patches():
+    backbone = build_backbone("test_vit", pretrained=False, global_pool="")
+    images = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        tokens = backbone.module.eval().forward_features(images)
+        torch.testing.assert_close(backbone.module(images), tokens[:, 1:].mean(1))
+
+
+class Parts(nn.Module):
+    def forward(self, images):
+        return {"logits": 3, "features": images.mean((2, 3))}
+
+
+def test_a_module_that_gives_a_dictionary_or_tuple_is_told_how_to_give_one_tensor():
+    with pytest.raises(UsageError, match="gives a dict, not a tensor") as caught:
+        build_backbone(Parts())
+    assert "'features': (2, 3)" in caught.value.why
+    assert caught.value.fix.endswith("return self.net(images)['features']")
+
+
 def test_groups_that_do_not_hold_every_parameter_once_are_refused():
     module = nn.Linear(2, 2)
     for groups in ([["weight"]], [["weight", "bias"], ["bias"]], [["weight", "bias", "more"]]):
@@ -401,3 +463,9 @@ def test_weights_without_a_network_fail_fast_and_say_so(tmp_path):
     environment |= {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "hub.invalid cannot be resolved, and the weights are not in the cache | True" in done.stdout
+
+
+def test_a_part_that_stands_in_two_places_keeps_its_weights():
+    built = build_backbone("timm/coat_tiny", pretrained=False)
+    assert not any(value.is_meta for value in built.module.state_dict().values())
+    assert built.module(torch.zeros(1, 3, 224, 224)).shape == (1, built.num_features)

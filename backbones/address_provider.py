@@ -1,0 +1,187 @@
+"""Backbones from a hub repository, a folder in timm's layout, or a checkpoint of a task.
+
+What such a place holds is described by a registered name (`timm/resnet18`) and plain arguments. Checkpoints store this
+description, so a model that was trained on such a backbone loads when the place is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flashtask.backbones import BACKBONES
+from flashtask.backbones.addresses import CHECKPOINT_PREFIX, FOLDER_PREFIX, HUB_PREFIX, is_address
+from flashtask.backbones.backbone import Backbone
+from flashtask.backbones.building import build
+from flashtask.backbones.matching import adapt_channels, backbone_tensors, load_tensors
+from flashtask.backbones.model_args import check_model_args
+from flashtask.backbones.timm_folder import CONFIG_FILE, WEIGHT_FILES, TimmFolder, read_timm_folder
+from flashtask.backbones.timm_provider import as_backbone
+from flashtask.backbones.timm_weights import build_from_folder as build_timm_model
+from flashtask.backbones.torchvision_provider import first_convolution
+from flashtask.backbones.weights import for_channels
+from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.hub.address import HubAddress
+from flashtask.core.hub.snapshot import fetch
+from flashtask.core.preprocessing import Preprocessing
+
+__all__ = ["build_from_checkpoint", "build_from_folder", "build_from_hub"]
+
+
+def build_from_hub(
+    address: HubAddress,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a repository in timm's layout; its name has the commit that was fetched.
+
+    Args:
+        address: repository and revision.
+        pretrained: fetch the weights; without, only the configuration is fetched.
+        in_chans: channels of the images; the first layer's weights are adapted.
+        architecture: what the repository holds, as checkpoints store it; without `pretrained` nothing is then fetched.
+        model_args: the arguments that belong to it.
+        options: further arguments of timm's builder, over those of the repository.
+
+    Raises:
+        HubError: the repository cannot be reached or read.
+        IntegrityError: a file is damaged or hostile, or it is another architecture than stored.
+    """
+    pinned = f"{HUB_PREFIX}{address.repository}@{address.revision}" if address.is_pinned else None
+    if architecture is not None and not pretrained:
+        name = pinned or f"{HUB_PREFIX}{address.repository}"
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    snapshot = fetch(address, [CONFIG_FILE], optional=WEIGHT_FILES[:1] if pretrained else ())
+    if pretrained and not (snapshot.folder / WEIGHT_FILES[0]).is_file():
+        snapshot = fetch(replace(address, revision=snapshot.commit), [CONFIG_FILE, WEIGHT_FILES[1]])
+    folder = read_timm_folder(snapshot.folder, needs_weights=pretrained)
+    name = f"{HUB_PREFIX}{address.repository}@{snapshot.commit}"
+    _compare(name, folder, architecture, model_args)
+    return _from_timm(name, folder, pretrained, in_chans, options)
+
+
+def build_from_folder(
+    path: Path,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a folder in timm's layout; arguments and errors as `build_from_hub`.
+
+    Raises:
+        MissingInputError: there is no such folder, or a file is missing in it.
+    """
+    name = f"{FOLDER_PREFIX}{path}"
+    if architecture is not None and not pretrained:
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    folder = read_timm_folder(path, needs_weights=pretrained)
+    _compare(name, folder, architecture, model_args)
+    return _from_timm(name, folder, pretrained, in_chans, options)
+
+
+def build_from_checkpoint(
+    path: Path,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a task's checkpoint; arguments and errors as `build_from_hub`.
+
+    Raises:
+        MissingInputError: there is no such file.
+        UsageError: the backbone was a module and not a name.
+    """
+    name = f"{CHECKPOINT_PREFIX}{path}"
+    if architecture is not None and not pretrained:
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    content = read_checkpoint(path)
+    arguments = content.get("hyper_parameters", {})
+    kind, stored = arguments.get("backbone"), dict(arguments.get("backbone_options") or {})
+    if not isinstance(kind, str):
+        raise UsageError(
+            f"{path} does not say how its backbone is built: it was given as a module",
+            fix="give the module, and load its weights: flashtask.read_checkpoint(path)['state_dict']",
+        )
+    found, found_args = _resolved(kind, stored, path)
+    if architecture not in (None, found):
+        raise _other_architecture(str(path), found, str(architecture))
+    backbone = _as_described(name, found, found_args, in_chans, options)
+    if pretrained:
+        state = {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in content["state_dict"].items()
+            if key.startswith("backbone.")
+        }
+        _load(backbone, state, in_chans, str(path))
+    preprocessing = Preprocessing.from_dict(content["preprocessing"])
+    return replace(backbone, preprocessing=for_channels(preprocessing, in_chans))
+
+
+def _load(backbone: Backbone, state: dict[str, Any], in_chans: int, file: str) -> None:
+    module = backbone.module
+    tensors = backbone_tensors(state, module.state_dict(), (), file)
+    adapt_channels(tensors, module, first_convolution(module), in_chans, file)
+    load_tensors(module, tensors, file)
+
+
+def _from_timm(name: str, folder: TimmFolder, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
+    module = build_timm_model(folder, in_chans=in_chans, pretrained=pretrained, **options)
+    preprocessing = for_channels(folder.preprocessing, in_chans)
+    if (size := options.get("img_size")) is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        preprocessing = replace(preprocessing, input_size=(in_chans, height, width))
+    description = {"architecture": f"timm/{folder.architecture}", "model_args": folder.model_args}
+    return replace(as_backbone(module, name, preprocessing), description=description)
+
+
+def _as_described(
+    name: str, architecture: str, model_args: Mapping[str, Any], in_chans: int, options: Mapping[str, Any]
+) -> Backbone:
+    """A backbone from its stored description alone, with random weights: no file is read and nothing is fetched."""
+    if not isinstance(architecture, str) or is_address(BACKBONES.entry(architecture).name):
+        raise IntegrityError(f"the backbone {name!r} is described by {architecture!r}, which is no registered name")
+    try:
+        plain = check_model_args(model_args)
+    except UsageError as error:
+        raise IntegrityError(f"the description of the backbone {name!r} was refused: {error.what}") from error
+    built = build(architecture, pretrained=False, in_chans=in_chans, options={**plain, **options})
+    return replace(built, name=name, description={"architecture": architecture, "model_args": plain})
+
+
+def _resolved(kind: str, stored: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """The registered name and the arguments that a checkpoint's backbone was built by."""
+    rest = {key: value for key, value in stored.items() if key != "weights"}
+    if not is_address(kind):
+        return kind, rest
+    architecture, model_args = rest.pop("architecture", None), rest.pop("model_args", {})
+    if not isinstance(architecture, str):
+        raise IntegrityError(f"{path}: its backbone {kind!r} is a place, and nothing says what it holds")
+    return architecture, {**model_args, **rest}
+
+
+def _compare(name: str, folder: TimmFolder, architecture: str | None, model_args: Mapping[str, Any] | None) -> None:
+    if architecture not in (None, f"timm/{folder.architecture}"):
+        raise _other_architecture(name, f"timm/{folder.architecture}", str(architecture))
+    if model_args is not None and dict(model_args) != folder.model_args:
+        raise _other_architecture(name, f"a model of {folder.model_args}", f"one of {dict(model_args)}")
+
+
+def _other_architecture(name: str, found: str, wanted: str) -> IntegrityError:
+    return IntegrityError(
+        f"{name} holds {found}, not {wanted}",
+        why="it was changed since the description was stored",
+        fix="leave `architecture` and `model_args` out of the backbone's options to use what is there now",
+    )
