@@ -15,7 +15,17 @@ __all__ = ["HEADS", "build_head"]
 
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head", group="flashtask.heads")
 HEADS.add_source(
-    ShippedSource("head", {"linear": "flashtask.heads.linear:LinearHead", "mlp": "flashtask.heads.mlp:MLPHead"})
+    ShippedSource(
+        "head",
+        {
+            "linear": "flashtask.heads.linear:LinearHead",
+            "mlp": "flashtask.heads.mlp:MLPHead",
+            "cosine": "flashtask.heads.cosine:CosineHead",
+            "prototype": "flashtask.heads.prototype:PrototypeHead",
+            "ridge": "flashtask.heads.ridge:RidgeHead",
+            "logistic": "flashtask.heads.logistic:LogisticHead",
+        },
+    )
 )
 
 

@@ -22,6 +22,7 @@ class MLPHead(nn.Sequential):
         hidden_sizes: width of each hidden layer, at least one, each at least 1.
         dropout: share of hidden values set to 0 in training, in [0, 1).
         activation: `relu` or `gelu`.
+        layer_norm: normalise each hidden layer's values before the activation.
 
     Shape: (B, num_features) floats to (B, num_outputs).
     """
@@ -34,12 +35,14 @@ class MLPHead(nn.Sequential):
         hidden_sizes: Sequence[int] = (512,),
         dropout: float = 0.0,
         activation: str = "relu",
+        layer_norm: bool = False,
     ) -> None:
         _check(hidden_sizes, dropout, activation)
         layers: list[nn.Module] = []
         width = num_features
         for size in hidden_sizes:
-            layers += [nn.Linear(width, size), _ACTIVATIONS[activation]()]
+            layers += [nn.Linear(width, size), *([nn.LayerNorm(size)] if layer_norm else [])]
+            layers += [_ACTIVATIONS[activation]()]
             layers += [nn.Dropout(dropout)] if dropout else []
             width = size
         super().__init__(*layers, nn.Linear(width, num_outputs))

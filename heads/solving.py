@@ -1,0 +1,111 @@
+"""Heads that are solved on features instead of trained: the contract, checks of what they are given, temperature."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from flashtask.core.errors import BadDataError, UsageError
+
+__all__ = ["SolvableHead", "best_scale", "check_features", "check_positive", "class_counts", "sample_weights"]
+
+#: Least and most that `best_scale` multiplies scores by; separated classes would ask for ever more.
+_SCALES = (0.1, 100.0)
+
+
+@runtime_checkable
+class SolvableHead(Protocol):
+    """What a head offers that `freeze` solves in one pass over the frozen part, with no epochs."""
+
+    #: Gradient training makes no sense for it, so every other strategy is an error.
+    requires_solving: ClassVar[bool]
+
+    def solve(self, features: Tensor, targets: Tensor) -> str | None:
+        """Find the head's weights.
+
+        Args:
+            features: (N, num_features) float32 on the CPU, N at least 1, in any order.
+            targets: (N,) class indices.
+
+        Returns:
+            What the user is told of it, in a line, or None.
+        """
+
+
+def check_features(features: Tensor, targets: Tensor, num_features: int, num_outputs: int) -> tuple[Tensor, Tensor]:
+    """Features in float64 and targets, both on the CPU, after a look at both.
+
+    Raises:
+        BadDataError: features that are NaN or infinite.
+        UsageError: shapes or classes that are not the head's.
+    """
+    if features.ndim != 2 or not len(features) or features.shape[1] != num_features:
+        raise UsageError(f"features must be (samples, {num_features}), not {tuple(features.shape)}")
+    if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise UsageError(f"targets must be a class index for each of {len(features)} samples, not {targets!r}")
+    targets = targets.cpu().long()
+    if int(targets.min()) < 0 or int(targets.max()) >= num_outputs:
+        raise UsageError(
+            f"class indices go from {int(targets.min())} to {int(targets.max())}, the head has {num_outputs} classes"
+        )
+    features = features.detach().to("cpu", torch.float64)
+    bad = int((~features.isfinite()).any(dim=1).sum())
+    if bad:
+        raise BadDataError(
+            f"the features of {bad} of {len(features)} samples are NaN or infinite",
+            why="no head can be solved on them; the backbone's weights, its inputs or its number format are to blame",
+            fix="precision=32, and a look at the images",
+        )
+    return features, targets
+
+
+def check_positive(head: str, option: str, value: Any) -> None:
+    """Refuse an option that is neither None nor a finite number above 0.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < float("inf")):
+        raise UsageError(f"{option} of the head {head!r} must be a number above 0, not {value!r}")
+
+
+def class_counts(targets: Tensor, num_outputs: int) -> Tensor:
+    """How many samples each class has: (num_outputs,) whole numbers."""
+    return torch.bincount(targets, minlength=num_outputs)
+
+
+def sample_weights(targets: Tensor, num_outputs: int, *, balanced: bool) -> Tensor:
+    """The weight of each sample, 1 on average; balanced: each class that is there weighs the same."""
+    if not balanced:
+        return torch.ones(len(targets), dtype=torch.float64)
+    counts = class_counts(targets, num_outputs).double()
+    return (len(targets) / (counts > 0).sum() / counts)[targets]
+
+
+def best_scale(scores: Tensor, targets: Tensor, weights: Tensor | None = None, *, otherwise: float = 10.0) -> float:
+    """The factor that makes scores the best logits: it has the least cross-entropy, within [0.1, 100].
+
+    Args:
+        scores: (N, classes) float64; of samples that the head has not seen, so that it is not made too sure.
+        targets: (N,) class indices.
+        weights: of samples, (N,).
+        otherwise: the answer where there is no score.
+    """
+    if not len(scores):
+        return otherwise
+    own = scores.gather(1, targets[:, None])[:, 0]
+    weights = torch.ones(len(scores), dtype=scores.dtype) if weights is None else weights
+
+    def loss(exponent: float) -> float:
+        scale = 10.0**exponent
+        return float((((scores * scale).logsumexp(dim=1) - scale * own) * weights).sum())
+
+    low, high = (float(torch.tensor(end, dtype=torch.float64).log10()) for end in _SCALES)
+    share = (5**0.5 - 1) / 2  # golden section: cross-entropy has one valley along the scale
+    for _ in range(40):
+        left, right = high - share * (high - low), low + share * (high - low)
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return float(10.0 ** ((low + high) / 2))
