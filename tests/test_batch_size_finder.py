@@ -17,8 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from flashtask import DataModule, ImageClassificationData, ImageClassifier, Module, Preprocessing, Trainer
 from flashtask.core.errors import OutOfMemoryError, UsageError
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.preparing import data_of
-from flashtask.trainer.stages import resolve_finetuning
 from flashtask.trainer.tuning.batch_size_finder import _Attempts, _by_trying, batch_size_in
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,

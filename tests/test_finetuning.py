@@ -10,8 +10,8 @@ from small import Net, loaders, net
 
 from flashtask import FINETUNING, Callback, Finetuning, Stage, Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.finetuning import Freezing
-from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 
 
 def quiet(tmp_path, **options):

@@ -26,8 +26,8 @@ from flashtask import (
     read_checkpoint,
 )
 from flashtask.core.errors import OutputError, UsageError
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.preparing import data_of
-from flashtask.trainer.stages import resolve_finetuning
 from flashtask.trainer.tuning.learning_rate_curve import smoothed, steepest
 from flashtask.trainer.tuning.tune import tune
 

@@ -8,11 +8,11 @@ from small import loaders, net
 
 from flashtask import Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.finetuning.phases import Finetuning, Stage
 from flashtask.trainer.placement.accelerators import CPUAccelerator
 from flashtask.trainer.placement.placement import check_placement, resolve_placement
 from flashtask.trainer.placement.precision import MixedPrecision, Precision
 from flashtask.trainer.placement.strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
-from flashtask.trainer.stages import Finetuning, Stage
 
 NOTHING = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "precision": None, "plugins": None}
 

@@ -7,9 +7,9 @@ import torch
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.loggers.base import CSVLogger, Logger
 from flashtask.trainer.placement.accelerators import resolve_device
-from flashtask.trainer.stages import resolve_finetuning
 
 NOT_NONE = [
     "max_steps",

@@ -37,6 +37,11 @@ class DataModule(BatchTransfer, HyperparametersMixin):
     #: Set by the trainer for the length of a run.
     trainer: Any = None
 
+    @property
+    def augments_while_frozen(self) -> bool:
+        """Whether training samples are changed at random even in an epoch in which the whole backbone is frozen."""
+        return False
+
     def prepare_data(self) -> None:
         """Download and unpack; called once per node. Set no state here."""
 

@@ -15,6 +15,7 @@ from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
+from flashtask.trainer.provenance import provenance_of
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
 from flashtask.trainer.run_recipe import recipe_of
 from flashtask.trainer.signals import stopping_at_the_next_step
@@ -113,6 +114,7 @@ def _conclude(run: FitRun) -> None:
     trainer = run.trainer
     if trainer.run_folder is not None:
         trainer.run_folder.write_summary(summary_of(run, trainer.checkpoint_callback))
+    run.module.provenance = provenance_of(run)
     if run.restores_best:
         trainer.restore_best(run)
     if run.interrupted_by is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -15,7 +15,10 @@ from torch.optim import Optimizer
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
-from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.progress import PhaseProgress
+from flashtask.trainer.finetuning.rates import set_base_rates
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.nan_guard import NanGuard
@@ -23,9 +26,11 @@ from flashtask.trainer.optimizers import ScheduledRate
 from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.rates import learning_rates
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError, at_most
-from flashtask.trainer.stages import Finetuning
 from flashtask.trainer.step_outputs import loss_in
 from flashtask.trainer.transfer import detached
+
+if TYPE_CHECKING:
+    from flashtask.trainer.solving import Solving
 
 __all__ = ["FitRun"]
 
@@ -58,6 +63,9 @@ class FitRun(Run):
         self.optimizers: list[Optimizer] = []
         self.schedulers: list[ScheduledRate] = []
         self.freezing: Freezing | None = None
+        self.phases: PhaseProgress | None = None
+        #: what takes the place of training where the head is solved and not trained
+        self.solving: Solving | None = None
         self.validation: EvaluationRun | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
@@ -124,7 +132,7 @@ class FitRun(Run):
     def validates(self) -> bool:
         """Whether this epoch ends with validation."""
         every: int = self.trainer.check_val_every_n_epoch
-        return (self.epoch + 1) % every == 0
+        return (self.epoch + 1) % every == 0 or self.solving is not None
 
     @property
     def group_is_complete(self) -> bool:
@@ -158,19 +166,36 @@ class FitRun(Run):
         self.skip_epoch = False
         self._epoch_started_at = time.monotonic()
         self.module.train()
-        frozen = False
-        if self.freezing is not None:
-            stage = self.freezing.apply(self.epoch)
-            frozen = stage.frozen
-            if stage.start == self.epoch and self.epoch > 0:
-                count = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-                self.trainer.say(f"epoch {self.epoch}: unfreezing, {count:,} parameters train now")
+        self._enter_phase()
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
         if self.ordered is not None:
-            self.ordered.set_place(self.epoch, start=self.samples, frozen=frozen)
+            self.ordered.set_place(self.epoch, start=self.samples, frozen=self.is_frozen(self.epoch))
         elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
             self.loader.sampler.set_epoch(self.epoch)
+
+    def _enter_phase(self) -> None:
+        """Freeze and unfreeze as the epoch's phase wants it, and give the optimizers its rates."""
+        if self.freezing is None or self.phases is None:
+            return
+        number, start = self.phases.enter(self.epoch, self.global_step)
+        self.freezing.apply(self.epoch, self.phases.ends)
+        rates = {name: by_phase[number] for name, by_phase in self.freezing.rates.items()}
+        set_base_rates(self.optimizers, [rate.scheduler for rate in self.schedulers], rates)
+        if start == self.epoch and self.epoch > 0:
+            count, before = self.freezing.count(number), self.freezing.count(number - 1)
+            how = "unfreezing" if count > before else str(self.freezing.finetuning.phases[number].train)
+            self.trainer.say(f"epoch {self.epoch}: {how}, {count:,} parameters train now")
+
+    def is_frozen(self, epoch: int) -> bool:
+        """Whether the whole backbone is frozen in an epoch."""
+        if self.freezing is None or self.phases is None:
+            return False
+        return self.freezing.is_frozen(self.phases.position(epoch).number)
+
+    def first_step_of(self, phase: int) -> int | None:
+        """The optimizer step at which a phase of the strategy began, None if it has not."""
+        return None if self.phases is None else self.phases.first_step(phase)
 
     @property
     def ordered(self) -> OrderedBatches | None:
@@ -207,6 +232,8 @@ class FitRun(Run):
                 fix="a smaller batch_size, drop_last=False, or limit_train_batches above 0",
             )
         self._exhausted = self.skip_epoch or not group or self.batch_idx == self.batches_in_epoch
+        if self.solving is not None:
+            self.solving.finish()
 
     def _read_again(self) -> Iterator[Any]:
         """A loader of the user's, continued in the middle of an epoch: behind the batches that were trained on."""
@@ -376,9 +403,18 @@ class FitRun(Run):
         row["seconds"] = spent
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
+        self._leave_phase()
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
+
+    def _leave_phase(self) -> None:
+        """Find out whether the epoch was the last of its phase; the end of the last phase ends the run."""
+        if self.phases is None or not self.epoch_is_complete:
+            return
+        measured = self.validation is None or self.validates
+        if self.phases.leave(self.epoch, self.global_step, self.metrics, self.fresh_metrics, measured):
+            self.stop_reason = self.stop_reason or "the last phase of the strategy is over"
 
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""
@@ -395,6 +431,12 @@ class FitRun(Run):
         self.batch_idx = self.samples = self._samples_before = 0
         self.epoch_seconds = 0.0
         self.results.reset()
+
+    def begin_epoch_anew(self) -> None:
+        """Go back from the middle of an epoch to its first batch."""
+        self.samples_seen -= self.samples
+        self.batch_idx = self.samples = self._samples_before = 0
+        self.epoch_seconds = 0.0
 
     # ---- what survives a kill
 
@@ -428,6 +470,7 @@ class FitRun(Run):
             "history": self.history,
             "results": [] if complete else self.results.state_dict(self.module),
             "stop_reason": self.stop_reason,
+            "phases": None if self.phases is None else self.phases.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -443,3 +486,5 @@ class FitRun(Run):
         # The row of an epoch that was cut short is written again when it is complete.
         self.history = [row for row in state["history"] if row["epoch"] < self.epoch]
         self.results.load_state_dict(state["results"], self.module)
+        if self.phases is not None and state["phases"] is not None:
+            self.phases.load_state_dict(state["phases"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -38,6 +39,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     default_memory_format: str = "contiguous"
     #: What logs call a sample.
     sample_noun: str = "samples"
+    #: The run that made the weights, as `trainer.provenance` tells it; None where nothing is known of it.
+    provenance: dict[str, Any] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,6 +170,32 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             )
         return [backbone]
 
+    def head_to_solve(self) -> Any:
+        """What a `freeze` run may solve instead of training it: the attribute `head`, if it has a method `solve`.
+
+        An object, or before it is made its class, with `solve(features, targets)` and, where gradient steps make no
+        sense for it, `requires_solving = True`; anything else is trained.
+        """
+        return getattr(self, "head", None)
+
+    def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the part that `freeze` freezes gives for a batch: features (B, ...), and the targets (B, ...).
+
+        It is called in eval mode without gradients, with a batch that is on the device.
+        """
+        raise UsageError(
+            f"{type(self).__name__} has no frozen_features",
+            fix="def frozen_features(self, batch): inputs, targets = batch; return self.backbone(inputs), targets",
+        )
+
+    def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
+        """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.
+
+        Returns:
+            What the user is told of it, or None.
+        """
+        return self.head_to_solve().solve(features, targets)
+
     def layer_groups(self) -> list[list[str]]:
         """Names of the parameters of `modules_to_freeze()`, in groups from the input to the output.
 
@@ -179,6 +208,17 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             direct = [names[id(p)] for p in root.parameters(recurse=False)] if list(root.children()) else []
             groups += [direct, *([names[id(p)] for p in part.parameters()] for part in parts)]
         return [group for group in groups if group]
+
+    def merge_lora(self) -> Self:
+        """Add the factors of a `lora` strategy to the weights they stand beside, and take them away.
+
+        What the module computes stays the same up to rounding. A checkpoint keeps factors and weights apart, so merge
+        after the last one has been written.
+        """
+        from flashtask.trainer.finetuning.lora import merge
+
+        merge(self)
+        return self
 
     def freeze(self) -> Self:
         """No gradients, and eval mode that training does not undo."""
@@ -268,8 +308,19 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             self.log(name, value, **options)
 
     @classmethod
-    def rebuild(cls, arguments: dict[str, Any]) -> Self:
+    def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
+        """Refuse a checkpoint before a module is built for it; by default nothing is refused.
+
+        Args:
+            content: of the checkpoint.
+            given: constructor arguments that win over the stored ones.
+            path: of the checkpoint, for messages.
+        """
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:
         """The module that takes a checkpoint's weights, from the constructor arguments that the checkpoint holds."""
+        del weights  # how large they are says how large the module can be, to those who want to know
         return cls(**arguments)
 
     @classmethod

@@ -288,6 +288,7 @@ def make_scheduler(
     optimizer: Optimizer,
     total_steps: int | None,
     steps_before: Callable[[int], int | None],
+    first_step_of: Callable[[int], int | None] | None = None,
     /,
     **options: Any,
 ) -> ScheduledRate | None:
@@ -300,6 +301,8 @@ def make_scheduler(
         optimizer: whose rates it changes.
         total_steps: optimizer steps of the whole run, None if it has no known end.
         steps_before: epoch -> optimizer steps before it, None if the loader has no length.
+        first_step_of: phase -> the step at which it began, None before; for groups whose `start` is None because it
+            depends on the run, and that name their `phase` instead.
         options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
             for a torch class, its arguments, and for a plateau the metric to `monitor`.
 
@@ -313,7 +316,7 @@ def make_scheduler(
         _check_keys('lr_scheduler_options of "constant", which has none', options, ())
         return None
     if name.lower() == "cosine":
-        return _cosine_rate(optimizer, total_steps, steps_before, options)
+        return _cosine_rate(optimizer, total_steps, steps_before, first_step_of, options)
     monitor = None
     if name.lower() == "reducelronplateau":
         options = {"monitor": "val_loss", **options}
@@ -342,6 +345,7 @@ def _cosine_rate(
     optimizer: Optimizer,
     total_steps: int | None,
     steps_before: Callable[[int], int | None],
+    first_step_of: Callable[[int], int | None] | None,
     options: dict[str, Any],
 ) -> ScheduledRate:
     _check_keys('lr_scheduler_options of "cosine"', options, ("warm_up",))
@@ -353,7 +357,7 @@ def _cosine_rate(
         )
     if total_steps is None:
         raise UsageError('lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps")
-    starts = [group.get("start", 0) for group in optimizer.param_groups]
+    starts = [group.get("start", 0) or 0 for group in optimizer.param_groups]
     begins = [steps_before(start) if start else 0 for start in starts]
     if None in begins:
         raise UsageError(
@@ -362,10 +366,22 @@ def _cosine_rate(
             fix='lr_scheduler="constant", or a loader with __len__',
         )
     warm_up = max(1, round(share * total_steps))
+    waiting = {n: g["phase"] for n, g in enumerate(optimizer.param_groups) if g.get("start", 0) is None}
     factors: list[Callable[[int], float]] = [
-        partial(_cosine, start=begin or 0, warm_up=warm_up, total=total_steps) for begin in begins
+        partial(_cosine, start=begin or 0, warm_up=warm_up, total=total_steps)
+        if number not in waiting or first_step_of is None
+        else partial(
+            _cosine_of_phase, begun=partial(first_step_of, waiting[number]), warm_up=warm_up, total=total_steps
+        )
+        for number, begin in enumerate(begins)
     ]
     return ScheduledRate(LambdaLR(optimizer, factors), interval="step")
+
+
+def _cosine_of_phase(step: int, begun: Callable[[], int | None], warm_up: int, total: int) -> float:
+    """The same for a group that starts with a phase; before, it is frozen, and its rate that of the first step."""
+    start = begun()
+    return _cosine(step, step if start is None else start, warm_up, total)
 
 
 def _cosine(step: int, start: int, warm_up: int, total: int) -> float:

@@ -11,13 +11,17 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from torchmetrics import Metric
 
-from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
-from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.lora import adapt, adapted_layers
+from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.progress import PhaseProgress
+from flashtask.trainer.finetuning.rates import require_phase_groups
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loading import length_of, rebuild_loader
@@ -25,7 +29,7 @@ from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
 from flashtask.trainer.placement.placement import Placement, resolve_placement
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes
-from flashtask.trainer.stages import Finetuning
+from flashtask.trainer.solving import Solving, require_solvable, will_be_solved
 
 __all__ = ["check_module", "data_of", "evaluation_run", "fit_run", "prepare"]
 
@@ -130,6 +134,7 @@ def _memory_format(trainer: Any, module: Module, run: Run) -> torch.memory_forma
 
 def _prepare_fit(run: FitRun) -> None:
     trainer, module, data = run.trainer, run.module, run.data
+    require_solvable(module, run.finetuning)
     trainer.open_output(run)
     seed_generators(run.seed)
     run.loggers = trainer.loggers if trainer.is_global_zero else []
@@ -138,13 +143,18 @@ def _prepare_fit(run: FitRun) -> None:
     for part in module.modules():
         if isinstance(part, Metric):
             part.reset()  # what a run that failed may have left
+    _adapt(run)
     # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
     run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
     if run.finetuning is not None:
         run.freezing = Freezing(module, run.finetuning)
+        run.phases = PhaseProgress(run.freezing.finetuning, module.monitor, module.monitor_mode)
+        if (most := run.finetuning.length) is not None:
+            run.max_epochs = most if run.max_epochs is None else min(most, run.max_epochs)
     content = None if run.resume_from is None else read_checkpoint(run.resume_from)
     if content is not None and "datamodule" in content:
-        data.load_state_dict(content["datamodule"])  # its loaders may depend on it
+        with put_to_use(str(run.resume_from)):
+            data.load_state_dict(content["datamodule"])  # its loaders may depend on it
     loader = data.train_dataloader()
     if isinstance(loader, (list, tuple)) and any(isinstance(one, DataLoader) for one in loader):
         raise UsageError(
@@ -158,14 +168,43 @@ def _prepare_fit(run: FitRun) -> None:
     run.training_step = _training_step(run)
     run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)
+    _add_training(run)
+    if content is not None:
+        restore_run(run, run.resume_from, content)
+        run.sanity = None
+        if run.solving is not None:
+            run.solving.resume()
+
+
+def _add_training(run: FitRun) -> None:
+    """Optimizers and schedulers; where the head is solved, the pass that takes their place."""
+    module = run.module
+    require_solvable(module, run.finetuning)  # the data may have made the head
+    if will_be_solved(module, run.finetuning):
+        run.solving = Solving(run)
+        run.solving.prepare()
+        return
     run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers(), run)
+    if run.freezing is not None and run.freezing.finetuning.has_rates:
+        require_phase_groups(run.optimizers, run.freezing.rates, module)
     if run.automatic:
         require_no_closure(run.optimizers)
     else:
         _leave_optimization_to(module, run)
-    if content is not None:
-        restore_run(run, run.resume_from, content)
-        run.sanity = None
+
+
+def _adapt(run: FitRun) -> None:
+    """Give the layers that LoRA is to train their factors, before anybody looks at the parameters."""
+    settings = None if run.finetuning is None else run.finetuning.lora
+    if settings is not None:
+        adaptation = adapt(run.module, run.module.modules_to_freeze(), settings, run.seed)
+        if run.trainer.enable_model_summary:
+            run.trainer.say(str(adaptation))
+    elif adapted_layers(run.module):
+        raise UsageError(
+            "the model has LoRA factors, and this run would not train them",
+            fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
+        )
 
 
 def _want_gradients(wanted: Mapping[nn.Parameter, bool]) -> None:

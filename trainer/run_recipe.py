@@ -6,6 +6,7 @@ import inspect
 from datetime import timedelta
 from typing import Any
 
+from flashtask.core.zoo import own_zoo_files
 from flashtask.trainer.callbacks.reading import recipe_of_callbacks
 from flashtask.trainer.fit_run import FitRun
 
@@ -16,15 +17,20 @@ _LEFT_OUT = ("output_dir", "default_root_dir", "callbacks", "logger", "plugins",
 
 
 def recipe_of(run: FitRun) -> dict[str, Any] | None:
-    """The sections `task`, `data`, `model`, `trainer` and `finetune`; None if module or data cannot be described."""
+    """The sections `task`, `data`, `model`, `trainer` and `finetune`; None if module or data cannot be described.
+
+    Where zoo files of the user's are in use, `zoo` names them.
+    """
     module, data = run.module.recipe(), getattr(run.data, "recipe", lambda: None)()
     if module is None or data is None:
         return None
     finetune = {"strategy": "no_freeze", "restore_best": False}
     if run.finetuning is not None:
         finetune = {"strategy": run.finetuning.recipe(), "restore_best": run.restores_best}
+    own = [str(file.path) for file in own_zoo_files()]
     return {
         "task": module["task"],
+        **({"zoo": own} if own else {}),
         "data": data,
         "model": module["model"],
         "trainer": _settings(run),

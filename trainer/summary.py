@@ -10,12 +10,15 @@ import torch
 
 from flashtask._version import __version__
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
-from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import plain_hyperparameters
 from flashtask.trainer.rates import target_rates
 
 __all__ = ["announce", "summary_of"]
+
+#: Of more phases than these, the first ones and the last are told.
+_MOST_PHASES = 6
 
 
 def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any]:
@@ -56,19 +59,20 @@ def announce(run: FitRun) -> list[str]:
     lines = [f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}"]
     if run.freezing is None:
         return lines
+    if run.solving is not None:
+        return [*lines, f"finetuning {run.freezing.finetuning.name}: one pass, then the head is solved on the features"]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in target_rates(run.optimizers).items())
-    return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_stages(run, run.freezing)]
+    return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_phases(run, run.freezing)]
 
 
-def _describe_stages(run: FitRun, freezing: Freezing) -> list[str]:
-    sizes = {name: p.numel() for name, p in run.module.named_parameters()}
-    total = sum(sizes.values())
-    outside = total - sum(sizes[name] for group in freezing.groups for name in group)
+def _describe_phases(run: FitRun, freezing: Freezing) -> list[str]:
+    total = sum(p.numel() for p in run.module.parameters())
+    strategy, last = freezing.finetuning, run.max_epochs
     lines = []
-    for stage in freezing.finetuning.stages:
-        count = outside + sum(sizes[name] for name in freezing.trainable(stage))
-        part = (
-            "head only" if stage.frozen else "all" if stage.layers is None else f"head and last {stage.layers} layers"
-        )
-        lines.append(f"  from epoch {stage.start}: {count:,} of {total:,} parameters train ({part})")
-    return lines
+    for number, (start, phase) in enumerate(zip(strategy.starts, strategy.phases, strict=True)):
+        when = f"from epoch {start}" if start is not None else f"after {strategy.phases[number - 1].end}"
+        never = "; the run ends before" if start is not None and last is not None and start >= last else ""
+        lines.append(f"  {when}: {freezing.count(number):,} of {total:,} parameters train ({phase.train}){never}")
+    if len(lines) <= _MOST_PHASES:
+        return lines
+    return [*lines[: _MOST_PHASES - 1], f"  ... {len(lines) - _MOST_PHASES} more phases", lines[-1]]

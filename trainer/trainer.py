@@ -25,6 +25,7 @@ from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.driving import drive
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
@@ -36,7 +37,6 @@ from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.script_arguments import add_arguments, given_arguments
 from flashtask.trainer.settings import check_settings
-from flashtask.trainer.stages import resolve_finetuning
 
 __all__ = ["Trainer"]
 
@@ -265,8 +265,8 @@ class Trainer(RunFacts):
             train_dataloader: a loader, or a `DataModule`.
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders.
-            strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("unfreeze_milestones", ((5, 10), 5))`,
-                or an object with `stages`.
+            strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("lora", 8)`, ..., a list of `Phase`, or an
+                object with `phases` or `stages`.
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
         """
@@ -344,6 +344,34 @@ class Trainer(RunFacts):
             )
         finetuning = None if strategy is None else resolve_finetuning(strategy)
         return tune(self, module, data, finetuning=finetuning, learning_rate=learning_rate, batch_size=batch_size)
+
+    def plan(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        strategy: Any = "no_freeze",
+        measure: bool = True,
+    ) -> Any:
+        """What `finetune` would do: phases, parameters, rates, steps, memory and time. Nothing is trained or written.
+
+        Args:
+            model: a `Module`; it stays as it is.
+            train_dataloaders: a loader, or a `DataModule`.
+            val_dataloaders: a loader or a list of them.
+            datamodule: instead of loaders.
+            strategy: the finetuning strategy.
+            measure: estimate memory and time from a few steps on copies.
+
+        Returns:
+            A `Plan`.
+        """
+        from flashtask.trainer.finetuning.plan import plan
+
+        module = check_module(model)
+        data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
+        return plan(self, module, data, resolve_finetuning(strategy), measure=measure)
 
     def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
         """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.

@@ -95,9 +95,8 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
 
 
 def _batches(run: FitRun, epoch: int) -> Iterator[Any]:
-    frozen = run.freezing is not None and run.freezing.finetuning.stage(epoch).frozen
     if run.ordered is not None:
-        run.ordered.set_place(epoch, frozen=frozen)
+        run.ordered.set_place(epoch, frozen=run.is_frozen(epoch))
     elif hasattr(getattr(run.loader, "sampler", None), "set_epoch"):
         run.loader.sampler.set_epoch(epoch)
     return islice(iter(run.loader), run.limit)

@@ -223,7 +223,8 @@ def _named_optimizers(optimizers: list[Optimizer], schedulers: list[Any]) -> Ite
 def _labelled_groups(name: str, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
     groups = optimizer.param_groups
     for number, group in enumerate(groups, start=1):
-        yield (name if len(groups) == 1 else f"{name}/{group.get('name', f'pg{number}')}"), group
+        if group.get("shown", True):
+            yield (name if len(groups) == 1 else f"{name}/{group.get('name', f'pg{number}')}"), group
 
 
 def _momentum(group: dict[str, Any]) -> Any:

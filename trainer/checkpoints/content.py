@@ -12,8 +12,10 @@ import torch
 from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.trainer.finetuning.lora_files import describe_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
+from flashtask.trainer.provenance import data_counts
 from flashtask.trainer.run_recipe import recipe_of
 from flashtask.trainer.run_settings import settings_of
 
@@ -40,6 +42,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
     run.flush_logs()  # a run that is continued from here finds the rows up to here
     content: dict[str, Any] = {
         **module.describe(),
+        **describe_adapters(module),
         **hyperparameters_content(module),
         "epoch": run.epoch,
         "global_step": run.global_step,
@@ -47,6 +50,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "metrics": dict(run.metrics),
         "environment": environment(run),
         "recipe": recipe_of(run),
+        "data_counts": data_counts(run.data),
         "progress": {**progress, "history": _as_bytes(progress["history"])},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpoints.content import environment
+from flashtask.trainer.finetuning.lora_files import restore_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.placement.precision import take_formats
@@ -37,14 +38,24 @@ def module_from_content(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The same from what `read_checkpoint` gave; `path` is for messages."""
-    module = cls.rebuild(_arguments(cls, content, given or {}, path))
-    module.on_load_checkpoint(content)
-    state = content["state_dict"]
-    if state:
-        module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
-    take_formats(module, state)
-    load_weights(module, state, path, strict=strict)
+    with put_to_use(path):
+        cls.check_content(content, given or {}, path)
+        state = _weights_in(content)
+        module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
+        module.on_load_checkpoint(content)
+        restore_adapters(module, content, path)
+        if state:
+            module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
+        take_formats(module, state)
+        load_weights(module, state, path, strict=strict)
     return module.eval()
+
+
+def _weights_in(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = content["state_dict"]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise IntegrityError("its state_dict holds something else than tensors")
+    return state
 
 
 def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
@@ -129,8 +140,11 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
         UsageError: the file's labels are not the module's, in the same order.
         IntegrityError: names or shapes of weights are not the module's.
     """
-    module.on_load_checkpoint(content)
-    load_weights(module, content["state_dict"], path)
+    with put_to_use(path):
+        state = _weights_in(content)
+        module.on_load_checkpoint(content)
+        restore_adapters(module, content, path)
+        load_weights(module, state, path)
 
 
 def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
@@ -143,6 +157,11 @@ def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
         raise UsageError(
             f"{path} holds weights only and cannot be resumed", fix="load_from_checkpoint, then finetune anew"
         )
+    with put_to_use(path):
+        _restore(run, path, content)
+
+
+def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     for callback in run.callbacks:
         callback.on_load_checkpoint(run.trainer, run.module, content)
     _check_preprocessing(run, content, path)

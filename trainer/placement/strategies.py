@@ -1,11 +1,11 @@
 """Strategies of distribution: over which processes a run is spread, and how these speak with each other.
 
-Not to be taken for finetuning strategies, which say what is frozen: those stand in trainer/stages.py.
+Not to be taken for finetuning strategies, which say what is frozen: those stand in trainer/finetuning/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,9 +13,11 @@ from torch import nn
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
 from flashtask.core.registry import Registry
+from flashtask.trainer.finetuning.phase import Phase
+from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.strategies import FINETUNING
 from flashtask.trainer.placement.accelerators import Accelerator, Aliases, check_accelerator
 from flashtask.trainer.placement.precision import Precision, check_precision
-from flashtask.trainer.stages import FINETUNING, Finetuning
 
 __all__ = ["STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
 
@@ -156,7 +158,9 @@ def _is_finetuning(strategy: Any) -> bool:
         return _is_finetuning(strategy[0])
     if isinstance(strategy, str):
         return strategy.partition(":")[0] in FINETUNING
-    return isinstance(strategy, Finetuning) or hasattr(strategy, "stages")
+    if isinstance(strategy, Mapping):
+        return "phases" in strategy or "stages" in strategy
+    return isinstance(strategy, (Finetuning, Phase)) or hasattr(strategy, "stages") or hasattr(strategy, "phases")
 
 
 def _unknown(name: str) -> UnknownNameError:

@@ -14,8 +14,8 @@ import torch
 from flashtask.core.errors import OutOfMemoryError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.loading import batch_size_of
-from flashtask.trainer.stages import Finetuning, Stage
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,
     BatchSizeSearch,
@@ -84,7 +84,7 @@ class _Attempts:
         self.trial, self.value = trial, value
         self._finetuning = None
         if finetuning is not None:
-            self._finetuning = Finetuning([Stage(0, finetuning.widest.layers)], finetuning.name)
+            self._finetuning = finetuning.only(finetuning.widest)
         # A group of batches is in memory as a whole.
         self._batches_a_step = max(batches_a_step(trial.trainer).values())
         #: what the last one saw

@@ -14,8 +14,8 @@ import torch
 
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.optimizers import read_optimizers
-from flashtask.trainer.stages import Finetuning
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,
     beginning_of,
@@ -197,7 +197,7 @@ def find_learning_rate(trial: Trial, test: RangeTest, finetuning: Finetuning | N
         UsageError: the loss did not fall at any rate, or the module's rate cannot be followed.
     """
     sweep = _Sweep(test, learning_rate_of(trial.module, test.attribute))
-    first = None if finetuning is None else Finetuning(finetuning.stages[:1], finetuning.name)
+    first = None if finetuning is None else finetuning.only(0)
     accumulate = batches_a_step(trial.trainer)[0]
     try:
         trial.fit(sweep, steps=test.num_training, batches_a_step=accumulate, finetuning=first)

@@ -19,10 +19,10 @@ from flashtask.trainer.callbacks.accumulation import GradientAccumulationSchedul
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.driving import drive
+from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.preparing import fit_run
-from flashtask.trainer.stages import Finetuning
 
 __all__ = ["Trial", "batches_a_step", "trial"]
 
@@ -59,7 +59,13 @@ class Trial:
         self.device: torch.device = fit_run(trainer, module, data, None, None).device
 
     def fit(
-        self, callback: Callback, *, steps: int, batches_a_step: int, finetuning: Finetuning | None = None
+        self,
+        callback: Callback,
+        *,
+        steps: int,
+        batches_a_step: int,
+        finetuning: Finetuning | None = None,
+        **settings: Any,
     ) -> FitRun:
         """Train the copy for a number of optimizer steps, through as many epochs as that takes.
 
@@ -68,9 +74,10 @@ class Trial:
             steps: of the optimizer.
             batches_a_step: `accumulate_grad_batches`.
             finetuning: what is frozen.
+            settings: other arguments of the trainer.
         """
         changes = {**_SILENT, "max_steps": steps, "accumulate_grad_batches": batches_a_step, "callbacks": [callback]}
-        search = self.trainer.with_changes(**changes)
+        search = self.trainer.with_changes(**{**changes, **settings})
         search.loops = self.trainer.loops
         run = fit_run(search, self.module, self.data, finetuning, None)
         drive(run, search.loops.fit)

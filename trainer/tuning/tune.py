@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.module import Module
-from flashtask.trainer.stages import Finetuning
+from flashtask.trainer.solving import refuse_tuning
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size
 from flashtask.trainer.tuning.batch_size_search import BatchSizeOptions, BatchSizeSearch
 from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve
@@ -66,6 +67,7 @@ def tune(
     if test is None and sizes is None:
         raise UsageError("tune was not asked for anything", fix="trainer.tune(model, ..., learning_rate=True)")
     # What cannot be given is refused before it is searched for.
+    refuse_tuning(module, finetuning)
     rate = None if test is None else learning_rate_of(module, test.attribute)
     size = None if sizes is None else batch_size_in(module, data, sizes.attribute)
     if test is not None and test.picture is not None:

@@ -1,0 +1,287 @@
+"""What a run would do, without doing it: phases, parameters, rates, steps, and estimates of memory and time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.driving import drive
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.measuring import Measured, measure_phases
+from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.rates import set_base_rates
+from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.module import Module
+from flashtask.trainer.preparing import fit_run
+from flashtask.trainer.tuning.trials import batches_a_step, trial
+
+__all__ = ["GroupPlan", "PhasePlan", "Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A parameter group in a phase in which it trains.
+
+    Args:
+        name: of the group.
+        parameters: how many numbers it has.
+        base_rate: its learning rate before any schedule.
+        rate: what the schedule makes of it at the first step of the phase; None if that is not known beforehand.
+    """
+
+    name: str
+    parameters: int
+    base_rate: float
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """A phase of a run.
+
+    Args:
+        number: counted from 0.
+        trains: what trains, in words.
+        until: when it ends, in words.
+        start: its first epoch; None if that depends on the run.
+        epochs: how many it has in this run, 0 if the run ends before; None if that depends on the run.
+        steps: of the optimizer; None if not known beforehand.
+        batches: that are trained on; None if not known beforehand.
+        trainable: numbers that train.
+        frozen: numbers that do not.
+        groups: of the optimizer, as far as they train.
+        memory: the peak in bytes, an estimate; None if it was not measured.
+        seconds_per_batch: of training, an estimate; None if it was not measured.
+        seconds: of the phase, an estimate with validation; None if it is not known.
+    """
+
+    number: int
+    trains: str
+    until: str
+    start: int | None
+    epochs: int | None
+    steps: int | None
+    batches: int | None
+    trainable: int
+    frozen: int
+    groups: tuple[GroupPlan, ...]
+    memory: int | None = None
+    seconds_per_batch: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Args:
+        strategy: its name.
+        phases: in their order.
+        epochs: of the run; None if it has no known end.
+        steps: of the optimizer; None if not known beforehand.
+        batches: to train on in an epoch, None if the loader does not know.
+        validation_batches: in an epoch, None if a loader does not know.
+        batch_size: samples in a batch; None if the loader does not say.
+        parameters: numbers in the whole model.
+        device: where it would run.
+        precision: in which number format.
+        seconds: of the run, an estimate; None if it is not known.
+        how: how memory and time were estimated; empty if they were not.
+    """
+
+    strategy: str
+    phases: tuple[PhasePlan, ...]
+    epochs: int | None
+    steps: int | None
+    batches: int | None
+    validation_batches: int | None
+    batch_size: int | None
+    parameters: int
+    device: str
+    precision: str
+    seconds: float | None = None
+    how: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dictionaries, lists and numbers."""
+        return asdict(self)
+
+
+def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:
+    """Look at a run that was made ready on copies, and if wanted take a few steps of each phase on them.
+
+    Args:
+        trainer: whose run it would be.
+        module: to train; it stays as it is.
+        data: to train it on.
+        finetuning: the strategy.
+        measure: estimate memory and time, from a few steps in each phase; with False, nothing is computed.
+    """
+    looks: list[tuple[Plan, Finetuning]] = []
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[])
+
+    def look(run: FitRun) -> Iterator[Any]:
+        looks.append((_look_at(run), _strategy_of(run)))
+        yield from ()
+
+    with trial(quiet, module, data) as copies:
+        run = fit_run(quiet, copies.module, copies.data, finetuning, None)
+        run.accumulation = _accumulation(trainer)
+        drive(run, look)  # type: ignore[arg-type]
+    ((planned, strategy),) = looks
+    if not measure:
+        return planned
+    with trial(quiet, module, data) as copies:
+        measured = measure_phases(copies, strategy, batches_a_step(trainer)[0])
+    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
+
+
+def _accumulation(trainer: Any) -> Any:
+    steps = batches_a_step(trainer)
+    return lambda epoch: steps[max(start for start in steps if start <= epoch)]
+
+
+def _strategy_of(run: FitRun) -> Finetuning:
+    assert run.freezing is not None
+    return run.freezing.finetuning
+
+
+def _look_at(run: FitRun) -> Plan:
+    epochs, validation = _epochs_of(run), run.validation
+    per_loader = [validation.batches_in(n) for n in range(len(validation.loaders))] if validation is not None else []
+    sizes = [getattr(source, "batch_size", None) for source in (run.ordered, run.loader) if source is not None]
+    return Plan(
+        strategy=_strategy_of(run).name,
+        phases=tuple(_phases_of(run, epochs)),
+        epochs=epochs,
+        steps=0 if run.solving is not None else run.total_steps if epochs is not None else None,
+        batches=run.batches_in_epoch,
+        validation_batches=None if None in per_loader else sum(one or 0 for one in per_loader),
+        batch_size=next((size for size in sizes if size is not None), None),
+        parameters=sum(p.numel() for p in run.module.parameters()),
+        device=run.device.type,
+        precision=run.precision.name,
+    )
+
+
+def _phases_of(run: FitRun, epochs: int | None) -> Iterator[PhasePlan]:
+    assert run.freezing is not None
+    total = sum(p.numel() for p in run.module.parameters())
+    strategy, starts = run.freezing.finetuning, run.freezing.finetuning.starts
+    rates, is_solved = list(_rates_at_starts(run, epochs)), run.solving is not None
+    for number, phase in enumerate(strategy.phases):
+        length = _length(number, starts, epochs)
+        steps, batches = _amount(run, starts[number], length)
+        trainable = run.freezing.count(number)
+        yield PhasePlan(
+            number=number,
+            trains="head, solved in one pass" if is_solved else str(phase.train),
+            until=phase.end,
+            start=starts[number],
+            epochs=length,
+            steps=0 if is_solved else steps,
+            batches=batches,
+            trainable=trainable,
+            frozen=total - trainable,
+            groups=tuple(_groups_of(run.freezing, number, rates[number])),
+        )
+
+
+def _groups_of(freezing: Freezing, number: int, rates: dict[str, float]) -> Iterator[GroupPlan]:
+    """The groups that train in a phase; none where a module makes its optimizer without them."""
+    for group in freezing.parameter_groups():
+        if group.trains[number] and group.name in freezing.rates:
+            size = sum(p.numel() for p in group.parameters)
+            yield GroupPlan(group.name, size, freezing.rates[group.name][number], rates.get(group.name))
+
+
+def _epochs_of(run: FitRun) -> int | None:
+    """How many epochs the run has at the most, the last one perhaps cut short by `max_steps`."""
+    epochs, batches = run.max_epochs, run.batches_in_epoch
+    if run.max_steps < 0 or not batches:
+        return epochs
+    needed = steps = 0
+    while steps < run.max_steps:
+        steps += math.ceil(batches / run.accumulation(needed))
+        needed += 1
+    return needed if epochs is None else min(epochs, needed)
+
+
+def _length(number: int, starts: list[int | None], epochs: int | None) -> int | None:
+    """How many epochs a phase has in the run; 0 if the run ends before it begins."""
+    start = starts[number]
+    if start is not None and epochs is not None and start >= epochs:
+        return 0
+    end = starts[number + 1] if number + 1 < len(starts) else epochs
+    if start is None or end is None:
+        return None
+    return min(end, epochs if epochs is not None else end) - start
+
+
+def _amount(run: FitRun, start: int | None, length: int | None) -> tuple[int | None, int | None]:
+    """Optimizer steps and batches of a phase, None where that is not known."""
+    if start is None or length is None:
+        return None, None
+    first, last = run.steps_before(start), run.steps_before(start + length)
+    if first is None or last is None or run.batches_in_epoch is None:
+        return None, None
+    steps, batches = last - first, run.batches_in_epoch * length
+    if run.max_steps < 0 or last <= run.max_steps:
+        return steps, batches
+    taken = max(0, run.max_steps - first)
+    return taken, math.ceil(batches * taken / steps) if steps else 0
+
+
+def _rates_at_starts(run: FitRun, epochs: int | None) -> Iterator[dict[str, float]]:
+    """The rates of all groups at the first step of each phase; empty where that is not known."""
+    assert run.freezing is not None
+    assert run.phases is not None
+    for optimizer in run.optimizers:
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules are stepped, and nothing is trained
+    schedulers, epoch = [rate.scheduler for rate in run.schedulers], 0
+    for number, start in enumerate(run.freezing.finetuning.starts):
+        is_known = start is not None and run.steps_before(start) is not None
+        if not is_known or start is None or (epochs is not None and start >= epochs):
+            yield {}
+            continue
+        while epoch < start:
+            _step_schedules(run, epoch)
+            epoch += 1
+        rates = {name: by_phase[number] for name, by_phase in run.freezing.rates.items()}
+        set_base_rates(run.optimizers, schedulers, rates)
+        yield {str(g.get("name")): float(g["lr"]) for o in run.optimizers for g in o.param_groups}
+
+
+def _step_schedules(run: FitRun, epoch: int) -> None:
+    """What an epoch does to the rates, as far as that does not depend on metrics."""
+    first, last = run.steps_before(epoch) or 0, run.steps_before(epoch + 1) or 0
+    for rate in run.schedulers:
+        if rate.reduce_on_plateau:
+            continue
+        times = sum(step % rate.frequency == 0 for step in range(first + 1, last + 1))
+        if rate.interval == "epoch":
+            times = int((epoch + 1) % rate.frequency == 0)
+        if isinstance(rate.scheduler, LambdaLR) and times:
+            rate.scheduler.last_epoch += times - 1  # a pure function of the step: there is no need to go through all
+            times = 1
+        for _ in range(times):
+            rate.scheduler.step()
+
+
+def _with_estimates(planned: Plan, measured: list[Measured], every: int) -> Plan:
+    phases = []
+    for phase, found in zip(planned.phases, measured, strict=True):
+        seconds = None
+        if phase.epochs is not None and phase.batches is not None and planned.validation_batches is not None:
+            validation = planned.validation_batches * found.seconds_per_validation_batch / every
+            seconds = phase.batches * found.seconds_per_batch + phase.epochs * validation
+        phases.append(replace(phase, memory=found.memory, seconds_per_batch=found.seconds_per_batch, seconds=seconds))
+    known = [phase.seconds for phase in phases]
+    total = None if None in known else sum(one or 0.0 for one in known)
+    return replace(planned, phases=tuple(phases), seconds=total, how=measured[0].how)
