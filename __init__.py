@@ -13,6 +13,7 @@ from flashtask._version import __version__
 if TYPE_CHECKING:
     from flashtask.backbones import BACKBONES as BACKBONES
     from flashtask.backbones import build_backbone as build_backbone
+    from flashtask.backbones import build_pyramid as build_pyramid
     from flashtask.backbones.backbone import Backbone as Backbone
     from flashtask.core.checkpoint import read_checkpoint as read_checkpoint
     from flashtask.core.errors import FlashtaskError as FlashtaskError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_classification import ImageClassifier as ImageClassifier
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.loading import load as load
+    from flashtask.tasks.own_zoo import use_zoo as use_zoo
     from flashtask.tasks.prediction import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.averaging.stochastic_weight_averaging import (
@@ -58,6 +60,13 @@ if TYPE_CHECKING:
     from flashtask.trainer.custom_loops import TrainingEpochLoop as TrainingEpochLoop
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
+    from flashtask.trainer.finetuning.phase import Phase as Phase
+    from flashtask.trainer.finetuning.phase import Plateau as Plateau
+    from flashtask.trainer.finetuning.phases import Finetuning as Finetuning
+    from flashtask.trainer.finetuning.phases import Stage as Stage
+    from flashtask.trainer.finetuning.plan import Plan as Plan
+    from flashtask.trainer.finetuning.selection import LowRank as LowRank
+    from flashtask.trainer.finetuning.strategies import FINETUNING as FINETUNING
     from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.base import Logger as Logger
@@ -87,9 +96,6 @@ if TYPE_CHECKING:
     from flashtask.trainer.profiling.profilers import Profiler as Profiler
     from flashtask.trainer.profiling.profilers import PyTorchProfiler as PyTorchProfiler
     from flashtask.trainer.profiling.profilers import SimpleProfiler as SimpleProfiler
-    from flashtask.trainer.stages import FINETUNING as FINETUNING
-    from flashtask.trainer.stages import Finetuning as Finetuning
-    from flashtask.trainer.stages import Stage as Stage
     from flashtask.trainer.trainer import Trainer as Trainer
     from flashtask.trainer.tuning.batch_size_search import BatchSizeSearch as BatchSizeSearch
     from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve as LearningRateCurve
@@ -115,8 +121,8 @@ _HOMES = {
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
     "EvaluationLoop": "flashtask.trainer.custom_loops",
-    "FINETUNING": "flashtask.trainer.stages",
-    "Finetuning": "flashtask.trainer.stages",
+    "FINETUNING": "flashtask.trainer.finetuning.strategies",
+    "Finetuning": "flashtask.trainer.finetuning.phases",
     "FitLoop": "flashtask.trainer.custom_loops",
     "FlashtaskError": "flashtask.core.errors",
     "GradientAccumulationScheduler": "flashtask.trainer.callbacks.accumulation",
@@ -134,6 +140,7 @@ _HOMES = {
     "Logger": "flashtask.trainer.loggers.base",
     "Loop": "flashtask.trainer.custom_loops",
     "Loops": "flashtask.trainer.loop",
+    "LowRank": "flashtask.trainer.finetuning.selection",
     "MLFlowLogger": "flashtask.trainer.loggers.mlflow_logger",
     "MPSAccelerator": "flashtask.trainer.placement.accelerators",
     "ManualOptimization": "flashtask.trainer.custom_loops",
@@ -144,6 +151,9 @@ _HOMES = {
     "OptimizerLoop": "flashtask.trainer.custom_loops",
     "PROFILERS": "flashtask.trainer.profiling.profilers",
     "PassThrough": "flashtask.trainer.profiling.profilers",
+    "Phase": "flashtask.trainer.finetuning.phase",
+    "Plan": "flashtask.trainer.finetuning.plan",
+    "Plateau": "flashtask.trainer.finetuning.phase",
     "Precision": "flashtask.trainer.placement.precision",
     "Prediction": "flashtask.tasks.prediction",
     "PredictionLoop": "flashtask.trainer.custom_loops",
@@ -155,7 +165,7 @@ _HOMES = {
     "ScaledPrecision": "flashtask.trainer.placement.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
     "SingleDevice": "flashtask.trainer.placement.strategies",
-    "Stage": "flashtask.trainer.stages",
+    "Stage": "flashtask.trainer.finetuning.phases",
     "StochasticWeightAveraging": "flashtask.trainer.averaging.stochastic_weight_averaging",
     "Strategy": "flashtask.trainer.placement.strategies",
     "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
@@ -172,12 +182,14 @@ _HOMES = {
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
     "WeightAveraging": "flashtask.trainer.averaging.weight_averaging",
     "build_backbone": "flashtask.backbones",
+    "build_pyramid": "flashtask.backbones",
     "build_head": "flashtask.heads",
     "download_data": "flashtask.data.download",
     "load": "flashtask.tasks.loading",
     "read_checkpoint": "flashtask.core.checkpoint",
     "seed_everything": "flashtask.core.seeding",
     "seeded": "flashtask.core.seeding",
+    "use_zoo": "flashtask.tasks.own_zoo",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from flashtask.cli.beginning import BEGINNING
 from flashtask.cli.options import kinds_by_key
-from flashtask.cli.recipe import SECTIONS, Recipe
+from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError, did_you_mean
 
 __all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values"]
@@ -20,7 +21,10 @@ def check_shape(recipe: Recipe) -> None:
         UsageError: with where the wrong key stands.
     """
     check_keys(recipe, "", SECTIONS)
-    for section in SECTIONS[1:]:
+    zoo = recipe.get("zoo") or []
+    if not all(isinstance(path, str) and path for path in (zoo if isinstance(zoo, list) else [zoo])):
+        raise UsageError(f"{recipe.origin('zoo')}: `zoo` is a zoo file, or a list of them", fix="zoo: my_zoo.yaml")
+    for section in MAPPINGS:
         if not isinstance(recipe.values.get(section, {}), dict):
             raise UsageError(f"{recipe.origin(section)}: `{section}` must hold keys of its own", fix=_EXAMPLES[section])
     data = recipe.values.get("data", {})
@@ -74,7 +78,7 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.backbones import BACKBONES
     from flashtask.heads import HEADS
     from flashtask.tasks import TASKS
-    from flashtask.trainer.stages import resolve_finetuning
+    from flashtask.trainer.finetuning.strategies import resolve_finetuning
 
     checks: dict[str, Callable[[Any], Any]] = {
         "task": TASKS.entry,
@@ -109,7 +113,7 @@ def _arguments_of(takes: Callable[..., Any]) -> list[str] | None:
     own = getattr(takes, "argument_names", None)
     if own is not None:
         names: list[str] = own()
-        return names
+        return [*names, *BEGINNING]  # a task can be begun from a pretrained one
     parameters = inspect.signature(takes).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters) and not isinstance(takes, type):
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from flashtask._version import __version__
-from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, PREDICT, TUNE, ZOO, add_options
+from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, PLAN, PREDICT, PULL, PUSH, TUNE, ZOO, add_options
 from flashtask.cli.usage import Commands
 
 __all__ = ["flashtask"]
@@ -52,6 +52,20 @@ def tune(data: str | None, **params: Any) -> None:
     run_tune(data, params)
 
 
+@flashtask.command(short_help="Tell what finetune would do; train nothing.")
+@click.argument("data", required=False)
+@add_options(PLAN + EVERYWHERE)
+def plan(data: str | None, **params: Any) -> None:
+    """Tell for each phase of the strategy what trains, at which rates, how long, in how much memory.
+
+    DATA is what it is for `finetune`. Nothing is trained and nothing is written; memory and time are estimated from
+    a few steps on copies.
+    """
+    from flashtask.cli.plan import plan as run_plan
+
+    run_plan(data, params)
+
+
 @flashtask.command(short_help="Predict the labels of images.")
 @click.argument("ckpt")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
@@ -61,8 +75,10 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 
     A folder stands for all images in it and below it, sorted by path.
     """
+    from flashtask.cli.own_zoo import use_option
     from flashtask.cli.predict import predict as run_predict
 
+    use_option(params)
     run_predict(ckpt, images, params)
 
 
@@ -73,7 +89,9 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 def validate(ckpt: str, data: str, **params: Any) -> None:
     """Measure a checkpoint on DATA/val, or on DATA itself if there is no val/ in it."""
     from flashtask.cli.evaluate import evaluate
+    from flashtask.cli.own_zoo import use_option
 
+    use_option(params)
     evaluate("validate", ckpt, data, params)
 
 
@@ -84,18 +102,51 @@ def validate(ckpt: str, data: str, **params: Any) -> None:
 def test(ckpt: str, data: str, **params: Any) -> None:
     """Measure a checkpoint on DATA/test, or on DATA itself if there is no test/ in it."""
     from flashtask.cli.evaluate import evaluate
+    from flashtask.cli.own_zoo import use_option
 
+    use_option(params)
     evaluate("test", ckpt, data, params)
 
 
 @flashtask.command(short_help="List what there is to build with.")
-@click.argument("words", nargs=-1, metavar="[QUERY] | show NAME")
+@click.argument("words", nargs=-1, metavar="[QUERY] | show NAME | check FILE")
 @add_options(ZOO + EVERYWHERE)
 def zoo(words: tuple[str, ...], **params: Any) -> None:
-    """List backbones, heads, tasks and checkpoints, or show what is known of one.
+    """List what there is, show what is known of one name, or check a zoo file.
 
-    QUERY is a part of a name, or a kind in the plural (backbones, heads, tasks, checkpoints).
+    QUERY is a part of a name, a regular expression for a whole name if it has one of the signs * + ? [ ] ( ) { } | ^ $
+    ('resnet.*'), or a kind in the plural (backbones, heads, tasks, checkpoints, recipes).
     """
-    from flashtask.cli.zoo import list_zoo
+    from flashtask.cli.zoo import run_zoo
 
-    list_zoo(words, params)
+    run_zoo(words, params)
+
+
+@flashtask.command(short_help="Put a trained model on the hub.")
+@click.argument("model", metavar="CKPT_OR_RUN_OR_FOLDER")
+@click.argument("repository", metavar="ORG/NAME")
+@add_options(PUSH + EVERYWHERE)
+def push(model: str, repository: str, **params: Any) -> None:
+    """Put a trained model on the hub as ORG/NAME, in timm's layout and with a model card.
+
+    The model is a checkpoint, a run folder (its best checkpoint), or a folder that save_pretrained wrote.
+    """
+    from flashtask.cli.own_zoo import use_option
+    from flashtask.cli.push import push as run_push
+
+    use_option(params)
+    run_push(model, repository, params)
+
+
+@flashtask.command(short_help="Fetch a model from the hub into a folder.")
+@click.argument("address", metavar="ADDRESS")
+@click.argument("folder", required=False)
+@add_options(PULL + EVERYWHERE)
+def pull(address: str, folder: str | None, **params: Any) -> None:
+    """Fetch a model from the hub (ADDRESS is hf://org/name@revision) into FOLDER, by default ./name.
+
+    The files are checked, and the folder appears when it is complete.
+    """
+    from flashtask.cli.push import pull as run_pull
+
+    run_pull(address, folder)

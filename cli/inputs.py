@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.files import missing_file
+from flashtask.core.hub.address import is_hub_address
+from flashtask.core.zoo import load_zoo
 from flashtask.data.folders import list_images
 from flashtask.data.layout import nearest_existing
 
@@ -15,7 +17,7 @@ __all__ = ["checkpoint_source", "image_paths"]
 
 
 def checkpoint_source(path: str) -> Path | str:
-    """A checkpoint file that is there, or its address.
+    """A checkpoint file or a pretrained folder that is there, or an address; a name of the zoo's checkpoints is one.
 
     Raises:
         UsageError: no path at all.
@@ -23,9 +25,13 @@ def checkpoint_source(path: str) -> Path | str:
     """
     if not path.strip():
         raise UsageError("CKPT is empty", fix="flashtask predict runs/000/best.ckpt IMAGE")
-    if "://" in path:
+    if "://" in path or is_hub_address(path):
         return path
     file = Path(path).expanduser()
+    if (file / "config.json").is_file():
+        return file
+    if not file.exists() and (named := load_zoo().checkpoints.get(path)) is not None:
+        return f"hf://{named.repository}@{named.revision}"
     if not file.is_file():
         raise missing_file(file)
     return file

@@ -8,7 +8,8 @@ from typing import Any
 
 from flashtask.core.errors import did_you_mean
 
-__all__ = ["AUTO", "Kind", "auto_or", "devices", "one_of", "positive", "share", "steps", "text", "whole"]
+__all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
+__all__ += ["text", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -88,6 +89,25 @@ def one_of(words: Sequence[str]) -> Kind:
         return value
 
     return read
+
+
+def magnitude(value: str) -> int:
+    """A number above 0 with or without k, M or B for thousands, millions and billions: `500k`, `1.5M`."""
+    factors = {"k": 10**3, "m": 10**6, "b": 10**9}
+    factor = factors.get(value[-1:].lower(), 1)
+    try:
+        number = positive(value[:-1] if factor > 1 else value) * factor
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number above 0 such as 500k or 10M") from None
+    return round(number)
+
+
+def image_size(value: str) -> int | tuple[int, int]:
+    """Pixels, or height and width such as `224x192`."""
+    parts = value.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"{value!r} is not a number of pixels such as 224, or 224x192")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def devices(value: str) -> str | int | list[int]:

@@ -11,10 +11,22 @@ from typing import Any, TypeVar
 
 import click
 
-from flashtask.cli.kinds import Kind, auto_or, devices, one_of, positive, share, steps, text, whole
+from flashtask.cli.kinds import (
+    Kind,
+    auto_or,
+    devices,
+    image_size,
+    magnitude,
+    one_of,
+    positive,
+    share,
+    steps,
+    text,
+    whole,
+)
 
-__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PREDICT", "TABLES", "TUNE", "ZOO", "Option"]
-__all__ += ["add_options", "given", "kinds_by_key"]
+__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PLAN", "PREDICT", "PULL", "PUSH", "TABLES", "TUNE"]
+__all__ += ["ZOO", "Option", "add_options", "given", "kinds_by_key"]
 
 #: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
 CONSTRUCTOR = "from_folders"
@@ -98,14 +110,17 @@ _JSON = Option("--json", "", None, "JSON, and nothing else, on standard output."
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
 
+_ZOO_FILE = Option("--zoo", "zoo", text, "A zoo file of your own, over the one that is shipped.", "FILE")
+
 _MODEL = (
+    Option("--from", "model.from", text, "A pretrained task: hf://org/name@revision, a folder or a .ckpt.", "SOURCE"),
     Option("--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME"),
     Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME"),
     Option(
         "--strategy",
         "finetune.strategy",
         text,
-        "freeze (default), no_freeze, freeze_unfreeze:5 or unfreeze_milestones:5,10:2.",
+        "freeze (default), no_freeze, freeze_unfreeze:5, lp_ft:5, gradual:1, lora:8, ...",
         "S",
     ),
 )
@@ -130,6 +145,8 @@ _REST = (
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False),
     Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME"),
     Option("--config", "", text, "A recipe; options given here win over it.", "FILE"),
+    Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME"),
+    _ZOO_FILE,
     Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True),
     _QUIET,
 )
@@ -158,7 +175,13 @@ TUNE = (
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _ACCELERATOR, _DEVICES, _PRECISION, _QUIET, _JSON)
+PLAN = (
+    *(option for option in FINETUNE if option.flag != "--resume"),
+    Option("--no-measure", "", None, "Estimate neither memory nor time."),
+    _JSON,
+)
+
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _ACCELERATOR, _DEVICES, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
 
 PREDICT = (
     Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
@@ -168,18 +191,38 @@ PREDICT = (
     Option("--num-workers", "", whole(), "Processes that load images.", "N"),
     Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
     Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A"),
+    _ZOO_FILE,
 )
 
 ZOO = (
     Option(
         "--kind",
         "",
-        one_of(["backbone", "head", "task", "checkpoint"]),
-        "Only this: backbone, head, task or checkpoint.",
+        one_of(["backbone", "head", "task", "checkpoint", "recipe"]),
+        "Only this: backbone, head, task, checkpoint or recipe.",
         "KIND",
     ),
+    Option("--source", "", text, "Only what comes from there: timm, torchvision, zoo, a package.", "NAME"),
+    Option("--licence", "", text, "Only weights of this licence: apache-2.0, mit, ...", "NAME"),
+    Option("--input-size", "", image_size, "Only backbones for images of so many pixels: 224, 224x192.", "N"),
+    Option("--min-params", "", magnitude, "Only backbones with at least so many parameters: 500k, 10M.", "N"),
+    Option("--max-params", "", magnitude, "Only backbones with at most so many parameters.", "N"),
+    Option("--pretrained", "", None, "Only backbones that have weights."),
+    Option("--cached", "", None, "Only backbones whose weights are on this machine."),
+    _ZOO_FILE,
     _JSON,
 )
+
+PUSH = (
+    Option("--private", "", None, "A new repository is for its owner alone."),
+    Option("--revision", "", text, "A branch, made if there is none; default main.", "BRANCH"),
+    Option("--message", "", text, "Message of the commit.", "TEXT"),
+    Option("--licence", "", text, "Of the weights, for the model card: apache-2.0, mit, ...", "NAME"),
+    Option("--dry-run", "", None, "List what would be pushed; ask nobody."),
+    _ZOO_FILE,
+)
+
+PULL: tuple[Option, ...] = ()
 
 EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
 
@@ -187,10 +230,13 @@ EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
 TABLES = {
     "finetune": FINETUNE,
     "tune": TUNE,
+    "plan": PLAN,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,
     "zoo": ZOO,
+    "push": PUSH,
+    "pull": PULL,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

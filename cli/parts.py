@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+from flashtask.cli.beginning import build_model
 from flashtask.cli.checks import check_arguments, check_keys
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.options import CONSTRUCTOR
+from flashtask.cli.own_zoo import use_recipe_zoo
 from flashtask.cli.recipe import Recipe
 from flashtask.cli.request import fill_in
 
@@ -41,7 +44,7 @@ class Parts:
         Args:
             options: instead of True, for an argument of `tune`.
         """
-        from flashtask.trainer.stages import resolve_finetuning
+        from flashtask.trainer.finetuning.strategies import resolve_finetuning
         from flashtask.trainer.tuning.tune import tune
 
         finetuning = resolve_finetuning(self.finetune.get("strategy", "no_freeze"))
@@ -58,6 +61,7 @@ def build_parts(recipe: Recipe) -> Parts:
     from flashtask.tasks import TASKS
     from flashtask.trainer.trainer import Trainer
 
+    use_recipe_zoo(recipe)
     fill_in(recipe)
     task_class: Any = TASKS.get(recipe.get("task"))
     data_class = task_class.data_class
@@ -72,8 +76,19 @@ def build_parts(recipe: Recipe) -> Parts:
     # Before the model: the weights of what is not pretrained are drawn when it is built.
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
     datamodule = make_data(**recipe.get(section))
-    model = task_class(**recipe.get("model", {}))
+    model = build_model(task_class, recipe.get("model", {}))
+    _merge_other_factors(model, recipe.get("finetune.strategy"))
     return Parts(Trainer(**recipe.get("trainer", {})), model, datamodule, recipe.get("finetune"), searched)
+
+
+def _merge_other_factors(model: Any, strategy: Any) -> None:
+    """What a run begins from may have LoRA factors; those that this run would not train become part of the weights."""
+    from flashtask.trainer.finetuning.lora import adapted_layers, merge
+    from flashtask.trainer.finetuning.strategies import resolve_finetuning
+
+    settings = {layer.lora_settings for layer in adapted_layers(model).values()}
+    if settings and settings != {resolve_finetuning(strategy).lora}:
+        print(f"LoRA factors of {merge(model)} layers were added to the weights they stand beside", file=sys.stderr)
 
 
 def _take_out_searched(recipe: Recipe) -> dict[str, bool]:

@@ -11,12 +11,16 @@ from typing import Any
 
 from flashtask.cli.options import CONSTRUCTOR
 from flashtask.core.errors import UsageError
+from flashtask.core.hub.address import is_hub_address
 from flashtask.core.yaml_reader import YamlDocument, read_yaml
 
-__all__ = ["SECTIONS", "Recipe", "absolute", "is_path", "read_recipe"]
+__all__ = ["MAPPINGS", "SECTIONS", "Recipe", "absolute", "absolute_value", "is_path", "read_recipe"]
+__all__ += ["recipe_from"]
 
-#: The keys of a recipe; `task` is a name, the others hold keys of their own.
-SECTIONS = ("task", "data", "model", "trainer", "finetune")
+#: The keys of a recipe that hold keys of their own.
+MAPPINGS = ("data", "model", "trainer", "finetune")
+#: The keys of a recipe; `task` is a name, `zoo` a zoo file of the user's or a list of them.
+SECTIONS = ("task", "zoo", *MAPPINGS)
 
 
 @dataclass
@@ -87,7 +91,7 @@ class Recipe:
         What a data constructor or the model takes may itself be a mapping: it counts as one value.
         """
         for section, value in self.values.items():
-            depth = 2 if section == "data" else 1 if section in SECTIONS[1:] else 0
+            depth = 2 if section == "data" else 1 if section in MAPPINGS else 0
             yield from _leaves(section, value, depth)
 
     def copy(self) -> Recipe:
@@ -105,7 +109,7 @@ class Recipe:
         if not equals or not all(key.split(".")):
             raise UsageError(f"--set {text!r} is not KEY=VALUE", fix="--set trainer.gradient_clip_val=1.0")
         content = read_yaml(value, name=f"--set {key}").content
-        self.set(key, absolute(content, Path.cwd()) if is_path(key) and content else content, "--set")
+        self.set(key, absolute_value(key, content, Path.cwd()), "--set")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -115,23 +119,48 @@ def read_recipe(path: Path) -> Recipe:
         MissingInputError: there is no such file.
         UsageError: it is no YAML, or no mapping of names; with line and column.
     """
-    document = read_yaml(path)
-    if not isinstance(document.content, dict):
-        raise document.error((), "a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
-    recipe = Recipe(document.content, dict(_origins(document, document.content, ())))
+    recipe = recipe_from(read_yaml(path), ())
     for key, value in list(recipe.leaves()):
-        if is_path(key) and isinstance(value, str) and value:
-            recipe.set(key, absolute(value, path.parent), recipe.origin(key))
+        if is_path(key):
+            recipe.set(key, absolute_value(key, value, path.parent), recipe.origin(key))
     return recipe
 
 
+def recipe_from(document: YamlDocument, path: tuple[str, ...]) -> Recipe:
+    """The recipe that stands at a key path of a YAML document; the values know their lines.
+
+    Raises:
+        UsageError: it is no mapping of names; with line and column.
+    """
+    content: Any = copy.deepcopy(document.content)
+    for key in path:
+        content = content[key]
+    if not isinstance(content, dict):
+        raise document.error(path, "a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
+    below = len(".".join((*path, "")))
+    return Recipe(content, {key[below:]: origin for key, origin in _origins(document, content, path)})
+
+
 def is_path(key: str) -> bool:
-    """Whether the value of a dotted key is a path in the file system."""
+    """Whether the value of a dotted key is a path in the file system, or a list of paths (`zoo`)."""
+    if key in ("zoo", "model.from"):
+        return True
     return key.startswith(("data.", "trainer.")) and key.endswith(("_folder", "_file", "_dir", "_root"))
 
 
+def absolute_value(key: str, value: Any, folder: Path) -> Any:
+    """The value of a dotted key with its path, or its list of paths, counted from `folder`; any other as it is."""
+    if not is_path(key) or not value:
+        return value
+    if isinstance(value, list):
+        return [absolute_value(key, each, folder) for each in value]
+    return absolute(value, folder) if isinstance(value, str) else value
+
+
 def absolute(path: str, folder: Path) -> str:
-    """A path counted from `folder`, with `~` expanded and `..` taken out."""
+    """A path counted from `folder`, with `~` expanded and `..` taken out; an address stays as it is."""
+    if "://" in path or is_hub_address(path):
+        return path
     return os.path.abspath(folder / Path(path).expanduser())
 
 

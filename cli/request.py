@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashtask.cli.beginning import check_beginning
 from flashtask.cli.checks import check_names, check_shape, check_values
 from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given, kinds_by_key
+from flashtask.cli.own_zoo import own_task_defaults, use_option, use_recipe_zoo, zoo_recipe
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, resolve_layout
+from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]
 
@@ -33,7 +36,7 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     data, config = _data_and_config(data, params["config"])
     if config and not os.path.isfile(config):
         raise missing_file(config)
-    recipe = read_recipe(Path(config)) if config else Recipe()
+    recipe = _base(config, params)
     check_shape(recipe)
     for key, (flag, value) in given(FINETUNE, params).items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)
@@ -43,9 +46,22 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     if data:
         _put_data(recipe, data)
     _forget_nulls(recipe)
+    use_recipe_zoo(recipe)
     check_values(recipe)
     check_names(recipe)
+    check_beginning(recipe)
     return recipe
+
+
+def _base(config: str | None, params: Mapping[str, Any]) -> Recipe:
+    """What the options go over: a recipe file, a recipe of the zoo, or nothing."""
+    name = params.get("recipe")
+    if name is None:
+        return read_recipe(Path(config)) if config else Recipe()
+    if config:
+        raise UsageError(f"two recipes: {config} and --recipe {name}", fix=f"flashtask finetune DATA --recipe {name}")
+    use_option(params)
+    return zoo_recipe(name)
 
 
 def _forget_nulls(recipe: Recipe) -> None:
@@ -63,6 +79,11 @@ def fill_in(recipe: Recipe) -> None:
     for key, value in defaults.items():
         if recipe.get(key) is None:
             recipe.set(key, value, "default")
+    # What a run begins from has a backbone and a head already.
+    taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
+    for key, value in own_task_defaults(recipe.get("task")).items():
+        if recipe.get(f"model.{key}") is None and key not in taken:
+            recipe.set(f"model.{key}", value, "default")
 
 
 def require_data(recipe: Recipe) -> None:

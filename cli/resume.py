@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashtask.cli.beginning import is_same_beginning
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.plain_json import read_json
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.run_folder import RunFolder, files_of_a_run
-from flashtask.trainer.stages import resolve_finetuning
 
 __all__ = ["FREE_KEYS", "Start", "newest_whole_checkpoint", "resume"]
 
@@ -29,6 +30,7 @@ FREE_KEYS = (
     "trainer.log_every_n_steps",
     "trainer.output_dir",
     "data.from_folders.num_workers",
+    "zoo",
 )
 
 
@@ -123,6 +125,8 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
             own.set(key, value, requested.origin(key))
         elif value == AUTO and key in searched:
             continue  # it was found when the run began
+        elif key == "model.from" and is_same_beginning(own.get(key), value):
+            continue
         elif _plain(key, value) != _plain(key, own.get(key)):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
     if different:
@@ -142,7 +146,7 @@ def _plain(key: str, value: Any) -> Any:
     if value is None:
         return None
     if key == "finetune.strategy":
-        return resolve_finetuning(value).name
+        return resolve_finetuning(value).recipe()
     if key == "model.backbone" and isinstance(value, str):
         return BACKBONES.entry(value).name
     if key == "trainer.precision":
@@ -152,9 +156,11 @@ def _plain(key: str, value: Any) -> Any:
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = read_json(folder / "summary.json")
     except FileNotFoundError:
         return False
+    if not isinstance(summary, dict) or not all(type(summary.get(key)) is int for key in ("epochs", "steps")):
+        raise IntegrityError(f"{folder / 'summary.json'} is not as flashtask writes it", fix=f"ls -l {folder}")
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
     return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,16 @@ class ImageClassificationData(DataModule):
             self._of_model = preprocessing
             # Those that were made for another model are made again.
             self._datasets = {part: self._dataset(part) for part in self._datasets}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images of each class, by part of the data, without those that were left out."""
+        found = {part: Counter(images.names) for part, images in self._parts.items() if part != "predict"}
+        return {part: {label: count[label] for label in self._labels} for part, count in found.items()}
+
+    @property
+    def augments_while_frozen(self) -> bool:
+        """Whether `augment` is anything but `auto` and `none`."""
+        return self._arguments["augment"] not in ("auto", "none")
 
     def split_manifest(self) -> tuple[str, ...]:
         """The images that `val_split` chose, relative to the training folder; empty without a split."""

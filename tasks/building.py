@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from flashtask.core.seeding import derive_seed, seeded_generators
-from flashtask.heads import build_head
+from flashtask.heads import HEADS, build_head
+from flashtask.tasks.relabelling import rows_of_classes
 
 __all__ = ["DrawnHead", "building_without_weights", "fetches_weights"]
 
@@ -46,6 +48,14 @@ class DrawnHead:
         self.sizes = (0, 0)
         self.seed: int | None = None
 
+    @property
+    def builder(self) -> Any:
+        """What builds the head: the registered class or function, or the module itself; None for no head."""
+        if not isinstance(self.kind, str):
+            return self.kind
+        found = HEADS.get(self.kind)
+        return found.func if isinstance(found, partial) else found
+
     def draw(self, num_features: int, num_outputs: int, seed: int) -> nn.Module | None:
         """A new head of these sizes; the seed is remembered."""
         if self.kind is None:
@@ -53,6 +63,15 @@ class DrawnHead:
         self.sizes, self.seed = (num_features, num_outputs), seed
         with seeded_generators(derive_seed("head", seed)):
             return build_head(self.kind, *self.sizes, **self.options)
+
+    def rows_of_classes(self) -> set[str] | None:
+        """Names of the drawn head's weights that have a row for each output; None where there are none such."""
+        if not isinstance(self.kind, str):
+            return None
+        num_features, num_outputs = self.sizes
+        with seeded_generators(derive_seed("head", 0)):
+            heads = [build_head(self.kind, num_features, num_outputs + more, **self.options) for more in (0, 1)]
+        return rows_of_classes(heads[0], heads[1], num_outputs)
 
     def redraw(self, head: nn.Module | None, seed: int) -> None:
         """Give a head that is still as it was drawn the weights of another seed; one that has changed stays."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from flashtask.core.errors import UsageError
 from flashtask.tasks.prediction import Prediction
+from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 
 __all__ = ["ImageClassifier"]
@@ -52,6 +53,8 @@ class ImageClassifier(Task):
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
         self.num_classes = num_classes
+        #: The user's own words, which data that has other classes contradicts; a loaded model's are not.
+        self._classes_are_given = num_classes is not None
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of logits (B, classes) and class indices (B,)."""
@@ -65,7 +68,11 @@ class ImageClassifier(Task):
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""
         super().connect(datamodule)
         found = tuple(getattr(datamodule, "labels", ()) or ())
-        if self.labels is None and found:
+        if self._takes_classes_of(datamodule, found):
+            change = self._change_labels(found)
+            if self.trainer.enable_model_summary:
+                self.trainer.say(str(change))
+        elif self.labels is None and found:
             if self.num_classes not in (None, len(found)):
                 raise UsageError(
                     f"num_classes={self.num_classes}, but the data has {len(found)} classes: {', '.join(found[:8])}",
@@ -79,6 +86,105 @@ class ImageClassifier(Task):
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
+
+    def _takes_classes_of(self, datamodule: Any, found: tuple[str, ...]) -> bool:
+        """Whether a new fit goes on with the data's classes: they are others, and the user has not named the model's.
+
+        The same classes in another order stay in the model's order where the data can take it.
+        """
+        run = None if self.trainer is None else self.trainer.active_run
+        begins = run is not None and run is self.trainer.fit_run and run.resume_from is None
+        if not (begins and found) or self._classes_are_given or self.head is None:
+            return False
+        if self.labels is None:
+            return len(found) != self.num_classes
+        is_other = set(found) != set(self.labels)
+        return is_other or (found != self.labels and not hasattr(datamodule, "set_labels"))
+
+    def change_labels(self, labels: Sequence[str]) -> LabelChange:
+        """Give the model other classes: the head keeps what it knows of those that remain, by name.
+
+        Rows of new classes are drawn from the seed. A fit on data with other classes does this by itself, unless the
+        labels were given to the constructor or here.
+
+        Args:
+            labels: all classes, in the order of the outputs.
+
+        Returns:
+            What was kept, what is new, and what was dropped; as text it is one line.
+
+        Raises:
+            UsageError: a label stands twice, or the head is a module of the user's, of which only one size is known.
+        """
+        change = self._change_labels(_checked(labels))
+        self._classes_are_given = True
+        return change
+
+    def change_classes(self, labels: Sequence[str] | None = None, num_classes: int | None = None) -> LabelChange:
+        """As `change_labels`; a number of classes without names means a head that is drawn anew.
+
+        Raises:
+            UsageError: `labels` and `num_classes` contradict each other, or neither is given.
+        """
+        if labels is not None:
+            if num_classes not in (None, len(labels)):
+                raise UsageError(f"num_classes={num_classes} contradicts {len(labels)} labels", fix="give only labels")
+            return self.change_labels(labels)
+        if num_classes is None:
+            raise UsageError("no classes are given", fix='model.change_labels(["cat", "dog"])')
+        self._require_head_by_name(num_classes)
+        before, had = self.labels or (), self.num_classes or 0
+        self.labels, self._classes_are_given = None, True
+        self._take_head(num_classes)
+        return LabelChange((), (), before, had, "the head is drawn anew")
+
+    def _change_labels(self, labels: tuple[str, ...]) -> LabelChange:
+        before, had, old = self.labels or (), self.num_classes or 0, self.head
+        if labels == before:
+            return LabelChange.between(before, labels, had)
+        self._require_head_by_name(len(labels))
+        self.labels = labels
+        if old is None:
+            self._take_head(len(labels))
+            return LabelChange.between(before, labels, had)
+        rows, known = self._head.rows_of_classes(), old.state_dict()
+        self._take_head(len(labels))
+        assert self.head is not None
+        remark = ""
+        if rows is not None and before:
+            keep_rows(self.head, known, rows, before, labels)
+        else:
+            why = "the old classes had no names" if rows else "it has no rows by class"
+            remark = f"the head is drawn anew: {why}"
+        if getattr(self.head, "requires_solving", False):
+            remark = "the head is to be solved anew"
+        return LabelChange.between(before, labels, had, remark)
+
+    def _require_head_by_name(self, num_classes: int) -> None:
+        if isinstance(self._head.kind, nn.Module) and self.head is not None:
+            raise UsageError(
+                f"the head is a module of your own for {self.num_classes} classes, and cannot be changed to others",
+                why="only a head that is built by its name can be built anew",
+                fix=f'HEADS.register("mine", MyHead), head="mine"; or a new model for {num_classes} classes',
+            )
+
+    def _take_head(self, num_classes: int) -> None:
+        """A new head for so many classes, where the old one was and in its mode."""
+        old = self.head
+        self.make_head(num_classes)
+        assert self.head is not None
+        if old is not None:
+            self.head.train(old.training)
+        self.to(self.device)
+        self.num_classes = num_classes
+        self.hparams.update(num_classes=num_classes, labels=self.labels)
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:
+        """The labels of a checkpoint are what the model knows, not what the user demands of the data."""
+        model = super().rebuild(arguments, weights)
+        model._classes_are_given = False
+        return model
 
     def _give_labels(self, datamodule: Any, found: tuple[str, ...]) -> None:
         if not hasattr(datamodule, "set_labels"):
@@ -134,6 +240,19 @@ class ImageClassifier(Task):
         if recipe is not None:
             recipe["model"] = {k: v for k, v in recipe["model"].items() if k not in ("labels", "num_classes")}
         return recipe
+
+
+def _checked(labels: Sequence[str]) -> tuple[str, ...]:
+    """Names that are all different.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if isinstance(labels, str) or not labels or not all(isinstance(name, str) for name in labels):
+        raise UsageError(f"labels must be a list of names, not {labels!r}", fix='labels=["cat", "dog"]')
+    if len(set(labels)) != len(labels):
+        raise UsageError("a label stands twice", fix="labels must all be different")
+    return tuple(labels)
 
 
 def _shown(labels: Sequence[str]) -> str:

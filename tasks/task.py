@@ -6,14 +6,18 @@ A task of your own is a subclass that gives a `loss` and, if it measures more th
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
 from torchmetrics import Metric
 
 from flashtask.backbones import build_backbone
+from flashtask.backbones.stored import check_stored_backbone, stored_arguments
+from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.preprocessing import Preprocessing
@@ -21,13 +25,16 @@ from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
+from flashtask.tasks.origin import as_begun_from
+from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import as_items, evaluating, image_batches
-from flashtask.trainer.finetuning import Freezing
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler, name_and_options
 from flashtask.trainer.placement.precision import resolve_precision
-from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.provenance import provenance_in
 from flashtask.trainer.wrapping import own_name
 
 __all__ = ["Task"]
@@ -64,6 +71,10 @@ class Task(Module):
     default_precision = "auto"
     default_memory_format = "auto"
     sample_noun = "images"
+    #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
+    pretrained_from: dict[str, str] | None = None
+    #: The head is not the one that came with these weights.
+    _has_new_head = False
 
     @named_arguments
     def __init__(
@@ -94,10 +105,15 @@ class Task(Module):
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
         check_names(self._optimizer, self._schedule)
         fetched = fetches_weights(pretrained)
-        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **dict(backbone_options or {}))
+        options = dict(backbone_options or {})
+        if pretrained and not fetched:
+            options.pop("weights", None)  # a checkpoint brings its own
+        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
+        self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
         self.preprocessing: Preprocessing = built.preprocessing
         self._layer_groups = built.layer_groups
+        self._own_names = own_names(backbone, head)
         self._head = DrawnHead(head, head_options or {})
         self.head: nn.Module | None = None
         self.metrics = nn.ModuleDict()
@@ -136,6 +152,14 @@ class Task(Module):
         self.head = self._head.draw(self.num_features, num_outputs, self._seed())
         for part in ("val", "test"):
             self.metrics[part] = nn.ModuleDict(self.make_metrics(num_outputs))
+
+    def change_classes(self, labels: Sequence[str] | None = None, num_classes: int | None = None) -> Any:
+        """Give the model other classes than it was trained with.
+
+        Raises:
+            UsageError: the task has no classes.
+        """
+        raise UsageError(f"{type(self).__name__} has no classes that could be changed")
 
     def _seed(self) -> int:
         seed: int = (last_seed() or 0) if self.trainer is None else self.trainer.seed
@@ -212,6 +236,25 @@ class Task(Module):
     def backbone_learning_rate(self, rate: float) -> None:
         self._own_backbone_rate = rate
 
+    def head_to_solve(self) -> Any:
+        """The head, or as long as the data has not said how large it is, what will build it."""
+        return self.head if self.head is not None else self._head.builder
+
+    def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The backbone's features (B, num_features) for a batch, and the targets."""
+        images, targets = batch
+        return self.backbone(images), self.to_targets(targets)
+
+    def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
+        """Solve the head, and log the loss that it has on the features it was solved on."""
+        said = super().solve_head(features, targets)
+        assert self.head is not None
+        with torch.no_grad():
+            outputs = self.head(features.to(self.device)).float()
+            loss = self.loss(outputs, targets.to(self.device))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(features))
+        return said
+
     def layer_groups(self) -> list[list[str]]:
         """The backbone's own layer groups, under the task's names."""
         return [[own_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
@@ -220,19 +263,15 @@ class Task(Module):
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
         run = self.trainer.fit_run
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
-        rates = {"head": self.learning_rate}
-        groups = [
-            {
-                "params": g.parameters,
-                "name": g.name,
-                "lr": rates.get(g.name, self.backbone_learning_rate),
-                "start": g.start,
-            }
-            for g in freezing.parameter_groups()
-        ]
+        groups = freezing.optimizer_groups(head=self.learning_rate, backbone=self.backbone_learning_rate)
         optimizer = make_optimizer(self._optimizer, groups, self.learning_rate, **self._optimizer_options)
         schedule = make_scheduler(
-            self._schedule, optimizer, run.total_steps, run.steps_before, **self._schedule_options
+            self._schedule,
+            optimizer,
+            run.total_steps,
+            run.steps_before,
+            run.first_step_of,
+            **self._schedule_options,
         )
         return ([optimizer], [] if schedule is None else [vars(schedule)])
 
@@ -277,29 +316,39 @@ class Task(Module):
     # ---- what files hold
 
     def describe(self) -> dict[str, Any]:
-        """The registry key and the preprocessing."""
-        return {"task": self.name, "preprocessing": self.preprocessing.to_dict()}
+        """The registry key, the preprocessing, and which names come from a zoo file of the user's."""
+        own: dict[str, Any] = {"own_zoo": self._own_names} if self._own_names else {}
+        if self.pretrained_from is not None:
+            own["pretrained_from"] = dict(self.pretrained_from)
+        return {"task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""
         arguments = plain_hyperparameters(self)
+        if self.pretrained_from is not None:
+            arguments = as_begun_from(self.pretrained_from, arguments, has_new_head=self._has_new_head)
         if not self.name or any(find_not_saved(arguments)):
             return None
         return {"task": self.name, "model": arguments}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the preprocessing that the weights were trained with."""
+        """Take the preprocessing that the weights were trained with, and what is known of the run that made them."""
+        self.provenance = provenance_in(checkpoint)
+        self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         if "preprocessing" in checkpoint:
             self.preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
             if self.trainer is not None:
                 self._agree_on_preprocessing(self.trainer.active_run.data)
 
     def resolved_hyperparameters(self) -> dict[str, Any]:
-        """The learning rates, if the task has such arguments: one may follow from the other, both may be found."""
+        """The learning rates, if the task has such arguments: one may follow from the other, both may be found.
+
+        For a backbone from a place, also its pinned name, and the options that build it when the place is gone.
+        """
         if "learning_rate" not in vars(self):
             return {}
-        names = ("learning_rate", "backbone_learning_rate")
-        return {name: getattr(self, name) for name in names if name in self.argument_names()}
+        values = {"learning_rate": self.learning_rate, "backbone_learning_rate": self.backbone_learning_rate}
+        return {name: value for name, value in {**values, **self._built_by}.items() if name in self.argument_names()}
 
     @classmethod
     def argument_names(cls) -> list[str]:
@@ -314,9 +363,19 @@ class Task(Module):
         return [name for name in names if name not in ("self", "num_outputs")]
 
     @classmethod
-    def rebuild(cls, arguments: dict[str, Any]) -> Self:
-        """A checkpoint brings its own weights, so nothing is fetched to build the module that takes them."""
-        with building_without_weights():
+    def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
+        """A backbone or head of a zoo file must come from one here too: its bare name may mean another model."""
+        require_own_names(content.get("own_zoo", {}), given, path)
+
+    @classmethod
+    def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:
+        """A checkpoint brings its own weights, so nothing is fetched to build the module that takes them.
+
+        Raises:
+            IntegrityError: the arguments ask for a model that is much larger than the weights, or make none.
+        """
+        check_stored_backbone(arguments.get("backbone"), arguments.get("backbone_options") or {})
+        with building_without_weights(), no_larger_than(weights):
             return cls(**arguments)
 
     @classmethod
@@ -325,3 +384,78 @@ class Task(Module):
     ) -> Self:
         """As `Module.load_from_checkpoint`; an address (https) is downloaded to the cache first."""
         return super().load_from_checkpoint(local_file(checkpoint_path), map_location, strict, **given)
+
+    # ---- folders and the hub
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, licence: str | None = None) -> Path:
+        """Write the task as a folder in timm's layout, with a model card: what `from_pretrained` and the hub take.
+
+        A linear head on a timm backbone is written under timm's own names, so plain timm reads the whole:
+        `timm.create_model("local-dir:FOLDER", pretrained=True)`. With another head plain timm reads the backbone.
+        For a backbone of another library `config.json` says that flashtask alone reads it.
+
+        Args:
+            folder: new or empty, or one that was written so before, which is replaced.
+            licence: of the weights, as the hub writes it (`apache-2.0`), for the model card.
+
+        Raises:
+            OutputError: the folder holds other things, or cannot be created.
+            UsageError: the task has no head yet, or something that no file can hold.
+            StorageError: a write failed.
+        """
+        from flashtask.tasks.pretrained.saving import save_pretrained
+
+        return save_pretrained(self, folder, licence)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], revision: str | None = None, map_location: Any = None, **given: Any
+    ) -> Self:
+        """The task that a repository on the hub, a folder or a checkpoint holds, in eval mode.
+
+        A plain timm repository gives an `ImageClassifier` with its own classifier and labels. `pretrained_from` says
+        which commit it was, and so do the checkpoints of a run that trains it further.
+
+        Args:
+            source: `org/name`, `hf://org/name@revision`, a folder (which comes first), or a `.ckpt` file.
+            revision: branch, tag or commit; the main branch if not given.
+            map_location: device for the weights.
+            given: arguments of the task to train it further with (`learning_rate=...`). Other `labels` keep the rows of
+                the head whose classes remain; `num_classes`, `head` and `head_options` mean a new head.
+
+        Raises:
+            HubError: the hub cannot be reached, or refuses.
+            MissingInputError: there is no such folder or file.
+            IntegrityError: a file is damaged or hostile.
+            UsageError: it holds another task, or an argument belongs to the weights.
+        """
+        from flashtask.tasks.loading import pretrained_task
+        from flashtask.tasks.pretrained.source import find_source
+
+        found = find_source(source, revision, bare_is_hub=True)
+        return cast("Self", pretrained_task(cls, found, given, map_location))
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        licence: str | None = None,
+    ) -> str:
+        """Write the folder of `save_pretrained` and put it on the hub; gives the address with the commit.
+
+        Args:
+            repository: `org/name`; it is created if there is none.
+            private: whether a new repository can be seen by its owner alone.
+            revision: a branch, which is created if there is none; the main branch if not given.
+            message: of the commit.
+            licence: as for `save_pretrained`.
+
+        Raises:
+            HubError: the hub cannot be reached, or does not allow it.
+        """
+        from flashtask.tasks.pretrained.pushing import push_task
+
+        return push_task(self, repository, private=private, revision=revision, message=message, licence=licence)

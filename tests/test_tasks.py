@@ -30,8 +30,8 @@ from flashtask.core.errors import BadDataError, IntegrityError, MissingInputErro
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.tasks.building import building_without_weights
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.finetuning import Freezing
-from flashtask.trainer.stages import resolve_finetuning
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.finetuning.strategies import resolve_finetuning
 
 TINY = "timm/test_resnet"
 OPTIONS = {"backbone": TINY, "pretrained": False, "learning_rate": 0.02}

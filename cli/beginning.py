@@ -1,0 +1,72 @@
+"""What a run begins from: `--from`, the recipe's `model.from`, in place of a backbone and a new head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flashtask.cli.recipe import Recipe
+from flashtask.core.errors import UsageError
+from flashtask.core.files import missing_file
+from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.tasks.arguments import OF_THE_WEIGHTS
+
+__all__ = ["BEGINNING", "build_model", "check_beginning", "is_same_beginning"]
+
+#: The keys of a recipe's `model` section that say it.
+BEGINNING = ("from", "from_sha256")
+
+
+def check_beginning(recipe: Recipe) -> None:
+    """What the run begins from is there, as far as that can be seen without asking the hub, and is not contradicted.
+
+    Raises:
+        UsageError: the backbone is named too, or an address of the hub is none.
+        MissingInputError: there is no such file or folder.
+    """
+    source = recipe.get("model.from")
+    if source is None:
+        if recipe.get("model.from_sha256") is not None:
+            raise UsageError(f"{recipe.origin('model.from_sha256')}: from_sha256 without from")
+        return
+    if not isinstance(source, str):
+        raise UsageError(f"{recipe.origin('model.from')}: model.from is a text, not {source!r}")
+    for name in OF_THE_WEIGHTS:
+        if recipe.get(f"model.{name}") is not None:
+            origin = recipe.origin(f"model.{name}")
+            raise UsageError(
+                f"{origin}: {name} comes with what the run begins from ({source})",
+                fix=f"leave out {origin if origin.startswith('--') else name}, or --from",
+            )
+    if is_hub_address(source):
+        HubAddress.parse(source)
+    elif "://" not in source and not os.path.exists(source):
+        error = missing_file(Path(source))
+        error.fix = error.fix or "a repository on the hub is written hf://org/name"
+        raise error
+
+
+def build_model(task_class: Any, arguments: Mapping[str, Any]) -> Any:
+    """The task that the `model` section of a recipe describes: built, or read from what it begins from.
+
+    Args:
+        task_class: of the recipe's task.
+        arguments: the section.
+    """
+    if arguments.get("from") is None:
+        return task_class(**arguments)
+    from flashtask.tasks.loading import pretrained_task
+    from flashtask.tasks.pretrained.source import find_source
+
+    source = find_source(arguments["from"], sha256=arguments.get("from_sha256") or "")
+    return pretrained_task(task_class, source, {k: v for k, v in arguments.items() if k not in BEGINNING})
+
+
+def is_same_beginning(run: Any, asked: Any) -> bool:
+    """Whether what is asked for now is what a run began from: that names a commit, where a branch may be asked for."""
+    if not (isinstance(run, str) and isinstance(asked, str) and is_hub_address(run) and is_hub_address(asked)):
+        return bool(run == asked)
+    ours, theirs = HubAddress.parse(run), HubAddress.parse(asked)
+    return ours.repository == theirs.repository and (not theirs.is_pinned or ours.revision == theirs.revision)

@@ -1,0 +1,1 @@
+"""Trained tasks as folders in timm's layout, which the hub holds and plain timm reads as far as it can."""

@@ -1,0 +1,211 @@
+"""The model card of a folder, written from what `config.json` holds: what is not known is said to be not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import timm
+import yaml
+
+from flashtask.core.zoo import load_zoo
+
+__all__ = ["PLACE", "model_card"]
+
+#: Stands for the repository until the folder is pushed to one.
+PLACE = "ORG/NAME"
+
+_PIPELINES = {"image_classification": "image-classification", "image_embedding": "image-feature-extraction"}
+_CLASSES = {"image_classification": "ImageClassifier", "image_embedding": "ImageEmbedder"}
+_MOST_LABELS = 100
+
+
+def model_card(config: Mapping[str, Any], licence: str | None = None) -> str:
+    """The text of README.md.
+
+    Args:
+        config: of `config.json`, with its part `flashtask`.
+        licence: of the weights, as the hub writes it (`apache-2.0`); None if nobody has said.
+    """
+    part = config["flashtask"]
+    front = yaml.safe_dump(_front_matter(config, part, licence), sort_keys=False, allow_unicode=True)
+    sections = [_title(config, part), *_use(part), *_labels(part), *_data(part), *_metrics(part), *_recipe(part)]
+    sections += [*_limits(part), *_weights(config, part, licence), *_versions(part)]
+    return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | None) -> dict[str, Any]:
+    layout, pipeline = part["weights"]["timm"], _PIPELINES.get(part["task"])
+    provenance = part["provenance"] or {}
+    front: dict[str, Any] = {"library_name": "timm" if layout == "whole" else "flashtask"}
+    front |= {"license": licence} if licence else {}
+    front |= {"pipeline_tag": pipeline} if pipeline else {}
+    front["tags"] = ["flashtask", *(["timm"] if layout != "none" else []), *([pipeline] if pipeline else [])]
+    measured = sorted({name.removeprefix("val_") for name in provenance.get("metrics") or {} if name[:4] == "val_"})
+    front |= {"metrics": measured} if (measured := [name for name in measured if name != "loss"]) else {}
+    origin = provenance.get("pretrained_from") or {}
+    return {**front, "base_model": origin["repository"]} if "repository" in origin else front
+
+
+def _title(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    labels, task = part["labels"], part["task"]
+    what = f"{len(labels)} classes" if labels else f"{config.get('num_features', 'its')} features an image"
+    kinds = {"image_classification": "Image classifier", "image_embedding": "Image features"}
+    return f"# {kinds.get(task, task)}: {config['architecture']}, {what}"
+
+
+def _use(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Use"
+    name = _CLASSES.get(part["task"], "Task")
+    lines = [f"from flashtask import {name}", f'model = {name}.from_pretrained("{PLACE}")']
+    yield "\n".join(["```python", *lines, 'print(model.predict("image.jpg"))', "```"])
+    build = f'timm.create_model("hf-hub:{PLACE}", pretrained=True'
+    yield {
+        "whole": f"Plain timm reads all of it: `{build})`.",
+        "backbone": f"Plain timm reads the backbone, without the head: `{build}, num_classes=0)`.",
+        "none": "flashtask alone reads it: timm has no model with these weights.",
+    }[part["weights"]["timm"]]
+    size = part["preprocessing"]["input_size"]
+    yield (
+        f"Images are {size[0]} x {size[1]} x {size[2]} (channels, height, width); how they are resized, cropped and "
+        "normalised stands in `config.json`, and flashtask does it by itself."
+    )
+
+
+def _labels(part: Mapping[str, Any]) -> Iterator[str]:
+    if labels := part["labels"]:
+        more = f", and {len(labels) - _MOST_LABELS} more in `config.json`" if len(labels) > _MOST_LABELS else ""
+        yield "## Labels"
+        yield ", ".join(f"`{_one_line(label)}`" for label in labels[:_MOST_LABELS]) + more
+
+
+def _data(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Data"
+    provenance = part["provenance"] or {}
+    counts = provenance.get("data_counts") or {}
+    if not counts:
+        yield "It is not known what these weights were trained on: the file they come from does not say."
+        return
+    parts = list(counts)
+    head = f"| images | {' | '.join(parts)} |\n| --- |{' ---: |' * len(parts)}"
+    names = list(dict.fromkeys(name for part in parts for name in counts[part]))
+    rows = [_row(_one_line(name), [counts[part].get(name, 0) for part in parts]) for name in names[:_MOST_LABELS]]
+    rows.append(_row("all", [sum(counts[part].values()) for part in parts]))
+    yield "\n".join([head, *rows])
+    folders: dict[str, Any] = next(iter(((provenance.get("recipe") or {}).get("data") or {}).values()), {})
+    if folders.get("val_split") is not None:
+        yield (
+            f"The validation images were set apart from the training images (`val_split: {folders['val_split']}`, "
+            f"`split_seed: {folders.get('split_seed', 0)}`), class by class."
+        )
+
+
+def _metrics(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Metrics"
+    provenance = part["provenance"] or {}
+    measured = {name: value for name, value in (provenance.get("metrics") or {}).items() if _is_number(value)}
+    if not measured:
+        yield "Nothing is known to have been measured."
+        return
+    rows = [f"| {name} | {value:.4g} |" for name, value in measured.items()]
+    yield "\n".join(["| metric | value |", "| --- | ---: |", *rows])
+    when = f"Epoch {provenance['epoch']} (counted from 0), step {provenance['global_step']}."
+    if any(name.startswith("val_") for name in measured):
+        yield (
+            f"{when} `val_` values are of the validation images above, which may also have been used to choose the "
+            "epoch: on other images of the same kind, expect somewhat less."
+        )
+    else:
+        yield f"{when} There were no validation images: nothing says how well it does."
+
+
+def _recipe(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Recipe"
+    recipe = (part["provenance"] or {}).get("recipe")
+    if recipe is None:
+        yield "It is not known how these weights were trained."
+        return
+    yield f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
+    yield (
+        "Folders are shown by their last names: put your own in, and `flashtask finetune recipe.yaml` runs it again."
+    )
+
+
+def _limits(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Limits"
+    is_known = bool((part["provenance"] or {}).get("data_counts"))
+    lines = [
+        "images from another source than the data above" if is_known else "anything, as far as is known here",
+        "whether the probabilities are calibrated: a score of 0.9 need not mean that nine of ten are right",
+        "differences between groups of people, places or cameras, and robustness against manipulated images",
+    ]
+    shown = "\n".join(f"- Not measured: {line}." for line in lines)
+    more = "\n- Every image gets one of the labels, also one that shows none of them." if part["labels"] else ""
+    yield shown + more
+
+
+def _weights(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | None) -> Iterator[str]:
+    yield "## Origin and licence"
+    architecture = str(config["architecture"])
+    provider = "timm" if part["weights"]["timm"] != "none" else architecture.partition("/")[0]
+    lines = [_beginning(part)]
+    if (known := load_zoo().providers.get(provider)) is not None:
+        lines.append(f"The network is `{architecture}` of {known.credit} ({known.url}), code under {known.licence}.")
+    lines.append(f"Licence of these weights: {licence}." if licence else "No licence has been given for these weights.")
+    yield "\n".join(f"- {line}" for line in lines)
+
+
+def _beginning(part: Mapping[str, Any]) -> str:
+    """What the training began from, with the licence of that where timm or the zoo notes one."""
+    provenance = part["provenance"] or {}
+    origin = provenance.get("pretrained_from")
+    if origin and "repository" in origin:
+        return (
+            f"Training began from `{origin['repository']}` on the hub, commit `{origin['commit']}`; its licence holds."
+        )
+    if origin:
+        return f"Training began from the file `{origin.get('path')}` (sha256 `{origin.get('sha256')}`)."
+    arguments = ((provenance.get("recipe") or {}).get("model")) or part["hyper_parameters"]
+    named = arguments.get("backbone")
+    if arguments.get("pretrained") is False:
+        return "Training began from random weights."
+    if not isinstance(named, str):
+        return "It is not known what the training began from."
+    licence = _licence_of(named)
+    noted = f", whose licence is noted as {licence}" if licence else ", whose licence is not noted"
+    return f"The backbone began from the pretrained weights of `{_one_line(named)}`{noted}."
+
+
+def _licence_of(backbone: str) -> str | None:
+    """The licence of pretrained weights, as the zoo or timm notes it for a name."""
+    own = load_zoo().backbones.get(backbone)
+    if own is not None:
+        return own.licence
+    config = timm.get_pretrained_cfg(backbone.removeprefix("timm/")) if "/" not in backbone[5:] else None
+    noted: str | None = getattr(config, "license", None)
+    return noted
+
+
+def _versions(part: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Versions"
+    environment = (part["provenance"] or {}).get("environment") or {}
+    known = [name for name in ("flashtask", "torch", "python") if name in environment]
+    trained = ", ".join(f"{name} {environment[name]}" for name in known)
+    written = ", ".join(f"{name} {metadata.version(name)}" for name in ("timm", "torch", "torchvision"))
+    where = f"on {environment.get('device')} in {environment.get('precision')}"
+    lines = [f"- trained with {trained}, {where}"] if trained else []
+    yield "\n".join([*lines, f"- written with flashtask {part['version']}, {written}"])
+
+
+def _row(name: str, values: Sequence[int]) -> str:
+    return f"| {name} | {' | '.join(str(value) for value in values)} |"
+
+
+def _one_line(text: str) -> str:
+    """A label cannot begin a table, a heading or a link of its own."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")[:200]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

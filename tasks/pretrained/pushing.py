@@ -1,0 +1,130 @@
+"""From a task, a checkpoint, a run or a folder to a repository on the hub, and back to a folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashtask.core.errors import MissingInputError, UsageError
+from flashtask.core.files import missing_file
+from flashtask.core.folders import atomic_folder, require_replaceable
+from flashtask.core.hub.address import HubAddress, branch_address
+from flashtask.core.hub.upload import upload_folder
+from flashtask.tasks.pretrained.card import PLACE
+from flashtask.tasks.pretrained.layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
+
+if TYPE_CHECKING:
+    from flashtask.tasks.task import Task
+
+__all__ = ["checkpoint_in", "prepared_folder", "pull", "push_task"]
+
+
+def push_task(
+    task: Task,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """What `Task.push_to_hub` promises."""
+    address = branch_address(repository, revision)
+    with tempfile.TemporaryDirectory(prefix="flashtask-") as root:
+        folder = Path(root) / address.repository.partition("/")[2]
+        task.save_pretrained(folder, licence=licence)
+        _fill_in_place(folder, address)
+        made = upload_folder(folder, address, private=private, message=message or "")
+    return f"hf://{address.repository}@{made.commit}"
+
+
+@contextmanager
+def prepared_folder(given: Path, address: HubAddress, licence: str | None = None) -> Iterator[Path]:
+    """The folder that will be pushed, for a checkpoint, the best one of a run, or a folder of `save_pretrained`.
+
+    Raises:
+        MissingInputError: there is nothing of this kind.
+        IntegrityError: a file is damaged.
+        UsageError: a folder that flashtask did not write.
+    """
+    with tempfile.TemporaryDirectory(prefix="flashtask-") as root:
+        folder = Path(root) / address.repository.partition("/")[2]
+        if given.is_dir() and (given / CONFIG).is_file():
+            _copy_own(given, folder, licence)
+        else:
+            from flashtask.tasks.loading import load
+
+            load(checkpoint_in(given)).save_pretrained(folder, licence=licence)
+        _fill_in_place(folder, address)
+        yield folder
+
+
+def checkpoint_in(given: Path) -> Path:
+    """A checkpoint file, or the best one of a run folder, else its last.
+
+    Raises:
+        MissingInputError: there is none.
+    """
+    if given.is_file():
+        return given
+    if not given.is_dir():
+        raise missing_file(given)
+    found = [given / name for name in ("best.ckpt", "last.ckpt") if (given / name).is_file()]
+    if not found:
+        raise MissingInputError(
+            f"{given} is neither a run nor a pretrained model",
+            why=f"there is no best.ckpt, no last.ckpt and no {CONFIG} in it",
+            fix="flashtask push runs/000 org/name",
+        )
+    return found[0]
+
+
+def pull(address: HubAddress, folder: Path) -> str:
+    """Fetch a pretrained model, check it, and write it as a folder; gives the commit.
+
+    Raises:
+        OutputError: the folder holds other things.
+        HubError: the hub cannot be reached, or refuses.
+        IntegrityError: a file is damaged or hostile.
+    """
+    from flashtask.tasks.pretrained.reading import folder_content
+    from flashtask.tasks.pretrained.source import find_source
+
+    require_replaceable(folder, (*FILES, "pytorch_model.bin"))
+    source = find_source(str(address))
+    folder_content(source.path)  # so that what is written can be used
+    with atomic_folder(folder, (*FILES, "pytorch_model.bin")) as place:
+        for name in (CONFIG, WEIGHTS, HEAD, CARD, "pytorch_model.bin"):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, place / name)
+    return source.origin["commit"]
+
+
+def _copy_own(given: Path, folder: Path, licence: str | None) -> None:
+    from flashtask.tasks.pretrained.reading import folder_content
+
+    part = flashtask_part(read_config(given), given)
+    if part is None:
+        raise UsageError(
+            f"{given} was not written by flashtask",
+            fix=f"flashtask.load({str(given)!r}).save_pretrained(folder), and push that",
+        )
+    if licence is not None:
+        raise UsageError(
+            "a licence can be given for a checkpoint or a run", fix=f"write `license:` into {given / CARD}"
+        )
+    others = sorted(file.name for file in given.iterdir() if file.name not in FILES)
+    if others:
+        raise UsageError(f"{given} holds other files than a model: {', '.join(others[:4])}", fix="take them out first")
+    folder_content(given)  # nothing damaged is pushed
+    shutil.copytree(given, folder)
+
+
+def _fill_in_place(folder: Path, address: HubAddress) -> None:
+    card = folder / CARD
+    if card.is_file():
+        card.write_text(card.read_text("utf-8").replace(PLACE, address.repository), "utf-8")

@@ -1,0 +1,110 @@
+"""Where a pretrained task is: a folder, a checkpoint file, or the hub; and what is written down of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
+from flashtask.core.files import missing_file, sha256_file
+from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.tasks.fetching import local_file
+from flashtask.tasks.pretrained.layout import CARD, CONFIG, HEAD, WEIGHTS
+
+__all__ = ["Source", "find_source"]
+
+#: The pickled weights of older repositories; read only where there is no other file, and only as tensors.
+_OLD_WEIGHTS = "pytorch_model.bin"
+_BARE = re.compile(r"[\w.-]+/[\w.-]+(@[\w./+-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pretrained task on this disk.
+
+    Args:
+        path: a folder or a checkpoint file.
+        origin: what a checkpoint that is trained from it says: `{"repository", "commit"}` or `{"path", "sha256"}`.
+    """
+
+    path: Path
+    origin: dict[str, str]
+
+    @property
+    def is_folder(self) -> bool:
+        """A folder, rather than one checkpoint file."""
+        return self.path.is_dir()
+
+
+def find_source(given: Any, revision: str | None = None, *, bare_is_hub: bool = False, sha256: str = "") -> Source:
+    """Find a pretrained task, and fetch it if it is not here.
+
+    Args:
+        given: a folder, a `.ckpt` file or its https address, `hf://org/name@revision`; also `org/name` if `bare_is_hub`
+            and there is no such path.
+        revision: branch, tag or commit of a repository on the hub.
+        bare_is_hub: whether `org/name` may mean the hub.
+        sha256: what the file, or the weights in the folder, must have; empty for anything.
+
+    Raises:
+        UsageError: a revision of something that has none, or two of them.
+        MissingInputError: there is no such path.
+        HubError: the hub cannot be reached, or refuses.
+        IntegrityError: what is there is not what was wanted.
+    """
+    text = os.fspath(given)
+    is_bare = bare_is_hub and not os.path.exists(text) and _BARE.fullmatch(text) is not None
+    if is_hub_address(text) or is_bare:
+        return _on_the_hub(HubAddress.parse(text), revision)
+    if revision is not None:
+        raise UsageError(f"{text} is not on the hub, so it has no revision {revision!r}", fix="leave revision out")
+    path = local_file(text) if "://" in text else Path(text).expanduser()
+    if not path.exists():
+        raise _not_there(path, text)
+    weights = _weights_of(path)
+    found = sha256_file(weights)
+    if sha256 and found != sha256:
+        raise IntegrityError(
+            f"{weights} is not the file that the recipe began from",
+            why=f"its sha256 is {found}, not {sha256}",
+            fix="put the file of then back, or leave from_sha256 out of the recipe to begin from this one",
+        )
+    return Source(path, {"path": text if "://" in text else str(path.absolute()), "sha256": found})
+
+
+def _on_the_hub(address: HubAddress, revision: str | None) -> Source:
+    from flashtask.core.hub.snapshot import fetch
+
+    if revision is not None:
+        if address.revision not in (None, revision):
+            raise UsageError(f"two revisions: {address} and revision={revision!r}", fix="give one of them")
+        address = HubAddress(address.repository, revision)
+    snapshot = fetch(address, [CONFIG], optional=[WEIGHTS, HEAD, CARD])
+    if not (snapshot.folder / WEIGHTS).exists():
+        # At the same commit, whatever the branch has become meanwhile.
+        snapshot = fetch(HubAddress(address.repository, snapshot.commit), [CONFIG, _OLD_WEIGHTS])
+    return Source(snapshot.folder, {"repository": address.repository, "commit": snapshot.commit})
+
+
+def _weights_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = [path / name for name in (WEIGHTS, _OLD_WEIGHTS) if (path / name).is_file()]
+    if not found:
+        checkpoints = sorted(file.name for file in path.glob("*.ckpt"))
+        best = "best.ckpt" if "best.ckpt" in checkpoints else checkpoints[0] if checkpoints else ""
+        raise MissingInputError(
+            f"{path} holds no pretrained model: there is no {WEIGHTS} in it",
+            fix=f"it is a run folder: give {path / best}" if best else "model.save_pretrained(folder) writes one",
+        )
+    return found[0]
+
+
+def _not_there(path: Path, text: str) -> MissingInputError:
+    error = missing_file(path)
+    if _BARE.fullmatch(text) and not error.fix.startswith("did you mean"):
+        error.fix = f"for a repository on the hub: hf://{text}"
+    return error
