@@ -7,7 +7,19 @@ from typing import Any
 import click
 
 from flashtask._version import __version__
-from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, PLAN, PREDICT, PULL, PUSH, TUNE, ZOO, add_options
+from flashtask.cli.options import (
+    CACHE,
+    EVALUATE,
+    EVERYWHERE,
+    FINETUNE,
+    PLAN,
+    PREDICT,
+    PULL,
+    PUSH,
+    TUNE,
+    ZOO,
+    add_options,
+)
 from flashtask.cli.usage import Commands
 
 __all__ = ["flashtask"]
@@ -120,6 +132,20 @@ def zoo(words: tuple[str, ...], **params: Any) -> None:
     from flashtask.cli.zoo import run_zoo
 
     run_zoo(words, params)
+
+
+@flashtask.command(short_help="List what is kept between runs, or remove it.")
+@click.argument("words", nargs=-1, metavar="[clear [KIND]]")
+@add_options(CACHE + EVERYWHERE)
+def cache(words: tuple[str, ...], **params: Any) -> None:
+    """List what is kept between runs, or remove all of it, or one KIND.
+
+    KIND is features, checkpoints, hub, backbone_sizes or files (their hashes). Nothing is lost that cannot be
+    computed or downloaded again.
+    """
+    from flashtask.cli.cache import cache as run_cache
+
+    run_cache(words, params)
 
 
 @flashtask.command(short_help="Put a trained model on the hub.")

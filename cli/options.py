@@ -25,7 +25,19 @@ from flashtask.cli.kinds import (
     whole,
 )
 
-__all__ = ["CONSTRUCTOR", "EVALUATE", "EVERYWHERE", "FINETUNE", "PLAN", "PREDICT", "PULL", "PUSH", "TABLES", "TUNE"]
+__all__ = [
+    "CACHE",
+    "CONSTRUCTOR",
+    "EVALUATE",
+    "EVERYWHERE",
+    "FINETUNE",
+    "PLAN",
+    "PREDICT",
+    "PULL",
+    "PUSH",
+    "TABLES",
+    "TUNE",
+]
 __all__ += ["ZOO", "Option", "add_options", "given", "kinds_by_key"]
 
 #: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
@@ -106,6 +118,9 @@ _ACCELERATOR = Option("--accelerator", "trainer.accelerator", _DEVICE, "auto, cp
 _DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N")
 _PRECISION = Option("--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P")
 _QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False)
+_NO_FEATURE_CACHE = Option(
+    "--no-feature-cache", "trainer.feature_cache", None, "Run a frozen backbone in every epoch.", value=False
+)
 _JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.")
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
@@ -148,6 +163,7 @@ _REST = (
     Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME"),
     _ZOO_FILE,
     Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True),
+    _NO_FEATURE_CACHE,
     _QUIET,
 )
 
@@ -213,6 +229,8 @@ ZOO = (
     _JSON,
 )
 
+CACHE = (_JSON,)
+
 PUSH = (
     Option("--private", "", None, "A new repository is for its owner alone."),
     Option("--revision", "", text, "A branch, made if there is none; default main.", "BRANCH"),
@@ -237,6 +255,7 @@ TABLES = {
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "cache": CACHE,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -208,6 +208,18 @@ class SeededDataset(Dataset[Any]):
         """One sample; global generators are already set from `place.seed`."""
         raise NotImplementedError
 
+    def repeats_itself(self) -> bool:
+        """Whether a sample's inputs are the same in every epoch in which the whole backbone is frozen."""
+        return not self.generators
+
+    def targets_of(self, indices: Sequence[int]) -> Sequence[Any] | None:
+        """The targets of samples, without their inputs; None if only the samples themselves tell them."""
+        return None
+
+    def contents_of(self, indices: Sequence[int]) -> list[str] | None:
+        """What the inputs of samples are made from and how, a text each; None if that cannot be told."""
+        return None
+
     def __len__(self) -> int:
         raise NotImplementedError
 

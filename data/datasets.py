@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from flashtask.core.errors import UsageError
+from flashtask.core.known_files import content_hashes
 from flashtask.core.seeding import Place, SeededDataset
 from flashtask.data.images import load_image
-from flashtask.data.transforms import Augmentation, Transform
+from flashtask.data.transforms import Augmentation, Transform, description, is_fixed
 
 __all__ = ["ImageFileDataset"]
 
@@ -49,6 +50,22 @@ class ImageFileDataset(SeededDataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def repeats_itself(self) -> bool:
+        """Whether the transform of frozen epochs draws nothing."""
+        return is_fixed(self.augmentation.frozen)
+
+    def targets_of(self, indices: Sequence[int]) -> list[int] | None:
+        """The class index of each file."""
+        return None if self.targets is None else [self.targets[index] for index in indices]
+
+    def contents_of(self, indices: Sequence[int]) -> list[str] | None:
+        """The hash of each file, with the transform of frozen epochs; None for a transform of the user's own."""
+        how = description(self.augmentation.frozen)
+        if how is None:
+            return None
+        hashes = content_hashes([self.paths[index] for index in indices])
+        return [f"{hashed} {self.channels} {how}" for hashed in hashes]
 
     def sample(self, place: Place) -> torch.Tensor | tuple[torch.Tensor, int]:
         """Decode and transform one sample."""

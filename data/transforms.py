@@ -20,7 +20,8 @@ from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import GENERATORS
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "Transform", "check_augment", "eval_transform", "train_transform"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "Transform", "check_augment", "description", "eval_transform", "is_fixed"]
+__all__ += ["train_transform"]
 
 #: PIL image to float32 tensor (C, H, W), normalised.
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -100,6 +101,20 @@ def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any],
     return Augmentation(own, own, GENERATORS)
 
 
+def is_fixed(transform: Transform) -> bool:
+    """Whether a transform is known to give the same tensor each time."""
+    return isinstance(transform, _Evaluate)
+
+
+def description(transform: Transform) -> str | None:
+    """What a transform does, so that two that say the same do the same; None for a user's own."""
+    if isinstance(transform, _Evaluate):
+        return f"evaluate {transform.preprocessing.to_dict()}"
+    if isinstance(transform, _Augment):
+        return f"{transform.name} {transform.preprocessing.to_dict()}"
+    return None
+
+
 def _to_tensor(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
     values: torch.Tensor = F.pil_to_tensor(image).to(torch.float32).div_(255)
     mean = torch.tensor(preprocessing.mean)[:, None, None]
@@ -146,7 +161,7 @@ class _Augment:
     """The named augmentations; all draws come from torch's default generator."""
 
     def __init__(self, preprocessing: Preprocessing, name: str) -> None:
-        self.preprocessing = preprocessing
+        self.preprocessing, self.name = preprocessing, name
         mode = InterpolationMode(preprocessing.interpolation)
         steps = [
             v2.RandomResizedCrop(preprocessing.input_size[1:], scale=_CROP_SCALE[name], interpolation=mode),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -28,6 +29,7 @@ from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import as_items, evaluating, image_batches
+from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
@@ -167,7 +169,7 @@ class Task(Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Outputs of the head for images (B, C, H, W) that were preprocessed as `preprocessing` says."""
-        features: torch.Tensor = self.backbone(images)
+        features = self._features(images)
         if self._head.kind is None:
             return features
         if self.head is None:
@@ -177,6 +179,11 @@ class Task(Module):
             )
         outputs: torch.Tensor = self.head(features)
         return outputs
+
+    def _features(self, images: Any) -> torch.Tensor:
+        """The backbone's features of images, or those that were computed of them before."""
+        features: torch.Tensor = images.values if isinstance(images, FrozenFeatures) else self.backbone(images)
+        return features
 
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the preprocessing, and before a fit draw an untouched head from the trainer's seed.
@@ -243,7 +250,21 @@ class Task(Module):
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The backbone's features (B, num_features) for a batch, and the targets."""
         images, targets = batch
-        return self.backbone(images), self.to_targets(targets)
+        return self._features(images), self.to_targets(targets)
+
+    def takes_features(self) -> bool:
+        """Unless a subclass has steps of its own, which may look at the images."""
+        steps = ("forward", "training_step", "validation_step", "_measure")
+        return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
+
+    def describe_frozen(self) -> dict[str, Any] | None:
+        """The backbone's name and options and the versions of the libraries; None for a module of the user's own."""
+        given = plain_hyperparameters(self)
+        name = given.get("backbone")
+        if not isinstance(name, str) or any(find_not_saved(given.get("backbone_options") or {})):
+            return None
+        options = {"options": given.get("backbone_options") or {}, "in_chans": given.get("in_chans", 3)}
+        return {"backbone": name, **options, **{lib: version(lib) for lib in ("timm", "torchvision")}}
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""

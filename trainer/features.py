@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["FeaturePass"]
+__all__ = ["FeaturePass", "FrozenFeatures"]
+
+
+class FrozenFeatures(NamedTuple):
+    """What stands in a batch for its inputs, where the frozen part has been run on them already.
+
+    Args:
+        values: the features, (B, ...).
+    """
+
+    values: Tensor
 
 
 class FeaturePass:

@@ -188,6 +188,20 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             fix="def frozen_features(self, batch): inputs, targets = batch; return self.backbone(inputs), targets",
         )
 
+    def takes_features(self) -> bool:
+        """Whether the steps work as well with `FrozenFeatures` in the place of a batch's inputs.
+
+        While the backbone is frozen a run then computes features once, and not in every epoch.
+        """
+        return False
+
+    def describe_frozen(self) -> dict[str, Any] | None:
+        """What `modules_to_freeze()` compute, apart from their weights, in plain values: names, options, versions.
+
+        Features are kept for other runs under it; None keeps them for the run alone.
+        """
+        return None
+
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.
 

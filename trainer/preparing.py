@@ -17,6 +17,7 @@ from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
+from flashtask.trainer.feature_cache.deciding import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -174,6 +175,7 @@ def _prepare_fit(run: FitRun) -> None:
         run.sanity = None
         if run.solving is not None:
             run.solving.resume()
+    use_features(run)
 
 
 def _add_training(run: FitRun) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.timing import read_duration
+from flashtask.trainer.feature_cache.settings import check_feature_cache
 from flashtask.trainer.profiling.profilers import resolve_profiler
 
 __all__ = ["check_settings"]
@@ -57,6 +58,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
     if given["max_time"] is not None:
         read_duration(given["max_time"])
     resolve_profiler(given["profiler"])
+    check_feature_cache(given["feature_cache"])
 
 
 def _whole(least: int, most: int = sys.maxsize) -> Callable[[Any], bool]:

@@ -86,6 +86,8 @@ class Trainer(RunFacts):
         benchmark: let cuDNN try which algorithm is fastest.
         profiler: `simple`, `advanced`, `pytorch`, or a `Profiler`.
         use_distributed_sampler: share the samples of a loader over the processes; with one process it means nothing.
+        feature_cache: compute the features of a frozen backbone once, and keep them for later runs: `auto` where every
+            epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
         auto_lr_find: what `tune` finds unless told otherwise: the learning rate.
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
@@ -134,6 +136,7 @@ class Trainer(RunFacts):
         benchmark: bool | None = None,
         profiler: Any = None,
         use_distributed_sampler: bool = True,
+        feature_cache: bool | int | str = "auto",
         auto_lr_find: bool = False,
         auto_scale_batch_size: bool | str = False,
         **older: Any,
@@ -175,6 +178,7 @@ class Trainer(RunFacts):
         self.deterministic, self.benchmark = deterministic, benchmark
         self.profiler = resolve_profiler(profiler)
         self.use_distributed_sampler = use_distributed_sampler
+        self.feature_cache = feature_cache
         self.auto_lr_find, self.auto_scale_batch_size = auto_lr_find, auto_scale_batch_size
         if fast_dev_run:
             self._run_briefly(int(fast_dev_run))

@@ -1,0 +1,208 @@
+"""Where the features of a dataset's samples come from: the store, or one pass over the frozen part."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
+
+from flashtask._version import __version__
+from flashtask.core.errors import UsageError
+from flashtask.core.seeding import SeededDataset
+from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
+from flashtask.trainer.features import FrozenFeatures
+from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.run import RunInterruptedError
+
+__all__ = ["SampleFeatures", "weights_hash"]
+
+#: Images in a batch of the pass, at the least: without gradients larger ones cost little memory.
+_BATCH = 32
+#: Raised when the same parts of a key would mean other features.
+_FORM = 1
+
+
+class SampleFeatures:
+    """The features of the samples that a loader goes through, each computed once for each view.
+
+    Args:
+        run: the fit run that they are for.
+        loader: of the engine's own order, over a `SeededDataset`.
+        views: how often a sample is drawn anew; epoch `e` sees view `e % views`.
+        what: what messages call the samples: `training images`.
+        store: where features are looked for and left; None keeps them for this run alone.
+    """
+
+    def __init__(self, run: Any, loader: DataLoader[Any], views: int, what: str, store: FeatureStore | None) -> None:
+        self.run, self.loader, self.views, self.what, self.store = run, loader, views, what, store
+        self.dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
+        order = loader.batch_sampler
+        assert isinstance(order, OrderedBatches)
+        self.order = order
+        # A sample that stands twice in an epoch has one row in each view, so views cannot tell the two apart.
+        self.indices = np.unique(order.samples)
+        self._views: dict[int, Features] = {}
+        self._targets: torch.Tensor | None = None
+
+    def batch(self, places: Sequence[Any], epoch: int) -> tuple[FrozenFeatures, Any]:
+        """A batch of samples: their features and targets, as a loader would give inputs and targets."""
+        features = self._view(epoch % self.views)
+        indices = [place if isinstance(place, int) else place.index for place in places]
+        rows = np.searchsorted(self.indices, indices)
+        values = torch.from_numpy(features[rows])
+        return FrozenFeatures(values), self._targets_of(indices, rows)
+
+    def _targets_of(self, indices: list[int], rows: Any) -> Any:
+        if (known := self.dataset.targets_of(indices)) is not None:
+            return default_collate(list(known))
+        assert self._targets is not None
+        return self._targets[torch.from_numpy(rows)]
+
+    def _view(self, number: int) -> Features:
+        if number not in self._views:
+            self._views[number] = self._found(number)
+        return self._views[number]
+
+    def _found(self, number: int) -> Features:
+        run, key, about = self.run, None, self._about(number)
+        if self.store is not None and (parts := self._parts(number)) is not None:
+            key = content_key(parts)
+            known = self.store.open(key)
+            if known is not None and len(known) == len(self.indices):
+                self._say(f"{self._counted(number)} are in the cache")
+                return known
+        started = time.monotonic()
+        self._say(f"computing {self._counted(number)}, once for all epochs in which the backbone is frozen")
+        features = self._compute(number)
+        kept = key is not None and self.store is not None and self.store.keep(key, features, about)
+        spent = time.monotonic() - started
+        where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
+        rate = len(features) / max(spent, 1e-9)
+        self._say(f"computed in {spent:.1f} s ({rate:.0f} {run.module.sample_noun} a second), {where}")
+        return features
+
+    def _counted(self, number: int) -> str:
+        view = f" (view {number + 1} of {self.views})" if self.views > 1 else ""
+        return f"the features of {len(self.indices):,} {self.what}{view}"
+
+    def _say(self, text: str) -> None:
+        if self.run.trainer.enable_model_summary:
+            self.run.trainer.say(text)
+
+    # ---- the pass
+
+    def _compute(self, number: int) -> Features:
+        found: Features | None = None
+        targets: list[torch.Tensor] = []
+        row = 0
+        with _in_eval_mode(self.run.module), torch.no_grad():
+            for batch in self._pass(number):
+                values = self._of_batch(batch)
+                if found is None:
+                    found = np.empty((len(self.indices), *values.shape[1:]), dtype=np.float32)
+                found[row : row + len(values)] = values.cpu().float().numpy()
+                row += len(values)
+                targets.append(batch[1])
+                if self.run.interrupted_by is not None:
+                    raise RunInterruptedError(self.run.interrupted_by)
+        assert found is not None
+        assert row == len(found)
+        if self._targets is None and self.dataset.targets_of([]) is None:
+            self._targets = torch.cat(targets)
+        return found
+
+    def _of_batch(self, batch: Any) -> torch.Tensor:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor)):
+            raise UsageError(
+                "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
+            )
+        moved = self.run.to_device(batch)
+        with self.run.precision.forward():
+            features: torch.Tensor = self.run.module.frozen_features(moved)[0]
+        return features
+
+    def _pass(self, number: int) -> Iterator[Any]:
+        """Every sample once, in the order of the dataset, as the epoch of the view would see it."""
+        own = self.loader
+        order = OrderedBatches(
+            self.indices,
+            max(self.order.batch_size, _BATCH),
+            shuffle=False,
+            drop_last=False,
+            seed=self.order.seed,
+            seeded=True,
+        )
+        order.set_place(number, frozen=True)
+        workers: dict[str, Any] = {"prefetch_factor": own.prefetch_factor} if own.num_workers else {}
+        yield from DataLoader(
+            own.dataset,
+            batch_sampler=order,
+            num_workers=own.num_workers,
+            collate_fn=own.collate_fn,
+            pin_memory=own.pin_memory,
+            worker_init_fn=own.worker_init_fn,
+            multiprocessing_context=own.multiprocessing_context,
+            generator=torch.Generator(),
+            **workers,
+        )
+
+    # ---- what features depend on
+
+    def _parts(self, number: int) -> dict[str, Any] | None:
+        """Everything that the features of a view depend on; None where that cannot be told."""
+        run = self.run
+        frozen, contents = run.module.describe_frozen(), self.dataset.contents_of(self.indices.tolist())
+        if frozen is None or contents is None:
+            return None
+        draws = [] if self.dataset.repeats_itself() else [self.order.seed, number]
+        return {
+            "form": _FORM,
+            "flashtask": __version__,
+            "torch": str(torch.__version__),
+            "frozen": frozen,
+            "weights": weights_hash(run.module.modules_to_freeze()),
+            "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+            "draws": draws,
+            "precision": run.precision.name,
+            "memory_format": str(run.memory_format),
+            "device": run.device.type,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def _about(self, number: int) -> dict[str, Any]:
+        """What `flashtask cache` shows."""
+        frozen = self.run.module.describe_frozen() or {}
+        return {
+            "backbone": str(frozen.get("backbone", type(self.run.module).__name__)),
+            "samples": len(self.indices),
+            "precision": self.run.precision.name,
+            "what": self._counted(number),
+        }
+
+
+def weights_hash(parts: Sequence[nn.Module]) -> str:
+    """A hash of the weights and buffers of modules: names, formats and values."""
+    found = hashlib.sha256()
+    for number, part in enumerate(parts):
+        for name, value in part.state_dict().items():
+            found.update(f"{number} {name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

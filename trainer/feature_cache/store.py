@@ -1,0 +1,143 @@
+"""Features on disk: a file an entry, named by what it depends on, verified when opened, bounded in bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashtask.core.cache import cache_folder
+from flashtask.core.errors import StorageError
+from flashtask.core.files import atomic_write, atomic_write_text, remove_partials
+
+__all__ = ["FeatureStore", "StoredFeatures", "content_key"]
+
+#: What the whole store may take, unless `$FLASHTASK_FEATURE_CACHE_BYTES` says otherwise.
+_LIMIT = 5 * 2**30
+_BLOCK = 1 << 22
+_ABANDONED = 3600.0
+
+Features = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """An entry of the store.
+
+    Args:
+        key: what it depends on, as a hash.
+        size: bytes on disk.
+        used: when it was last used, in seconds since 1970.
+        about: what a person is told of it: module, samples, precision, ...
+    """
+
+    key: str
+    size: int
+    used: float
+    about: Mapping[str, Any]
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """A hash of everything that features depend on: plain values by name."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+class FeatureStore:
+    """The features that runs left for later ones.
+
+    Args:
+        folder: where they are; the cache's own without one.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = cache_folder() / "features" if folder is None else folder
+        self.limit = int(os.environ.get("FLASHTASK_FEATURE_CACHE_BYTES", _LIMIT))
+
+    def open(self, key: str) -> Features | None:
+        """The features (N, F) under a key, mapped from the file; None if there are none, or they are damaged."""
+        try:
+            note = json.loads(self._note(key).read_text("utf-8"))
+            if _digest(self._file(key)) != note["sha256"]:
+                raise ValueError("damaged")
+            features: Features = np.load(self._file(key), mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            self.remove(key)
+            return None
+        with suppress(OSError):
+            os.utime(self._note(key))
+        return features
+
+    def keep(self, key: str, features: Features, about: Mapping[str, Any]) -> bool:
+        """Write features under a key, and drop what was not used for longest where there would be too much.
+
+        Returns:
+            Whether they are kept: not where they alone are too many, or the disk cannot take them.
+        """
+        if features.nbytes > self.limit:
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_partials(self.folder)
+            self._make_room(features.nbytes)
+            with atomic_write(self._file(key), size=features.nbytes) as file:
+                np.save(file, features, allow_pickle=False)
+            note = {"sha256": _digest(self._file(key)), "about": dict(about)}
+            atomic_write_text(self._note(key), json.dumps(note, indent=1))
+        except (OSError, StorageError):
+            self.remove(key)
+            return False
+        return True
+
+    def entries(self) -> list[StoredFeatures]:
+        """What there is, the last used first."""
+        return sorted(self._entries(), key=lambda entry: entry.used, reverse=True)
+
+    def remove(self, key: str) -> None:
+        """Drop an entry, if it is there."""
+        with suppress(OSError):
+            self._note(key).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file(key).unlink(missing_ok=True)
+
+    def _entries(self) -> Iterator[StoredFeatures]:
+        for note in self.folder.glob("*.json") if self.folder.is_dir() else ():
+            try:
+                about = json.loads(note.read_text("utf-8"))["about"]
+                size, used = self._file(note.stem).stat().st_size, note.stat().st_mtime
+            except (OSError, ValueError, KeyError, TypeError):
+                self.remove(note.stem)
+                continue
+            yield StoredFeatures(note.stem, size, used, about)
+
+    def _make_room(self, size: int) -> None:
+        for file in self.folder.glob("*.npy"):  # of a process that was killed before it wrote the note
+            if not self._note(file.stem).exists() and time.time() - file.stat().st_mtime > _ABANDONED:
+                file.unlink(missing_ok=True)
+        kept = self.entries()
+        while kept and sum(entry.size for entry in kept) + size > self.limit:
+            self.remove(kept.pop().key)
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.npy"
+
+    def _note(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
