@@ -5,10 +5,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+import tempfile
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Fixtures of a whole module run before the one below; they must not use the user's own cache either.
+_cache_of_modules = tempfile.TemporaryDirectory(prefix="flashtask-tests-")
+os.environ["FLASHTASK_CACHE"] = _cache_of_modules.name
 
 
 @pytest.fixture(autouse=True)

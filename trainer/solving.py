@@ -43,7 +43,7 @@ def require_solvable(module: Any, finetuning: Finetuning | None) -> None:
     raise UsageError(
         f"{kind} is solved on the features of a frozen backbone, and {given} trains",
         why="this head is found in closed form or by its own solver, not by gradient steps with the backbone",
-        fix='trainer.finetune(model, datamodule=data, strategy="freeze"), or another head: head="linear"',
+        fix='strategy="freeze", or a head that is trained: head="linear"',
     )
 
 
