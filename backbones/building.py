@@ -15,6 +15,7 @@ from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.features import make_features_flat
 from flashtask.backbones.layer_groups import default_layer_groups
 from flashtask.backbones.weights import for_channels
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.registry import check_options
@@ -24,7 +25,7 @@ __all__ = ["build", "call_builder"]
 
 def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
     """What `flashtask.backbones.build_backbone` promises."""
-    if not isinstance(in_chans, int) or isinstance(in_chans, bool) or in_chans < 1:
+    if not is_whole(in_chans):
         raise UsageError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
     if isinstance(name, nn.Module):
         if options:

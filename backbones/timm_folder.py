@@ -16,15 +16,12 @@ from flashtask.backbones.model_args import check_model_args, parts_of
 from flashtask.backbones.sources import library_names
 from flashtask.backbones.weight_files import read_weights
 from flashtask.core.errors import (
-    FlashtaskError,
     IntegrityError,
     MissingInputError,
-    StorageError,
     UsageError,
     did_you_mean,
 )
-from flashtask.core.files import open_regular
-from flashtask.core.plain_json import parse_json
+from flashtask.core.plain_json import read_json
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = [
@@ -130,19 +127,7 @@ class _Wrong(ValueError):  # noqa: N818 - never leaves this module
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        with open_regular(path) as file:
-            raw = file.read(_MAX_CONFIG + 1)
-    except OSError as error:
-        if isinstance(error, FlashtaskError):
-            raise
-        raise StorageError(f"cannot read {path}: {error.strerror or error}", fix=f"ls -l {path}") from error
-    if len(raw) > _MAX_CONFIG:
-        raise IntegrityError(f"{path} was refused: it has more than {_MAX_CONFIG:,} bytes")
-    try:
-        content = parse_json(raw.decode("utf-8"))
-    except (UnicodeDecodeError, IntegrityError) as error:
-        raise IntegrityError(f"{path} was refused: it is not plain JSON", why=str(error)[:300]) from error
+    content = read_json(path, most=_MAX_CONFIG)
     if not isinstance(content, dict):
         raise IntegrityError(f"{path} was refused: it is no table of names and values")
     if _depth(content) > _MAX_DEPTH:

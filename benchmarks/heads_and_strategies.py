@@ -157,6 +157,7 @@ def table(cases: Iterable[Case], seeds: int) -> Iterable[str]:
 
 
 def main() -> None:
+    """Run the cases that were asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each case, with the seeds 0, 1, ...")

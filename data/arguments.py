@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share
@@ -27,7 +28,7 @@ def check_numbers(*, batch_size: object, num_workers: object, split_seed: object
     if num_workers is not None:
         rules.append(("num_workers", num_workers, 0, 0))
     for name, value, least, example in rules:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not is_whole(value, least):
             raise UsageError(
                 f"{name} must be a whole number of at least {least}, not {value!r}", fix=f"{name}={example}"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.seeding import derive_seed
 
@@ -23,7 +24,7 @@ def check_share(share: float | int) -> None:
         UsageError: it is neither.
     """
     is_share = isinstance(share, float) and 0 < share < 1
-    is_count = isinstance(share, int) and not isinstance(share, bool) and share >= 1
+    is_count = is_whole(share)
     if not (is_share or is_count):
         raise UsageError(
             f"val_split must be a share between 0 and 1 or a number of images, not {share!r}",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import check_options
 from flashtask.heads import HEADS
@@ -21,7 +22,7 @@ def build(name: str | nn.Module, num_features: int, num_outputs: int, options: M
             raise UsageError(f"a head that is a module takes no options, but {', '.join(options)} was given")
         return name
     for what, value in (("num_features", num_features), ("num_outputs", num_outputs)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_whole(value):
             raise UsageError(f"{what} of the head {name!r} must be a whole number of at least 1, not {value!r}")
     builder = HEADS.get(name)
     check_options(f"head {name!r}", builder, options, given=2)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.heads.linear import LinearHead
-from flashtask.heads.solving import check_features, check_positive, class_counts, sample_weights
+from flashtask.heads.solved_linear import SolvedLinearHead
+from flashtask.heads.solving import check_positive, class_counts, sample_weights
 
 __all__ = ["LogisticHead"]
 
@@ -21,7 +22,7 @@ _SHARE = 0.1
 _UNSEEN = 10.0
 
 
-class LogisticHead(LinearHead):
+class LogisticHead(SolvedLinearHead):
     """Cross-entropy plus a penalty on the squared weights, minimised by L-BFGS in float64.
 
     Features are standardised for the fit, and mean and deviation are folded into weights and bias afterwards, so the
@@ -41,8 +42,6 @@ class LogisticHead(LinearHead):
     Shape: (B, num_features) floats to (B, num_outputs).
     """
 
-    requires_solving: ClassVar[bool] = True
-
     def __init__(
         self,
         num_features: int,
@@ -58,12 +57,10 @@ class LogisticHead(LinearHead):
             raise UsageError("tolerance of the head 'logistic' must be a number above 0, not None")
         check_positive("logistic", "penalty", penalty)
         check_positive("logistic", "tolerance", tolerance)
-        if not isinstance(max_iterations, int) or isinstance(max_iterations, bool) or max_iterations < 1:
+        if not is_whole(max_iterations):
             raise UsageError(f"max_iterations must be a whole number of at least 1, not {max_iterations!r}")
         self.penalty, self.tolerance, self.max_iterations = penalty, float(tolerance), max_iterations
         self.balanced = balanced
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
@@ -73,9 +70,8 @@ class LogisticHead(LinearHead):
             BadDataError: features that are NaN or infinite.
             UsageError: shapes or classes that are not the head's.
         """
-        layer = self[0]
-        assert isinstance(layer, nn.Linear)
-        features, targets = check_features(features, targets, layer.in_features, layer.out_features)
+        layer = self.layer
+        features, targets = self.checked(features, targets)
         seen = class_counts(targets, layer.out_features) > 0
         mean, deviation = _standardisation(features)
         penalty = self.penalty or _SHARE * max(1, int(deviation.isfinite().sum()))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 
 __all__ = ["MLPHead"]
@@ -51,7 +52,7 @@ class MLPHead(nn.Sequential):
 def _check(hidden_sizes: object, dropout: float, activation: str) -> None:
     if not isinstance(hidden_sizes, (list, tuple)) or not hidden_sizes:
         raise UsageError(f"hidden_sizes must be a list of widths, not {hidden_sizes!r}", fix="hidden_sizes=[512]")
-    if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in hidden_sizes):
+    if any(not is_whole(size) for size in hidden_sizes):
         raise UsageError(f"hidden_sizes must be whole numbers of at least 1, not {hidden_sizes!r}")
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout must be at least 0 and below 1, not {dropout}")

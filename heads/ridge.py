@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from flashtask.heads.linear import LinearHead
-from flashtask.heads.solving import best_scale, check_features, check_positive, class_counts, sample_weights
+from flashtask.heads.solved_linear import SolvedLinearHead
+from flashtask.heads.solving import best_scale, check_positive, class_counts, sample_weights
 
 __all__ = ["RidgeHead"]
 
@@ -16,7 +14,7 @@ __all__ = ["RidgeHead"]
 _GRID: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 7))
 
 
-class RidgeHead(LinearHead):
+class RidgeHead(SolvedLinearHead):
     """Least squares on one-hot targets with a penalty on the squared weights, solved in float64.
 
     Features and targets are centred, so the bias is not penalised. The fitted values, which are shares of about 0 to 1,
@@ -34,8 +32,6 @@ class RidgeHead(LinearHead):
     Shape: (B, num_features) floats to (B, num_outputs).
     """
 
-    requires_solving: ClassVar[bool] = True
-
     def __init__(
         self,
         num_features: int,
@@ -49,8 +45,6 @@ class RidgeHead(LinearHead):
         check_positive("ridge", "penalty", penalty)
         check_positive("ridge", "temperature", temperature)
         self.penalty, self.temperature, self.balanced = penalty, temperature, balanced
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
@@ -60,9 +54,8 @@ class RidgeHead(LinearHead):
             BadDataError: features that are NaN or infinite.
             UsageError: shapes or classes that are not the head's.
         """
-        layer = self[0]
-        assert isinstance(layer, nn.Linear)
-        features, targets = check_features(features, targets, layer.in_features, layer.out_features)
+        layer = self.layer
+        features, targets = self.checked(features, targets)
         weights = sample_weights(targets, layer.out_features, balanced=self.balanced)
         onehot = nn.functional.one_hot(targets, layer.out_features).double()
         problem = _Ridge(features, onehot, weights)

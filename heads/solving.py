@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from flashtask.core.checks import is_number
 from flashtask.core.errors import BadDataError, UsageError
 
 __all__ = ["SolvableHead", "best_scale", "check_features", "check_positive", "class_counts", "sample_weights"]
@@ -67,8 +68,7 @@ def check_positive(head: str, option: str, value: Any) -> None:
     Raises:
         UsageError: it is not one.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < float("inf")):
+    if value is not None and not (is_number(value) and value > 0):
         raise UsageError(f"{option} of the head {head!r} must be a number above 0, not {value!r}")
 
 

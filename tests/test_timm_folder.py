@@ -112,7 +112,7 @@ def test_a_configuration_that_cannot_be_trusted_is_refused_by_name(tmp_path, kin
 def test_a_configuration_of_more_than_8_mib_is_not_read(tmp_path):
     write(tmp_path, PLAIN)
     os.truncate(tmp_path / "config.json", 9 << 20)
-    with pytest.raises(IntegrityError, match="more than 8,388,608 bytes"):
+    with pytest.raises(IntegrityError, match="larger than 8,388,608 bytes"):
         read_timm_folder(tmp_path)
 
 

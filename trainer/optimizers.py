@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 
 __all__ = [
@@ -350,7 +351,7 @@ def _cosine_rate(
 ) -> ScheduledRate:
     _check_keys('lr_scheduler_options of "cosine"', options, ("warm_up",))
     share = options.get("warm_up", 0.05)
-    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+    if not is_number(share) or not 0 <= share < 1:
         raise UsageError(
             f"warm_up={share!r}: the share of the steps to warm up over, from 0 to below 1",
             fix='lr_scheduler_options={"warm_up": 0.05}',

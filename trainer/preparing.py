@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from torchmetrics import Metric
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
@@ -332,7 +333,7 @@ def _limit(limit: Any, loader: Any) -> int | None:
     """How many batches a `limit_*_batches` means: a whole number of them, or a share of the loader's length."""
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return None
-    if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+    if is_whole(limit, 0):
         return limit
     if isinstance(limit, float) and 0 <= limit < 1:
         length = length_of(loader)

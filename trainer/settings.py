@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.timing import read_duration
@@ -62,11 +63,11 @@ def check_settings(given: Mapping[str, Any]) -> None:
 
 
 def _whole(least: int, most: int = sys.maxsize) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return lambda value: is_whole(value, least) and value <= most
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
+    return is_number(value) and 0 <= value <= sys.maxsize
 
 
 def _limit(value: Any) -> bool:

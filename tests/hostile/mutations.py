@@ -188,13 +188,16 @@ def _with_config(model: Path, chance: random.Random) -> tuple[Path, Callable[[Pa
     return model, flashtask.ImageClassifier.from_pretrained
 
 
+def _with_header(model: Path, chance: random.Random) -> tuple[Path, Callable[[Path], Any]]:
+    file = model / "model.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(mutate_bytes(raw, chance, 0, 8 + int.from_bytes(raw[:8], "little")))
+    return model, flashtask.ImageClassifier.from_pretrained
+
+
 def foreign_header(good: Path, folder: Path, chance: random.Random) -> tuple[Path, Callable[[Path], Any]]:
     """Only what stands before the tensors: these files have no digest, so a weight that changed is another weight."""
-    model = _folder(good, folder, "timm")
-    raw = (model / "model.safetensors").read_bytes()
-    stop = 8 + int.from_bytes(raw[:8], "little")
-    (model / "model.safetensors").write_bytes(mutate_bytes(raw, chance, 0, stop))
-    return model, flashtask.ImageClassifier.from_pretrained
+    return _with_header(_folder(good, folder, "timm"), chance)
 
 
 def foreign_json(good: Path, folder: Path, chance: random.Random) -> tuple[Path, Callable[[Path], Any]]:
@@ -287,11 +290,7 @@ def _check_zoo(path: Path) -> None:
 
 
 def own_weights(good: Path, folder: Path, chance: random.Random) -> tuple[Path, Callable[[Path], Any]]:
-    model = _folder(good, folder, "folder")
-    raw = (model / "model.safetensors").read_bytes()
-    stop = 8 + int.from_bytes(raw[:8], "little")
-    (model / "model.safetensors").write_bytes(mutate_bytes(raw, chance, 0, stop))
-    return model, flashtask.ImageClassifier.from_pretrained
+    return _with_header(_folder(good, folder, "folder"), chance)
 
 
 #: Kind -> how many in the short and in the long run. Those that are read by a child take a second and more each.

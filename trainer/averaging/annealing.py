@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 
 __all__ = ["annealed", "check_annealing", "constant_rates", "set_rate"]
@@ -27,9 +28,9 @@ def check_annealing(rates: Any, epochs: Any, strategy: Any) -> None:
     """
     given = [] if rates is None else rates if isinstance(rates, (list, tuple)) else [rates]
     is_empty = rates is not None and not given
-    if is_empty or not all(isinstance(r, (int, float)) and not isinstance(r, bool) and 0 < r < math.inf for r in given):
+    if is_empty or not all(is_number(r) and r > 0 for r in given):
         raise UsageError(f"swa_lrs={rates!r}: learning rates above 0 are needed", fix="swa_lrs=0.01")
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
+    if not is_whole(epochs, 0):
         raise UsageError(
             f"annealing_epochs={epochs!r}: a whole number of at least 0 is needed", fix="annealing_epochs=10"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.averaging.annealing import annealed, check_annealing, constant_rates, set_rate
 from flashtask.trainer.averaging.batchnorm_statistics import (
@@ -229,8 +230,7 @@ class StochasticWeightAveraging(Callback):
 
 
 def _check_start(start: Any) -> None:
-    is_epoch = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    if not is_epoch and not (isinstance(start, float) and 0 <= start < 1):
+    if not is_whole(start, 0) and not (isinstance(start, float) and 0 <= start < 1):
         raise UsageError(
             f"swa_epoch_start={start!r}: an epoch (a whole number) or a share of the epochs (from 0.0 to below 1.0) is "
             "needed",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.averaging.running_average import (
     AverageFunction,
@@ -245,7 +246,7 @@ class EMAWeightAveraging(WeightAveraging):
         update_starting_at_step: int | None = None,
         update_starting_at_epoch: int | None = None,
     ) -> None:
-        if not isinstance(decay, (int, float)) or isinstance(decay, bool) or not 0 <= decay < 1:
+        if not is_number(decay) or not 0 <= decay < 1:
             raise UsageError(f"decay={decay!r}: a number from 0 to below 1 is needed", fix="decay=0.999")
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         super().__init__(
@@ -273,7 +274,7 @@ def _check_functions(avg_fn: Any, multi_avg_fn: Any) -> None:
 
 
 def _check_whole(name: str, value: Any, least: int = 0) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise UsageError(
             f"{name}={value!r}: a whole number of at least {least} is needed", fix=f"{name}={least or 100}"
         )

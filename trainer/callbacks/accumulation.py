@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -19,7 +20,7 @@ def accumulation_by_epoch(given: int | Mapping[int, int]) -> Callable[[int], int
     """
     if isinstance(given, Mapping):
         return GradientAccumulationScheduler(given).batches_for_a_step
-    if not _is_whole(given, least=1):
+    if not is_whole(given, least=1):
         raise UsageError(
             f"Trainer(accumulate_grad_batches={given!r}): a whole number of at least 1 or {{epoch: batches}} is needed",
             fix="accumulate_grad_batches=4, or accumulate_grad_batches={0: 1, 5: 4}",
@@ -45,9 +46,9 @@ class GradientAccumulationScheduler(Callback):
         if not isinstance(scheduling, Mapping) or not scheduling:
             raise UsageError(f"scheduling={scheduling!r}: epochs and their batches a step are needed", fix=example)
         for epoch, batches in scheduling.items():
-            if not _is_whole(epoch, least=0):
+            if not is_whole(epoch, least=0):
                 raise UsageError(f"scheduling: epoch {epoch!r} is no whole number of at least 0", fix=example)
-            if not _is_whole(batches, least=1):
+            if not is_whole(batches, least=1):
                 raise UsageError(f"scheduling: {batches!r} batches a step from epoch {epoch} on", fix=example)
         self.scheduling = dict(sorted(scheduling.items()))
 
@@ -66,7 +67,3 @@ class GradientAccumulationScheduler(Callback):
                 fix="drop one of them",
             )
         trainer.fit_run.accumulation = self.batches_for_a_step
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -61,16 +62,16 @@ class EarlyStopping(Callback):
     ) -> None:
         if mode not in (None, "min", "max"):
             raise UsageError(f'EarlyStopping(mode={mode!r}): "min" or "max" is needed', fix='mode="min"')
-        if not _is_number(min_delta) or min_delta < 0:
+        if not is_number(min_delta) or min_delta < 0:
             raise UsageError(f"EarlyStopping(min_delta={min_delta!r}): a number of at least 0 is needed")
         if monitor is not None and not isinstance(monitor, str):
             raise UsageError(
                 f"EarlyStopping(monitor={monitor!r}): the name of a metric is needed", fix='monitor="val_loss"'
             )
         for argument, value in (("stopping", stopping_threshold), ("divergence", divergence_threshold)):
-            if value is not None and not _is_number(value):
+            if value is not None and not is_number(value):
                 raise UsageError(f"EarlyStopping({argument}_threshold={value!r}): a number is needed")
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 0:
+        if not is_whole(patience, 0):
             raise UsageError(f"EarlyStopping(patience={patience!r}): a whole number of at least 0 is needed")
         self.monitor, self.mode = monitor, mode
         self.min_delta, self.patience, self.verbose = min_delta, patience, verbose
@@ -195,7 +196,3 @@ class EarlyStopping(Callback):
             best = "" if self.best_score is None else f"; the best was {self.best_score:.6g}"
             return "patience", f"{name} did not get better in {self.wait_count} epochs{best}"
         return "", ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -71,7 +72,7 @@ class ModelSummary(Callback):
     """
 
     def __init__(self, max_depth: int = 1) -> None:
-        if not isinstance(max_depth, int) or isinstance(max_depth, bool) or max_depth < -1:
+        if not is_whole(max_depth, -1):
             raise UsageError(f"ModelSummary(max_depth={max_depth!r}): a whole number of at least -1 is needed")
         self.max_depth = max_depth
         self._is_said = False

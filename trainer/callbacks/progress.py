@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -33,7 +34,7 @@ class ProgressBar(Callback):
     """
 
     def __init__(self, stream: Any = None, refresh_rate: int = 1) -> None:
-        if not isinstance(refresh_rate, int) or isinstance(refresh_rate, bool) or refresh_rate < 0:
+        if not is_whole(refresh_rate, 0):
             raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
         self.refresh_rate = refresh_rate
         self.stream = stream if stream is not None else sys.stderr

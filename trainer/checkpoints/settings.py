@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.checkpoints.names import SUFFIX, NameTemplate, versions_of
 
@@ -44,10 +45,6 @@ def template_of(filename: str | None, save_top_k: int, insert_names: bool) -> Na
     return template
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -55,13 +52,13 @@ def _is_switch(value: Any) -> bool:
 #: (whether a value can be meant, what is needed, an example)
 _Rule = tuple[Callable[[Any], bool], str, str]
 _SWITCH: _Rule = (_is_switch, "True or False", "True")
-_FREQUENCY: _Rule = (lambda v: v is None or _is_whole(v, 1), "None or a whole number of at least 1", "5")
+_FREQUENCY: _Rule = (lambda v: v is None or is_whole(v, 1), "None or a whole number of at least 1", "5")
 _RULES: dict[str, _Rule] = {
     "dirpath": (lambda v: v is None or isinstance(v, (str, os.PathLike)), "None or a path", '"checkpoints"'),
     "monitor": (lambda v: v is None or isinstance(v, str), "None or the name of a metric", '"val_loss"'),
     "mode": (lambda v: v in (None, "min", "max"), 'None, "min" or "max"', '"min"'),
     "save_last": (lambda v: _is_switch(v) or v == "link", 'True, False or "link"', "True"),
-    "save_top_k": (lambda v: _is_whole(v, -1), "a whole number from 0 on, or -1 for all", "3"),
+    "save_top_k": (lambda v: is_whole(v, -1), "a whole number from 0 on, or -1 for all", "3"),
     "every_n_train_steps": _FREQUENCY,
     "every_n_steps": _FREQUENCY,
     "every_n_epochs": _FREQUENCY,

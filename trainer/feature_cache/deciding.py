@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.base import Callback
@@ -35,7 +36,7 @@ def use_features(run: Any) -> None:
                 run.trainer.say(f"features are computed anew in each epoch: {reason}")
             return
         raise UsageError(f"feature_cache={wanted!r} cannot be used: {reason}", fix='feature_cache="auto"')
-    views = wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else 1
+    views = wanted if is_whole(wanted) else 1
     noun = run.module.sample_noun
     run.loader = _wrapped(run, run.loader, views, f"training {noun}")
     if run.validation is not None:
@@ -51,8 +52,7 @@ def why_not(run: Any) -> str:
     order = run.ordered
     if order is None or not isinstance(run.loader.dataset, SeededDataset):
         return "whether a sample is the same in every epoch is known of flashtask's own datasets alone"
-    views = wanted is not True and isinstance(wanted, int)
-    if not views and not run.loader.dataset.repeats_itself():
+    if not is_whole(wanted) and not run.loader.dataset.repeats_itself():
         return "the training data is augmented at random, so every epoch sees other inputs"
     if any(hook is not None for hook in run.transfer):
         return "batches are changed on their way to the device"

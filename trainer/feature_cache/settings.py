@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 
 __all__ = ["check_feature_cache"]
@@ -15,9 +16,8 @@ def check_feature_cache(value: Any) -> None:
     Raises:
         UsageError: it is none of them.
     """
-    is_views = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     is_word = isinstance(value, bool) or (isinstance(value, str) and value == "auto")
-    if not is_word and not is_views:
+    if not is_word and not is_whole(value):
         raise UsageError(
             f'Trainer(feature_cache={value!r}): "auto", True, False or a number of views is needed',
             fix='feature_cache="auto"',

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.seeding import seeded_generators
 from flashtask.trainer.finetuning.lora import FACTORS, adapted_layers, add_factors, weight_in
-from flashtask.trainer.finetuning.selection import LowRank, is_whole
+from flashtask.trainer.finetuning.selection import LowRank
 from flashtask.trainer.wrapping import own_name
 
 __all__ = ["describe_adapters", "restore_adapters"]

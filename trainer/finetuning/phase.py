@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.finetuning.selection import Selection, check_keys, is_number, is_whole
+from flashtask.trainer.finetuning.selection import Selection, check_keys
 
 __all__ = ["GROUPS", "UNTIL", "Phase", "Plateau"]
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError, did_you_mean
 
-__all__ = ["LowRank", "Selection", "check_keys", "is_number", "is_whole"]
+__all__ = ["LowRank", "Selection", "check_keys"]
 
 #: words that stand for a part of a module; each of them means the head too
 _WORDS = ("head", "all", "biases", "norms", "lora")
@@ -171,7 +172,7 @@ def _read_item(item: Any, where: str) -> dict[str, Any]:
     if isinstance(item, Mapping) and len(item) == 1:
         ((key, value),) = item.items()
         if key == "layers":
-            if not (is_whole(value) or value == 0):
+            if not is_whole(value, 0):
                 raise UsageError(f"{where}.layers: a number of layers is needed, not {value!r}", fix="{layers: 3}")
             return {"head": True, "layers": int(value)}
         if key == "lora":
@@ -196,13 +197,3 @@ def check_keys(given: Mapping[Any, Any], known: list[str], where: str) -> None:
         if key not in known:
             fix = did_you_mean(str(key), known) or f"the keys are {', '.join(known)}"
             raise UsageError(f"{where}: there is no key {key!r}", fix=fix)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

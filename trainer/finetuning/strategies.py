@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Registry
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.phases import Finetuning, Gradual, Stage
 from flashtask.trainer.finetuning.reading import read_mapping
-from flashtask.trainer.finetuning.selection import LowRank, Selection, is_number, is_whole
+from flashtask.trainer.finetuning.selection import LowRank, Selection
 
 __all__ = ["FINETUNING", "resolve_finetuning"]
 

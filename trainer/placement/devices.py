@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_devices(devices: Any, most: int | None = 1) -> int | tuple[int, ...] |
         return tuple(read)
     if read is None and isinstance(devices, str):
         return None
-    if isinstance(read, int) and not isinstance(read, bool) and (read >= 1 or read == -1):
+    if is_whole(read, -1) and read != 0:
         _limit(devices, read, most)
         return read
     needed = "at least one" if read == 0 else 'a number of devices, their own numbers, "auto", or -1 for all,'
@@ -54,7 +55,7 @@ def _read_text(text: str) -> Any:
 
 
 def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(value, 0)
 
 
 def _limit(devices: Any, count: int, most: int | None) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.tuning.memory import MemoryLimit
 
@@ -37,7 +38,7 @@ class BatchSizeOptions:
         checks = {
             "mode": (self.mode in ("power", "binsearch"), '"power" or "binsearch"'),
             "max_batch_size": (
-                isinstance(most, int) and not isinstance(most, bool) and most >= 1,
+                is_whole(most),
                 "a whole number of at least 1",
             ),
             "attribute": (isinstance(self.attribute, str), "the name of an attribute"),

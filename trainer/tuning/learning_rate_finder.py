@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -59,12 +60,12 @@ class RangeTest:
     def __post_init__(self) -> None:
         limit = self.early_stop_threshold
         checks = {
-            "num_training": (_is_whole(self.num_training) and self.num_training >= 3, "a whole number of at least 3"),
-            "min_lr": (_is_number(self.min_lr) and self.min_lr > 0, "a number above 0"),
-            "max_lr": (_is_number(self.max_lr) and self.max_lr > self.min_lr, f"a number above min_lr={self.min_lr}"),
+            "num_training": (is_whole(self.num_training, 3), "a whole number of at least 3"),
+            "min_lr": (is_number(self.min_lr) and self.min_lr > 0, "a number above 0"),
+            "max_lr": (is_number(self.max_lr) and self.max_lr > self.min_lr, f"a number above min_lr={self.min_lr}"),
             "mode": (self.mode in ("exponential", "linear"), '"exponential" or "linear"'),
-            "early_stop_threshold": (limit is None or (_is_number(limit) and limit > 1), "a number above 1, or None"),
-            "smoothing": (_is_number(self.smoothing) and 0 <= self.smoothing < 1, "a number from 0 to below 1"),
+            "early_stop_threshold": (limit is None or (is_number(limit) and limit > 1), "a number above 1, or None"),
+            "smoothing": (is_number(self.smoothing) and 0 <= self.smoothing < 1, "a number from 0 to below 1"),
             "attribute": (self.attribute is None or isinstance(self.attribute, str), "the name of an attribute"),
         }
         for name, (fits, needed) in checks.items():
@@ -182,7 +183,7 @@ def learning_rate_of(module: Any, attribute: str | None) -> NamedValue:
         )
 
     found = NamedValue.find(names, (module,), missing)
-    if not _is_number(found.value) or found.value <= 0:
+    if not is_number(found.value) or found.value <= 0:
         raise UsageError(
             f"{found.name} of {kind} is {found.value!r}: a number above 0 is needed to start from",
             fix=f"{found.name}=0.001",
@@ -240,11 +241,3 @@ def _pairs(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> Any:
 def _target(group: dict[str, Any]) -> float:
     """The rate that a group is made with: what a schedule reaches, or else starts from."""
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
