@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from flashtask.backbones import build_backbone
 from flashtask.backbones.stored import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
+from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.preprocessing import Preprocessing
@@ -101,7 +102,7 @@ class Task(Module):
             ("learning_rate", learning_rate),
             ("backbone_learning_rate", backbone_learning_rate),
         ):
-            if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate <= 0):
+            if rate is not None and not (is_number(rate) and rate > 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
