@@ -7,7 +7,6 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 
@@ -34,7 +33,7 @@ def read_duration(duration: Any) -> timedelta:
         for part, value in duration.items():
             if part not in _PARTS:
                 raise UnknownNameError("part of a duration", str(part), _PARTS)
-            if not is_number(value):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise UsageError(f"a duration's {part} are a number, not {value!r}", fix=f'{{"{part}": 1}}')
         found = _length(duration)
     if not isinstance(found, timedelta) or found <= timedelta(0):
