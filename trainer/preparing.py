@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
-from torchmetrics import Metric
 
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
+from flashtask.core.metrics import is_metric
 from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
@@ -136,7 +136,7 @@ def _prepare_fit(run: FitRun) -> None:
     _start(run)
     _check_state_keys(run)
     for part in module.modules():
-        if isinstance(part, Metric):
+        if is_metric(part):
             part.reset()  # what a run that failed may have left
     # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
     run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
