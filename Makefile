@@ -50,9 +50,9 @@ types: $(DONE)/dev
 	ln -sfn .. .link/flashtask
 	$(PYTHON) -m mypy
 
-## make bench     what the engine adds to a training step, against the same loop by hand
-bench: $(DONE)/demo
-	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/engine_overhead.py
+## make bench     flashtask, a loop by hand and every peer that is installed; BENCH="--quick" sees whether it runs
+bench: $(DONE)/bench
+	$(PYTHON) benchmarks/run.py $(BENCH)
 
 ## make clean     remove what the targets made, except the environment
 clean:

@@ -26,6 +26,7 @@ from flashtask.core.preprocessing import Preprocessing
 
 __all__ = [
     "CONFIG_FILE",
+    "TIMM_KEYS",
     "WEIGHT_FILES",
     "TimmFolder",
     "read_timm_folder",
@@ -36,6 +37,9 @@ __all__ = [
 CONFIG_FILE = "config.json"
 #: In the order in which they are looked for.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+#: What timm's own configuration says of the preprocessing, under the same names; how files are decoded is ours.
+TIMM_KEYS = tuple(key for key in Preprocessing.__dataclass_fields__ if key != "decode")
 
 _MAX_CONFIG = 8 << 20  # bytes: 21,000 labels with descriptions take some 2 MiB
 _MAX_DEPTH = 32
@@ -218,7 +222,7 @@ def _preprocessing(values: Mapping[str, Any], in_chans: int | None, img_size: An
     from flashtask.backbones.weights import for_channels
 
     defaults = Preprocessing(interpolation="bicubic")  # timm's own
-    given = {key: values[key] for key in Preprocessing.__dataclass_fields__ if values.get(key) is not None}
+    given = {key: values[key] for key in TIMM_KEYS if values.get(key) is not None}
     try:
         channels, *size = _sizes(given.pop("input_size", list(defaults.input_size)), 3)
         if img_size is not None:

@@ -35,14 +35,18 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
     paths = image_paths(images)
     if params["output"]:
         require_writable_file(Path(params["output"]))
+    from flashtask.data.decoded_cache import DecodedCache
+    from flashtask.tasks.prediction import predictions_of
+
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, params["accelerator"])
-        paths = _readable(paths, task.preprocessing.input_size[0], params["on_bad_image"] or "error")
+        cache = DecodedCache()
+        paths = _readable(paths, task.preprocessing, params["on_bad_image"] or "error", cache)
     labels = task.labels or tuple(str(number) for number in range(task.num_classes))
     top_k = params["top_k"]
     if top_k and top_k > len(labels):
         raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
-    predictions = task.predictions(paths, params["batch_size"] or 32, params["num_workers"])
+    predictions = predictions_of(task, paths, params["batch_size"], params["num_workers"], cache=cache)
     write = WRITERS[params["format"] or "table"]
     with _stream(params["output"]) as stream:
         write(predictions, stream, top_k=top_k, paths=paths, labels=labels)
@@ -61,11 +65,13 @@ def _load(checkpoint: Path | str, accelerator: str | None) -> Any:
     return task.to(resolve_device(accelerator or "auto"))
 
 
-def _readable(paths: list[str], channels: int, on_bad_image: str) -> list[str]:
-    """Decode every image once, so that all bad ones are named before the first row is written."""
+def _readable(paths: list[str], preprocessing: Any, on_bad_image: str, cache: Any) -> list[str]:
+    """Decode every image, so that all bad ones are named before the first row is written; what has room is kept."""
     from flashtask.data.checks import describe, find_bad_images
+    from flashtask.data.transforms import eval_transform
 
-    bad = find_bad_images(paths, channels)
+    first = eval_transform(preprocessing).first
+    bad = find_bad_images(paths, preprocessing.input_size[0], lambda path: cache.read(first, path))
     if bad and on_bad_image == "error":
         raise BadDataError(
             f"{len(bad)} of {len(paths)} images cannot be read",

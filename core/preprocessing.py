@@ -9,6 +9,7 @@ from flashtask.core.errors import UsageError, did_you_mean
 
 __all__ = ["Preprocessing"]
 
+_DECODINGS = ("scaled", "whole")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
@@ -24,6 +25,8 @@ class Preprocessing:
         interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
         crop_mode: `center` (shorter side to size / crop_pct, then centre crop), `squash` (both sides) or
             `border` (longer side, then pad), with timm's meanings.
+        decode: `scaled` lets a JPEG file that is much too large be decoded at a half, a quarter or an eighth of its
+            size, at least twice as large as what the resize makes of it; `whole` decodes every pixel.
     """
 
     input_size: tuple[int, int, int] = (3, 224, 224)
@@ -32,6 +35,7 @@ class Preprocessing:
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     crop_mode: str = "center"
+    decode: str = "scaled"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_size", tuple(int(n) for n in self.input_size))
@@ -51,6 +55,8 @@ class Preprocessing:
             )
         if self.crop_mode not in ("center", "squash", "border"):
             raise UsageError(f"crop_mode must be center, squash or border, not {self.crop_mode!r}")
+        if self.decode not in _DECODINGS:
+            raise UsageError(f"decode must be scaled or whole, not {self.decode!r}", fix='decode="scaled"')
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, ready for JSON."""
@@ -58,8 +64,8 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The record that `to_dict` wrote; unknown keys are an error."""
+        """The record that `to_dict` wrote; unknown keys are an error. One that does not say `decode` means `whole`."""
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise UsageError(f"preprocessing has unknown keys: {', '.join(sorted(unknown))}")
-        return cls(**values)
+        return cls(**{"decode": "whole", **values})

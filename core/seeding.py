@@ -224,12 +224,19 @@ class SeededDataset(Dataset[Any]):
         raise NotImplementedError
 
     def __getitem__(self, place: Place | int) -> Any:
+        with self.drawing(place) as place:
+            return self.sample(place)
+
+    @contextmanager
+    def drawing(self, place: Place | int) -> Iterator[Place]:
+        """Around what draws for one sample: the generators are set from its place, and put back."""
         if not isinstance(place, Place):
             place = Place(int(place), 0, int(torch.empty((), dtype=torch.int64).random_()))
         if not self.generators:
-            return self.sample(place)
+            yield place
+            return
         with seeded_generators(place.seed, self.generators):
-            return self.sample(place)
+            yield place
 
 
 class _Seeded(SeededDataset):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -53,25 +53,37 @@ def check_policy(on_bad_image: object) -> None:
         )
 
 
-def find_bad_images(paths: Sequence[str], channels: int = 3) -> list[BadImage]:
-    """Decode every file completely, in threads, and return all that fail, in the order of `paths`."""
+def find_bad_images(
+    paths: Sequence[str], channels: int = 3, read: Callable[[str], object] | None = None
+) -> list[BadImage]:
+    """Decode every file completely, in threads, and return all that fail, in the order of `paths`.
+
+    Args:
+        paths: image files.
+        channels: as the images will be read.
+        read: what decodes a file, if it is to be kept; by default `load_image` with these channels.
+    """
+    read = read or (lambda path: load_image(path, channels))
     prepare_decoders()
     bad: list[BadImage] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         # In chunks, so that Ctrl-C does not wait for a million queued files.
         for start in range(0, len(paths), _CHUNK):
-            reasons = pool.map(lambda path: _fault(path, channels), chunk := paths[start : start + _CHUNK])
+            reasons = pool.map(lambda path: _fault(path, read), chunk := paths[start : start + _CHUNK])
             bad += [BadImage(p, r) for p, r in zip(chunk, reasons, strict=True) if r is not None]
     return bad
 
 
-def check_images(paths: Sequence[str], on_bad_image: str = "error", channels: int = 3) -> list[BadImage]:
+def check_images(
+    paths: Sequence[str], on_bad_image: str = "error", channels: int = 3, read: Callable[[str], object] | None = None
+) -> list[BadImage]:
     """Decode every file, and refuse or report all bad ones at once.
 
     Args:
         paths: image files.
         on_bad_image: `error` raises if any is bad; `skip` returns them.
         channels: as the images will be read.
+        read: as in `find_bad_images`.
 
     Returns:
         The bad files, for the caller to leave out and to report.
@@ -82,7 +94,7 @@ def check_images(paths: Sequence[str], on_bad_image: str = "error", channels: in
         UsageError: an unknown policy.
     """
     check_policy(on_bad_image)
-    bad = find_bad_images(paths, channels)
+    bad = find_bad_images(paths, channels, read)
     if bad and on_bad_image == "error":
         error = BadDataError(
             f"{len(bad)} of {len(paths)} images cannot be read",
@@ -113,9 +125,9 @@ def find_leaks(train: Iterable[str], other: Iterable[str]) -> list[tuple[str, st
     return [(path, known[suspects[path]]) for path in other if suspects.get(path) in known]
 
 
-def _fault(path: str, channels: int) -> str | None:
+def _fault(path: str, read: Callable[[str], object]) -> str | None:
     try:
-        load_image(path, channels)
+        read(path)
     except BadDataError as error:
         return error.why
     except MissingInputError:

@@ -1,18 +1,39 @@
-"""`ImageFileDataset`: image files, decoded and transformed one sample at a time."""
+"""`ImageFileDataset`: image files, decoded in threads and transformed, a batch or a sample at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from PIL import Image
+from torch.utils.data import default_collate
 
 from flashtask.core.errors import UsageError
 from flashtask.core.known_files import content_hashes
 from flashtask.core.seeding import Place, SeededDataset
-from flashtask.data.images import load_image
-from flashtask.data.transforms import Augmentation, Transform, description, is_fixed
+from flashtask.data.decoded_cache import DecodedCache
+from flashtask.data.decoding import Pixels
+from flashtask.data.threads import in_threads
+from flashtask.data.transforms import Augmentation, Evaluation, Transform, description, first_steps, is_fixed
 
-__all__ = ["ImageFileDataset"]
+__all__ = ["ImageFileDataset", "Samples", "collate"]
+
+Sample = torch.Tensor | tuple[torch.Tensor, int]
+
+
+class Samples(list[Sample]):
+    """The samples of a batch whose images lie one after the other in one tensor (B, C, H, W) already."""
+
+    images: torch.Tensor
+    targets: list[int] | None
+
+
+def collate(samples: Any) -> Any:
+    """A batch from samples, as torch makes it, without copying images that lie together already."""
+    if not isinstance(samples, Samples):
+        return default_collate(samples)
+    return samples.images if samples.targets is None else [samples.images, torch.tensor(samples.targets)]
 
 
 class ImageFileDataset(SeededDataset):
@@ -25,6 +46,7 @@ class ImageFileDataset(SeededDataset):
         targets: one class index a file, or None for prediction.
         transform: what turns a PIL image into a tensor; an `Augmentation` for training.
         channels: 3 (RGB) or 1 (grey).
+        cache: where decoded pictures are kept; by default they are not.
 
     Raises:
         UsageError: there are not as many targets as paths.
@@ -36,6 +58,7 @@ class ImageFileDataset(SeededDataset):
         targets: Sequence[int] | None,
         transform: Transform | Augmentation,
         channels: int = 3,
+        cache: DecodedCache | None = None,
     ) -> None:
         if targets is not None and len(targets) != len(paths):
             raise UsageError(f"{len(paths)} paths but {len(targets)} targets")
@@ -47,6 +70,7 @@ class ImageFileDataset(SeededDataset):
         else:
             self.augmentation = Augmentation(transform, transform, ())
         self.generators = self.augmentation.generators
+        self._cache = cache or DecodedCache(0)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,9 +91,54 @@ class ImageFileDataset(SeededDataset):
         hashes = content_hashes([self.paths[index] for index in indices])
         return [f"{hashed} {self.channels} {how}" for hashed in hashes]
 
-    def sample(self, place: Place) -> torch.Tensor | tuple[torch.Tensor, int]:
+    def sample(self, place: Place) -> Sample:
         """Decode and transform one sample."""
-        image = load_image(self.paths[place.index], self.channels)
-        transform = self.augmentation.frozen if place.frozen else self.augmentation.trained
-        values = transform(image)
-        return values if self.targets is None else (values, self.targets[place.index])
+        return self._transformed(place, self._decode(place))
+
+    def __getitems__(self, places: Sequence[Place | int]) -> list[Sample]:
+        """The samples of a batch. Threads do what draws no random numbers: decoding, and the evaluation transform."""
+        whole = [self._transform(place) for place in places]
+        if len(places) and all(isinstance(transform, Evaluation) for transform in whole):
+            return self._evaluated(places, whole[0])
+        # The rest draws from global generators, which one thread at a time can set.
+        decoded = in_threads(self._decode, places)
+        return [self._drawn(place, pixels) for place, pixels in zip(places, decoded, strict=True)]
+
+    def _evaluated(self, places: Sequence[Place | int], transform: Any) -> Samples:
+        images = torch.empty((len(places), *transform.shape))
+
+        def write(row: int) -> None:
+            transform.rest(self._decode(places[row]), images[row])
+
+        in_threads(write, range(len(places)))
+        samples = Samples(self._with_target(place, image) for place, image in zip(places, images, strict=True))
+        samples.images = images
+        samples.targets = None if self.targets is None else [self.targets[_index(place)] for place in places]
+        return samples
+
+    def _drawn(self, place: Place | int, pixels: Pixels) -> Sample:
+        """The rest of the transform, with the generators set as around any sample."""
+        with self.drawing(place) as place:
+            return self._transformed(place, pixels)
+
+    def _decode(self, place: Place | int) -> Pixels:
+        first = first_steps(self._transform(place), self.channels)
+        return self._cache.read(first, self.paths[_index(place)])
+
+    def _transform(self, place: Place | int) -> Transform:
+        is_frozen = isinstance(place, Place) and place.frozen
+        return self.augmentation.frozen if is_frozen else self.augmentation.trained
+
+    def _transformed(self, place: Place, pixels: Pixels) -> Sample:
+        transform = self._transform(place)
+        if isinstance(transform, Evaluation):
+            return self._with_target(place, transform.rest(pixels))
+        image = Image.fromarray(pixels)
+        return self._with_target(place, transform(image if self.channels == 1 else image.convert("RGB")))
+
+    def _with_target(self, place: Place | int, image: torch.Tensor) -> Sample:
+        return image if self.targets is None else (image, self.targets[_index(place)])
+
+
+def _index(place: Place | int) -> int:
+    return place.index if isinstance(place, Place) else int(place)

@@ -19,11 +19,13 @@ from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.arguments import PathLike, check_folders, check_numbers, check_split, one_augment
 from flashtask.data.checks import BadImage, check_images, check_policy, describe, find_leaks
 from flashtask.data.datasets import ImageFileDataset
+from flashtask.data.decoded_cache import DecodedCache
+from flashtask.data.decoding import FirstSteps
 from flashtask.data.folders import ImageSet, list_class_folders, list_images, match_classes
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, resolve_layout
 from flashtask.data.loaders import image_loader
 from flashtask.data.splits import stratified_split
-from flashtask.data.transforms import eval_transform, train_transform
+from flashtask.data.transforms import eval_transform, first_steps, train_transform
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageClassificationData"]
@@ -61,6 +63,7 @@ class ImageClassificationData(DataModule):
         #: Files whose content is also in the training part: (the file, the training file).
         self.leaks: tuple[tuple[str, str], ...] = ()
         self._checked: set[str] = set()
+        self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
         self._labels: tuple[str, ...] = ()
@@ -270,8 +273,11 @@ class ImageClassificationData(DataModule):
         self._datasets.clear()
 
     def _check(self, parts: list[str]) -> None:
+        # What is decoded to be checked is kept: the first epoch has it already.
+        reads = {path: self._first_steps(part) for part in reversed(parts) for path in self._parts[part].paths}
         paths = [path for part in parts for path in self._parts[part].paths]
-        bad = check_images(paths, self._arguments["on_bad_image"], self._channels())
+        policy, channels = self._arguments["on_bad_image"], self._channels()
+        bad = check_images(paths, policy, channels, lambda path: self._cache.read(reads[path], path))
         if bad:
             self._leave_out(parts, bad)
         for part in parts:
@@ -316,8 +322,14 @@ class ImageClassificationData(DataModule):
             targets, _ = match_classes(images, self._labels, f"{part}_folder", self._against)
         if part == "train":
             augmentation = train_transform(preprocessing, self._arguments["augment"])
-            return ImageFileDataset(images.paths, targets, augmentation, self._channels())
-        return ImageFileDataset(images.paths, targets, eval_transform(preprocessing), self._channels())
+            return ImageFileDataset(images.paths, targets, augmentation, self._channels(), self._cache)
+        return ImageFileDataset(images.paths, targets, eval_transform(preprocessing), self._channels(), self._cache)
+
+    def _first_steps(self, part: str) -> FirstSteps:
+        """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
+        if part != "train":
+            return eval_transform(self._preprocessing()).first
+        return first_steps(train_transform(self._preprocessing(), self._arguments["augment"]).frozen, self._channels())
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
         if part not in self._parts:

@@ -8,6 +8,8 @@ What is decided here, for training and prediction alike:
   are refused, because nobody declared what is white.
 - Of an animation or a multi-page file the first frame counts.
 - A file that cannot be decoded to its last byte is an error, never half an image.
+- A JPEG that is much larger than needed may be decoded at a half, a quarter or an eighth of its size: the
+  decoder then leaves out the finest detail, which the resize that follows would average away.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from __future__ import annotations
 import functools
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.data.layout import is_image_name, nearest_existing
 
-__all__ = ["MAX_PIXELS", "in_mode", "is_image_name", "load_image", "prepare_decoders"]
+__all__ = ["MAX_PIXELS", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
+
+#: From the whole (width, height) of a picture to the least (width, height) that its decoding must have.
+LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -40,15 +47,43 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those after which width and height have changed places.
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one file completely.
+    """Decode one file completely, every pixel of it.
 
     Args:
         path: the image file; its content decides the format, not its name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
         max_pixels: width times height above which the file is refused before it is decoded.
+
+    Raises:
+        BadDataError, MissingInputError, UsageError: as `load_scaled`.
+    """
+    return load_scaled(path, channels, max_pixels=max_pixels)[0]
+
+
+def load_scaled(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    least: LeastSize | None = None,
+    *,
+    keep_grey: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode one file to its last byte, at a fraction of its size where the format can and that is enough.
+
+    Args:
+        path: the image file; its content decides the format, not its name.
+        channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
+        least: how large the picture must stay; None decodes every pixel.
+        keep_grey: leave a grey file in mode L although 3 channels are wanted, all of which would be equal.
+        max_pixels: width times height above which the file is refused before it is decoded.
+
+    Returns:
+        The upright picture, and the (width, height) of the whole one.
 
     Raises:
         BadDataError: empty, not an image, cut short, damaged, too large, of an undeclared range, or
@@ -67,7 +102,9 @@ def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: i
     name = os.fspath(path)
     _require_regular_file(name)
     try:
-        return in_mode(_decode(name, max_pixels), "RGB" if channels == 3 else "L")
+        image, whole = _decode(name, max_pixels, least)
+        grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
+        return in_mode(image, "L" if grey else "RGB"), whole
     except (MemoryError, UsageError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in kind on damaged files
@@ -99,7 +136,7 @@ def _require_regular_file(name: str) -> None:
         raise _bad(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _decode(name: str, max_pixels: int) -> Image.Image:
+def _decode(name: str, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
     with open(name, "rb") as file:
         image = Image.open(file, formats=prepare_decoders())
         width, height = image.size
@@ -110,9 +147,20 @@ def _decode(name: str, max_pixels: int) -> Image.Image:
             image.verify()
             file.seek(0)
             image = Image.open(file, formats=("PNG",))
+        if least is not None and isinstance(image, JpegImageFile):
+            lies = _orientation(image) in _SIDEWAYS
+            across, down = least((height, width) if lies else (width, height))
+            image.draft(None, (down, across) if lies else (across, down))
         image.load()
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    return image if turn is None else image.transpose(turn)
+        orientation = _orientation(image)  # in a PNG it may stand behind the pixels
+    whole = (height, width) if orientation in _SIDEWAYS else (width, height)
+    turn = _TURNS.get(orientation)
+    return (image if turn is None else image.transpose(turn)), whole
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(0x0112, 1)
+    return orientation
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:

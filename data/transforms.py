@@ -11,17 +11,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import GENERATORS
+from flashtask.data.decoding import Decoding, FirstSteps, Fitting, Pixels
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "Transform", "check_augment", "description", "eval_transform", "is_fixed"]
-__all__ += ["train_transform"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "Evaluation",
+    "Transform",
+    "check_augment",
+    "description",
+    "eval_transform",
+    "first_steps",
+    "is_fixed",
+    "train_transform",
+]
 
 #: PIL image to float32 tensor (C, H, W), normalised.
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -70,9 +80,21 @@ def check_augment(augment: object) -> None:
         )
 
 
-def eval_transform(preprocessing: Preprocessing) -> Transform:
+def eval_transform(preprocessing: Preprocessing) -> Evaluation:
     """The transform of validation, test and prediction; deterministic."""
-    return _Evaluate(preprocessing)
+    return Evaluation(preprocessing)
+
+
+def first_steps(transform: Transform, channels: int) -> FirstSteps:
+    """What of a transform is deterministic and comes first; for a transform of a user's own it is the decoding.
+
+    Args:
+        transform: of images.
+        channels: 3 or 1.
+    """
+    if isinstance(transform, (Evaluation, _Augment)):
+        return transform.first
+    return Decoding(channels)
 
 
 def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any], Any] = "auto") -> Augmentation:
@@ -103,65 +125,77 @@ def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any],
 
 def is_fixed(transform: Transform) -> bool:
     """Whether a transform is known to give the same tensor each time."""
-    return isinstance(transform, _Evaluate)
+    return isinstance(transform, Evaluation)
 
 
 def description(transform: Transform) -> str | None:
     """What a transform does, so that two that say the same do the same; None for a user's own."""
-    if isinstance(transform, _Evaluate):
+    if isinstance(transform, Evaluation):
         return f"evaluate {transform.preprocessing.to_dict()}"
     if isinstance(transform, _Augment):
         return f"{transform.name} {transform.preprocessing.to_dict()}"
     return None
 
 
-def _to_tensor(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
-    values: torch.Tensor = F.pil_to_tensor(image).to(torch.float32).div_(255)
-    mean = torch.tensor(preprocessing.mean)[:, None, None]
-    std = torch.tensor(preprocessing.std)[:, None, None]
-    return values.sub_(mean).div_(std)
+class Evaluation:
+    """Resize, crop at the centre, normalise, by timm's three crop modes.
 
-
-class _Evaluate:
-    """Resize, crop at the centre, normalise, by timm's three crop modes."""
+    Args:
+        preprocessing: of the backbone.
+    """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
-        self.size = preprocessing.input_size[1:]
-        self.resized = tuple(math.floor(side / preprocessing.crop_pct) for side in self.size)
+        self.first = Fitting(preprocessing)
+        self._normalise = _Normalise(preprocessing)
+        self.shape = preprocessing.input_size
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        mode = InterpolationMode(self.preprocessing.interpolation)
-        image = F.resize(image, self._resized_size(image), interpolation=mode)
-        if self.preprocessing.crop_mode == "border":
-            image = self._pad(image)
-        return _to_tensor(F.center_crop(image, list(self.size)), self.preprocessing)
+        """The tensor of a decoded picture in mode RGB or L."""
+        return self.rest(self.first.fit(image))
 
-    def _resized_size(self, image: Image.Image) -> list[int]:
-        height, width = self.resized
-        crop_mode = self.preprocessing.crop_mode
-        if crop_mode == "squash":
-            return [height, width]
-        if crop_mode == "center" and height == width:
-            return [height]  # the shorter side; torchvision then rounds the longer one down
-        ratios = (image.height / height, image.width / width)
-        ratio = max(ratios) if crop_mode == "border" else min(ratios)
-        return [round(image.height / ratio), round(image.width / ratio)]
+    def rest(self, pixels: Pixels, out: torch.Tensor | None = None) -> torch.Tensor:
+        """What is left to do after the first steps.
 
-    def _pad(self, image: Image.Image) -> Image.Image:
-        height, width = self.size
-        down, across = max(height - image.height, 0), max(width - image.width, 0)
-        fill = [round(255 * value) for value in self.preprocessing.mean]
-        padding = [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2]
-        padded: Image.Image = F.pad(image, padding, fill=fill)
-        return padded
+        Args:
+            pixels: of the final size.
+            out: float32 (C, H, W) in any memory format, to write into.
+        """
+        if out is None:
+            out = torch.empty(self.shape)
+        return self._normalise(pixels, out)
+
+
+class _Normalise:
+    """From bytes to float32 (C, H, W): divided by 255, less the mean, divided by the deviation.
+
+    In NumPy, which stays in its thread: torch would start threads of its own in each thread that decodes.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.mean = np.array(preprocessing.mean, dtype=np.float32)[:, None, None]
+        self.std = np.array(preprocessing.std, dtype=np.float32)[:, None, None]
+
+    def __call__(self, pixels: Pixels, out: torch.Tensor) -> torch.Tensor:
+        channels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        values = out.numpy()
+        np.subtract(channels.astype(np.float32) / np.float32(255), self.mean, out=values)
+        np.divide(values, self.std, out=values)
+        return out
 
 
 class _Augment:
     """The named augmentations; all draws come from torch's default generator."""
 
     def __init__(self, preprocessing: Preprocessing, name: str) -> None:
+        from torchvision.transforms import InterpolationMode, v2  # a second that evaluation and prediction save
+
         self.preprocessing, self.name = preprocessing, name
+        self._normalise = _Normalise(preprocessing)
+        self.shape = preprocessing.input_size
+        # So that the smallest crop, in its narrowest shape (3 to 4), is still twice as large as what becomes of it.
+        least = math.ceil(2 * max(self.shape[1:]) / math.sqrt(_CROP_SCALE[name][0] * 3 / 4))
+        self.first = Decoding(self.shape[0], least if preprocessing.decode == "scaled" else None)
         mode = InterpolationMode(preprocessing.interpolation)
         steps = [
             v2.RandomResizedCrop(preprocessing.input_size[1:], scale=_CROP_SCALE[name], interpolation=mode),
@@ -172,7 +206,7 @@ class _Augment:
         self.erase = v2.RandomErasing(p=0.25) if name == "strong" else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        values = _to_tensor(self.change(image), self.preprocessing)
+        values = self._normalise(np.array(self.change(image)), torch.empty(self.shape))
         if self.erase is not None:
             values = self.erase(values)
         return values
@@ -187,7 +221,9 @@ class _Own:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         result = self.transform(image)
         if isinstance(result, torch.Tensor) and result.dtype == torch.uint8:
-            result = F.to_pil_image(result)
+            from torchvision.transforms.v2.functional import to_pil_image
+
+            result = to_pil_image(result)
         if isinstance(result, Image.Image):
             return self.rest(result)
         if isinstance(result, torch.Tensor) and result.is_floating_point() and result.ndim == 3:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from flashtask.core.errors import UsageError
 from flashtask.tasks.prediction import Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["ImageClassifier"]
 
@@ -62,6 +63,8 @@ class ImageClassifier(Task):
 
     def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
         """Accuracy: the share of images whose most probable class is the right one."""
+        from torchmetrics.classification import MulticlassAccuracy  # two seconds that the import of this file saves
+
         return {"accuracy": MulticlassAccuracy(num_classes=max(2, num_outputs), average="micro")}
 
     def connect(self, datamodule: Any) -> None:
@@ -85,6 +88,7 @@ class ImageClassifier(Task):
             self.num_classes = len(self.labels)
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
+        self._add_metrics()
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
 
     def _takes_classes_of(self, datamodule: Any, found: tuple[str, ...]) -> bool:

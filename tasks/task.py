@@ -10,11 +10,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
-from torchmetrics import Metric
 
 from flashtask.backbones import build_backbone
 from flashtask.backbones.stored import check_stored_backbone, stored_arguments
@@ -22,6 +21,7 @@ from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
+from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
@@ -29,16 +29,18 @@ from flashtask.tasks.building import DrawnHead, building_without_weights, fetche
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_zoo import own_names, require_own_names
-from flashtask.tasks.prediction import as_items, evaluating, image_batches
+from flashtask.tasks.prediction import as_items, predictions_of
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler, name_and_options
-from flashtask.trainer.placement.precision import resolve_precision
 from flashtask.trainer.provenance import provenance_in
 from flashtask.trainer.wrapping import own_name
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["Task"]
 
@@ -147,14 +149,13 @@ class Task(Module):
     # ---- the model
 
     def make_head(self, num_outputs: int) -> None:
-        """Build the head and the metrics, once it is known how many outputs there are.
+        """Build the head, once it is known how many outputs there are; the metrics follow when something is measured.
 
         The weights are drawn from the trainer's seed, else from that of the last `seed_everything`, else from 0:
         not from what the process has drawn before.
         """
         self.head = self._head.draw(self.num_features, num_outputs, self._seed())
-        for part in ("val", "test"):
-            self.metrics[part] = nn.ModuleDict(self.make_metrics(num_outputs))
+        self.metrics.clear()
 
     def change_classes(self, labels: Sequence[str] | None = None, num_classes: int | None = None) -> Any:
         """Give the model other classes than it was trained with.
@@ -196,6 +197,13 @@ class Task(Module):
         if self.trainer is not None and self.trainer.active_run is self.trainer.fit_run:
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
+        self._add_metrics()
+
+    def _add_metrics(self) -> None:
+        """Make the metrics if the head is known; prediction has no need of them, nor of torchmetrics."""
+        if len(self.metrics) == 0 and self._head.sizes[1]:
+            for part in ("val", "test"):
+                self.metrics[part] = nn.ModuleDict(self.make_metrics(self._head.sizes[1])).to(self.device)
 
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
@@ -225,10 +233,11 @@ class Task(Module):
         images, targets = batch[0], self.to_targets(batch[1])
         outputs = self(images).float()
         self.log(f"{part}_loss", self.loss(outputs, targets))
+        self._add_metrics()
         metrics = self.metrics[part]
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
-            assert isinstance(metric, Metric)
+            assert is_metric(metric)
             metric.update(outputs, targets)
             self.log(f"{part}_{name}", metric)
 
@@ -299,13 +308,13 @@ class Task(Module):
 
     # ---- prediction
 
-    def predict(self, inputs: Any, batch_size: int = 32, num_workers: int | None = None) -> Any:
+    def predict(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Any:
         """What the task says about images: one result for one input, a list for a list.
 
         Args:
             inputs: the path of an image or a PIL image, or a list of them.
-            batch_size: images at a time.
-            num_workers: processes that load images; None decides by their number.
+            batch_size: images at a time; None decides by the device.
+            num_workers: processes that load images; None decides by itself.
 
         Raises:
             MissingInputError: there is no such file.
@@ -315,15 +324,12 @@ class Task(Module):
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
-    def predictions(self, inputs: Sequence[Any], batch_size: int = 32, num_workers: int | None = None) -> Iterator[Any]:
+    def predictions(
+        self, inputs: Sequence[Any], batch_size: int | None = None, num_workers: int | None = None
+    ) -> Iterator[Any]:
         """Results one by one, in the order of the inputs, as they are computed."""
         items, _ = as_items(inputs)
-        precision = resolve_precision(self.default_precision, self.device)
-        for images, paths in image_batches(items, self.preprocessing, batch_size, num_workers):
-            with evaluating(self, precision):
-                images = precision.convert_batch(images.to(self.device, memory_format=torch.channels_last))
-                outputs = self.predict_step(images, 0)
-            yield from self.to_predictions(outputs, paths)
+        yield from predictions_of(self, items, batch_size, num_workers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
         """Outputs of a batch of images, float32; targets are ignored if there are any."""

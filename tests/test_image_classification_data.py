@@ -257,4 +257,4 @@ def test_loaders_and_stages_that_are_not_there_are_refused(root):
 
 def test_small_data_is_loaded_without_processes():
     assert fitting_workers(100) == 0
-    assert fitting_workers(10_000) in (0, 2)
+    assert 0 <= fitting_workers(10_000) <= 8

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
-from torchmetrics import Metric
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.metrics import is_metric
 from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
@@ -143,7 +143,7 @@ def _prepare_fit(run: FitRun) -> None:
     _start(run)
     _check_state_keys(run)
     for part in module.modules():
-        if isinstance(part, Metric):
+        if is_metric(part):
             part.reset()  # what a run that failed may have left
     _adapt(run)
     # An error in a turn of one of several optimizers leaves the parameters of the others switched off.

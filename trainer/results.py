@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torchmetrics import Metric
 
 from flashtask.core.errors import UsageError
+from flashtask.core.metrics import is_metric
 from flashtask.trainer.hooks import LEVELS
 from flashtask.trainer.transfer import move_to_device
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["Entry", "LogSettings", "Results"]
 
@@ -75,7 +78,7 @@ class Entry:
             if value.numel() != 1:
                 raise UsageError(f"log({self.name!r}) takes a number, not a tensor of shape {tuple(value.shape)}")
             value = value.item() if value.is_cpu else value.detach().float().reshape(())
-        elif isinstance(value, Metric):
+        elif is_metric(value):
             self.metric = value
             self.value = getattr(value, "_forward_cache", None)
             return
@@ -230,7 +233,7 @@ class Results:
 
     def state_dict(self, module: nn.Module) -> list[dict[str, Any]]:
         """Entries with what they have summed up so far; metric objects by their place in the module."""
-        places = {id(part): place for place, part in module.named_modules() if isinstance(part, Metric)}
+        places = {id(part): place for place, part in module.named_modules() if is_metric(part)}
         rows = []
         for (moment, _), entry in self.entries.items():
             row = {"moment": moment, **entry.state_dict()}
@@ -249,7 +252,7 @@ class Results:
             entry.total, entry.weight = row["total"], row["weight"]
             if "metric" in row:
                 metric = module.get_submodule(row["metric"]["place"])
-                assert isinstance(metric, Metric)
+                assert is_metric(metric)
                 for name, value in row["metric"]["states"].items():
                     setattr(metric, name, move_to_device(value, metric.device))
                 metric._update_count = row["metric"]["updates"]

@@ -11,6 +11,7 @@ import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
+from flashtask.backbones.timm_folder import TIMM_KEYS
 from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.tasks.pretrained.layout import plain
@@ -77,7 +78,9 @@ class TimmSource:
         kept = {key: value for key, value in known.items() if key not in left_out}
         if tuple(kept.get("input_size", ())) != preprocessing.input_size:
             kept["pool_size"] = None
-        return {**plain(kept, "pretrained_cfg"), **preprocessing.to_dict(), "num_classes": num_classes}
+        wanted = preprocessing.to_dict()
+        wanted = {key: wanted[key] for key in TIMM_KEYS}
+        return {**plain(kept, "pretrained_cfg"), **wanted, "num_classes": num_classes}
 
 
 def linear_layer(head: nn.Module | None) -> tuple[str, nn.Linear] | None:

@@ -6,19 +6,22 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import Metric
 
+from flashtask.core.metrics import is_metric
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loading import batch_size_of
 from flashtask.trainer.results import Results
 from flashtask.trainer.run import RunInterruptedError
 from flashtask.trainer.wrapping import own_name
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["layers_with_statistics", "parts_in_eval_mode", "refresh_statistics"]
 
@@ -107,7 +110,7 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
     """Put back what a training step changes beside BatchNorm: modes, buffers, metrics, logged values, generators."""
     module = run.module
     modes = [(part, part.training) for part in module.modules()]
-    metrics = [(part, _state_of(part)) for part in module.modules() if isinstance(part, Metric)]
+    metrics = [(part, _state_of(part)) for part in module.modules() if is_metric(part)]
     buffers = _other_buffers(module)
     attributes = {name: getattr(run, name) for name in ("results", "loggers", "moment", "batch_size")}
     run.results, run.loggers = Results(), []

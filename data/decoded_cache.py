@@ -1,0 +1,81 @@
+"""What was decoded, kept in memory while there is room: an epoch after the first reads no file again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import torch.utils.data
+
+from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.trainer.tuning.memory import memory_limits
+
+__all__ = ["DecodedCache", "fitting_cache_bytes"]
+
+#: The most that decoded pictures may take, as a share of the memory that is free when the cache is made.
+_SHARE = 0.2
+#: Where the system does not say how much memory is free.
+_UNKNOWN = 256 * 2**20
+
+
+def fitting_cache_bytes() -> int:
+    """A share of the memory that this process may still use, by the machine, its control groups and its limits."""
+    try:
+        return int(_SHARE * min(limit.free for limit in memory_limits()))
+    except OSError:
+        return _UNKNOWN
+
+
+class DecodedCache:
+    """Decoded pictures by what was done to them, their path, size and time of change.
+
+    Nothing is ever thrown out: what does not fit is decoded each time. Worker processes see what was there when they
+    were forked and add nothing; a copy that is sent to another process is empty.
+
+    Args:
+        limit: bytes of pixels; by default `fitting_cache_bytes()`. 0 keeps nothing.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = fitting_cache_bytes() if limit is None else limit
+        self.num_bytes = 0
+        self._kept: dict[tuple[Any, ...], Pixels] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def read(self, first: FirstSteps, path: str) -> Pixels:
+        """What the first steps make of a file; the pixels are the same whether they were kept or not.
+
+        Raises:
+            BadDataError, MissingInputError: as `load_image`.
+        """
+        key = _key(first, path)
+        if key is None:
+            return first.read(path)
+        pixels = self._kept.get(key)
+        if pixels is None:
+            pixels = first.read(path)
+            self._keep(key, pixels)
+        return pixels
+
+    def _keep(self, key: tuple[Any, ...], pixels: Pixels) -> None:
+        if torch.utils.data.get_worker_info() is not None:
+            return
+        with self._lock:
+            if key not in self._kept and self.num_bytes + pixels.nbytes <= self.limit:
+                self._kept[key] = pixels
+                self.num_bytes += pixels.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DecodedCache, (self.limit,)
+
+
+def _key(first: FirstSteps, path: str) -> tuple[Any, ...] | None:
+    try:
+        file = os.stat(path)
+    except OSError:
+        return None  # reading it says why
+    return first, path, file.st_size, file.st_mtime_ns

@@ -1,0 +1,54 @@
+"""What is imported when: a name of flashtask costs little more than torch, a prediction no more than it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    *("torchvision", "timm", "torchmetrics", "scipy", "sympy", "pandas", "matplotlib", "huggingface_hub", "pydantic"),
+    *("rich", "networkx", "tensorboard", "wandb", "mlflow", "skimage", "IPython"),
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a new process holds after some code."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from flashtask import ImageClassifier, ImageClassificationData, Trainer",
+        "from flashtask import ImageClassifier, ImageEmbedder, Task, load",
+        "import flashtask.tasks.prediction",
+    ],
+)
+def test_the_public_classes_load_nothing_heavy_but_torch(code):
+    loaded = loaded_by(code)
+    assert "torch" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_a_prediction_needs_neither_metrics_nor_what_they_bring(tmp_path):
+    made = (
+        "from flashtask import ImageClassifier\n"
+        "from PIL import Image\n"
+        "model = ImageClassifier('timm/test_resnet', labels=('a', 'b'), pretrained=False)\n"
+        "assert model.predict(Image.new('RGB', (64, 64))).label in ('a', 'b')\n"
+    )
+    assert loaded_by(made) & {"torchmetrics", "scipy", "pandas", "matplotlib", "rich"} == set()
+
+
+def test_a_metric_is_known_as_one_also_when_it_came_later():
+    code = (
+        "from flashtask.core.metrics import is_metric\n"
+        "assert not is_metric(3)\n"
+        "from torchmetrics import MeanMetric\n"
+        "assert is_metric(MeanMetric()) and not is_metric(MeanMetric)\n"
+    )
+    assert "torchmetrics" in loaded_by(code)
