@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
+from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
@@ -141,6 +142,8 @@ def _prepare_fit(run: FitRun) -> None:
     seed_generators(run.seed)
     run.loggers = trainer.loggers if trainer.is_global_zero else []
     _start(run)
+    if run.device.type == "cpu":
+        keep_freed_memory()
     _check_state_keys(run)
     for part in module.modules():
         if is_metric(part):

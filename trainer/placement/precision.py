@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError, did_you_mean
 from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
+from flashtask.trainer.placement.depthwise import FastDepthwise, has_depthwise
 from flashtask.trainer.transfer import in_dtype
 
 __all__ = [
@@ -120,9 +121,17 @@ class MixedPrecision(Precision):
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self._has_depthwise = False
+
+    def convert_module(self, module: nn.Module) -> None:
+        """Weights stay in float32; what the module consists of decides how its gradients are best computed."""
+        super().convert_module(module)
+        self._has_depthwise = self.device.type == "cpu" and has_depthwise(module)
 
     def forward(self) -> AbstractContextManager[Any]:
         """Autocast for the device."""
+        if self._has_depthwise and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
+            return FastDepthwise()
         return torch.autocast(self.device.type, dtype=self.computes_in)
 
 
