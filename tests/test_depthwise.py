@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flashtask import Module, Trainer
-from flashtask.trainer.placement.depthwise import FastDepthwise, has_depthwise
+from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
 from flashtask.trainer.placement.precision import resolve_precision
 
 #: kernel, stride, padding, dilation, bias
@@ -41,7 +41,7 @@ def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_o
     images = torch.randn(8, 24, 15, 17).to(memory_format=memory_format)
     weights = torch.randn(layer(images).shape)
     plain, plain_gradients = gradients(autocast(), layer, images, weights)
-    fast, fast_gradients = gradients(FastDepthwise(), layer, images, weights)
+    fast, fast_gradients = gradients(fast_depthwise(), layer, images, weights)
     exact_layer = nn.Conv2d(24, 24, kernel, stride, padding, dilation, groups=24, bias=bias).double()
     exact_layer.load_state_dict(layer.state_dict())
     _, exact = gradients(torch.autocast("cpu", enabled=False), exact_layer, images.double(), weights)
@@ -58,7 +58,7 @@ def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_o
 def test_a_frozen_layer_and_frozen_inputs_get_no_gradient():
     layer = nn.Conv2d(8, 8, 5, 2, 2, groups=8)
     layer.weight.requires_grad_(False)
-    with FastDepthwise():
+    with fast_depthwise():
         layer(torch.randn(2, 8, 9, 9)).float().sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
@@ -68,7 +68,7 @@ def test_gradients_of_gradients_are_those_of_the_plain_path():
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 6, 5, 2, 2, groups=6)
     found = []
-    for context in (autocast(), FastDepthwise()):
+    for context in (autocast(), fast_depthwise()):
         images = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
         with context:
             output = layer(images).float().pow(2).sum()
@@ -85,7 +85,7 @@ def test_torch_func_can_ask_for_gradients():
     def loss(parameters):
         return torch.func.functional_call(layer, parameters, (images,)).float().sum()
 
-    with FastDepthwise():
+    with fast_depthwise():
         found = torch.func.grad(loss)(dict(layer.named_parameters()))
     assert found["weight"].shape == layer.weight.shape
     assert found["weight"].abs().sum() > 0
@@ -104,7 +104,7 @@ def test_torch_func_can_ask_for_gradients():
 )
 def test_only_what_would_be_slow_is_computed_otherwise(layer, is_slow):
     assert has_depthwise(nn.Sequential(layer)) is is_slow
-    with FastDepthwise():
+    with fast_depthwise():
         name = layer(torch.randn(2, layer.in_channels, 9, 9)).grad_fn.name()
     assert ("Depthwise" in name) is is_slow
 

@@ -7,14 +7,15 @@ step. In float32 they take a tenth, and lose nothing: values are rounded to bflo
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FastDepthwise", "has_depthwise"]
+__all__ = ["fast_depthwise", "has_depthwise"]
 
 _KERNEL = 3
 
@@ -28,26 +29,14 @@ def has_depthwise(module: nn.Module) -> bool:
     )
 
 
-class FastDepthwise:
+@contextmanager
+def fast_depthwise() -> Iterator[None]:
     """Autocast on a CPU to bfloat16, and inside of it depthwise convolutions whose gradients are computed in float32.
 
     The outputs are those of autocast alone, bit by bit; gradients are as near to the exact ones or nearer.
     """
-
-    def __init__(self) -> None:
-        self._autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-        self._mode = _Mode()
-
-    def __enter__(self) -> Self:
-        self._autocast.__enter__()
-        self._mode.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._mode.__exit__(kind, error, trace)
-        self._autocast.__exit__(kind, error, trace)
+    with torch.autocast("cpu", dtype=torch.bfloat16), _Mode():
+        yield
 
 
 class _Mode(TorchFunctionMode):
@@ -62,19 +51,20 @@ def _is_known(args: tuple[Any, ...]) -> bool:
     if len(args) != 7 or type(args[0]) is not Tensor or args[0].ndim != 4 or args[0].dtype not in _FORMATS:
         return False
     images, weight, _, stride, padding, _, groups = args
-    return (
+    is_known: bool = (
         1 < groups == images.shape[1]
         and weight.dtype in _FORMATS
         and not isinstance(padding, str)
         and _is_slow(weight.shape[2:], stride)
         and torch.is_autocast_enabled("cpu")
     )
+    return is_known
 
 
 _FORMATS = (torch.float32, torch.bfloat16)
 
 
-def _is_slow(kernel: Any, stride: Any) -> bool:
+def _is_slow(kernel: Sequence[int], stride: Sequence[int]) -> bool:
     return max(stride) > 1 or max(kernel) > _KERNEL
 
 
@@ -99,17 +89,18 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        gradient = gradients[0]
-        stride, (kernel, by_images, by_weight, by_bias) = ctx.how[0], (weight.shape[2:], *ctx.needs_input_grad[:3])
-        slow_images, slow_weight = by_images and max(stride) > 1, by_weight and max(kernel) > _KERNEL
-        whole = gradient.to(torch.float32) if slow_images or slow_weight else gradient
+        by_images, by_weight, by_bias, *_ = ctx.needs_input_grad
+        slow_images = by_images and max(ctx.how[0]) > 1
+        slow_weight = by_weight and max(weight.shape[2:]) > _KERNEL
+        plain = gradients[0]
+        exact = plain.to(torch.float32) if slow_images or slow_weight else plain
         found: list[Tensor | None] = [None, None, None]
         if by_images:
-            found[0] = _gradient(0, whole if slow_images else gradient, images, weight, ctx.how)
+            found[0] = _gradient(0, exact if slow_images else plain, images, weight, ctx.how)
         if by_weight:
-            found[1] = _gradient(1, whole if slow_weight else gradient, images, weight, ctx.how)
+            found[1] = _gradient(1, exact if slow_weight else plain, images, weight, ctx.how)
         if by_bias:
-            found[2] = gradient.sum((0, 2, 3))
+            found[2] = plain.sum((0, 2, 3))
         return *found, *[None for _ in ctx.how]
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError, did_you_mean
 from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
-from flashtask.trainer.placement.depthwise import FastDepthwise, has_depthwise
+from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
 from flashtask.trainer.transfer import in_dtype
 
 __all__ = [
@@ -131,7 +131,7 @@ class MixedPrecision(Precision):
     def forward(self) -> AbstractContextManager[Any]:
         """Autocast for the device."""
         if self._has_depthwise and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
-            return FastDepthwise()
+            return fast_depthwise()
         return torch.autocast(self.device.type, dtype=self.computes_in)
 
 
