@@ -8,6 +8,7 @@ import click
 
 from flashtask._version import __version__
 from flashtask.cli.options import (
+    BENCH,
     CACHE,
     EVALUATE,
     EVERYWHERE,
@@ -176,3 +177,19 @@ def pull(address: str, folder: str | None, **params: Any) -> None:
     from flashtask.cli.push import pull as run_pull
 
     run_pull(address, folder)
+
+
+@flashtask.command(short_help="Measure what this machine does with a backbone.")
+@click.argument("backbone", required=False)
+@add_options(BENCH + EVERYWHERE)
+def bench(backbone: str | None, **params: Any) -> None:
+    """Measure how many images per second this machine does with BACKBONE, and tell what `auto` takes and why.
+
+    Each number format and memory format is measured, without and with training, then prediction and decoding.
+    BACKBONE is efficientnet_lite0 where its package is installed, else resnet18. No weights are fetched.
+    """
+    from flashtask.cli.bench import bench as run_bench
+    from flashtask.cli.own_zoo import use_option
+
+    use_option(params)
+    run_bench(backbone, params)

@@ -26,6 +26,7 @@ from flashtask.cli.kinds import (
 )
 
 __all__ = [
+    "BENCH",
     "CACHE",
     "CONSTRUCTOR",
     "EVALUATE",
@@ -231,6 +232,15 @@ ZOO = (
 
 CACHE = (_JSON,)
 
+BENCH = (
+    Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
+    Option("--seconds", "", positive, "How long to measure each option; default 2.", "X"),
+    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A"),
+    Option("--compile", "", None, "The forward pass by torch.compile too; compiling takes a while."),
+    _ZOO_FILE,
+    _JSON,
+)
+
 PUSH = (
     Option("--private", "", None, "A new repository is for its owner alone."),
     Option("--revision", "", text, "A branch, made if there is none; default main.", "BRANCH"),
@@ -256,6 +266,7 @@ TABLES = {
     "push": PUSH,
     "pull": PULL,
     "cache": CACHE,
+    "bench": BENCH,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -28,7 +28,7 @@ from flashtask.data.threads import in_order, in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.trainer.placement.precision import MixedPrecision, Precision, resolve_precision
 
-__all__ = ["Prediction", "as_items", "evaluating", "image_batches", "paths_of", "predictions_of"]
+__all__ = ["Prediction", "as_items", "evaluating", "fitting_lanes", "image_batches", "paths_of", "predictions_of"]
 
 #: Images at a time: for a lane, what fits into a core's cache; else, what keeps a device busy.
 _LANE_BATCH, _BATCH_SIZE = 16, 64
@@ -184,7 +184,7 @@ def predictions_of(
         cache: where decoded pictures may lie already.
         lanes: threads that compute; None decides by itself. 0 takes the plain path.
     """
-    lanes = _fitting_lanes(task, len(items), num_workers) if lanes is None else lanes
+    lanes = fitting_lanes(task, len(items), num_workers) if lanes is None else lanes
     if not lanes:
         yield from _plainly(task, items, batch_size or _BATCH_SIZE, num_workers)
         return
@@ -204,7 +204,7 @@ def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int 
         yield from task.to_predictions(outputs, paths)
 
 
-def _fitting_lanes(task: Any, num_images: int, num_workers: int | None) -> int:
+def fitting_lanes(task: Any, num_images: int, num_workers: int | None) -> int:
     """A lane a core, up to eight; none where there is no CPU to share or parts may not be fit for several threads."""
     parts = (*task.modules(), *(hook for part in task.modules() for hook in _hooks(part)))
     is_known = all(type(one).__module__.partition(".")[0] in _LIBRARIES for one in parts)

@@ -162,10 +162,10 @@ def test_each_lane_computes_with_its_share_of_the_threads(task, paths, monkeypat
 def test_a_network_of_ones_own_is_not_run_in_several_threads(task):
     own = copy.deepcopy(task)
     own.backbone.add_module("own", type("Own", (nn.Identity,), {})())
-    assert prediction._fitting_lanes(own, 1000, None) == 0
-    assert prediction._fitting_lanes(task, 1000, None) >= 1
-    assert prediction._fitting_lanes(task, 1000, 2) == 0
-    assert prediction._fitting_lanes(task, 5, None) == 0
+    assert prediction.fitting_lanes(own, 1000, None) == 0
+    assert prediction.fitting_lanes(task, 1000, None) >= 1
+    assert prediction.fitting_lanes(task, 1000, 2) == 0
+    assert prediction.fitting_lanes(task, 5, None) == 0
 
 
 def test_a_bad_file_in_a_lane_is_told_and_the_threads_end(task, paths, tmp_path):
