@@ -234,6 +234,7 @@ def _compiled(model: ImageClassifier, precision: Precision, batch: torch.Tensor)
 
 def _train(model: ImageClassifier, precision: Precision, batch: torch.Tensor) -> Callable[[], object]:
     """Forward, loss, backward and optimizer step of the whole network, in the order of trainer/loop.py."""
+    precision.convert_module(model)
     targets = torch.arange(len(batch), device=batch.device) % _CLASSES
     optimizer = make_optimizer("adamw", [{"params": list(model.parameters())}], 1e-6)
 
