@@ -16,7 +16,7 @@ from flashtask import Callback, ImageClassificationData, ImageClassifier, Traine
 from flashtask.cli import run as flashtask
 from flashtask.core.cache import cache_folder
 from flashtask.core.errors import UsageError
-from flashtask.core.known_files import content_hashes, forget_hashes
+from flashtask.core.known_files import content_hashes
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.trainer.feature_cache.store import FeatureStore, content_key
 
@@ -307,7 +307,7 @@ def test_hashes_of_files_are_remembered_until_a_file_changes(tmp_path, monkeypat
     content_hashes(paths)
     content_hashes(paths)
     assert read[4:] == [paths[2]] * 2
-    forget_hashes()
+    assert flashtask(["cache", "clear", "files"]) == 0
     assert content_hashes(paths)[0] == first[0]
     assert len(read) == 9
 
