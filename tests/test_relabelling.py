@@ -77,7 +77,7 @@ def test_classes_are_added_and_put_in_their_new_places(tmp_path, trained):
     assert loaded.head[0].weight.shape == again.head[0].weight.shape == (3, again.num_features)
     assert not again.head.training
     for part in ("val", "test"):
-        assert again.metrics[part]["accuracy"].num_classes == 3
+        assert loaded.metrics[part]["accuracy"].num_classes == 3
 
 
 def test_what_was_changed_goes_into_the_checkpoint_and_comes_back(tmp_path, trained):
