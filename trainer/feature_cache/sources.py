@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from flashtask._version import __version__
+from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
+from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.loading import OrderedBatches
@@ -53,6 +55,10 @@ class SampleFeatures:
         # Of the frozen part: how often torch has written to it, and what it holds.
         self._writes, self._weights = -1, ""
         self._targets: torch.Tensor | None = None
+
+    @property
+    def _batch_size(self) -> int:
+        return max(self.order.batch_size, _BATCH)
 
     def prepare(self, epoch: int) -> None:
         """Find the features of an epoch, or compute them."""
@@ -152,7 +158,9 @@ class SampleFeatures:
         found: Features | None = None
         targets: list[torch.Tensor] = []
         row = 0
-        with _in_eval_mode(self.run.module), torch.no_grad():
+        if self.run.device.type == "cpu":
+            keep_freed_memory()
+        with _in_eval_mode(self.run.module), torch.no_grad(), self._shown() as show:
             for batch in self._pass(number):
                 values = self._of_batch(batch)
                 if found is None:
@@ -160,6 +168,7 @@ class SampleFeatures:
                 found[row : row + len(values)] = values.cpu().float().numpy()
                 row += len(values)
                 targets.append(batch[1])
+                show(len(values))
                 if (signal := getattr(self.run, "interrupted_by", None)) is not None:
                     raise RunInterruptedError(signal)
         assert found is not None
@@ -167,6 +176,12 @@ class SampleFeatures:
         if self._targets is None and self.dataset.targets_of([]) is None:
             self._targets = torch.cat(targets)
         return found
+
+    def _shown(self) -> AbstractContextManager[Callable[[int], None]]:
+        """What is told of each batch of the pass: the progress bar, if there is one."""
+        bars = [one for one in self.run.callbacks if isinstance(one, ProgressBar)]
+        batches = -(-len(self.indices) // self._batch_size)
+        return bars[0].during_pass("features", batches, self.run.module) if bars else nullcontext(lambda size: None)
 
     def _of_batch(self, batch: Any) -> torch.Tensor:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor)):
@@ -183,7 +198,7 @@ class SampleFeatures:
         own = self.loader
         order = OrderedBatches(
             self.indices,
-            max(self.order.batch_size, _BATCH),
+            self._batch_size,
             shuffle=False,
             drop_last=False,
             seed=self.order.seed,
