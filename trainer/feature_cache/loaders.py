@@ -13,8 +13,8 @@ from flashtask.trainer.loading import OrderedBatches
 
 __all__ = ["FeatureLoader"]
 
-#: Products in the forward pass of a step that take one thread about a millisecond.
-_SMALL = 1 << 23
+#: Products in the forward pass of a step: with the gradients, some milliseconds of one thread.
+_SMALL = 1 << 25
 
 
 class FeatureLoader:
