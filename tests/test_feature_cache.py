@@ -20,6 +20,7 @@ from flashtask.core.cache import cache_folder
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.known_files import content_hashes
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.trainer.feature_cache import loaders
 from flashtask.trainer.feature_cache.store import FeatureStore, content_key
 
 EPOCHS = 3
@@ -322,6 +323,28 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
     _, plain = fit(tmp_path, folders, "plain", strategy=phases, feature_cache=False, max_epochs=5)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
+def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
+    monkeypatch.setattr(loaders, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
+    before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}
+
+    class Threads(Callback):
+        def setup(self, trainer, module, stage):
+            module.backbone.register_forward_pre_hook(lambda *_: seen["pass"].add(torch.get_num_threads()))
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            seen["step"].add(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        fit(tmp_path, folders, "run", module=model(head=head), callbacks=[Threads()])
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"pass": {2}, "step": {inside}}
+    assert after == 2
 
 
 # ---- validation and test
