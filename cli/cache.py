@@ -22,7 +22,7 @@ _KINDS = {
     "checkpoints": "checkpoints that were downloaded",
     "hub": "files of hub repositories that were verified",
     "backbone_sizes": "numbers of parameters",
-    "files": "hashes of files",
+    "files": "which files were checked, and their hashes",
 }
 
 

@@ -55,6 +55,7 @@ def _lines(planned: Plan) -> Iterator[str]:
     yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {planned.device}, {planned.precision}"
     validation = _or_open(planned.validation_batches)
     yield f"batches in an epoch: {_or_open(planned.batches)}{size}, {validation} of validation"
+    yield from _cut(planned.features)
     yield ""
     shown = 7 if planned.how else 5
     heads = ("trains", "epochs", "trainable", "frozen", "steps", "memory", "time")[:shown]

@@ -1,11 +1,14 @@
-"""Content of files by hash, remembered by path, size and time of change, so that a second look reads no file."""
+"""What was found out about files, remembered by path, size and time of change, so that a second look reads no file.
+
+Two things are remembered: the hash of a file's content, and that a check, which has a name, found nothing wrong.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -13,11 +16,29 @@ from pathlib import Path
 from flashtask.core.cache import cache_folder
 from flashtask.core.files import sha256_file
 
-__all__ = ["content_hashes", "forget_hashes"]
+__all__ = ["content_hashes", "known_sound", "remember_sound", "stamps_of"]
 
 # A file that changed a moment ago may change again within the same tick of its file system's clock.
 _SETTLED = 2.0
 _CHUNK = 500
+#: Notes of one kind at the most; the oldest are dropped first.
+_MOST = 2_000_000
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)",
+    "CREATE TABLE IF NOT EXISTS sound (path TEXT, stamp TEXT, name TEXT, PRIMARY KEY (path, name))",
+)
+
+
+def stamps_of(paths: Sequence[str]) -> dict[str, str]:
+    """What tells a file from a changed one, by path. Missing: what is not there, or changed in the last two seconds."""
+    settled, found = time.time() - _SETTLED, {}
+    for path in paths:
+        with suppress(OSError):
+            status = os.stat(path)
+            if status.st_mtime < settled:
+                found[path] = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+    return found
 
 
 def content_hashes(paths: Sequence[str]) -> list[str]:
@@ -25,28 +46,42 @@ def content_hashes(paths: Sequence[str]) -> list[str]:
 
     Raises:
         OSError: a file cannot be read.
+        MissingInputError: a file is not there.
     """
-    stamps = [_stamp(path) for path in paths]
+    stamps = stamps_of(paths)  # before reading: a file that changes meanwhile is not taken for known the next time
     with _database() as database:
-        known = _look_up(database, paths)
-        missing = [n for n, path in enumerate(paths) if known.get(path, ("", ""))[0] != stamps[n]]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            found = dict(zip(missing, pool.map(sha256_file, (paths[n] for n in missing)), strict=True))
-        settled = time.time() - _SETTLED
-        rows = [(paths[n], stamps[n], hashed) for n, hashed in found.items() if os.stat(paths[n]).st_mtime < settled]
-        _remember(database, rows)
-    return [found[n] if n in found else known[path][1] for n, path in enumerate(paths)]
+        rows = _rows(database, "SELECT path, stamp, sha256 FROM files WHERE path IN ({})", list(stamps))
+        found = {path: hashed for path, stamp, hashed in rows if stamps[path] == stamp}
+        missing = [path for path in dict.fromkeys(paths) if path not in found]
+        if missing:
+            with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+                found |= zip(missing, pool.map(sha256_file, missing), strict=True)
+        _write(database, "files", [(path, stamps[path], found[path]) for path in missing if path in stamps])
+    return [found[path] for path in paths]
 
 
-def forget_hashes() -> None:
-    """Forget every hash."""
-    for name in ("", "-wal", "-shm"):
-        Path(f"{_file()}{name}").unlink(missing_ok=True)
+def known_sound(stamps: Mapping[str, str], check: str) -> set[str]:
+    """The files that `remember_sound` was told of with the same stamp and the same check.
+
+    Args:
+        stamps: of `stamps_of`.
+        check: what was looked at, and by which versions.
+    """
+    query = "SELECT path, stamp FROM sound WHERE path IN ({}) AND name = ?"
+    with _database() as database:
+        return {path for path, stamp in _rows(database, query, list(stamps), check) if stamps[path] == stamp}
 
 
-def _stamp(path: str) -> str:
-    status = os.stat(path)
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+def remember_sound(stamps: Mapping[str, str], check: str) -> None:
+    """Remember that a check found nothing wrong with files.
+
+    Args:
+        stamps: of the files as they were before the check read them.
+        check: as in `known_sound`.
+    """
+    if stamps:
+        with _database() as database:
+            _write(database, "sound", [(path, stamp, check) for path, stamp in stamps.items()])
 
 
 def _file() -> Path:
@@ -60,7 +95,8 @@ def _database() -> Iterator[sqlite3.Connection | None]:
     with suppress(OSError, sqlite3.Error):
         _file().parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(_file(), timeout=10)
-        connection.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
+        for table in _TABLES:
+            connection.execute(table)
     if connection is None:
         yield None
         return
@@ -68,20 +104,22 @@ def _database() -> Iterator[sqlite3.Connection | None]:
         yield connection
 
 
-def _look_up(database: sqlite3.Connection | None, paths: Sequence[str]) -> dict[str, tuple[str, str]]:
-    known: dict[str, tuple[str, str]] = {}
-    if database is None:
-        return known
-    with suppress(sqlite3.Error):
-        for start in range(0, len(paths), _CHUNK):
-            chunk = list(paths[start : start + _CHUNK])
-            marks = ",".join("?" * len(chunk))
-            query = f"SELECT path, stamp, sha256 FROM files WHERE path IN ({marks})"
-            known |= {path: (stamp, hashed) for path, stamp, hashed in database.execute(query, chunk)}
-    return known
+def _rows(
+    database: sqlite3.Connection | None, query: str, paths: Sequence[str], *further: str
+) -> list[tuple[str, ...]]:
+    """What a query finds for paths, which stand where it has `{}`."""
+    rows: list[tuple[str, ...]] = []
+    if database is not None:
+        with suppress(sqlite3.Error, UnicodeError):  # a name that is no text is not remembered
+            for start in range(0, len(paths), _CHUNK):
+                chunk = paths[start : start + _CHUNK]
+                marks = ",".join("?" * len(chunk))
+                rows += database.execute(query.format(marks), (*chunk, *further)).fetchall()
+    return rows
 
 
-def _remember(database: sqlite3.Connection | None, rows: list[tuple[str, str, str]]) -> None:
+def _write(database: sqlite3.Connection | None, table: str, rows: Sequence[tuple[str, ...]]) -> None:
     if database is not None and rows:
-        with suppress(sqlite3.Error), database:
-            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+        with suppress(sqlite3.Error, UnicodeError), database:
+            database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", rows)
+            database.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?", (_MOST,))

@@ -1,9 +1,11 @@
-"""Whether something is a metric of torchmetrics, asked without importing that library, which takes two seconds."""
+"""Whether something is a metric, asked without importing torchmetrics, which takes two seconds."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from flashtask.core.accuracy import Accuracy
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["is_metric"]
 
 
-def is_metric(value: Any) -> TypeGuard[Metric]:
-    """Whether `value` is a torchmetrics `Metric`; nothing can be one before that library has been imported."""
+def is_metric(value: Any) -> TypeGuard[Metric | Accuracy]:
+    """Whether `value` is an `Accuracy` or a `Metric` of torchmetrics, of which there are none before its import."""
     library = sys.modules.get("torchmetrics")
     kind = getattr(library, "Metric", None)
-    return kind is not None and isinstance(value, kind)
+    return isinstance(value, Accuracy) or (kind is not None and isinstance(value, kind))

@@ -1,19 +1,22 @@
 """What is looked at before training: every image decoded once, and files that are in two parts of the data.
 
-A JPEG has no checksum: one whose bits have changed may decode to other pixels without an error. That is not
-found here.
+A file that was decoded without fault is remembered by path, size and time of change, and not read again. A JPEG has no
+checksum: one whose bits have changed may decode to other pixels without an error. That is not found here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import PIL
+
+from flashtask._version import __version__
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, did_you_mean
+from flashtask.core.known_files import content_hashes, known_sound, remember_sound, stamps_of
 from flashtask.data.images import load_image, prepare_decoders
 
 __all__ = [
@@ -58,19 +61,29 @@ def find_bad_images(
 ) -> list[BadImage]:
     """Decode every file completely, in threads, and return all that fail, in the order of `paths`.
 
+    Files that were found good before, and have not changed since, are not read; bad ones are read each time.
+
     Args:
         paths: image files.
         channels: as the images will be read.
         read: what decodes a file, if it is to be kept; by default `load_image` with these channels.
     """
     read = read or (lambda path: load_image(path, channels))
+    check = f"decodes to {channels} channels: pillow {PIL.__version__}, flashtask {__version__}"
+    stamps = stamps_of(paths)
+    known = known_sound(stamps, check)
+    unknown = [path for path in paths if path not in known]
+    if not unknown:
+        return []
     prepare_decoders()
     bad: list[BadImage] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        # In chunks, so that Ctrl-C does not wait for a million queued files.
-        for start in range(0, len(paths), _CHUNK):
-            reasons = pool.map(lambda path: _fault(path, read), chunk := paths[start : start + _CHUNK])
+        # In chunks, so that Ctrl-C does not wait for a million queued files, and what was found is not lost.
+        for start in range(0, len(unknown), _CHUNK):
+            reasons = list(pool.map(lambda path: _fault(path, read), chunk := unknown[start : start + _CHUNK]))
             bad += [BadImage(p, r) for p, r in zip(chunk, reasons, strict=True) if r is not None]
+            good = [p for p, r in zip(chunk, reasons, strict=True) if r is None and p in stamps]
+            remember_sound({path: stamps[path] for path in good}, check)
     return bad
 
 
@@ -115,14 +128,14 @@ def describe(bad: Sequence[BadImage]) -> list[str]:
 def find_leaks(train: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:
     """Find files whose content (sha256) is in both: pairs (in `other`, in `train`), in the order of `other`.
 
-    Only files of a size that occurs on both sides are read. Files that cannot be read are left to
-    `check_images`.
+    Only files of a size that occurs on both sides are read, and those once until they change. Files that cannot be
+    read are left to `check_images`.
     """
     ours, theirs = _by_size(train), _by_size(other)
     common = ours.keys() & theirs.keys()
-    known = {_digest(path): path for size in common for path in reversed(ours[size])}
-    suspects = {path: _digest(path) for size in common for path in theirs[size]}
-    return [(path, known[suspects[path]]) for path in other if suspects.get(path) in known]
+    known, suspects = _by_path(ours, common), _by_path(theirs, common)
+    first = {content: path for path, content in reversed(known.items())}
+    return [(path, first[suspects[path]]) for path in other if suspects.get(path) in first]
 
 
 def _fault(path: str, read: Callable[[str], object]) -> str | None:
@@ -143,6 +156,7 @@ def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
     return sizes
 
 
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _by_path(by_size: dict[int, list[str]], sizes: Iterable[int]) -> dict[str, str]:
+    """The hashes of the files of these sizes."""
+    paths = [path for size in sizes for path in by_size[size]]
+    return dict(zip(paths, content_hashes(paths), strict=True))

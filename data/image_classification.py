@@ -37,8 +37,8 @@ class ImageClassificationData(DataModule):
     """Images with one label each, made by `from_folders` or `from_root`.
 
     Labels are known from the listing, before any image is read. `setup` reads every image of the stage once
-    and names all bad ones; validation, test and prediction images see the backbone's own preprocessing,
-    whatever training does.
+    until it changes, and names all bad ones; validation, test and prediction images see the backbone's own
+    preprocessing, whatever training does.
 
     Args:
         parts: the images of `train`, `val`, `test` and `predict`, those there are.
@@ -224,7 +224,7 @@ class ImageClassificationData(DataModule):
         return {"from_folders": arguments}
 
     def setup(self, stage: str) -> None:
-        """Read every image of the stage once, and make its datasets.
+        """Read every image of the stage that was not read before, and make its datasets.
 
         Args:
             stage: fit, validate, test or predict.
@@ -274,7 +274,8 @@ class ImageClassificationData(DataModule):
 
     def _check(self, parts: list[str]) -> None:
         # What is decoded to be checked is kept: the first epoch has it already.
-        reads = {path: self._first_steps(part) for part in reversed(parts) for path in self._parts[part].paths}
+        steps = {part: self._first_steps(part) for part in parts}
+        reads = {path: steps[part] for part in reversed(parts) for path in self._parts[part].paths}
         paths = [path for part in parts for path in self._parts[part].paths]
         policy, channels = self._arguments["on_bad_image"], self._channels()
         bad = check_images(paths, policy, channels, lambda path: self._cache.read(reads[path], path))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.tasks.prediction import Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
@@ -61,11 +62,9 @@ class ImageClassifier(Task):
         """Cross-entropy of logits (B, classes) and class indices (B,)."""
         return nn.functional.cross_entropy(outputs, targets)
 
-    def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
+    def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Accuracy: the share of images whose most probable class is the right one."""
-        from torchmetrics.classification import MulticlassAccuracy  # two seconds that the import of this file saves
-
-        return {"accuracy": MulticlassAccuracy(num_classes=max(2, num_outputs), average="micro")}
+        return {"accuracy": Accuracy(num_outputs)}
 
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""

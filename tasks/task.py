@@ -42,6 +42,8 @@ from flashtask.trainer.wrapping import own_name
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.core.accuracy import Accuracy
+
 __all__ = ["Task"]
 
 
@@ -142,7 +144,7 @@ class Task(Module):
         """What the loss and the metrics compare the outputs with; by default the data's targets as they are."""
         return targets
 
-    def make_metrics(self, num_outputs: int) -> dict[str, Metric]:
+    def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """The metrics of validation and test by name, such as `accuracy`; they are logged as `val_accuracy`, ..."""
         return {}
 
@@ -200,10 +202,10 @@ class Task(Module):
         self._add_metrics()
 
     def _add_metrics(self) -> None:
-        """Make the metrics if the head is known; prediction has no need of them, nor of torchmetrics."""
+        """Make the metrics if the head is known; prediction has no need of them."""
         if len(self.metrics) == 0 and self._head.sizes[1]:
             for part in ("val", "test"):
-                self.metrics[part] = nn.ModuleDict(self.make_metrics(self._head.sizes[1])).to(self.device)
+                self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
 
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
@@ -262,9 +264,10 @@ class Task(Module):
         images, targets = batch
         return self._features(images), self.to_targets(targets)
 
-    def takes_features(self) -> bool:
+    def takes_features(self, stage: str) -> bool:
         """Unless a subclass has steps of its own, which may look at the images."""
-        steps = ("forward", "training_step", "validation_step", "_measure")
+        own = {"fit": ("training_step", "validation_step"), "validate": ("validation_step",), "test": ("test_step",)}
+        steps = ("forward", "_measure", *own[stage])
         return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
 
     def describe_frozen(self) -> dict[str, Any] | None:

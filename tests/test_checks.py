@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
+import PIL
 import pytest
 from image_trees import write_image
 
+from flashtask.cli import run as flashtask
+from flashtask.core import known_files
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.checks import check_images, find_bad_images, find_leaks
+from flashtask.data.images import load_image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def some_images(folder, count, bad=()):
@@ -66,3 +77,88 @@ def test_files_of_one_size_and_different_content_are_no_leak(tmp_path):
     (tmp_path / "a.bmp").write_bytes(b"1234")
     (tmp_path / "b.bmp").write_bytes(b"1235")
     assert find_leaks([str(tmp_path / "a.bmp")], [str(tmp_path / "b.bmp"), str(tmp_path / "gone.bmp")]) == []
+
+
+def read_by_the_check(paths, channels=3):
+    read = []
+
+    def reading(path):
+        read.append(path)
+        return load_image(path, channels)
+
+    bad = find_bad_images(paths, channels, reading)
+    return sorted(read), [image.path for image in bad]
+
+
+def made_long_ago(path, second=1):
+    os.utime(path, (second, second))
+
+
+def test_a_good_image_is_read_once_until_it_changes_and_a_bad_one_each_time(tmp_path):
+    paths = some_images(tmp_path, 4, bad=(1,))
+    for path in paths:
+        made_long_ago(path)
+    assert read_by_the_check(paths) == (paths, [paths[1]])
+    assert read_by_the_check(paths) == ([paths[1]], [paths[1]])
+    size = os.path.getsize(paths[2])
+    with open(paths[2], "r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\xff" * 20)
+    made_long_ago(paths[2], 2)
+    assert os.path.getsize(paths[2]) == size
+    assert read_by_the_check(paths) == (paths[1:3], paths[1:3])
+    assert read_by_the_check(paths) == (paths[1:3], paths[1:3])
+
+
+def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
+    paths = some_images(tmp_path, 2)
+    made_long_ago(paths[0])
+    read_by_the_check(paths)
+    assert read_by_the_check(paths) == ([paths[1]], [])
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path):
+    (path,) = some_images(tmp_path, 1)
+    made_long_ago(path)
+
+    def replaced_meanwhile(name):
+        load_image(name)
+        with open(name, "wb") as file:
+            file.write(b"<html>")
+        made_long_ago(name, 2)
+
+    assert find_bad_images([path], 3, replaced_meanwhile) == []
+    assert read_by_the_check([path]) == ([path], [path])
+
+
+@pytest.mark.parametrize("other", ["channels", "pillow", "cleared"])
+def test_what_was_checked_otherwise_is_checked_again(tmp_path, monkeypatch, other):
+    paths = some_images(tmp_path, 2)
+    for path in paths:
+        made_long_ago(path)
+    read_by_the_check(paths)
+    if other == "pillow":
+        monkeypatch.setattr(PIL, "__version__", "0.0")
+    if other == "cleared":
+        assert flashtask(["cache", "clear"]) == 0
+    assert read_by_the_check(paths, 1 if other == "channels" else 3) == (paths, [])
+
+
+def test_leaks_are_found_again_without_reading_what_was_hashed(tmp_path, monkeypatch):
+    train, val = some_images(tmp_path / "train", 3), some_images(tmp_path / "val", 3)
+    (tmp_path / "val" / "001.png").write_bytes((tmp_path / "train" / "002.png").read_bytes())
+    for path in train + val:
+        made_long_ago(path)
+    found = find_leaks(train, val)
+    assert (val[1], train[2]) in found
+    monkeypatch.setattr(known_files, "sha256_file", lambda path: pytest.fail(f"{path} is read again"))
+    assert find_leaks(train, val) == found
+
+
+def test_without_a_place_for_notes_every_image_is_read(tmp_path, monkeypatch):
+    paths = some_images(tmp_path / "images", 2)
+    for path in paths:
+        made_long_ago(path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "file" / "cache"))
+    assert read_by_the_check(paths) == read_by_the_check(paths) == (paths, [])

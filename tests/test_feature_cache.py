@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,12 +14,13 @@ import torch
 from small import colour_folders
 from torch import nn
 
-from flashtask import Callback, ImageClassificationData, ImageClassifier, Trainer
+from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase, Trainer
 from flashtask.cli import run as flashtask
 from flashtask.core.cache import cache_folder
-from flashtask.core.errors import UsageError
-from flashtask.core.known_files import content_hashes, forget_hashes
+from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.known_files import content_hashes
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.trainer.feature_cache import loaders
 from flashtask.trainer.feature_cache.store import FeatureStore, content_key
 
 EPOCHS = 3
@@ -261,6 +264,185 @@ def test_a_backbone_of_the_users_own_is_cached_for_the_run_alone(tmp_path, folde
     assert not FeatureStore().entries()
 
 
+def test_a_warm_start_opens_no_image(tmp_path, folders):
+    """In processes of their own, every file that is opened is noted."""
+    for file in (one for folder in folders for one in folder.rglob("*.*")):
+        os.utime(file, (1, 1))
+    first = _opened_by(tmp_path, folders, "first", "linear")
+    assert len(first) == 24 + 10
+    assert _opened_by(tmp_path, folders, "second", "mlp") == set()
+    _repaint(folders[0])
+    assert _opened_by(tmp_path, folders, "third", "linear") >= {str(min(folders[0].rglob("*.*")))}
+
+
+def _opened_by(tmp_path, folders, name, head):
+    train, val = map(str, folders)
+    code = f"""
+import sys
+opened = set()
+sys.addaudithook(lambda event, given: event == "open" and opened.add(str(given[0])))
+import torch
+from flashtask import ImageClassificationData, ImageClassifier, Trainer
+from flashtask.core.preprocessing import Preprocessing
+data = ImageClassificationData.from_folders({train!r}, {val!r}, batch_size=5, num_workers=0)
+data.preprocessing = Preprocessing(input_size=(3, 32, 32))
+torch.manual_seed(7)
+model = ImageClassifier("timm/test_resnet", pretrained=False, head={head!r})
+Trainer(max_epochs=2, output_dir={str(tmp_path / name)!r}).finetune(model, datamodule=data, strategy="freeze")
+print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_file_that_was_damaged_after_a_run_is_found_by_the_next(tmp_path, folders):
+    for file in folders[0].rglob("*.*"):
+        os.utime(file, (1, 1))
+    fit(tmp_path, folders, "first")
+    file = min(folders[0].rglob("*.*"))
+    file.write_bytes(b"\x00" * file.stat().st_size)
+    os.utime(file, (2, 2))
+    with pytest.raises(BadDataError, match="1 of 34 images cannot be read"):
+        fit(tmp_path, folders, "second")
+
+
+def test_the_sanity_check_uses_features_that_are_there_and_makes_no_pass_of_its_own(tmp_path, folders):
+    first, second = Counted(), Counted()
+    for name, counted in (("first", first), ("second", second)):
+        trainer = Trainer(output_dir=tmp_path / name, max_epochs=1, precision="32", callbacks=[counted])
+        trainer.finetune(model(), datamodule=data(folders), strategy="freeze")
+    assert first.images == 10 + 24 + 10  # two batches of five, then each image once
+    assert second.images == 0
+
+
+def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tmp_path, folders):
+    phases = [Phase("head", epochs=2), Phase("all", epochs=1), Phase("head", epochs=2)]
+    counted = Counted()
+    _, cached = fit(tmp_path, folders, "cached", strategy=phases, callbacks=[counted], max_epochs=5)
+    assert counted.images == 3 * (24 + 10)
+    _, plain = fit(tmp_path, folders, "plain", strategy=phases, feature_cache=False, max_epochs=5)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
+def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
+    monkeypatch.setattr(loaders, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
+    before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}
+
+    class Threads(Callback):
+        def setup(self, trainer, module, stage):
+            module.backbone.register_forward_pre_hook(lambda *_: seen["pass"].add(torch.get_num_threads()))
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            seen["step"].add(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        fit(tmp_path, folders, "run", module=model(head=head), callbacks=[Threads()])
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"pass": {2}, "step": {inside}}
+    assert after == 2
+
+
+# ---- validation and test
+
+
+def evaluated(module, verb, folder, **options):
+    counted = Counted()
+    trainer = Trainer(precision="32", enable_progress_bar=False, callbacks=[counted], logger=False, **options)
+    made = ImageClassificationData.from_folders(
+        **{f"{'val' if verb == 'validate' else verb}_folder": folder}, batch_size=5, num_workers=0
+    )
+    made.preprocessing = Preprocessing(input_size=(3, 32, 32))
+    (metrics,) = getattr(trainer, verb)(module, datamodule=made)
+    return counted.images, metrics
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_verbs_use_and_leave_features_of_a_backbone_that_was_frozen(tmp_path, folders, capsys, verb):
+    _, module = fit(tmp_path, folders, "first")
+    plainly, expected = evaluated(module, verb, folders[1], feature_cache=False)
+    assert plainly == 10
+    images, metrics = evaluated(module, verb, folders[1])
+    assert images == 0  # the fit validated on them
+    others = colour_folders(tmp_path / "others", each=3)
+    assert evaluated(module, verb, others)[0] == 6
+    assert "once for this model's backbone" in capsys.readouterr().err
+    assert evaluated(module, verb, others)[0] == 0
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=1e-5)
+
+
+def test_verbs_leave_nothing_of_a_backbone_that_was_trained(tmp_path, folders):
+    _, module = fit(tmp_path, folders, "run", strategy="no_freeze", max_epochs=1)
+    for _ in range(2):
+        assert evaluated(module, "test", folders[1])[0] == 10
+    assert not FeatureStore().entries()
+
+
+def test_verbs_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folders):
+    _, module = fit(tmp_path, folders, "first")
+    before = {entry.key for entry in FeatureStore().entries()}
+    others = colour_folders(tmp_path / "others", each=3)
+    assert evaluated(module, "test", others, feature_cache=False)[0] == 6
+    assert evaluated(module, "test", others, limit_test_batches=1)[0] == 5  # a part is not worth a pass
+    assert {entry.key for entry in FeatureStore().entries()} == before
+
+    class Watching(Callback):
+        def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+            assert batch[0].shape[1:] == (3, 32, 32)
+
+    trainer = Trainer(precision="32", enable_progress_bar=False, callbacks=[Watching()], logger=False)
+    made = data(folders)
+    made._parts["test"] = made._parts["val"]
+    trainer.test(module, datamodule=made)
+
+
+# ---- what is said before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "once", "words"),
+    [
+        ("freeze", {}, [True], "computed once unless they are in the cache"),
+        (("freeze_unfreeze", 2), {}, [True, False], "computed once unless they are in the cache"),
+        ("no_freeze", {}, [False], "the backbone trains from the first epoch on"),
+        ("freeze", {"feature_cache": False}, [False], "feature_cache=False"),
+        ("freeze", {"callbacks": "watching"}, [False], "Watching.on_train_batch_start is told of batches"),
+        ("freeze", {"limit_train_batches": 1, "max_epochs": 1}, [False], "fewer samples than there are"),
+    ],
+)
+def test_a_plan_says_whether_features_are_computed_once_and_why_not(folders, strategy, options, once, words):
+    class Watching(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            pass
+
+    if "callbacks" in options:
+        options = {"callbacks": [Watching()]}
+    trainer = Trainer(**{"max_epochs": 3, "enable_progress_bar": False, **options})
+    planned = trainer.plan(model(), datamodule=data(folders), strategy=strategy, measure=False)
+    assert [phase.features_once for phase in planned.phases] == once
+    assert words in planned.features
+    assert not FeatureStore().entries()
+
+
+def test_the_command_plan_says_it_in_words_and_in_json(folders, tmp_path, capsys):
+    command = ["plan", str(folders[0]), "--backbone", "timm/test_resnet", "--no-pretrained", "--no-measure"]
+    assert flashtask([*command, "--augment", "light"]) == 0
+    assert "features are computed anew in each epoch: the training data is augmented" in _unwrapped(capsys)
+    assert flashtask([*command, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["phases"][0]["features_once"] is True
+    assert "once" in planned["features"]
+
+
+def _unwrapped(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
 # ---- what is kept
 
 
@@ -307,7 +489,7 @@ def test_hashes_of_files_are_remembered_until_a_file_changes(tmp_path, monkeypat
     content_hashes(paths)
     content_hashes(paths)
     assert read[4:] == [paths[2]] * 2
-    forget_hashes()
+    assert flashtask(["cache", "clear", "files"]) == 0
     assert content_hashes(paths)[0] == first[0]
     assert len(read) == 9
 

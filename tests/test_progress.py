@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
-from small import loaders, net
+from small import colour_folders, loaders, net
 
-from flashtask import Trainer
+from flashtask import ImageClassificationData, ImageClassifier, Trainer
 from flashtask.trainer.callbacks.progress import ProgressBar
 
 
@@ -149,3 +149,34 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch):
     terminal = Terminal()
     train(tmp_path, terminal, max_epochs=1)
     assert "\r" not in terminal.getvalue()
+
+
+def frozen_run(tmp_path, stream):
+    """A frozen run whose backbone takes 0.11 s a batch, of 32 images."""
+    folder = colour_folders(tmp_path / "images", each=60)
+    model = ImageClassifier("timm/test_resnet", pretrained=False)
+    model.backbone.register_forward_pre_hook(lambda module, inputs: time.sleep(0.11))
+    options = {"num_sanity_val_steps": 0, "output_dir": tmp_path / "run", "enable_model_summary": False}
+    trainer = Trainer(max_epochs=1, enable_progress_bar=False, callbacks=[ProgressBar(stream)], **options)
+    made = ImageClassificationData.from_folders(folder, val_split=0.2, num_workers=0)
+    trainer.finetune(model, datamodule=made, strategy="freeze", restore_best=False)
+    return trainer
+
+
+def test_a_pass_that_computes_features_shows_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    frozen_run(tmp_path, terminal)
+    shown = [line for line in terminal.drawn if line.startswith("features ")]
+    assert re.match(r"features  1/3  \d:\d\d left  \d+ images/s$", shown[0])
+    assert [line.split()[1] for line in shown] == ["1/3", "2/3", "3/3", "1/1"]
+    assert terminal.drawn[-1].startswith("epoch 0/0")
+
+
+def test_without_a_terminal_a_pass_shows_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    plain = Plain()
+    frozen_run(tmp_path, plain)
+    assert plain.getvalue().startswith("epoch 0/0")
+    assert plain.getvalue().count("\n") == 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small import colour_folders
 
 HEAVY = {
     *("torchvision", "timm", "torchmetrics", "scipy", "sympy", "pandas", "matplotlib", "huggingface_hub", "pydantic"),
@@ -52,3 +53,16 @@ def test_a_metric_is_known_as_one_also_when_it_came_later():
         "assert is_metric(MeanMetric()) and not is_metric(MeanMetric)\n"
     )
     assert "torchmetrics" in loaded_by(code)
+
+
+def test_a_run_of_a_classifier_needs_no_torchmetrics(tmp_path):
+    folder = colour_folders(tmp_path / "images", each=4)
+    code = (
+        "from flashtask import ImageClassificationData, ImageClassifier, Trainer\n"
+        f"data = ImageClassificationData.from_folders({str(folder)!r}, val_split=0.5, num_workers=0)\n"
+        "model = ImageClassifier('timm/test_resnet', pretrained=False)\n"
+        f"trainer = Trainer(max_epochs=1, output_dir={str(tmp_path / 'run')!r})\n"
+        "trainer.finetune(model, datamodule=data, strategy='freeze')\n"
+        "assert 'val_accuracy' in trainer.fit_run.history[0]\n"
+    )
+    assert loaded_by(code) & {"torchmetrics", "scipy", "matplotlib"} == set()

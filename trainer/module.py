@@ -188,10 +188,13 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             fix="def frozen_features(self, batch): inputs, targets = batch; return self.backbone(inputs), targets",
         )
 
-    def takes_features(self) -> bool:
+    def takes_features(self, stage: str) -> bool:
         """Whether the steps work as well with `FrozenFeatures` in the place of a batch's inputs.
 
         While the backbone is frozen a run then computes features once, and not in every epoch.
+
+        Args:
+            stage: whose steps: fit, validate or test.
         """
         return False
 

@@ -19,7 +19,7 @@ from flashtask.core.seeding import seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
-from flashtask.trainer.feature_cache.deciding import use_features
+from flashtask.trainer.feature_cache.deciding import use_features, use_known_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -316,6 +316,7 @@ def _prepare_evaluation(run: EvaluationRun) -> None:
     if not run.loaders:
         raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
     run.limits = [_limit(getattr(trainer, f"limit_{short}_batches"), loader) for loader in run.loaders]
+    use_known_features(run)
 
 
 def _loaders(given: Any, seed: int) -> list[Any]:

@@ -17,6 +17,8 @@ from flashtask.trainer.transfer import move_to_device
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.core.accuracy import Accuracy
+
 __all__ = ["Entry", "LogSettings", "Results"]
 
 
@@ -67,7 +69,7 @@ class Entry:
     def __init__(self, name: str, settings: LogSettings) -> None:
         self.name, self.settings = name, settings
         self.on_step, self.on_epoch = bool(settings.on_step), bool(settings.on_epoch)
-        self.metric: Metric | None = None
+        self.metric: Metric | Accuracy | None = None
         self.value: Any = None
         self.total: Any = None
         self.weight = 0

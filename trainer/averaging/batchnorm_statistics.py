@@ -23,6 +23,8 @@ from flashtask.trainer.wrapping import own_name
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.core.accuracy import Accuracy
+
 __all__ = ["layers_with_statistics", "parts_in_eval_mode", "refresh_statistics"]
 
 
@@ -138,7 +140,7 @@ def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tens
     return [(part, name, buffer, buffer.clone()) for part, name, buffer in found]
 
 
-def _state_of(metric: Metric) -> dict[str, Any]:
+def _state_of(metric: Metric | Accuracy) -> dict[str, Any]:
     """What a metric has counted so far, as attributes."""
     counted = {name: deepcopy(getattr(metric, name)) for name in metric._defaults}
     return counted | {name: getattr(metric, name) for name in ("_update_count", "_computed", "_forward_cache")}

@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,6 +99,34 @@ class ProgressBar(Callback):
 
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
+
+    @contextmanager
+    def during_pass(self, what: str, batches: int, module: Any) -> Iterator[Callable[[int], None]]:
+        """Show a pass in the middle of an epoch, whose clock stands still meanwhile; the line is gone when it ends.
+
+        Args:
+            what: is done in it.
+            batches: that it has.
+            module: whose samples they hold.
+
+        Returns:
+            What is to be called after each batch, with its number of samples.
+        """
+        outer, began = (self._started_at, self._before), time.monotonic()
+        self._started_at, self._before = began, (0, 0)
+        done = samples = 0
+
+        def draw(size: int) -> None:
+            nonlocal done, samples
+            done, samples = done + 1, samples + size
+            if self._is_due(done - 1):
+                self._draw(what, done, batches, samples, module, {}, {})
+
+        try:
+            yield draw
+        finally:
+            self._clear()
+            self._started_at, self._before = outer[0] + time.monotonic() - began, outer[1]
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Leave one line for the epoch; more than fits goes on, indented, in the next."""

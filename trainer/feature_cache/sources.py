@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from flashtask._version import __version__
+from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
+from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.loading import OrderedBatches
@@ -49,7 +51,18 @@ class SampleFeatures:
         # A sample that stands twice in an epoch has one row in each view, so views cannot tell the two apart.
         self.indices = np.unique(order.samples)
         self._views: dict[int, Features] = {}
+        self._keys: dict[int, str | None] = {}
+        # Of the frozen part: how often torch has written to it, and what it holds.
+        self._writes, self._weights = -1, ""
         self._targets: torch.Tensor | None = None
+
+    @property
+    def _batch_size(self) -> int:
+        return max(self.order.batch_size, _BATCH)
+
+    def prepare(self, epoch: int) -> None:
+        """Find the features of an epoch, or compute them."""
+        self._view(epoch % self.views)
 
     def batch(self, places: Sequence[Any], epoch: int) -> tuple[FrozenFeatures, Any]:
         """A batch of samples: their features and targets, as a loader would give inputs and targets."""
@@ -65,28 +78,71 @@ class SampleFeatures:
         assert self._targets is not None
         return self._targets[torch.from_numpy(rows)]
 
+    def renew(self) -> None:
+        """Forget the features where the frozen part has been trained since they were computed."""
+        parts = self.run.module.modules_to_freeze()
+        writes = sum(value._version for part in parts for value in part.state_dict(keep_vars=True).values())
+        if writes == self._writes:
+            return
+        hashed = weights_hash(parts)
+        if hashed != self._weights:
+            self._views.clear()
+            self._keys.clear()
+        self._writes, self._weights = writes, hashed
+
+    def are_known(self, epoch: int) -> bool:
+        """Whether the features of an epoch are there without running the frozen part."""
+        number = epoch % self.views
+        if number not in self._views and (known := self._stored(number)) is not None:
+            self._views[number] = known
+        return number in self._views
+
+    def are_of_a_known_part(self) -> bool:
+        """Whether the store has features that the frozen part, with the weights it has now, computed of any samples."""
+        self.renew()
+        return self.store is not None and self.store.has_features_of(self._weights)
+
     def _view(self, number: int) -> Features:
-        if number not in self._views:
-            self._views[number] = self._found(number)
+        if not self.are_known(number):
+            self._views[number] = self._computed(number)
         return self._views[number]
 
-    def _found(self, number: int) -> Features:
-        run, key, about = self.run, None, self._about(number)
-        if self.store is not None and (parts := self._parts(number)) is not None:
-            key = content_key(parts)
-            known = self.store.open(key)
-            if known is not None and len(known) == len(self.indices):
-                self._say(f"{self._counted(number)} are in the cache")
-                return known
+    def _stored(self, number: int) -> Features | None:
+        """The features of a view that an earlier run left."""
+        if self.store is None or (key := self._key(number)) is None:
+            return None
+        if self._targets is None and self.dataset.targets_of([]) is None:
+            return None  # the pass is needed for the targets
+        known = self.store.open(key)
+        if known is None or len(known) != len(self.indices):
+            return None
+        self._say(f"{self._counted(number)} are in the cache")
+        return known
+
+    def _computed(self, number: int) -> Features:
+        """The features of a view, computed, and left for later runs where everything they depend on is known."""
         started = time.monotonic()
-        self._say(f"computing {self._counted(number)}, once for all epochs in which the backbone is frozen")
+        is_fit = self.run.stage == "fit"
+        times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
+        self._say(f"computing {self._counted(number)}, {times}")
         features = self._compute(number)
-        kept = key is not None and self.store is not None and self.store.keep(key, features, about)
+        key = self._key(number)
+        kept = key is not None and self.store is not None and self.store.keep(key, features, self._about(number))
         spent = time.monotonic() - started
         where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
         rate = len(features) / max(spent, 1e-9)
-        self._say(f"computed in {spent:.1f} s ({rate:.0f} {run.module.sample_noun} a second), {where}")
+        self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
         return features
+
+    def _key(self, number: int) -> str | None:
+        """A hash of everything that the features of a view depend on, None where that cannot be told.
+
+        It is taken before the pass: a file that is changed meanwhile is not what the features are kept for.
+        """
+        if number not in self._keys:
+            parts = self._parts(number)
+            self._keys[number] = None if parts is None else content_key(parts)
+        return self._keys[number]
 
     def _counted(self, number: int) -> str:
         view = f" (view {number + 1} of {self.views})" if self.views > 1 else ""
@@ -102,7 +158,9 @@ class SampleFeatures:
         found: Features | None = None
         targets: list[torch.Tensor] = []
         row = 0
-        with _in_eval_mode(self.run.module), torch.no_grad():
+        if self.run.device.type == "cpu":
+            keep_freed_memory()
+        with _in_eval_mode(self.run.module), torch.no_grad(), self._shown() as show:
             for batch in self._pass(number):
                 values = self._of_batch(batch)
                 if found is None:
@@ -110,13 +168,20 @@ class SampleFeatures:
                 found[row : row + len(values)] = values.cpu().float().numpy()
                 row += len(values)
                 targets.append(batch[1])
-                if self.run.interrupted_by is not None:
-                    raise RunInterruptedError(self.run.interrupted_by)
+                show(len(values))
+                if (signal := getattr(self.run, "interrupted_by", None)) is not None:
+                    raise RunInterruptedError(signal)
         assert found is not None
         assert row == len(found)
         if self._targets is None and self.dataset.targets_of([]) is None:
             self._targets = torch.cat(targets)
         return found
+
+    def _shown(self) -> AbstractContextManager[Callable[[int], None]]:
+        """What is told of each batch of the pass: the progress bar, if there is one."""
+        bars = [one for one in self.run.callbacks if isinstance(one, ProgressBar)]
+        batches = -(-len(self.indices) // self._batch_size)
+        return bars[0].during_pass("features", batches, self.run.module) if bars else nullcontext(lambda size: None)
 
     def _of_batch(self, batch: Any) -> torch.Tensor:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor)):
@@ -133,7 +198,7 @@ class SampleFeatures:
         own = self.loader
         order = OrderedBatches(
             self.indices,
-            max(self.order.batch_size, _BATCH),
+            self._batch_size,
             shuffle=False,
             drop_last=False,
             seed=self.order.seed,
@@ -167,7 +232,7 @@ class SampleFeatures:
             "flashtask": __version__,
             "torch": str(torch.__version__),
             "frozen": frozen,
-            "weights": weights_hash(run.module.modules_to_freeze()),
+            "weights": self._weights,
             "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
             "draws": draws,
             "precision": run.precision.name,
@@ -184,6 +249,7 @@ class SampleFeatures:
             "samples": len(self.indices),
             "precision": self.run.precision.name,
             "what": self._counted(number),
+            "weights": self._weights,
         }
 
 

@@ -103,6 +103,10 @@ class FeatureStore:
         """What there is, the last used first."""
         return sorted(self._entries(), key=lambda entry: entry.used, reverse=True)
 
+    def has_features_of(self, weights: str) -> bool:
+        """Whether there are features that a part with these weights computed, of whatever samples."""
+        return any(entry.about.get("weights") == weights for entry in self._entries())
+
     def remove(self, key: str) -> None:
         """Drop an entry, if it is there."""
         with suppress(OSError):

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.driving import drive
+from flashtask.trainer.feature_cache.deciding import plan_of_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.measuring import Measured, measure_phases
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -58,6 +59,7 @@ class PhasePlan:
         memory: the peak in bytes, an estimate; None if it was not measured.
         seconds_per_batch: of training, an estimate; None if it was not measured.
         seconds: of the phase, an estimate with validation; None if it is not known.
+        features_once: whether each sample goes through the backbone once, and not in every epoch.
     """
 
     number: int
@@ -73,6 +75,7 @@ class PhasePlan:
     memory: int | None = None
     seconds_per_batch: float | None = None
     seconds: float | None = None
+    features_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Plan:
         precision: in which number format.
         seconds: of the run, an estimate; None if it is not known.
         how: how memory and time were estimated; empty if they were not.
+        features: whether the features of a frozen backbone are computed once, and if not, why: in a sentence.
     """
 
     strategy: str
@@ -106,6 +110,7 @@ class Plan:
     precision: str
     seconds: float | None = None
     how: str = ""
+    features: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dictionaries, lists and numbers."""
@@ -127,7 +132,7 @@ def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning,
     quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[])
 
     def look(run: FitRun) -> Iterator[Any]:
-        looks.append((_look_at(run), _strategy_of(run)))
+        looks.append((_look_at(run, trainer.callbacks_of("fit")), _strategy_of(run)))
         yield from ()
 
     with trial(quiet, module, data) as copies:
@@ -152,13 +157,14 @@ def _strategy_of(run: FitRun) -> Finetuning:
     return run.freezing.finetuning
 
 
-def _look_at(run: FitRun) -> Plan:
+def _look_at(run: FitRun, callbacks: list[Any]) -> Plan:
     epochs, validation = _epochs_of(run), run.validation
+    once, features = plan_of_features(run, callbacks)
     per_loader = [validation.batches_in(n) for n in range(len(validation.loaders))] if validation is not None else []
     sizes = [getattr(source, "batch_size", None) for source in (run.ordered, run.loader) if source is not None]
     return Plan(
         strategy=_strategy_of(run).name,
-        phases=tuple(_phases_of(run, epochs)),
+        phases=tuple(_phases_of(run, epochs, once)),
         epochs=epochs,
         steps=0 if run.solving is not None else run.total_steps if epochs is not None else None,
         batches=run.batches_in_epoch,
@@ -167,10 +173,11 @@ def _look_at(run: FitRun) -> Plan:
         parameters=sum(p.numel() for p in run.module.parameters()),
         device=run.device.type,
         precision=run.precision.name,
+        features=features,
     )
 
 
-def _phases_of(run: FitRun, epochs: int | None) -> Iterator[PhasePlan]:
+def _phases_of(run: FitRun, epochs: int | None, once: bool) -> Iterator[PhasePlan]:
     assert run.freezing is not None
     total = sum(p.numel() for p in run.module.parameters())
     strategy, starts = run.freezing.finetuning, run.freezing.finetuning.starts
@@ -190,6 +197,7 @@ def _phases_of(run: FitRun, epochs: int | None) -> Iterator[PhasePlan]:
             trainable=trainable,
             frozen=total - trainable,
             groups=tuple(_groups_of(run.freezing, number, rates[number])),
+            features_once=once and run.freezing.is_frozen(number),
         )
 
 
@@ -279,8 +287,10 @@ def _with_estimates(planned: Plan, measured: list[Measured], every: int) -> Plan
     for phase, found in zip(planned.phases, measured, strict=True):
         seconds = None
         if phase.epochs is not None and phase.batches is not None and planned.validation_batches is not None:
-            validation = planned.validation_batches * found.seconds_per_validation_batch / every
-            seconds = phase.batches * found.seconds_per_batch + phase.epochs * validation
+            validation = phase.epochs * planned.validation_batches * found.seconds_per_validation_batch / every
+            seconds = phase.batches * found.seconds_per_batch + validation
+            if phase.features_once and phase.epochs:
+                seconds /= phase.epochs  # what is left of an epoch when features are there is little
         phases.append(replace(phase, memory=found.memory, seconds_per_batch=found.seconds_per_batch, seconds=seconds))
     known = [phase.seconds for phase in phases]
     total = None if None in known else sum(one or 0.0 for one in known)
