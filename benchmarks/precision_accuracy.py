@@ -30,7 +30,7 @@ from lay_out_elpv import lay_out  # noqa: E402 - it stands beside the demo
 
 IMAGES = ROOT / "demo" / "elpv-all"
 #: work -> (strategy, epochs, learning rate)
-WORKS = {"frozen": ("freeze", 10, 3e-3), "full": ("no_freeze", 2, 1e-3)}
+WORKS = {"frozen": ("freeze", 10, 3e-3), "full": ("no_freeze", 1, 1e-3)}
 #: name -> what the trainer is given
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "32", "memory_format": "contiguous"},

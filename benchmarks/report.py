@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import statistics
 from collections import defaultdict
 from datetime import date
@@ -14,7 +13,7 @@ from typing import Any
 
 from setup import Setup
 
-__all__ = ["line", "write"]
+__all__ = ["known", "line", "write"]
 
 _TITLES = {
     "frozen5": ("Frozen finetuning, 5 epochs", "s"),
@@ -45,8 +44,14 @@ def line(result: dict[str, Any]) -> str:
     return f"{result['work']:<9} round {result['round'] + 1}  {result['player']:<20} {said}"
 
 
+def known(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The commands and results that `write` has left in a folder."""
+    content = json.loads((folder / "results.json").read_text())
+    return content["commands"], content["results"]
+
+
 def write(
-    folder: Path, results: list[dict[str, Any]], versions: dict[str, str], setup: Setup, given: list[str]
+    folder: Path, results: list[dict[str, Any]], versions: dict[str, str], setup: Setup, commands: list[str]
 ) -> None:
     """Write `results.json`, `table.md` and `picture.png`.
 
@@ -55,11 +60,13 @@ def write(
         results: one dictionary a run.
         versions: of the players.
         setup: what they were given.
-        given: the arguments of the command.
+        commands: the arguments of each command that they come from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _facts(versions, given)
-    (folder / "results.json").write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
+    facts = _facts(versions, commands)
+    (folder / "results.json").write_text(
+        json.dumps({"facts": facts, "commands": commands, "results": results}, indent=1) + "\n"
+    )
     works: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         works[result["work"]][result["player"]].append(result)
@@ -71,13 +78,13 @@ def write(
     _draw(folder / "picture.png", works)
 
 
-def _facts(versions: dict[str, str], given: list[str]) -> dict[str, str]:
+def _facts(versions: dict[str, str], commands: list[str]) -> dict[str, str]:
     import torch
 
     return {
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}",
-        "command": f"python benchmarks/run.py {shlex.join(given)}".strip(),
+        "command": "; ".join(f"python benchmarks/run.py {given}".strip() for given in commands),
         "versions": ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}"])
         + "".join(f", {name} {version}" for name, version in versions.items() if name != "by hand"),
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="of torch; all cores if not given")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images for the peers")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds after which a run counts as failed")
+    parser.add_argument("--add", action="store_true", help="to the results that the output folder holds already")
     parser.add_argument("--output", type=Path, default=Path("demo/bench"), help="where to write")
     options = parser.parse_args(given)
     if unknown := set(options.works) - set(WORKS):
@@ -80,7 +82,8 @@ def main(given: list[str] | None = None) -> int:
     versions = installed()
     names = options.players or list(versions)
     rounds = options.rounds or (1 if options.quick else 5)
-    results: list[dict[str, Any]] = []
+    commands, results = report.known(options.output) if options.add else ([], [])
+    commands.append(shlex.join(sys.argv[1:] if given is None else given))
     for work in options.works or WORKS:
         for number in range(rounds):
             # Nobody but flashtask keeps anything for a second run.
@@ -91,7 +94,7 @@ def main(given: list[str] | None = None) -> int:
                 results.append(result)
                 print(report.line(result), flush=True)
                 # Written after each run: what is there already is not lost when the rest is stopped.
-                report.write(options.output, results, versions, setup, sys.argv[1:] if given is None else given)
+                report.write(options.output, results, versions, setup, commands)
     return int(any("error" in result for result in results))
 
 

@@ -27,7 +27,7 @@ from flashtask.trainer.tuning.batch_size_search import (
     largest_fitting,
     largest_within,
 )
-from flashtask.trainer.tuning.memory import MemoryWatch, memory_in_use, memory_limits
+from flashtask.trainer.tuning.memory import MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.tuning.trials import trial
 from flashtask.trainer.tuning.tune import tune
 
@@ -485,6 +485,7 @@ def test_the_peak_of_memory_is_seen_with_and_without_the_systems_help(tmp_path):
     (tmp_path / "self" / "clear_refs").mkdir(parents=True)  # a place where nothing can be reset
     (tmp_path / "self" / "status").symlink_to("/proc/self/status")
     for proc in (Path("/proc"), tmp_path):
+        give_back_memory()
         before = memory_in_use()
         with MemoryWatch(proc) as watch:
             held = torch.ones(50_000_000)

@@ -172,6 +172,7 @@ class _Watcher(Callback):
 
 def _by_measuring(attempts: _Attempts, options: BatchSizeOptions) -> BatchSizeSearch:
     """For a CPU: no size is trained on that the smaller ones do not promise to fit."""
+    give_back_memory()  # what an earlier run has freed, else the first sizes would seem to need none
     tightest, points = _tightest_limit(), list[MemoryPoint]()
     budget, fitting = _SHARE * tightest.free, options.max_batch_size
     before = memory_in_use()
