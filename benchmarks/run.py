@@ -88,7 +88,7 @@ def main(given: list[str] | None = None) -> int:
         for number in range(rounds):
             # Nobody but flashtask keeps anything for a second run.
             for name, one in _settings(
-                ["flashtask"] if work == "again" else names, setup, tuned=options.tuned, work=work
+                ["flashtask"] if work == "again" else names, replace(setup, seed=number), tuned=options.tuned, work=work
             ):
                 result = {"work": work, "player": name, "round": number, **_measure(work, name, one, options.timeout)}
                 results.append(result)

@@ -48,7 +48,7 @@ class Setup:
     pretrained: bool = True
     epochs: int = 1
     batch_size: int = 32
-    rate: float = 1e-2
+    rate: float = 3e-3
     threads: int = 2
     workers: int = 0
     tuned: bool = False
