@@ -4,7 +4,8 @@ The images of `run.py`'s frozen works (640 ELPV images to train on, 160 to valid
 32, AdamW at a constant rate, 5 epochs; accuracy of the last epoch. flashtask with its defaults but `augment="none"`; by
 hand, the features of the same images in float32, each computed once, and a plain loop over a linear layer.
 
-Run: `python benchmarks/frozen_accuracy.py DATA [--seeds 8]`, where DATA is the `elpv` folder that `run.py` has made.
+Run: `python benchmarks/frozen_accuracy.py DATA [--seeds 8] [--precision 32]`, where DATA is the `elpv` folder that
+`run.py` has made.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--precision", default="auto", help="of flashtask")
     options = parser.parse_args()
     setup = Setup(str(options.data))
     backbone = build_backbone(BACKBONE).module.eval()
@@ -36,7 +38,7 @@ def main() -> int:
     print("| rate | player | mean | least to most | accuracy of each seed |\n| ---: | --- | ---: | ---: | --- |")
     for rate in (1e-2, 3e-3):
         found = {
-            "flashtask": [_flashtask(options.data, rate, seed) for seed in range(options.seeds)],
+            "flashtask": [_flashtask(options.data, rate, seed, options.precision) for seed in range(options.seeds)],
             "by hand": [_by_hand(train, val, rate, seed) for seed in range(options.seeds)],
         }
         for name, values in found.items():
@@ -46,11 +48,11 @@ def main() -> int:
     return 0
 
 
-def _flashtask(folder: Path, rate: float, seed: int) -> float:
+def _flashtask(folder: Path, rate: float, seed: int, precision: str) -> float:
     data = ImageClassificationData.from_folders(folder / "train", folder / "val", batch_size=BATCH, augment="none")
     model = ImageClassifier(BACKBONE, learning_rate=rate, lr_scheduler="constant")
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(max_epochs=EPOCHS, seed=seed, **quiet)
+    trainer = Trainer(max_epochs=EPOCHS, seed=seed, precision=precision, **quiet)
     trainer.finetune(model, datamodule=data, strategy="freeze", restore_best=False)
     return float(trainer.callback_metrics["val_accuracy"])
 

@@ -68,7 +68,7 @@ def write(
         json.dumps({"facts": facts, "commands": commands, "results": results}, indent=1) + "\n"
     )
     works: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
+    for result in sorted(results, key=lambda one: list(_TITLES).index(one["work"])):
         works[result["work"]][result["player"]].append(result)
     pages = ["# Measured", "", *(f"- {name}: {value}" for name, value in facts.items())]
     pages.append(f"- network: {setup.backbone}, batches of {setup.batch_size}, AdamW")
@@ -127,7 +127,8 @@ def _more(results: list[dict[str, Any]]) -> list[str]:
 
 
 def _draw(path: Path, works: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
-    """A panel a work: a bar a player at its median, a line from the least to the most."""
+    """A panel a work that several have done: a bar a player at its median, a line from the least to the most."""
+    works = {work: players for work, players in works.items() if len(players) > 1} or works
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

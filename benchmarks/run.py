@@ -75,7 +75,7 @@ def main(given: list[str] | None = None) -> int:
         train=train,
         val=val,
         all_images=predict,
-        photos=photos,
+        photos=photos if "photos" in (options.works or WORKS) else 0,
         backbone=setup.backbone,
         pretrained=setup.pretrained,
     )

@@ -17,7 +17,7 @@ RUN = [sys.executable, str(ROOT / "benchmarks" / "run.py")]
 def test_the_quick_benchmark_measures_flashtask_and_a_loop_by_hand(tmp_path):
     pytest.importorskip("elpv_dataset")
     works = ["frozen5", "overhead", "predict"]
-    sizes = ["--train", "16", "--val", "4", "--predict", "40", "--photos", "1"]
+    sizes = ["--train", "16", "--val", "4", "--predict", "40"]
     options = ["--quick", "--players", "flashtask", "by hand", "--threads", "1", "--output", str(tmp_path)]
     done = subprocess.run([*RUN, *works, *options, *sizes], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
