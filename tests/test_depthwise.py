@@ -109,6 +109,15 @@ def test_only_what_would_be_slow_is_computed_otherwise(layer, is_slow):
     assert ("Depthwise" in name) is is_slow
 
 
+def test_a_convolution_that_is_called_with_plain_numbers_is_left_as_it_is():
+    images, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 5, 5, requires_grad=True)
+    with fast_depthwise():
+        made = nn.functional.conv2d(images, weight, None, 2, 2, 1, 8)
+    made.float().sum().backward()
+    assert "Depthwise" not in made.grad_fn.name()
+    assert weight.grad is not None
+
+
 class Net(Module):
     def __init__(self, **convolution):
         super().__init__()

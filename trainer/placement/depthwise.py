@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["fast_depthwise", "has_depthwise"]
 
+#: The widest kernel that bfloat16 is fast at.
 _KERNEL = 3
+_FORMATS = (torch.float32, torch.bfloat16)
 
 
 def has_depthwise(module: nn.Module) -> bool:
@@ -50,18 +52,15 @@ def _is_known(args: tuple[Any, ...]) -> bool:
     """Whether the arguments, all by place as `nn.Conv2d` gives them, are of a depthwise one with slow gradients."""
     if len(args) != 7 or type(args[0]) is not Tensor or args[0].ndim != 4 or args[0].dtype not in _FORMATS:
         return False
-    images, weight, _, stride, padding, _, groups = args
+    images, weight, _, stride, padding, dilation, groups = args
     is_known: bool = (
         1 < groups == images.shape[1]
         and weight.dtype in _FORMATS
-        and not isinstance(padding, str)
+        and all(isinstance(one, (tuple, list)) for one in (stride, padding, dilation))
         and _is_slow(weight.shape[2:], stride)
         and torch.is_autocast_enabled("cpu")
     )
     return is_known
-
-
-_FORMATS = (torch.float32, torch.bfloat16)
 
 
 def _is_slow(kernel: Sequence[int], stride: Sequence[int]) -> bool:
@@ -84,7 +83,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
-        ctx.bias, ctx.how = inputs[2] is not None, inputs[3:]
+        ctx.how = inputs[3:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
