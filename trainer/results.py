@@ -124,9 +124,9 @@ class Entry:
         if self._is_shared:
             total = _NOTHING[reduce_fx] if self.total is None else float(self.total)
             if reduce_fx != "mean":
-                return reduce(total, reduce_fx)
+                return float(reduce(total, reduce_fx))
             total, weight = reduce(total, "sum"), reduce(self.weight, "sum")
-            return total / weight if weight else math.nan
+            return float(total / weight) if weight else math.nan
         if self.total is None or not self.weight:
             return math.nan
         return float(self.total) / self.weight if reduce_fx == "mean" else float(self.total)

@@ -31,6 +31,7 @@ class RunFacts:
     enable_checkpointing: bool
     fast_dev_run: bool | int
     _given_output_dir: Path | None
+    _claimed_folder: Path | None
     loggers: list[Logger]
     _last_metrics: dict[str, float]
 

@@ -48,6 +48,7 @@ class DataParallel(Strategy):
         self.find_unused_parameters, self.timeout = find_unused_parameters, timeout
         self.place = place_in()
         self._others: Others | None = None
+        self._steps: list[_SharedStep] = []
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
         """Hear how many processes are wanted; those that somebody else has started are as many as they are."""
@@ -83,6 +84,9 @@ class DataParallel(Strategy):
                 yield
             except BaseException as error:
                 raise self._seen(error) from error
+            finally:
+                for step in self._steps:
+                    step.close()
 
     def _start(self) -> tuple[Place, Others]:
         return start_again(self._devices, self._num_nodes)
@@ -105,7 +109,8 @@ class DataParallel(Strategy):
         """The step as torch's DistributedDataParallel calls it."""
         if self.world_size == 1:
             return step
-        return _SharedStep(module, step, self.find_unused_parameters)
+        self._steps.append(_SharedStep(module, step, self.find_unused_parameters))
+        return self._steps[-1]
 
     def reduce(self, value: T, how: str = "mean") -> T:
         """A number or tensor over all processes; a number is exchanged in float64.
@@ -155,15 +160,16 @@ class ForkedDataParallel(DataParallel):
         if others is None:
             with ending_here(), super().launch():
                 yield
+            return
         self._others = others
         try:
             with super().launch():
                 yield
-            if (lost := self._others.failure(None)) is not None:
+            if (lost := others.failure(None)) is not None:
                 raise lost
         finally:
             close_group()
-            self._others.end()
+            others.end()
             self.place = self._others = None
             torch.set_num_threads(threads)
 
@@ -182,12 +188,16 @@ class _Step(nn.Module):
 class _SharedStep:
     """Wraps anew when other parameters train; where none does, nothing is to be agreed upon."""
 
-    def __init__(self, module: nn.Module, step: Callable[..., Any], find_unused_parameters: bool) -> None:
+    def __init__(self, module: Any, step: Callable[..., Any], find_unused_parameters: bool) -> None:
         self.module, self.step, self.find_unused_parameters = module, step, find_unused_parameters
         self._wrapped: dict[tuple[int, ...], DistributedDataParallel] = {}
 
+    def close(self) -> None:
+        """Let go of what holds the group: it is to end before Python does."""
+        self._wrapped.clear()
+
     def __call__(self, *arguments: Any) -> Any:
-        run: Any = self.module.trainer.fit_run
+        run = self.module.trainer.fit_run
         trained = tuple(id(one) for one in self.module.parameters() if one.requires_grad)
         if not trained or not run.automatic:
             return self.step(*arguments)

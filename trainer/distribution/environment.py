@@ -72,9 +72,7 @@ def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[
         raise _missing(size_name, rank_name, environment)
     rank, size = _number(rank_name, environment), _number(size_name, environment)
     if not 0 <= rank < size:
-        raise UsageError(
-            f"{rank_name}={rank} is none of {size_name}={size} processes", fix=f"{rank_name}=0 to {size - 1}"
-        )
+        raise UsageError(f"{rank_name}={rank}: there are {size_name}={size} processes", fix=f"0 to {size - 1}")
     local = _number(local_name, environment) if local_name in environment else 0
     local_size = _number(local_size_name, environment) if environment.get(local_size_name, "").isdigit() else local + 1
     if "TORCHELASTIC_RUN_ID" in environment:

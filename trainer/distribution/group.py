@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import socket
 from datetime import timedelta
 from typing import Any
@@ -30,6 +32,8 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
     """
     if dist.is_initialized():
         return
+    # Threads of the group that still run when Python ends can abort the process.
+    atexit.register(close_group)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     where = f"tcp://{place.address}:{place.port}"
     if place.launcher == "torchrun":
@@ -58,6 +62,7 @@ def is_open() -> bool:
 def close_group() -> None:
     """Part from the others."""
     if dist.is_initialized():
+        gc.collect()  # modules that were wrapped hold the group, in cycles
         dist.destroy_process_group()
 
 

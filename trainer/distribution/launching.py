@@ -155,7 +155,7 @@ def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
     Raises:
         UsageError: CUDA is in use already, and does not outlive a fork.
     """
-    if device.type == "cuda" and torch.cuda.is_initialized():
+    if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise UsageError(
             'strategy="ddp_spawn" forks, and CUDA has been used already',
             why="CUDA does not work in a forked process",
