@@ -209,7 +209,7 @@ class FitRun(Run):
         batches = islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
         group: list[Any] = []
         accumulate = self.accumulation(self.epoch)
-        while not (self.skip_epoch or self.is_leaving or self.out_of_steps):
+        while not (self._is_cut_short() or self.out_of_steps):
             group = list(islice(batches, accumulate))
             if not group:
                 break
@@ -235,6 +235,14 @@ class FitRun(Run):
         if self.solving is not None:
             self.solving.finish()
 
+    def _is_cut_short(self) -> bool:
+        """Whether the epoch ends here; where one process ends it, all do."""
+        if self.strategy.world_size > 1:
+            noted = (int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0)
+            skips, leaves, signal_number = (self.strategy.reduce(one, "max") for one in noted)
+            self.skip_epoch, self.is_leaving, self.interrupted_by = bool(skips), bool(leaves), signal_number or None
+        return self.skip_epoch or self.is_leaving
+
     def _read_again(self) -> Iterator[Any]:
         """A loader of the user's, continued in the middle of an epoch: behind the batches that were trained on."""
         self.trainer.say(
@@ -252,17 +260,30 @@ class FitRun(Run):
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
         sizes = [batch_size_of(batch) for batch in group]
-        total, order = sum(sizes), self.ordered
+        shares = self._shares(sizes)
         self._group_end = self.batch_idx + len(group)
         self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
-        for batch, size in zip(group, sizes, strict=True):
-            self.batch_size = size
-            # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
-            taken = size if order is None else min(order.batch_size, order.length - self.samples)
+        for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
             self.batch_idx += 1
             self.samples += taken
             self.samples_seen += taken
-            yield (1 if size == total else size / total), self.to_device(batch), self.batch_idx - 1
+            yield share, self.to_device(batch), self.batch_idx - 1
+
+    def _shares(self, sizes: list[int]) -> list[tuple[int, int, float]]:
+        """For each batch of a group: its samples, those that all processes take, and how much its loss counts.
+
+        Processes add up what they have and divide it by their number, so a loss counts that number of times more.
+        """
+        order, processes, own_total = self.ordered, self.strategy.world_size, sum(sizes)
+        if order is None:
+            return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
+        # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
+        known = [order.share(self.samples + number * order.batch_size) for number in range(len(sizes))]
+        if processes == 1:
+            shares = [1 if size == own_total else size / own_total for size in sizes]
+            return [(size, whole, share) for size, (_, whole), share in zip(sizes, known, shares, strict=True)]
+        total = sum(whole for _, whole in known)
+        return [(own, whole, processes * own / total) for own, whole in known]
 
     def turns(self) -> Iterable[tuple[Optimizer | None, tuple[int, ...]]]:
         """Who is trained by a batch: (optimizer, further arguments of the step), one after the other.
@@ -384,6 +405,8 @@ class FitRun(Run):
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
         rates = learning_rates(self.optimizers)
+        if self.strategy.world_size > 1:
+            self.results.agree(self.strategy.gather, self.module)
         self.take_metrics(self.results.callback_values())
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted

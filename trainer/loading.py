@@ -28,6 +28,9 @@ class OrderedBatches(Sampler[list[Any]]):
         drop_last: leave out a last batch that is not full.
         seed: of the run.
         seeded: give `Place`s (with seeds) instead of bare indices.
+        process: which of how many processes this is. `batch_size` is that of one process: the processes take the
+            parts of a batch that is as many times as large, one after the other.
+        fills: a process that nothing is left for is given a sample of another's, so that it can take part in a step.
     """
 
     def __init__(
@@ -39,9 +42,15 @@ class OrderedBatches(Sampler[list[Any]]):
         drop_last: bool,
         seed: int,
         seeded: bool,
+        process: tuple[int, int] = (0, 1),
+        fills: bool = False,
     ) -> None:
         self.samples = np.arange(samples) if isinstance(samples, int) else np.asarray(samples, dtype=np.int64)
-        self.length, self.batch_size, self.shuffle, self.drop_last = len(self.samples), batch_size, shuffle, drop_last
+        self.length, self.shuffle, self.drop_last, self.fills = len(self.samples), shuffle, drop_last, fills
+        self.rank, self.world_size = process
+        self.own_size = batch_size
+        #: samples in a batch of all processes together
+        self.batch_size = batch_size * self.world_size
         self.seed, self.seeded = seed, seeded
         # A sample that stands twice in an epoch is drawn anew each time.
         self._occurrences = _occurrences(self.samples)
@@ -53,21 +62,30 @@ class OrderedBatches(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         whole, rest = divmod(self.length, self.batch_size)
-        return whole if self.drop_last or not rest else whole + 1
+        is_given = not self.drop_last and (rest > self.rank * self.own_size or (rest > 0 and self.fills))
+        return whole + is_given
+
+    def share(self, start: int) -> tuple[int, int]:
+        """Samples of the batch that begins at a place in the epoch: those of this process, and of all of them."""
+        whole = min(self.batch_size, self.length - start)
+        return min(self.own_size, max(0, whole - self.rank * self.own_size)), whole
 
     def __iter__(self) -> Iterator[list[Any]]:
         order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
         indices = self.samples[order]
         seeds = sample_seeds(indices, self.seed, self.epoch, self._occurrences[order]) if self.seeded else None
         for first in range(self.start, self.length, self.batch_size):
-            chunk = indices[first : first + self.batch_size].tolist()
-            if self.drop_last and len(chunk) < self.batch_size:
+            own, whole = self.share(first)
+            if (self.drop_last and whole < self.batch_size) or not (own or self.fills):
                 return
+            begin = first + self.rank * self.own_size if own else first
+            part = slice(begin, begin + max(own, 1))
+            chunk = indices[part].tolist()
             if seeds is None:
                 yield chunk
             else:
-                own = seeds[first : first + self.batch_size].tolist()
-                yield [Place(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own, strict=True)]
+                own_seeds = seeds[part].tolist()
+                yield [Place(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
 
 
 def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -79,7 +97,9 @@ def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any
     return found
 
 
-def rebuild_loader(loader: Any, *, seed: int, training: bool, in_order: bool = False) -> Any:
+def rebuild_loader(
+    loader: Any, *, seed: int, training: bool, in_order: bool = False, process: tuple[int, int] = (0, 1)
+) -> Any:
     """The same loader with the run's order, or the loader itself where that cannot be done.
 
     Args:
@@ -87,6 +107,7 @@ def rebuild_loader(loader: Any, *, seed: int, training: bool, in_order: bool = F
         seed: of the run.
         training: a training loader; it is shuffled only if the user's own was.
         in_order: do not shuffle, whatever the user's own does.
+        process: which of how many processes this is; each is given its share.
     """
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
@@ -102,6 +123,8 @@ def rebuild_loader(loader: Any, *, seed: int, training: bool, in_order: bool = F
         drop_last=loader.drop_last,
         seed=seed if training else derive_seed("evaluation", seed),
         seeded=isinstance(dataset, SeededDataset),
+        process=process,
+        fills=training,
     )
     workers: dict[str, Any] = {}
     if loader.num_workers:

@@ -15,7 +15,7 @@ from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.metrics import is_metric
-from flashtask.core.seeding import seed_generators
+from flashtask.core.seeding import derive_seed, seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
@@ -174,6 +174,9 @@ def _prepare_fit(run: FitRun) -> None:
     run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)
     _add_training(run)
+    if run.strategy.global_rank:
+        # Dropout is to fall on other numbers in each process; weights are those of the first one.
+        seed_generators(derive_seed("process", run.seed, run.strategy.global_rank) % 2**32)
     if content is not None:
         restore_run(run, run.resume_from, content)
         run.sanity = None
@@ -238,7 +241,8 @@ def _leave_optimization_to(module: Module, run: FitRun) -> None:
 def _training_loader(trainer: Any, loader: Any, seed: int) -> tuple[Any, int | None]:
     """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch."""
     few = trainer.overfit_batches
-    rebuilt = rebuild_loader(loader, seed=seed, training=True, in_order=bool(few))
+    process = (trainer.strategy.global_rank, trainer.strategy.world_size)
+    rebuilt = rebuild_loader(loader, seed=seed, training=True, in_order=bool(few), process=process)
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
         trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
     return rebuilt, _limit(few or trainer.limit_train_batches, rebuilt)
@@ -279,7 +283,7 @@ def _add_validation(run: FitRun) -> None:
     if not writes_step and isinstance(run.data, GivenLoaders) and run.data.has("val"):
         trainer.say(f"{type(run.module).__name__} has no validation_step: the validation data is not used")
     wanted = writes_step and not trainer.overfit_batches
-    loaders = _loaders(run.data.val_dataloader(), run.seed) if wanted else []
+    loaders = _loaders(run.data.val_dataloader(), run) if wanted else []
     limits = [_limit(trainer.limit_val_batches, loader) for loader in loaders]
     if not loaders or all(limit == 0 for limit in limits):
         return
@@ -312,18 +316,20 @@ def _prepare_evaluation(run: EvaluationRun) -> None:
             few, limit = _training_loader(trainer, loader, trainer.seed)
             run.loaders, run.limits = [few], [limit]
             return
-    run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), trainer.seed)
+    run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), run)
     if not run.loaders:
         raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
     run.limits = [_limit(getattr(trainer, f"limit_{short}_batches"), loader) for loader in run.loaders]
     use_known_features(run)
 
 
-def _loaders(given: Any, seed: int) -> list[Any]:
+def _loaders(given: Any, run: Run) -> list[Any]:
     if given is None:
         return []
     several = list(given) if isinstance(given, (list, tuple)) and not _is_batch_list(given) else [given]
-    return [rebuild_loader(loader, seed=seed, training=False) for loader in several if loader is not None]
+    process = (run.strategy.global_rank, run.strategy.world_size)
+    rebuild = partial(rebuild_loader, seed=run.trainer.seed, training=False, process=process)
+    return [rebuild(loader) for loader in several if loader is not None]
 
 
 def _is_batch_list(given: Any) -> bool:

@@ -61,6 +61,10 @@ class LogSettings(NamedTuple):
     add_dataloader_idx: bool = True
 
 
+#: what a process that has seen nothing adds to a value over all of them
+_NOTHING = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
+
+
 class Entry:
     """One logged name: its last value, and what is needed for its value over the epoch."""
 
@@ -87,7 +91,7 @@ class Entry:
         elif not isinstance(value, (int, float)):
             value = self._number(value)
         self.value = value
-        if not self.on_epoch:
+        if not self.on_epoch or not weight:
             return
         reduce_fx = self.settings.reduce_fx
         if reduce_fx == "mean":
@@ -116,12 +120,16 @@ class Entry:
         """The value over the epoch: a metric's result, or the reduced values (of all processes if so asked for)."""
         if self.metric is not None:
             return self._scalar(self.metric.compute())
-        if self.total is None:
+        reduce_fx = self.settings.reduce_fx
+        if self._is_shared:
+            total = _NOTHING[reduce_fx] if self.total is None else float(self.total)
+            if reduce_fx != "mean":
+                return float(reduce(total, reduce_fx))
+            total, weight = reduce(total, "sum"), reduce(self.weight, "sum")
+            return float(total / weight) if weight else math.nan
+        if self.total is None or not self.weight:
             return math.nan
-        total, reduce_fx = float(self.total), self.settings.reduce_fx
-        if reduce_fx != "mean":
-            return reduce(total, reduce_fx) if self._is_shared else total
-        return reduce(total, "sum") / reduce(self.weight, "sum") if self._is_shared else total / self.weight
+        return float(self.total) / self.weight if reduce_fx == "mean" else float(self.total)
 
     @property
     def _is_shared(self) -> bool:
@@ -190,6 +198,23 @@ class Results:
         if entry is None:
             entry = self.entries[(moment, name)] = Entry(name, _settled(moment, name, settings))
         entry.update(value, weight)
+
+    def agree(self, gather: Callable[[Any], list[Any]], module: nn.Module) -> None:
+        """Let every process have the entries of all, in one order; a process may have been given no batch at all.
+
+        Args:
+            gather: what every process has, in the order of their ranks.
+            module: that the metric objects are part of.
+        """
+        places = {id(part): place for place, part in module.named_modules() if is_metric(part)}
+        own = [(key, entry.name, entry.settings, places.get(id(entry.metric))) for key, entry in self.entries.items()]
+        known, self.entries = self.entries, {}
+        for key, name, settings, place in (one for of_process in gather(own) for one in of_process):
+            if key in self.entries:
+                continue
+            entry = self.entries[key] = known.get(key) or Entry(name, settings)
+            if entry.metric is None and place is not None:
+                entry.metric = module.get_submodule(place)  # type: ignore[assignment]
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""

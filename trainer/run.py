@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,14 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
+def _taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+    """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
+    return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
+
+
+_MISSING = object()
+
+
 class EvaluationRun(Run):
     """Validation, test or prediction; it may nest in a fit run, and never replaces it.
 
@@ -146,6 +154,7 @@ class EvaluationRun(Run):
         self.weights_from: Path | None = None
         self._step = as_it_takes(getattr(module, f"{self.word}_step"))
         self._step_end = getattr(module, f"{self.word}_step_end", None)
+        self._has_all_outputs = False
         self._modes: list[tuple[nn.Module, bool]] = []
         self._outer: Run | None = None
 
@@ -163,6 +172,7 @@ class EvaluationRun(Run):
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
         self.samples_seen = self._batches_seen = 0
+        self._has_all_outputs = False
         self.outputs = [[] for _ in self.loaders]
         self._modes = [(part, part.training) for part in self.module.modules()]
         self._generators = generator_states()
@@ -206,7 +216,11 @@ class EvaluationRun(Run):
 
     @property
     def outputs_of_pass(self) -> list[Any]:
-        """Outputs of all batches, in a list for each loader where there are several."""
+        """Outputs of all batches, in a list for each loader where there are several; in `predict`, of all processes."""
+        if self.stage == "predict" and self.strategy.world_size > 1 and not self._has_all_outputs:
+            self._has_all_outputs = True
+            by_process = self.strategy.gather(self.outputs)
+            self.outputs = [_taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     def close(self) -> None:
@@ -222,6 +236,8 @@ class EvaluationRun(Run):
                 why="an iterator gives its batches only once",
                 fix="a DataLoader or a list of batches",
             )
+        if self.strategy.world_size > 1:
+            self.results.agree(self.strategy.gather, self.module)
         self.results_of_pass = self.results.epoch_values(logger_only=True)
         if self.parent is not None and not self.is_sanity_check:
             self.parent.take_metrics(self.results.callback_values())

@@ -31,6 +31,7 @@ class RunFacts:
     enable_checkpointing: bool
     fast_dev_run: bool | int
     _given_output_dir: Path | None
+    _claimed_folder: Path | None
     loggers: list[Logger]
     _last_metrics: dict[str, float]
 
@@ -85,8 +86,8 @@ class RunFacts:
         Raises:
             UsageError: there is none yet.
         """
-        if self.run_folder is None and self._given_output_dir is not None and not self.is_global_zero:
-            return self._given_output_dir.absolute()  # the first process has claimed it
+        if self.run_folder is None and self._claimed_folder is not None and not self.is_global_zero:
+            return self._claimed_folder
         if self.run_folder is None:
             raise UsageError("there is no run folder yet", fix="it is made when a fit starts")
         return self.run_folder.path

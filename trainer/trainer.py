@@ -162,6 +162,8 @@ class Trainer(RunFacts):
         self._seed = seed
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
         self._given_output_dir = Path(output_dir) if output_dir is not None else None
+        #: what the first process has claimed, for the others
+        self._claimed_folder: Path | None = None
         self.callbacks = make_callbacks(callbacks)
         self.loggers = make_loggers(logger)
         self.enable_checkpointing = enable_checkpointing
@@ -470,6 +472,7 @@ class Trainer(RunFacts):
         folder = None
         if (self.loggers or self.enable_checkpointing) and self.is_global_zero:
             folder = self._claim(run.resume_from)
+        self._claimed_folder = self.strategy.gather(None if folder is None else folder.path)[0]
         before = (self.run_folder, self.fit_run, self._restored_best)
         run.put_back = partial(self._speak_of, *before)
         self._speak_of(folder, run, None)

@@ -30,6 +30,7 @@ ONLY_FOR_RESUMING = (
     "precision",
     "datamodule",
     "random",
+    "random_of_processes",
     "seed",
     "settings",
 )
@@ -59,6 +60,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "datamodule": run.data.state_dict(),
         "datamodule_hyper_parameters": plain_hyperparameters(run.data),
         "random": generator_states(),
+        **({"random_of_processes": states} if len(states := run.strategy.gather(generator_states())) > 1 else {}),
         "seed": run.seed,
         "settings": settings_of(run),
     }

@@ -179,7 +179,9 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
-    set_generator_states(content["random"])
+    states = content.get("random_of_processes", [content["random"]])
+    if run.strategy.global_rank < len(states):
+        set_generator_states(states[run.strategy.global_rank])
 
 
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:

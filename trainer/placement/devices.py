@@ -85,6 +85,8 @@ def device_indices(devices: Any, accelerator: Accelerator, most: int | None = 1)
         _limit(devices, count, most)
         return list(range(count))
     indices = list(wanted) if isinstance(wanted, tuple) else list(range(wanted))
+    if accelerator.name == "cpu" and most is None:
+        return indices  # processes that share the cores
     if max(indices) >= count:
         cores = "; all cores are one device: torch.set_num_threads(n)" if accelerator.name == "cpu" else ""
         raise UsageError(

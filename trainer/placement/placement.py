@@ -53,7 +53,14 @@ def check_placement(*, accelerator: Any, devices: Any, strategy: Any, precision:
 
 
 def resolve_placement(
-    *, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any, default_precision: str
+    *,
+    accelerator: Any,
+    devices: Any,
+    strategy: Any,
+    precision: Any,
+    plugins: Any,
+    default_precision: str,
+    num_nodes: int = 1,
 ) -> Placement:
     """Settle where a run runs.
 
@@ -64,6 +71,7 @@ def resolve_placement(
         precision: None, a name or an object.
         plugins: None, an object or a list of them: strategies and precisions.
         default_precision: what no precision at all means for the module.
+        num_nodes: machines.
 
     Raises:
         UsageError: one of them means nothing, two contradict each other, or a device is not here.
@@ -71,7 +79,8 @@ def resolve_placement(
     chosen, accelerator, precision = _combined(accelerator, strategy, precision, plugins)
     found = resolve_accelerator(accelerator)
     indices = device_indices(devices, found, chosen.most_devices)
-    device = found.device(indices[chosen.local_rank])
+    device = found.device(indices[chosen.local_rank % len(indices)])
+    chosen.plan(device, len(indices), num_nodes)
     wanted = default_precision if precision is None else precision
     return Placement(chosen, found, tuple(indices), device, resolve_precision(wanted, device, found))
 

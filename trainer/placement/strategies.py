@@ -5,21 +5,23 @@ Not to be taken for finetuning strategies, which say what is frozen: those stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
-from flashtask.core.registry import Registry
+from flashtask.core.registry import Registry, RegistryEntry
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import FINETUNING
 from flashtask.trainer.placement.accelerators import Accelerator, Aliases, check_accelerator
 from flashtask.trainer.placement.precision import Precision, check_precision
 
-__all__ = ["STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
+__all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
 
 T = TypeVar("T")
 
@@ -58,6 +60,15 @@ class Strategy:
     def is_global_zero(self) -> bool:
         """Whether this process is the one that writes files and speaks."""
         return self.global_rank == 0
+
+    def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
+        """Hear what the trainer wants, before anything is started.
+
+        Args:
+            device: that this process computes on.
+            devices: on each machine.
+            num_nodes: machines.
+        """
 
     @contextmanager
     def launch(self) -> Iterator[None]:
@@ -99,19 +110,52 @@ class SingleDevice(Strategy):
     name = "single"
 
 
-STRATEGIES.add_source(Aliases(STRATEGIES, {"single_device": "single", "auto": "single"}))
+class _Distributed:
+    """The strategies of several processes: their module is imported when one of them is asked for."""
 
-_LATER = "several processes are not there yet"
+    _module = "flashtask.trainer.distribution.data_parallel"
+    _classes: ClassVar = {
+        "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
+        "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script needed"),
+        "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
+    }
+
+    def names(self) -> Iterable[str]:
+        """Their names."""
+        return self._classes
+
+    spellings = names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of one of them."""
+        if name not in self._classes:
+            return None
+        attribute, description = self._classes[name]
+        metadata = {"provider": "flashtask", "description": description}
+        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(self._module), attribute))
+
+
+_SPELLINGS = {
+    "auto": "single",
+    "single_device": "single",
+    "ddp_fork": "ddp_spawn",
+    "ddp_notebook": "ddp_spawn",
+    "ddp_find_unused_parameters_true": "ddp_find_unused_parameters",
+    "ddp_find_unused_parameters_false": "ddp",
+    "ddp_spawn_find_unused_parameters_false": "ddp_spawn",
+}
+STRATEGIES.add_source(_Distributed())
+STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
+
 _SHARDED = "sharding a model over devices is not there yet"
 
 #: first word of a name that others use -> what is to be said of it
 _NOT_HERE = {
     "bagua": "there is no Bagua support",
     "colossalai": "there is no ColossalAI support",
-    "ddp": _LATER,
-    "ddp2": _LATER,
+    "ddp2": "ddp2 is gone from torch too",
     "deepspeed": "there is no DeepSpeed support",
-    "dp": "several devices in one process are slower than one process each, which is not there yet",
+    "dp": 'several devices in one process are slower than one process each: strategy="ddp"',
     "fsdp": _SHARDED,
     "hivemind": "there is no Hivemind support",
     "horovod": "there is no Horovod support",

@@ -1,0 +1,101 @@
+"""How the processes of a run speak with each other: torch.distributed, opened once in a process."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from flashtask.core.errors import UsageError
+from flashtask.trainer.distribution.environment import Place
+
+__all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced"]
+
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def open_group(place: Place, device: torch.device, timeout: float) -> None:
+    """Meet the other processes; gloo for what is on CPUs, NCCL for CUDA.
+
+    Args:
+        place: of this process.
+        device: that it computes on.
+        timeout: seconds that one waits for another, here and in every exchange later.
+
+    Raises:
+        UsageError: the port is taken, or the others did not come.
+    """
+    if dist.is_initialized():
+        return
+    # Threads of the group that still run when Python ends can abort the process.
+    atexit.register(close_group)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    where = f"tcp://{place.address}:{place.port}"
+    if place.launcher == "torchrun":
+        where = "env://"  # its agent keeps the store
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=where,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UsageError(
+            f"process {place.rank} of {place.world_size} could not meet the others at {place.address}:{place.port}",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="another port: MASTER_PORT=29501; and look whether every process was started",
+        ) from error
+
+
+def is_open() -> bool:
+    """Whether this process has met the others."""
+    return dist.is_initialized()
+
+
+def close_group() -> None:
+    """Part from the others."""
+    if dist.is_initialized():
+        gc.collect()  # modules that were wrapped hold the group, in cycles
+        dist.destroy_process_group()
+
+
+def reduced(value: Any, how: str) -> Any:
+    """A number or tensor over all processes; a number is exchanged in float64, a whole one stays whole."""
+    is_tensor = isinstance(value, torch.Tensor)
+    if is_tensor:
+        held = value.detach().clone()
+    else:
+        held = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) and how != "mean" else torch.float64)
+    dist.all_reduce(held, _OPERATIONS["sum" if how == "mean" else how])
+    if how == "mean":
+        held = held / dist.get_world_size()
+    return held if is_tensor else held.item()
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process has, in the order of their ranks."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def is_of_the_group(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "by peer"))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,207 @@
+"""Starting the other processes of a machine, hearing of their failures, and leaving none of them behind."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from flashtask.core.errors import FlashtaskError, ProcessLostError, UsageError
+from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.group import close_group, free_port, is_of_the_group
+
+__all__ = ["Others", "ending_here", "fork", "reporting", "start_again"]
+
+_PR_SET_PDEATHSIG = 1
+#: Seconds in which the others can say what happened and end by themselves, once one of them has failed.
+_GRACE = 5.0
+#: Where a process that was started here leaves what became of it.
+_REPORTS = "FLASHTASK_REPORTS"
+
+
+class Others:
+    """The processes that this one, rank 0, has started.
+
+    Args:
+        polls: for each rank, its exit code as subprocess has it, or None as long as it runs.
+        pids: of each rank.
+        reports: the folder in which they leave what became of them.
+    """
+
+    def __init__(self, polls: Mapping[int, Callable[[], int | None]], pids: Mapping[int, int], reports: Path) -> None:
+        self._polls, self._pids, self._reports = polls, pids, reports
+
+    def wait(self, seconds: float | None) -> tuple[int, int] | None:
+        """The first that failed, with its code; waits until all have ended, but no longer than that."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        found = None
+        waiting = set(self._polls)
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            for rank in sorted(waiting):
+                code = self._polls[rank]()
+                if code is not None:
+                    waiting.discard(rank)
+                    found = found or ((rank, code) if code else None)
+            time.sleep(0.02)
+        return found
+
+    def end(self) -> None:
+        """End those that still run."""
+        for rank, pid in self._pids.items():
+            if self._polls[rank]() is None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.wait(_GRACE)
+        shutil.rmtree(self._reports, ignore_errors=True)
+
+    def failure(self, seconds: float | None) -> ProcessLostError | None:
+        """What became of them, if one failed: what it said itself, or how it ended."""
+        lost = self.wait(seconds)
+        for file in sorted(self._reports.glob("*.json")):
+            told = json.loads(file.read_text("utf-8"))
+            if not told["is_of_the_group"]:
+                return ProcessLostError(f"process {told['rank']} of {told['of']} failed: {told['text']}")
+        return None if lost is None else ProcessLostError(_how_it_ended(*lost))
+
+
+def _how_it_ended(rank: int, code: int) -> str:
+    if code >= 0:
+        return f"process {rank} ended with code {code}"
+    memory = "; the system does this where memory ends" if -code == signal.SIGKILL else ""
+    return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
+
+
+@contextmanager
+def reporting(place: Place) -> Iterator[None]:
+    """In a process that was started here: leave what went wrong where rank 0 finds it, and say nothing more."""
+    reports = os.environ.get(_REPORTS)
+    try:
+        yield
+    except BaseException as error:
+        if reports and place.rank:
+            text = str(error) if isinstance(error, FlashtaskError) else f"{type(error).__name__}: {error}"
+            told = {"rank": place.rank, "of": place.world_size, "text": text, "is_of_the_group": is_of_the_group(error)}
+            partial = Path(reports, f"{place.rank}.partial")
+            with suppress(OSError):
+                partial.write_text(json.dumps(told), "utf-8")
+                partial.rename(partial.with_suffix(".json"))
+            sys.excepthook = lambda *_: None  # rank 0 says it, once
+        raise
+
+
+def start_again(devices: int, num_nodes: int) -> tuple[Place, Others]:
+    """Start this script once for each further device of this machine, with the same arguments.
+
+    Raises:
+        UsageError: there is no script, as in a notebook; or there are more machines than this one.
+    """
+    if num_nodes > 1:
+        raise UsageError(
+            f"num_nodes={num_nodes}: somebody has to start a process on each machine",
+            fix="torchrun --nnodes 2 --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:29400 SCRIPT",
+        )
+    command, reports = _this_command(), Path(tempfile.mkdtemp(prefix="flashtask-"))
+    port = int(os.environ.get("MASTER_PORT") or free_port())
+    children = {}
+    for rank in range(1, devices):
+        environment = {**os.environ, **_environment(rank, devices, port), _REPORTS: str(reports)}
+        children[rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+    os.environ.update(_environment(0, devices, port))
+    others = Others(
+        {rank: one.poll for rank, one in children.items()}, {rank: one.pid for rank, one in children.items()}, reports
+    )
+    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others
+
+
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+    numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def _this_command() -> list[str]:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        return [sys.executable, "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    if getattr(main, "__file__", None) and os.path.isfile(sys.argv[0]):
+        return [sys.executable, *sys.argv]
+    raise UsageError(
+        'strategy="ddp" starts the script again, and there is none here',
+        why="this is a notebook or an interactive session",
+        fix='strategy="ddp_spawn"',
+    )
+
+
+def _end_with_parent() -> None:
+    """Linux ends this process when the one that started it is gone, however that came."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
+    """Fork a process for each further device; gives each of them its place, and rank 0 the others.
+
+    Raises:
+        UsageError: CUDA is in use already, and does not outlive a fork.
+    """
+    if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise UsageError(
+            'strategy="ddp_spawn" forks, and CUDA has been used already',
+            why="CUDA does not work in a forked process",
+            fix='strategy="ddp", or call nothing of CUDA before the Trainer',
+        )
+    port, parent, reports = free_port(), os.getpid(), Path(tempfile.mkdtemp(prefix="flashtask-"))
+    pids: dict[int, int] = {}
+    for rank in range(1, devices):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            _end_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
+            os.environ[_REPORTS] = str(reports)
+            torch.set_num_threads(1)  # OpenMP's threads did not come along
+            return Place(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None
+        pids[rank] = pid
+    others = Others({rank: _poll(pid) for rank, pid in pids.items()}, pids, reports)
+    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others
+
+
+def _poll(pid: int) -> Callable[[], int | None]:
+    ended: list[int] = []
+
+    def poll() -> int | None:
+        if not ended:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                ended.append(os.waitstatus_to_exitcode(status))
+        return ended[0] if ended else None
+
+    return poll
+
+
+@contextmanager
+def ending_here() -> Iterator[None]:
+    """Around what a forked process does: it never goes back to where it came from."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        with suppress(Exception):
+            close_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
