@@ -13,11 +13,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
 from flashtask.cli.flags import as_flags
+from flashtask.cli.processes import SHARED, heard, here, silence
 from flashtask.cli.usage import explain
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.failures import as_users_see_it
@@ -46,9 +47,21 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code, as docs/command-line.md lists them.
     """
+    _never_fail_to_print()
+    place = here()
+    if place is None or not place.rank:
+        return _run(argv, sys.stderr)
+    if not any(word in SHARED for word in argv):
+        return 0  # the first of several processes does it
+    told = sys.stderr
+    with silence():
+        return _run(argv, told)
+
+
+def _run(argv: Sequence[str], told: TextIO) -> int:
+    """One command line; what ended it is written to `told`, and everything else where Python writes."""
     from flashtask.cli.commands import flashtask
 
-    _never_fail_to_print()
     try:
         with flashtask.make_context("flashtask", list(argv)) as context:
             flashtask.invoke(context)
@@ -56,13 +69,13 @@ def run(argv: Sequence[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except BrokenPipeError as error:
-        return 0 if _reader_is_gone() else _report(error, argv)
+        return 0 if _reader_is_gone() else _report(error, argv, told)
     except (Exception, KeyboardInterrupt) as error:
-        return _report(error, argv)
+        return _report(error, argv, told)
     return 0
 
 
-def _report(error: BaseException, argv: Sequence[str]) -> int:
+def _report(error: BaseException, argv: Sequence[str], told: TextIO) -> int:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         _drop_stdout()  # what could not be written would fail once more at exit
     if "--debug" in argv:
@@ -71,7 +84,8 @@ def _report(error: BaseException, argv: Sequence[str]) -> int:
     if isinstance(error, FlashtaskError):
         error.fix = as_flags(error.fix, argv)
     text, code = _told(error)
-    print(text, file=sys.stderr)
+    if text := heard(text, error, here()):
+        print(text, file=told)
     return code
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flashtask.cli.beginning import BEGINNING
 from flashtask.cli.options import kinds_by_key
+from flashtask.cli.processes import check_distributed, is_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError, did_you_mean
 
@@ -80,6 +81,7 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.tasks import TASKS
     from flashtask.trainer.finetuning.strategies import resolve_finetuning
 
+    check_distributed(recipe.get("trainer.strategy"), recipe.origin("trainer.strategy"))
     checks: dict[str, Callable[[Any], Any]] = {
         "task": TASKS.entry,
         "model.backbone": BACKBONES.entry,
@@ -94,6 +96,9 @@ def check_names(recipe: Recipe) -> None:
             check(value)
         except UsageError as error:
             error.what = f"{recipe.origin(key)}: {error.what}"
+            if key == "finetune.strategy" and is_distributed(value):
+                error.why = "this says what is trained, and that by how many processes"
+                error.fix = f"--distributed {value}, or `strategy: {value}` in the recipe's `trainer`"
             raise
 
 

@@ -13,6 +13,7 @@ import click
 
 from flashtask.cli.inputs import checkpoint_source
 from flashtask.cli.options import EVALUATE, given
+from flashtask.cli.processes import check_distributed, launched
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.layout import existing_folder, stage_folder
 
@@ -34,11 +35,13 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
         MissingInputError: the checkpoint or the folder is not there.
         BadDataError: folders that do not match the checkpoint's labels, or images that cannot be read.
     """
+    check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
     folder = stage_folder(existing_folder(data, "DATA"), _PARTS[verb])
+    options = {key: value for key, (_, value) in given(EVALUATE, params).items()}
     # Standard output is for the metrics alone.
-    with redirect_stdout(sys.stderr):
-        metrics = _measure(verb, checkpoint, folder, params)
+    with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
+        metrics = _measure(verb, checkpoint, folder, options, strategy)
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
@@ -47,16 +50,19 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
         click.echo(f"{name:<{width}}  {value:.4f}")
 
 
-def _measure(verb: str, checkpoint: Path | str, folder: Path, params: Mapping[str, Any]) -> dict[str, float]:
+def _measure(
+    verb: str, checkpoint: Path | str, folder: Path, options: Mapping[str, Any], strategy: Any
+) -> dict[str, float]:
     from flashtask import load
     from flashtask.trainer.trainer import Trainer
 
-    options = {key: value for key, (_, value) in given(EVALUATE, params).items()}
     task = load(checkpoint)
     datamodule = task.data_class.from_folders(
         **{f"{_PARTS[verb]}_folder": folder}, **_below("data.from_folders.", options)
     )
-    trainer = Trainer(logger=False, enable_checkpointing=False, **_below("trainer.", options))
+    joined = {} if strategy is None else {"strategy": strategy}
+    arguments = {**_below("trainer.", options), **joined}
+    trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)
     (metrics,) = getattr(trainer, verb)(task, datamodule=datamodule)
     return {name: float(value) for name, value in metrics.items()}
 

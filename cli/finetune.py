@@ -12,9 +12,11 @@ from typing import Any
 
 import click
 
+from flashtask.cli.options import CONSTRUCTOR
 from flashtask.cli.output import require_free
 from flashtask.cli.parts import build_parts
-from flashtask.cli.recipe import Recipe
+from flashtask.cli.processes import OF_THE_MACHINE, agreed, here, launched, refuse_search, require_same
+from flashtask.cli.recipe import Recipe, is_path
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
 
@@ -32,12 +34,15 @@ def finetune(data: str | None, params: Mapping[str, Any]) -> None:
     start = resume(requested) if params["resume"] else Start(requested)
     if start.remark:
         print(start.remark, file=sys.stderr)
-    if start.is_finished:
+    others = here()
+    if start.is_finished and others is None:
         return
-    if start.folder is None:
+    if start.folder is None and start.remains is None and (others is None or not others.rank):
         require_free(_place(start.recipe))
     require_data(start.recipe)
-    folder = _train(start)
+    with launched(start.recipe.get("trainer", {})) as strategy:
+        require_same(strategy, _what_is_asked(start))
+        folder = None if start.is_finished else _train(start, strategy)
     if folder is not None:
         _say_result(folder)
 
@@ -48,12 +53,22 @@ def _place(recipe: Recipe) -> Path:
     return Path(output) if output else Path(root or ".").absolute() / "runs"
 
 
-def _train(start: Start) -> Path | None:
-    """Build the parts that the recipe names and run it; gives the run folder, None if it is to write nothing."""
-    parts = build_parts(start.recipe)
+def _what_is_asked(start: Start) -> dict[str, Any]:
+    """The recipe without what each machine may have otherwise, and whether there is a run to go on with."""
+    own = (*OF_THE_MACHINE, start.recipe.here(f"data.{CONSTRUCTOR}.num_workers"))
+    asked = {key: value for key, value in start.recipe.leaves() if not is_path(key) and key not in own}
+    return {**asked, "the run is continued": start.folder is not None, "the run is finished": start.is_finished}
+
+
+def _train(start: Start, strategy: Any) -> Path | None:
+    """Build the parts that the recipe names and run it; gives the run folder, None if this process writes nothing."""
+    agreed(strategy, start.clear)
+    parts = build_parts(start.recipe, strategy)
     if parts.searched:
+        refuse_search(strategy)
         click.echo(parts.tune())
-    checkpoint = newest_whole_checkpoint(start.folder) if start.folder else None
+    folder = start.folder
+    checkpoint = None if folder is None else agreed(strategy, lambda: newest_whole_checkpoint(folder))
     trainer = parts.trainer
     trainer.finetune(parts.model, datamodule=parts.datamodule, ckpt_path=checkpoint, **parts.finetune)
     return trainer.output_dir if trainer.run_folder is not None else None

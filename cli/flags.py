@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from flashtask.cli.options import TABLES, Option
+from flashtask.cli.processes import is_distributed
 from flashtask.cli.usage import OTHER_NAMES
 
 __all__ = ["as_flags"]
@@ -31,6 +32,8 @@ def as_flags(fix: str, argv: Sequence[str]) -> str:
 def _flag(found: re.Match[str], options: dict[str, Option], command: str) -> str:
     name, value = found[1], found[2].strip("\"'")
     option = options.get(name)
+    if name == "strategy" and not is_distributed(value):
+        option = next((one for one in TABLES[command] if one.key == "finetune.strategy"), None)
     if option is None:
         recipe_key = f"--set trainer.{name}="
         is_key = command == "finetune" and OTHER_NAMES.get(name, "").startswith(recipe_key)

@@ -117,7 +117,10 @@ _NUM_WORKERS = Option("--num-workers", f"{_DATA}.num_workers", whole(), "Process
 _ON_BAD_IMAGE = Option("--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P")
 _ACCELERATOR = Option("--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A")
 _DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N")
+_DISTRIBUTED = Option("--distributed", "trainer.strategy", text, "ddp, ddp_spawn, ...: how devices are used.", "D")
+_NUM_NODES = Option("--num-nodes", "trainer.num_nodes", whole(1), "Machines; torchrun or SLURM starts them.", "N")
 _PRECISION = Option("--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P")
+_PLACE = (_ACCELERATOR, _DEVICES, _DISTRIBUTED, _NUM_NODES)
 _QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False)
 _NO_FEATURE_CACHE = Option(
     "--no-feature-cache", "trainer.feature_cache", None, "Run a frozen backbone in every epoch.", value=False
@@ -156,8 +159,7 @@ _IMAGES = (
 )
 
 _REST = (
-    _ACCELERATOR,
-    _DEVICES,
+    *_PLACE,
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False),
     Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME"),
     Option("--config", "", text, "A recipe; options given here win over it.", "FILE"),
@@ -198,7 +200,7 @@ PLAN = (
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _ACCELERATOR, _DEVICES, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
 
 PREDICT = (
     Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
@@ -207,7 +209,7 @@ PREDICT = (
     Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
     Option("--num-workers", "", whole(), "Processes that load images.", "N"),
     Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
-    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A"),
+    *_PLACE,
     _ZOO_FILE,
 )
 

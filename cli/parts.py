@@ -51,8 +51,12 @@ class Parts:
         return tune(self.trainer, self.model, self.datamodule, finetuning=finetuning, **{**self.searched, **options})
 
 
-def build_parts(recipe: Recipe) -> Parts:
+def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     """Build the parts, with defaults in place of what is to be found.
+
+    Args:
+        recipe: of the run.
+        strategy: that joins its processes already, in place of the one that the recipe names.
 
     Raises:
         UsageError: a key that nothing takes, or a value that cannot be meant.
@@ -78,7 +82,9 @@ def build_parts(recipe: Recipe) -> Parts:
     datamodule = make_data(**recipe.get(section))
     model = build_model(task_class, recipe.get("model", {}))
     _merge_other_factors(model, recipe.get("finetune.strategy"))
-    return Parts(Trainer(**recipe.get("trainer", {})), model, datamodule, recipe.get("finetune"), searched)
+    joined = {} if strategy is None else {"strategy": strategy}
+    trainer = Trainer(**{**recipe.get("trainer", {}), **joined})
+    return Parts(trainer, model, datamodule, recipe.get("finetune"), searched)
 
 
 def _merge_other_factors(model: Any, strategy: Any) -> None:

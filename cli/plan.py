@@ -10,6 +10,7 @@ import click
 
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.parts import SEARCHED, build_parts
+from flashtask.cli.processes import launched
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.core.errors import UsageError
 from flashtask.trainer.text_table import text_table
@@ -42,10 +43,11 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
             fix="flashtask tune finds it; then --batch-size N, --lr X",
         )
     require_data(recipe)
-    parts = build_parts(recipe)
-    strategy = parts.finetune.get("strategy", "no_freeze")
-    measure = not params["no_measure"]
-    planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
+    with launched(recipe.get("trainer", {})) as joined:
+        parts = build_parts(recipe, joined)
+        strategy = parts.finetune.get("strategy", "no_freeze")
+        measure = not params["no_measure"]
+        planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
     click.echo(json.dumps(planned.to_dict()) if params["json"] else "\n".join(_lines(planned)))
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
 from flashtask.cli.inputs import checkpoint_source, image_paths
+from flashtask.cli.options import PREDICT, given
 from flashtask.cli.output import require_writable_file
+from flashtask.cli.processes import check_distributed, device_of, launched
 from flashtask.cli.rows import WRITERS
+from flashtask.cli.shares import Share
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.files import atomic_write
 
 __all__ = ["predict"]
+
+#: Images that one of several processes predicts before the next one's are written.
+_CHUNK = 64
 
 
 def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None:
@@ -31,30 +38,44 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
         BadDataError: images that cannot be read, all of them named; nothing has been written then.
         OutputError: the output cannot be written.
     """
+    check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
     paths = image_paths(images)
     if params["output"]:
         require_writable_file(Path(params["output"]))
+    options = {key.removeprefix("trainer."): value for key, (_, value) in given(PREDICT, params).items()}
+    with launched(options) as strategy:
+        _predict(checkpoint, paths, params, options, strategy)
+
+
+def _predict(
+    checkpoint: Path | str, paths: list[str], params: Mapping[str, Any], options: Mapping[str, Any], strategy: Any
+) -> None:
     from flashtask.data.decoded_cache import DecodedCache
     from flashtask.tasks.prediction import predictions_of
 
+    share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
-        task = _load(checkpoint, params["accelerator"])
+        task = _load(checkpoint, device_of(strategy, options))
         cache = DecodedCache()
-        paths = _readable(paths, task.preprocessing, params["on_bad_image"] or "error", cache)
+        bad = _bad_images(share, task.preprocessing, params["on_bad_image"] or "error", cache)
+        share = share.without(bad)
     labels = task.labels or tuple(str(number) for number in range(task.num_classes))
     top_k = params["top_k"]
     if top_k and top_k > len(labels):
         raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
-    predictions = predictions_of(task, paths, params["batch_size"], params["num_workers"], cache=cache)
+    predictions = predictions_of(task, share.own, params["batch_size"], params["num_workers"], cache=cache)
+    rows = share.in_order(predictions)
+    if not share.is_first:
+        deque(rows, maxlen=0)
+        return
     write = WRITERS[params["format"] or "table"]
     with _stream(params["output"]) as stream:
-        write(predictions, stream, top_k=top_k, paths=paths, labels=labels)
+        write(rows, stream, top_k=top_k, paths=share.paths, labels=labels)
 
 
-def _load(checkpoint: Path | str, accelerator: str | None) -> Any:
+def _load(checkpoint: Path | str, device: Any) -> Any:
     from flashtask import load
-    from flashtask.trainer.placement.accelerators import resolve_device
 
     task = load(checkpoint)
     if not hasattr(task, "labels"):
@@ -62,26 +83,26 @@ def _load(checkpoint: Path | str, accelerator: str | None) -> Any:
             f"{checkpoint} holds a task without labels ({task.name})",
             fix=f'flashtask.load("{checkpoint}").predict("IMAGE") in Python gives its outputs',
         )
-    return task.to(resolve_device(accelerator or "auto"))
+    return task.to(device)
 
 
-def _readable(paths: list[str], preprocessing: Any, on_bad_image: str, cache: Any) -> list[str]:
+def _bad_images(share: Share, preprocessing: Any, on_bad_image: str, cache: Any) -> set[str]:
     """Decode every image, so that all bad ones are named before the first row is written; what has room is kept."""
     from flashtask.data.checks import describe, find_bad_images
     from flashtask.data.transforms import eval_transform
 
     first = eval_transform(preprocessing).first
-    bad = find_bad_images(paths, preprocessing.input_size[0], lambda path: cache.read(first, path))
+    found = find_bad_images(share.own, preprocessing.input_size[0], lambda path: cache.read(first, path))
+    bad = share.collected(found)
     if bad and on_bad_image == "error":
         raise BadDataError(
-            f"{len(bad)} of {len(paths)} images cannot be read",
+            f"{len(bad)} of {len(share.paths)} images cannot be read",
             why="\n    ".join(["nothing was predicted; the files are:", *describe(bad)]),
             fix="replace or remove them, or leave them out with --on-bad-image skip",
         )
     for image in bad:
         print(f"left out {image.path!r}: {image.reason}", file=sys.stderr)
-    left_out = {image.path for image in bad}
-    return [path for path in paths if path not in left_out]
+    return {image.path for image in bad}
 
 
 @contextmanager

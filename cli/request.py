@@ -43,6 +43,7 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     for text in params["set"]:
         recipe.set_from_text(text)
     check_shape(recipe)
+    _call_distributed_by_its_name(recipe)
     if data:
         _put_data(recipe, data)
     _forget_nulls(recipe)
@@ -62,6 +63,19 @@ def _base(config: str | None, params: Mapping[str, Any]) -> Recipe:
         raise UsageError(f"two recipes: {config} and --recipe {name}", fix=f"flashtask finetune DATA --recipe {name}")
     use_option(params)
     return zoo_recipe(name)
+
+
+def _call_distributed_by_its_name(recipe: Recipe) -> None:
+    """`distributed` in a recipe's `trainer` is `Trainer(strategy=...)`, as `--distributed` is."""
+    key, name = "trainer.distributed", "trainer.strategy"
+    if recipe.get(key) is None:
+        return
+    origin = recipe.origin(key)
+    if recipe.get(name) is not None and not recipe.origin(name).startswith("--"):
+        raise UsageError(f"{origin}: `distributed` and `strategy` ({recipe.origin(name)}) are the same", fix="drop one")
+    value = recipe.remove(key)
+    if recipe.get(name) is None:
+        recipe.set(name, value, origin)
 
 
 def _forget_nulls(recipe: Recipe) -> None:

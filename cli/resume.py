@@ -11,6 +11,7 @@ from flashtask.cli.beginning import is_same_beginning
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
+from flashtask.cli.processes import are_several
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.plain_json import read_json
@@ -25,6 +26,8 @@ FREE_KEYS = (
     "trainer.max_steps",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "trainer.log_every_n_steps",
@@ -32,6 +35,8 @@ FREE_KEYS = (
     "data.from_folders.num_workers",
     "zoo",
 )
+
+_BATCH_SIZE = SEARCHED["batch_size"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,29 @@ class Start:
         folder: to continue from; None for a run from the beginning.
         remark: what to tell the user about it.
         is_finished: there is nothing left to do.
+        remains: a folder with what a run wrote before its first checkpoint.
     """
 
     recipe: Recipe
     folder: Path | None = None
     remark: str = ""
     is_finished: bool = False
+    remains: Path | None = None
+
+    def clear(self) -> None:
+        """Take away what a run wrote before its first checkpoint, unless it still runs."""
+        if self.remains is None:
+            return
+        claimed = RunFolder(self.remains, resume=True)
+        try:
+            for name in files_of_a_run(self.remains):
+                (self.remains / name).unlink()
+        finally:
+            claimed.release()
 
 
 def resume(requested: Recipe) -> Start:
-    """Find the run to continue in `trainer.output_dir`; without one, begin it.
+    """Find the run to continue in `trainer.output_dir`; without one, begin it. Nothing is written.
 
     Raises:
         UsageError: no run folder is named, or what is asked for is another run; with the differences.
@@ -73,8 +91,8 @@ def resume(requested: Recipe) -> Start:
         )
     recipe = _merged(read_recipe(folder / "recipe.yaml"), requested)
     if not _checkpoints(folder):
-        _clear(folder)
-        return Start(recipe, remark=f"{folder} was stopped before its first checkpoint: starting from the beginning")
+        remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
+        return Start(recipe, remark=remark, remains=folder)
     if _is_finished(folder, recipe):
         return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
     return Start(recipe, folder, remark=f"resuming {folder}")
@@ -118,6 +136,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _merged(own: Recipe, requested: Recipe) -> Recipe:
     """The run's own recipe with what may differ; anything else that differs is refused, with both values."""
     free = {own.here(key) for key in FREE_KEYS}
+    if are_several(own.get("trainer", {})) or are_several(requested.get("trainer", {})):
+        free.add(own.here(_BATCH_SIZE))  # it is that of one process: with half of them, it is twice as large
     searched = {own.here(key) for key in SEARCHED.values()}
     different = []
     for key, value in requested.leaves():
@@ -164,13 +184,3 @@ def _is_finished(folder: Path, recipe: Recipe) -> bool:
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
     return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))
-
-
-def _clear(folder: Path) -> None:
-    """Take away what a run wrote before its first checkpoint, unless it still runs."""
-    claimed = RunFolder(folder, resume=True)
-    try:
-        for name in files_of_a_run(folder):
-            (folder / name).unlink()
-    finally:
-        claimed.release()

@@ -10,6 +10,7 @@ import click
 
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.parts import SEARCHED, build_parts
+from flashtask.cli.processes import are_several
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.core.errors import UsageError
 
@@ -34,6 +35,12 @@ def tune(data: str | None, params: Mapping[str, Any]) -> None:
         )
     if params["picture"] and "learning_rate" not in sought:
         raise UsageError("--picture shows the search for a learning rate, which is given", fix="--lr auto")
+    if are_several(recipe.get("trainer", {})):
+        raise UsageError(
+            "a search is made by one process",
+            why="what it finds is for the batches of one of them",
+            fix="leave out --devices, --num-nodes and --distributed, and start it without torchrun or srun",
+        )
     require_data(recipe)
     found = build_parts(recipe).tune(**_pictured(params["picture"]))
     click.echo(json.dumps(_as_json(found)) if params["json"] else str(found))

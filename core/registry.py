@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast, overload
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.search import METADATA_FILTERS, Filter, search
 
-__all__ = ["Registry", "RegistryEntry", "Source", "check_options"]
+__all__ = ["Aliases", "Registry", "RegistryEntry", "Source", "check_options"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
@@ -277,6 +277,25 @@ def _credit(point: EntryPoint) -> dict[str, str]:
 
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+class Aliases:
+    """Further spellings of registered names: a source of a registry that lists nothing of its own."""
+
+    def __init__(self, registry: Registry[Any], names: Mapping[str, str]) -> None:
+        self.registry, self._names = registry, dict(names)
+
+    def names(self) -> Iterable[str]:
+        """None: what is spelled otherwise is listed already."""
+        return ()
+
+    def spellings(self) -> Iterable[str]:
+        """The further spellings, for near matches."""
+        return self._names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of the name that a spelling stands for."""
+        return self.registry.entry(self._names[name]) if name in self._names else None
 
 
 def check_options(owner: str, builder: Callable[..., object], options: Mapping[str, Any], *, given: int = 0) -> None:

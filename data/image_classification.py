@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ class ImageClassificationData(DataModule):
         if stage not in _PARTS_OF_STAGE:
             raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
         parts = [part for part in _PARTS_OF_STAGE[stage] if part in self._parts]
-        self._check([part for part in parts if part not in self._checked])
+        with self._first_on_its_machine():
+            self._check([part for part in parts if part not in self._checked])
         for part in parts:
             self._datasets[part] = self._dataset(part)
 
@@ -287,6 +289,16 @@ class ImageClassificationData(DataModule):
             if part in parts and "train" in self._parts:
                 self._report_leaks(part)
         self._checked.update(parts)
+
+    @contextmanager
+    def _first_on_its_machine(self) -> Iterator[None]:
+        """Of several processes on a machine the first looks at all images, and the others find what it remembers."""
+        strategy = getattr(self.trainer, "strategy", None)
+        if strategy is not None and strategy.local_rank:
+            strategy.barrier("images are checked")
+        yield
+        if strategy is not None and not strategy.local_rank:
+            strategy.barrier("images are checked")
 
     def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
         names = {image.path for image in bad}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.core.registry import Registry, RegistryEntry
+from flashtask.core.registry import Aliases, Registry
 from flashtask.trainer.placement.devices import check_devices, device_indices, devices_of_gpus
 
 __all__ = [
     "ACCELERATORS",
     "Accelerator",
-    "Aliases",
     "CPUAccelerator",
     "CUDAAccelerator",
     "MPSAccelerator",
@@ -27,25 +25,6 @@ __all__ = [
 ]
 
 ACCELERATORS: Registry[Any] = Registry("accelerator")
-
-
-class Aliases:
-    """Further spellings of registered names: a source of a registry that lists nothing of its own."""
-
-    def __init__(self, registry: Registry[Any], names: Mapping[str, str]) -> None:
-        self.registry, self._names = registry, dict(names)
-
-    def names(self) -> Iterable[str]:
-        """None: what is spelled otherwise is listed already."""
-        return ()
-
-    def spellings(self) -> Iterable[str]:
-        """The further spellings, for near matches."""
-        return self._names
-
-    def find(self, name: str) -> RegistryEntry | None:
-        """The entry of the name that a spelling stands for."""
-        return self.registry.entry(self._names[name]) if name in self._names else None
 
 
 class Accelerator:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 
@@ -118,6 +116,8 @@ def devices_of_gpus(gpus: Any, auto_select: bool = False) -> tuple[str, Any, str
             f"gpus={gpus!r}: a number of GPUs, their own numbers, -1 for all or 0 for none is needed",
             fix='accelerator="gpu", devices=1',
         )
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == -1 and not count:
         return "cpu", 1, f"gpus={gpus!r}: there is no CUDA device here, so the CPU is used"
@@ -142,6 +142,8 @@ def _cuda_devices(gpus: Any, wanted: int | tuple[int, ...], count: int, auto_sel
 
 def _memory(index: int) -> tuple[int, int]:
     """Free and total bytes of a CUDA device; one that lets nobody else in has nothing free."""
+    import torch
+
     try:
         return torch.cuda.mem_get_info(index)
     except RuntimeError:

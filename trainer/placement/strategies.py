@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
-from flashtask.core.registry import Registry, RegistryEntry
+from flashtask.core.registry import Aliases, Registry, RegistryEntry
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import FINETUNING
-from flashtask.trainer.placement.accelerators import Accelerator, Aliases, check_accelerator
-from flashtask.trainer.placement.precision import Precision, check_precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from flashtask.trainer.placement.accelerators import Accelerator
+    from flashtask.trainer.placement.precision import Precision
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
+__all__ += ["check_strategy_name"]
 
 T = TypeVar("T")
 
@@ -51,6 +54,10 @@ class Strategy:
     local_rank = 0
 
     def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
+        # They load torch; the names of strategies are looked at without it.
+        from flashtask.trainer.placement.accelerators import check_accelerator
+        from flashtask.trainer.placement.precision import check_precision
+
         self.accelerator: Accelerator | None = None if accelerator is None else check_accelerator(accelerator)
         self.precision_plugin: Precision | str | None = (
             None if precision_plugin is None else check_precision(precision_plugin)
@@ -188,12 +195,21 @@ def resolve_strategy(strategy: Any) -> Strategy:
         raise UsageError(
             f"strategy={strategy!r}: a name or a Strategy is needed", fix='strategy="auto", or strategy=MyStrategy()'
         )
-    if name not in STRATEGIES:
-        raise _unknown(name)
+    check_strategy_name(name)
     made = STRATEGIES.get(name)()
     if not isinstance(made, Strategy):
         raise UsageError(f"the strategy {name!r} is registered as {made!r}", fix="class Mine(flashtask.Strategy)")
     return made
+
+
+def check_strategy_name(name: str) -> None:
+    """A strategy has this name; none is loaded.
+
+    Raises:
+        UnknownNameError: none has; finetuning strategies are pointed out.
+    """
+    if name not in STRATEGIES:
+        raise _unknown(name)
 
 
 def _is_finetuning(strategy: Any) -> bool:
