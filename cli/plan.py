@@ -48,13 +48,15 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
         strategy = parts.finetune.get("strategy", "no_freeze")
         measure = not params["no_measure"]
         planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
-    click.echo(json.dumps(planned.to_dict()) if params["json"] else "\n".join(_lines(planned)))
+        processes = 1 if joined is None else joined.world_size
+    click.echo(json.dumps(planned.to_dict()) if params["json"] else "\n".join(_lines(planned, processes)))
 
 
-def _lines(planned: Plan) -> Iterator[str]:
+def _lines(planned: Plan, processes: int) -> Iterator[str]:
     yield from _cut(f"strategy {planned.strategy}: {planned.parameters:,} parameters")
     size = f" of {planned.batch_size} samples" if planned.batch_size is not None else ""
-    yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {planned.device}, {planned.precision}"
+    where = f"{planned.device}, {planned.precision}" + (f", {processes} processes" if processes > 1 else "")
+    yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {where}"
     validation = _or_open(planned.validation_batches)
     yield f"batches in an epoch: {_or_open(planned.batches)}{size}, {validation} of validation"
     yield from _cut(planned.features)

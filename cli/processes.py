@@ -189,7 +189,9 @@ def silence() -> Iterator[None]:
 
 
 def heard(text: str, error: BaseException, place: Place | None) -> str:
-    """What a process tells of what ended it: the first all of it, another one line, unless the first hears of it.
+    """What a process tells of what ended it: the first on each machine all of it, another a line.
+
+    Nothing where the first of them tells the same: of a process that `ddp` started, and of what was typed for all.
 
     Args:
         text: all of it.
@@ -198,7 +200,9 @@ def heard(text: str, error: BaseException, place: Place | None) -> str:
     """
     if place is None or not place.rank:
         return text
-    is_typed_for_all = isinstance(error, UsageError) and place.local_rank
-    if REPORTS in os.environ or is_typed_for_all:
+    if REPORTS in os.environ or (isinstance(error, UsageError) and place.local_rank):
         return ""
-    return f"process {place.rank} of {place.world_size}: {text.splitlines()[0].removeprefix('error: ')}"
+    if place.local_rank:
+        text = text.splitlines()[0]
+    who, what = f"process {place.rank} of {place.world_size}", text.removeprefix("error: ")
+    return what if what.startswith(who) else f"{who}: {what}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import socket
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
 __all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced"]
 
@@ -38,6 +40,9 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
     where = f"tcp://{place.address}:{place.port}"
     if place.launcher == "torchrun":
         where = "env://"  # its agent keeps the store
+    if place.world_size > place.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        name = interface_towards(place.address)
+        os.environ.update({} if name is None else {"GLOO_SOCKET_IFNAME": name})
     try:
         dist.init_process_group(
             backend,
@@ -46,12 +51,26 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
             world_size=place.world_size,
             timeout=timedelta(seconds=timeout),
         )
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+    except RuntimeError as error:
+        if "connectFullMesh" in str(error):
+            raise _unreachable(place, error) from error
+        if not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+            raise
         raise UsageError(
             f"process {place.rank} of {place.world_size} could not meet the others at {place.address}:{place.port}",
             why=(str(error).strip().splitlines() or [type(error).__name__])[0],
             fix="another port: MASTER_PORT=29501; and look whether every process was started",
         ) from error
+
+
+def _unreachable(place: Place, error: RuntimeError) -> UsageError:
+    here = ", ".join(f"{name} ({address})" for name, address in interfaces().items()) or "none"
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME", "that of the host name")
+    return UsageError(
+        f"process {place.rank} of {place.world_size} cannot reach the others",
+        why=f"{str(error).strip().splitlines()[0].rpartition('] ')[2]}; the interface here is {chosen}",
+        fix=f"GLOO_SOCKET_IFNAME=NAME on every machine, with the interface that joins them; here are: {here}",
+    )
 
 
 def is_open() -> bool:
