@@ -37,7 +37,7 @@ def finetune(data: str | None, params: Mapping[str, Any]) -> None:
     others = here()
     if start.is_finished and others is None:
         return
-    if start.folder is None and start.remains is None and (others is None or not others.rank):
+    if start.is_new and (others is None or not others.rank):
         require_free(_place(start.recipe))
     require_data(start.recipe)
     with launched(start.recipe.get("trainer", {})) as strategy:

@@ -57,6 +57,11 @@ class Start:
     is_finished: bool = False
     remains: Path | None = None
 
+    @property
+    def is_new(self) -> bool:
+        """There is nothing of this run yet."""
+        return self.folder is None and self.remains is None and not self.is_finished
+
     def clear(self) -> None:
         """Take away what a run wrote before its first checkpoint, unless it still runs."""
         if self.remains is None:
