@@ -32,6 +32,10 @@ TOLERANCE = 1e-6
 NEITHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+#: torch's word for gradients of the class token of a transformer, said in one process or the other.
+pytestmark = pytest.mark.filterwarnings("ignore:Grad strides do not match")
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """11 images a class to train on, so that the last batch is uneven."""
