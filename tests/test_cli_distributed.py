@@ -117,6 +117,7 @@ def free_port(first=12_000, last=20_000):
 # ---- who starts them
 
 
+@pytest.mark.slow
 def test_the_console_script_is_started_again_and_reaches_the_weights_of_one_process(images, one, tmp_path):
     script = tmp_path / "flashtask"  # as pip writes it
     script.write_text("import sys\nfrom flashtask.cli import main\nsys.exit(main())\n")
@@ -145,6 +146,7 @@ def test_forked_processes_train_from_a_recipe_that_asks_for_them(images, one, tm
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "flashtask")
 
 
+@pytest.mark.slow
 def test_s117_torchrun_starts_the_processes_and_one_speaks(images, one, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     bad = tmp_path / "images" / "train" / "red" / "bad.png"
@@ -180,6 +182,7 @@ def write_slurm(folder, job):
     (folder / "python").symlink_to(sys.executable)
 
 
+@pytest.mark.slow
 def test_s105_the_slurm_script_trains_saves_when_time_is_over_and_goes_on_when_requeued(images, one, tmp_path):
     job = free_port() - 12_000
     write_slurm(tmp_path, job)
@@ -201,7 +204,7 @@ def test_s105_the_slurm_script_trains_saves_when_time_is_over_and_goes_on_when_r
     epochs = len((tmp_path / "RUN" / "metrics.csv").read_text().splitlines())
     second = start(*command, "RUN", "--epochs", epochs + 1, cwd=tmp_path, environment=settings)
     _, err = finished(second)
-    assert err.count("resuming RUN") == err.count("resuming") == 1 or "resuming" in err
+    assert err.count("resuming ") == 1
     assert len((tmp_path / "RUN" / "metrics.csv").read_text().splitlines()) == epochs + 2
     assert not (tmp_path / "scontrol.arguments").exists()
 
@@ -239,7 +242,7 @@ def mpi(rank):
     return {**found, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORT)}
 
 
-@pytest.mark.parametrize("launcher", ["kubernetes", "mpi"])
+@pytest.mark.parametrize("launcher", ["kubernetes", pytest.param("mpi", marks=pytest.mark.long)])
 def test_s117_pods_and_mpirun_say_which_process_this_is(images, one, tmp_path, launcher):
     environments = [mpi(0), mpi(1)] if launcher == "mpi" else [environment for environment, _ in pods()]
     arguments = [
@@ -266,11 +269,11 @@ def test_s117_pods_and_mpirun_say_which_process_this_is(images, one, tmp_path, l
 # ---- what they do
 
 
-@pytest.mark.parametrize("count", [1, 2, 32])
+@pytest.mark.parametrize("count", [1, 32])
 def test_predictions_of_two_processes_are_those_of_one_in_one_file(images, one, tmp_path, count, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     paths = sorted(map(str, images.rglob("*.png")))[:count]
-    if count > 2:
+    if count > 1:
         Path("bad.png").write_text("no image")
         paths[5:5] = ["bad.png"]
     options = ["--format", "csv", "--on-bad-image", "skip", "--accelerator", "cpu", "--batch-size", "4", "--output"]
@@ -282,7 +285,7 @@ def test_predictions_of_two_processes_are_those_of_one_in_one_file(images, one, 
     scores = [[float(line.rpartition(",")[2]) for line in lines[1:]] for lines in (found, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     assert len(found) == count + 1
-    assert capfd.readouterr().err.count("left out 'bad.png'") == (2 if count > 2 else 0)  # once by each command
+    assert capfd.readouterr().err.count("left out 'bad.png'") == (2 if count > 1 else 0)  # once by each command
 
 
 def test_validation_by_two_processes_prints_one_object(images, one, capfd):
@@ -304,9 +307,10 @@ def test_a_plan_for_two_processes_counts_their_steps(images, tmp_path, capfd, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(images, tmp_path):
     whole, run_folder = tmp_path / "whole", tmp_path / "RUN"
-    longer = [*TRAIN, "--epochs", "150"]
+    longer = [*TRAIN, "--epochs", "20"]
     both = start(sys.executable, "-m", "flashtask", "finetune", images, *longer, *DDP, "--output-dir", run_folder)
     deadline = time.monotonic() + 60
     while not (run_folder / "last.ckpt").exists():
@@ -318,7 +322,7 @@ def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(ima
     more = ["--resume", "--output-dir", str(run_folder), "--devices", "1", "--batch-size", "4", "--quiet"]
     assert run(["finetune", *more]) == 0
     assert run(["finetune", str(images), *longer, "--batch-size", "4", "--quiet", "--output-dir", str(whole)]) == 0
-    assert difference(whole, run_folder) <= 1e-4  # of 150 epochs
+    assert difference(whole, run_folder) <= 1e-5  # of 20 epochs
 
 
 # ---- what goes wrong
@@ -333,7 +337,7 @@ def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(ima
         (["finetune", "DATA", "--distributed", "freeze_unfreeze:5"], "--strategy freeze_unfreeze:5"),
         (["finetune", "DATA", "--strategy", "ddp"], "--distributed ddp"),
         (["plan", "DATA", "--num-nodes", "0"], "must be at least 1"),
-        (["predict", "CKPT", "DATA", "--distributed", "ddpp"], "did you mean 'ddp'?"),
+        (["predict", "CKPT", "DATA", "--distributed", "ddpp"], "did you mean 'ddp' or 'ddp_spawn'?"),
         (["validate", "CKPT", "DATA", "--distributed", "nothing"], "choose one of: auto, single, ddp"),
         (["tune", "DATA", "--devices", "2"], "a search is made by one process"),
         (["finetune", "r.yaml"], "`distributed` and `strategy`"),
@@ -361,6 +365,7 @@ def test_a_search_by_several_processes_is_refused(images, tmp_path, capfd, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_c1_what_every_process_finds_wrong_is_told_once_and_its_code_is_the_commands(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "train" / "red" / "bad.png").write_text("no image")
@@ -371,6 +376,7 @@ def test_c1_what_every_process_finds_wrong_is_told_once_and_its_code_is_the_comm
     assert not (tmp_path / "RUN").exists()
 
 
+@pytest.mark.long
 def test_c6_processes_that_are_asked_for_different_runs_end_and_name_what_differs(images, tmp_path):
     arguments = ["finetune", images, *TRAIN, "--batch-size", "2", "--distributed", "ddp", "--output-dir", "RUN"]
     both = [
@@ -405,6 +411,7 @@ def test_each_process_takes_its_share_of_the_cores(monkeypatch):
     assert num_cores() == 1
 
 
+@pytest.mark.long
 def test_two_processes_compute_with_half_of_the_threads_each(images, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -98,7 +98,7 @@ def weights(folder):
     return torch.cat([one.double().flatten() for one in state.values() if one.is_floating_point()])
 
 
-@pytest.mark.parametrize("names", ["right", "each its own as 127.0.1.1"])
+@pytest.mark.parametrize("names", [pytest.param("right", marks=pytest.mark.long), "each its own as 127.0.1.1"])
 def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_path, names):
     hosts = []
     for number in range(2):
@@ -141,6 +141,7 @@ def test_the_interface_is_the_one_that_leads_to_the_other_machine(machines, tmp_
             assert out.split("\n")[0] == f"{{'{end}': '{ADDRESSES[number]}'}} {end} None"
 
 
+@pytest.mark.long
 def test_an_interface_that_joins_nobody_is_named_with_those_that_there_are(machines, tmp_path):
     code = (
         "import sys, torch\nfrom flashtask.core.errors import UsageError\n"

@@ -217,8 +217,9 @@ class FitRun(Run):
         self.group_is_open = False
         self._raise_if_diverged()
         self._trained_for = time.monotonic() - self._epoch_started_at
-        if self.interrupted_by is not None:
-            raise RunInterruptedError(self.interrupted_by)
+        if signal_number := self.strategy.reduce(self.interrupted_by or 0, "max"):
+            self.interrupted_by = signal_number
+            raise RunInterruptedError(signal_number)
         if not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
             raise UsageError(
                 "the training loader is used up",
@@ -240,7 +241,10 @@ class FitRun(Run):
         if self.strategy.world_size > 1:
             noted = (int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0)
             skips, leaves, signal_number = (self.strategy.reduce(one, "max") for one in noted)
-            self.skip_epoch, self.is_leaving, self.interrupted_by = bool(skips), bool(leaves), signal_number or None
+            # A signal that has come since then is kept: the others hear of it when they are asked again.
+            self.skip_epoch, self.is_leaving = self.skip_epoch or bool(skips), self.is_leaving or bool(leaves)
+            self.interrupted_by = self.interrupted_by or signal_number or None
+            return bool(skips or leaves)
         return self.skip_epoch or self.is_leaving
 
     def _read_again(self) -> Iterator[Any]:
