@@ -54,7 +54,7 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
 
 
 def announce(run: FitRun) -> list[str]:
-    """What is said before training: seed, device, formats, processes, and what trains from which epoch on at which rates."""
+    """What is said before training: seed, device, formats, processes; what trains from when on, at which rates."""
     layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
     several = f", {run.strategy.world_size} processes ({run.strategy.name})" if run.strategy.world_size > 1 else ""
     lines = [f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}{several}"]
