@@ -97,7 +97,7 @@ def check_names(recipe: Recipe) -> None:
         except UsageError as error:
             error.what = f"{recipe.origin(key)}: {error.what}"
             if key == "finetune.strategy" and is_distributed(value):
-                error.why = "this says what is trained, and that by how many processes"
+                error.why = "this is a strategy of distribution, and --strategy says what is trained"
                 error.fix = f"--distributed {value}, or `strategy: {value}` in the recipe's `trainer`"
             raise
 
