@@ -275,7 +275,7 @@ class FitRun(Run):
         Processes add up what they have and divide it by their number, so a loss counts that number of times more.
         """
         order, processes, own_total = self.ordered, self.strategy.world_size, sum(sizes)
-        if order is None:
+        if order is None or (processes > 1 and order.world_size == 1):  # each process has samples of its own
             return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
         # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
         known = [order.share(self.samples + number * order.batch_size) for number in range(len(sizes))]
@@ -328,6 +328,19 @@ class FitRun(Run):
         """
         if self.guard.refuses(value):
             raise self._diverged(what, f"became {value.item()}")
+
+    def agree_on_gradients(self, optimizer: Optimizer) -> None:
+        """With manual optimization: let the gradients that an optimizer is about to use be those of all processes."""
+        if self.strategy.world_size > 1:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.strategy.average_gradients(parameters, self.batch_size)
+
+    def mean_over_processes(self, loss: Any) -> Any:
+        """A loss as the mean over the samples that all processes have in a batch."""
+        if self.strategy.world_size == 1 or loss is None:
+            return loss
+        total = self.strategy.reduce(loss.detach() * self.batch_size, "sum")
+        return total / self.strategy.reduce(self.batch_size, "sum")
 
     def clip_gradients(self, optimizer: Optimizer) -> None:
         """Clip by norm or by value, if the trainer was told to; then the optimizer may step.
@@ -405,9 +418,8 @@ class FitRun(Run):
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
         rates = learning_rates(self.optimizers)
-        if self.strategy.world_size > 1:
-            self.results.agree(self.strategy.gather, self.module)
-        self.take_metrics(self.results.callback_values())
+        self.agree_on_results()
+        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
             if due and self._can_step(rate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import socket
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place
 
-__all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced"]
+__all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced", "share_first"]
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -84,6 +85,12 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def share_first(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process the values of the first one, in place."""
+    for one in tensors:
+        dist.broadcast(one.data, 0)
 
 
 def is_of_the_group(error: BaseException) -> bool:
