@@ -348,6 +348,12 @@ def test_s98_what_only_the_first_process_logs_is_known_to_all(tmp_path):
     assert trainer.callback_metrics["first"] == 7.0
 
 
+def test_s28_s33_what_is_tuned_is_found_in_one_process(tmp_path):
+    with pytest.raises(UsageError, match="tune looks for numbers in one process") as caught:
+        trainer_of(tmp_path, 2).tune(Small(), DataLoader(samples(8)), learning_rate=True)
+    assert "devices=1" in caught.value.fix
+
+
 # ---- sync_batchnorm, objects of one's own
 
 
