@@ -18,7 +18,7 @@ from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.results import LogSettings, Results
 from flashtask.trainer.transfer import channels_last, move_to_device
 
-__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most"]
+__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most", "taken_in_turn"]
 
 
 class Run:
@@ -117,7 +117,7 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
-def _taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
     """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
     return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
 
@@ -220,7 +220,7 @@ class EvaluationRun(Run):
         if self.stage == "predict" and self.strategy.world_size > 1 and not self._has_all_outputs:
             self._has_all_outputs = True
             by_process = self.strategy.gather(self.outputs)
-            self.outputs = [_taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
+            self.outputs = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     def close(self) -> None:

@@ -14,7 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flashtask.core.errors import UnknownNameError
 from flashtask.trainer.distribution.environment import Place, place_in
-from flashtask.trainer.distribution.group import close_group, gathered, is_of_the_group, is_open, open_group, reduced
+from flashtask.trainer.distribution.group import (
+    agree_on,
+    close_group,
+    gathered,
+    is_of_the_group,
+    is_open,
+    open_group,
+    reduced,
+)
 from flashtask.trainer.distribution.launching import Others, ending_here, fork, reporting, start_again
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
@@ -104,6 +112,11 @@ class DataParallel(Strategy):
         told = self._others.failure(_GRACE) if is_of_the_group(error) else None
         self._others.end()
         return told or error
+
+    def setup(self, module: nn.Module) -> None:
+        """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""
+        if self.world_size > 1:
+            agree_on(module.state_dict().values())
 
     def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step as torch's DistributedDataParallel calls it."""
