@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -103,6 +104,8 @@ class DataParallel(Strategy):
         assert self.place is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
             torch.set_num_threads(max(1, torch.get_num_threads() // self.place.local_world_size))
+        # Said of channels-last weights and of dimensions of one, where it means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         open_group(self.place, self._device, self.timeout)
 
     def _seen(self, error: BaseException) -> BaseException:
