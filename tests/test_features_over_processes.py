@@ -194,20 +194,33 @@ def test_where_one_process_cannot_use_features_none_does(tmp_path, folders, capf
     assert said.count("features are computed anew in each epoch: Watching.on_train_batch_end is told of batches") == 1
 
 
-@pytest.mark.parametrize("moment", ["setup", "on_fit_start"])
-def test_features_are_those_of_the_first_process_s_backbone(tmp_path, folders, monkeypatch, moment):
-    """Weights that were drawn at random in each process, and what a process alone has written to them later."""
+class Perturbed(Callback):
+    """In the second process the backbone is another one, from a moment on."""
 
+    def __init__(self, moment):
+        setattr(self, moment, self.perturb)
+
+    @torch.no_grad()
     def perturb(self, trainer, module, stage=None):
         if trainer.strategy.global_rank == 1:
-            with torch.no_grad():
-                for value in module.backbone.parameters():
-                    value.add_(torch.randn_like(value))
+            for value in module.backbone.parameters():
+                value.add_(torch.randn_like(value))
 
-    one_sided = type("OneSided", (Callback,), {moment: perturb})()
-    found = fit(tmp_path, folders, 2, "several", callbacks=[one_sided])
+
+def test_features_are_those_of_the_first_process_s_backbone(tmp_path, folders, monkeypatch):
+    found = fit(tmp_path, folders, 2, "several", callbacks=[Perturbed("on_fit_start")])
     apart(monkeypatch, tmp_path, "of one")
     assert_same(found, fit(tmp_path, folders, 1, "one"))
+
+
+def test_a_model_that_each_process_has_drawn_at_random_is_that_of_the_first(tmp_path, folders):
+    found = []
+    for processes in (1, 2):
+        trainer = trainer_of(tmp_path, processes, "run", callbacks=[Perturbed("setup")], feature_cache=False)
+        made = data(folders, processes)
+        module = model(labels=("blue", "red"))
+        found += trainer.validate(module, datamodule=made)
+    assert found[1] == pytest.approx(found[0], abs=TOLERANCE)
 
 
 def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, folders):
@@ -229,9 +242,9 @@ def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, fol
 @pytest.mark.parametrize("cache", ["auto", False])
 def test_a_head_that_is_solved_is_that_of_one_process(tmp_path, folders, monkeypatch, cache):
     """14 images are two batches of six and one of two: a process that has nothing left of it adds nothing."""
-    found = fit(tmp_path, folders, 3, "several", module=model(head="ridge"), feature_cache=cache)
+    found = fit(tmp_path, folders, 3, "several", module=model(head="prototype"), feature_cache=cache)
     apart(monkeypatch, tmp_path, "of one")
-    expected = fit(tmp_path, folders, 1, "one", module=model(head="ridge"), feature_cache=cache)
+    expected = fit(tmp_path, folders, 1, "one", module=model(head="prototype"), feature_cache=cache)
     heads = [one.head.state_dict() for _, one, _ in (found, expected)]
     for name, value in heads[1].items():
         torch.testing.assert_close(heads[0][name], value, rtol=1e-4, atol=1e-5)
