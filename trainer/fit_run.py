@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError
+from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning.freezing import Freezing
@@ -267,7 +269,14 @@ class FitRun(Run):
             self.batch_idx += 1
             self.samples += taken
             self.samples_seen += taken
-            yield share, self.to_device(batch), self.batch_idx - 1
+            # A sample that only fills a step is another process's own, and is counted there.
+            with nullcontext() if self.batch_size else uncounted(self._metrics()):
+                yield share, self.to_device(batch), self.batch_idx - 1
+
+    def _metrics(self) -> list[Any]:
+        """The metric objects that steps may give something to: parts of the module, and what was logged."""
+        logged = (entry.metric for entry in self.results.entries.values() if entry.metric is not None)
+        return list({id(one): one for one in (*filter(is_metric, self.module.modules()), *logged)}.values())
 
     def _shares(self, sizes: list[int]) -> list[tuple[int, int, float]]:
         """For each batch of a group: its samples, those that all processes take, and how much its loss counts.

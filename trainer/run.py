@@ -18,7 +18,7 @@ from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.results import LogSettings, Results
 from flashtask.trainer.transfer import channels_last, move_to_device
 
-__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most"]
+__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most", "taken_in_turn"]
 
 
 class Run:
@@ -122,7 +122,7 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
-def _taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
     """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
     return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
 
@@ -223,14 +223,14 @@ class EvaluationRun(Run):
     @property
     def outputs_of_pass(self) -> list[Any]:
         """Outputs of all batches, in a list for each loader where there are several; in `predict`, of all processes."""
-        if self.stage == "predict" and self._shares_loaders and not self._has_all_outputs:
+        if self.stage == "predict" and self.shares_loaders and not self._has_all_outputs:
             self._has_all_outputs = True
             by_process = self.strategy.gather(self.outputs)
-            self.outputs = [_taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
+            self.outputs = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     @property
-    def _shares_loaders(self) -> bool:
+    def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
         orders = [getattr(loader, "batch_sampler", None) for loader in self.loaders]
         return any(isinstance(order, OrderedBatches) and order.world_size > 1 for order in orders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -15,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.distribution.group import (
+    agree_on,
     close_group,
     gathered,
     is_of_the_group,
     is_open,
     open_group,
     reduced,
-    share_first,
 )
 from flashtask.trainer.distribution.launching import Others, ending_here, fork, reporting, start_again
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
@@ -122,6 +123,8 @@ class DataParallel(Strategy):
         assert self.place is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
             torch.set_num_threads(max(1, torch.get_num_threads() // self.place.local_world_size))
+        # Said of channels-last weights and of dimensions of one, where it means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         open_group(self.place, self._device, self.timeout)
 
     def _seen(self, error: BaseException) -> BaseException:
@@ -133,15 +136,14 @@ class DataParallel(Strategy):
         return told or error
 
     def setup(self, module: nn.Module) -> None:
-        """Give every process the weights of the first one."""
+        """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""
         if self.world_size > 1:
-            share_first(module.parameters())
-            share_first(module.buffers())
+            agree_on((*module.parameters(), *module.buffers()))
 
     def begin_evaluation(self, module: nn.Module) -> None:
         """The statistics of BatchNorm are those of the first process; after a step each has its own."""
         if self.world_size > 1:
-            share_first(module.buffers())
+            agree_on(module.buffers())
 
     def average_gradients(self, parameters: Iterable[nn.Parameter], samples: int) -> None:
         """The mean over the samples of all processes; a parameter that no process has a gradient of is left alone."""

@@ -15,8 +15,20 @@ import torch.distributed as dist
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place
 
-__all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced", "share_first"]
+__all__ = [
+    "agree_on",
+    "close_group",
+    "free_port",
+    "gathered",
+    "is_of_the_group",
+    "is_open",
+    "open_group",
+    "processes_here",
+    "reduced",
+]
 
+#: The place of this process, while it is in touch with the others.
+_met: list[Place] = []
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -53,6 +65,7 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
             why=(str(error).strip().splitlines() or [type(error).__name__])[0],
             fix="another port: MASTER_PORT=29501; and look whether every process was started",
         ) from error
+    _met[:] = [place]
 
 
 def is_open() -> bool:
@@ -60,8 +73,14 @@ def is_open() -> bool:
     return dist.is_initialized()
 
 
+def processes_here() -> int:
+    """How many processes share this machine's cores and memory for a run; 1 as long as this one has met no others."""
+    return _met[0].local_world_size if _met else 1
+
+
 def close_group() -> None:
     """Part from the others."""
+    _met.clear()
     if dist.is_initialized():
         gc.collect()  # modules that were wrapped hold the group, in cycles
         dist.destroy_process_group()
@@ -87,10 +106,17 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def share_first(tensors: Iterable[torch.Tensor]) -> None:
-    """Give every process the values of the first one, in place."""
-    for one in tensors:
-        dist.broadcast(one.data, 0)
+@torch.no_grad()
+def agree_on(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process what rank 0 has, in place; all have as many tensors, of the same shapes and formats."""
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        # As bytes: the backends know neither every number format nor other layouts than the plain one.
+        held = tensor.detach().contiguous()
+        dist.broadcast(held.flatten().view(torch.uint8), 0)
+        if dist.get_rank():
+            tensor.copy_(held)
 
 
 def is_of_the_group(error: BaseException) -> bool:
