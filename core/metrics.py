@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from flashtask.core.accuracy import Accuracy
@@ -10,7 +13,7 @@ from flashtask.core.accuracy import Accuracy
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["is_metric"]
+__all__ = ["is_metric", "uncounted"]
 
 
 def is_metric(value: Any) -> TypeGuard[Metric | Accuracy]:
@@ -18,3 +21,20 @@ def is_metric(value: Any) -> TypeGuard[Metric | Accuracy]:
     library = sys.modules.get("torchmetrics")
     kind = getattr(library, "Metric", None)
     return isinstance(value, Accuracy) or (kind is not None and isinstance(value, kind))
+
+
+@contextmanager
+def uncounted(metrics: Iterable[Metric | Accuracy]) -> Iterator[None]:
+    """What metrics are given inside is not counted: afterwards they stand where they stood before."""
+    before = [(metric, _counted(metric)) for metric in metrics]
+    try:
+        yield
+    finally:
+        for metric, state in before:
+            metric.__dict__.update(state)
+
+
+def _counted(metric: Metric | Accuracy) -> dict[str, Any]:
+    """What a metric has counted so far, as attributes."""
+    counted = {name: deepcopy(getattr(metric, name)) for name in metric._defaults}
+    return counted | {name: getattr(metric, name) for name in ("_update_count", "_computed", "_forward_cache")}

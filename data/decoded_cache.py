@@ -9,6 +9,7 @@ from typing import Any
 import torch.utils.data
 
 from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.trainer.distribution.group import processes_here
 from flashtask.trainer.tuning.memory import memory_limits
 
 __all__ = ["DecodedCache", "fitting_cache_bytes"]
@@ -35,6 +36,7 @@ class DecodedCache:
 
     Args:
         limit: bytes of pixels; by default `fitting_cache_bytes()`. 0 keeps nothing.
+            Several processes of a run share it.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -65,7 +67,7 @@ class DecodedCache:
         if torch.utils.data.get_worker_info() is not None:
             return
         with self._lock:
-            if key not in self._kept and self.num_bytes + pixels.nbytes <= self.limit:
+            if key not in self._kept and self.num_bytes + pixels.nbytes <= self.limit // processes_here():
                 self._kept[key] = pixels
                 self.num_bytes += pixels.nbytes
 

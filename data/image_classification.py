@@ -7,8 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +237,7 @@ class ImageClassificationData(DataModule):
         if stage not in _PARTS_OF_STAGE:
             raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
         parts = [part for part in _PARTS_OF_STAGE[stage] if part in self._parts]
-        with self._first_on_its_machine():
-            self._check([part for part in parts if part not in self._checked])
+        self._check_in_turn([part for part in parts if part not in self._checked])
         for part in parts:
             self._datasets[part] = self._dataset(part)
 
@@ -274,6 +272,18 @@ class ImageClassificationData(DataModule):
         self._labels, self._against = labels, against
         self._datasets.clear()
 
+    def _check_in_turn(self, parts: list[str]) -> None:
+        """Of the processes of a run, one on each machine reads all files; the others then find its notes."""
+        strategy = None if self.trainer is None else self.trainer.strategy
+        if strategy is None or not parts:
+            self._check(parts)
+            return
+        if strategy.local_rank:
+            strategy.barrier("images are checked")
+        self._check(parts)
+        if not strategy.local_rank:
+            strategy.barrier("images are checked")
+
     def _check(self, parts: list[str]) -> None:
         # What is decoded to be checked is kept: the first epoch has it already.
         steps = {part: self._first_steps(part) for part in parts}
@@ -284,21 +294,11 @@ class ImageClassificationData(DataModule):
         if bad:
             self._leave_out(parts, bad)
         for part in parts:
-            _say_ignored(part, self._parts[part].ignored)
+            self._say_ignored(part, self._parts[part].ignored)
         for part in ("val", "test"):
             if part in parts and "train" in self._parts:
                 self._report_leaks(part)
         self._checked.update(parts)
-
-    @contextmanager
-    def _first_on_its_machine(self) -> Iterator[None]:
-        """Of several processes on a machine the first looks at all images, and the others find what it remembers."""
-        strategy = getattr(self.trainer, "strategy", None)
-        if strategy is not None and strategy.local_rank:
-            strategy.barrier("images are checked")
-        yield
-        if strategy is not None and not strategy.local_rank:
-            strategy.barrier("images are checked")
 
     def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
         names = {image.path for image in bad}
@@ -311,14 +311,27 @@ class ImageClassificationData(DataModule):
                 raise BadDataError(f"no image of {what} can be read", why="\n    ".join(describe(bad)))
             self._parts[part] = kept
         self.skipped += tuple(bad)
-        _say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad))}")
+        self._say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad))}")
 
     def _report_leaks(self, part: str) -> None:
         found = find_leaks(self._parts["train"].paths, self._parts[part].paths)
         if found:
             self.leaks += tuple(found)
             pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
-            _say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
+            self._say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
+
+    def _say_ignored(self, part: str, files: Sequence[str]) -> None:
+        if files:
+            names = ", ".join(repr(os.path.basename(file)) for file in files[:3]) + (", ..." if len(files) > 3 else "")
+            what = f"{len(files)} file(s) that are no images by their extension are not used"
+            self._say(f"{part}_folder: {what}: {names}")
+
+    def _say(self, line: str) -> None:
+        # On stderr: stdout may be read by a program. Only the first process of several speaks.
+        if self.trainer is not None:
+            self.trainer.say(line)
+        elif os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr)
 
     def _preprocessing(self) -> Preprocessing:
         # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
@@ -358,15 +371,3 @@ def _list_part(part: str, folder: Path) -> ImageSet:
     if part == "predict":
         return list_images(folder, argument)
     return list_class_folders(folder, argument, min_classes=2 if part == "train" else 1)
-
-
-def _say_ignored(part: str, files: Sequence[str]) -> None:
-    if files:
-        names = ", ".join(repr(os.path.basename(file)) for file in files[:3]) + (", ..." if len(files) > 3 else "")
-        _say(f"{part}_folder: {len(files)} file(s) that are no images by their extension are not used: {names}")
-
-
-def _say(line: str) -> None:
-    # On stderr: stdout may be read by a program. Only the first process of several speaks.
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)

@@ -13,21 +13,21 @@ from typing import Any
 import torch.utils.data
 
 from flashtask.data.images import prepare_decoders
+from flashtask.trainer.distribution.group import processes_here
 
 __all__ = ["in_order", "in_threads", "num_cores"]
 
 
 def num_cores() -> int:
-    """The cores that this process may use: its share of them where several on this machine train together."""
+    """The cores that this process may use; several processes of a run share those of their machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, cores // int(processes)) if processes.isdigit() and int(processes) else cores
+    return max(1, cores // processes_here())
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor:
     prepare_decoders()
-    return ThreadPoolExecutor(num_cores(), thread_name_prefix="flashtask-decode")
+    return ThreadPoolExecutor(threads, thread_name_prefix="flashtask-decode")
 
 
 if hasattr(os, "register_at_fork"):
@@ -41,7 +41,7 @@ def in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """
     if len(items) < 2 or num_cores() == 1 or torch.utils.data.get_worker_info() is not None:
         return [work(item) for item in items]
-    return list(_pool().map(work, items))
+    return list(_pool(num_cores()).map(work, items))
 
 
 def in_order(

@@ -220,7 +220,7 @@ class Task(Module):
         """The loss of a batch, logged as `train_loss` over the epoch."""
         images, targets = batch
         loss = self.loss(self(images).float(), self.to_targets(targets))
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -234,7 +234,7 @@ class Task(Module):
     def _measure(self, batch: Any, part: str) -> None:
         images, targets = batch[0], self.to_targets(batch[1])
         outputs = self(images).float()
-        self.log(f"{part}_loss", self.loss(outputs, targets))
+        self.log(f"{part}_loss", self.loss(outputs, targets), sync_dist=True)
         self._add_metrics()
         metrics = self.metrics[part]
         assert isinstance(metrics, nn.ModuleDict)
@@ -286,7 +286,7 @@ class Task(Module):
         with torch.no_grad():
             outputs = self.head(features.to(self.device)).float()
             loss = self.loss(outputs, targets.to(self.device))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(features))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(features), sync_dist=True)
         return said
 
     def layer_groups(self) -> list[list[str]]:

@@ -39,3 +39,36 @@ def test_a_work_that_is_not_there_is_told_with_those_that_are():
     done = subprocess.run([*RUN, "frozn5"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no work named frozn5; there are: frozen5, " in done.stderr
+
+
+@pytest.mark.slow
+def test_the_scaling_work_measures_and_keeps_its_model_apart(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--networks", "test_resnet", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--batch", "4", "--steps", "2", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "scaling.json").read_text())
+    assert [(run["processes"], run["batch"]) for run in runs] == [(1, 4), (1, 2), (2, 2)]
+    assert all(second > 0 for run in runs for second in run["step"])
+    assert runs[2]["exchanges"][str(runs[2]["gradient_bytes"])] > 0
+    text = (tmp_path / "scaling.md").read_text()
+    assert text.index("## Measured") < text.index("## The model") < text.index("## Larger worlds: the model alone")
+
+
+def test_a_ring_passes_what_it_should():
+    """Each of n processes sends 2 (n - 1) parts of an nth of the bytes."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from scaling import Wire, fitted, modelled
+
+    wire = Wire(latency=0.001, bandwidth=1e6)
+    assert wire.exchange(1e6, 2) == pytest.approx(2 * 0.001 + 1.0)
+    assert wire.exchange(1e6, 4) == pytest.approx(6 * 0.001 + 1.5)
+    again = fitted({4: wire.exchange(4, 2), 10**6: wire.exchange(10**6, 2)})
+    assert (again.latency, again.bandwidth) == pytest.approx((wire.latency, wire.bandwidth), rel=0.01)
+    assert modelled(1.0, 0.6, 10**6, 1, wire) == 1.0
+    assert modelled(1.0, 0.6, 10**6, 2, wire) == pytest.approx(1.0 + wire.exchange(10**6, 2))  # one bucket: the last
+    assert modelled(5.0, 3.0, 10**8, 2, Wire(0, 1e9)) == pytest.approx(5.0 + 25 * 2**20 / 1e9)  # all but it is covered

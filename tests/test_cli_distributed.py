@@ -400,17 +400,6 @@ def test_commands_that_one_process_carries_out_are_silent_in_the_others(capsys, 
     assert "timm/test_vit" in capsys.readouterr().out
 
 
-def test_each_process_takes_its_share_of_the_cores(monkeypatch):
-    from flashtask.data.threads import num_cores
-
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    cores = num_cores()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert num_cores() == max(1, cores // 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
-    assert num_cores() == 1
-
-
 @pytest.mark.long
 def test_two_processes_compute_with_half_of_the_threads_each(images, tmp_path):
     script = tmp_path / "script.py"

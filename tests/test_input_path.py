@@ -40,7 +40,7 @@ def several_threads(monkeypatch):
     threads._pool.cache_clear()
     monkeypatch.setattr(threads, "num_cores", lambda: 4)
     yield
-    threads._pool().shutdown()
+    threads._pool(4).shutdown()
     threads._pool.cache_clear()
 
 

@@ -237,9 +237,12 @@ def test_s95_s99_the_same_code_trains_without_a_gpu(capsys):
     assert "there is no CUDA device here, so the CPU is used" in capsys.readouterr().err
 
 
-def test_s102_ddp_is_not_there_yet_and_says_so():
-    with pytest.raises(UsageError, match="several processes are not there yet"):
-        Trainer(gpus=-1, strategy="ddp")
+def test_s102_ddp_with_all_gpus_is_one_process_where_there_is_none(capsys):
+    trainer = Trainer(gpus=-1, strategy="ddp", max_epochs=1)
+    trainer.fit(BinaryNet(), BinaryData(batch_size=16))
+    assert trainer.global_step > 0
+    assert (trainer.strategy.name, trainer.strategy.world_size) == ("ddp", 1)
+    assert "there is no CUDA device here, so the CPU is used" in capsys.readouterr().err
 
 
 def test_s95_new_tensors_take_the_type_of_old_ones_and_buffers_move_along():

@@ -366,10 +366,7 @@ def test_s119_the_registry_lists_what_is_there(capsys):
 @pytest.mark.parametrize(
     "plugin",
     [
-        "fsdp",
-        "ddp_find_unused_parameters_false",
         "ddp_sharded_find_unused_parameters_false",
-        "ddp_spawn_find_unused_parameters_false",
         "ddp_sharded_spawn_find_unused_parameters_false",
         "deepspeed",
         "deepspeed_stage_1",
@@ -385,7 +382,12 @@ def test_s119_a_plugin_of_the_notes_that_is_not_there_says_what_to_use(plugin):
     with pytest.raises(UsageError) as told:
         Trainer(strategy=plugin)
     assert told.value.why
-    assert "devices=1" in told.value.fix
+    assert 'distribution: strategy="' in told.value.fix
+
+
+@pytest.mark.parametrize("plugin", ["ddp_find_unused_parameters_false", "ddp_spawn_find_unused_parameters_false"])
+def test_s119_a_plugin_of_the_notes_has_its_spelling(plugin):
+    assert Trainer(strategy=plugin).strategy.name == plugin.removesuffix("_find_unused_parameters_false")
 
 
 # ---- Callbacks

@@ -88,7 +88,7 @@ def test_limits_of_batches_are_checked_at_construction(name, value):
         ({"precision": True}, "no precision"),
         ({"accelerator": "cpuu"}, "did you mean 'cpu'"),
         ({"accelerator": "tpu"}, "no TPU support"),
-        ({"devices": 2}, "devices=1"),
+        ({"devices": 2, "strategy": "single"}, "devices=1"),
         ({"devices": True}, "devices=1"),
         ({"devices": [-1]}, "devices=1"),
         ({"enable_checkpointing": "no"}, "True or False"),
@@ -129,7 +129,5 @@ def test_a_strategy_of_distribution_is_not_promised(strategy):
 def test_arguments_that_belong_elsewhere_say_where():
     with pytest.raises(UsageError, match=r"trainer\.finetune\(.*strategy='freeze'"):
         Trainer(strategy="freeze")
-    with pytest.raises(UsageError, match="devices=1"):
-        Trainer(strategy="ddp")
     with pytest.raises(UsageError, match="ckpt_path"):
         Trainer(resume_from_checkpoint="last.ckpt")

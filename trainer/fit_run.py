@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, UsageError
+from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning.freezing import Freezing
@@ -271,7 +273,14 @@ class FitRun(Run):
             self.batch_idx += 1
             self.samples += taken
             self.samples_seen += taken
-            yield share, self.to_device(batch), self.batch_idx - 1
+            # A sample that only fills a step is another process's own, and is counted there.
+            with nullcontext() if self.batch_size else uncounted(self._metrics()):
+                yield share, self.to_device(batch), self.batch_idx - 1
+
+    def _metrics(self) -> list[Any]:
+        """The metric objects that steps may give something to: parts of the module, and what was logged."""
+        logged = (entry.metric for entry in self.results.entries.values() if entry.metric is not None)
+        return list({id(one): one for one in (*filter(is_metric, self.module.modules()), *logged)}.values())
 
     def _shares(self, sizes: list[int]) -> list[tuple[int, int, float]]:
         """For each batch of a group: its samples, those that all processes take, and how much its loss counts.
@@ -279,7 +288,7 @@ class FitRun(Run):
         Processes add up what they have and divide it by their number, so a loss counts that number of times more.
         """
         order, processes, own_total = self.ordered, self.strategy.world_size, sum(sizes)
-        if order is None:
+        if order is None or (processes > 1 and order.world_size == 1):  # each process has samples of its own
             return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
         # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
         known = [order.share(self.samples + number * order.batch_size) for number in range(len(sizes))]
@@ -332,6 +341,19 @@ class FitRun(Run):
         """
         if self.guard.refuses(value):
             raise self._diverged(what, f"became {value.item()}")
+
+    def agree_on_gradients(self, optimizer: Optimizer) -> None:
+        """With manual optimization: let the gradients that an optimizer is about to use be those of all processes."""
+        if self.strategy.world_size > 1:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.strategy.average_gradients(parameters, self.batch_size)
+
+    def mean_over_processes(self, loss: Any) -> Any:
+        """A loss as the mean over the samples that all processes have in a batch."""
+        if self.strategy.world_size == 1 or loss is None:
+            return loss
+        total = self.strategy.reduce(loss.detach() * self.batch_size, "sum")
+        return total / self.strategy.reduce(self.batch_size, "sum")
 
     def clip_gradients(self, optimizer: Optimizer) -> None:
         """Clip by norm or by value, if the trainer was told to; then the optimizer may step.
@@ -409,9 +431,8 @@ class FitRun(Run):
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
         rates = learning_rates(self.optimizers)
-        if self.strategy.world_size > 1:
-            self.results.agree(self.strategy.gather, self.module)
-        self.take_metrics(self.results.callback_values())
+        self.agree_on_results()
+        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
             if due and self._can_step(rate):

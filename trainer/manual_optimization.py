@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,19 @@ class ManualOptimizer:
         """Let the optimizer step; `closure` is for those that evaluate the loss several times, such as LBFGS."""
         run = self._run
         if closure is None:
+            run.agree_on_gradients(self.optimizer)
             run.precision.unscale(self.optimizer)
         run.tell("before_optimizer_step", self.optimizer)
         run.guard.hold_back(self.optimizer)
-        result = run.precision.step(self.optimizer, closure)
+        result = run.precision.step(self.optimizer, closure and partial(self._evaluated, closure))
         run.has_stepped = True
         return result
+
+    def _evaluated(self, closure: Callable[[], Any]) -> Any:
+        """What a closure gives, as all processes see it: they have to take the same way."""
+        loss = closure()
+        self._run.agree_on_gradients(self.optimizer)
+        return self._run.mean_over_processes(loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of its parameters."""

@@ -113,6 +113,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         if not gradient_clip_val:
             return
         run, inner = self._fit(), getattr(optimizer, "optimizer", optimizer)
+        run.agree_on_gradients(inner)
         run.precision.unscale(inner)
         norm = clip(inner, gradient_clip_val, gradient_clip_algorithm)
         if norm is not None and not run.precision.skips_overflow:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
@@ -83,6 +83,7 @@ def _placement(trainer: Any, module: Module) -> Placement:
         precision=trainer.precision,
         plugins=trainer.plugins,
         default_precision=module.default_precision,
+        num_nodes=trainer.num_nodes,
     )
 
 
@@ -115,6 +116,10 @@ def _start(run: Run) -> None:
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
     run.precision.convert_module(module)
+    if trainer.sync_batchnorm and run.strategy.world_size > 1:
+        from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
+
+        synchronize_batchnorm(module, run.device)
     run.strategy.setup(module)
     run.transfer = transfer_hooks(data, module)
 
@@ -241,8 +246,7 @@ def _leave_optimization_to(module: Module, run: FitRun) -> None:
 def _training_loader(trainer: Any, loader: Any, seed: int) -> tuple[Any, int | None]:
     """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch."""
     few = trainer.overfit_batches
-    process = (trainer.strategy.global_rank, trainer.strategy.world_size)
-    rebuilt = rebuild_loader(loader, seed=seed, training=True, in_order=bool(few), process=process)
+    rebuilt = _shared(trainer, loader, seed=seed, training=True, in_order=bool(few))
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
         trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
     return rebuilt, _limit(few or trainer.limit_train_batches, rebuilt)
@@ -327,9 +331,23 @@ def _loaders(given: Any, run: Run) -> list[Any]:
     if given is None:
         return []
     several = list(given) if isinstance(given, (list, tuple)) and not _is_batch_list(given) else [given]
-    process = (run.strategy.global_rank, run.strategy.world_size)
-    rebuild = partial(rebuild_loader, seed=run.trainer.seed, training=False, process=process)
-    return [rebuild(loader) for loader in several if loader is not None]
+    seed = run.trainer.seed
+    return [_shared(run.trainer, loader, seed=seed, training=False) for loader in several if loader is not None]
+
+
+def _shared(trainer: Any, loader: Any, **options: Any) -> Any:
+    """The loader with the run's order, and in each of several processes with its share of the samples."""
+    strategy = trainer.strategy
+    if strategy.world_size == 1 or not trainer.use_distributed_sampler:
+        return rebuild_loader(loader, **options)
+    rebuilt = rebuild_loader(loader, **options, process=(strategy.global_rank, strategy.world_size))
+    if rebuilt is loader and not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        raise UsageError(
+            f"each of {strategy.world_size} processes would take all samples of a loader",
+            why="it has an order of its own (a sampler, an IterableDataset, a list of batches), which cannot be shared",
+            fix="a plain DataLoader without a sampler; or share the samples yourself and use_distributed_sampler=False",
+        )
+    return rebuilt
 
 
 def _is_batch_list(given: Any) -> bool:

@@ -215,6 +215,9 @@ class Results:
             entry = self.entries[key] = known.get(key) or Entry(name, settings)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
+            if entry.metric is not None and not entry.metric._update_count:
+                # Another process has given its own something: torchmetrics is not to warn of one that saw nothing.
+                entry.metric._update_count = 1
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""

@@ -13,12 +13,12 @@ from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
-from flashtask.trainer.loading import batch_size_of, length_of
+from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.placement.placement import Placement
 from flashtask.trainer.results import LogSettings, Results
 from flashtask.trainer.transfer import channels_last, move_to_device
 
-__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most"]
+__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most", "taken_in_turn"]
 
 
 class Run:
@@ -78,6 +78,11 @@ class Run:
         loader = self.loader_number if settings.add_dataloader_idx else None
         self.results.log(self.moment, name, value, weight, settings, loader)
 
+    def agree_on_results(self) -> None:
+        """Let every process have the entries of all: one of them may have been given no batch."""
+        if self.strategy.world_size > 1:
+            self.results.agree(self.strategy.gather, self.module)
+
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Move a batch to the run's device and memory format, through the transfer hooks that somebody wrote."""
         before, move, after = self.transfer
@@ -117,7 +122,7 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
-def _taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
     """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
     return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
 
@@ -177,6 +182,7 @@ class EvaluationRun(Run):
         self._modes = [(part, part.training) for part in self.module.modules()]
         self._generators = generator_states()
         self._outer, self.trainer.active_run = self.trainer.active_run, self
+        self.strategy.begin_evaluation(self.module)
         self.module.eval()
 
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
@@ -219,11 +225,17 @@ class EvaluationRun(Run):
     @property
     def outputs_of_pass(self) -> list[Any]:
         """Outputs of all batches, in a list for each loader where there are several; in `predict`, of all processes."""
-        if self.stage == "predict" and self.strategy.world_size > 1 and not self._has_all_outputs:
+        if self.stage == "predict" and self.shares_loaders and not self._has_all_outputs:
             self._has_all_outputs = True
             by_process = self.strategy.gather(self.outputs)
-            self.outputs = [_taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
+            self.outputs = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
+
+    @property
+    def shares_loaders(self) -> bool:
+        """Whether each process has a share of the samples that the engine has given it."""
+        orders = [getattr(loader, "batch_sampler", None) for loader in self.loaders]
+        return any(isinstance(order, OrderedBatches) and order.world_size > 1 for order in orders)
 
     def close(self) -> None:
         """Compute the values of the pass and hand them to the fit run, if there is one.
@@ -238,11 +250,12 @@ class EvaluationRun(Run):
                 why="an iterator gives its batches only once",
                 fix="a DataLoader or a list of batches",
             )
-        if self.strategy.world_size > 1:
-            self.results.agree(self.strategy.gather, self.module)
-        self.results_of_pass = self.results.epoch_values(logger_only=True)
+        self.agree_on_results()
+        self.results_of_pass, values = self.strategy.gather(
+            (self.results.epoch_values(logger_only=True), self.results.callback_values())
+        )[0]
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_metrics(self.results.callback_values())
+            self.parent.take_metrics(values)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader."""

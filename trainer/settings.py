@@ -25,6 +25,7 @@ _COUNTS = {
     "num_sanity_val_steps": -1,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 1,
+    "num_nodes": 1,
     "flush_logs_every_n_steps": 1,
 }
 _SWITCHES = (
@@ -34,6 +35,7 @@ _SWITCHES = (
     "detect_anomaly",
     "benchmark",
     "use_distributed_sampler",
+    "sync_batchnorm",
     "auto_lr_find",
 )
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")

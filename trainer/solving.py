@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from flashtask.core.errors import UsageError
 from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.averaging.weight_averaging import WeightAveraging
@@ -100,8 +102,9 @@ class Solving:
             run.ordered.drop_last = False  # a sample that is left out of an epoch has its turn in the next
 
     def step(self, batch: Any, batch_idx: int) -> None:
-        """Collect a batch's features; there is no loss."""
-        self._pass.add(batch)
+        """Collect a batch's features; there is no loss. A sample that only fills a step is another process's own."""
+        if self.run.batch_size:
+            self._pass.add(batch)
 
     def finish(self) -> None:
         """Solve, after the pass.
@@ -116,11 +119,20 @@ class Solving:
                 why="a head that is solved on a part of the data would look like one that is solved on all of it",
                 fix="a longer max_time" if run.is_leaving else "let on_train_batch_start not return -1",
             )
-        said = self.module.solve_head(*self._pass.collected())
+        said = self.module.solve_head(*self._pass.collected(run.strategy))
         self._pass = FeaturePass(self.module)  # the features are not needed any more
+        self._agree()
         if isinstance(said, str) and run.trainer.enable_model_summary:
             run.trainer.say(said)
         run.stop_reason = SOLVED
+
+    def _agree(self) -> None:
+        """Every process has solved the same problem; rounding depends on threads, so the first one's head counts."""
+        head, strategy = self.module.head_to_solve(), self.run.strategy
+        if strategy.world_size == 1 or not isinstance(head, nn.Module):
+            return
+        own = {name: value.cpu() for name, value in head.state_dict().items()} if strategy.global_rank == 0 else None
+        head.load_state_dict(strategy.gather(own)[0])
 
     def resume(self) -> None:
         """After a checkpoint was restored: nothing is left to do, or the pass begins anew; no file holds features."""

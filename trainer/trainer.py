@@ -54,8 +54,12 @@ class Trainer(RunFacts):
         min_steps: see `min_epochs`.
         max_time: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1}`.
         accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda`, `mps`, or an `Accelerator`.
-        devices: how many, or which: 1, -1, `[0]`, `"0"`, `auto`; only one so far.
-        strategy: how a run is spread over processes: `auto`, `single`, or a `Strategy`; `STRATEGIES` lists them.
+        devices: how many on each machine, or which: 1, -1, `[0]`, `"0"`; `auto` is one, or what torchrun, SLURM or MPI
+            have started.
+        num_nodes: machines; somebody has to start a process on each.
+        strategy: how a run is spread over processes: `auto` (`ddp` where there are several), `single`, `ddp`,
+            `ddp_spawn`, `fsdp`, ... (`STRATEGIES` lists them), or a `Strategy`.
+        sync_batchnorm: on GPUs, let BatchNorm see the batches of all processes.
         precision: `32`, `bf16-mixed`, `16-mixed`, `64-true`, `16-true`, `bf16-true`, `auto`, or a `Precision`; None
             leaves it to the module (tasks: `auto`).
         plugins: a `Precision` or `Strategy` of your own, or a list of them.
@@ -85,7 +89,7 @@ class Trainer(RunFacts):
         deterministic: let torch use deterministic algorithms alone; `warn` only warns where there is none.
         benchmark: let cuDNN try which algorithm is fastest.
         profiler: `simple`, `advanced`, `pytorch`, or a `Profiler`.
-        use_distributed_sampler: share the samples of a loader over the processes; with one process it means nothing.
+        use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
         feature_cache: compute the features of a frozen backbone once, and keep them for later runs: `auto` where every
             epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
         auto_lr_find: what `tune` finds unless told otherwise: the learning rate.
@@ -105,7 +109,9 @@ class Trainer(RunFacts):
         max_time: Any = None,
         accelerator: Any = "auto",
         devices: Any = "auto",
+        num_nodes: int = 1,
         strategy: Any = "auto",
+        sync_batchnorm: bool = False,
         precision: Any = None,
         plugins: Any = None,
         memory_format: str | None = None,
@@ -154,7 +160,8 @@ class Trainer(RunFacts):
         self.max_epochs = 1000 if has_no_end else max_epochs
         self.min_epochs, self.min_steps = min_epochs, min_steps
         self.max_steps, self.max_time = max_steps, max_time
-        self.accelerator, self.devices = accelerator, devices
+        self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
+        self.sync_batchnorm = sync_batchnorm
         self.strategy = check_placement(
             accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, plugins=plugins
         )

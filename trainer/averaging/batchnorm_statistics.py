@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flashtask.core.metrics import is_metric
+from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loading import batch_size_of
 from flashtask.trainer.results import Results
 from flashtask.trainer.run import RunInterruptedError
 from flashtask.trainer.wrapping import own_name
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
-    from flashtask.core.accuracy import Accuracy
 
 __all__ = ["layers_with_statistics", "parts_in_eval_mode", "refresh_statistics"]
 
@@ -112,7 +106,6 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
     """Put back what a training step changes beside BatchNorm: modes, buffers, metrics, logged values, generators."""
     module = run.module
     modes = [(part, part.training) for part in module.modules()]
-    metrics = [(part, _state_of(part)) for part in module.modules() if is_metric(part)]
     buffers = _other_buffers(module)
     attributes = {name: getattr(run, name) for name in ("results", "loggers", "moment", "batch_size")}
     run.results, run.loggers = Results(), []
@@ -120,15 +113,14 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
     # Of a loader that was left alone: its order and its transforms draw from here.
     seed_generators(run.seed)
     try:
-        yield
+        with uncounted(part for part in module.modules() if is_metric(part)):
+            yield
     finally:
         set_generator_states(states)
         vars(run).update(attributes)
         for part, name, buffer, before in buffers:
             buffer.copy_(before)
             part._buffers[name] = buffer
-        for metric, state in metrics:
-            metric.__dict__.update(state)
         for part, mode in modes:
             part.training = mode
 
@@ -138,9 +130,3 @@ def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tens
     others = (part for part in module.modules() if not isinstance(part, _BatchNorm))
     found = ((part, name, buffer) for part in others for name, buffer in part._buffers.items() if buffer is not None)
     return [(part, name, buffer, buffer.clone()) for part, name, buffer in found]
-
-
-def _state_of(metric: Metric | Accuracy) -> dict[str, Any]:
-    """What a metric has counted so far, as attributes."""
-    counted = {name: deepcopy(getattr(metric, name)) for name in metric._defaults}
-    return counted | {name: getattr(metric, name) for name in ("_update_count", "_computed", "_forward_cache")}

@@ -6,6 +6,8 @@ from typing import Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.run import taken_in_turn
 
 __all__ = ["BasePredictionWriter"]
 
@@ -20,7 +22,8 @@ _NEEDED = {
 class BasePredictionWriter(Callback):
     """Base of callbacks that write what `Trainer.predict` gives; write the method that the interval needs.
 
-    The `batch_indices` of both methods are the places of a batch's samples in the order of their loader, from 0.
+    The `batch_indices` of both methods are the places of a batch's samples in the order of their loader, from 0. Of
+    several processes each is given its own batches, and at the end those of all.
 
     Args:
         write_interval: `batch` (after each), `epoch` (everything at the end) or `batch_and_epoch`.
@@ -76,7 +79,11 @@ class BasePredictionWriter(Callback):
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Hand a batch over, with the places of its samples."""
-        start, size = self._samples[dataloader_idx], trainer.active_run.batch_size
+        run = trainer.active_run
+        start, size = self._samples[dataloader_idx], run.batch_size
+        order = getattr(run.loaders[dataloader_idx], "batch_sampler", None)
+        if isinstance(order, OrderedBatches):
+            start = batch_idx * order.batch_size + order.rank * order.own_size
         self._samples[dataloader_idx] += size
         indices = list(range(start, start + size))
         if self.write_interval != "epoch":
@@ -88,5 +95,7 @@ class BasePredictionWriter(Callback):
         """Hand everything over."""
         if self.write_interval == "batch":
             return
-        indices = self._indices if len(self._indices) > 1 else self._indices[0]
-        self.write_on_epoch_end(trainer, module, trainer.active_run.outputs_of_pass, indices)
+        run = trainer.active_run
+        by_process = run.strategy.gather(self._indices) if run.shares_loaders else [self._indices]
+        of_all = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
+        self.write_on_epoch_end(trainer, module, run.outputs_of_pass, of_all if len(of_all) > 1 else of_all[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -12,9 +13,17 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flashtask.core.errors import UnknownNameError
+from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.distribution.environment import Place, place_in
-from flashtask.trainer.distribution.group import close_group, gathered, is_of_the_group, is_open, open_group, reduced
+from flashtask.trainer.distribution.group import (
+    agree_on,
+    close_group,
+    gathered,
+    is_of_the_group,
+    is_open,
+    open_group,
+    reduced,
+)
 from flashtask.trainer.distribution.launching import Others, ending_here, fork, reporting, start_again
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
@@ -53,6 +62,25 @@ class DataParallel(Strategy):
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
         """Hear how many processes are wanted; those that somebody else has started are as many as they are."""
         self._device, self._devices, self._num_nodes = device, devices, num_nodes
+        place = self.place
+        if place is None or self._others is not None:
+            return
+        if place.launcher == "torchrun" and devices != place.local_world_size:
+            raise UsageError(
+                f"devices={devices}, and torchrun has started {place.local_world_size} processes on this machine",
+                fix=f"devices={place.local_world_size}, or leave devices out; or torchrun --nproc-per-node {devices}",
+            )
+        if num_nodes > 1 and devices * num_nodes != place.world_size:
+            raise UsageError(
+                f"num_nodes={num_nodes} with devices={devices}, and {place.launcher} has started {place.world_size} "
+                "processes",
+                fix="leave num_nodes and devices out: whoever starts the processes has said it",
+            )
+
+    @property
+    def local_world_size(self) -> int | None:  # type: ignore[override]
+        """How many processes somebody has started on this machine, None if nobody has."""
+        return None if self.place is None else self.place.local_world_size
 
     @property
     def world_size(self) -> int:  # type: ignore[override]
@@ -95,6 +123,8 @@ class DataParallel(Strategy):
         assert self.place is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
             torch.set_num_threads(max(1, torch.get_num_threads() // self.place.local_world_size))
+        # Said of channels-last weights and of dimensions of one, where it means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         open_group(self.place, self._device, self.timeout)
 
     def _seen(self, error: BaseException) -> BaseException:
@@ -104,6 +134,27 @@ class DataParallel(Strategy):
         told = self._others.failure(_GRACE) if is_of_the_group(error) else None
         self._others.end()
         return told or error
+
+    def setup(self, module: nn.Module) -> None:
+        """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""
+        if self.world_size > 1:
+            agree_on((*module.parameters(), *module.buffers()))
+
+    def begin_evaluation(self, module: nn.Module) -> None:
+        """The statistics of BatchNorm are those of the first process; after a step each has its own."""
+        if self.world_size > 1:
+            agree_on(module.buffers())
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter], samples: int) -> None:
+        """The mean over the samples of all processes; a parameter that no process has a gradient of is left alone."""
+        if self.world_size == 1:
+            return
+        known = list(parameters)
+        counts = torch.tensor([samples, *(one.grad is not None for one in known)], dtype=torch.int64)
+        total, *present = reduced(counts.to(self._device), "sum").tolist()
+        for one in (one for one, processes in zip(known, present, strict=True) if processes):
+            own = torch.zeros_like(one) if one.grad is None else one.grad
+            one.grad = reduced(own * (samples / total), "sum")
 
     def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step as torch's DistributedDataParallel calls it."""
@@ -202,10 +253,17 @@ class _SharedStep:
         if not trained or not run.automatic:
             return self.step(*arguments)
         if trained not in self._wrapped:
-            self._wrapped[trained] = DistributedDataParallel(
+            made = self._wrapped[trained] = DistributedDataParallel(
                 _Step(self.module, self.step), find_unused_parameters=self.find_unused_parameters
             )
+            # As an attribute: the argument has another name in each version of torch.
+            made.broadcast_buffers = _changes_buffers(self.module)
         wrapped = self._wrapped[trained]
         # Gradients of a group are added up where they are, and exchanged once.
         with nullcontext() if run.group_is_complete else wrapped.no_sync():
             return wrapped(*arguments)
+
+
+def _changes_buffers(module: nn.Module) -> bool:
+    """Whether a part with buffers is in training mode: BatchNorm's statistics. What is frozen leaves its own alone."""
+    return any(part.training and any(True for _ in part.buffers(recurse=False)) for part in module.modules())

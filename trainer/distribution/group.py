@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import socket
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,20 @@ from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
-__all__ = ["close_group", "free_port", "gathered", "is_of_the_group", "is_open", "open_group", "reduced"]
+__all__ = [
+    "agree_on",
+    "close_group",
+    "free_port",
+    "gathered",
+    "is_of_the_group",
+    "is_open",
+    "open_group",
+    "processes_here",
+    "reduced",
+]
 
+#: The place of this process, while it is in touch with the others.
+_met: list[Place] = []
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -61,6 +74,7 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
             why=(str(error).strip().splitlines() or [type(error).__name__])[0],
             fix="another port: MASTER_PORT=29501; and look whether every process was started",
         ) from error
+    _met[:] = [place]
 
 
 def _unreachable(place: Place, error: RuntimeError) -> UsageError:
@@ -78,8 +92,14 @@ def is_open() -> bool:
     return dist.is_initialized()
 
 
+def processes_here() -> int:
+    """How many processes share this machine's cores and memory for a run; 1 as long as this one has met no others."""
+    return _met[0].local_world_size if _met else 1
+
+
 def close_group() -> None:
     """Part from the others."""
+    _met.clear()
     if dist.is_initialized():
         gc.collect()  # modules that were wrapped hold the group, in cycles
         dist.destroy_process_group()
@@ -103,6 +123,19 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+@torch.no_grad()
+def agree_on(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process what rank 0 has, in place; all have as many tensors, of the same shapes and formats."""
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        # As bytes: the backends know neither every number format nor other layouts than the plain one.
+        held = tensor.detach().contiguous()
+        dist.broadcast(held.flatten().view(torch.uint8), 0)
+        if dist.get_rank():
+            tensor.copy_(held)
 
 
 def is_of_the_group(error: BaseException) -> bool:

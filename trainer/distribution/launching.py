@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from flashtask.core.errors import FlashtaskError, ProcessLostError, UsageError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.group import close_group, free_port, is_of_the_group
 
-__all__ = ["Others", "ending_here", "fork", "reporting", "start_again"]
+__all__ = ["Others", "ending_here", "fork", "is_script", "reporting", "start_again"]
 
 _PR_SET_PDEATHSIG = 1
 #: Seconds in which the others can say what happened and end by themselves, once one of them has failed.
@@ -129,6 +130,15 @@ def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
 
 
+def is_script() -> bool:
+    """Whether Python runs a script or a module, which can be started again; not so in a notebook."""
+    try:
+        _this_command()
+    except UsageError:
+        return False
+    return True
+
+
 def _this_command() -> list[str]:
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
@@ -172,6 +182,8 @@ def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
             if os.getppid() != parent:
                 os._exit(1)
             os.environ[_REPORTS] = str(reports)
+            # A group of an earlier run that is not gone yet can only be ended where its threads are.
+            gc.freeze()
             torch.set_num_threads(1)  # OpenMP's threads did not come along
             return Place(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None
         pids[rank] = pid

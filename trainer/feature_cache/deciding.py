@@ -34,7 +34,7 @@ def use_features(run: Any) -> None:
     wanted = run.trainer.feature_cache
     if wanted is False or not run.is_frozen(run.epoch):
         return
-    if reason := why_not(run, run.callbacks):
+    if reason := _of_any(run, why_not(run, run.callbacks)):
         if wanted == "auto":
             if run.trainer.enable_model_summary and not run.trainer.fast_dev_run:
                 run.trainer.say(f"features are computed anew in each epoch: {reason}")
@@ -64,7 +64,7 @@ def use_known_features(run: Any) -> None:
     """
     if run.trainer.feature_cache is False or run.stage == "predict":
         return
-    if _not_by_itself(run, run.callbacks):
+    if _of_any(run, _not_by_itself(run, run.callbacks)):
         return
     whole = all(limit is None for limit in run.limits)
     noun = f"{run.word} {run.module.sample_noun}"
@@ -119,9 +119,12 @@ def _not_by_itself(run: Any, callbacks: Sequence[Any]) -> str:
         return "batches are changed on their way to the device"
     if watching := _watching(run, callbacks):
         return f"{watching} is told of batches"
-    if run.strategy.world_size > 1:
-        return "several processes train"
     return ""
+
+
+def _of_any(run: Any, reason: str) -> str:
+    """The reason of the first process that has one: all of them decide alike, or they would wait for each other."""
+    return next(filter(None, run.strategy.gather(reason)), "")
 
 
 def _wrapped(run: Any, loader: Any, views: int, what: str, epoch: Callable[[], int | None] | None = None) -> Any:

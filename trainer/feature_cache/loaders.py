@@ -52,7 +52,7 @@ class FeatureLoader:
         order = self.loader.batch_sampler
         assert isinstance(order, OrderedBatches)
         self.features.prepare(epoch)
-        with _fitting_threads(self.features.run, order.batch_size):
+        with _fitting_threads(self.features.run, order.own_size):
             for places in order:
                 yield self.features.batch(places, epoch)
 

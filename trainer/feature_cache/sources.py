@@ -19,7 +19,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
-from flashtask.trainer.features import FrozenFeatures
+from flashtask.trainer.features import FrozenFeatures, rows_of_all
 from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.run import RunInterruptedError
 
@@ -27,12 +27,17 @@ __all__ = ["SampleFeatures", "weights_hash"]
 
 #: Images in a batch of the pass, at the least: without gradients larger ones cost little memory.
 _BATCH = 32
+#: Batches between two moments at which processes agree to go on.
+_ROUND = 8
 #: Raised when the same parts of a key would mean other features.
 _FORM = 1
 
 
 class SampleFeatures:
     """The features of the samples that a loader goes through, each computed once for each view.
+
+    Of several processes each computes a share and is sent the others'. What is in the store, under which key and with
+    which weights is agreed upon by all, in the same order, so every method that says so is called by every process.
 
     Args:
         run: the fit run that they are for.
@@ -58,7 +63,7 @@ class SampleFeatures:
 
     @property
     def _batch_size(self) -> int:
-        return max(self.order.batch_size, _BATCH)
+        return max(self.order.own_size, _BATCH)
 
     def prepare(self, epoch: int) -> None:
         """Find the features of an epoch, or compute them."""
@@ -79,28 +84,35 @@ class SampleFeatures:
         return self._targets[torch.from_numpy(rows)]
 
     def renew(self) -> None:
-        """Forget the features where the frozen part has been trained since they were computed."""
-        parts = self.run.module.modules_to_freeze()
-        writes = sum(value._version for part in parts for value in part.state_dict(keep_vars=True).values())
-        if writes == self._writes:
+        """Forget the features where the frozen part has been trained since they were computed; for every process."""
+        parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
+        if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
             return
         hashed = weights_hash(parts)
-        if hashed != self._weights:
+        if len(set(strategy.gather(hashed))) > 1:
+            # Statistics of BatchNorm, for one, are each process's own until its next step.
+            _take_first(parts, strategy)
+            hashed = weights_hash(parts)
+        if strategy.reduce(int(hashed != self._weights), "max"):
             self._views.clear()
             self._keys.clear()
-        self._writes, self._weights = writes, hashed
+        self._writes, self._weights = _writes(parts), hashed
 
     def are_known(self, epoch: int) -> bool:
-        """Whether the features of an epoch are there without running the frozen part."""
+        """Whether the features of an epoch are there without running the frozen part; for every process."""
         number = epoch % self.views
         if number not in self._views and (known := self._stored(number)) is not None:
             self._views[number] = known
         return number in self._views
 
     def are_of_a_known_part(self) -> bool:
-        """Whether the store has features that the frozen part, with the weights it has now, computed of any samples."""
+        """Whether a store has features that the frozen part, with the weights it has now, computed of any samples.
+
+        For every process.
+        """
         self.renew()
-        return self.store is not None and self.store.has_features_of(self._weights)
+        known = self.store is not None and self.store.has_features_of(self._weights)
+        return bool(self.run.strategy.reduce(int(known), "max"))
 
     def _view(self, number: int) -> Features:
         if not self.are_known(number):
@@ -108,16 +120,30 @@ class SampleFeatures:
         return self._views[number]
 
     def _stored(self, number: int) -> Features | None:
-        """The features of a view that an earlier run left."""
+        """The features of a view that an earlier run left; of several machines one may have them for all."""
         if self.store is None or (key := self._key(number)) is None:
             return None
         if self._targets is None and self.dataset.targets_of([]) is None:
             return None  # the pass is needed for the targets
         known = self.store.open(key)
-        if known is None or len(known) != len(self.indices):
+        if known is not None and len(known) != len(self.indices):
+            known = None
+        have = self.run.strategy.gather(known is not None)
+        if not any(have):
             return None
         self._say(f"{self._counted(number)} are in the cache")
-        return known
+        return known if all(have) else self._sent(number, known, have.index(True))
+
+    def _sent(self, number: int, known: Features | None, owner: int) -> Features:
+        """The features that one process has found, for all of them, and left where they were not."""
+        is_owner = self.run.strategy.global_rank == owner
+        parts = rows_of_all(self.run.strategy, torch.from_numpy(np.array(known)) if is_owner else None)
+        sent = parts[owner]
+        assert sent is not None
+        if known is not None:
+            return known
+        self._keep(number, sent.numpy())
+        return sent.numpy()
 
     def _computed(self, number: int) -> Features:
         """The features of a view, computed, and left for later runs where everything they depend on is known."""
@@ -126,22 +152,30 @@ class SampleFeatures:
         times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
         self._say(f"computing {self._counted(number)}, {times}")
         features = self._compute(number)
-        key = self._key(number)
-        kept = key is not None and self.store is not None and self.store.keep(key, features, self._about(number))
+        kept = self._keep(number, features)
         spent = time.monotonic() - started
         where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
         rate = len(features) / max(spent, 1e-9)
         self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
         return features
 
+    def _keep(self, number: int, features: Features) -> bool:
+        """Leave features in the store, by one process of each machine; whether this one has done so."""
+        key = self._key(number)
+        if key is None or self.store is None or self.run.strategy.local_rank:
+            return False
+        return self.store.keep(key, features, self._about(number))
+
     def _key(self, number: int) -> str | None:
         """A hash of everything that the features of a view depend on, None where that cannot be told.
 
-        It is taken before the pass: a file that is changed meanwhile is not what the features are kept for.
+        It is taken before the pass: a file that is changed meanwhile is not what the features are kept for. Of several
+        processes the first looks at the files and tells the others.
         """
         if number not in self._keys:
-            parts = self._parts(number)
-            self._keys[number] = None if parts is None else content_key(parts)
+            strategy = self.run.strategy
+            parts = self._parts(number) if strategy.global_rank == 0 else None
+            self._keys[number] = strategy.gather(None if parts is None else content_key(parts))[0]
         return self._keys[number]
 
     def _counted(self, number: int) -> str:
@@ -155,32 +189,64 @@ class SampleFeatures:
     # ---- the pass
 
     def _compute(self, number: int) -> Features:
+        """Each process computes its share of the samples, and has those of the others sent."""
+        strategy = self.run.strategy
+        share = -(-len(self.indices) // strategy.world_size)
+        own = self.indices[strategy.global_rank * share : (strategy.global_rank + 1) * share]
+        values, targets = self._computed_of(own, number, -(-share // self._batch_size))
+        found = [part for part in rows_of_all(strategy, values) if part is not None]
+        if self._targets is None and self.dataset.targets_of([]) is None:
+            of_all = [part for part in rows_of_all(strategy, targets) if part is not None]
+            self._targets = torch.cat(of_all)
+        features: Features = (found[0] if len(found) == 1 else torch.cat(found)).numpy()
+        assert len(features) == len(self.indices)
+        return features
+
+    def _computed_of(self, indices: Any, number: int, batches: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Features and targets of these samples, None if there are none of them.
+
+        Args:
+            indices: of the dataset.
+            number: of the view.
+            batches: that the largest share has.
+        """
         found: Features | None = None
         targets: list[torch.Tensor] = []
         row = 0
         if self.run.device.type == "cpu":
             keep_freed_memory()
-        with _in_eval_mode(self.run.module), torch.no_grad(), self._shown() as show:
-            for batch in self._pass(number):
+        source = self._pass(number, indices)
+        with _in_eval_mode(self.run.module), torch.no_grad(), self._shown(batches) as show:
+            for done in range(batches):
+                if done % _ROUND == 0 or self.run.strategy.world_size == 1:
+                    self._stop_if_told()
+                if (batch := next(source, None)) is None:
+                    continue
                 values = self._of_batch(batch)
                 if found is None:
-                    found = np.empty((len(self.indices), *values.shape[1:]), dtype=np.float32)
+                    found = np.empty((len(indices), *values.shape[1:]), dtype=np.float32)
                 found[row : row + len(values)] = values.cpu().float().numpy()
                 row += len(values)
                 targets.append(batch[1])
-                show(len(values))
-                if (signal := getattr(self.run, "interrupted_by", None)) is not None:
-                    raise RunInterruptedError(signal)
-        assert found is not None
-        assert row == len(found)
-        if self._targets is None and self.dataset.targets_of([]) is None:
-            self._targets = torch.cat(targets)
-        return found
+                show(len(values) * self.run.strategy.world_size)
+        self._stop_if_told()
+        assert row == len(indices)
+        return None if found is None else torch.from_numpy(found), torch.cat(targets) if targets else None
 
-    def _shown(self) -> AbstractContextManager[Callable[[int], None]]:
+    def _stop_if_told(self) -> None:
+        """Where a signal has come to one process, all of them stop here.
+
+        Raises:
+            RunInterruptedError: it has come.
+        """
+        signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
+        if signal_number:
+            self.run.interrupted_by = signal_number
+            raise RunInterruptedError(signal_number)
+
+    def _shown(self, batches: int) -> AbstractContextManager[Callable[[int], None]]:
         """What is told of each batch of the pass: the progress bar, if there is one."""
         bars = [one for one in self.run.callbacks if isinstance(one, ProgressBar)]
-        batches = -(-len(self.indices) // self._batch_size)
         return bars[0].during_pass("features", batches, self.run.module) if bars else nullcontext(lambda size: None)
 
     def _of_batch(self, batch: Any) -> torch.Tensor:
@@ -193,11 +259,11 @@ class SampleFeatures:
             features: torch.Tensor = self.run.module.frozen_features(moved)[0]
         return features
 
-    def _pass(self, number: int) -> Iterator[Any]:
-        """Every sample once, in the order of the dataset, as the epoch of the view would see it."""
+    def _pass(self, number: int, indices: Any) -> Iterator[Any]:
+        """Each of these samples once, in their order, as the epoch of the view would see it."""
         own = self.loader
         order = OrderedBatches(
-            self.indices,
+            indices,
             self._batch_size,
             shuffle=False,
             drop_last=False,
@@ -251,6 +317,18 @@ class SampleFeatures:
             "what": self._counted(number),
             "weights": self._weights,
         }
+
+
+def _writes(parts: Sequence[nn.Module]) -> int:
+    """How often torch has written to the weights and buffers of modules."""
+    return sum(value._version for part in parts for value in part.state_dict(keep_vars=True).values())
+
+
+@torch.no_grad()
+def _take_first(parts: Sequence[nn.Module], strategy: Any) -> None:
+    """Weights and buffers of modules become those of the first process."""
+    for value in (one for part in parts for one in part.state_dict().values()):
+        value.copy_(strategy.gather(value.cpu() if strategy.global_rank == 0 else None)[0])
 
 
 def weights_hash(parts: Sequence[nn.Module]) -> str:

@@ -59,9 +59,8 @@ def _is_index(value: Any) -> bool:
 def _limit(devices: Any, count: int, most: int | None) -> None:
     if most is not None and count > most:
         raise UsageError(
-            f"devices={devices!r}: only {'one device is' if most == 1 else f'{most} devices are'} supported so far",
-            why="a strategy that spreads a run over more is not there yet",
-            fix="devices=1, or devices=[0] for a certain one",
+            f"devices={devices!r}: this strategy uses {'one device' if most == 1 else f'{most} devices'} at the most",
+            fix='strategy="ddp" for a process on each, devices=1, or devices=[0] for a certain one',
         )
 
 

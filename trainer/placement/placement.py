@@ -11,7 +11,7 @@ from flashtask.core.errors import UsageError
 from flashtask.trainer.placement.accelerators import Accelerator, check_accelerator, resolve_accelerator
 from flashtask.trainer.placement.devices import check_devices, device_indices
 from flashtask.trainer.placement.precision import Precision, check_precision, resolve_precision
-from flashtask.trainer.placement.strategies import Strategy, resolve_strategy
+from flashtask.trainer.placement.strategies import Strategy, automatic_strategy, resolve_strategy
 
 __all__ = ["Placement", "check_placement", "resolve_placement"]
 
@@ -44,7 +44,7 @@ def check_placement(*, accelerator: Any, devices: Any, strategy: Any, precision:
     Raises:
         UsageError: one of them means nothing, or two contradict each other.
     """
-    chosen, accelerator, precision = _combined(accelerator, strategy, precision, plugins)
+    chosen, accelerator, precision = _combined(accelerator, devices, strategy, precision, plugins)
     check_accelerator(accelerator)
     check_devices(devices, chosen.most_devices)
     if precision is not None:
@@ -76,8 +76,11 @@ def resolve_placement(
     Raises:
         UsageError: one of them means nothing, two contradict each other, or a device is not here.
     """
-    chosen, accelerator, precision = _combined(accelerator, strategy, precision, plugins)
+    chosen, accelerator, precision = _combined(accelerator, devices, strategy, precision, plugins)
     found = resolve_accelerator(accelerator)
+    if chosen.most_devices is None and check_devices(devices, None) is None:
+        # What somebody else has started, else every GPU; one process uses all cores.
+        devices = chosen.local_world_size or (1 if found.name == "cpu" else -1)
     indices = device_indices(devices, found, chosen.most_devices)
     device = found.device(indices[chosen.local_rank % len(indices)])
     chosen.plan(device, len(indices), num_nodes)
@@ -85,12 +88,13 @@ def resolve_placement(
     return Placement(chosen, found, tuple(indices), device, resolve_precision(wanted, device, found))
 
 
-def _combined(accelerator: Any, strategy: Any, precision: Any, plugins: Any) -> tuple[Strategy, Any, Any]:
+def _combined(accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any) -> tuple[Strategy, Any, Any]:
     """The strategy, and what is said of accelerator and precision in whichever place."""
     given = _plugins(plugins)
     unsaid = strategy is None or (isinstance(strategy, str) and strategy == "auto")
     strategies = [one for one in given if isinstance(one, Strategy)]
-    chosen = resolve_strategy(_only("strategy", [*([] if unsaid else [strategy]), *strategies]))
+    said_strategy = _only("strategy", [*([] if unsaid else [strategy]), *strategies])
+    chosen = resolve_strategy(automatic_strategy(devices) if said_strategy is None else said_strategy)
     precisions = [one for one in given if isinstance(one, Precision)]
     said = [one for one in (precision, chosen.precision_plugin) if one is not None]
     precision = _only("precision", [*said, *precisions])

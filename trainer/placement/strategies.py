@@ -15,6 +15,7 @@ from flashtask.core.registry import Aliases, Registry, RegistryEntry
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import FINETUNING
+from flashtask.trainer.placement.devices import check_devices
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.placement.accelerators import Accelerator
     from flashtask.trainer.placement.precision import Precision
 
-__all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "resolve_strategy"]
+__all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
 __all__ += ["check_strategy_name"]
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ class Strategy:
     world_size = 1
     global_rank = 0
     local_rank = 0
+    #: processes that somebody else has started on this machine; None where nobody has
+    local_world_size: int | None = None
 
     def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
         # They load torch; the names of strategies are looked at without it.
@@ -88,9 +91,20 @@ class Strategy:
         It is on its device and has its number format; optimizers are made after this.
         """
 
+    def begin_evaluation(self, module: nn.Module) -> None:
+        """Make the module the same in every process: what follows is validation, test or prediction."""
+
     def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The training step as it is called: through a wrapper where processes must agree about gradients."""
         return step
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter], samples: int) -> None:
+        """Average gradients over all processes, where a module steps its optimizers itself.
+
+        Args:
+            parameters: the same in every process.
+            samples: that the gradients of this process are a mean of.
+        """
 
     def reduce(self, value: T, how: str = "mean") -> T:
         """A number or tensor over all processes: `mean`, `sum`, `max` or `min`; asked in the same order by each.
@@ -154,8 +168,6 @@ _SPELLINGS = {
 STRATEGIES.add_source(_Distributed())
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
-_SHARDED = "sharding a model over devices is not there yet"
-
 #: first word of a name that others use -> what is to be said of it
 _NOT_HERE = {
     "bagua": "there is no Bagua support",
@@ -163,7 +175,7 @@ _NOT_HERE = {
     "ddp2": "ddp2 is gone from torch too",
     "deepspeed": "there is no DeepSpeed support",
     "dp": 'several devices in one process are slower than one process each: strategy="ddp"',
-    "fsdp": _SHARDED,
+    "fairscale": "there is no FairScale support",
     "hivemind": "there is no Hivemind support",
     "horovod": "there is no Horovod support",
     "hpu": "there is no HPU support",
@@ -171,7 +183,7 @@ _NOT_HERE = {
     "tpu": "there is no TPU support",
     "xla": "there is no TPU support",
 }
-_SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fsdp")
+_SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fairscale")
 
 
 def resolve_strategy(strategy: Any) -> Strategy:
@@ -202,6 +214,26 @@ def resolve_strategy(strategy: Any) -> Strategy:
     return made
 
 
+def automatic_strategy(devices: Any) -> str:
+    """What `auto` means: a process for each device where there are several, or where somebody has started several.
+
+    Raises:
+        UsageError: the environment says that this is one of several processes, and not which one.
+    """
+    from flashtask.trainer.distribution.environment import place_in
+
+    place = place_in()
+    if place is not None and place.world_size > 1:
+        return "ddp"
+    wanted = check_devices(devices, None)
+    several = wanted is not None and wanted != 1 and not (isinstance(wanted, tuple) and len(wanted) == 1)
+    if not several:
+        return "single"
+    from flashtask.trainer.distribution.launching import is_script
+
+    return "ddp" if is_script() else "ddp_spawn"
+
+
 def check_strategy_name(name: str) -> None:
     """A strategy has this name; none is loaded.
 
@@ -225,13 +257,12 @@ def _is_finetuning(strategy: Any) -> bool:
 
 def _unknown(name: str) -> UnknownNameError:
     error = UnknownNameError("strategy", name, [*STRATEGIES.names(), "auto"])
-    # `deepspeed_stage_2`, `ddp_spawn`: the first word says what it is.
-    first = name.lower().partition("_")[0]
+    # `deepspeed_stage_2`: the first word says what it is; `ddp_sharded` was FairScale's.
+    first = "fairscale" if "sharded" in name.lower() else name.lower().partition("_")[0]
     if first in _NOT_HERE:
         error.why = _NOT_HERE[first]
-        smaller = '; for a large model precision="bf16-true", or smaller batches and accumulate_grad_batches'
         finetuning = 'finetuning: trainer.finetune(model, ..., strategy="freeze"); '
-        error.fix = f"{finetuning}distribution: devices=1{smaller if first in _SAVES_MEMORY else ''}"
+        error.fix = f'{finetuning}distribution: strategy="{"fsdp" if first in _SAVES_MEMORY else "ddp"}"'
     elif not error.suggestions and (close := nearest(name, FINETUNING.names(), most=1)):
         error.why = "the Trainer's strategy is about devices and processes"
         error.fix = f"for finetuning: trainer.finetune(model, ..., strategy={close[0]!r})"

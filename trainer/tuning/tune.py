@@ -10,6 +10,7 @@ from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.module import Module
+from flashtask.trainer.placement.strategies import automatic_strategy
 from flashtask.trainer.solving import refuse_tuning
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size
 from flashtask.trainer.tuning.batch_size_search import BatchSizeOptions, BatchSizeSearch
@@ -67,6 +68,12 @@ def tune(
     if test is None and sizes is None:
         raise UsageError("tune was not asked for anything", fix="trainer.tune(model, ..., learning_rate=True)")
     # What cannot be given is refused before it is searched for.
+    if trainer.strategy.world_size > 1 or automatic_strategy(trainer.devices) != "single":
+        raise UsageError(
+            "tune looks for numbers in one process, and this trainer has several",
+            why="each of them would find others",
+            fix="Trainer(devices=1).tune(model, ...) first; a batch size is that of one process",
+        )
     refuse_tuning(module, finetuning)
     rate = None if test is None else learning_rate_of(module, test.attribute)
     size = None if sizes is None else batch_size_in(module, data, sizes.attribute)
