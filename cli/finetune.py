@@ -17,6 +17,7 @@ from flashtask.cli.parts import build_parts
 from flashtask.cli.recipe import Recipe
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
+from flashtask.trainer.distribution.attempts import was_begun_by_us
 
 __all__ = ["finetune"]
 
@@ -34,8 +35,9 @@ def finetune(data: str | None, params: Mapping[str, Any]) -> None:
         print(start.remark, file=sys.stderr)
     if start.is_finished:
         return
-    if start.folder is None:
-        require_free(_place(start.recipe))
+    place = _place(start.recipe)
+    if start.folder is None and not was_begun_by_us(place):
+        require_free(place)
     require_data(start.recipe)
     folder = _train(start)
     if folder is not None:
