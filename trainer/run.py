@@ -186,7 +186,9 @@ class EvaluationRun(Run):
             self.batch_size = batch_size_of(batch)
             yield self.to_device(batch, number), batch_idx
             self.samples_seen += self.batch_size
-            if self.parent is not None and self.parent.interrupted_by is not None:
+            # Several processes obey it together, at the next step: their signals come at different batches.
+            alone = self.strategy.world_size == 1
+            if alone and self.parent is not None and self.parent.interrupted_by is not None:
                 raise RunInterruptedError(self.parent.interrupted_by)
 
     def batches_in(self, number: int) -> int | None:

@@ -38,7 +38,7 @@ from flashtask.trainer.distribution.launching import (
     start_again,
     started,
 )
-from flashtask.trainer.distribution.reports import error_in, exit_code_of, report_of, say_nothing_of
+from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, report_of, say_nothing_of
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
@@ -213,7 +213,7 @@ class DataParallel(Strategy):
         if (told := watchdog.told_failure()) is not None:
             return say_nothing_of(error_in(told))
         rank, how = lost
-        found = ProcessLostError(how, fix="the run can be continued from its last.ckpt (--resume)")
+        found = ProcessLostError(how, fix=CONTINUE)
         speaks = self.global_rank == (1 if rank == 0 else 0)
         return found if speaks else say_nothing_of(found)
 

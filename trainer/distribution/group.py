@@ -53,7 +53,7 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         found.close()
         why = f"the port is taken: {error.strerror}"
-        raise UsageError(f"MASTER_PORT={port} cannot be used", why=why, fix="another MASTER_PORT, or none") from error
+        raise UsageError(f"MASTER_PORT={port} cannot be used", why=why, fix="another MASTER_PORT, or none") from None
     found.listen(512)
     return found
 
@@ -119,13 +119,17 @@ def _store(place: Place, wait: timedelta, listening: socket.socket | None) -> TC
 
 
 def _wait_for_all(store: PrefixStore, place: Place, timeout: float, look: Callable[[], None]) -> None:
-    deadline, pause = time.monotonic() + timeout, 0.01
+    start, pause, is_told = time.monotonic(), 0.01, False
     store.set(f"here/{place.rank}", str(os.getpid()))
     keys = [f"here/{rank}" for rank in range(place.world_size)]
     while not store.check(keys):
         look()
-        if time.monotonic() > deadline:
-            missing = ", ".join(str(rank) for rank, key in enumerate(keys) if not store.check([key]))
+        waited = time.monotonic() - start
+        missing = ", ".join(str(rank) for rank, key in enumerate(keys) if waited > 10 and not store.check([key]))
+        if missing and not (is_told or place.rank):
+            is_told = True
+            print(f"process 0 waits at {place.address}:{place.port} for: {missing}", file=sys.stderr, flush=True)
+        if waited > timeout:
             raise UsageError(
                 f"process {place.rank} of {place.world_size} waited {timeout:.0f} s at {place.address}:{place.port}",
                 why=f"these did not come: {missing}",

@@ -23,7 +23,7 @@ import torch
 from flashtask.core.errors import ProcessLostError, UsageError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.group import close_group, hard_exit, is_of_the_group, listen
-from flashtask.trainer.distribution.reports import error_in, exit_code_of, how_it_ended, report_of
+from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, how_it_ended, report_of
 
 __all__ = ["Others", "end_data_workers_too", "ending_here", "fork", "reporting", "start_again", "started"]
 
@@ -45,7 +45,7 @@ class Others:
 
     def __init__(self, polls: Mapping[int, Callable[[], int | None]], pids: Mapping[int, int], reports: Path) -> None:
         self._polls, self._pids, self._reports = polls, pids, reports
-        self._size = len(polls) + 1
+        self._is_over = False
 
     def wait(self, seconds: float | None) -> tuple[int, int] | None:
         """The first that failed, with its code; waits until all have ended, but no longer than that."""
@@ -67,6 +67,8 @@ class Others:
 
     def finish(self) -> None:
         """At the end of this process: let the others come to theirs, unless this one failed."""
+        if self._is_over:
+            return
         lost = self.wait(_GRACE if hasattr(sys, "last_value") else None)
         if lost is not None and not hasattr(sys, "last_value"):
             print(f"{how_it_ended(*lost)}, after the run", file=sys.stderr)
@@ -74,6 +76,7 @@ class Others:
 
     def end(self) -> None:
         """End those that still run."""
+        self._is_over = True
         for rank, pid in self._pids.items():
             if self._polls[rank]() is None:
                 with suppress(ProcessLookupError):
@@ -88,7 +91,7 @@ class Others:
             told = json.loads(file.read_text("utf-8"))
             if not told["is_of_the_group"]:
                 return error_in(told)
-        return None if lost is None else ProcessLostError(how_it_ended(*lost, where))
+        return None if lost is None else ProcessLostError(how_it_ended(*lost, where), fix=CONTINUE)
 
 
 #: those that this process started to go on beside it to its end

@@ -12,7 +12,9 @@ from flashtask.core.errors import FlashtaskError, ProcessLostError, UnknownNameE
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.distribution.environment import Place
 
-__all__ = ["error_in", "exit_code_of", "how_it_ended", "report_of", "say_nothing_of"]
+__all__ = ["CONTINUE", "error_in", "exit_code_of", "how_it_ended", "report_of", "say_nothing_of"]
+
+CONTINUE = "the run can be continued from its last.ckpt (--resume)"
 
 
 def report_of(error: BaseException, place: Place, is_of_the_group: bool) -> dict[str, Any]:
@@ -42,9 +44,8 @@ def error_in(told: dict[str, Any]) -> BaseException:
     who, kind = f"process {told['rank']} of {told['of']}", getattr(errors, told["kind"], None)
     if isinstance(kind, type) and issubclass(kind, FlashtaskError):
         kind = UsageError if issubclass(kind, UnknownNameError) else kind
-        error = kind(f"{who}: {told['what']}", why=told["why"], fix=told["fix"])
-    else:
-        error = ProcessLostError(f"{who} failed: {told['what']}")
+        return kind(f"{who}: {told['what']}", why=told["why"], fix=told["fix"])
+    error = ProcessLostError(f"{who} failed: {told['what']}")
     error.add_note(f"In process {told['rank']}:\n{told['trace']}".rstrip())
     return error
 

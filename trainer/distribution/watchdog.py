@@ -23,7 +23,7 @@ from typing import Any
 from flashtask.core.errors import ProcessLostError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.launching import Others
-from flashtask.trainer.distribution.reports import how_it_ended
+from flashtask.trainer.distribution.reports import CONTINUE, how_it_ended
 
 __all__ = ["Watchdog"]
 
@@ -165,7 +165,7 @@ class Watchdog:
             ended = None if self._others is None else self._others.ended()
             overdue = overdue + passed if "failed" in self._told or (ended and ended[1]) else 0.0
             if overdue > _GRACE:
-                text = how_it_ended(*ended, self._at(self.where()[0])) if ended else "another process failed"
+                text = how_it_ended(*ended, self._at(0)) if ended else "another process failed"
                 self._leave(text, speaks=True)
 
     def _look_for_the_launcher(self) -> None:
@@ -191,10 +191,11 @@ class Watchdog:
 
     def _text(self, rank: int, sign: Sign) -> str:
         who = f"process {rank} of {self._place.world_size} (pid {sign.pid} on {sign.host}) is frozen"
-        return f"{who}: no sign of life for {self._patience:g} s; {self._at(sign.step)}"
+        return f"{who}: no sign of life for {self._patience:g} s, {self._at(sign.step)}"
 
     def _at(self, step: int) -> str:
-        return f"its last sign was at step {step}"
+        """Processes go in step, and a sign may be a second old."""
+        return f"at step {max(step, self.where()[0])}"
 
     def _leave_the_frozen(self, rank: int, text: str) -> None:
         """The first of the others speaks; all leave their stacks; who is frozen is ended from its machine."""
@@ -232,8 +233,7 @@ class Watchdog:
     def _say(self, text: str) -> None:
         folder = self.where()[1]
         where = f"\n  why: the stacks of the others stand in {folder}/stacks-*.txt" if folder else ""
-        fix = "\n  fix: the run can be continued from its last.ckpt (--resume)"
-        _write_to_stderr(f"error: {text}{where}{fix}\n")
+        _write_to_stderr(f"error: {text}{where}\n  fix: {CONTINUE}\n")
 
     def _dump(self, text: str) -> None:
         folder = self.where()[1]
@@ -263,18 +263,18 @@ class Watchdog:
                 except Exception:  # the store is gone with the process that kept it
                     return (
                         0,
-                        f"process 0 ended, {self._at(self._seen[0].step)}" if 0 in self._seen else "process 0 ended",
+                        f"process 0 ended {self._at(0)}",
                     )
                 if sign is None:
                     continue
                 if _is_gone(sign):
                     code = _exit_code(sign)
-                    how = f"process {rank} ended" if code is None else how_it_ended(rank, code)
-                    return rank, f"{how}; {self._at(max(sign.step, self.where()[0]))}"
+                    where = self._at(sign.step)
+                    return rank, f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
                 first.setdefault(rank, sign)
             time.sleep(0.05)
         silent = [rank for rank, sign in first.items() if _sign(self._store, rank) == sign]
-        return (silent[0], f"process {silent[0]} is silent; {self._at(first[silent[0]].step)}") if silent else None
+        return (silent[0], f"process {silent[0]} is silent, {self._at(first[silent[0]].step)}") if silent else None
 
     def tell_failure(self, report: dict[str, Any]) -> None:
         """Let the others know what ended the run here."""
