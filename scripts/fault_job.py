@@ -6,6 +6,7 @@ python scripts/fault_job.py FOLDER [--fault KIND:RANK:STEP] trains in two proces
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import signal
 import time
@@ -84,6 +85,12 @@ def samples(count: int) -> TensorDataset:
     return TensorDataset(torch.randn(count, 4, generator=generator), torch.randint(0, 3, (count,), generator=generator))
 
 
+def tell_threads(folder: Path) -> None:
+    """Write down which threads there are at the very end of Python."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{os.getpid()}.txt").write_text("\n".join(names))
+
+
 def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser()
@@ -99,6 +106,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    atexit.register(tell_threads, options.folder)  # the first to be registered is the last to be called
 
     differ = options.differ if os.environ.get("RANK") == "1" else ""
     trainer = Trainer(

@@ -1,8 +1,8 @@
 """Injects faults into training with two processes, from outside, and writes down what became of each run.
 
-python scripts/fault_matrix.py --out faults [--only C1] [--count 60]; what stands in faults/results.jsonl is not done again.
+python scripts/fault_matrix.py --out faults [--only C1] [--count 60]; what is in faults/results.jsonl is not done again.
 
-C1  SIGKILL of a process       all are gone in 10 s, the error names it; a resume ends with the bits of a run without faults
+C1  SIGKILL of a process       all are gone in 10 s, the error names it; a resume ends with the bits of a run without it
 C2  SIGSTOP of a process       the others leave their stacks, name it and end it; resume as above
 C3  SIGKILL of the launcher    nobody is left after 5 s, with two data workers for each process; resume as above
 A8  SIGKILL under torchrun --max-restarts=3    it finishes by itself, with the same bits
