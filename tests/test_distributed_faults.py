@@ -196,6 +196,29 @@ def test_c5_an_error_of_one_process_saves_nothing_that_the_others_would_have_to_
         forked(tmp_path, callbacks=callbacks).fit(Small(), loader())
 
 
+class StopsInValidation(Callback):
+    """As a signal that reaches process 1 alone, in its second batch of validation."""
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.strategy.global_rank == 1 and batch_idx == 1 and not trainer.sanity_checking:
+            trainer.fit_run.interrupted_by, trainer.fit_run.is_leaving = signal.SIGTERM, True
+
+
+class Validates(Small):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx), sync_dist=True)
+
+
+def test_c5_a_signal_in_validation_is_obeyed_by_all_at_the_next_step(tmp_path):
+    trainer = forked(tmp_path, callbacks=[StopsInValidation()])
+    trainer.max_epochs = 3
+    with pytest.raises(SystemExit) as caught:
+        trainer.fit(Validates(), loader(), loader(18))
+    assert caught.value.code == 143
+    assert (trainer.current_epoch, trainer.global_step) == (1, 5)
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
 class Differs(Small):
     """Process 1 has another layer, or other data."""
 
