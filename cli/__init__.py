@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     gc.set_threshold(20_000, 50, 100)
     code = run(sys.argv[1:] if argv is None else argv)
     gc.freeze()  # so that Python does not spend a second at its end on finding garbage
+    if (group := sys.modules.get("flashtask.trainer.distribution.group")) is not None:
+        group.hard_exit(code, if_abandoned=True)
     sys.exit(code)
 
 
@@ -84,6 +86,8 @@ def _report(error: BaseException, argv: Sequence[str], told: TextIO) -> int:
     if isinstance(error, FlashtaskError):
         error.fix = as_flags(error.fix, argv)
     text, code = _told(error)
+    if getattr(error, "is_told_elsewhere", False):
+        return code  # by another process of the same run
     if text := heard(text, error, here()):
         print(text, file=told)
     return code

@@ -19,6 +19,7 @@ from flashtask.cli.processes import OF_THE_MACHINE, agreed, here, launched, refu
 from flashtask.cli.recipe import Recipe, is_path
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
+from flashtask.trainer.distribution.attempts import was_begun_by_us
 
 __all__ = ["finetune"]
 
@@ -37,8 +38,9 @@ def finetune(data: str | None, params: Mapping[str, Any]) -> None:
     others = here()
     if start.is_finished and others is None:
         return
-    if start.is_new and (others is None or not others.rank):
-        require_free(_place(start.recipe))
+    place = _place(start.recipe)
+    if start.is_new and (others is None or not others.rank) and not was_begun_by_us(place):
+        require_free(place)
     require_data(start.recipe)
     with launched(start.recipe.get("trainer", {})) as strategy:
         require_same(strategy, _what_is_asked(start))

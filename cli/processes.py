@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TypeVar
 
-from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.finetuning.strategies import FINETUNING
 from flashtask.trainer.placement.devices import check_devices
@@ -199,7 +199,7 @@ def heard(text: str, error: BaseException, place: Place | None) -> str:
         error: that ended the command.
         place: as `here` gives it.
     """
-    if place is None or not place.rank:
+    if place is None or not place.rank or isinstance(error, ProcessLostError):
         return text
     if REPORTS in os.environ or (isinstance(error, UsageError) and place.local_rank):
         return ""

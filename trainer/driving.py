@@ -37,6 +37,7 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
         OutOfMemoryError: a batch did not fit.
     """
     with run.strategy.launch(), _ending_well(run):
+        run.strategy.begin(run)
         prepare(run)
         run.is_prepared = True
         if isinstance(run, FitRun):

@@ -19,6 +19,7 @@ from flashtask.core.seeding import derive_seed, seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
+from flashtask.trainer.distribution.agreement import facts_of_data, facts_of_module
 from flashtask.trainer.feature_cache.deciding import use_features, use_known_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
@@ -120,6 +121,7 @@ def _start(run: Run) -> None:
         from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
 
         synchronize_batchnorm(module, run.device)
+    run.strategy.agree(lambda: facts_of_module(module))
     run.strategy.setup(module)
     run.transfer = transfer_hooks(data, module)
 
@@ -175,6 +177,7 @@ def _prepare_fit(run: FitRun) -> None:
     if loader is None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
     run.loader, run.limit = _training_loader(trainer, loader, run.seed)
+    run.strategy.agree(lambda: facts_of_data(run))
     run.training_step = _training_step(run)
     run.keeps_outputs = hasattr(module, "training_epoch_end")
     _add_validation(run)

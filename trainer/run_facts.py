@@ -93,6 +93,11 @@ class RunFacts:
         return self.run_folder.path
 
     @property
+    def claimed_folder(self) -> Path | None:
+        """The run folder as every process knows it; None before there is one, or where nothing is written."""
+        return self._claimed_folder
+
+    @property
     def module(self) -> Any:
         """The module of the run that is worked on, else of the last fit; also `model`, `lightning_module`."""
         run = self.active_run or self.fit_run

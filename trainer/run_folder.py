@@ -14,6 +14,7 @@ import yaml
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text, remove_partials
 from flashtask.core.plain_json import number_or_null
+from flashtask.trainer.distribution.attempts import leave_mark, wipe_mark
 
 try:
     import fcntl
@@ -82,6 +83,7 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock.flush()
         remove_partials(self.path)
+        leave_mark(self.path)
 
     @classmethod
     def next_free(cls, root: Path) -> RunFolder:
@@ -128,6 +130,7 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+            wipe_mark(self.path)
         for folder in self._made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()

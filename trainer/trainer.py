@@ -24,6 +24,7 @@ from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.fit_run import FitRun
@@ -476,10 +477,15 @@ class Trainer(RunFacts):
                 why="its callbacks and loggers belong to that one",
                 fix="another Trainer for the fit inside: trainer.with_changes(callbacks=[...], logger=False)",
             )
-        folder = None
+        folder, earlier = None, None
         if (self.loggers or self.enable_checkpointing) and self.is_global_zero:
-            folder = self._claim(run.resume_from)
-        self._claimed_folder = self.strategy.gather(None if folder is None else folder.path)[0]
+            earlier = self._last_of_an_earlier_attempt()
+            folder = self._claim(run.resume_from or earlier)
+        found = (None if folder is None else folder.path, earlier)
+        self._claimed_folder, earlier = self.strategy.gather(found)[0]
+        if earlier is not None:
+            run.resume_from = earlier
+            self.say(f"torchrun has started this again: going on from {earlier}")
         before = (self.run_folder, self.fit_run, self._restored_best)
         run.put_back = partial(self._speak_of, *before)
         self._speak_of(folder, run, None)
@@ -492,10 +498,18 @@ class Trainer(RunFacts):
         if self.fit_run is run:
             run.put_back()
 
+    def _last_of_an_earlier_attempt(self) -> Path | None:
+        """Where torchrun has started the script again: the `last.ckpt` that it wrote before."""
+        if self._given_output_dir is None or not was_begun_by_us(self._given_output_dir.absolute()):
+            return None
+        written = [folder / "last.ckpt" for folder in self.checkpoint_folders()]
+        return next((path for path in written if path.exists()), None)
+
     def _claim(self, resume_from: Path | None) -> RunFolder:
         if self._given_output_dir is None:
             return RunFolder.next_free(self.default_root_dir)
         continues = resume_from is not None and resume_from.absolute().parent in self.checkpoint_folders()
+        continues = continues or was_begun_by_us(self._given_output_dir.absolute())
         return RunFolder(self._given_output_dir.absolute(), resume=continues)
 
     def close_output(self, run: FitRun) -> None:

@@ -243,6 +243,9 @@ class ModelCheckpoint(Callback):
         is_meant = isinstance(exception, Exception) and not isinstance(exception, (DivergedError, StorageError))
         if not (self.save_on_exception and is_meant and run.samples_seen) or run.done:
             return
+        if run.strategy.world_size > 1:  # the others stand elsewhere, or are gone
+            trainer.say(f"{self.last_file} stays as it was: an error in one of several processes")
+            return
         if trainer.active_run is not run:
             trainer.active_run.abandon()
         try:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import socket
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
+from flashtask.trainer.distribution.agreement import facts_at_start, require_the_same
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.distribution.group import (
+    abandon_group,
     agree_on,
     close_group,
     gathered,
@@ -24,7 +31,17 @@ from flashtask.trainer.distribution.group import (
     open_group,
     reduced,
 )
-from flashtask.trainer.distribution.launching import Others, ending_here, fork, reporting, start_again
+from flashtask.trainer.distribution.launching import (
+    Others,
+    end_data_workers_too,
+    ending_here,
+    fork,
+    reporting,
+    start_again,
+    started,
+)
+from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, report_of, say_nothing_of
+from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
 __all__ = ["DataParallel", "DataParallelWithUnused", "ForkedDataParallel"]
@@ -33,8 +50,13 @@ T = TypeVar("T")
 
 #: Seconds that one process waits for another.
 TIMEOUT = 1800.0
+#: Seconds without a sign of life after which a process counts as frozen.
+FROZEN_AFTER = 120.0
 #: Seconds in which another process may say why it failed.
 _GRACE = 5.0
+
+#: of this process, as long as its group is open
+_watchdog: Watchdog | None = None
 
 
 class DataParallel(Strategy):
@@ -46,17 +68,30 @@ class DataParallel(Strategy):
     Args:
         find_unused_parameters: some parameters may have no part in a loss; looking for them costs time.
         timeout: seconds that one process waits for another.
+        frozen_after: seconds without a sign of life after which a process counts as frozen and all are ended; a thread
+            gives them each second, so a long step is no silence. At least 1.
         options: accelerator and precision, as `Strategy` takes them.
     """
 
     name = "ddp"
     most_devices = None
 
-    def __init__(self, find_unused_parameters: bool = False, timeout: float = TIMEOUT, **options: Any) -> None:
+    def __init__(
+        self,
+        find_unused_parameters: bool = False,
+        timeout: float = TIMEOUT,
+        frozen_after: float = FROZEN_AFTER,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.find_unused_parameters, self.timeout = find_unused_parameters, timeout
+        for name, value in (("timeout", timeout), ("frozen_after", frozen_after)):
+            if not value >= 1:
+                raise UsageError(f"{name}={value!r}: it is in seconds, and at least 1", fix=f"{name}=120")
+        self.find_unused_parameters, self.timeout, self.frozen_after = find_unused_parameters, timeout, frozen_after
         self.place = place_in()
-        self._others: Others | None = None
+        self._others: Others | None = started()
+        self._listening: socket.socket | None = None
+        self._run: Any = None
         self._steps: list[_SharedStep] = []
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
@@ -101,39 +136,113 @@ class DataParallel(Strategy):
     def launch(self) -> Iterator[None]:
         """Start the others, unless they are there, and meet them; where one fails, nobody goes on."""
         if self.place is None and self._devices * self._num_nodes > 1:
-            self.place, self._others = self._start()
-            atexit.register(self._others.end)
+            self.place, self._others, self._listening = self._start()
         if self.place is None:
             yield
             return
         with reporting(self.place):
             try:
                 self._meet()
-                yield
+                assert _watchdog is not None
+                with _watchdog.on_guard():
+                    yield
             except BaseException as error:
-                raise self._seen(error) from error
+                abandon_group(exit_code_of(error) if isinstance(error, SystemExit) else None)
+                if (seen := self._seen(error)) is error:
+                    raise
+                raise seen from None
             finally:
+                self._run = None
                 for step in self._steps:
                     step.close()
 
-    def _start(self) -> tuple[Place, Others]:
+    def _start(self) -> tuple[Place, Others | None, socket.socket | None]:
         return start_again(self._devices, self._num_nodes)
 
     def _meet(self) -> None:
+        global _watchdog
         assert self.place is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
             torch.set_num_threads(max(1, torch.get_num_threads() // self.place.local_world_size))
         # Said of channels-last weights and of dimensions of one, where it means nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        open_group(self.place, self._device, self.timeout)
+        listening, self._listening = self._listening, None
+        store = open_group(self.place, self._device, self.timeout, listening, self._look_at_the_others)
+        if store is None:
+            if _watchdog is not None:
+                _watchdog.where = self._where
+            return
+        end_data_workers_too()
+        others = self._others
+        _watchdog = Watchdog(self.place, store, self.frozen_after, self._where, others)
+        atexit.unregister(_part)
+        atexit.register(_part)
+        if others is not None and others is started():
+            atexit.register(_let_finish, others)
+
+    def _look_at_the_others(self) -> None:
+        """While others are missing: one that has ended will not come any more."""
+        if self._others is not None and self._others.ended() is not None:
+            raise self._others.failure(_GRACE, "before it met the others") or ProcessLostError(
+                "a process ended before it met the others", why="it did not come to the verb that this one is in"
+            )
+
+    def begin(self, run: Any) -> None:
+        """All processes are in the same verb, with the same arguments, or none begins."""
+        self._run = run
+        self.agree(lambda: facts_at_start(run))
+
+    def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """Compare what every process says with what the first does; nobody goes on where one differs."""
+        if self.world_size == 1:
+            return
+        try:
+            require_the_same(gathered(dict(facts())))
+        except UsageError as error:
+            raise (say_nothing_of(error) if self.global_rank else error) from None
+
+    def _where(self) -> tuple[int, Path | None]:
+        run = self._run
+        return (0, None) if run is None else (run.trainer.global_step, run.trainer.claimed_folder)
 
     def _seen(self, error: BaseException) -> BaseException:
         """What another process failed of, where that is why this one did; the others are ended."""
+        if _watchdog is not None and _watchdog.has_found.is_set():
+            time.sleep(60)  # it is saying so, and ends this process
         if self._others is None:
-            return error
-        told = self._others.failure(_GRACE) if is_of_the_group(error) else None
+            return error if self.place is None or _watchdog is None else self._seen_from_afar(error, _watchdog)
+        told: BaseException | None = error
+        if is_of_the_group(error):
+            told = self._others.failure(_GRACE, f"at step {self._where()[0]}") or self._broken(error)
         self._others.end()
         return told or error
+
+    def _seen_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
+        """The same where somebody else started the processes: one of them speaks, each of them ends."""
+        assert self.place is not None
+        if getattr(error, "is_told_elsewhere", False):
+            return error
+        if not is_of_the_group(error):
+            watchdog.tell_failure(report_of(error, self.place, is_of_the_group=False))
+            return error
+        with _deaf_to_sigterm():
+            return self._of_another(watchdog) or self._broken(error)
+
+    def _of_another(self, watchdog: Watchdog) -> BaseException | None:
+        if (told := watchdog.told_failure()) is not None:
+            return say_nothing_of(error_in(told))
+        if (lost := watchdog.lost()) is None:
+            return None
+        if (told := watchdog.told_failure()) is not None:
+            return say_nothing_of(error_in(told))
+        rank, how = lost
+        found = ProcessLostError(how, fix=CONTINUE)
+        speaks = self.global_rank == (1 if rank == 0 else 0)
+        return found if speaks else say_nothing_of(found)
+
+    def _broken(self, error: BaseException) -> BaseException:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return ProcessLostError(f"the processes lost each other at step {self._where()[0]}", why=lines[0])
 
     def setup(self, module: nn.Module) -> None:
         """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""
@@ -207,7 +316,7 @@ class ForkedDataParallel(DataParallel):
                 yield
             return
         threads = torch.get_num_threads()
-        self.place, others = fork(self._devices, self._device)
+        self.place, others, self._listening = fork(self._devices, self._device)
         if others is None:
             with ending_here(), super().launch():
                 yield
@@ -216,13 +325,50 @@ class ForkedDataParallel(DataParallel):
         try:
             with super().launch():
                 yield
-            if (lost := others.failure(None)) is not None:
+            with _guarded():
+                lost = others.failure(None)
+            if lost is not None:
                 raise lost
+        except BaseException:
+            others.end()  # what still waits for them breaks, and the group can be closed
+            raise
         finally:
+            _part()
             close_group()
             others.end()
             self.place = self._others = None
             torch.set_num_threads(threads)
+
+
+def _part() -> None:
+    """Nobody is watched any more."""
+    global _watchdog
+    if _watchdog is not None:
+        _watchdog.close()
+        _watchdog = None
+
+
+def _let_finish(others: Others) -> None:
+    """At the end of the first process: the others come to theirs, and are watched until then."""
+    with _guarded():
+        others.finish()
+
+
+def _guarded() -> AbstractContextManager[None]:
+    return nullcontext() if _watchdog is None else _watchdog.on_guard()
+
+
+@contextmanager
+def _deaf_to_sigterm() -> Iterator[None]:
+    """Torchrun ends all processes a moment after it lost one; until then this one is to find out which."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Step(nn.Module):
@@ -244,7 +390,10 @@ class _SharedStep:
         self._wrapped: dict[tuple[int, ...], DistributedDataParallel] = {}
 
     def close(self) -> None:
-        """Let go of what holds the group: it is to end before Python does."""
+        """Let go of what holds the group: it is to end before Python does, also where a traceback holds the wrapper."""
+        for wrapped in self._wrapped.values():
+            for name in ("reducer", "logger", "process_group"):
+                wrapped.__dict__.pop(name, None)
         self._wrapped.clear()
 
     def __call__(self, *arguments: Any) -> Any:

@@ -77,6 +77,8 @@ def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[
     local_size = _number(local_size_name, environment) if environment.get(local_size_name, "").isdigit() else local + 1
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher = "torchrun"
+    if "FLASHTASK_REPORTS" in environment:
+        launcher = "flashtask"
     return Place(rank, size, local, local_size, *_meeting_point(launcher, environment), launcher)
 
 

@@ -6,24 +6,30 @@ import atexit
 import gc
 import os
 import socket
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
 __all__ = [
+    "abandon_group",
     "agree_on",
     "close_group",
-    "free_port",
     "gathered",
+    "hard_exit",
     "is_of_the_group",
     "is_open",
+    "listen",
     "open_group",
     "processes_here",
     "reduced",
@@ -32,38 +38,74 @@ __all__ = [
 #: The place of this process, while it is in touch with the others.
 _met: list[Place] = []
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+_PORT_FIX = "another port: MASTER_PORT=29501; and look whether every process was started"
+
+#: of this process: the run failed, so that the others may never take part in what still waits for them
+_is_abandoned = False
+_code_of_exit: int | None = None
 
 
-def open_group(place: Place, device: torch.device, timeout: float) -> None:
+def listen(port: int) -> socket.socket:
+    """A socket on this machine for the others to call; port 0 leaves the choice to the system.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(("127.0.0.1", port))
+    except OSError as error:
+        found.close()
+        why = f"the port is taken: {error.strerror}"
+        raise UsageError(f"MASTER_PORT={port} cannot be used", why=why, fix="another MASTER_PORT, or none") from None
+    found.listen(512)
+    return found
+
+
+def open_group(
+    place: Place,
+    device: torch.device,
+    timeout: float,
+    listening: socket.socket | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> Any:
     """Meet the other processes; gloo for what is on CPUs, NCCL for CUDA.
 
     Args:
         place: of this process.
         device: that it computes on.
         timeout: seconds that one waits for another, here and in every exchange later.
+        listening: a socket on the place's port, if there is one already.
+        look: called again and again while others are missing; it raises if they cannot come.
+
+    Returns:
+        The store through which they met; None if they had met before.
 
     Raises:
         UsageError: the port is taken, or the others did not come.
     """
+    global _is_abandoned
     if dist.is_initialized():
-        return
-    # Threads of the group that still run when Python ends can abort the process.
-    atexit.register(close_group)
+        return None
+    # Its functions take the group that is open when it is imported as a default, and would keep it, and its threads,
+    # to the end of Python. Threads of the group that still run then abort the process.
+    import torch.distributed.nn.functional  # noqa: F401
+
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    where = f"tcp://{place.address}:{place.port}"
-    if place.launcher == "torchrun":
-        where = "env://"  # its agent keeps the store
+    wait = timedelta(seconds=timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if place.launcher == "torchrun" else "0"
     if place.world_size > place.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
         name = interface_towards(place.address)
         os.environ.update({} if name is None else {"GLOO_SOCKET_IFNAME": name})
     try:
-        dist.init_process_group(
-            backend,
-            init_method=where,
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=timeout),
-        )
+        store = _store(place, wait, listening)
+        names = PrefixStore(f"flashtask/{attempt}", store)
+        _wait_for_all(names, place, timeout, look)
+        group = PrefixStore("group", names)
+        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.world_size, timeout=wait)
     except RuntimeError as error:
         if "connectFullMesh" in str(error):
             raise _unreachable(place, error) from error
@@ -71,10 +113,12 @@ def open_group(place: Place, device: torch.device, timeout: float) -> None:
             raise
         raise UsageError(
             f"process {place.rank} of {place.world_size} could not meet the others at {place.address}:{place.port}",
-            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            fix="another port: MASTER_PORT=29501; and look whether every process was started",
+            why=_first_line(error),
+            fix=_PORT_FIX,
         ) from error
+    _is_abandoned = False
     _met[:] = [place]
+    return names
 
 
 def _unreachable(place: Place, error: RuntimeError) -> UsageError:
@@ -85,6 +129,41 @@ def _unreachable(place: Place, error: RuntimeError) -> UsageError:
         why=f"{str(error).strip().splitlines()[0].rpartition('] ')[2]}; the interface here is {chosen}",
         fix=f"GLOO_SOCKET_IFNAME=NAME on every machine, with the interface that joins them; here are: {here}",
     )
+
+
+def _store(place: Place, wait: timedelta, listening: socket.socket | None) -> TCPStore:
+    """The first process serves it, unless torchrun's agent does."""
+    by_agent = place.launcher == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = place.rank == 0 and not by_agent
+    options: dict[str, Any] = {"is_master": serves, "timeout": wait, "wait_for_workers": False}
+    if listening is not None:
+        options["master_listen_fd"] = listening.detach()
+    return TCPStore(place.address, place.port, **options)
+
+
+def _wait_for_all(store: PrefixStore, place: Place, timeout: float, look: Callable[[], None]) -> None:
+    start, pause, is_told = time.monotonic(), 0.01, False
+    store.set(f"here/{place.rank}", str(os.getpid()))
+    keys = [f"here/{rank}" for rank in range(place.world_size)]
+    while not store.check(keys):
+        look()
+        waited = time.monotonic() - start
+        missing = ", ".join(str(rank) for rank, key in enumerate(keys) if waited > 10 and not store.check([key]))
+        if missing and not (is_told or place.rank):
+            is_told = True
+            print(f"process 0 waits at {place.address}:{place.port} for: {missing}", file=sys.stderr, flush=True)
+        if waited > timeout:
+            raise UsageError(
+                f"process {place.rank} of {place.world_size} waited {timeout:.0f} s at {place.address}:{place.port}",
+                why=f"these did not come: {missing}",
+                fix=_PORT_FIX,
+            )
+        time.sleep(pause)
+        pause = min(0.2, pause * 1.5)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_open() -> bool:
@@ -99,10 +178,51 @@ def processes_here() -> int:
 
 def close_group() -> None:
     """Part from the others."""
+    global _is_abandoned
     _met.clear()
     if dist.is_initialized():
         gc.collect()  # modules that were wrapped hold the group, in cycles
         dist.destroy_process_group()
+        gc.collect()
+    _is_abandoned = False
+
+
+def abandon_group(code: int | None = None) -> None:
+    """The run failed here: at the end of this process nothing is waited for any more.
+
+    Args:
+        code: what the process is to end with; None where Python's own way to end after an error says it.
+    """
+    global _is_abandoned, _code_of_exit
+    _is_abandoned, _code_of_exit = dist.is_initialized(), code
+
+
+def _leave() -> None:
+    """At the end of Python, where threads of the group must be gone.
+
+    Closing would wait for exchanges that the others never take part in.
+    """
+    if not _is_abandoned:
+        close_group()
+    elif (error := getattr(sys, "last_value", None)) is not None:
+        hard_exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    elif _code_of_exit is not None:
+        hard_exit(_code_of_exit)
+
+
+def hard_exit(code: int, *, if_abandoned: bool = False) -> None:
+    """End this process at once, with what was printed so far.
+
+    Args:
+        code: its exit code.
+        if_abandoned: only if the group was, so that an ordinary end could wait for ever.
+    """
+    if if_abandoned and not _is_abandoned:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def reduced(value: Any, how: str) -> Any:
@@ -143,11 +263,3 @@ def is_of_the_group(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "by peer"))
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

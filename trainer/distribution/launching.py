@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import multiprocessing.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,11 +21,12 @@ from pathlib import Path
 
 import torch
 
-from flashtask.core.errors import FlashtaskError, ProcessLostError, UsageError
+from flashtask.core.errors import ProcessLostError, UsageError
 from flashtask.trainer.distribution.environment import Place
-from flashtask.trainer.distribution.group import close_group, free_port, is_of_the_group
+from flashtask.trainer.distribution.group import close_group, hard_exit, is_of_the_group, listen
+from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, how_it_ended, report_of
 
-__all__ = ["Others", "ending_here", "fork", "is_script", "reporting", "start_again"]
+__all__ = ["Others", "end_data_workers_too", "ending_here", "fork", "is_script", "reporting", "start_again", "started"]
 
 _PR_SET_PDEATHSIG = 1
 #: Seconds in which the others can say what happened and end by themselves, once one of them has failed.
@@ -42,6 +46,7 @@ class Others:
 
     def __init__(self, polls: Mapping[int, Callable[[], int | None]], pids: Mapping[int, int], reports: Path) -> None:
         self._polls, self._pids, self._reports = polls, pids, reports
+        self._is_over = False
 
     def wait(self, seconds: float | None) -> tuple[int, int] | None:
         """The first that failed, with its code; waits until all have ended, but no longer than that."""
@@ -57,8 +62,22 @@ class Others:
             time.sleep(0.02)
         return found
 
+    def ended(self) -> tuple[int, int] | None:
+        """One that has ended, with its code; None if all run."""
+        return next(((rank, code) for rank, poll in self._polls.items() if (code := poll()) is not None), None)
+
+    def finish(self) -> None:
+        """At the end of this process: let the others come to theirs, unless this one failed."""
+        if self._is_over:
+            return
+        lost = self.wait(_GRACE if hasattr(sys, "last_value") else None)
+        if lost is not None and not hasattr(sys, "last_value"):
+            print(f"{how_it_ended(*lost)}, after the run", file=sys.stderr)
+        self.end()
+
     def end(self) -> None:
         """End those that still run."""
+        self._is_over = True
         for rank, pid in self._pids.items():
             if self._polls[rank]() is None:
                 with suppress(ProcessLookupError):
@@ -66,63 +85,67 @@ class Others:
         self.wait(_GRACE)
         shutil.rmtree(self._reports, ignore_errors=True)
 
-    def failure(self, seconds: float | None) -> ProcessLostError | None:
-        """What became of them, if one failed: what it said itself, or how it ended."""
+    def failure(self, seconds: float | None, where: str = "") -> BaseException | None:
+        """What became of them, if one failed: what it said itself, or how it ended and in which place of the run."""
         lost = self.wait(seconds)
         for file in sorted(self._reports.glob("*.json")):
             told = json.loads(file.read_text("utf-8"))
             if not told["is_of_the_group"]:
-                return ProcessLostError(f"process {told['rank']} of {told['of']} failed: {told['text']}")
-        return None if lost is None else ProcessLostError(_how_it_ended(*lost))
+                return error_in(told)
+        return None if lost is None else ProcessLostError(how_it_ended(*lost, where), fix=CONTINUE)
 
 
-def _how_it_ended(rank: int, code: int) -> str:
-    if code >= 0:
-        return f"process {rank} ended with code {code}"
-    memory = "; the system does this where memory ends" if -code == signal.SIGKILL else ""
-    return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
+#: those that this process started to go on beside it to its end
+_started: Others | None = None
+
+
+def started() -> Others | None:
+    """The processes that an earlier verb has started, and that still go beside this one."""
+    return _started
 
 
 @contextmanager
 def reporting(place: Place) -> Iterator[None]:
-    """In a process that was started here: leave what went wrong where rank 0 finds it, and say nothing more."""
+    """In a process that was started here: leave what went wrong where rank 0 finds it, and end without a word."""
     reports = os.environ.get(_REPORTS)
     try:
         yield
     except BaseException as error:
-        if reports and place.rank:
-            text = str(error) if isinstance(error, FlashtaskError) else f"{type(error).__name__}: {error}"
-            told = {"rank": place.rank, "of": place.world_size, "text": text, "is_of_the_group": is_of_the_group(error)}
-            partial = Path(reports, f"{place.rank}.partial")
-            with suppress(OSError):
-                partial.write_text(json.dumps(told), "utf-8")
-                partial.rename(partial.with_suffix(".json"))
-            sys.excepthook = lambda *_: None  # rank 0 says it, once
-        raise
+        if not (reports and place.rank):
+            raise
+        partial = Path(reports, f"{place.rank}.partial")
+        with suppress(OSError):
+            partial.write_text(json.dumps(report_of(error, place, is_of_the_group(error))), "utf-8")
+            partial.rename(partial.with_suffix(".json"))
+        # Rank 0 says it, once, and ends the others: what stands above here is not gone through.
+        hard_exit(exit_code_of(error))
 
 
-def start_again(devices: int, num_nodes: int) -> tuple[Place, Others]:
+def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.socket]:
     """Start this script once for each further device of this machine, with the same arguments.
 
     Raises:
-        UsageError: there is no script, as in a notebook; or there are more machines than this one.
+        UsageError: there is no script, as in a notebook; there are more machines than this one; MASTER_PORT is taken.
     """
     if num_nodes > 1:
         raise UsageError(
             f"num_nodes={num_nodes}: somebody has to start a process on each machine",
             fix="torchrun --nnodes 2 --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:29400 SCRIPT",
         )
+    global _started
     command, reports = _this_command(), Path(tempfile.mkdtemp(prefix="flashtask-"))
-    port = int(os.environ.get("MASTER_PORT") or free_port())
+    # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
+    listening = listen(int(os.environ.get("MASTER_PORT") or 0))
+    port = listening.getsockname()[1]
     children = {}
     for rank in range(1, devices):
         environment = {**os.environ, **_environment(rank, devices, port), _REPORTS: str(reports)}
         children[rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
-    os.environ.update(_environment(0, devices, port))
-    others = Others(
+    os.environ.update({**_environment(0, devices, port), _REPORTS: str(reports)})
+    _started = Others(
         {rank: one.poll for rank, one in children.items()}, {rank: one.pid for rank, one in children.items()}, reports
     )
-    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others
+    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), _started, listening
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -159,8 +182,23 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
-    """Fork a process for each further device; gives each of them its place, and rank 0 the others.
+class _DataWorkers:
+    """What multiprocessing keeps to call its function in the processes that it forks."""
+
+
+_data_workers: _DataWorkers | None = None
+
+
+def end_data_workers_too() -> None:
+    """Let processes that load data end with this one, also where it is killed; torch's own look takes 5 seconds."""
+    global _data_workers
+    if _data_workers is None:
+        _data_workers = _DataWorkers()
+        multiprocessing.util.register_after_fork(_data_workers, lambda _: _end_with_parent())
+
+
+def fork(devices: int, device: torch.device) -> tuple[Place, Others | None, socket.socket | None]:
+    """Fork a process for each further device; gives each of them its place, and rank 0 the others and where to listen.
 
     Raises:
         UsageError: CUDA is in use already, and does not outlive a fork.
@@ -171,7 +209,8 @@ def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
             why="CUDA does not work in a forked process",
             fix='strategy="ddp", or call nothing of CUDA before the Trainer',
         )
-    port, parent, reports = free_port(), os.getpid(), Path(tempfile.mkdtemp(prefix="flashtask-"))
+    listening, parent, reports = listen(0), os.getpid(), Path(tempfile.mkdtemp(prefix="flashtask-"))
+    port = listening.getsockname()[1]
     pids: dict[int, int] = {}
     for rank in range(1, devices):
         sys.stdout.flush()
@@ -181,24 +220,27 @@ def fork(devices: int, device: torch.device) -> tuple[Place, Others | None]:
             _end_with_parent()
             if os.getppid() != parent:
                 os._exit(1)
+            listening.close()
             os.environ[_REPORTS] = str(reports)
             # A group of an earlier run that is not gone yet can only be ended where its threads are.
             gc.freeze()
             torch.set_num_threads(1)  # OpenMP's threads did not come along
-            return Place(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None
+            return Place(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None, None
         pids[rank] = pid
     others = Others({rank: _poll(pid) for rank, pid in pids.items()}, pids, reports)
-    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others
+    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others, listening
 
 
 def _poll(pid: int) -> Callable[[], int | None]:
     ended: list[int] = []
+    one_at_a_time = threading.Lock()
 
     def poll() -> int | None:
-        if not ended:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                ended.append(os.waitstatus_to_exitcode(status))
+        with one_at_a_time:
+            if not ended:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    ended.append(os.waitstatus_to_exitcode(status))
         return ended[0] if ended else None
 
     return poll

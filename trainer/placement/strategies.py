@@ -85,6 +85,19 @@ class Strategy:
         """Around a whole verb: what stands inside is run by every process, those that are started here too."""
         yield
 
+    def begin(self, run: Any) -> None:
+        """Hear of the run that is about to be made ready, as each process does."""
+
+    def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """Find out whether every process has the same, such as the shapes of the module's parameters.
+
+        Args:
+            facts: gives what this process has, by names that an error can show.
+
+        Raises:
+            UsageError: another process has something else; in each of them.
+        """
+
     def setup(self, module: nn.Module) -> None:
         """Make the module ready: agree on its weights, or share them out.
 

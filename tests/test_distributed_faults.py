@@ -1,0 +1,323 @@
+"""Killed, frozen and failing processes: all stop, one of them says why, nobody is left, and the run can go on."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from flashtask import Callback, Module, Trainer
+from flashtask.core.errors import BadDataError, DivergedError, UsageError
+from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.distribution.agreement import require_the_same
+from flashtask.trainer.distribution.data_parallel import DataParallel
+from flashtask.trainer.distribution.group import listen
+from flashtask.trainer.distribution.reports import how_it_ended
+from flashtask.trainer.run_folder import RunFolder
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+matrix = _load("fault_matrix")
+
+
+@pytest.fixture(autouse=True)
+def path_of_the_package(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def begin(launcher, *arguments, folder=tmp_path, restarts=0):
+        folder.mkdir(exist_ok=True)
+        runs.append(matrix.Run(folder, launcher, *arguments, restarts=restarts))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.end()
+
+
+def ended(run, seconds=60):
+    """Wait until nobody is left; the exit code, and what was said."""
+    assert run.wait_until_gone(seconds) < seconds
+    return run.process.returncode, run.errors.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run without faults."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        assert matrix.finished(folder, "ddp") is not None
+    return folder
+
+
+def test_no_thread_of_the_group_is_left_at_the_end_of_python(undisturbed):
+    # Such threads can abort a process whose work is done: "terminate called without an active exception".
+    left = [file.read_text().split() for file in undisturbed.glob("threads-*.txt")]
+    assert len(left) == 2
+    assert not [name for names in left for name in names if "gloo" in name or "tcpstore" in name]
+
+
+def test_a8_a_killed_process_under_torchrun_with_restarts_ends_with_the_same_bits(start, tmp_path, undisturbed):
+    code, said = ended(start("torchrun", "--fault", "kill:1:17", restarts=1))
+    assert code == 0, said
+    assert "process 1 was ended by SIGKILL at step 17; the system does this where memory ends" in said
+    assert "going on from" in said
+    assert matrix.weights(tmp_path) == matrix.weights(undisturbed)
+
+
+def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    RunFolder(tmp_path / "run").release()
+    assert not (tmp_path / "run").exists()  # a mark alone does not keep a folder
+    (folder := RunFolder(tmp_path / "run")).write_summary({"best": {}})
+    folder.release()
+    trainer = Trainer(output_dir=tmp_path / "run", logger=False, max_epochs=1, enable_progress_bar=False)
+    for job, attempt in (("first", "0"), ("second", "1")):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with pytest.raises(Exception, match="already holds a run"):
+            trainer.fit(Small(), loader())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    trainer.fit(Small(), loader())
+    assert trainer.global_step
+
+
+def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path):
+    code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", "2"))
+    assert code == 71
+    assert said.count("process 1 of 2 (pid ") == 1
+    assert "is frozen: no sign of life for 2 s, at step 5" in said
+    assert "backward" in (tmp_path / "run" / "stacks-0.txt").read_text()
+
+
+def test_c3_nobody_is_left_when_torchrun_is_killed(start):
+    run = start("torchrun", "--workers", "2", "--pause", "0.2")
+    run.wait_for_step(2, 1)
+    assert len(run.alive()) >= 7  # the agent, two processes, and two that load data for each of them
+    run.process.kill()
+    assert run.wait_until_gone(10) < 5
+
+
+def test_c5_an_error_of_one_process_is_told_once_under_torchrun(start):
+    code, said = ended(start("torchrun", "--fault", "data:1:5"))
+    assert code == 1
+    own = [line for line in said.splitlines() if "BadDataError: cat.jpg cannot be read" in line]
+    assert [line[:8] for line in own] == ["[rank1]:"]
+    assert "gloo" not in said
+    assert "terminate called" not in said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
+def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_path, number, code):
+    run = start("ddp", "--pause", "0.1")
+    pids = [run.wait_for_step(2, rank)[0] for rank in (0, 1)]
+    for pid in pids:
+        os.kill(pid, number)
+    found, said = ended(run)
+    assert found == code
+    assert said.count("continue from") == 1
+    assert "Traceback" not in said
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+# ---- in processes that are forked from this one
+
+
+class Small(Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader(count=20):
+    return DataLoader(TensorDataset(torch.randn(count, 4), torch.randint(0, 3, (count,))), batch_size=2)
+
+
+def forked(tmp_path, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "max_epochs": 1}
+    return Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", output_dir=tmp_path / "run", **quiet, **options)
+
+
+class InTheSecond(Callback):
+    """Calls a function at the third step of process 1."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.strategy.global_rank == 1 and batch_idx == 2:
+            self.call(batch)
+
+
+def cannot_be_read(batch):
+    raise BadDataError("cat.jpg cannot be read", why="it is empty", fix="rm cat.jpg")
+
+
+def test_c5_the_kind_of_an_error_and_its_fix_survive_the_way_to_the_first_process(tmp_path):
+    with pytest.raises(BadDataError) as caught:
+        forked(tmp_path, callbacks=[InTheSecond(cannot_be_read)]).fit(Small(), loader())
+    assert str(caught.value) == "process 1 of 2: cat.jpg cannot be read\n  why: it is empty\n  fix: rm cat.jpg"
+
+
+def test_c5_a_loss_that_diverges_in_one_process_stops_all(tmp_path):
+    trainer = forked(tmp_path, callbacks=[InTheSecond(lambda batch: batch[0].fill_(float("nan")))])
+    with pytest.raises(DivergedError, match=r"process 1 of 2: the loss became nan in epoch 0, batch 2, step 2"):
+        trainer.fit(Small(), loader())
+
+
+def test_c5_an_error_of_one_process_saves_nothing_that_the_others_would_have_to_take_part_in(tmp_path):
+    callbacks = [InTheSecond(cannot_be_read), ModelCheckpoint(save_on_exception=True)]
+    with pytest.raises(BadDataError):
+        forked(tmp_path, callbacks=callbacks).fit(Small(), loader())
+
+
+class StopsInValidation(Callback):
+    """As a signal that reaches process 1 alone, in its second batch of validation."""
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.strategy.global_rank == 1 and batch_idx == 1 and not trainer.sanity_checking:
+            trainer.fit_run.interrupted_by, trainer.fit_run.is_leaving = signal.SIGTERM, True
+
+
+class Validates(Small):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx), sync_dist=True)
+
+
+def test_c5_a_signal_in_validation_is_obeyed_by_all_at_the_next_step(tmp_path):
+    trainer = forked(tmp_path, callbacks=[StopsInValidation()])
+    trainer.max_epochs = 3
+    with pytest.raises(SystemExit) as caught:
+        trainer.fit(Validates(), loader(), loader(18))
+    assert caught.value.code == 143
+    assert (trainer.current_epoch, trainer.global_step) == (1, 5)
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+class Differs(Small):
+    """Process 1 has another layer, or other data."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def setup(self, stage):
+        if self.trainer.strategy.global_rank and self.what == "layers":
+            self.layers = torch.nn.Linear(4, 4)
+
+    def train_dataloader(self):
+        return loader(19 if self.trainer.strategy.global_rank and self.what == "data" else 20)
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("a step was begun")
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("layers", "shape of layers.weight: 3x4 in process 0, 4x4 in process 1"),
+        ("data", "number of training samples: 20 in process 0, 19 in process 1"),
+    ],
+)
+def test_c6_processes_that_differ_do_not_begin(tmp_path, what, said):
+    with pytest.raises(UsageError, match="process 1 does not do the same as process 0") as caught:
+        forked(tmp_path).fit(Differs(what))
+    assert said in caught.value.why
+
+
+def test_c6_a_checkpoint_that_one_process_does_not_see_is_named():
+    there, gone = {"ckpt_path": "last.ckpt (812 bytes)"}, {"ckpt_path": "last.ckpt (which is not there)"}
+    require_the_same([there, there])
+    with pytest.raises(UsageError, match="process 2 does not do the same") as caught:
+        require_the_same([there, there, gone])
+    assert "last.ckpt (812 bytes) in process 0, last.ckpt (which is not there) in process 2" in caught.value.why
+    assert caught.value.fix == "a folder that every machine sees"
+
+
+def test_c6_a_process_that_ends_before_it_meets_the_others_is_not_waited_for(tmp_path):
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import os\nif os.environ.get('RANK') == '1':\n    raise SystemExit(3)\n"
+        "from flashtask.trainer.distribution.data_parallel import DataParallel\nimport torch\n"
+        "strategy = DataParallel()\nstrategy.plan(torch.device('cpu'), 2, 1)\nwith strategy.launch():\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ProcessLostError: process 1 ended with code 3 before it met the others" in done.stderr
+
+
+def test_c6_a_port_that_is_taken_is_named():
+    with listen(0) as taken, pytest.raises(UsageError, match=f"MASTER_PORT={taken.getsockname()[1]}") as caught:
+        listen(taken.getsockname()[1])
+    assert "the port is taken" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(-9, "ended by SIGKILL at step 3; the system does this where memory ends"), (-11, "SIGSEGV at"), (3, "code 3 at")],
+)
+def test_c1_how_a_process_ended_is_told(code, said):
+    assert said in how_it_ended(1, code, "at step 3")
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"frozen_after": 0.5}, {"frozen_after": float("nan")}])
+def test_c2_limits_are_seconds(options):
+    with pytest.raises(UsageError, match="in seconds"):
+        DataParallel(**options)
+
+
+# ---- the long tier
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "count"), [("C1", 6), ("C2", 3), ("C3", 3), ("A8", 2)])
+def test_c1_c2_c3_a8_the_matrix_holds(tmp_path, kind, count):
+    command = [sys.executable, SCRIPTS / "fault_matrix.py", "--out", tmp_path, "--only", kind, "--count", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["ddp", "ddp_spawn", "torchrun"])
+def test_ten_runs_in_a_row_end_well(start, tmp_path, launcher):
+    for number in range(10):
+        run = start(launcher, "--epochs", "1", folder=tmp_path / str(number))
+        code, said = ended(run)
+        assert code == 0, said
+        assert "terminate" not in said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["ddp_spawn", "torchrun"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_c2_whichever_process_is_frozen_the_other_says_so(start, tmp_path, launcher, rank):
+    began = time.monotonic()
+    _, said = ended(start(launcher, "--fault", f"freeze:{rank}:5", "--frozen-after", "2"))
+    assert f"process {rank} of 2 (pid " in said
+    assert (tmp_path / "run" / f"stacks-{1 - rank}.txt").exists()
+    assert time.monotonic() - began < 40

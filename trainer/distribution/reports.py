@@ -1,0 +1,87 @@
+"""What a process that failed tells the others, and the error that these raise for it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from typing import Any
+
+from flashtask.core import errors
+from flashtask.core.errors import FlashtaskError, ProcessLostError, UnknownNameError, UsageError
+from flashtask.core.failures import as_users_see_it
+from flashtask.trainer.distribution.environment import Place
+
+__all__ = ["CONTINUE", "error_in", "exit_code_of", "how_it_ended", "report_of", "say_nothing_of"]
+
+CONTINUE = "the run can be continued from its last.ckpt (--resume)"
+
+
+def report_of(error: BaseException, place: Place, is_of_the_group: bool) -> dict[str, Any]:
+    """An error as plain data.
+
+    Args:
+        error: what ended the run in this process.
+        place: of this process.
+        is_of_the_group: it only says that another process is gone.
+    """
+    seen = as_users_see_it(error)
+    told: dict[str, Any] = {"rank": place.rank, "of": place.world_size, "is_of_the_group": is_of_the_group}
+    told |= {"kind": type(seen).__name__, "trace": "".join(traceback.format_exception(error))}
+    if isinstance(seen, SystemExit):
+        return {**told, "code": exit_code_of(seen)}
+    if isinstance(seen, FlashtaskError):
+        return {**told, "what": seen.what, "why": seen.why, "fix": seen.fix}
+    return {**told, "what": f"{type(seen).__name__}: {seen}"}
+
+
+def error_in(told: dict[str, Any]) -> BaseException:
+    """The error that a report speaks of: of the same kind where it is one of flashtask's, and naming the process."""
+    if told["kind"] == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    if told["kind"] == "SystemExit":
+        return SystemExit(told["code"])
+    who, kind = f"process {told['rank']} of {told['of']}", getattr(errors, told["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, FlashtaskError):
+        kind = UsageError if issubclass(kind, UnknownNameError) else kind
+        return kind(f"{who}: {told['what']}", why=told["why"], fix=told["fix"])
+    error = ProcessLostError(f"{who} failed: {told['what']}")
+    error.add_note(f"In process {told['rank']}:\n{told['trace']}".rstrip())
+    return error
+
+
+def how_it_ended(rank: int, code: int, where: str = "") -> str:
+    """A process that was lost, in words.
+
+    Args:
+        rank: of the process.
+        code: its exit code as subprocess has it, negative for a signal.
+        where: the place in the run, if it is known.
+    """
+    place = f" {where}" if where else ""
+    if code >= 0:
+        return f"process {rank} ended with code {code}{place}"
+    memory = "; the system does this where memory ends" if -code == signal.SIGKILL else ""
+    return f"process {rank} was ended by {signal.Signals(-code).name}{place}{memory}"
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code that a process ends with for an error."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, FlashtaskError) else 1
+
+
+def say_nothing_of(error: BaseException) -> BaseException:
+    """Another process tells this error: here it ends the script, or the command, without a word."""
+    error.is_told_elsewhere = True  # type: ignore[attr-defined]
+    before = sys.excepthook
+
+    def unless_it_is_told(kind: Any, raised: BaseException, trace: Any) -> None:
+        if not getattr(raised, "is_told_elsewhere", False):
+            before(kind, raised, trace)
+
+    sys.excepthook = unless_it_is_told
+    return error

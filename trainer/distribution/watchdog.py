@@ -1,0 +1,325 @@
+"""Finding out which process is frozen or gone, while the main thread waits for it in an exchange.
+
+Every process gives a sign of life each second, by a thread: it goes on through a long step, and stops with the process.
+The first process listens to all, the others to it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flashtask.core.errors import ProcessLostError
+from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.launching import Others
+from flashtask.trainer.distribution.reports import CONTINUE, how_it_ended
+
+__all__ = ["Watchdog"]
+
+#: Seconds in which the main thread may find out by itself, and say it better.
+_GRACE = 5.0
+#: Seconds to look for the process whose end broke an exchange.
+_LOOK = 3.0
+_GONE = ("Z", "X", "x")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life.
+
+    Args:
+        count: of the signs that this process has given.
+        step: of the run at that moment.
+        pid: of the process.
+        started: when, in the system's own ticks; with the pid it names the process for good.
+        host: its machine.
+        is_last: it has parted from the others.
+    """
+
+    count: int
+    step: int
+    pid: int
+    started: int
+    host: str
+    is_last: bool = False
+
+
+class Watchdog:
+    """Watches over the processes of a group from threads of this one.
+
+    Args:
+        place: of this process.
+        store: through which they speak.
+        patience: seconds without a sign of life after which a process counts as frozen.
+        where: gives the step of the run and its folder, or None.
+        others: the processes that this one started, if it did.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        store: Any,
+        patience: float,
+        where: Callable[[], tuple[int, Path | None]],
+        others: Others | None = None,
+    ) -> None:
+        self._place, self._store, self._patience, self.where = place, store, patience, where
+        self._others = others
+        self._interval = min(1.0, patience / 5)
+        #: a verb is running: only then does it matter what the others do
+        self.is_on_guard = False
+        #: this process is about to be ended from here
+        self.has_found = threading.Event()
+        self._parent = os.getppid()
+        self._seen: dict[int, Sign] = {}
+        self._silence = dict.fromkeys(self._listens_to, 0.0)
+        self._is_reached = True
+        self._without_answer = 0.0
+        self._told: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name=f"flashtask-{work.__name__.strip('_')}", daemon=True)
+            for work in (self._give_signs, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def _listens_to(self) -> list[int]:
+        others = [rank for rank in range(self._place.world_size) if rank != self._place.rank]
+        return others if self._place.rank == 0 else [0]
+
+    def close(self) -> None:
+        """Part from the others; the threads end."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(2.0)
+
+    @contextmanager
+    def on_guard(self) -> Iterator[None]:
+        """Around a verb."""
+        self.is_on_guard = True
+        try:
+            yield
+        finally:
+            self.is_on_guard = False
+
+    # ---- signs of life
+
+    def _give_signs(self) -> None:
+        """The store can be silent with the process that keeps it, so nothing else waits for it."""
+        stat = _stat(os.getpid())
+        own: dict[str, Any] = {"pid": os.getpid(), "started": stat[1] if stat else 0, "host": platform.node()}
+        count = 0
+        try:
+            store = self._store.clone()
+            while True:
+                count += 1
+                is_last = self._over.wait(self._interval if count > 1 else 0)
+                sign = Sign(count, self.where()[0], is_last=is_last, **own)
+                store.set(f"sign/{self._place.rank}", json.dumps(asdict(sign)))
+                if is_last:
+                    return
+                self._listen(store)
+                self._without_answer = 0.0
+        except Exception:  # whoever kept the store is gone: the exchange that needs it will fail
+            self._is_reached = False
+
+    def _listen(self, store: Any) -> None:
+        for rank in self._listens_to:
+            sign = _sign(store, rank)
+            if sign is not None and sign != self._seen.get(rank):
+                self._seen[rank], self._silence[rank] = sign, 0.0
+        for key in ("frozen", "failed"):
+            if key not in self._told and store.check([key]):
+                self._told[key] = json.loads(store.get(key))
+
+    # ---- what is made of them
+
+    def _watch(self) -> None:
+        before, overdue = time.monotonic(), 0.0
+        while not self._over.wait(self._interval):
+            # Where this process itself was stopped for a while, the others are not silent.
+            passed = min(time.monotonic() - before, 2 * self._interval)
+            before = time.monotonic()
+            self._look_for_the_launcher()
+            if not self.is_on_guard:
+                self._silence = dict.fromkeys(self._silence, 0.0)
+                self._without_answer = overdue = 0.0
+                continue
+            self._silence = {rank: silence + passed for rank, silence in self._silence.items()}
+            self._without_answer += passed
+            if (found := self._frozen()) is not None:
+                self._leave_the_frozen(*found)
+            ended = None if self._others is None else self._others.ended()
+            overdue = overdue + passed if "failed" in self._told or (ended and ended[1]) else 0.0
+            if overdue > _GRACE:
+                text = how_it_ended(*ended, self._at(0)) if ended else "another process failed"
+                self._leave(text, speaks=True)
+
+    def _look_for_the_launcher(self) -> None:
+        """Torchrun's agent cannot end its processes any more when it was killed itself."""
+        if self._place.launcher == "torchrun" and os.getppid() != self._parent:
+            self.has_found.set()
+            _write_to_stderr(f"process {self._place.rank}: torchrun, which started it, is gone\n")
+            os._exit(ProcessLostError.exit_code)
+
+    def _frozen(self) -> tuple[int, str] | None:
+        """The rank of a process that is frozen, and what there is to say about it."""
+        if "frozen" in self._told:
+            return self._told["frozen"]["rank"], self._told["frozen"]["text"]
+        if not self._is_reached:
+            return None
+        for rank, silence in self._silence.items():
+            sign = self._seen.get(rank)
+            if sign is not None and not sign.is_last and silence > self._patience and not _is_gone(sign):
+                return rank, self._text(rank, sign)
+        if self._without_answer > self._patience and self._place.launcher == "torchrun":
+            return -1, f"no answer from torchrun's agent for {self._patience:g} s: it is frozen, or its machine is"
+        return None
+
+    def _text(self, rank: int, sign: Sign) -> str:
+        who = f"process {rank} of {self._place.world_size} (pid {sign.pid} on {sign.host}) is frozen"
+        return f"{who}: no sign of life for {self._patience:g} s, {self._at(sign.step)}"
+
+    def _at(self, step: int) -> str:
+        """Processes go in step, and a sign may be a second old."""
+        return f"at step {max(step, self.where()[0])}"
+
+    def _leave_the_frozen(self, rank: int, text: str) -> None:
+        """The first of the others speaks; all leave their stacks; who is frozen is ended from its machine."""
+        finds_it_first = "frozen" not in self._told
+        speaks = self._place.rank == (1 if rank == 0 else 0)
+        self.has_found.set()
+        if speaks:
+            self._say(text)
+        self._dump(text)
+        if finds_it_first and rank > 0:
+            told = json.dumps({"rank": rank, "text": text})
+            threading.Thread(target=lambda: self._store.set("frozen", told), daemon=True).start()
+        if finds_it_first:
+            time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
+        sign = self._seen.get(rank)
+        if sign is not None and sign.host == platform.node() and not _is_gone(sign):
+            with suppress(OSError):
+                os.kill(sign.pid, signal.SIGKILL)
+        self._end_the_others()
+        os._exit(ProcessLostError.exit_code)
+
+    def _leave(self, text: str, *, speaks: bool) -> None:
+        """The main thread did not notice by itself."""
+        self.has_found.set()
+        if speaks:
+            self._say(text)
+        self._dump(text)
+        self._end_the_others()
+        os._exit(ProcessLostError.exit_code)
+
+    def _end_the_others(self) -> None:
+        if self._others is not None:
+            self._others.end()
+
+    def _say(self, text: str) -> None:
+        folder = self.where()[1]
+        where = f"\n  why: the stacks of the others stand in {folder}/stacks-*.txt" if folder else ""
+        _write_to_stderr(f"error: {text}{where}\n  fix: {CONTINUE}\n")
+
+    def _dump(self, text: str) -> None:
+        folder = self.where()[1]
+        try:
+            if folder is None:
+                raise OSError
+            with (folder / f"stacks-{self._place.rank}.txt").open("w", encoding="utf-8") as file:
+                file.write(f"{text}\nprocess {self._place.rank}, step {self.where()[0]}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            with suppress(Exception):
+                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+
+    # ---- asked by the main thread, when an exchange broke
+
+    def lost(self) -> tuple[int, str] | None:
+        """The rank of a process that is gone, and how it ended; None if none is found in a few seconds."""
+        first: dict[int, Sign] = {}
+        deadline = time.monotonic() + _LOOK
+        while time.monotonic() < deadline:
+            for rank in range(self._place.world_size):
+                if rank == self._place.rank:
+                    continue
+                try:
+                    sign = _sign(self._store, rank)
+                except Exception:  # the store is gone with the process that kept it
+                    return (
+                        0,
+                        f"process 0 ended {self._at(0)}",
+                    )
+                if sign is None:
+                    continue
+                if _is_gone(sign):
+                    code = _exit_code(sign)
+                    where = self._at(sign.step)
+                    return rank, f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
+                first.setdefault(rank, sign)
+            time.sleep(0.05)
+        silent = [rank for rank, sign in first.items() if _sign(self._store, rank) == sign]
+        return (silent[0], f"process {silent[0]} is silent, {self._at(first[silent[0]].step)}") if silent else None
+
+    def tell_failure(self, report: dict[str, Any]) -> None:
+        """Let the others know what ended the run here."""
+        with suppress(Exception):
+            self._store.compare_set("failed", "", json.dumps(report))
+
+    def told_failure(self) -> dict[str, Any] | None:
+        """What another process said that it failed of."""
+        with suppress(Exception):
+            if self._store.check(["failed"]):
+                found: dict[str, Any] = json.loads(self._store.get("failed"))
+                return found
+        return None
+
+
+def _sign(store: Any, rank: int) -> Sign | None:
+    key = f"sign/{rank}"
+    return Sign(**json.loads(store.get(key))) if store.check([key]) else None
+
+
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """State, start and exit code of a process as Linux has them; None if it is gone, or this is no Linux."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19]), int(fields[49])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _is_gone(sign: Sign) -> bool:
+    """Whether a process of this machine has ended; of others nothing is known."""
+    if sign.host != platform.node() or not sign.started:
+        return False
+    stat = _stat(sign.pid)
+    return stat is None or stat[1] != sign.started or stat[0] in _GONE
+
+
+def _exit_code(sign: Sign) -> int | None:
+    stat = _stat(sign.pid)
+    if stat is None or stat[1] != sign.started or stat[0] not in _GONE:
+        return None
+    return os.waitstatus_to_exitcode(stat[2])
+
+
+def _write_to_stderr(text: str) -> None:
+    """Past Python's buffers: their locks may be held by the thread that waits."""
+    with suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
