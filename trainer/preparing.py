@@ -115,6 +115,8 @@ def _start(run: Run) -> None:
     run.memory_format = _memory_format(trainer, module, run)
     module.to(device=run.device, memory_format=run.memory_format)
     run.precision.convert_module(module)
+    if isinstance(run, FitRun):
+        _adapt(run)
     run.strategy.setup(module)
     run.transfer = transfer_hooks(data, module)
 
@@ -148,7 +150,6 @@ def _prepare_fit(run: FitRun) -> None:
     for part in module.modules():
         if is_metric(part):
             part.reset()  # what a run that failed may have left
-    _adapt(run)
     # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
     run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
     if run.finetuning is not None:

@@ -85,6 +85,14 @@ class Strategy:
         """The training step as it is called: through a wrapper where processes must agree about gradients."""
         return step
 
+    @contextmanager
+    def whole_weights(self, module: nn.Module) -> Iterator[None]:
+        """Around what calls the module outside of a training step: each process has all weights, wherever they are.
+
+        All processes come and go together. What they do meanwhile may differ.
+        """
+        yield
+
     def reduce(self, value: T, how: str = "mean") -> T:
         """A number or tensor over all processes: `mean`, `sum`, `max` or `min`; asked in the same order by each.
 
@@ -113,11 +121,22 @@ class SingleDevice(Strategy):
 class _Distributed:
     """The strategies of several processes: their module is imported when one of them is asked for."""
 
-    _module = "flashtask.trainer.distribution.data_parallel"
+    _rooms: ClassVar = {
+        "data_parallel": {
+            "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
+            "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
+            "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
+        },
+        "sharded": {
+            "fsdp": ("FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
+            "fsdp_cpu_offload": ("OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
+            "fsdp_spawn": ("ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
+        },
+    }
     _classes: ClassVar = {
-        "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
-        "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script needed"),
-        "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
+        name: (f"flashtask.trainer.distribution.{room}", *entry)
+        for room, entries in _rooms.items()
+        for name, entry in entries.items()
     }
 
     def names(self) -> Iterable[str]:
@@ -130,9 +149,9 @@ class _Distributed:
         """The entry of one of them."""
         if name not in self._classes:
             return None
-        attribute, description = self._classes[name]
+        module, attribute, description = self._classes[name]
         metadata = {"provider": "flashtask", "description": description}
-        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(self._module), attribute))
+        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(module), attribute))
 
 
 _SPELLINGS = {
@@ -147,8 +166,6 @@ _SPELLINGS = {
 STRATEGIES.add_source(_Distributed())
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
-_SHARDED = "sharding a model over devices is not there yet"
-
 #: first word of a name that others use -> what is to be said of it
 _NOT_HERE = {
     "bagua": "there is no Bagua support",
@@ -156,7 +173,6 @@ _NOT_HERE = {
     "ddp2": "ddp2 is gone from torch too",
     "deepspeed": "there is no DeepSpeed support",
     "dp": 'several devices in one process are slower than one process each: strategy="ddp"',
-    "fsdp": _SHARDED,
     "hivemind": "there is no Hivemind support",
     "horovod": "there is no Horovod support",
     "hpu": "there is no HPU support",
@@ -164,7 +180,7 @@ _NOT_HERE = {
     "tpu": "there is no TPU support",
     "xla": "there is no TPU support",
 }
-_SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fsdp")
+_SAVES_MEMORY = ("bagua", "colossalai", "deepspeed")
 
 
 def resolve_strategy(strategy: Any) -> Strategy:
