@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule
 from flashtask.trainer.solving import will_be_solved
 
 __all__ = ["ForkedFullyShardedDataParallel", "FullyShardedDataParallel", "OffloadedFullyShardedDataParallel"]
+
+
+#: Torch remembers how it shared out tensors of equal meshes, and by that which process this is, which a fork changes.
+_FITS = count(1)
 
 
 class FullyShardedDataParallel(DataParallel):
@@ -106,7 +111,7 @@ class FullyShardedDataParallel(DataParallel):
             ShardedModule(
                 module,
                 blocks,
-                mesh=init_device_mesh(self._device.type, (self.world_size,)),
+                mesh=init_device_mesh(self._device.type, (self.world_size,), mesh_dim_names=(f"fit_{next(_FITS)}",)),
                 mp_policy=self.mixed_precision or _policy_of(module),
                 offload_policy=CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
                 reshard_after_forward=self.reshard_after_forward,

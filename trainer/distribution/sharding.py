@@ -108,13 +108,13 @@ class ShardedModule:
             part._parameters[name] = replaced[held]
         for optimizer in self._run.optimizers:
             _hold_others(optimizer, replaced, keeps_states)
-        for marks in self._marks:
-            marks.remove()
         self.let_go()
         self.module.to(memory_format=self._run.memory_format)
 
     def let_go(self) -> None:
         """Let go of what holds the group, which is to end before Python does, or before a process is forked."""
+        for marks in self._marks:
+            marks.remove()
         self._root, self.blocks, self._marks = None, [], []
 
     def _places(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
