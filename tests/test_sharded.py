@@ -248,10 +248,10 @@ def test_after_a_fit_the_module_is_whole_and_every_verb_goes_on(tmp_path):
     assert tested[0] == pytest.approx(first.test(one, DataLoader(data, batch_size=2))[0], abs=TOLERANCE)
     second.save_checkpoint(tmp_path / "after.ckpt")
     assert plain(read_checkpoint(tmp_path / "after.ckpt")) == plain(read_checkpoint(tmp_path / "1" / "last.ckpt"))
-    for trainer, module in ((first, one), (second, two)):
+    for trainer, module, processes in ((first, one, 1), (second, two, 2)):
         trainer.max_epochs = 4
-        processes = 1 if trainer is first else 2
-        trainer.fit(module, *loaders(9, processes), ckpt_path=tmp_path / "after.ckpt")
+        trainer.fit(module, *loaders(9, processes), ckpt_path=tmp_path / str(processes) / "last.ckpt")
+        assert trainer.global_step == 12
     assert difference(one, two) <= TOLERANCE
 
 
@@ -334,7 +334,7 @@ def test_s102_s117_fsdp_starts_the_script_again_or_meets_those_of_torchrun(tmp_p
         folder.mkdir()
         done, _ = run_script(folder, "trains", "fsdp", command=(sys.executable, *command))
         assert done.returncode == 0, done.stderr
-        assert sorted(done.stdout.splitlines()) == ["0: epoch 4, step 20", "1: epoch 4, step 20"]
+        assert all(done.stdout.count(f"{rank}: epoch 4, step 20") == 1 for rank in (0, 1))
         assert torch.equal(torch.load(folder / "weights-0.pt"), torch.load(folder / "weights-1.pt"))
         assert_nobody_is_left(folder)
 

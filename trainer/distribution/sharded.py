@@ -178,6 +178,14 @@ class ForkedFullyShardedDataParallel(FullyShardedDataParallel, ForkedDataParalle
 
     name = "fsdp_spawn"
 
+    @contextmanager
+    def launch(self) -> Iterator[None]:
+        """As `ddp_spawn`."""
+        # Autograd that starts within FSDP starts threads, and cannot be used in a process that is forked later.
+        torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+        with super().launch():
+            yield
+
 
 def _policy_of(module: nn.Module) -> MixedPrecisionPolicy:
     """Gradients of half precisions are added up in float32."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -40,14 +41,21 @@ class ShardedModule:
     Args:
         module: a `flashtask.Module` on its device; afterwards its parameters are other objects.
         blocks: parts of it, none inside another.
+        mesh: of the processes, for this module alone.
         reshard_after_forward: whether a block lets go of its weights after its forward pass.
-        options: of `fully_shard`, such as the mesh and the policies.
+        options: of `fully_shard`: the policies.
     """
 
     def __init__(
-        self, module: Any, blocks: Collection[nn.Module], *, reshard_after_forward: bool, **options: Any
+        self,
+        module: Any,
+        blocks: Collection[nn.Module],
+        *,
+        mesh: DeviceMesh,
+        reshard_after_forward: bool,
+        **options: Any,
     ) -> None:
-        self.module, self.blocks = module, list(blocks)
+        self.module, self.blocks, self._mesh = module, list(blocks), mesh
         self._run = module.trainer.fit_run
         self._is_whole, self._is_syncing = False, True
         _take_from_the_first([*module.parameters(), *module.buffers()])
@@ -56,8 +64,8 @@ class ShardedModule:
         self._marks = [_Marks(part) for part in module.modules()]
         self._root: Any = _Root(module)
         for block in self.blocks:
-            fully_shard(block, reshard_after_forward=reshard_after_forward, **options)
-        fully_shard(self._root, **options)
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, **options)
+        fully_shard(self._root, mesh=mesh, **options)
         with torch.no_grad():
             self._root(lambda: None)  # FSDP finds out here which module is the root
         self._root.reshard()
@@ -115,6 +123,8 @@ class ShardedModule:
         """Let go of what holds the group, which is to end before Python does, or before a process is forked."""
         for marks in self._marks:
             marks.remove()
+        # Torch keeps meshes for good, in what it remembers of operations.
+        vars(self._mesh).get("_pg_registry", {}).clear()
         self._root, self.blocks, self._marks = None, [], []
 
     def _places(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
