@@ -104,7 +104,9 @@ def test_s114_fsdp_reaches_the_weights_and_metrics_of_one_process(tmp_path, coun
     assert second.callback_metrics == pytest.approx(first.callback_metrics, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("clipping", [{"gradient_clip_val": 0.3}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}])
+@pytest.mark.parametrize(
+    "clipping", [{"gradient_clip_val": 0.3}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}]
+)
 def test_accumulated_gradients_are_clipped_as_with_one_process(tmp_path, clipping):
     class Sgd(Net):
         def configure_optimizers(self):

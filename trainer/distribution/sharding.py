@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.transfer import without_views
 
 __all__ = ["Recomputing", "ShardedModule"]
 
@@ -32,7 +33,7 @@ class _Root(nn.Module):
         self.module = module
 
     def forward(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        return step(*arguments)
+        return without_views(step(*arguments))
 
 
 class ShardedModule:
@@ -55,7 +56,8 @@ class ShardedModule:
         reshard_after_forward: bool,
         **options: Any,
     ) -> None:
-        self.module, self.blocks, self._mesh = module, list(blocks), mesh
+        self.module, self._mesh = module, mesh
+        self.blocks: list[Any] = list(blocks)
         self._run = module.trainer.fit_run
         self._is_whole, self._is_syncing = False, True
         _take_from_the_first([*module.parameters(), *module.buffers()])
@@ -64,6 +66,8 @@ class ShardedModule:
         self._marks = [_Marks(part) for part in module.modules()]
         self._root: Any = _Root(module)
         for block in self.blocks:
+            # FSDP's hook on what a block gives is lost where somebody changes a view in place.
+            block.register_forward_hook(lambda part, inputs, outputs: without_views(outputs))
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, **options)
         fully_shard(self._root, mesh=mesh, **options)
         with torch.no_grad():

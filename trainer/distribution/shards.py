@@ -22,7 +22,7 @@ def is_shared(value: Any) -> bool:
 
 def of_this_process(value: Tensor) -> Tensor:
     """What this process has of a tensor, in the memory that the tensor is in."""
-    return value.to_local() if is_shared(value) else value  # type: ignore[attr-defined, no-any-return]
+    return value.to_local() if is_shared(value) else value  # type: ignore[attr-defined]
 
 
 def whole(value: Any, keeps: bool = True) -> Any:
