@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from flashtask import Callback, EMAWeightAveraging, GradientNormMonitor, Module, StochasticWeightAveraging, Trainer
 from flashtask.core.checkpoint import read_checkpoint
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.sharded import ForkedFullyShardedDataParallel, FullyShardedDataParallel
+from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.placement.strategies import STRATEGIES, resolve_strategy
 
 
@@ -196,6 +198,39 @@ def test_norms_of_gradients_are_those_of_one_process(tmp_path):
     assert torch.allclose(torch.tensor(several[0]), torch.tensor(several[1]), atol=TOLERANCE)
 
 
+def test_all_processes_begin_with_the_weights_of_the_first(tmp_path):
+    class Drawn(Net):
+        def setup(self, stage):
+            if self.trainer.strategy.global_rank:
+                with torch.no_grad():
+                    self.head.weight += 1
+
+    one, _ = fitted(tmp_path / "1", 1, 8, Drawn())
+    two, _ = fitted(tmp_path / "2", 2, 8, Drawn())
+    assert difference(one, two) <= TOLERANCE
+
+
+def test_a_loss_that_one_process_finds_to_be_nan_reaches_the_weights_of_none(tmp_path, capfd):
+    class Diverges(Net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            return loss * float("nan") if self.trainer.strategy.global_rank and self.global_step == 1 else loss
+
+    class AsOnAnAccelerator(Callback):
+        def on_fit_start(self, trainer, module):
+            of_all = partial(trainer.strategy.reduce, how="max")
+            trainer.fit_run.guard = NanGuard(torch.device("cpu"), waits=False, of_all=of_all)
+
+        def on_exception(self, trainer, module, exception):
+            finite = all(bool(p.to_local().isfinite().all()) for p in module.parameters())
+            print(f"process {trainer.strategy.global_rank}: {type(exception).__name__}, finite: {finite}", flush=True)
+
+    with pytest.raises(DivergedError):
+        fitted(tmp_path, 2, 8, Diverges(), callbacks=[AsOnAnAccelerator()], num_sanity_val_steps=0)
+    said = capfd.readouterr().out
+    assert all(f"process {rank}: DivergedError, finite: True" in said for rank in (0, 1))
+
+
 # ---- checkpoints
 
 
@@ -294,11 +329,6 @@ def test_several_optimizers_take_their_turns(tmp_path):
     one, _ = fitted(tmp_path / "1", 1, 9, Two())
     two, _ = fitted(tmp_path / "2", 2, 9, Two())
     assert difference(one, two) <= TOLERANCE
-
-
-class Solved(nn.Linear):
-    def solve(self, features, targets):
-        raise AssertionError("not in this test")
 
 
 class Manual(Net):
