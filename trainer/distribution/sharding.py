@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -64,7 +64,7 @@ class ShardedModule:
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()  # shares are rows, whatever the memory format
         self._marks = [_Marks(part) for part in module.modules()]
-        self._root: Any = _Root(module)
+        self._root = cast(Any, _Root(module))
         for block in self.blocks:
             # FSDP's hook on what a block gives is lost where somebody changes a view in place.
             block.register_forward_hook(lambda part, inputs, outputs: without_views(outputs))
