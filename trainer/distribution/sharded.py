@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -183,8 +184,16 @@ class ForkedFullyShardedDataParallel(FullyShardedDataParallel, ForkedDataParalle
         """As `ddp_spawn`."""
         # Autograd that starts within FSDP starts threads, and cannot be used in a process that is forked later.
         torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
-        with super().launch():
-            yield
+        # A group that something of a failed fit still holds must not be collected in a forked process: that would wait
+        # for threads which did not come along.
+        gc.freeze()
+        try:
+            with super().launch():
+                if self.is_global_zero:
+                    gc.unfreeze()
+                yield
+        finally:
+            gc.unfreeze()
 
 
 def _policy_of(module: nn.Module) -> MixedPrecisionPolicy:
