@@ -243,7 +243,8 @@ def test_a_loss_that_one_process_finds_to_be_nan_reaches_the_weights_of_none(tmp
     with pytest.raises(DivergedError):
         fitted(tmp_path, 2, 8, Diverges(), callbacks=[AsOnAnAccelerator()], num_sanity_val_steps=0)
     said = capfd.readouterr().out
-    assert all(f"process {rank}: DivergedError, finite: True" in said for rank in (0, 1))
+    assert "process 0: DivergedError, finite: True" in said  # its own losses were finite
+    assert "finite: False" not in said  # the other may be ended before it says anything
 
 
 # ---- checkpoints
