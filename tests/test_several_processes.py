@@ -84,7 +84,8 @@ def started(monkeypatch, rank=1, size=4, local=2, launcher="torchrun"):
     ("devices", "name"),
     [(1, "single"), ("auto", "single"), ([0], "single"), ("1", "single"), (2, "ddp"), ([0, 1], "ddp"), ("2", "ddp")],
 )
-def test_s102_several_devices_mean_ddp(devices, name):
+def test_s102_several_devices_mean_ddp(devices, name, monkeypatch):
+    monkeypatch.setattr("flashtask.trainer.distribution.launching.is_script", lambda: True)
     assert Trainer(devices=devices).strategy.name == name
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class FitRun(Run):
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.max_epochs
         self.max_steps: int = trainer.max_steps
-        self.guard = NanGuard(placement.device)
+        self.guard = NanGuard(placement.device, of_all=partial(placement.strategy.reduce, how="max"))
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
         self.accumulation: Callable[[int], int] = accumulation_by_epoch(trainer.accumulate_grad_batches)
         # made by the preparation

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flashtask.trainer.distribution.shards import whole
+
 __all__ = ["ManualOptimizer", "clip", "train_only"]
 
 
@@ -62,11 +64,17 @@ def clip(optimizer: Optimizer, limit: float | None, algorithm: str = "norm") -> 
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not limit:
-        return nn.utils.get_total_norm([p.grad for p in parameters])
+        return _whole_norm(nn.utils.get_total_norm([p.grad for p in parameters]))
     if algorithm == "value":
         nn.utils.clip_grad_value_(parameters, limit)
         return None
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    return _whole_norm(nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def _whole_norm(norm: torch.Tensor) -> torch.Tensor:
+    """Over all processes, where each has a share of the gradients."""
+    found: torch.Tensor = whole(norm)
+    return found
 
 
 def train_only(optimizer: Optimizer, others: Iterable[Optimizer]) -> dict[nn.Parameter, bool]:

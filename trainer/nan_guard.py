@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.optim import Optimizer
+
+from flashtask.trainer.distribution.shards import of_this_process
 
 __all__ = ["NanGuard"]
 
@@ -20,9 +23,16 @@ class NanGuard:
     Args:
         device: of the run.
         waits: whether values are read at once; None means on a CPU only.
+        of_all: the largest of what all processes have, without waiting; a step that one holds back, all do.
     """
 
-    def __init__(self, device: torch.device, waits: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        waits: bool | None = None,
+        of_all: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
+    ) -> None:
+        self._of_all = of_all
         self.waits = device.type == "cpu" if waits is None else waits
         self._bad = None if self.waits else torch.zeros((), dtype=torch.float32, device=device)
 
@@ -41,6 +51,7 @@ class NanGuard:
         """
         if self._bad is None:
             return
+        self._bad = self._of_all(self._bad)
         if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = self._bad  # type: ignore[attr-defined]
             return
@@ -48,7 +59,7 @@ class NanGuard:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.masked_fill_(bad, 0)
+                    of_this_process(parameter.grad).masked_fill_(bad, 0)
 
     def has_seen_bad(self) -> bool:
         """Whether something bad was noted on the device; this waits for it."""

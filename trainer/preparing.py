@@ -122,6 +122,8 @@ def _start(run: Run) -> None:
 
         synchronize_batchnorm(module, run.device)
     run.strategy.agree(lambda: facts_of_module(module))
+    if isinstance(run, FitRun):
+        _adapt(run)
     run.strategy.setup(module)
     run.transfer = transfer_hooks(data, module)
 
@@ -155,7 +157,6 @@ def _prepare_fit(run: FitRun) -> None:
     for part in module.modules():
         if is_metric(part):
             part.reset()  # what a run that failed may have left
-    _adapt(run)
     # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
     run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
     if run.finetuning is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ class EvaluationRun(Run):
         self._has_all_outputs = False
         self._modes: list[tuple[nn.Module, bool]] = []
         self._outer: Run | None = None
+        #: what holds while the module is asked for a batch
+        self._asking: ExitStack | None = None
 
     @property
     def is_sanity_check(self) -> bool:
@@ -188,6 +191,9 @@ class EvaluationRun(Run):
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
         """The batches of one loader, on the device, with their numbers."""
         self.loader_number = number if len(self.loaders) > 1 else None
+        if self._asking is None:  # not before: whoever is told of the start may change weights
+            self._asking = ExitStack()
+            self._asking.enter_context(self.strategy.whole_weights(self.module))
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):
             self.batch_size = batch_size_of(batch)
             yield self.to_device(batch, number), batch_idx
@@ -269,6 +275,9 @@ class EvaluationRun(Run):
         if self.is_sanity_check:
             set_generator_states(self._generators)
         self.results.reset_metrics()
+        if self._asking is not None:
+            self._asking.close()
+            self._asking = None
         for part, mode in self._modes:
             part.training = mode
         self._modes = []

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["channels_last", "detached", "in_dtype", "move_to_device"]
+__all__ = ["channels_last", "detached", "in_dtype", "move_to_device", "without_views"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -48,6 +48,16 @@ def _is_floating(leaf: Any) -> bool:
 def detached(outputs: Any) -> Any:
     """The same structure with every tensor cut off from its graph, so that an epoch of outputs fits into memory."""
     return _mapped(outputs, lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def without_views(outputs: Any) -> Any:
+    """The same structure in which a tensor that wants a gradient and is a view of another is a copy."""
+
+    def own(leaf: Any) -> Any:
+        is_view = isinstance(leaf, torch.Tensor) and leaf.requires_grad and leaf._base is not None
+        return leaf.clone() if is_view else leaf
+
+    return _mapped(outputs, own)
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 from flashtask.core.errors import UsageError
+from flashtask.trainer.distribution.shards import as_held
 from flashtask.trainer.wrapping import own_name
 
 __all__ = ["AverageFunction", "RunningAverage", "copy_tensors", "replace_in_state", "trained_parameters"]
@@ -75,7 +76,9 @@ class RunningAverage:
                     f"the run that is resumed averaged {name}, which no optimizer holds now",
                     fix="resume with the finetuning strategy and optimizer of the first run",
                 )
-        self.tensors = {name: average.to(values[name].device) for name, average in self.tensors.items()}
+        self.tensors = {
+            name: as_held(average.to(values[name].device), values[name]) for name, average in self.tensors.items()
+        }
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -19,6 +19,7 @@ from flashtask.trainer.averaging.running_average import (
     trained_parameters,
 )
 from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.wrapping import own_name
 
 __all__ = ["EMAWeightAveraging", "WeightAveraging"]
@@ -181,6 +182,10 @@ class WeightAveraging(Callback):
             self._show(module, trainer.fit_run)
         else:
             trainer.say(f"{type(self).__name__}: the run ended before the first update, so nothing was averaged")
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        """What processes have shares of is put together while they are all here."""
+        self._average.tensors, self._held = whole(self._average.tensors), whole(self._held)
 
     def teardown(self, trainer: Any, module: Any, stage: str) -> None:
         """Put the weights that train back where an evaluation ended with an error."""

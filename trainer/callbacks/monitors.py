@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.results import LogSettings
 
 __all__ = ["DeviceStatsMonitor", "GradientNormMonitor", "LearningRateMonitor"]
@@ -175,9 +176,9 @@ class GradientNormMonitor(Callback):
         several = len(trainer.optimizers) > 1
         ending = f"/optimizer_{trainer.optimizers.index(optimizer)}" if several else ""
         total = torch.linalg.vector_norm(torch.stack([*norms.values()]), self.norm_type)
-        _log(trainer, f"grad_{self.norm_type}_norm_total{ending}", total)
+        _log(trainer, f"grad_{self.norm_type}_norm_total{ending}", whole(total))
         for name, norm in norms.items() if self.per_parameter else ():
-            _log(trainer, f"grad_{self.norm_type}_norm/{name}", norm)
+            _log(trainer, f"grad_{self.norm_type}_norm/{name}", whole(norm))
 
 
 def _cpu_stats() -> dict[str, float]:

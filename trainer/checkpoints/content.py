@@ -12,6 +12,7 @@ import torch
 from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.finetuning.lora_files import describe_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
@@ -64,10 +65,13 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "seed": run.seed,
         "settings": settings_of(run),
     }
+    # Those who add something find whole tensors, and may have added others.
+    content = whole(content, run.strategy.is_global_zero)
     for callback in run.callbacks:
         callback.on_save_checkpoint(run.trainer, module, content)
     module.on_save_checkpoint(content)
-    return content
+    found: dict[str, Any] = whole(content, run.strategy.is_global_zero)
+    return found
 
 
 def weights_only(content: dict[str, Any]) -> dict[str, Any]:

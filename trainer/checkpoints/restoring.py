@@ -15,6 +15,7 @@ from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpoints.content import environment
+from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora_files import restore_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
@@ -130,7 +131,7 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
             why=f"{len(wrong) + len(missing) + len(unexpected)} differences: {'; '.join(details)}",
             fix="build the module with the arguments that it was saved with",
         )
-    module.load_state_dict(state, strict=strict)
+    module.load_state_dict(state_as_held(state, own), strict=strict)
 
 
 def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
@@ -205,7 +206,7 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
         try:
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(optimizer_state_as_held(state, optimizer))
         except ValueError as error:
             raise UsageError(
                 f"{path}: the optimizer's parameter groups are not this run's",

@@ -18,6 +18,7 @@ from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
 from flashtask.trainer.features import FrozenFeatures, rows_of_all
 from flashtask.trainer.loading import OrderedBatches
@@ -88,11 +89,12 @@ class SampleFeatures:
         parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
         if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
             return
-        hashed = weights_hash(parts)
-        if len(set(strategy.gather(hashed))) > 1:
-            # Statistics of BatchNorm, for one, are each process's own until its next step.
-            _take_first(parts, strategy)
+        with strategy.whole_weights(self.run.module):
             hashed = weights_hash(parts)
+            if len(set(strategy.gather(hashed))) > 1:
+                # Statistics of BatchNorm, for one, are each process's own until its next step.
+                _take_first(parts, strategy)
+                hashed = weights_hash(parts)
         if strategy.reduce(int(hashed != self._weights), "max"):
             self._views.clear()
             self._keys.clear()
@@ -215,8 +217,9 @@ class SampleFeatures:
         row = 0
         if self.run.device.type == "cpu":
             keep_freed_memory()
-        source = self._pass(number, indices)
-        with _in_eval_mode(self.run.module), torch.no_grad(), self._shown(batches) as show:
+        source, module = self._pass(number, indices), self.run.module
+        whole = self.run.strategy.whole_weights(module)
+        with whole, _in_eval_mode(module), torch.no_grad(), self._shown(batches) as show:
             for done in range(batches):
                 if done % _ROUND == 0 or self.run.strategy.world_size == 1:
                     self._stop_if_told()
@@ -321,7 +324,8 @@ class SampleFeatures:
 
 def _writes(parts: Sequence[nn.Module]) -> int:
     """How often torch has written to the weights and buffers of modules."""
-    return sum(value._version for part in parts for value in part.state_dict(keep_vars=True).values())
+    held = (value for part in parts for value in part.state_dict(keep_vars=True).values())
+    return sum(of_this_process(value)._version for value in held)
 
 
 @torch.no_grad()

@@ -119,6 +119,14 @@ class Strategy:
             samples: that the gradients of this process are a mean of.
         """
 
+    @contextmanager
+    def whole_weights(self, module: nn.Module) -> Iterator[None]:
+        """Around what calls the module outside of a training step: each process has all weights, wherever they are.
+
+        All processes come and go together. What they do meanwhile may differ.
+        """
+        yield
+
     def reduce(self, value: T, how: str = "mean") -> T:
         """A number or tensor over all processes: `mean`, `sum`, `max` or `min`; asked in the same order by each.
 
@@ -147,11 +155,22 @@ class SingleDevice(Strategy):
 class _Distributed:
     """The strategies of several processes: their module is imported when one of them is asked for."""
 
-    _module = "flashtask.trainer.distribution.data_parallel"
+    _rooms: ClassVar = {
+        "data_parallel": {
+            "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
+            "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
+            "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
+        },
+        "sharded": {
+            "fsdp": ("FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
+            "fsdp_cpu_offload": ("OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
+            "fsdp_spawn": ("ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
+        },
+    }
     _classes: ClassVar = {
-        "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
-        "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script needed"),
-        "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
+        name: (f"flashtask.trainer.distribution.{room}", *entry)
+        for room, entries in _rooms.items()
+        for name, entry in entries.items()
     }
 
     def names(self) -> Iterable[str]:
@@ -164,9 +183,9 @@ class _Distributed:
         """The entry of one of them."""
         if name not in self._classes:
             return None
-        attribute, description = self._classes[name]
+        module, attribute, description = self._classes[name]
         metadata = {"provider": "flashtask", "description": description}
-        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(self._module), attribute))
+        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(module), attribute))
 
 
 _SPELLINGS = {
