@@ -98,8 +98,6 @@ def launched(options: Mapping[str, Any]) -> Iterator[Any]:
     from flashtask.trainer.placement.placement import check_placement
 
     said = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **_said(options)}
-    if said.pop("num_nodes", 1) > 1 and said["strategy"] == "auto":
-        said["strategy"] = "ddp"  # whoever says how many machines there are wants several processes
     strategy = check_placement(**said, precision=None, plugins=None)
     _placed(strategy, options)
     with strategy.launch(), ExitStack() as stack:

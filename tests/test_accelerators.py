@@ -171,10 +171,10 @@ def test_s99_what_means_no_devices_is_told(devices):
 
 
 @pytest.mark.parametrize("devices", [2, "2", [0, 1], "0,1", (3, 5)])
-def test_s99_more_than_one_device_waits_for_a_strategy_of_distribution(devices):
-    with pytest.raises(UsageError, match="only one device is supported so far") as caught:
+def test_s99_more_than_one_device_needs_a_strategy_of_distribution(devices):
+    with pytest.raises(UsageError, match="this strategy uses one device at the most") as caught:
         check_devices(devices)
-    assert "strategy that spreads a run" in caught.value.why
+    assert 'strategy="ddp"' in caught.value.fix
     assert check_devices(devices, 2)
 
 
@@ -185,7 +185,7 @@ def test_s99_devices_become_their_numbers():
     assert device_indices(3, several, None) == [0, 1, 2]
     assert device_indices(-1, several, None) == [0, 1, 2, 3]
     assert device_indices(-1, CPUAccelerator()) == [0]
-    with pytest.raises(UsageError, match="only one device"):
+    with pytest.raises(UsageError, match="uses one device"):
         device_indices(-1, several)
 
 
@@ -195,9 +195,10 @@ def test_s99_a_device_that_is_not_here_is_told(devices):
         device_indices(devices, Several(), None)
 
 
-def test_s99_the_cores_of_a_cpu_are_one_device():
+def test_s99_processes_share_the_cores_of_a_cpu():
+    assert device_indices(4, CPUAccelerator(), None) == [0, 1, 2, 3]
     with pytest.raises(UsageError) as caught:
-        device_indices(4, CPUAccelerator(), None)
+        device_indices([4], CPUAccelerator())
     assert "torch.set_num_threads" in caught.value.fix
 
 

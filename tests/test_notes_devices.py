@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +247,41 @@ def test_s102_ddp_with_all_gpus_is_one_process_where_there_is_none(capsys):
     assert trainer.global_step > 0
     assert (trainer.strategy.name, trainer.strategy.world_size) == ("ddp", 1)
     assert "there is no CUDA device here, so the CPU is used" in capsys.readouterr().err
+
+
+def test_s102_ddp_starts_the_file_again_with_its_arguments_and_these_variables(tmp_path):
+    """`MASTER_ADDR=... MASTER_PORT=... WORLD_SIZE=2 NODE_RANK=0 LOCAL_RANK=0 python my_file.py --devices 2 --etc`"""
+    (tmp_path / "my_file.py").write_text(
+        """
+import os, sys
+from test_notes_devices import BinaryData, BinaryNet
+from flashtask import Trainer
+
+def main():
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    trainer = Trainer(accelerator="cpu", devices=options["--devices"], strategy="ddp", max_epochs=1, logger=False)
+    trainer.fit(BinaryNet(), BinaryData(batch_size=16))
+    names = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK")
+    print(*(os.environ[name] for name in names), *sys.argv[1:])
+
+if __name__ == "__main__":
+    main()
+"""
+    )
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "my_file.py", "--devices", "2", "--etc", "etc"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = sorted((line.split() for line in done.stdout.splitlines()), key=lambda words: words[3])
+    assert first[:1] + first[2:] == ["127.0.0.1", "2", "0", "--devices", "2", "--etc", "etc"]
+    assert second[:1] + second[2:] == ["127.0.0.1", "2", "1", "--devices", "2", "--etc", "etc"]
+    assert first[1] == second[1]
 
 
 def test_s95_new_tensors_take_the_type_of_old_ones_and_buffers_move_along():

@@ -258,10 +258,17 @@ class Second(Strategy):
 
     world_size, global_rank = 2, 1
 
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def gather(self, value):
+        return [self.folder if value is None else value, value]
+
 
 def test_s73_only_the_first_process_writes(tmp_path, capsys):
     options = {"max_epochs": 1, "output_dir": tmp_path / "run", "logger": [CSVLogger(), "tensorboard"]}
-    trainer = Trainer(strategy=Second(), callbacks=[ModelCheckpoint(every_n_train_steps=2)], **options)
+    trainer = Trainer(strategy=Second(tmp_path / "run"), callbacks=[ModelCheckpoint(every_n_train_steps=2)], **options)
     trainer.fit(net(), *loaders())
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert not trainer.is_global_zero

@@ -1,5 +1,11 @@
 """What a run means in several processes: who is given what, who decides, and what is refused (rows S96 to S119)."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,12 +14,19 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Tens
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import ProcessLostError, UsageError
 from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
+from flashtask.trainer.distribution.environment import place_in
 from flashtask.trainer.placement.placement import resolve_placement
 from flashtask.trainer.placement.strategies import Strategy
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def samples(count):
@@ -148,6 +161,68 @@ def test_s99_s101_each_process_has_the_gpu_of_its_number(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     assert placed(accelerator=Four(), strategy="ddp").devices == (0, 1, 2, 3)
     assert placed(accelerator=Four()).devices == (0,)
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp_spawn"])
+def test_s105_strategies_of_one_machine_say_so(tmp_path, strategy):
+    with pytest.raises(UsageError, match="one machine") as caught:
+        trainer_of(tmp_path, 1, num_nodes=2, strategy=strategy).fit(Small(), DataLoader(samples(4)))
+    assert 'strategy="ddp"' in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("node", "local", "further", "rank"), [(0, 1, {}, 1), (0, 2, {}, 2), (1, 1, {"LOCAL_WORLD_SIZE": "2"}, 3)]
+)
+def test_s105_node_rank_and_local_rank_say_which_process_this_is(node, local, further, rank):
+    said = {"WORLD_SIZE": "4", "NODE_RANK": str(node), "LOCAL_RANK": str(local), "MASTER_ADDR": "a", **further}
+    assert place_in(said).rank == rank
+    if further:
+        del said["LOCAL_WORLD_SIZE"]
+        with pytest.raises(UsageError, match="LOCAL_WORLD_SIZE is not"):
+            place_in(said)
+
+
+SCRIPT = """
+import torch
+from torch.utils.data import DataLoader
+from test_several_processes import QUIET, Small, samples
+from flashtask import Trainer
+
+if __name__ == "__main__":
+    trainer = Trainer(**QUIET, devices=2, num_nodes=2, max_epochs=2, enable_checkpointing=False)
+    module = Small()
+    trainer.fit(module, DataLoader(samples(11), batch_size=1, shuffle=True))
+    strategy = trainer.strategy
+    torch.save(module.state_dict(), f"weights-{strategy.global_rank}.pt")
+    print(strategy.global_rank, strategy.local_rank, strategy.world_size)
+"""
+
+
+@pytest.mark.slow
+def test_s105_s117_a_process_on_each_machine_starts_the_others_there(tmp_path):
+    """Two machines of two processes each, which here are the same machine twice."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
+    settings = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    settings["MASTER_PORT"] = str(free_port())
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env={**settings, "NODE_RANK": str(node)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    told = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert [sorted(out.splitlines()) for out, _ in told] == [["0 0 4", "1 1 4"], ["2 0 4", "3 1 4"]]
+    one, _ = fitted(tmp_path, 1, Small)
+    for rank in range(4):
+        for name, value in torch.load(tmp_path / f"weights-{rank}.pt").items():
+            assert (one.state_dict()[name] - value).abs().max() <= TOLERANCE
 
 
 # ---- who is given what

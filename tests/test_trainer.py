@@ -428,7 +428,7 @@ def test_half_precision_scales_gradients_and_saves_the_scale(tmp_path):
         ({"accelerator": "gpuu"}, "did you mean"),
         ({"accelerator": "cuda"}, "no CUDA device"),
         ({"accelerator": "tpu"}, "no TPU support"),
-        ({"devices": 4}, "only one device"),
+        ({"devices": 4, "strategy": "single"}, "uses one device"),
         ({"precision": "bf17"}, "bf16"),
     ],
 )

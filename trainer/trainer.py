@@ -164,7 +164,12 @@ class Trainer(RunFacts):
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.sync_batchnorm = sync_batchnorm
         self.strategy = check_placement(
-            accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, plugins=plugins
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,
+            plugins=plugins,
         )
         self.precision, self.plugins, self.memory_format = precision, plugins, memory_format
         self._seed = seed

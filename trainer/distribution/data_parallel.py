@@ -304,9 +304,18 @@ class DataParallelWithUnused(DataParallel):
 
 
 class ForkedDataParallel(DataParallel):
-    """As `ddp`, by processes that are forked where the verb is called, and end with it; this one is rank 0."""
+    """As `ddp`, by processes that are forked where the verb is called, and end with it; this one is rank 0.
+
+    On CPUs the others compute on one thread each: OpenMP's threads do not survive a fork.
+    """
 
     name = "ddp_spawn"
+
+    def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
+        """As `ddp`, on one machine."""
+        if num_nodes > 1 and self.place is None:
+            raise UsageError(f"{self.name} forks on one machine, and num_nodes={num_nodes}", fix='strategy="ddp"')
+        super().plan(device, devices, num_nodes)
 
     @contextmanager
     def launch(self) -> Iterator[None]:

@@ -61,9 +61,19 @@ def place_in(environment: Mapping[str, str] = os.environ) -> Place | None:
         if launcher == "slurm" and int(environment.get("SLURM_NTASKS", "1")) == 1:
             continue  # a job of one task, or an interactive shell
         return _read(launcher, names, environment)
+    if {"WORLD_SIZE", "NODE_RANK", "LOCAL_RANK"} <= set(environment):
+        return _read("environment", _VARIABLES["environment"], {**environment, "RANK": _rank(environment)})
     if "WORLD_SIZE" in environment:
         raise _missing("RANK", "WORLD_SIZE", environment)
     return None
+
+
+def _rank(environment: Mapping[str, str]) -> str:
+    """The rank of a process that is only told which of its machine it is, and which machine that is."""
+    node = _number("NODE_RANK", environment)
+    if node and "LOCAL_WORLD_SIZE" not in environment:
+        raise _missing("LOCAL_WORLD_SIZE", "NODE_RANK", environment)
+    return str(node * (_number("LOCAL_WORLD_SIZE", environment) if node else 0) + _number("LOCAL_RANK", environment))
 
 
 def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[str, str]) -> Place:

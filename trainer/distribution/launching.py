@@ -121,36 +121,61 @@ def reporting(place: Place) -> Iterator[None]:
         hard_exit(exit_code_of(error))
 
 
-def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.socket]:
+def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.socket | None]:
     """Start this script once for each further device of this machine, with the same arguments.
 
+    Of several machines each has one process that starts the others on it, told by NODE_RANK, MASTER_ADDR, MASTER_PORT.
+
     Raises:
-        UsageError: there is no script, as in a notebook; there are more machines than this one; MASTER_PORT is taken.
+        UsageError: there is no script, as in a notebook; there are more machines, and nobody has said which of them
+            this is; MASTER_PORT is taken.
     """
-    if num_nodes > 1:
-        raise UsageError(
-            f"num_nodes={num_nodes}: somebody has to start a process on each machine",
-            fix="torchrun --nnodes 2 --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:29400 SCRIPT",
-        )
     global _started
-    command, reports = _this_command(), Path(tempfile.mkdtemp(prefix="flashtask-"))
-    # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
-    listening = listen(int(os.environ.get("MASTER_PORT") or 0))
-    port = listening.getsockname()[1]
+    node = 0 if num_nodes == 1 else _node_rank(num_nodes)
+    command = _this_command()
+    reports = Path(tempfile.mkdtemp(prefix="flashtask-"))
+    address, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT") or 0)
+    listening = None
+    if num_nodes == 1:
+        # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
+        listening = listen(port)
+        address, port = "127.0.0.1", listening.getsockname()[1]
+    places = [
+        Place(node * devices + local, devices * num_nodes, local, devices, address, port, "flashtask")
+        for local in range(devices)
+    ]
     children = {}
-    for rank in range(1, devices):
-        environment = {**os.environ, **_environment(rank, devices, port), _REPORTS: str(reports)}
-        children[rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
-    os.environ.update({**_environment(0, devices, port), _REPORTS: str(reports)})
+    for place in places[1:]:
+        environment = {**os.environ, **_environment(place), _REPORTS: str(reports)}
+        children[place.rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+    os.environ.update({**_environment(places[0]), _REPORTS: str(reports)})
     _started = Others(
         {rank: one.poll for rank, one in children.items()}, {rank: one.pid for rank, one in children.items()}, reports
     )
-    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), _started, listening
+    return places[0], _started, listening
 
 
-def _environment(rank: int, size: int, port: int) -> dict[str, str]:
-    numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+def _node_rank(num_nodes: int) -> int:
+    missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if not missing:
+        return int(os.environ["NODE_RANK"])
+    raise UsageError(
+        f"num_nodes={num_nodes}: somebody has to start a process on each machine",
+        why=f"none has: {', '.join(missing)} is not set",
+        fix="torchrun --nnodes 2 --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:29400 SCRIPT; "
+        "or NODE_RANK=0 (then 1, ...) MASTER_ADDR=HOST MASTER_PORT=29500 python SCRIPT on each",
+    )
+
+
+def _environment(place: Place) -> dict[str, str]:
+    numbers = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.world_size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_WORLD_SIZE": place.local_world_size,
+        "MASTER_PORT": place.port,
+    }
+    return {"MASTER_ADDR": place.address, **{name: str(number) for name, number in numbers.items()}}
 
 
 def is_script() -> bool:

@@ -35,7 +35,9 @@ class Placement:
     precision: Precision
 
 
-def check_placement(*, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any) -> Strategy:
+def check_placement(
+    *, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any, num_nodes: int = 1
+) -> Strategy:
     """Look at a Trainer's arguments together; no device is asked for.
 
     Returns:
@@ -44,7 +46,12 @@ def check_placement(*, accelerator: Any, devices: Any, strategy: Any, precision:
     Raises:
         UsageError: one of them means nothing, or two contradict each other.
     """
-    chosen, accelerator, precision = _combined(accelerator, devices, strategy, precision, plugins)
+    chosen, accelerator, precision = _combined(accelerator, (devices, num_nodes), strategy, precision, plugins)
+    if num_nodes > 1 and chosen.most_devices is not None:
+        raise UsageError(
+            f"num_nodes={num_nodes}: the strategy {chosen.name!r} is for one machine",
+            fix='strategy="ddp", or leave num_nodes out',
+        )
     check_accelerator(accelerator)
     check_devices(devices, chosen.most_devices)
     if precision is not None:
@@ -76,7 +83,7 @@ def resolve_placement(
     Raises:
         UsageError: one of them means nothing, two contradict each other, or a device is not here.
     """
-    chosen, accelerator, precision = _combined(accelerator, devices, strategy, precision, plugins)
+    chosen, accelerator, precision = _combined(accelerator, (devices, num_nodes), strategy, precision, plugins)
     found = resolve_accelerator(accelerator)
     if chosen.most_devices is None and check_devices(devices, None) is None:
         # What somebody else has started, else every GPU; one process uses all cores.
@@ -88,13 +95,15 @@ def resolve_placement(
     return Placement(chosen, found, tuple(indices), device, resolve_precision(wanted, device, found))
 
 
-def _combined(accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any) -> tuple[Strategy, Any, Any]:
+def _combined(
+    accelerator: Any, places: tuple[Any, int], strategy: Any, precision: Any, plugins: Any
+) -> tuple[Strategy, Any, Any]:
     """The strategy, and what is said of accelerator and precision in whichever place."""
     given = _plugins(plugins)
     unsaid = strategy is None or (isinstance(strategy, str) and strategy == "auto")
     strategies = [one for one in given if isinstance(one, Strategy)]
     said_strategy = _only("strategy", [*([] if unsaid else [strategy]), *strategies])
-    chosen = resolve_strategy(automatic_strategy(devices) if said_strategy is None else said_strategy)
+    chosen = resolve_strategy(automatic_strategy(*places) if said_strategy is None else said_strategy)
     precisions = [one for one in given if isinstance(one, Precision)]
     said = [one for one in (precision, chosen.precision_plugin) if one is not None]
     precision = _only("precision", [*said, *precisions])

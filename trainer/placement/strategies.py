@@ -246,7 +246,7 @@ def resolve_strategy(strategy: Any) -> Strategy:
     return made
 
 
-def automatic_strategy(devices: Any) -> str:
+def automatic_strategy(devices: Any, num_nodes: int = 1) -> str:
     """What `auto` means: a process for each device where there are several, or where somebody has started several.
 
     Raises:
@@ -259,6 +259,8 @@ def automatic_strategy(devices: Any) -> str:
         return "ddp"
     wanted = check_devices(devices, None)
     several = wanted is not None and wanted != 1 and not (isinstance(wanted, tuple) and len(wanted) == 1)
+    if num_nodes > 1:
+        return "ddp"
     if not several:
         return "single"
     from flashtask.trainer.distribution.launching import is_script

@@ -68,7 +68,7 @@ def tune(
     if test is None and sizes is None:
         raise UsageError("tune was not asked for anything", fix="trainer.tune(model, ..., learning_rate=True)")
     # What cannot be given is refused before it is searched for.
-    if trainer.strategy.world_size > 1 or automatic_strategy(trainer.devices) != "single":
+    if trainer.strategy.world_size > 1 or automatic_strategy(trainer.devices, trainer.num_nodes) != "single":
         raise UsageError(
             "tune looks for numbers in one process, and this trainer has several",
             why="each of them would find others",
