@@ -41,7 +41,7 @@ def test_a_work_that_is_not_there_is_told_with_those_that_are():
     assert "no work named frozn5; there are: frozen5, " in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_scaling_work_measures_and_keeps_its_model_apart(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--networks", "test_resnet", "--rounds", "1"]
     done = subprocess.run(

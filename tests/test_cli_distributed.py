@@ -183,7 +183,7 @@ def write_slurm(folder, job):
     (folder / "python").chmod(0o755)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s105_the_slurm_script_trains_saves_when_time_is_over_and_goes_on_when_requeued(images, one, tmp_path):
     job = free_port() - 12_000
     write_slurm(tmp_path, job)
@@ -367,7 +367,7 @@ def test_a_search_by_several_processes_is_refused(images, tmp_path, capfd, monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_c1_what_every_process_finds_wrong_is_told_once_and_its_code_is_the_commands(images, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images" / "train" / "red" / "bad.png").write_text("no image")

@@ -253,7 +253,7 @@ def test_c6_half_an_environment_is_refused(environment, said):
 # ---- faults
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "ddp_spawn"])
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -269,7 +269,7 @@ def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_
     assert_nobody_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.long)])
 def test_c1_c3_when_the_first_process_is_killed_the_others_end_with_it(tmp_path, strategy):
     done, seconds = run_script(tmp_path, "first is killed", strategy)
     assert done.returncode == -signal.SIGKILL

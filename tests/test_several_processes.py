@@ -198,7 +198,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s105_s117_a_process_on_each_machine_starts_the_others_there(tmp_path):
     """Two machines of two processes each, which here are the same machine twice."""
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -376,7 +376,7 @@ def test_what_cannot_be_shared_out_is_refused_with_the_reason(tmp_path, module, 
     assert "fix:" in str(refused.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s102_s117_fsdp_starts_the_script_again_or_meets_those_of_torchrun(tmp_path):
     for name, command in (("alone", ()), ("torchrun", ("-m", "torch.distributed.run", "--nproc-per-node", "2"))):
         folder = tmp_path / name
@@ -388,7 +388,7 @@ def test_s102_s117_fsdp_starts_the_script_again_or_meets_those_of_torchrun(tmp_p
         assert_nobody_is_left(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_c1_where_one_process_fails_the_others_stop(tmp_path):
     done, seconds = run_script(tmp_path, "fails", "fsdp")
     assert done.returncode != 0

@@ -30,7 +30,7 @@ class OrderedBatches(Sampler[list[Any]]):
         seeded: give `Place`s (with seeds) instead of bare indices.
         process: which of how many processes this is. `batch_size` is that of one process: the processes take the
             parts of a batch that is as many times as large, one after the other.
-        fills: a process that nothing is left for is given a sample of another's, so that it can take part in a step.
+        fills: a process that nothing is left for is given samples of another's, so that it can take part in a step.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class OrderedBatches(Sampler[list[Any]]):
             if (self.drop_last and whole < self.batch_size) or not (own or self.fills):
                 return
             begin = first + self.rank * self.own_size if own else first
-            part = slice(begin, begin + max(own, 1))
+            # What only fills a step is two samples where there are two: BatchNorm refuses one alone.
+            part = slice(begin, begin + (own or min(2, whole)))
             chunk = indices[part].tolist()
             if seeds is None:
                 yield chunk
