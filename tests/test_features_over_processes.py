@@ -113,8 +113,8 @@ def test_features_serve_the_frozen_epochs_and_each_view(tmp_path, folders, monke
     options = {"strategy": strategy, "feature_cache": views, "max_epochs": 3}
     settings = {"augment": "light"} if views == 2 else {}
     found = fit(tmp_path, folders, 2, "several", settings=settings, **options)
-    # Then an epoch on images, whose last batch of two is one image and one that fills, or the second view.
-    assert sum(found[2]) == (IMAGES + IMAGES + 1 if views == "auto" else IMAGES + 14)
+    # Then an epoch on images, of whose last batch two fill the second process's step, or the second view.
+    assert sum(found[2]) == (IMAGES + IMAGES + 2 if views == "auto" else IMAGES + 14)
     apart(monkeypatch, tmp_path, "of one")
     assert_same(found, fit(tmp_path, folders, 1, "one", settings=settings, **options))
 
