@@ -126,6 +126,7 @@ def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
     assert all(a.memory < b.memory for a, b in zip(found.points, found.points[1:], strict=False))
 
 
+@pytest.mark.long
 def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     """At 128 samples, four times the largest measured, as much memory is needed as was said, and not much less."""
     module = Images()
