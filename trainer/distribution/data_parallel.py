@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
 from flashtask.trainer.distribution.agreement import facts_at_start, require_the_same
@@ -41,6 +40,7 @@ from flashtask.trainer.distribution.launching import (
     started,
 )
 from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, report_of, say_nothing_of
+from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
@@ -92,7 +92,7 @@ class DataParallel(Strategy):
         self._others: Others | None = started()
         self._listening: socket.socket | None = None
         self._run: Any = None
-        self._steps: list[_SharedStep] = []
+        self._steps: list[SharedStep] = []
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
         """Hear how many processes are wanted; those that somebody else has started are as many as they are."""
@@ -269,7 +269,7 @@ class DataParallel(Strategy):
         """The step as torch's DistributedDataParallel calls it."""
         if self.world_size == 1:
             return step
-        self._steps.append(_SharedStep(module, step, self.find_unused_parameters))
+        self._steps.append(SharedStep(module, step, self.find_unused_parameters))
         return self._steps[-1]
 
     def reduce(self, value: T, how: str = "mean") -> T:
@@ -378,50 +378,3 @@ def _deaf_to_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Step(nn.Module):
-    """A training step as the forward pass of a module, so that DistributedDataParallel can stand around it."""
-
-    def __init__(self, module: nn.Module, step: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module, self.step = module, step
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.step(*arguments)
-
-
-class _SharedStep:
-    """Wraps anew when other parameters train; where none does, nothing is to be agreed upon."""
-
-    def __init__(self, module: Any, step: Callable[..., Any], find_unused_parameters: bool) -> None:
-        self.module, self.step, self.find_unused_parameters = module, step, find_unused_parameters
-        self._wrapped: dict[tuple[int, ...], DistributedDataParallel] = {}
-
-    def close(self) -> None:
-        """Let go of what holds the group: it is to end before Python does, also where a traceback holds the wrapper."""
-        for wrapped in self._wrapped.values():
-            for name in ("reducer", "logger", "process_group"):
-                wrapped.__dict__.pop(name, None)
-        self._wrapped.clear()
-
-    def __call__(self, *arguments: Any) -> Any:
-        run = self.module.trainer.fit_run
-        trained = tuple(id(one) for one in self.module.parameters() if one.requires_grad)
-        if not trained or not run.automatic:
-            return self.step(*arguments)
-        if trained not in self._wrapped:
-            made = self._wrapped[trained] = DistributedDataParallel(
-                _Step(self.module, self.step), find_unused_parameters=self.find_unused_parameters
-            )
-            # As an attribute: the argument has another name in each version of torch.
-            made.broadcast_buffers = _changes_buffers(self.module)
-        wrapped = self._wrapped[trained]
-        # Gradients of a group are added up where they are, and exchanged once.
-        with nullcontext() if run.group_is_complete else wrapped.no_sync():
-            return wrapped(*arguments)
-
-
-def _changes_buffers(module: nn.Module) -> bool:
-    """Whether a part with buffers is in training mode: BatchNorm's statistics. What is frozen leaves its own alone."""
-    return any(part.training and any(True for _ in part.buffers(recurse=False)) for part in module.modules())
