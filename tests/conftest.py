@@ -1,4 +1,4 @@
-"""Settings for the whole suite: one torch thread (15 times faster on two cores), a cache folder of its own."""
+"""Settings for the whole suite: one torch thread (15 times faster on two cores), a cache folder of its own, no seed."""
 
 import os
 
@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 import torch
+
+from flashtask.core import seeding
 
 torch.set_num_threads(1)
 
@@ -21,3 +23,10 @@ os.environ["FLASHTASK_CACHE"] = _cache_of_modules.name
 def private_cache(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's own cache."""
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_seed_is_left(private_cache):
+    """`seed_everything` is for the whole process: the next test, and what its module prepares, starts without."""
+    yield
+    seeding._last_seed = None

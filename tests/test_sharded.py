@@ -69,7 +69,8 @@ class Net(Module):
 def trainer_of(folder, processes, **options):
     several = {"devices": processes, "strategy": "fsdp_spawn"} if processes > 1 else {}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    return Trainer(accelerator="cpu", output_dir=folder, **{"max_epochs": 2, **quiet, **several, **options})
+    # Adam's first steps have the size of its rate, so in half precision the order of samples may turn one around.
+    return Trainer(accelerator="cpu", output_dir=folder, seed=0, **{"max_epochs": 2, **quiet, **several, **options})
 
 
 def loaders(count, processes):
@@ -159,7 +160,6 @@ def test_blocks_that_are_computed_again_have_the_same_gradients(tmp_path):
     assert "forward" not in vars(again.backbone[1])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
 def test_number_formats_are_those_of_one_process(tmp_path, precision):
     one, _ = fitted(tmp_path / "1", 1, 8, precision=precision)
@@ -169,7 +169,6 @@ def test_number_formats_are_those_of_one_process(tmp_path, precision):
     assert difference(one, two) <= {"bf16-mixed": 0.01, "16-mixed": 0.002, "bf16-true": 0.03}[precision]
 
 
-@pytest.mark.long
 def test_weights_can_be_exchanged_in_half_precision(tmp_path):
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     strategy = ForkedFullyShardedDataParallel(mixed_precision=policy)
