@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from flashtask.core.errors import ProcessLostError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import CONTINUE, how_it_ended
+from flashtask.trainer.distribution.signs import Endings, Sign, is_gone, read_sign, start_of
 
 __all__ = ["Watchdog"]
 
@@ -31,28 +32,6 @@ __all__ = ["Watchdog"]
 _GRACE = 5.0
 #: Seconds to look for the process whose end broke an exchange.
 _LOOK = 3.0
-_GONE = ("Z", "X", "x")
-
-
-@dataclass(frozen=True)
-class Sign:
-    """A sign of life.
-
-    Args:
-        count: of the signs that this process has given.
-        step: of the run at that moment.
-        pid: of the process.
-        started: when, in the system's own ticks; with the pid it names the process for good.
-        host: its machine.
-        is_last: it has parted from the others.
-    """
-
-    count: int
-    step: int
-    pid: int
-    started: int
-    host: str
-    is_last: bool = False
 
 
 class Watchdog:
@@ -83,6 +62,7 @@ class Watchdog:
         self.has_found = threading.Event()
         self._parent = os.getppid()
         self._seen: dict[int, Sign] = {}
+        self._endings = Endings()
         self._silence = dict.fromkeys(self._listens_to, 0.0)
         self._is_reached = True
         self._without_answer = 0.0
@@ -105,6 +85,7 @@ class Watchdog:
         self._over.set()
         for thread in self._threads:
             thread.join(2.0)
+        self._endings.close()
 
     @contextmanager
     def on_guard(self) -> Iterator[None]:
@@ -119,8 +100,7 @@ class Watchdog:
 
     def _give_signs(self) -> None:
         """The store can be silent with the process that keeps it, so nothing else waits for it."""
-        stat = _stat(os.getpid())
-        own: dict[str, Any] = {"pid": os.getpid(), "started": stat[1] if stat else 0, "host": platform.node()}
+        own: dict[str, Any] = {"pid": os.getpid(), "started": start_of(os.getpid()), "host": platform.node()}
         count = 0
         try:
             store = self._store.clone()
@@ -138,8 +118,9 @@ class Watchdog:
 
     def _listen(self, store: Any) -> None:
         for rank in self._listens_to:
-            sign = _sign(store, rank)
+            sign = read_sign(store, rank)
             if sign is not None and sign != self._seen.get(rank):
+                self._endings.watch(rank, sign)
                 self._seen[rank], self._silence[rank] = sign, 0.0
         for key in ("frozen", "failed"):
             if key not in self._told and store.check([key]):
@@ -183,7 +164,7 @@ class Watchdog:
             return None
         for rank, silence in self._silence.items():
             sign = self._seen.get(rank)
-            if sign is not None and not sign.is_last and silence > self._patience and not _is_gone(sign):
+            if sign is not None and not sign.is_last and silence > self._patience and not is_gone(sign):
                 return rank, self._text(rank, sign)
         if self._without_answer > self._patience and self._place.launcher == "torchrun":
             return -1, f"no answer from torchrun's agent for {self._patience:g} s: it is frozen, or its machine is"
@@ -211,7 +192,7 @@ class Watchdog:
         if finds_it_first:
             time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
         sign = self._seen.get(rank)
-        if sign is not None and sign.host == platform.node() and not _is_gone(sign):
+        if sign is not None and sign.host == platform.node() and not is_gone(sign):
             with suppress(OSError):
                 os.kill(sign.pid, signal.SIGKILL)
         self._end_the_others()
@@ -259,22 +240,22 @@ class Watchdog:
                 if rank == self._place.rank:
                     continue
                 try:
-                    sign = _sign(self._store, rank)
+                    sign = read_sign(self._store, rank)
                 except Exception:  # the store is gone with the process that kept it
-                    return (
-                        0,
-                        f"process 0 ended {self._at(0)}",
-                    )
+                    return 0, self._ended(0, self._seen.get(0))
                 if sign is None:
                     continue
-                if _is_gone(sign):
-                    code = _exit_code(sign)
-                    where = self._at(sign.step)
-                    return rank, f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
+                if is_gone(sign):
+                    return rank, self._ended(rank, sign)
                 first.setdefault(rank, sign)
             time.sleep(0.05)
-        silent = [rank for rank, sign in first.items() if _sign(self._store, rank) == sign]
+        silent = [rank for rank, sign in first.items() if read_sign(self._store, rank) == sign]
         return (silent[0], f"process {silent[0]} is silent, {self._at(first[silent[0]].step)}") if silent else None
+
+    def _ended(self, rank: int, sign: Sign | None) -> str:
+        where = self._at(0 if sign is None else sign.step)
+        code = None if sign is None else self._endings.code(rank, sign)
+        return f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
 
     def tell_failure(self, report: dict[str, Any]) -> None:
         """Let the others know what ended the run here."""
@@ -288,35 +269,6 @@ class Watchdog:
                 found: dict[str, Any] = json.loads(self._store.get("failed"))
                 return found
         return None
-
-
-def _sign(store: Any, rank: int) -> Sign | None:
-    key = f"sign/{rank}"
-    return Sign(**json.loads(store.get(key))) if store.check([key]) else None
-
-
-def _stat(pid: int) -> tuple[str, int, int] | None:
-    """State, start and exit code of a process as Linux has them; None if it is gone, or this is no Linux."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0], int(fields[19]), int(fields[49])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def _is_gone(sign: Sign) -> bool:
-    """Whether a process of this machine has ended; of others nothing is known."""
-    if sign.host != platform.node() or not sign.started:
-        return False
-    stat = _stat(sign.pid)
-    return stat is None or stat[1] != sign.started or stat[0] in _GONE
-
-
-def _exit_code(sign: Sign) -> int | None:
-    stat = _stat(sign.pid)
-    if stat is None or stat[1] != sign.started or stat[0] not in _GONE:
-        return None
-    return os.waitstatus_to_exitcode(stat[2])
 
 
 def _write_to_stderr(text: str) -> None:

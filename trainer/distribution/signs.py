@@ -1,0 +1,121 @@
+"""Signs of life that the processes of a group give each other, and how the processes of this machine ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import select
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Endings", "Sign", "is_gone", "read_sign", "start_of"]
+
+_GONE = ("Z", "X", "x")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life.
+
+    Args:
+        count: of the signs that this process has given.
+        step: of the run at that moment.
+        pid: of the process.
+        started: when, in the system's own ticks; with the pid it names the process for good.
+        host: its machine.
+        is_last: it has parted from the others.
+    """
+
+    count: int
+    step: int
+    pid: int
+    started: int
+    host: str
+    is_last: bool = False
+
+
+class Endings:
+    """How processes of this machine ended, seen at the moment of it.
+
+    Only who started a process may ask how it ended. Everybody can read it from /proc until that has been done, and
+    torchrun's agent does it every tenth of a second. So a thread waits for the end itself (pidfd_open, Linux 5.3).
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[int, int | None] = {}
+        self._watched: dict[int, threading.Event] = {}
+        self._over, self._waker = os.pipe()
+
+    def watch(self, rank: int, sign: Sign) -> None:
+        """Wait for the end of a process, if it runs here; once for each."""
+        if rank in self._watched or sign.host != platform.node():
+            return
+        self._watched[rank] = threading.Event()
+        with suppress(AttributeError, OSError):  # another system, or the process is gone
+            process = os.pidfd_open(sign.pid)
+            arguments = (rank, sign, process, os.dup(self._over))
+            threading.Thread(target=self._wait, args=arguments, name="flashtask-end", daemon=True).start()
+
+    def _wait(self, rank: int, sign: Sign, process: int, over: int) -> None:
+        waiting = select.poll()
+        for descriptor in (process, over):
+            waiting.register(descriptor, select.POLLIN)
+        if process in [descriptor for descriptor, _ in waiting.poll()]:
+            self._codes[rank] = _exit_code(sign)
+            self._watched[rank].set()
+        os.close(process)
+        os.close(over)
+
+    def code(self, rank: int, sign: Sign) -> int | None:
+        """How a process ended that is gone: as subprocess has it, negative for a signal; None if nobody knows."""
+        code = _exit_code(sign)
+        if code is None and rank in self._watched:
+            self._watched[rank].wait(0.5)  # the thread may be about to
+            code = self._codes.get(rank)
+        return code
+
+    def close(self) -> None:
+        """Wait no longer."""
+        os.write(self._waker, b"over")  # to close it would not do: forked data workers have it too
+        os.close(self._waker)
+        os.close(self._over)
+
+
+def read_sign(store: Any, rank: int) -> Sign | None:
+    """The last sign of a process, if it has given one."""
+    key = f"sign/{rank}"
+    return Sign(**json.loads(store.get(key))) if store.check([key]) else None
+
+
+def start_of(pid: int) -> int:
+    """When a process started, in the system's ticks; 0 where nothing tells."""
+    stat = _stat(pid)
+    return stat[1] if stat else 0
+
+
+def is_gone(sign: Sign) -> bool:
+    """Whether a process of this machine has ended; of others nothing is known."""
+    if sign.host != platform.node() or not sign.started:
+        return False
+    stat = _stat(sign.pid)
+    return stat is None or stat[1] != sign.started or stat[0] in _GONE
+
+
+def _exit_code(sign: Sign) -> int | None:
+    stat = _stat(sign.pid)
+    if stat is None or stat[1] != sign.started or stat[0] not in _GONE:
+        return None
+    return os.waitstatus_to_exitcode(stat[2])
+
+
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """State, start and exit code of a process as Linux has them; None if it is gone, or this is no Linux."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[19]), int(fields[49])
+    except (OSError, IndexError, ValueError):
+        return None
