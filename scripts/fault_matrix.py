@@ -46,6 +46,7 @@ class Injection:
         launcher: who started the processes.
         rank: the process that was hit; -1 for torchrun's agent.
         step: of the run at that time.
+        in_save: whether it was writing a checkpoint at that time; only looked at by every other C2.
         seconds: until everybody was gone.
         code: exit code of what was started.
         is_equal: whether the resumed run ended with the bits of one without faults.
@@ -57,6 +58,7 @@ class Injection:
     launcher: str
     rank: int = 0
     step: int = 0
+    in_save: bool = False
     seconds: float = 0.0
     code: int | None = None
     is_equal: bool = False
@@ -156,11 +158,14 @@ def killed(one: Injection, folder: Path, chance: random.Random) -> None:
 
 
 def frozen(one: Injection, folder: Path, chance: random.Random) -> None:
-    """C2; every other time with a checkpoint after each step, so that the time of saving is hit."""
-    every = "1" if one.number % 2 else "3"
-    run = Run(folder, one.launcher, "--pause", "0.04", "--frozen-after", str(FROZEN_AFTER), "--every", every)
+    """C2; every other time while a checkpoint is written."""
+    run = Run(folder, one.launcher, "--pause", "0.04", "--frozen-after", str(FROZEN_AFTER))
     try:
-        _hit(one, run, chance, signal.SIGSTOP)
+        if one.number % 2:
+            _stop_in_save(one, run, chance)
+            _require(one, one.in_save, "no save was hit")
+        else:
+            _hit(one, run, chance, signal.SIGSTOP)
         one.seconds = run.wait_until_gone(60)
         one.code = run.process.poll()
         _require(one, one.seconds <= FROZEN_AFTER + 10, f"not gone after {one.seconds:.1f} s")
@@ -220,6 +225,26 @@ def _hit(one: Injection, run: Run, chance: random.Random, what: signal.Signals) 
     assert place is not None
     one.step = place[1]
     os.kill(pid, what)
+
+
+def _stop_in_save(one: Injection, run: Run, chance: random.Random) -> None:
+    """While process 0 has the file of a checkpoint open beside the one that it will replace."""
+    pid, _ = run.wait_for_step(chance.randrange(1, STEPS // 2), 0)
+    folder = run.folder / "run"
+    while run.process.poll() is None and not one.in_save:
+        if _is_saved_into(folder):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
+            one.in_save = _is_saved_into(folder)
+            if not one.in_save:  # it was done in between
+                os.kill(pid, signal.SIGCONT)
+    place = run.place(0)
+    assert place is not None
+    one.rank, one.step = 0, place[1]
+
+
+def _is_saved_into(folder: Path) -> bool:
+    return folder.exists() and any(".partial-" in entry.name for entry in os.scandir(folder))
 
 
 def _require(one: Injection, holds: bool, problem: str) -> None:

@@ -37,8 +37,8 @@ class Net(Module):
         self.save_hyperparameters()
         self.backbone = torch.nn.Sequential(
             torch.nn.Linear(4, width),
+            torch.nn.ReLU(),  # before BatchNorm, without which only rounding would move the bias of the layer before
             torch.nn.BatchNorm1d(width),
-            torch.nn.ReLU(),
             torch.nn.Linear(width, width),
         )
         self.drop = torch.nn.Dropout(0.5)

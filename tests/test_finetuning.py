@@ -36,8 +36,8 @@ class Bits(Callback):
         self.epochs.append({name for name in now if now[name] != self.before[name]})
 
 
-WEIGHTS = {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
-STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+WEIGHTS = {"0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"}
+STATISTICS = {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_s124_the_frozen_part_runs_in_eval_mode_without_a_graph(tmp_path):
     class Watching(Net):
         def training_step(self, batch, batch_idx):
             features = self.backbone(batch[0])
-            seen.append((self.backbone.training, self.backbone[1].training, features.grad_fn, self.drop.training))
+            seen.append((self.backbone.training, self.backbone[2].training, features.grad_fn, self.drop.training))
             return super().training_step(batch, batch_idx)
 
     quiet(tmp_path, max_epochs=1).finetune(Watching(), *loaders(), strategy="freeze")
@@ -196,8 +196,8 @@ def test_layers_are_counted_from_the_output():
     module = net()
     freezing = Freezing(module, resolve_finetuning("unfreeze_milestones:1,2:2"))
     assert freezing.trainable(Stage(1, 2)) == {
-        "backbone.1.weight",
-        "backbone.1.bias",
+        "backbone.2.weight",
+        "backbone.2.bias",
         "backbone.3.weight",
         "backbone.3.bias",
     }

@@ -195,7 +195,7 @@ def test_s33_only_the_first_stage_of_a_strategy_is_trained(tmp_path):
         trained: list[bool] = []
 
         def training_step(self, batch, batch_idx):
-            self.trained.append(any(p.requires_grad for p in self.backbone.parameters()) or self.backbone[1].training)
+            self.trained.append(any(p.requires_grad for p in self.backbone.parameters()) or self.backbone[2].training)
             return super().training_step(batch, batch_idx)
 
     module = Frozen()
@@ -486,7 +486,7 @@ class Everything(Both):
         self.normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
         self.tied = self.head
         self.backbone[0].requires_grad_(False)
-        self.backbone[1].eval()
+        self.backbone[2].eval()
 
     default_memory_format = "channels_last"
 

@@ -204,7 +204,7 @@ def test_the_backbone_is_in_eval_mode_and_dropout_acts_on_the_factors_alone(tmp_
             with torch.no_grad():
                 layer.lora_up.fill_(1.0)
                 first, second = (layer(torch.ones(64, 8)) for _ in range(2))
-            seen.append((self.backbone.training, self.backbone[1].training, torch.equal(first, second)))
+            seen.append((self.backbone.training, self.backbone[2].training, torch.equal(first, second)))
             return super().training_step(batch, batch_idx)
 
         def validation_step(self, batch, batch_idx):

@@ -317,9 +317,9 @@ def test_s32_weights_of_the_last_quarter_are_averaged():
     assert torch.allclose(model.head.weight, (ends[6] + ends[7]) / 2, atol=1e-6)
     assert not torch.equal(model.head.weight, ends[7])
     assert rates[:6] == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025])
-    linear, norm = model.backbone[0], model.backbone[1]
+    before, norm = model.backbone[:2], model.backbone[2]
     with torch.no_grad():
-        assert torch.allclose(norm.running_mean, linear(train.dataset.tensors[0]).mean(0), atol=1e-5)
+        assert torch.allclose(norm.running_mean, before(train.dataset.tensors[0]).mean(0), atol=1e-5)
 
 
 # ---- Learning rate finder

@@ -72,10 +72,10 @@ def watched(tmp_path, strategy, module=None, **options) -> tuple[Epochs, Trainer
 
 
 HEAD = {"head.weight", "head.bias"}
-STATISTICS = {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.num_batches_tracked"}
-ALL = HEAD | STATISTICS | {f"backbone.{layer}.{kind}" for layer in (0, 1, 3) for kind in ("weight", "bias")}
-BIASES = {"backbone.0.bias", "backbone.1.bias", "backbone.3.bias"}
-NORMS = STATISTICS | {"backbone.1.weight", "backbone.1.bias"}
+STATISTICS = {"backbone.2.running_mean", "backbone.2.running_var", "backbone.2.num_batches_tracked"}
+ALL = HEAD | STATISTICS | {f"backbone.{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias")}
+BIASES = {"backbone.0.bias", "backbone.2.bias", "backbone.3.bias"}
+NORMS = STATISTICS | {"backbone.2.weight", "backbone.2.bias"}
 LAST = {"backbone.3.weight", "backbone.3.bias"}
 
 
@@ -127,7 +127,7 @@ def test_biases_train_in_a_backbone_that_is_in_eval_mode():
     assert not any(part.training for part in module.backbone.modules())
     assert module.drop.training
     Freezing(module, resolve_finetuning("norm_only")).apply(0)
-    assert module.backbone[1].training
+    assert module.backbone[2].training
     assert not module.backbone[0].training
 
 

@@ -106,7 +106,7 @@ def test_s115_a_true_precision_converts_what_is_floating_and_nothing_else(name, 
     precision, module = TruePrecision(name), net()
     precision.convert_module(module)
     dtypes = {key: value.dtype for key, value in module.state_dict().items()}
-    assert dtypes.pop("backbone.1.num_batches_tracked") == torch.int64
+    assert dtypes.pop("backbone.2.num_batches_tracked") == torch.int64
     assert set(dtypes.values()) == {dtype}
     batch = {
         "inputs": torch.zeros(2, 4),

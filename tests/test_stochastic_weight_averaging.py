@@ -278,9 +278,9 @@ def test_s32_the_statistics_are_those_that_torch_computes_over_the_same_batches(
     assert all(training for _, training, _ in module.steps[-7:])
     assert all(torch.equal(weight, module.head.weight) for _, _, weight in module.steps[-7:])
     reference = Net()
-    reference.load_state_dict({**module.state_dict(), "backbone.1.running_mean": torch.full((8,), 7.0)})
+    reference.load_state_dict({**module.state_dict(), "backbone.2.running_mean": torch.full((8,), 7.0)})
     update_bn(batches, reference)
-    assert module.backbone[1].momentum == 0.1
+    assert module.backbone[2].momentum == 0.1
     for name, value in reference.named_buffers():
         torch.testing.assert_close(module.state_dict()[name], value)
 
@@ -408,7 +408,7 @@ def test_s32_a_training_step_may_compute_gradients_of_its_own(tmp_path):
 
     module = Penalized()
     quiet(tmp_path, StochasticWeightAveraging(0.05, 1), max_epochs=2).fit(module, *loaders())
-    assert module.backbone[1].num_batches_tracked.item() == 7
+    assert module.backbone[2].num_batches_tracked.item() == 7
 
 
 # ---- what is left behind
@@ -469,7 +469,7 @@ def test_s32_a_short_trial_run_is_not_refused_and_averages_its_only_epoch(tmp_pa
         )
         trainer.fit(module, *loaders())
         assert average.num_averaged == averaged
-        assert module.backbone[1].num_batches_tracked.item() == 2
+        assert module.backbone[2].num_batches_tracked.item() == 2
 
 
 # ---- stopped and continued
