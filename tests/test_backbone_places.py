@@ -195,7 +195,8 @@ def test_a_folder_may_go_after_training_and_a_checkpoint_is_a_backbone_itself(vi
     again = build_backbone(str(tmp_path / "model.ckpt"))
     assert again.name == f"checkpoint:{tmp_path / 'model.ckpt'}"
     images = torch.randn(2, 3, 96, 96)
-    assert torch.equal(features(again, images), model.backbone(images))
+    # AVX2 kernels round by where in memory a tensor begins.
+    assert torch.allclose(features(again, images), model.backbone(images), atol=1e-5)
     assert again.preprocessing == model.preprocessing
     assert again.description["architecture"] == "timm/test_vit"
     # The stored arguments name what is there, so the same can be built again with its weights.

@@ -192,7 +192,7 @@ def test_what_cannot_be_meant_is_told_before_torch_is_loaded(options, told):
     assert "--batch-size N" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_forward_pass_is_compiled_when_asked_for(capsys):
     rates = of(measured(capsys, "--compile"), "forward")
     assert [rate["option"].endswith("compiled") for rate in rates] == [False] * 4 + [True]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, str(ROOT / "benchmarks" / "run.py")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_quick_benchmark_measures_flashtask_and_a_loop_by_hand(tmp_path):
     pytest.importorskip("elpv_dataset")
     works = ["frozen5", "overhead", "predict"]

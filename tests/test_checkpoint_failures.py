@@ -183,6 +183,7 @@ def killed(folder, at):
     run(folder)
 
 number = 0
+run(Path({folder!r}, "0"))  # what is imported on first use is imported once, not in every child
 while True:
     number += 1
     folder = Path({folder!r}, str(number))

@@ -243,7 +243,8 @@ def mpi(rank):
     return {**found, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORT)}
 
 
-@pytest.mark.parametrize("launcher", ["kubernetes", pytest.param("mpi", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["kubernetes", "mpi"])
 def test_s117_pods_and_mpirun_say_which_process_this_is(images, one, tmp_path, launcher):
     environments = [mpi(0), mpi(1)] if launcher == "mpi" else [environment for environment, _ in pods()]
     arguments = [

@@ -51,7 +51,8 @@ def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_o
     for ours, theirs, true in zip(fast_gradients, plain_gradients, exact, strict=True):
         assert ours.dtype is torch.float32
         near = (ours.double() - true).abs().max()
-        assert near <= 0.01 * true.abs().max()
+        # CPUs without AVX512_BF16 add up in bfloat16, in torch's own kernels too.
+        assert near <= 0.02 * true.abs().max()
         assert near <= 1.05 * (theirs.double() - true).abs().max()
 
 

@@ -109,6 +109,7 @@ def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stack
     assert "backward" in (tmp_path / "run" / "stacks-0.txt").read_text()
 
 
+@pytest.mark.long
 def test_c3_nobody_is_left_when_torchrun_is_killed(start):
     run = start("torchrun", "--workers", "2", "--pause", "0.2")
     run.wait_for_step(2, 1)

@@ -173,6 +173,7 @@ def test_s102_ddp_starts_the_script_again_and_only_the_first_process_writes(tmp_
     assert_nobody_is_left(tmp_path)
 
 
+@pytest.mark.long
 def test_s117_torchrun_starts_the_processes_and_they_meet(tmp_path):
     command = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     done, _ = run_script(tmp_path, "trains", command=command)
@@ -269,7 +270,7 @@ def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_
     assert_nobody_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "ddp_spawn"])
 def test_c1_c3_when_the_first_process_is_killed_the_others_end_with_it(tmp_path, strategy):
     done, seconds = run_script(tmp_path, "first is killed", strategy)
     assert done.returncode == -signal.SIGKILL

@@ -134,7 +134,7 @@ def test_s112_an_optimizer_that_needs_a_closure_is_stepped_by_hand(tmp_path):
 
         def configure_optimizers(self):
             self.losses = []
-            return torch.optim.LBFGS(self.parameters(), lr=0.5)
+            return torch.optim.LBFGS(self.parameters(), line_search_fn="strong_wolfe")
 
     module = Closure()
     quiet(tmp_path, max_steps=4).fit(module, loaders(batch_size=50)[0])

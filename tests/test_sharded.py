@@ -309,6 +309,7 @@ def test_after_a_fit_the_module_is_whole_and_every_verb_goes_on(tmp_path):
     assert difference(one, two) <= TOLERANCE
 
 
+@pytest.mark.long
 def test_an_average_of_the_weights_is_that_of_one_process_also_after_a_resume(tmp_path):
     def average():
         return [EMAWeightAveraging(0.8)]

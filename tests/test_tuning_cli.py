@@ -79,7 +79,7 @@ def test_s28_auto_in_a_recipe_means_the_same(data, capsys):
 @pytest.mark.slow
 def test_tune_prints_what_it_finds_and_writes_nothing(data, capsys):
     before = of_files(Path())
-    assert run(["tune", data, *SMALL, "--strategy", "no_freeze"]) == 0
+    assert run(["tune", data, *SMALL, "--strategy", "freeze"]) == 0
     printed = capsys.readouterr()
     first, second = printed.out.splitlines()
     assert first == "batch size 8: there are 12 training samples"
@@ -87,7 +87,7 @@ def test_tune_prints_what_it_finds_and_writes_nothing(data, capsys):
     assert "looking for a batch size" in printed.err
     assert of_files(Path()) == before
 
-    assert run(["tune", data, *SMALL, "--strategy", "no_freeze", "--json", "--quiet", "--picture", "curve.png"]) == 0
+    assert run(["tune", data, *SMALL, "--strategy", "freeze", "--json", "--quiet", "--picture", "curve.png"]) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert set(found) == {"batch_size", "batch_size_bound", "learning_rate", "learning_rate_clear"}
