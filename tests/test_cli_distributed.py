@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_cli_end_to_end import write_images
+from small import colour_folders
 
 from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint
@@ -39,12 +39,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Grad strides do not match")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """11 images a class to train on, so that the last batch is uneven."""
-    import random
-
-    root, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    root = tmp_path_factory.mktemp("images")
     for part, count in (("train", 11), ("val", 5)):
-        write_images(root / part / "red", (200, 60, 60), count, rng)
-        write_images(root / part / "blue", (60, 60, 200), count, rng)
+        colour_folders(root / part, each=count, size=32)
     return root
 
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
+from small import colour_folders
 
 from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
@@ -30,23 +29,12 @@ def _contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def write_images(folder: Path, colour: tuple[int, int, int], count: int, rng: random.Random) -> None:
-    """32 x 32 noise around a colour."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        image = Image.new("RGB", (32, 32))
-        noise = [tuple(max(0, min(255, c + rng.randrange(-60, 60))) for c in colour) for _ in range(32 * 32)]
-        image.putdata(noise)
-        image.save(folder / f"{number}.png")
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """24 images of 2 classes in train/, val/ and test/."""
-    root, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    root = tmp_path_factory.mktemp("images")
     for part, count in (("train", 6), ("val", 4), ("test", 2)):
-        write_images(root / part / "red", (200, 60, 60), count, rng)
-        write_images(root / part / "blue", (60, 60, 200), count, rng)
+        colour_folders(root / part, each=count, size=32)
     return root
 
 

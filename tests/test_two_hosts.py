@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import time
 
 import pytest
 import torch
-from test_cli_end_to_end import write_images
+from small import colour_folders
 
 from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint
@@ -68,10 +67,9 @@ def machines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    root = tmp_path_factory.mktemp("images")
     for part, count in (("train", 11), ("val", 5)):
-        write_images(root / part / "red", (200, 60, 60), count, rng)
-        write_images(root / part / "blue", (60, 60, 200), count, rng)
+        colour_folders(root / part, each=count, size=32)
     return root
 
 
