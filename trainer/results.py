@@ -68,7 +68,7 @@ _NOTHING = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 class Entry:
     """One logged name: its last value, and what is needed for its value over the epoch."""
 
-    __slots__ = ("metric", "name", "on_epoch", "on_step", "settings", "total", "value", "weight")
+    __slots__ = ("last_weight", "metric", "name", "on_epoch", "on_step", "settings", "total", "value", "weight")
 
     def __init__(self, name: str, settings: LogSettings) -> None:
         self.name, self.settings = name, settings
@@ -76,7 +76,7 @@ class Entry:
         self.metric: Metric | Accuracy | None = None
         self.value: Any = None
         self.total: Any = None
-        self.weight = 0
+        self.weight = self.last_weight = 0
 
     def update(self, value: Any, weight: int) -> None:
         """Take one value; on an accelerator it stays there, so that no step waits for it."""
@@ -90,7 +90,7 @@ class Entry:
             return
         elif not isinstance(value, (int, float)):
             value = self._number(value)
-        self.value = value
+        self.value, self.last_weight = value, weight
         if not self.on_epoch or not weight:
             return
         reduce_fx = self.settings.reduce_fx
@@ -111,17 +111,22 @@ class Entry:
             ) from None
 
     def step_value(self, reduce: Reduce = _alone) -> float:
-        """The last value, over all processes if that was asked for."""
-        value = self._scalar(self.value)
+        """The last value, over all processes if that was asked for: a mean counts each by its samples."""
+        if not self.is_shared:
+            return self._scalar(self.value)
         reduce_fx = self.settings.reduce_fx
-        return reduce(value, reduce_fx) if self._is_shared else value
+        value = self._scalar(self.value) if self.last_weight else _NOTHING[reduce_fx]
+        if reduce_fx != "mean":
+            return float(reduce(value, reduce_fx))
+        total, weight = reduce(value * self.last_weight, "sum"), reduce(self.last_weight, "sum")
+        return float(total / weight) if weight else math.nan
 
     def epoch_value(self, reduce: Reduce = _alone) -> float:
         """The value over the epoch: a metric's result, or the reduced values (of all processes if so asked for)."""
         if self.metric is not None:
             return self._scalar(self.metric.compute())
         reduce_fx = self.settings.reduce_fx
-        if self._is_shared:
+        if self.is_shared:
             total = _NOTHING[reduce_fx] if self.total is None else float(self.total)
             if reduce_fx != "mean":
                 return float(reduce(total, reduce_fx))
@@ -132,7 +137,7 @@ class Entry:
         return float(self.total) / self.weight if reduce_fx == "mean" else float(self.total)
 
     @property
-    def _is_shared(self) -> bool:
+    def is_shared(self) -> bool:
         """A metric object shares its state over processes by itself."""
         return self.settings.sync_dist and self.metric is None
 
@@ -291,7 +296,8 @@ class Results:
 
 
 def _shows_step(entry: Entry) -> bool:
-    return entry.on_step and entry.value is not None
+    # Where a value is shared, a process that has none takes part.
+    return entry.on_step and (entry.value is not None or entry.is_shared)
 
 
 def _fork(entry: Entry, suffix: str) -> str:

@@ -75,7 +75,8 @@ class Run:
             return
         if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
             raise UsageError(f"log({name!r}, batch_size={batch_size!r}): a whole number of at least 1 is needed")
-        weight = self.batch_size if batch_size is None else batch_size
+        # What only fills a step counts for nothing, whatever the module takes it for.
+        weight = self.batch_size if batch_size is None or not self.batch_size else batch_size
         loader = self.loader_number if settings.add_dataloader_idx else None
         self.results.log(self.moment, name, value, weight, settings, loader)
 
