@@ -13,7 +13,7 @@ from typing import Any
 import torch.utils.data
 
 from flashtask.data.images import prepare_decoders
-from flashtask.trainer.distribution.group import processes_here
+from flashtask.trainer.distribution.group import cores_here
 
 __all__ = ["in_order", "in_threads", "num_cores"]
 
@@ -21,7 +21,7 @@ __all__ = ["in_order", "in_threads", "num_cores"]
 def num_cores() -> int:
     """The cores that this process may use; several processes of a run share those of their machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes_here())
+    return cores_here(cores)
 
 
 @functools.cache

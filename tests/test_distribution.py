@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from flashtask import Module, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place, place_in
+from flashtask.trainer.distribution.group import cores_of
 from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.placement.strategies import STRATEGIES
 
@@ -229,11 +231,29 @@ MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORL
             {**SLURM, "SLURM_STEP_NODELIST": "gpu[07-09,12],cpu1", "SLURM_JOB_ID": "123"},
             Place(5, 8, 1, 4, "gpu07", 12123, "slurm"),
         ),
+        (
+            {
+                **SLURM,
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2),3,1",
+                "SLURM_NODEID": "2",
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "1",
+            },
+            Place(5, 8, 1, 3, "a", 1, "slurm"),
+        ),
         ({**MPI, "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Place(1, 2, 1, 2, "a", 1, "mpi")),
     ],
 )
 def test_s105_s117_who_started_this_process_says_which_it_is(environment, place):
     assert place_in(environment) == place
+
+
+def test_s105_a_task_of_slurm_has_its_own_cores_and_others_share_them(monkeypatch):
+    place = Place(0, 4, 0, 4, "a", 1, "slurm")
+    assert cores_of(place, 8) == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert [cores_of(place, cores) for cores in (8, 64)] == [8, 8]
+    assert cores_of(replace(place, launcher="torchrun"), 8) == 2
 
 
 @pytest.mark.parametrize(

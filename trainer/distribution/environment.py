@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["Place", "place_in"]
+__all__ = ["Place", "number_in", "place_in"]
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,24 @@ def place_in(environment: Mapping[str, str] = os.environ) -> Place | None:
 
 def _rank(environment: Mapping[str, str]) -> str:
     """The rank of a process that is only told which of its machine it is, and which machine that is."""
-    node = _number("NODE_RANK", environment)
+    node = number_in(environment, "NODE_RANK")
     if node and "LOCAL_WORLD_SIZE" not in environment:
         raise _missing("LOCAL_WORLD_SIZE", "NODE_RANK", environment)
-    return str(node * (_number("LOCAL_WORLD_SIZE", environment) if node else 0) + _number("LOCAL_RANK", environment))
+    return str(
+        node * (number_in(environment, "LOCAL_WORLD_SIZE") if node else 0) + number_in(environment, "LOCAL_RANK")
+    )
 
 
 def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[str, str]) -> Place:
     rank_name, size_name, local_name, local_size_name = names
     if size_name not in environment:
         raise _missing(size_name, rank_name, environment)
-    rank, size = _number(rank_name, environment), _number(size_name, environment)
+    rank, size = number_in(environment, rank_name), number_in(environment, size_name)
     if not 0 <= rank < size:
         raise UsageError(f"{rank_name}={rank}: there are {size_name}={size} processes", fix=f"0 to {size - 1}")
-    local = _number(local_name, environment) if local_name in environment else 0
-    local_size = _number(local_size_name, environment) if environment.get(local_size_name, "").isdigit() else local + 1
+    local = number_in(environment, local_name) if local_name in environment else 0
+    said = environment.get(local_size_name, "")
+    local_size = (launcher == "slurm" and _tasks_here(environment)) or (int(said) if said.isdigit() else local + 1)
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher = "torchrun"
     if "FLASHTASK_REPORTS" in environment:
@@ -103,10 +106,19 @@ def _meeting_point(launcher: str, environment: Mapping[str, str]) -> tuple[str, 
             fix="MASTER_ADDR=HOST MASTER_PORT=29500, or start them by torchrun",
         )
     if "MASTER_PORT" in environment:
-        return address, _number("MASTER_PORT", environment)
+        return address, number_in(environment, "MASTER_PORT")
     first, last = _PORTS
     job = environment.get("SLURM_JOB_ID", "")
     return address, first + int(job) % (last - first) if job.isdigit() else 29_500
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int | None:
+    """How many tasks of SLURM's step this machine has: the second of `4(x2),3` has 4. None if it is not said."""
+    counts: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        counts += [int(tasks)] * int(times or 1)
+    node = number_in(environment, "SLURM_NODEID", 0)
+    return counts[node] if node < len(counts) else None
 
 
 def _first_host(nodes: str) -> str:
@@ -115,7 +127,14 @@ def _first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def _number(name: str, environment: Mapping[str, str]) -> int:
+def number_in(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """The whole number that a variable holds.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    if default is not None and not environment.get(name):
+        return default
     try:
         return int(environment[name])
     except ValueError:

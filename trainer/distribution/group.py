@@ -25,6 +25,8 @@ __all__ = [
     "abandon_group",
     "agree_on",
     "close_group",
+    "cores_here",
+    "cores_of",
     "gathered",
     "hard_exit",
     "is_of_the_group",
@@ -172,8 +174,24 @@ def is_open() -> bool:
 
 
 def processes_here() -> int:
-    """How many processes share this machine's cores and memory for a run; 1 as long as this one has met no others."""
+    """How many processes share this machine's memory for a run; 1 as long as this one has met no others."""
     return _met[0].local_world_size if _met else 1
+
+
+def cores_here(cores: int) -> int:
+    """Of the cores that this process may use, those that a run in it takes; all as long as it has met no others."""
+    return cores_of(_met[0], cores) if _met else cores
+
+
+def cores_of(place: Place, cores: int) -> int:
+    """Of the cores that a process may use, its own: SLURM gives each task some; else those of a machine share them.
+
+    Args:
+        place: of the process.
+        cores: those that it may use.
+    """
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "") if place.launcher == "slurm" else ""
+    return min(cores, int(own)) if own.isdigit() and int(own) else max(1, cores // place.local_world_size)
 
 
 def close_group() -> None:
