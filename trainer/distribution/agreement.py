@@ -45,9 +45,16 @@ def facts_of_module(module: Any) -> dict[str, str]:
 
 
 def facts_of_data(run: Any) -> dict[str, str]:
-    """How many samples there are to train on."""
+    """How many samples there are to train on, and how they are put into batches."""
     ordered = getattr(run, "ordered", None)
-    return {} if ordered is None else {"number of training samples": str(ordered.length)}
+    if ordered is None:
+        return {}
+    return {
+        "number of training samples": str(ordered.length),
+        "batch_size": str(ordered.own_size),
+        "shuffle": str(ordered.shuffle),
+        "drop_last": str(ordered.drop_last),
+    }
 
 
 def _arguments(trainer: Any) -> Sequence[tuple[str, Any]]:
