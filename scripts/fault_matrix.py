@@ -184,7 +184,8 @@ def without_launcher(one: Injection, folder: Path, chance: random.Random) -> Non
     try:
         _, one.step = run.wait_for_step(chance.randrange(1, STEPS - 4), 0)
         one.rank = -1 if one.launcher == "torchrun" else 0
-        started = set(run.alive())
+        while len(started := set(run.alive())) < 6 and run.process.poll() is None:
+            time.sleep(0.005)  # between two epochs there are no data workers
         os.kill(run.process.pid, signal.SIGKILL)
         one.seconds = run.wait_until_gone(30)
         one.code = run.process.poll()
