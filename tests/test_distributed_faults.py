@@ -1,24 +1,33 @@
 """Killed, frozen and failing processes: all stop, one of them says why, nobody is left, and the run can go on."""
 
 import importlib.util
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import PrefixStore, TCPStore
 from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Callback, Module, Trainer
-from flashtask.core.errors import BadDataError, DivergedError, UsageError
+from flashtask.core.errors import BadDataError, DivergedError, ProcessLostError, UsageError
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.distribution.agreement import require_the_same
 from flashtask.trainer.distribution.data_parallel import DataParallel
+from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.group import listen
-from flashtask.trainer.distribution.reports import how_it_ended
+from flashtask.trainer.distribution.launching import Others
+from flashtask.trainer.distribution.reports import how_it_ended, of_a_bystander, report_of
+from flashtask.trainer.distribution.signs import Sign, is_gone, this_machine
+from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.run_folder import RunFolder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -155,8 +164,8 @@ class Small(Module):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def loader(count=20):
-    return DataLoader(TensorDataset(torch.randn(count, 4), torch.randint(0, 3, (count,))), batch_size=2)
+def loader(count=20, batch_size=2):
+    return DataLoader(TensorDataset(torch.randn(count, 4), torch.randint(0, 3, (count,))), batch_size=batch_size)
 
 
 def forked(tmp_path, **options):
@@ -232,7 +241,8 @@ class Differs(Small):
             self.layers = torch.nn.Linear(4, 4)
 
     def train_dataloader(self):
-        return loader(19 if self.trainer.strategy.global_rank and self.what == "data" else 20)
+        differs = self.what if self.trainer.strategy.global_rank else ""
+        return loader(19 if differs == "data" else 20, batch_size=4 if differs == "batches" else 2)
 
     def training_step(self, batch, batch_idx):
         raise AssertionError("a step was begun")
@@ -243,6 +253,7 @@ class Differs(Small):
     [
         ("layers", "shape of layers.weight: 3x4 in process 0, 4x4 in process 1"),
         ("data", "number of training samples: 20 in process 0, 19 in process 1"),
+        ("batches", "batch_size: 2 in process 0, 4 in process 1"),
     ],
 )
 def test_c6_processes_that_differ_do_not_begin(tmp_path, what, said):
@@ -284,6 +295,65 @@ def test_c6_a_port_that_is_taken_is_named():
 )
 def test_c1_how_a_process_ended_is_told(code, said):
     assert said in how_it_ended(1, code, "at step 3")
+
+
+def test_c1_who_only_missed_another_is_not_the_one_that_failed(tmp_path):
+    """Process 1 found process 2 gone, and ended first where its code was asked for."""
+    place = Place(1, 4, 1, 4, "127.0.0.1", 1, "flashtask")
+    missed = report_of(of_a_bystander(ProcessLostError("process 2 ended")), place, is_of_the_group=True)
+    (tmp_path / "1.json").write_text(json.dumps(missed))
+    codes = {1: 71, 2: -9, 3: 0}
+    others = Others({rank: partial(codes.get, rank) for rank in codes}, dict.fromkeys(codes, 0), tmp_path)
+    assert str(others.failure(1.0, "at step 3")).startswith("process 2 was ended by SIGKILL at step 3")
+    assert others.ended() == (1, 71)
+    codes.update({1: 0, 2: 0})
+    assert others.ended() == (1, 0)
+    codes.update({1: 71, 3: 0})
+    assert others.failure(1.0) is None  # it missed one of another machine
+    codes[3] = 5
+    assert others.ended() == (1, 71)
+
+
+@pytest.fixture
+def watchdog():
+    store = PrefixStore("test", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    made = Watchdog(Place(0, 2, 0, 2, "127.0.0.1", 0, "environment"), store, 5.0, lambda: (0, None))
+    yield made
+    made.close()
+
+
+def test_c5_what_ended_one_verb_does_not_end_the_next(watchdog):
+    with watchdog.on_guard():
+        with watchdog.on_guard():
+            watchdog.tell_failure({"rank": 1})
+        assert watchdog.told_failure() == {"rank": 1}
+    assert watchdog.told_failure() == {"rank": 1}
+    with watchdog.on_guard():
+        assert watchdog.told_failure() is None
+
+
+def test_c1_pids_of_another_machine_are_not_looked_for_on_this_one():
+    mine = Sign(1, 0, 2**22 + 1, 1, platform.node(), this_machine())
+    assert is_gone(mine)
+    assert not is_gone(replace(mine, machine="another, of the same name"))
+
+
+class ValidatesInside(Callback):
+    """A verb in a hook of another."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            run, steps = trainer.strategy._run, len(trainer.strategy._steps)
+            trainer.validate(module, loader())
+            assert trainer.strategy._run is run
+            assert len(trainer.strategy._steps) == steps > 0
+
+
+def test_a_verb_inside_of_another_leaves_it_as_it_was(tmp_path):
+    trainer = forked(tmp_path, callbacks=[ValidatesInside()])
+    trainer.fit(Validates(), loader())
+    assert trainer.global_step == 5
+    assert not trainer.strategy._steps
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"frozen_after": 0.5}, {"frozen_after": float("nan")}])

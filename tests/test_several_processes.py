@@ -182,28 +182,43 @@ def test_s105_node_rank_and_local_rank_say_which_process_this_is(node, local, fu
             place_in(said)
 
 
+@pytest.mark.parametrize(("node", "said"), [("2", "there are num_nodes=2 machines"), ("one", "is no whole number")])
+def test_s105_a_machine_that_cannot_be_is_refused(tmp_path, monkeypatch, node, said):
+    for name, value in (("NODE_RANK", node), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=said):
+        trainer_of(tmp_path, 1, num_nodes=2, strategy="ddp").fit(Small(), DataLoader(samples(4)))
+
+
 SCRIPT = """
+import os
+import sys
 import torch
 from torch.utils.data import DataLoader
 from test_several_processes import QUIET, Small, samples
 from flashtask import Trainer
 
+class MayFail(Small):
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 1 and os.environ.get("FAILS") == os.environ["RANK"]:
+            raise ValueError("too much for me")
+        return super().training_step(batch, batch_idx)
+
 if __name__ == "__main__":
     trainer = Trainer(**QUIET, devices=2, num_nodes=2, max_epochs=2, enable_checkpointing=False)
-    module = Small()
+    module = MayFail()
     trainer.fit(module, DataLoader(samples(11), batch_size=1, shuffle=True))
     strategy = trainer.strategy
     torch.save(module.state_dict(), f"weights-{strategy.global_rank}.pt")
-    print(strategy.global_rank, strategy.local_rank, strategy.world_size)
+    sys.stdout.write(f"{strategy.global_rank} {strategy.local_rank} {strategy.world_size}\\n")  # as one piece
 """
 
 
-@pytest.mark.long
-def test_s105_s117_a_process_on_each_machine_starts_the_others_there(tmp_path):
-    """Two machines of two processes each, which here are the same machine twice."""
+def on_two_machines(tmp_path, **environment):
+    """Exit code, output and errors of the script on two machines, which here are the same machine twice."""
     (tmp_path / "script.py").write_text(SCRIPT)
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
-    settings = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    settings = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", **environment}
     settings["MASTER_PORT"] = str(free_port())
     nodes = [
         subprocess.Popen(
@@ -217,12 +232,66 @@ def test_s105_s117_a_process_on_each_machine_starts_the_others_there(tmp_path):
         for node in range(2)
     ]
     told = [node.communicate(timeout=120) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
-    assert [sorted(out.splitlines()) for out, _ in told] == [["0 0 4", "1 1 4"], ["2 0 4", "3 1 4"]]
+    return [(node.returncode, *texts) for node, texts in zip(nodes, told, strict=True)]
+
+
+@pytest.mark.long
+def test_s105_s117_a_process_on_each_machine_starts_the_others_there(tmp_path):
+    found = on_two_machines(tmp_path)
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert [sorted(out.splitlines()) for _, out, _ in found] == [["0 0 4", "1 1 4"], ["2 0 4", "3 1 4"]]
     one, _ = fitted(tmp_path, 1, Small)
     for rank in range(4):
         for name, value in torch.load(tmp_path / f"weights-{rank}.pt").items():
             assert (one.state_dict()[name] - value).abs().max() <= TOLERANCE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_c5_an_error_on_one_of_two_machines_is_told_on_both(tmp_path, rank):
+    found = on_two_machines(tmp_path, FAILS=str(rank))
+    assert [code for code, _, _ in found] == [1, 1], found
+    for node, (_, _, errors) in enumerate(found):
+        assert "too much for me" in errors
+        is_its_own = rank == 2 * node  # then the traceback ends with it
+        assert is_its_own or f"process {rank} of 4 failed: ValueError: too much for me" in errors, errors
+        assert errors.count("Traceback (most recent call last)") <= 2, errors
+
+
+class LogsSteps(Small):
+    """Logs on steps and in validation, where process 1 may have nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("loss", loss, on_step=True, sync_dist=True)
+        self.log("most", batch[0].max(), on_step=True, on_epoch=False, sync_dist=True, reduce_fx="max", batch_size=2)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", batch[0].sum() / len(batch[0]), on_step=True, sync_dist=True, reduce_fx="mean")
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.seen.append(self.trainer.fit_run.results.step_values())
+
+
+@pytest.mark.parametrize("count", [5, 9, 11])
+def test_s98_values_of_steps_count_each_sample_once(tmp_path, count):
+    """With 5 and 9 samples nothing is left for process 1 in the last step, and nothing in validation."""
+    seen, validated = [], []
+    for processes in (1, 2):
+        module, trainer = LogsSteps(), trainer_of(tmp_path, processes, max_epochs=1)
+        loaders = DataLoader(samples(count), batch_size=4 // processes), DataLoader(samples(1))
+        trainer.fit(module, *loaders)
+        seen.append(module.seen)
+        validated.append([trainer.callback_metrics[f"val_{level}"] for level in ("step", "epoch")])
+    assert len(seen[0]) == -(-count // 4)
+    for one, two in zip(*seen, strict=True):
+        assert one == pytest.approx(two, abs=TOLERANCE)
+    assert validated[0] == pytest.approx(validated[1], abs=TOLERANCE)
 
 
 # ---- who is given what

@@ -1,7 +1,7 @@
 """Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a place to resume from.
 
 Only a plain `DataLoader` with a sequential or random sampler is rebuilt; subclasses, samplers of the user's own and
-iterable datasets are left alone.
+iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the sampler.)
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from flashtask.trainer.distribution.signs import start_of
+
 __all__ = ["leave_mark", "was_begun_by_us", "wipe_mark"]
 
 _MARK = ".attempt"
@@ -43,7 +45,4 @@ def _job(environment: Mapping[str, str]) -> str | None:
     if job != "none":
         return job
     agent = os.getppid()
-    with suppress(OSError, IndexError):
-        started = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"agent {agent} of {started} on {platform.node()}"
-    return f"agent {agent} on {platform.node()}"
+    return f"agent {agent} of {start_of(agent)} on {platform.node()}"

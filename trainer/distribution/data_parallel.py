@@ -24,6 +24,7 @@ from flashtask.trainer.distribution.group import (
     abandon_group,
     agree_on,
     close_group,
+    cores_of,
     gathered,
     is_of_the_group,
     is_open,
@@ -39,7 +40,15 @@ from flashtask.trainer.distribution.launching import (
     start_again,
     started,
 )
-from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, report_of, say_nothing_of
+from flashtask.trainer.distribution.reports import (
+    CONTINUE,
+    error_in,
+    exit_code_of,
+    is_bystander,
+    of_a_bystander,
+    report_of,
+    say_nothing_of,
+)
 from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
@@ -140,6 +149,8 @@ class DataParallel(Strategy):
         if self.place is None:
             yield
             return
+        # A verb can run inside of another, as in a hook: what is the outer one's stays.
+        outer, kept = self._run, len(self._steps)
         with reporting(self.place):
             try:
                 self._meet()
@@ -152,9 +163,9 @@ class DataParallel(Strategy):
                     raise
                 raise seen from None
             finally:
-                self._run = None
-                for step in self._steps:
-                    step.close()
+                self._run = outer
+                while len(self._steps) > kept:
+                    self._steps.pop().close()
 
     def _start(self) -> tuple[Place, Others | None, socket.socket | None]:
         return start_again(self._devices, self._num_nodes)
@@ -163,7 +174,7 @@ class DataParallel(Strategy):
         global _watchdog
         assert self.place is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
-            torch.set_num_threads(max(1, torch.get_num_threads() // self.place.local_world_size))
+            torch.set_num_threads(cores_of(self.place, torch.get_num_threads()))
         # Said of channels-last weights and of dimensions of one, where it means nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         listening, self._listening = self._listening, None
@@ -211,16 +222,30 @@ class DataParallel(Strategy):
             time.sleep(60)  # it is saying so, and ends this process
         if self._others is None:
             return error if self.place is None or _watchdog is None else self._seen_from_afar(error, _watchdog)
-        told: BaseException | None = error
-        if is_of_the_group(error):
-            told = self._others.failure(_GRACE, f"at step {self._where()[0]}") or self._broken(error)
+        found = self._seen_beside(error, self._others)
         self._others.end()
-        return told or error
+        return found
+
+    def _seen_beside(self, error: BaseException, others: Others) -> BaseException:
+        """The same where this process started the others of its machine, which may be one of several."""
+        assert self.place is not None
+        if is_bystander(error):
+            return error
+        found = others.failure(_GRACE, f"at step {self._where()[0]}") if is_of_the_group(error) else error
+        if _watchdog is None:
+            return found or self._broken(error)
+        if found is not None:
+            _watchdog.tell_failure(report_of(found, self.place, is_of_the_group=False))
+            return found
+        if (told := _watchdog.told_failure()) is not None:
+            return error_in(told)
+        lost = _watchdog.lost()
+        return self._broken(error) if lost is None else of_a_bystander(ProcessLostError(lost[1], fix=CONTINUE))
 
     def _seen_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
         """The same where somebody else started the processes: one of them speaks, each of them ends."""
         assert self.place is not None
-        if getattr(error, "is_told_elsewhere", False):
+        if is_bystander(error):
             return error
         if not is_of_the_group(error):
             watchdog.tell_failure(report_of(error, self.place, is_of_the_group=False))
@@ -236,13 +261,14 @@ class DataParallel(Strategy):
         if (told := watchdog.told_failure()) is not None:
             return say_nothing_of(error_in(told))
         rank, how = lost
-        found = ProcessLostError(how, fix=CONTINUE)
+        found = of_a_bystander(ProcessLostError(how, fix=CONTINUE))
         speaks = self.global_rank == (1 if rank == 0 else 0)
         return found if speaks else say_nothing_of(found)
 
     def _broken(self, error: BaseException) -> BaseException:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return ProcessLostError(f"the processes lost each other at step {self._where()[0]}", why=lines[0])
+        what = f"the processes lost each other at step {self._where()[0]}"
+        return of_a_bystander(ProcessLostError(what, why=lines[0]))
 
     def setup(self, module: nn.Module) -> None:
         """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""

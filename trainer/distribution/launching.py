@@ -22,9 +22,16 @@ from pathlib import Path
 import torch
 
 from flashtask.core.errors import ProcessLostError, UsageError
-from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.environment import Place, number_in
 from flashtask.trainer.distribution.group import close_group, hard_exit, is_of_the_group, listen
-from flashtask.trainer.distribution.reports import CONTINUE, error_in, exit_code_of, how_it_ended, report_of
+from flashtask.trainer.distribution.reports import (
+    CONTINUE,
+    error_in,
+    exit_code_of,
+    how_it_ended,
+    is_bystander,
+    report_of,
+)
 
 __all__ = ["Others", "end_data_workers_too", "ending_here", "fork", "is_script", "reporting", "start_again", "started"]
 
@@ -36,7 +43,7 @@ _REPORTS = "FLASHTASK_REPORTS"
 
 
 class Others:
-    """The processes that this one, rank 0, has started.
+    """The processes that this one has started on its machine.
 
     Args:
         polls: for each rank, its exit code as subprocess has it, or None as long as it runs.
@@ -48,31 +55,32 @@ class Others:
         self._polls, self._pids, self._reports = polls, pids, reports
         self._is_over = False
 
-    def wait(self, seconds: float | None) -> tuple[int, int] | None:
-        """The first that failed, with its code; waits until all have ended, but no longer than that."""
+    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
+        """Those that failed, with their codes, in the order of it; waits until all have ended, no longer than that."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        found = None
+        found = []
         waiting = set(self._polls)
         while waiting and (deadline is None or time.monotonic() < deadline):
             for rank in sorted(waiting):
                 code = self._polls[rank]()
                 if code is not None:
                     waiting.discard(rank)
-                    found = found or ((rank, code) if code else None)
+                    found += [(rank, code)] if code else []
             time.sleep(0.02)
         return found
 
     def ended(self) -> tuple[int, int] | None:
-        """One that has ended, with its code; None if all run."""
-        return next(((rank, code) for rank, poll in self._polls.items() if (code := poll()) is not None), None)
+        """One that has ended, with its code, and rather one that failed; None if all run."""
+        codes = [(rank, code) for rank, poll in self._polls.items() if (code := poll()) is not None]
+        return next((one for one in codes if one[1]), codes[0] if codes else None)
 
     def finish(self) -> None:
         """At the end of this process: let the others come to theirs, unless this one failed."""
         if self._is_over:
             return
         lost = self.wait(_GRACE if hasattr(sys, "last_value") else None)
-        if lost is not None and not hasattr(sys, "last_value"):
-            print(f"{how_it_ended(*lost)}, after the run", file=sys.stderr)
+        if lost and not hasattr(sys, "last_value"):
+            print(f"{how_it_ended(*lost[0])}, after the run", file=sys.stderr)
         self.end()
 
     def end(self) -> None:
@@ -88,11 +96,14 @@ class Others:
     def failure(self, seconds: float | None, where: str = "") -> BaseException | None:
         """What became of them, if one failed: what it said itself, or how it ended and in which place of the run."""
         lost = self.wait(seconds)
-        for file in sorted(self._reports.glob("*.json")):
-            told = json.loads(file.read_text("utf-8"))
+        reports = [json.loads(file.read_text("utf-8")) for file in sorted(self._reports.glob("*.json"))]
+        for told in reports:
             if not told["is_of_the_group"]:
                 return error_in(told)
-        return None if lost is None else ProcessLostError(how_it_ended(*lost, where), fix=CONTINUE)
+        # Those that only missed another have said so; it may be on another machine.
+        bystanders = {told["rank"] for told in reports}
+        first = next((one for one in lost if one[0] not in bystanders), None)
+        return None if first is None else ProcessLostError(how_it_ended(*first, where), fix=CONTINUE)
 
 
 #: those that this process started to go on beside it to its end
@@ -106,18 +117,19 @@ def started() -> Others | None:
 
 @contextmanager
 def reporting(place: Place) -> Iterator[None]:
-    """In a process that was started here: leave what went wrong where rank 0 finds it, and end without a word."""
+    """In a process that another of its machine started: leave for that one what went wrong, and end without a word."""
     reports = os.environ.get(_REPORTS)
     try:
         yield
     except BaseException as error:
-        if not (reports and place.rank):
+        if not (reports and place.local_rank):
             raise
         partial = Path(reports, f"{place.rank}.partial")
         with suppress(OSError):
-            partial.write_text(json.dumps(report_of(error, place, is_of_the_group(error))), "utf-8")
+            report = report_of(error, place, is_of_the_group=is_of_the_group(error) or is_bystander(error))
+            partial.write_text(json.dumps(report), "utf-8")
             partial.rename(partial.with_suffix(".json"))
-        # Rank 0 says it, once, and ends the others: what stands above here is not gone through.
+        # It is said once, and the others are ended: what stands above here is not gone through.
         hard_exit(exit_code_of(error))
 
 
@@ -134,7 +146,7 @@ def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.soc
     node = 0 if num_nodes == 1 else _node_rank(num_nodes)
     command = _this_command()
     reports = Path(tempfile.mkdtemp(prefix="flashtask-"))
-    address, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT") or 0)
+    address, port = os.environ.get("MASTER_ADDR", ""), number_in(os.environ, "MASTER_PORT", 0)
     listening = None
     if num_nodes == 1:
         # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
@@ -158,7 +170,10 @@ def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.soc
 def _node_rank(num_nodes: int) -> int:
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if not missing:
-        return int(os.environ["NODE_RANK"])
+        node = number_in(os.environ, "NODE_RANK")
+        if 0 <= node < num_nodes:
+            return node
+        raise UsageError(f"NODE_RANK={node}: there are num_nodes={num_nodes} machines", fix=f"0 to {num_nodes - 1}")
     raise UsageError(
         f"num_nodes={num_nodes}: somebody has to start a process on each machine",
         why=f"none has: {', '.join(missing)} is not set",

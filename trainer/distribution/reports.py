@@ -12,7 +12,16 @@ from flashtask.core.errors import FlashtaskError, ProcessLostError, UnknownNameE
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.distribution.environment import Place
 
-__all__ = ["CONTINUE", "error_in", "exit_code_of", "how_it_ended", "report_of", "say_nothing_of"]
+__all__ = [
+    "CONTINUE",
+    "error_in",
+    "exit_code_of",
+    "how_it_ended",
+    "is_bystander",
+    "of_a_bystander",
+    "report_of",
+    "say_nothing_of",
+]
 
 CONTINUE = "the run can be continued from its last.ckpt (--resume)"
 
@@ -74,9 +83,20 @@ def exit_code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, FlashtaskError) else 1
 
 
+def of_a_bystander(error: BaseException) -> BaseException:
+    """An error of a process that only missed another: what that one says itself comes first."""
+    error.is_bystanders = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_bystander(error: BaseException) -> bool:
+    """Whether an error is of a process that only missed another."""
+    return getattr(error, "is_bystanders", False)
+
+
 def say_nothing_of(error: BaseException) -> BaseException:
     """Another process tells this error: here it ends the script, or the command, without a word."""
-    error.is_told_elsewhere = True  # type: ignore[attr-defined]
+    of_a_bystander(error).is_told_elsewhere = True  # type: ignore[attr-defined]
     before = sys.excepthook
 
     def unless_it_is_told(kind: Any, raised: BaseException, trace: Any) -> None:

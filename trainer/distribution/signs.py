@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Endings", "Sign", "is_gone", "read_sign", "start_of"]
+__all__ = ["Endings", "Sign", "is_gone", "read_sign", "start_of", "this_machine"]
 
 _GONE = ("Z", "X", "x")
 
@@ -26,7 +27,8 @@ class Sign:
         step: of the run at that moment.
         pid: of the process.
         started: when, in the system's own ticks; with the pid it names the process for good.
-        host: its machine.
+        host: its machine's name, for people.
+        machine: as `this_machine` tells it.
         is_last: it has parted from the others.
     """
 
@@ -35,7 +37,21 @@ class Sign:
     pid: int
     started: int
     host: str
+    machine: str
     is_last: bool = False
+
+
+@functools.cache
+def this_machine() -> str:
+    """Equal for processes that mean the same by a pid: those of one boot and one namespace of pids.
+
+    Names of machines do not tell: containers share them or each have their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return platform.node()
 
 
 class Endings:
@@ -52,7 +68,7 @@ class Endings:
 
     def watch(self, rank: int, sign: Sign) -> None:
         """Wait for the end of a process, if it runs here; once for each."""
-        if rank in self._watched or sign.host != platform.node():
+        if rank in self._watched or sign.machine != this_machine():
             return
         self._watched[rank] = threading.Event()
         with suppress(AttributeError, OSError):  # another system, or the process is gone
@@ -99,7 +115,7 @@ def start_of(pid: int) -> int:
 
 def is_gone(sign: Sign) -> bool:
     """Whether a process of this machine has ended; of others nothing is known."""
-    if sign.host != platform.node() or not sign.started:
+    if sign.machine != this_machine() or not sign.started:
         return False
     stat = _stat(sign.pid)
     return stat is None or stat[1] != sign.started or stat[0] in _GONE

@@ -23,8 +23,8 @@ from typing import Any
 from flashtask.core.errors import ProcessLostError
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.launching import Others
-from flashtask.trainer.distribution.reports import CONTINUE, how_it_ended
-from flashtask.trainer.distribution.signs import Endings, Sign, is_gone, read_sign, start_of
+from flashtask.trainer.distribution.reports import CONTINUE, error_in, how_it_ended
+from flashtask.trainer.distribution.signs import Endings, Sign, is_gone, read_sign, start_of, this_machine
 
 __all__ = ["Watchdog"]
 
@@ -56,8 +56,10 @@ class Watchdog:
         self._place, self._store, self._patience, self.where = place, store, patience, where
         self._others = others
         self._interval = min(1.0, patience / 5)
-        #: a verb is running: only then does it matter what the others do
-        self.is_on_guard = False
+        #: verbs that run, one in another: only then does it matter what the others do
+        self._running = 0
+        #: how many have run, in all processes alike; what ended one of them does not end the next
+        self._verb = 0
         #: this process is about to be ended from here
         self.has_found = threading.Event()
         self._parent = os.getppid()
@@ -89,18 +91,21 @@ class Watchdog:
 
     @contextmanager
     def on_guard(self) -> Iterator[None]:
-        """Around a verb."""
-        self.is_on_guard = True
+        """Around a verb, which may run inside of another."""
+        if not self._running:
+            self._verb += 1
+        self._running += 1
         try:
             yield
         finally:
-            self.is_on_guard = False
+            self._running -= 1
 
     # ---- signs of life
 
     def _give_signs(self) -> None:
         """The store can be silent with the process that keeps it, so nothing else waits for it."""
-        own: dict[str, Any] = {"pid": os.getpid(), "started": start_of(os.getpid()), "host": platform.node()}
+        own: dict[str, Any] = {"pid": os.getpid(), "started": start_of(os.getpid())}
+        own |= {"host": platform.node(), "machine": this_machine()}
         count = 0
         try:
             store = self._store.clone()
@@ -122,7 +127,7 @@ class Watchdog:
             if sign is not None and sign != self._seen.get(rank):
                 self._endings.watch(rank, sign)
                 self._seen[rank], self._silence[rank] = sign, 0.0
-        for key in ("frozen", "failed"):
+        for key in ("frozen", self._failed):
             if key not in self._told and store.check([key]):
                 self._told[key] = json.loads(store.get(key))
 
@@ -135,7 +140,7 @@ class Watchdog:
             passed = min(time.monotonic() - before, 2 * self._interval)
             before = time.monotonic()
             self._look_for_the_launcher()
-            if not self.is_on_guard:
+            if not self._running:
                 self._silence = dict.fromkeys(self._silence, 0.0)
                 self._without_answer = overdue = 0.0
                 continue
@@ -144,10 +149,10 @@ class Watchdog:
             if (found := self._frozen()) is not None:
                 self._leave_the_frozen(*found)
             ended = None if self._others is None else self._others.ended()
-            overdue = overdue + passed if "failed" in self._told or (ended and ended[1]) else 0.0
+            told = self._told.get(self._failed)
+            overdue = overdue + passed if told or (ended and ended[1]) else 0.0
             if overdue > _GRACE:
-                text = how_it_ended(*ended, self._at(0)) if ended else "another process failed"
-                self._leave(text, speaks=True)
+                self._leave(_what(told) if told else how_it_ended(*ended, self._at(0)) if ended else "")
 
     def _look_for_the_launcher(self) -> None:
         """Torchrun's agent cannot end its processes any more when it was killed itself."""
@@ -192,16 +197,16 @@ class Watchdog:
         if finds_it_first:
             time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
         sign = self._seen.get(rank)
-        if sign is not None and sign.host == platform.node() and not is_gone(sign):
+        if sign is not None and sign.machine == this_machine() and not is_gone(sign):
             with suppress(OSError):
                 os.kill(sign.pid, signal.SIGKILL)
         self._end_the_others()
         os._exit(ProcessLostError.exit_code)
 
-    def _leave(self, text: str, *, speaks: bool) -> None:
-        """The main thread did not notice by itself."""
+    def _leave(self, text: str) -> None:
+        """The main thread did not notice by itself; on each machine one process says so."""
         self.has_found.set()
-        if speaks:
+        if self._place.local_rank == 0:
             self._say(text)
         self._dump(text)
         self._end_the_others()
@@ -249,7 +254,10 @@ class Watchdog:
                     return rank, self._ended(rank, sign)
                 first.setdefault(rank, sign)
             time.sleep(0.05)
-        silent = [rank for rank, sign in first.items() if read_sign(self._store, rank) == sign]
+        try:
+            silent = [rank for rank, sign in first.items() if read_sign(self._store, rank) == sign]
+        except Exception:
+            return 0, self._ended(0, self._seen.get(0))
         return (silent[0], f"process {silent[0]} is silent, {self._at(first[silent[0]].step)}") if silent else None
 
     def _ended(self, rank: int, sign: Sign | None) -> str:
@@ -257,18 +265,32 @@ class Watchdog:
         code = None if sign is None else self._endings.code(rank, sign)
         return f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
 
+    @property
+    def _failed(self) -> str:
+        return f"failed/{self._verb}"
+
     def tell_failure(self, report: dict[str, Any]) -> None:
-        """Let the others know what ended the run here."""
+        """Let the others know what ended the verb here."""
         with suppress(Exception):
-            self._store.compare_set("failed", "", json.dumps(report))
+            self._store.compare_set(self._failed, "", json.dumps(report))
+            place = self._place
+            if place.rank == 0 and place.launcher != "torchrun" and place.world_size > place.local_world_size:
+                # The store ends with this process, and other machines are to read it first.
+                time.sleep(1.5 * self._interval)
 
     def told_failure(self) -> dict[str, Any] | None:
-        """What another process said that it failed of."""
+        """What another process said that the verb failed of."""
+        if (heard := self._told.get(self._failed)) is not None:
+            return dict(heard)
         with suppress(Exception):
-            if self._store.check(["failed"]):
-                found: dict[str, Any] = json.loads(self._store.get("failed"))
+            if self._store.check([self._failed]):
+                found: dict[str, Any] = json.loads(self._store.get(self._failed))
                 return found
         return None
+
+
+def _what(told: dict[str, Any]) -> str:
+    return getattr(error_in(told), "what", "") or f"process {told['rank']} was stopped"
 
 
 def _write_to_stderr(text: str) -> None:
