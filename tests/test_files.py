@@ -174,12 +174,19 @@ def test_b2_a_file_size_limit_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
+TRACED = "trace=openat,write,fsync,rename,close"
+
+
 def traced_calls(target, log):
-    """(call, its number in the process) of every system call from the first that names the partial file."""
-    calls = "openat,write,fsync,rename,close"
-    result = run_save(target, "strace", "-f", "-o", str(log), "-e", f"trace={calls}")
+    """(call, its number in the process, line) of every system call of a save."""
+    result = run_save(target, "strace", "-f", "-o", str(log), "-e", TRACED)
     if result.returncode:
         pytest.skip(f"strace cannot trace here: {result.stderr[-200:]}")
+    return calls_in(log)
+
+
+def calls_in(log):
+    """From the first that names the partial file to the end of the folder's."""
     counts, points, began = {}, [], False
     for line in log.read_text().splitlines():
         match = re.match(r"\d+\s+(\w+)\(", line)
@@ -194,23 +201,42 @@ def traced_calls(target, log):
     return points
 
 
+def save_with_fault(target, log, call, count, fault, index):
+    """A save in which its call with that index fails or is the last.
+
+    The system counts calls from the start of Python, which opens a file more or less where other processes compile
+    modules meanwhile: what was hit is looked up, and where it was another call, the next count is tried.
+    """
+    for when in (number for number in (count, count - 1, count + 1, count - 2, count + 2) if number > 0):
+        target.write_bytes(b"old")
+        inject = f"inject={call}:{fault}:when={when}"
+        result = run_save(target, "strace", "-f", "-o", str(log), "-e", TRACED, "-e", inject)
+        points = calls_in(log)
+        hit = [number for number, (_, _, line) in enumerate(points) if "(INJECTED)" in line]
+        log.unlink()
+        if result.returncode and (hit[0] if hit else len(points) - 1) == index:
+            return result
+        remove_partials(target.parent)
+    raise AssertionError(f"no save was hit at {call} {count}")
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a3_b3_each_system_call_of_a_save_may_fail_or_be_the_last(tmp_path):
-    target, new = tmp_path / "a.ckpt", b"new" * 150_000
-    points = traced_calls(target, tmp_path / "log")
+    folder, log = tmp_path / "saves", tmp_path / "log"
+    folder.mkdir()
+    target, new = folder / "a.ckpt", b"new" * 150_000
+    points = traced_calls(target, log)
     names = [name for name, _, _ in points]
     assert target.read_bytes() == new
     order = [name for name in names if name in ("fsync", "rename")]
     assert order == ["fsync", "rename", "fsync"]  # file, then name, then folder
     renamed = names.index("rename")
     codes = {"openat": "EROFS", "write": "ENOSPC", "fsync": "EIO", "rename": "EXDEV"}
-    (tmp_path / "log").unlink()
     failed = killed = 0
     for index, (call, count, _) in enumerate(points):
         for fault in ("error=" + codes.get(call, ""), "signal=SIGKILL")[call not in codes :]:
-            target.write_bytes(b"old")
-            inject = f"inject={call}:{fault}:when={count}"
-            result = run_save(target, "strace", "-f", "-o", "/dev/null", "-e", inject)
+            inject = f"{call}:{fault}, call {index} of the save"
+            result = save_with_fault(target, log, call, count, fault, index)
             assert result.returncode != 0, inject
             allowed = [b"old"] if index < renamed else [new] if index > renamed else [b"old", new]
             assert target.read_bytes() in allowed, inject
@@ -218,10 +244,10 @@ def test_a3_b3_each_system_call_of_a_save_may_fail_or_be_the_last(tmp_path):
                 failed += 1
                 assert "StorageError" in result.stderr
                 assert os.strerror(getattr(errno, codes[call])) in result.stderr
-                assert os.listdir(tmp_path) == ["a.ckpt"]
+                assert os.listdir(folder) == ["a.ckpt"]
             else:
                 killed += 1
-                remove_partials(tmp_path)
-                assert os.listdir(tmp_path) == ["a.ckpt"], inject
+                remove_partials(folder)
+                assert os.listdir(folder) == ["a.ckpt"], inject
     assert failed >= 7
     assert killed >= 9
