@@ -18,6 +18,7 @@ def autocast(setup: Setup) -> Any:
 
 
 def fit(module: nn.Module, train: Any, val: Any, setup: Setup) -> None:
+    """Train what requires gradients, and validate after each epoch."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=setup.rate)
     batches = loader(train, setup, shuffle=True)
     for _ in range(setup.epochs):

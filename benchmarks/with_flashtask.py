@@ -20,6 +20,7 @@ _QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enabl
 
 
 def finetune(setup: Setup, *, frozen: bool) -> Outcome:
+    """The work as a user of flashtask writes it, with the backbone frozen or trained."""
     start = time.perf_counter()
     data = ImageClassificationData.from_folders(
         setup.path("elpv", "train"), setup.path("elpv", "val"), batch_size=setup.batch_size, augment="none"

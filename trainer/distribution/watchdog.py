@@ -149,10 +149,14 @@ class Watchdog:
             if (found := self._frozen()) is not None:
                 self._leave_the_frozen(*found)
             ended = None if self._others is None else self._others.ended()
-            told = self._told.get(self._failed)
-            overdue = overdue + passed if told or (ended and ended[1]) else 0.0
+            found_out = ""
+            if (told := self._told.get(self._failed)) is not None:
+                found_out = _what(told)
+            elif ended is not None and ended[1]:
+                found_out = how_it_ended(*ended, self._at(0))
+            overdue = overdue + passed if found_out else 0.0
             if overdue > _GRACE:
-                self._leave(_what(told) if told else how_it_ended(*ended, self._at(0)) if ended else "")
+                self._leave(found_out)
 
     def _look_for_the_launcher(self) -> None:
         """Torchrun's agent cannot end its processes any more when it was killed itself."""
