@@ -120,7 +120,8 @@ def _why(speed: Speed) -> str:
         "contiguous": "contiguous, as the network has no 2-D convolutions, or cannot be laid out otherwise",
     }[auto.memory_format]
     memory = "; freed memory is kept for the next step" if speed.keeps_memory else ""
-    return f"{auto.precision}, as the {auto.device.type} {has}; {layout}{memory}"
+    formats = f"{auto.precision} for training steps and {auto.inference_precision} for evaluation and prediction"
+    return f"{formats}, as the {auto.device.type} {has}; {layout}{memory}"
 
 
 def _faster(speed: Speed) -> str | None:
@@ -184,6 +185,7 @@ def _as_json(speed: Speed, facts: Mapping[str, Any]) -> dict[str, Any]:
         "device": auto.device.type,
         "auto": {
             "precision": auto.precision,
+            "inference_precision": auto.inference_precision,
             "memory_format": auto.memory_format,
             "lanes": speed.lanes,
             "why": _why(speed),

@@ -210,6 +210,7 @@ PREDICT = (
     Option("--num-workers", "", whole(), "Processes that load images.", "N"),
     Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
     *_PLACE,
+    _PRECISION,
     _ZOO_FILE,
 )
 

@@ -57,6 +57,8 @@ def _predict(
     share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, device_of(strategy, options))
+        if "precision" in options:
+            task.default_precision = options["precision"]
         cache = DecodedCache()
         bad = _bad_images(share, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)

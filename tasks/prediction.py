@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.folding import folded_copy
+from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import in_mode, prepare_decoders
 from flashtask.data.loaders import fitting_workers
-from flashtask.data.threads import in_order, in_threads, num_cores
+from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
-from flashtask.trainer.placement.precision import MixedPrecision, Precision, resolve_precision
+from flashtask.trainer.placement.precision import MixedPrecision, Precision, inference_precision
 
-__all__ = ["Prediction", "as_items", "evaluating", "fitting_lanes", "image_batches", "paths_of", "predictions_of"]
+__all__ = ["Prediction", "as_items", "evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
 
-#: Images at a time: for a lane, what fits into a core's cache; else, what keeps a device busy.
-_LANE_BATCH, _BATCH_SIZE = 16, 64
-#: Below this number of images a copy for inference costs more than it saves.
-_FEW = 32
-#: With more lanes they would wait for Python's lock.
-_MOST_LANES = 8
-#: Whose modules keep nothing of one forward pass for another, so that several may run at once.
-_LIBRARIES = ("flashtask", "timm", "torch", "torchmetrics", "torchvision")
+#: Images at a time where they are not computed in lanes: what keeps a device busy.
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ def evaluating(module: nn.Module, precision: Precision) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), precision.forward():
+        with precision.inference():
             yield
     finally:
         for part, mode in modes:
@@ -173,8 +167,8 @@ def predictions_of(
     """What `Task.predictions` gives, one result after the other, as fast as the device can.
 
     On a CPU each lane, a thread with its share of the cores, decodes and computes batches of its own, on a copy of the
-    network with BatchNorm folded into the convolutions. Probabilities differ from those of the plain path by less than
-    1e-4 in float32 and 0.05 in bfloat16, where the plain path itself is as far from float32.
+    network with BatchNorm folded into the convolutions. In float32, which is what `auto` means here, scores are those
+    of the plain path to 1e-5, however many images there are; in a mixed format both round, each in its own way.
 
     Args:
         task: what predicts.
@@ -184,18 +178,22 @@ def predictions_of(
         cache: where decoded pictures may lie already.
         lanes: threads that compute; None decides by itself. 0 takes the plain path.
     """
-    lanes = fitting_lanes(task, len(items), num_workers) if lanes is None else lanes
+    lanes = _fitting_lanes(task, len(items), num_workers) if lanes is None else lanes
     if not lanes:
         yield from _plainly(task, items, batch_size or _BATCH_SIZE, num_workers)
         return
     remaining = iter(items)
-    for outputs in _in_lanes(task, _Images(items, task.preprocessing, cache), batch_size or _LANE_BATCH, lanes):
+    for outputs in _in_lanes(task, _Images(items, task.preprocessing, cache), batch_size or LANE_BATCH, lanes):
         yield from task.to_predictions(outputs, paths_of(islice(remaining, len(outputs))))
+
+
+def _fitting_lanes(task: Any, num_images: int, num_workers: int | None) -> int:
+    return 0 if num_workers else fitting_lanes(task, num_images, num_cores())
 
 
 def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int | None) -> Iterator[Any]:
     """On the network as it is, one batch after the other, with all threads of the process in each."""
-    precision = resolve_precision(task.default_precision, task.device)
+    precision = inference_precision(task.default_precision, task.device)
     for images, paths in image_batches(items, task.preprocessing, batch_size, num_workers):
         with evaluating(task, precision):
             # From pinned memory the copy runs beside what is still being computed.
@@ -204,51 +202,34 @@ def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int 
         yield from task.to_predictions(outputs, paths)
 
 
-def fitting_lanes(task: Any, num_images: int, num_workers: int | None) -> int:
-    """A lane a core, up to eight; none where there is no CPU to share or parts may not be fit for several threads."""
-    parts = (*task.modules(), *(hook for part in task.modules() for hook in _hooks(part)))
-    is_known = all(type(one).__module__.partition(".")[0] in _LIBRARIES for one in parts)
-    if num_workers or num_images < _FEW or task.device.type != "cpu" or not is_known:
-        return 0
-    return min(torch.get_num_threads(), num_cores(), _MOST_LANES)
-
-
-def _hooks(part: nn.Module) -> tuple[Any, ...]:
-    return (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-
-
 def _in_lanes(task: Any, images: _Images, batch_size: int, lanes: int) -> Iterator[torch.Tensor]:
     """Outputs of one batch after the other, in order."""
     keep_freed_memory()
     prepare_decoders()
-    precision = resolve_precision(task.default_precision, task.device)
-    made = _for_inference(task, precision)
+    precision = inference_precision(task.default_precision, task.device)
+    made = task.inference_copy(precision)
     size = max(1, min(batch_size, -(-len(images) // lanes)))
-    threads = torch.get_num_threads()
 
     def outputs_of(start: int) -> torch.Tensor:
         rows = range(start, min(start + size, len(images)))
         batch = torch.empty((len(rows), *images.transform.shape))
         for row, index in enumerate(rows):
             images.write(index, batch[row])
-        with torch.no_grad(), precision.forward():
+        with precision.inference():
             batch = precision.convert_batch(batch.to(memory_format=torch.channels_last))
             outputs: torch.Tensor = made.predict_step(batch, 0)
         return outputs
 
-    try:
-        yield from in_order(outputs_of, range(0, len(images), size), lanes, partial(_compute_in, threads // lanes))
-    finally:
-        torch.set_num_threads(threads)  # what a lane has set for itself would hold for threads that start later
+    yield from in_lanes(outputs_of, range(0, len(images), size), lanes)
 
 
-def _compute_in(threads: int) -> None:
-    torch.get_num_threads()  # torch sets up a thread when it is first asked, and would overrule what comes before
-    torch.set_num_threads(max(1, threads))
+def inference_copy(task: Any, precision: Precision) -> Any:
+    """What `Task.inference_copy` gives: folded where that is exact, convolutions in the format they are computed in.
 
-
-def _for_inference(task: Any, precision: Precision) -> Any:
-    """A copy in eval mode, folded where that is exact; its convolutions in the format that they are computed in."""
+    Args:
+        task: on the CPU for the folded form; it is not changed.
+        precision: that the copy will compute in.
+    """
     made = copy.copy(task)
     made.training, made._modules = False, dict(task._modules)
     for name in ("backbone", "head"):
@@ -256,7 +237,9 @@ def _for_inference(task: Any, precision: Precision) -> Any:
             made._modules[name] = copy.deepcopy(task._modules[name]).eval()
     if all(tensor.dtype is torch.float32 for tensor in made.backbone.parameters()):
         example = torch.randn(2, *task.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
-        made._modules["backbone"] = folded_copy(made.backbone, example) or made.backbone
+        in_float32 = not isinstance(precision, MixedPrecision)
+        folded = folded_copy(made.backbone, example.to(task.device), fuses=in_float32 and task.device.type == "cpu")
+        made._modules["backbone"] = folded or made.backbone
         if isinstance(precision, MixedPrecision):
             # Autocast would convert the weights anew for each batch.
             for part in made.backbone.modules():

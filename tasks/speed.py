@@ -21,11 +21,12 @@ from torch import nn
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
+from flashtask.core.lanes import fitting_lanes
 from flashtask.data.images import prepare_decoders
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.tasks.image_classification import ImageClassifier
-from flashtask.tasks.prediction import evaluating, fitting_lanes, predictions_of
+from flashtask.tasks.prediction import evaluating, predictions_of
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.optimizers import make_optimizer
 from flashtask.trainer.placement.precision import Precision, resolve_precision
@@ -49,13 +50,15 @@ class AutoChoice:
 
     Args:
         device: it computes on.
-        precision: name of the number format.
+        precision: name of the number format of training steps.
+        inference_precision: that of evaluation and prediction.
         memory_format: `contiguous` or `channels_last`.
         has_bfloat16: the device computes bfloat16 itself.
     """
 
     device: torch.device
     precision: str
+    inference_precision: str
     memory_format: str
     has_bfloat16: bool
 
@@ -134,7 +137,8 @@ class _Look(Callback):
         run = trainer.active_run
         layout = next(name for name, layout in _LAYOUTS.items() if layout is run.memory_format)
         has_bfloat16 = run.placement.accelerator.computes_bfloat16(run.device)
-        self.found = AutoChoice(run.device, run.precision.name, layout, has_bfloat16)
+        training, inference = run.placement.precision.name, run.placement.inference_precision.name
+        self.found = AutoChoice(run.device, training, inference, layout, has_bfloat16)
 
 
 def auto_choice(task: ImageClassifier, accelerator: str = "auto") -> AutoChoice:
@@ -178,7 +182,7 @@ def prepared_speed(
     images = torch.randn(batch_size, *task.preprocessing.input_size, device=auto.device)
     with tempfile.TemporaryDirectory(prefix="flashtask-bench-") as folder:
         small, large = (_picture(Path(folder), size) for size in (PHOTOGRAPH, _CAMERA))
-        lanes = fitting_lanes(task, _ENDLESS, None)
+        lanes = fitting_lanes(task, _ENDLESS, num_cores())
         rates = [*_network(task, auto, images, compiled), *_prediction(task, small, lanes)]
         rates += [*_decoding(task, small, PHOTOGRAPH), *_decoding(task, large, _CAMERA)]
         yield Speed(task, auto, lanes, keeps_memory, rates)
@@ -192,18 +196,18 @@ def _network(task: ImageClassifier, auto: AutoChoice, images: torch.Tensor, comp
     is_possible = device.type in ("cpu", "cuda") and all(p.dim() != 5 for p in task.parameters())
     layouts = ["contiguous", *(["channels_last"] if is_possible else [])]
     models = {layout: copy.deepcopy(task).to(memory_format=_LAYOUTS[layout]) for layout in layouts}
-    for work, call in (("forward", _forward), ("train", _train)):
+    for work, call, chosen in (("forward", _forward, auto.inference_precision), ("train", _train, auto.precision)):
         for name in names:
             for layout in layouts:
                 model, precision = models[layout], resolve_precision(name, device)
                 batch = channels_last(images) if layout == "channels_last" else images
                 step = call(model, precision, batch)
-                is_auto = (name, layout) == (auto.precision, auto.memory_format)
+                is_auto = (name, layout) == (chosen, auto.memory_format)
                 yield Rate(work, f"{name}, {layout}", partial(_repeat, step, len(images), device), is_auto)
         if work == "forward" and compiled:
             batch = channels_last(images) if auto.memory_format == "channels_last" else images
-            step = _compiled(models[auto.memory_format], resolve_precision(auto.precision, device), batch)
-            option = f"{auto.precision}, {auto.memory_format}, compiled"
+            step = _compiled(models[auto.memory_format], resolve_precision(chosen, device), batch)
+            option = f"{chosen}, {auto.memory_format}, compiled"
             yield Rate("forward", option, partial(_repeat, step, len(images), device))
 
 
@@ -221,7 +225,7 @@ def _compiled(model: ImageClassifier, precision: Precision, batch: torch.Tensor)
 
     def step() -> None:
         try:
-            with torch.no_grad(), precision.forward():
+            with precision.inference():
                 network(batch)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -29,13 +29,14 @@ from flashtask.tasks.building import DrawnHead, building_without_weights, fetche
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_zoo import own_names, require_own_names
-from flashtask.tasks.prediction import as_items, predictions_of
+from flashtask.tasks.prediction import as_items, inference_copy, predictions_of
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler, name_and_options
+from flashtask.trainer.placement.precision import Precision
 from flashtask.trainer.provenance import provenance_in
 from flashtask.trainer.wrapping import own_name
 
@@ -270,6 +271,11 @@ class Task(Module):
         steps = ("forward", "_measure", *own[stage])
         return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
 
+    def inference_copy(self, precision: Precision) -> Self:
+        """A copy in eval mode, with BatchNorm folded into convolutions where that leaves the outputs as they are."""
+        copied: Self = inference_copy(self, precision)
+        return copied
+
     def describe_frozen(self) -> dict[str, Any] | None:
         """The backbone's name and options and the versions of the libraries; None for a module of the user's own."""
         given = plain_hyperparameters(self)
@@ -351,7 +357,7 @@ class Task(Module):
         own: dict[str, Any] = {"own_zoo": self._own_names} if self._own_names else {}
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
-        return {"task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
+        return {**super().describe(), "task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.run import RunInterruptedError
@@ -339,7 +337,7 @@ class EvaluationEpochLoop(_Reading):
 
     def _moments(self, run: Any, number: int, batch: Any, batch_idx: int) -> Moments:
         yield (f"{run.word}_batch_start", batch, batch_idx, number)
-        with torch.no_grad(), run.precision.forward():
+        with run.precision.inference():
             outputs = run.step(batch, batch_idx, number)
         run.keep(outputs, number)
         yield (f"{run.word}_batch_end", outputs, batch, batch_idx, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -107,6 +107,7 @@ class FitRun(Run):
         self._exhausted = False
         self._group_end = 0
         self._written_step = 0
+        self._step_precision = placement.precision
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
 
@@ -170,6 +171,7 @@ class FitRun(Run):
         self._epoch_started_at = time.monotonic()
         self.module.train()
         self._enter_phase()
+        self._step_precision = self.inference_precision if self.is_frozen(self.epoch) else self.precision
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
         if self.ordered is not None:
@@ -263,6 +265,14 @@ class FitRun(Run):
             pass
         set_generator_states(states)
         return batches
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The context of a step's forward pass.
+
+        With `precision="auto"` only steps in which the backbone trains may round: a head on a frozen backbone is
+        trained on the features that it is given later.
+        """
+        return self._step_precision.forward()
 
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""

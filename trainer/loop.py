@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.run import EvaluationRun
@@ -60,7 +58,7 @@ class Loops:
             outputs = None
             for optimizer, arguments in run.turns():
                 run.moment = "training_step"
-                with run.precision.forward():
+                with run.forward():
                     outputs = run.training_step(batch, batch_idx, *arguments)
                 loss = run.loss_of(outputs)
                 if loss is not None:
@@ -89,7 +87,7 @@ class Loops:
         for number in range(len(run.loaders)):
             for batch, batch_idx in run.batches(number):
                 yield (f"{word}_batch_start", batch, batch_idx, number)
-                with torch.no_grad(), run.precision.forward():
+                with run.precision.inference():
                     outputs = run.step(batch, batch_idx, number)
                 run.keep(outputs, number)
                 yield (f"{word}_batch_end", outputs, batch, batch_idx, number)

@@ -12,6 +12,7 @@ from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import BatchTransfer
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
+from flashtask.trainer.placement.precision import Precision, recorded_precision
 from flashtask.trainer.results import LogSettings
 from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
 
@@ -155,7 +156,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says about the module beside its weights (a task: name, labels, preprocessing)."""
-        return {}
+        recorded = recorded_precision(self)
+        return {} if recorded is None else {"inference_precision": recorded}
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe's sections about the module, or None if it cannot be rebuilt from names and numbers."""
@@ -205,6 +207,17 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         Features are kept for other runs under it; None keeps them for the run alone.
         """
         return None
+
+    def inference_copy(self, precision: Precision) -> Self:
+        """What computes features and predictions of many samples faster than the module itself, in eval mode.
+
+        It must give the module's own outputs but for rounding in float32, and is thrown away after one pass. By
+        default it is the module itself, in whatever mode it is.
+
+        Args:
+            precision: that the pass is computed in.
+        """
+        return self
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.

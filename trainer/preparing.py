@@ -32,6 +32,7 @@ from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers, require_no_closure
 from flashtask.trainer.placement.placement import Placement, resolve_placement
+from flashtask.trainer.placement.precision import record_precision
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes
 from flashtask.trainer.solving import Solving, require_solvable, will_be_solved
 
@@ -149,6 +150,7 @@ def _prepare_fit(run: FitRun) -> None:
     require_solvable(module, run.finetuning)
     trainer.open_output(run)
     seed_generators(run.seed)
+    record_precision(module, trainer.precision)
     run.loggers = trainer.loggers if trainer.is_global_zero else []
     _start(run)
     if run.device.type == "cpu":

@@ -31,7 +31,8 @@ class Run:
     def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement) -> None:
         self.trainer, self.module, self.data = trainer, module, data
         self.placement, self.strategy = placement, placement.strategy
-        self.device, self.precision = placement.device, placement.precision
+        self.device = placement.device
+        self.precision, self.inference_precision = placement.precision, placement.inference_precision
         self.memory_format: torch.memory_format = torch.contiguous_format
         self.results = Results(self.strategy.reduce)
         #: the moment or step that runs now; it decides how `log` keeps a value
@@ -147,6 +148,7 @@ class EvaluationRun(Run):
     def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement, stage: str, parent: Any) -> None:
         super().__init__(trainer, module, data, placement)
         self.stage, self.parent = stage, parent
+        self.precision = placement.inference_precision
         #: the first word of its moments
         self.word = {"validate": "validation"}.get(stage, stage)
         self.loaders: list[Any] = []

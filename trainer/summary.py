@@ -57,13 +57,18 @@ def announce(run: FitRun) -> list[str]:
     """What is said before training: seed, device, formats, processes; what trains from when on, at which rates."""
     layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
     several = f", {run.strategy.world_size} processes ({run.strategy.name})" if run.strategy.world_size > 1 else ""
-    lines = [f"seed {run.seed}, {run.device.type}, {run.precision.name}, {layout}{several}"]
+    lines = [f"seed {run.seed}, {run.device.type}, {_formats(run)}, {layout}{several}"]
     if run.freezing is None:
         return lines
     if run.solving is not None:
         return [*lines, f"finetuning {run.freezing.finetuning.name}: one pass, then the head is solved on the features"]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in target_rates(run.optimizers).items())
     return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_phases(run, run.freezing)]
+
+
+def _formats(run: FitRun) -> str:
+    training, inference = run.precision.name, run.inference_precision.name
+    return training if training == inference else f"{training} for training steps, {inference} for evaluation"
 
 
 def _describe_phases(run: FitRun, freezing: Freezing) -> list[str]:

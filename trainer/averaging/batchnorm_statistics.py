@@ -87,7 +87,7 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
         moved = run.to_device(batch)
         for _, arguments in run.turns():
             run.moment = "training_step"
-            with run.precision.forward():
+            with run.inference_precision.forward():
                 run.training_step(moved, batch_idx, *arguments)
     for optimizer in run.optimizers:
         optimizer.zero_grad()

@@ -19,7 +19,7 @@ from flashtask.trainer.distribution.shards import optimizer_state_as_held, state
 from flashtask.trainer.finetuning.lora_files import restore_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
-from flashtask.trainer.placement.precision import take_formats
+from flashtask.trainer.placement.precision import take_formats, take_recorded_precision
 from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
@@ -48,6 +48,7 @@ def module_from_content(
         if state:
             module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
         take_formats(module, state)
+        take_recorded_precision(module, content)
         load_weights(module, state, path, strict=strict)
     return module.eval()
 

@@ -32,6 +32,7 @@ __all__ = [
     "is_of_the_group",
     "is_open",
     "listen",
+    "num_cores",
     "open_group",
     "processes_here",
     "reduced",
@@ -181,6 +182,12 @@ def processes_here() -> int:
 def cores_here(cores: int) -> int:
     """Of the cores that this process may use, those that a run in it takes; all as long as it has met no others."""
     return cores_of(_met[0], cores) if _met else cores
+
+
+def num_cores() -> int:
+    """The cores that this process may use; several processes of a run share those of their machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores_here(cores)
 
 
 def cores_of(place: Place, cores: int) -> int:

@@ -60,6 +60,7 @@ class FullyShardedDataParallel(DataParallel):
     """
 
     name = "fsdp"
+    shares_weights = True
 
     def __init__(
         self,

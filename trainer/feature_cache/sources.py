@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,25 @@ from torch.utils.data import DataLoader, default_collate
 from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
+from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.distribution.group import num_cores
 from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
 from flashtask.trainer.features import FrozenFeatures, rows_of_all
 from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.module import Module
 from flashtask.trainer.run import RunInterruptedError
 
 __all__ = ["SampleFeatures", "weights_hash"]
 
-#: Images in a batch of the pass, at the least: without gradients larger ones cost little memory.
+#: Samples in a batch of the pass on an accelerator, at the least: without gradients larger ones cost little memory.
 _BATCH = 32
 #: Batches between two moments at which processes agree to go on.
 _ROUND = 8
 #: Raised when the same parts of a key would mean other features.
-_FORM = 1
+_FORM = 2
 
 
 class SampleFeatures:
@@ -64,7 +68,7 @@ class SampleFeatures:
 
     @property
     def _batch_size(self) -> int:
-        return max(self.order.own_size, _BATCH)
+        return LANE_BATCH if self.run.device.type == "cpu" else max(self.order.own_size, _BATCH)
 
     def prepare(self, epoch: int) -> None:
         """Find the features of an epoch, or compute them."""
@@ -217,20 +221,21 @@ class SampleFeatures:
         row = 0
         if self.run.device.type == "cpu":
             keep_freed_memory()
-        source, module = self._pass(number, indices), self.run.module
+        module = self.run.module
         whole = self.run.strategy.whole_weights(module)
-        with whole, _in_eval_mode(module), torch.no_grad(), self._shown(batches) as show:
+        with whole, _in_eval_mode(module), self._shown(batches) as show:
+            source = self._features_of_batches(self._pass(number, indices), len(indices))
             for done in range(batches):
                 if done % _ROUND == 0 or self.run.strategy.world_size == 1:
                     self._stop_if_told()
-                if (batch := next(source, None)) is None:
+                if (given := next(source, None)) is None:
                     continue
-                values = self._of_batch(batch)
+                values, of_batch = given
                 if found is None:
                     found = np.empty((len(indices), *values.shape[1:]), dtype=np.float32)
                 found[row : row + len(values)] = values.cpu().float().numpy()
                 row += len(values)
-                targets.append(batch[1])
+                targets.append(of_batch)
                 show(len(values) * self.run.strategy.world_size)
         self._stop_if_told()
         assert row == len(indices)
@@ -252,15 +257,31 @@ class SampleFeatures:
         bars = [one for one in self.run.callbacks if isinstance(one, ProgressBar)]
         return bars[0].during_pass("features", batches, self.run.module) if bars else nullcontext(lambda size: None)
 
-    def _of_batch(self, batch: Any) -> torch.Tensor:
+    def _features_of_batches(self, batches: Iterator[Any], num_samples: int) -> Iterator[tuple[torch.Tensor, Any]]:
+        """Features and targets of one batch after the other; on a CPU each core computes batches of its own."""
+        lanes = self._lanes(num_samples)
+        if not lanes:
+            yield from (self._of_batch(self.run.module, batch) for batch in batches)
+            return
+        made = self.run.module.inference_copy(self.run.inference_precision)
+        yield from in_lanes(partial(self._of_batch, made), batches, lanes)
+
+    def _lanes(self, num_samples: int) -> int:
+        """How many; none for a module that cannot be copied, or whose own hooks want to see each batch."""
+        run = self.run
+        if type(run.module).inference_copy is Module.inference_copy or run.strategy.shares_weights:
+            return 0
+        return fitting_lanes(run.module, num_samples, num_cores())
+
+    def _of_batch(self, module: Any, batch: Any) -> tuple[torch.Tensor, Any]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], torch.Tensor)):
             raise UsageError(
                 "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
             )
         moved = self.run.to_device(batch)
-        with self.run.precision.forward():
-            features: torch.Tensor = self.run.module.frozen_features(moved)[0]
-        return features
+        with self.run.inference_precision.inference():
+            features: torch.Tensor = module.frozen_features(moved)[0]
+        return features, batch[1]
 
     def _pass(self, number: int, indices: Any) -> Iterator[Any]:
         """Each of these samples once, in their order, as the epoch of the view would see it."""
@@ -304,7 +325,7 @@ class SampleFeatures:
             "weights": self._weights,
             "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
             "draws": draws,
-            "precision": run.precision.name,
+            "precision": run.inference_precision.name,
             "memory_format": str(run.memory_format),
             "device": run.device.type,
             "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -316,7 +337,7 @@ class SampleFeatures:
         return {
             "backbone": str(frozen.get("backbone", type(self.run.module).__name__)),
             "samples": len(self.indices),
-            "precision": self.run.precision.name,
+            "precision": self.run.inference_precision.name,
             "what": self._counted(number),
             "weights": self._weights,
         }

@@ -10,7 +10,7 @@ import torch
 from flashtask.core.errors import UsageError
 from flashtask.trainer.placement.accelerators import Accelerator, check_accelerator, resolve_accelerator
 from flashtask.trainer.placement.devices import check_devices, device_indices
-from flashtask.trainer.placement.precision import Precision, check_precision, resolve_precision
+from flashtask.trainer.placement.precision import Precision, check_precision, inference_precision, resolve_precision
 from flashtask.trainer.placement.strategies import Strategy, automatic_strategy, resolve_strategy
 
 __all__ = ["Placement", "check_placement", "resolve_placement"]
@@ -25,7 +25,8 @@ class Placement:
         accelerator: the kind of its devices.
         devices: their numbers, one for each process on this machine.
         device: that of this process.
-        precision: the number format.
+        precision: the number format of training steps.
+        inference_precision: that of evaluation, prediction and feature extraction: the same, except for `auto`.
     """
 
     strategy: Strategy
@@ -33,6 +34,7 @@ class Placement:
     devices: tuple[int, ...]
     device: torch.device
     precision: Precision
+    inference_precision: Precision
 
 
 def check_placement(
@@ -92,7 +94,9 @@ def resolve_placement(
     device = found.device(indices[chosen.local_rank % len(indices)])
     chosen.plan(device, len(indices), num_nodes)
     wanted = default_precision if precision is None else precision
-    return Placement(chosen, found, tuple(indices), device, resolve_precision(wanted, device, found))
+    of_steps = resolve_precision(wanted, device, found)
+    of_results = inference_precision(wanted, device, found) if wanted == "auto" else of_steps
+    return Placement(chosen, found, tuple(indices), device, of_steps, of_results)
 
 
 def _combined(

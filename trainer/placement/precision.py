@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flashtask.core.errors import DivergedError, UsageError, did_you_mean
+from flashtask.core.errors import DivergedError, IntegrityError, UsageError, did_you_mean
 from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
 from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
 from flashtask.trainer.transfer import in_dtype
@@ -21,8 +21,12 @@ __all__ = [
     "ScaledPrecision",
     "TruePrecision",
     "check_precision",
+    "inference_precision",
+    "record_precision",
+    "recorded_precision",
     "resolve_precision",
     "take_formats",
+    "take_recorded_precision",
 ]
 
 #: every spelling -> the name that files and messages use
@@ -36,6 +40,8 @@ _NAMES = {
     "auto": "auto",
 }
 _TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+#: mixed formats that a checkpoint records; weights in a true format show it themselves
+_RECORDED = ("bf16-mixed", "16-mixed")
 # These leave metrics as they are; `module.to(dtype)` would let counts and sums be kept in a half precision.
 _CONVERSIONS: dict[torch.dtype, Callable[[nn.Module], nn.Module]] = {
     torch.float16: nn.Module.half,
@@ -73,6 +79,15 @@ class Precision:
     def forward(self) -> AbstractContextManager[Any]:
         """The context that the forward pass and the loss run in."""
         return nullcontext()
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """The context of evaluation, prediction and feature extraction: no gradients, and no TF32 in place of float32.
+
+        The number format is that of `forward`.
+        """
+        with torch.no_grad(), _ieee_float32(), self.forward():
+            yield
 
     def backward(self, loss: torch.Tensor, **options: Any) -> None:
         """Compute gradients; options are those of `Tensor.backward`."""
@@ -211,6 +226,27 @@ class ScaledPrecision(MixedPrecision):
         self.scaler.load_state_dict(state)
 
 
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Let cuDNN compute convolutions in float32 itself; by default torch lets it round their inputs to TF32.
+
+    Products of matrices are in float32 unless somebody asked torch for less, and then they stay as asked for.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    backends = (cudnn.conv, cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, own in zip(backends, before, strict=True):
+            backend.fp32_precision = own
+
+
 def _has_gradients(optimizer: Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
@@ -236,7 +272,7 @@ def check_precision(precision: Any) -> Precision | str:
 
 
 def resolve_precision(precision: Any, device: torch.device, accelerator: Accelerator | None = None) -> Precision:
-    """The object behind a name; `auto` is bf16-mixed where the device computes bfloat16 itself, else 32.
+    """What training steps are computed in; `auto` is bf16-mixed where the device computes bfloat16 itself, else 32.
 
     Args:
         precision: `32`, `bf16-mixed`, `16-mixed`, `bf16-true`, `16-true`, `64-true`, `auto`, another spelling of one
@@ -260,6 +296,45 @@ def resolve_precision(precision: Any, device: torch.device, accelerator: Acceler
     return {"32": lambda _: Precision(), "bf16-mixed": MixedPrecision, "16-mixed": ScaledPrecision}[name](device)
 
 
+def inference_precision(precision: Any, device: torch.device, accelerator: Accelerator | None = None) -> Precision:
+    """What evaluation, prediction and feature extraction are computed in: what was asked for; `auto` is float32.
+
+    Rounding may speed up gradients, but scores that are given to somebody must not depend on it: in bfloat16 they
+    change with the number of images in a batch.
+
+    Args:
+        precision: as for `resolve_precision`.
+        device: where it is computed.
+        accelerator: of the device; the registered one of its type if not given.
+
+    Raises:
+        UsageError: no precision has this name, or the device does not have it.
+    """
+    name = check_precision(precision)
+    return resolve_precision("32" if name == "auto" else name, device, accelerator)
+
+
+def record_precision(module: nn.Module, precision: Any) -> None:
+    """Let later verbs on a module compute in the mixed format that a fit was explicitly asked for.
+
+    Args:
+        module: that is to be trained; its checkpoints take the format along.
+        precision: what the Trainer was given; None leaves the module as it is.
+    """
+    if precision is None or isinstance(name := check_precision(precision), Precision) or name in _TRUE:
+        return
+    if name in _RECORDED:
+        module.default_precision = name  # type: ignore[assignment]
+    elif vars(module).get("default_precision") not in _TRUE:
+        vars(module).pop("default_precision", None)
+
+
+def recorded_precision(module: nn.Module) -> str | None:
+    """The format that a fit was explicitly asked for, as a checkpoint stores it; None for float32 or `auto`."""
+    recorded: str | None = vars(module).get("default_precision")
+    return recorded if recorded in _RECORDED else None
+
+
 def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a newly built module the floating formats that its weights were stored in.
 
@@ -280,3 +355,21 @@ def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
     names = [name for name, dtype in _TRUE.items() if formats == {dtype}]
     if changed and names:
         module.default_precision = names[0]  # type: ignore[assignment]
+
+
+def take_recorded_precision(module: nn.Module, content: Mapping[str, Any]) -> None:
+    """Let a loaded module compute in the format that its fit was explicitly asked for.
+
+    Args:
+        module: it is being built from the content.
+        content: of a checkpoint.
+
+    Raises:
+        IntegrityError: the content names a format that no run records.
+    """
+    name = content.get("inference_precision")
+    if name is None:
+        return
+    if name not in _RECORDED:
+        raise IntegrityError(f"its inference_precision is {name!r}, and only {' and '.join(_RECORDED)} are recorded")
+    module.default_precision = name

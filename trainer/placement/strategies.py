@@ -55,6 +55,8 @@ class Strategy:
     local_rank = 0
     #: processes that somebody else has started on this machine; None where nobody has
     local_world_size: int | None = None
+    #: whether each process holds a part of the weights alone between two forward passes
+    shares_weights = False
 
     def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
         # They load torch; the names of strategies are looked at without it.
