@@ -12,8 +12,10 @@ from torch import nn
 
 from flashtask import BACKBONES, ImageClassifier, Trainer
 from flashtask.cli import run
-from flashtask.tasks.prediction import fitting_lanes
+from flashtask.core.lanes import fitting_lanes
+from flashtask.data.threads import num_cores
 from flashtask.tasks.speed import Rate, auto_choice, prepared_speed
+from flashtask.trainer.placement.accelerators import CPUAccelerator
 
 QUICK = ["--seconds", "0.01", "--batch-size", "2", "--accelerator", "cpu"]
 SMALL = "timm/test_efficientnet"
@@ -81,18 +83,20 @@ def test_every_number_format_and_layout_is_measured_with_and_without_training(ca
     assert small["min"] > large["max"]
 
 
-def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(capsys, tmp_path):
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(has_bfloat16, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(CPUAccelerator, "computes_bfloat16", lambda self, device: has_bfloat16)
     found = measured(capsys)
     task = ImageClassifier(SMALL, num_classes=2, pretrained=False)
     trainer = Trainer(accelerator="cpu", max_steps=1, output_dir=tmp_path / "run")
     trainer.fit(task, [(torch.randn(2, *task.preprocessing.input_size), torch.tensor([0, 1]))])
     taken = trainer.fit_run
     layout = "channels_last" if taken.memory_format is torch.channels_last else "contiguous"
-    for work in ("forward", "train"):
-        assert [rate["option"] for rate in of(found, work) if rate["is_auto"]] == [f"{taken.precision.name}, {layout}"]
+    for work, precision in (("forward", taken.inference_precision), ("train", taken.precision)):
+        assert [rate["option"] for rate in of(found, work) if rate["is_auto"]] == [f"{precision.name}, {layout}"]
     auto = found["auto"]
     assert (auto["precision"], auto["memory_format"], found["device"]) == (taken.precision.name, layout, "cpu")
-    lanes = fitting_lanes(task, 1000, None)
+    lanes = fitting_lanes(task, 1000, num_cores())
     assert lanes >= 1
     assert auto["lanes"] == lanes
     (predicted,) = (rate["option"] for rate in of(found, "predict") if rate["is_auto"])
