@@ -295,6 +295,9 @@ class ImageClassificationData(DataModule):
             self._leave_out(parts, bad)
         for part in parts:
             self._say_ignored(part, self._parts[part].ignored)
+        if "train" in parts and (inside := self._parts["train"].same_subfolders()):
+            classes, folders = ", ".join(self._labels[:8]), ", ".join(inside[:8])
+            self._say(f"warning: train_folder: every class has the same folders ({folders}); the classes are {classes}")
         for part in ("val", "test"):
             if part in parts and "train" in self._parts:
                 self._report_leaks(part)
