@@ -338,6 +338,7 @@ class Task(Module):
 
     # ---- prediction
 
+    @named_arguments
     def predict(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Any:
         """What the task says about images: one result for one input, a list for a list.
 
@@ -354,6 +355,7 @@ class Task(Module):
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
+    @named_arguments
     def predictions(
         self, inputs: Sequence[Any], batch_size: int | None = None, num_workers: int | None = None
     ) -> Iterator[Any]:
@@ -445,6 +447,7 @@ class Task(Module):
 
     # ---- folders and the hub
 
+    @named_arguments
     def save_pretrained(self, folder: str | os.PathLike[str], *, licence: str | None = None) -> Path:
         """Write the task as a folder in timm's layout, with a model card: what `from_pretrained` and the hub take.
 
@@ -493,6 +496,7 @@ class Task(Module):
         found = find_source(source, revision, bare_is_hub=True)
         return cast("Self", pretrained_task(cls, found, given, map_location))
 
+    @named_arguments
     def push_to_hub(
         self,
         repository: str,
