@@ -18,8 +18,8 @@ from flashtask.backbones.features import make_features_flat
 from flashtask.backbones.timm_weights import first_layers
 from flashtask.backbones.torchvision_files import as_tensors_alone, check_cached_file
 from flashtask.backbones.weights import (
-    NO_NETWORK,
     NO_WEIGHTS,
+    fix_without_network,
     for_channels,
     hub_is_offline,
     pretrained_errors,
@@ -149,7 +149,7 @@ def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
         raise HubError(
             f"the pretrained weights of 'torchvision/{name}' could not be had",
             why=f"HF_HUB_OFFLINE is set and {file} does not exist",
-            fix=NO_NETWORK,
+            fix=fix_without_network(),
         )
     check_cached_file(file)
     return weights

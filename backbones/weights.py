@@ -8,8 +8,9 @@ import re
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distribution
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -18,12 +19,13 @@ from huggingface_hub import constants
 from flashtask.core.errors import FlashtaskError, HubError, UsageError, did_you_mean
 from flashtask.core.hub.settings import hub_is_offline
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.zoo import load_zoo
 
 __all__ = [
     "LAYERS_CHANGED",
-    "NO_NETWORK",
     "NO_WEIGHTS",
     "cache_only_without_network",
+    "fix_without_network",
     "for_channels",
     "hub_is_offline",
     "pretrained_errors",
@@ -31,10 +33,20 @@ __all__ = [
 ]
 
 NO_WEIGHTS = "start from random weights: pretrained=False"
-NO_NETWORK = f"connect to the network and try again, or {NO_WEIGHTS}"
 LAYERS_CHANGED = f"leave out the options that change its layers, or {NO_WEIGHTS}"
 
 _NETWORK_PACKAGES = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+
+def fix_without_network() -> str:
+    """What to do where weights cannot be fetched, with a backbone whose weights are in an installed package."""
+    here = ""
+    for name, own in load_zoo().backbones.items():
+        with suppress(PackageNotFoundError):
+            if own.weights is not None and distribution(own.weights.package):
+                here = f'take one whose weights are installed: backbone="{name}", '
+                break
+    return f"connect to the network and try again, {here}or {NO_WEIGHTS}"
 
 
 def for_channels(preprocessing: Preprocessing, in_chans: int) -> Preprocessing:
@@ -95,7 +107,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
             raise HubError(
                 f"the pretrained weights of {name!r} could not be had",
                 why="HF_HUB_OFFLINE is set and they are not in the cache" if offline else why,
-                fix=NO_NETWORK,
+                fix=fix_without_network(),
             ) from error
         fix = _nearest_option(error)
         raise UsageError(f"the backbone {name!r} cannot be built with these options", why=why, fix=fix) from error

@@ -10,7 +10,8 @@ from flashtask.cli.beginning import BEGINNING
 from flashtask.cli.options import kinds_by_key
 from flashtask.cli.processes import check_distributed, is_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
-from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.errors import UsageError
+from flashtask.core.keywords import nearest_argument
 
 __all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values"]
 
@@ -138,5 +139,5 @@ def check_keys(recipe: Recipe, section: str, known: Iterable[str]) -> None:
             where = f"in `{section}`" if section else "in a recipe"
             raise UsageError(
                 f"{recipe.origin(full)}: there is no key {key!r} {where}",
-                fix=did_you_mean(key, known) or f"the keys are {', '.join(known)}",
+                fix=nearest_argument(key, known) or f"the keys are {', '.join(known)}",
             )

@@ -21,6 +21,8 @@ from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputEr
 __all__ = ["atomic_write", "atomic_write_text", "missing_file", "open_regular", "remove_partials", "sha256_file"]
 
 _PARTIAL = re.compile(r"\..*\.partial-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}", re.DOTALL)
+#: What may be meant by a folder in the place of a file.
+_FILES_OF_OURS = (".ckpt", ".safetensors", ".yaml", ".yml", ".json")
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 # Containers restart with the same pid, so "the pid is alive" is no proof when it is our own: this set is.
 _being_written: set[str] = set()
@@ -136,7 +138,8 @@ def missing_file(path: str | os.PathLike[str]) -> MissingInputError:
     """The error for a file that was asked for and is not there; it names the nearest file that is."""
     path = Path(path)
     if path.is_dir():
-        inside = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        inside = sorted(entry.name for entry in path.iterdir() if entry.suffix in _FILES_OF_OURS and entry.is_file())
+        inside.sort(key=lambda name: (name != "best.ckpt", not name.endswith(".ckpt")))
         fix = f"did you mean {str(path / inside[0])!r}?" if inside else ""
         return MissingInputError(f"{path} is a folder, not a file", fix=fix)
     if path.exists() and not path.is_file():

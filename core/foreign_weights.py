@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flashtask.core.errors import FlashtaskError, IntegrityError, StorageError, UsageError
+from flashtask.core.file_kinds import START, kind_of_file
 from flashtask.core.files import open_regular
 from flashtask.core.plain_json import parse_json
 from flashtask.core.tensor_layout import MAX_HEADER, Malformed, check_bools, read_tensor, tensor_layout
@@ -63,7 +64,10 @@ def read_foreign_weights(
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise Malformed(f"it has {size:,} bytes; the limit is {max_bytes:,}")
-            pickled = file.peek(8).startswith(_PICKLED)
+            start = file.peek(START)[:START]
+            if start[8:9] != b"{" and (kind := kind_of_file(path, start)) is not None:
+                raise IntegrityError(f"{name} holds no weights: it is {kind.what}", fix=_CONVERT)
+            pickled = start.startswith(_PICKLED)
             if pickled and not _is_safetensors(file, size):
                 return _read_pickled(file, name, size, seconds or 2 + size / 50e6)
             return _read_plain(file, size - 8)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.keywords import named_arguments
 
 __all__ = ["Preprocessing"]
 
@@ -69,3 +70,6 @@ class Preprocessing:
         if unknown:
             raise UsageError(f"preprocessing has unknown keys: {', '.join(sorted(unknown))}")
         return cls(**{"decode": "whole", **values})
+
+
+Preprocessing.__init__ = named_arguments(Preprocessing.__init__)  # type: ignore[method-assign]

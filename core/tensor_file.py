@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flashtask.core.errors import IntegrityError, StorageError, UsageError
+from flashtask.core.file_kinds import START, kind_of_file
 from flashtask.core.files import atomic_write, missing_file, open_regular
 from flashtask.core.plain_json import canonical_json, parse_json
 from flashtask.core.tensor_layout import (
@@ -91,6 +92,7 @@ def read_tensor_file(
     """
     try:
         with open_regular(path) as file:
+            _refuse_other_kinds(path, file)
             return _read(file, shapes_only)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise missing_file(path) from error
@@ -165,6 +167,18 @@ def _read(file: BufferedReader, shapes_only: Callable[[Any], Iterable[str]] | No
         raise Malformed("its digest does not match: bytes were changed after it was written")
     check_bools(tensors)
     return tree, tensors
+
+
+def _refuse_other_kinds(path: str | os.PathLike[str], file: BufferedReader) -> None:
+    """Refuse a file that is known to be something else; one that begins as a tensor file does is read."""
+    start = file.peek(START)[:START]
+    if start[8:9] == b"{" or (kind := kind_of_file(path, start)) is None:
+        return
+    raise IntegrityError(
+        f"is not a checkpoint, but {kind.what}",
+        why="a checkpoint is what a run writes: best.ckpt, last.ckpt",
+        fix=kind.fix or "give a .ckpt file of a run",
+    )
 
 
 def _read_header(file: BufferedReader, size: int) -> tuple[bytes, bytes]:

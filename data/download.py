@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flashtask.core.errors import HubError, IntegrityError, OutputError
+from flashtask.core.keywords import named_arguments
 from flashtask.core.plain_json import read_json
 from flashtask.data.archive import ArchiveLimits, is_archive, place, staging_for, unpack
 from flashtask.data.archive_names import name_taken
@@ -21,6 +22,7 @@ from flashtask.data.download_transport import Clock, shown
 __all__ = ["download_data"]
 
 
+@named_arguments
 def download_data(
     url: str | Path,
     folder: str | Path = ".",

@@ -8,13 +8,21 @@ is an error. Nothing here imports torch or decodes an image.
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashtask.core.errors import BadDataError, did_you_mean
-from flashtask.data.layout import entries_of, is_hidden, is_image_name, split_folders, subfolders
+from flashtask.data.folder_advice import (
+    describe_files,
+    refuse_flat,
+    refuse_parts_as_classes,
+    refuse_parts_inside_classes,
+    require_classes,
+)
+from flashtask.data.layout import entries_of, is_folder, is_hidden, is_image_name
 
 __all__ = ["ImageSet", "list_class_folders", "list_images", "match_classes"]
 
@@ -44,6 +52,18 @@ class ImageSet:
         """The paths below the root, with forward slashes."""
         return tuple(os.path.relpath(path, self.root).replace(os.sep, "/") for path in self.paths)
 
+    def same_subfolders(self) -> tuple[str, ...]:
+        """The names of the folders that the images of every class lie in, if these are the same and at least two.
+
+        Then the classes may be the parts of the data, or the folders in them may be.
+        """
+        found: dict[str, set[str]] = {name: set() for name in self.classes}
+        for name, path in zip(self.names, self.relative_paths(), strict=True):
+            found[name].add(path.split("/")[1] if path.count("/") > 1 else "")
+        first = next(iter(found.values()), set())
+        same = len(found) > 1 and len(first) > 1 and "" not in first and all(one == first for one in found.values())
+        return tuple(sorted(first)) if same else ()
+
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """The samples at these indices; the classes stay all there are."""
         kept = list(indices)
@@ -61,10 +81,10 @@ def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> 
 
     Raises:
         BadDataError: images beside the class folders, no or too few classes, a class without images, class
-            names that differ only by case, a link loop, or a root that holds train/ and val/ instead of
-            classes.
+            names that differ only by case, a link loop, a link that leads nowhere, a root that holds train/
+            and val/ instead of classes, or classes that hold train/ and val/.
     """
-    _refuse_parent_of_parts(folder, argument)
+    refuse_parts_as_classes(folder, argument)
     folders = _class_folders(folder, argument)
     paths: list[str] = []
     names: list[str] = []
@@ -78,8 +98,10 @@ def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> 
         names += [name] * len(images)
         if not images:
             empty.append(name)
-    _require_classes(folder, argument, sorted(folders), empty, ignored, min_classes)
-    return ImageSet(folder, tuple(paths), tuple(names), tuple(sorted(folders)), tuple(ignored))
+    require_classes(folder, argument, sorted(folders), empty, ignored, min_classes)
+    found = ImageSet(folder, tuple(paths), tuple(names), tuple(sorted(folders)), tuple(ignored))
+    refuse_parts_inside_classes(folder, argument, found.same_subfolders())
+    return found
 
 
 def list_images(folder: Path, argument: str) -> ImageSet:
@@ -91,7 +113,7 @@ def list_images(folder: Path, argument: str) -> ImageSet:
     files = sorted(_files_below(str(folder)))
     paths = tuple(file for file in files if is_image_name(file))
     if not paths:
-        raise BadDataError(f"{argument}: no images below {str(folder)!r}", why=_found_instead(files))
+        raise BadDataError(f"{argument}: no images below {str(folder)!r}", why=describe_files(files))
     return ImageSet(folder, paths, ignored=tuple(file for file in files if not is_image_name(file)))
 
 
@@ -134,8 +156,11 @@ def _class_folders(folder: Path, argument: str) -> dict[str, str]:
     for entry in entries_of(folder):
         if is_hidden(entry.name):
             continue
-        if not entry.is_dir():
-            stray += [entry.name] if is_image_name(entry.name) else []
+        if not is_folder(entry):
+            if is_image_name(entry.name):
+                stray.append(entry.name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                raise _leads_nowhere(entry.path, argument)
             continue
         # One spelling for accented names, whichever system packed them.
         name = unicodedata.normalize("NFC", entry.name)
@@ -149,11 +174,7 @@ def _class_folders(folder: Path, argument: str) -> dict[str, str]:
             )
         found[name] = entry.path
     if stray:
-        raise BadDataError(
-            f"{argument} {str(folder)!r} has images outside class folders: {', '.join(stray[:3])}",
-            why="the folder that holds an image is its class",
-            fix="move them into class folders" if found else f'{argument}="{folder.parent}"',
-        )
+        refuse_flat(folder, argument, stray, sorted(found))
     return found
 
 
@@ -164,60 +185,32 @@ def _require_utf8(name: str, argument: str) -> None:
         raise BadDataError(f"{argument}: the class name {name!r} is not valid UTF-8", fix="rename it") from None
 
 
-def _files_below(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise BadDataError(f"the link {folder!r} points to a folder that contains it", fix=f'remove it: rm "{folder}"')
-    for entry in entries_of(folder):
-        if is_hidden(entry.name):
-            continue
-        if entry.is_dir():
-            yield from _files_below(entry.path, (*above, identity))
-        else:
-            yield entry.path
-
-
-def _refuse_parent_of_parts(folder: Path, argument: str) -> None:
-    parts = split_folders(folder)
-    nested = {part: path for part, path in parts.items() if subfolders(path)}
-    if "train" not in nested and len(nested) < 2:
-        return
-    wanted = argument.removesuffix("_folder")
-    fitting = nested.get(wanted) or next(iter(nested.values()))
-    names = ", ".join(path.name + "/" for path in parts.values())
-    raise BadDataError(
-        f"{argument} {str(folder)!r} holds {names}, not class folders",
-        why="these would become the classes",
-        fix=f'{argument}="{fitting}"',
+def _leads_nowhere(link: str, argument: str) -> BadDataError:
+    target = os.readlink(link)
+    return BadDataError(
+        f"{argument}: the link {link!r} leads nowhere",
+        why=f"{target!r} is missing, or leads back to the link; what it stands for may be a class",
+        fix=f"put back what it points to, or remove the link: unlink {shlex.quote(link)}",
     )
 
 
-def _require_classes(
-    folder: Path, argument: str, names: list[str], empty: list[str], ignored: list[str], min_classes: int
-) -> None:
-    if not names:
-        raise BadDataError(
-            f"{argument} {str(folder)!r} has no class folders",
-            why="each class is a folder, and the images of the class lie in it",
-            fix=f"{argument}/cat/1.jpg, {argument}/dog/2.jpg, ...",
-        )
-    if empty:
-        shown = ", ".join(repr(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
-        raise BadDataError(
-            f"{argument} {str(folder)!r} has {len(empty)} class folder(s) without images: {shown}",
-            why=_found_instead(ignored),
-            fix="put images into them, or remove them",
-        )
-    if len(names) < min_classes:
-        raise BadDataError(
-            f"{argument} {str(folder)!r} has only one class: {names[0]!r}",
-            why="a classifier needs at least two",
-            fix="add a folder for the second class",
-        )
+def _files_below(folder: str, above: tuple[tuple[int, int], ...] = (), link: str = "") -> Iterator[str]:
+    """The files at any depth, hidden ones left out.
 
-
-def _found_instead(files: list[str]) -> str:
-    if not files:
-        return ""
-    return f"{len(files)} file(s) there are no images by their extension, such as {os.path.basename(files[0])!r}"
+    Args:
+        folder: where to look.
+        above: device and inode of the folders on the way.
+        link: the last link on the way, if any: it is what makes a loop.
+    """
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        fix = f"remove the link, which is not a folder of yours: unlink {shlex.quote(link)}" if link else ""
+        raise BadDataError(f"the link {link or folder!r} points to a folder that contains it", fix=fix)
+    for entry in entries_of(folder):
+        if is_hidden(entry.name):
+            continue
+        if is_folder(entry):
+            yield from _files_below(entry.path, (*above, identity), entry.path if entry.is_symlink() else link)
+        else:
+            yield entry.path

@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.keywords import named_arguments
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.arguments import PathLike, check_folders, check_numbers, check_split, one_augment
 from flashtask.data.checks import BadImage, check_images, check_policy, describe, find_leaks
@@ -76,6 +77,7 @@ class ImageClassificationData(DataModule):
             self._match(tuple(sorted(named)), "val_folder and test_folder")
 
     @classmethod
+    @named_arguments
     def from_folders(
         cls,
         train_folder: PathLike | None = None,
@@ -295,6 +297,9 @@ class ImageClassificationData(DataModule):
             self._leave_out(parts, bad)
         for part in parts:
             self._say_ignored(part, self._parts[part].ignored)
+        if "train" in parts and (inside := self._parts["train"].same_subfolders()):
+            classes, folders = ", ".join(self._labels[:8]), ", ".join(inside[:8])
+            self._say(f"warning: train_folder: every class has the same folders ({folders}); the classes are {classes}")
         for part in ("val", "test"):
             if part in parts and "train" in self._parts:
                 self._report_leaks(part)

@@ -14,6 +14,7 @@ What is decided here, for training and prediction alike:
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import stat
@@ -125,6 +126,8 @@ def _require_regular_file(name: str) -> None:
     try:
         mode = os.stat(name).st_mode
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _bad(name, "a link that leads back to itself") from error
         if os.path.islink(name):
             raise _bad(name, f"a link to {os.readlink(name)!r}, which does not exist") from error
         if isinstance(error, FileNotFoundError):

@@ -7,6 +7,9 @@ Nothing here imports torch or Pillow, so that the command line can check paths b
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +22,12 @@ __all__ = [
     "Layout",
     "entries_of",
     "existing_folder",
+    "holds_images",
+    "is_folder",
     "is_hidden",
     "is_image_name",
     "nearest_existing",
+    "part_in_name",
     "resolve_layout",
     "split_folders",
     "stage_folder",
@@ -42,6 +48,24 @@ SPLIT_NAMES = {
     "test": ("test",),
     "predict": ("predict",),
 }
+
+#: Words that mean a part where two folders have them: `Training` and `Testing`, `seg_train` and `seg_test`.
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+    "predict": ("predict", "pred"),
+}
+
+#: Folders that operating systems, file servers and notebooks leave among data, in lower case.
+_SYSTEM_FOLDERS = frozenset(
+    (
+        *("__macosx", "__pycache__", "lost+found", "$recycle.bin", "recycler", "system volume information"),
+        *("@eadir", "@recycle", "#recycle", "#snapshot", "@tmp", "found.000"),
+    )
+)
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 #: The share of the training images that validates where a root has no validation images of its own.
@@ -64,8 +88,16 @@ def is_image_name(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is no data: dot files, `.ipynb_checkpoints`, what archive programs of macOS leave."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether an entry is not data: dot files, and folders of the system such as `@eaDir` or `lost+found`."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one. A link that points at itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -82,8 +114,8 @@ def entries_of(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly in a folder, sorted."""
-    return [entry.name for entry in entries_of(folder) if entry.is_dir()]
+    """The names of the folders directly in a folder, sorted; hidden ones are left out."""
+    return [entry.name for entry in entries_of(folder) if is_folder(entry) and not is_hidden(entry.name)]
 
 
 def existing_folder(path: str | os.PathLike[str], argument: str) -> Path:
@@ -97,25 +129,71 @@ def existing_folder(path: str | os.PathLike[str], argument: str) -> Path:
         MissingInputError: it does not exist; the message has the nearest folder that does.
         UsageError: it is empty, an address, or a file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"{argument} must be the path of a folder, not {_kind(path)}", fix=f'{argument}="data/train"')
     text = os.fspath(path)
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{argument} must be the path of a folder, not {path!r}")
-    if "://" in text:
-        raise UsageError(
-            f"{argument} is an address, not a folder: {text!r}",
-            fix=f'flashtask.download_data("{text}", "data"), then {argument}="data/..."',
-        )
     folder = Path(os.path.abspath(os.path.expanduser(text)))
     if folder.is_dir():
         return folder
+    if address := _ADDRESS.match(text):
+        raise _is_an_address(argument, text, address[1].lower())
     if folder.exists():
-        raise UsageError(f"{argument} must be a folder, and {text!r} is a file")
+        raise _is_a_file(argument, text, folder)
     close = nearest_existing(folder, only_folders=True)
     raise MissingInputError(
         f"{argument}: no such folder: {text!r}",
         why=f"{str(_deepest_existing(folder))!r} exists, but nothing of that name below it",
         fix=f'did you mean {argument}="{close}"?' if close else "",
     )
+
+
+def _kind(value: object) -> str:
+    return "a list of them" if isinstance(value, (list, tuple)) else f"{value!r} ({type(value).__name__})"
+
+
+def _is_an_address(argument: str, text: str, scheme: str) -> UsageError:
+    """The error for an address; the fix is the command that copies what is there to this machine."""
+    rest = re.sub(r"^[^:]+:/+", "", text)
+    address = shlex.quote(f"{scheme}://{rest}")
+    name = next(filter(None, reversed(re.split(r"[/?#]", rest.rstrip("/")))), "data")
+    is_file = bool(Path(name).suffix)
+    repository = "/".join(rest.removeprefix("datasets/").split("/")[:2]).partition("@")[0]
+    target = "data/" + (repository.rpartition("/")[2] if scheme == "hf" else name)
+    copy = {
+        "http": f'flashtask.download_data({text!r}, "data", allow_http=True)',
+        "https": f'flashtask.download_data({text!r}, "data")',
+        "s3": f"aws s3 {'cp' if is_file else 'sync'} {address} {target}",
+        "gs": f"gcloud storage {'cp' if is_file else 'rsync -r'} {address} {target}",
+        "hf": f"hf download --repo-type dataset {shlex.quote(repository)} --local-dir {target}",
+        "file": "",
+    }.get(scheme, f"copy it to this machine, to {target}")
+    if not copy:
+        path = "/" + rest.partition("/")[2] if text.lower().startswith("file://localhost/") else "/" + rest
+        return UsageError(f"{argument} is an address, not a folder: {text!r}", fix=f'give the path alone: "{path}"')
+    if copy.startswith("flashtask."):
+        copy, target = f"in Python: {copy}", "data"
+    return UsageError(
+        f"{argument} is an address, not a folder: {text!r}",
+        why="images are read from folders on this machine",
+        fix=f'{copy}; then give the folder "{target}"' + (", or the one in it" if target == "data" else ""),
+    )
+
+
+def _is_a_file(argument: str, text: str, file: Path) -> UsageError:
+    """The error for a file where a folder is needed, with what to do with a file of its kind."""
+    what, fix, suffix = "a file", "", file.suffix.lower()
+    if file.name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+        what = "an archive"
+        fix = f'in Python: flashtask.download_data({text!r}, "data") unpacks it into the folder "data"'
+    elif suffix in (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet"):
+        what, fix = "a table", "labels are read from the names of folders: data/cat/1.jpg, data/dog/2.jpg"
+    elif is_image_name(file.name):
+        what, fix = "an image", "give the folder that holds a folder of images for each class"
+    elif file.name.endswith((".ckpt", ".safetensors")):
+        what, fix = "a checkpoint", "give the folder of the images"
+    return UsageError(f"{argument} must be a folder, and {text!r} is {what}", fix=fix)
 
 
 def nearest_existing(path: Path, *, only_folders: bool = False) -> Path | None:
@@ -139,7 +217,7 @@ def _repair(start: Path, parts: tuple[str, ...], only_folders: bool) -> Path | N
     if not os.access(start, os.R_OK | os.X_OK) or not start.is_dir():
         return None
     files_count = len(parts) == 1 and not only_folders
-    here = [entry.name for entry in entries_of(start) if entry.is_dir() or files_count]
+    here = [entry.name for entry in entries_of(start) if is_folder(entry) or files_count]
     for name in nearest(parts[0], here):
         if name != parts[0] and (found := _repair(start / name, parts[1:], only_folders)) is not None:
             return found
@@ -152,30 +230,60 @@ def _deepest_existing(path: Path) -> Path:
     return path
 
 
+def part_in_name(name: str) -> str | None:
+    """The part of the data that a folder's name speaks of: `val` for `Validation` and for `set_dev`, else None."""
+    words = re.findall(r"[a-z]+", name.lower())
+    found = {part for part, known in _SPLIT_WORDS.items() if any(word in known for word in words)}
+    return found.pop() if len(found) == 1 else None
+
+
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders directly below `root` that are named after a part (train, val, test, predict).
+    """The folders directly below `root` that hold a part of the data (train, val, test, predict).
+
+    A folder is one by its name in `SPLIT_NAMES`. A name that only contains such a word, like `Training` or `seg_test`,
+    counts where another folder is named for another part, and the two have subfolders in common or there are no others.
+    Where `train` or `test` holds images and lies beside other folders of images, it is a class as they are.
 
     Raises:
         BadDataError: two folders claim the same part, such as `val` and `validation`.
     """
+    named = {name: part for name in subfolders(root) if (part := part_in_name(name)) is not None}
+    if not named:
+        return {}
+    exact = [name for name, part in named.items() if name.lower() in SPLIT_NAMES[part]]
+    others = [name for name in subfolders(root) if name not in named]
+    if others and not any(_holds_class_folders(root / name) for name in named) and _any_images(root, others):
+        return {}
+    inside = {name: set(subfolders(root / name)) for name in named}
+    loose = [one for one in named for two in named if named[one] != named[two] and inside[one] & inside[two]]
+    if len(set(named.values())) > 1 and not _any_images(root, others):
+        loose = list(named)
     found: dict[str, Path] = {}
-    for name in subfolders(root):
-        part = next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
+    for name in sorted({*exact, *loose}):
+        part = named[name]
         if part in found:
             raise BadDataError(
                 f"{str(root)!r} has two folders for {part} data: {found[part].name!r} and {name!r}",
                 fix=f'name the one you mean: from_folders({part}_folder="{root / name}", ...)',
             )
-        if part is not None:
-            found[part] = root / name
+        found[part] = root / name
     return found
+
+
+def _holds_class_folders(folder: Path) -> bool:
+    return _any_images(folder, subfolders(folder))
+
+
+def _any_images(root: Path, names: Iterable[str]) -> bool:
+    return any(holds_images(root / name) for name in names)
 
 
 def resolve_layout(path: str | os.PathLike[str]) -> Layout:
     """Find the parts of a data set below one root.
 
     A root that holds `train/` (and `val/`, `valid/` or `validation/`, `test/`, `predict/`) means those
-    folders; a root without any of them is itself the folder of class folders.
+    folders, and so do names such as `Training` and `Testing` (see `split_folders`); a root without any of
+    them is itself the folder of class folders.
 
     Raises:
         MissingInputError: there is no such folder.
@@ -186,7 +294,7 @@ def resolve_layout(path: str | os.PathLike[str]) -> Layout:
     if not found:
         return Layout(root)
     others = [name for name in subfolders(root) if root / name not in found.values()]
-    strangers = [name for name in others if not is_hidden(name) and _holds_images(root / name)]
+    strangers = [name for name in others if holds_images(root / name)]
     names = ", ".join(folder.name + "/" for folder in found.values())
     if strangers:
         raise BadDataError(
@@ -213,5 +321,10 @@ def stage_folder(path: str | os.PathLike[str], part: str) -> Path:
     return split_folders(root).get(part, root)
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(is_image_name(name) for _, _, files in os.walk(folder) for name in files)
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image below a folder, at any depth; by name, and without those in hidden folders."""
+    for _, below, files in os.walk(folder):
+        below[:] = [name for name in below if not is_hidden(name)]
+        if any(is_image_name(name) and not is_hidden(name) for name in files):
+            return True
+    return False

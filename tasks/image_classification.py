@@ -10,9 +10,11 @@ from torch import nn
 
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
+from flashtask.tasks.batches import classes_stated, in_a_line
 from flashtask.tasks.prediction import Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
+from flashtask.trainer.datamodule import GivenLoaders
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -70,10 +72,12 @@ class ImageClassifier(Task):
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""
         super().connect(datamodule)
         found = tuple(getattr(datamodule, "labels", ()) or ())
+        change = None
+        if not found and self.labels is None and isinstance(datamodule, GivenLoaders):
+            stated = classes_stated(datamodule.given("train"))
+            found = stated if self.num_classes in (None, len(stated)) else ()
         if self._takes_classes_of(datamodule, found):
             change = self._change_labels(found)
-            if self.trainer.enable_model_summary:
-                self.trainer.say(str(change))
         elif self.labels is None and found:
             if self.num_classes not in (None, len(found)):
                 raise UsageError(
@@ -89,6 +93,26 @@ class ImageClassifier(Task):
             self.make_head(self.num_classes)
         self._add_metrics()
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
+        if self._begins_a_fit():
+            self._say_classes(change)
+
+    def _say_classes(self, change: LabelChange | None) -> None:
+        """Tell the classes of a fit, and what became of a trained model's.
+
+        Raises:
+            UsageError: nobody has said how many there are.
+        """
+        if self.head is None and self._head.kind is not None:
+            raise UsageError(
+                "the number of classes is not known",
+                why="neither the model nor the data says it: there are no labels, and no `classes` of a dataset",
+                fix=f"{type(self).__name__}(num_classes=2), or labels=[...] with the names in the order of the targets",
+            )
+        if self.trainer.enable_model_summary:
+            if change is not None:
+                self.trainer.say(str(change))
+            if self.labels is not None:
+                self.trainer.say(f"{len(self.labels)} classes: {in_a_line(self.labels)}")
 
     def _takes_classes_of(self, datamodule: Any, found: tuple[str, ...]) -> bool:
         """Whether a new fit goes on with the data's classes: they are others, and the user has not named the model's.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.keywords import named_arguments
 from flashtask.tasks import TASKS
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 from flashtask.tasks.pretrained.source import Source, find_source
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "pretrained_task"]
 
 
+@named_arguments
 def load(path: Any, map_location: Any = None) -> Task:
     """The task in a checkpoint, a folder or a repository, in eval mode. No data and no code are needed or run.
 

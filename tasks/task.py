@@ -25,6 +25,7 @@ from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
+from flashtask.tasks.batches import describe_prediction, images_and_targets, images_of, preprocessing_for
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
@@ -83,6 +84,8 @@ class Task(Module):
     pretrained_from: dict[str, str] | None = None
     #: The head is not the one that came with these weights.
     _has_new_head = False
+    #: The batches of the fit will tell how large its images are.
+    _awaits_size = False
 
     @named_arguments
     def __init__(
@@ -120,6 +123,8 @@ class Task(Module):
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
         self.preprocessing: Preprocessing = built.preprocessing
+        #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
+        self._own_preprocessing = self.preprocessing
         self._layer_groups = built.layer_groups
         self._own_names = own_names(backbone, head)
         self._head = DrawnHead(head, head_options or {})
@@ -178,12 +183,15 @@ class Task(Module):
         if self._head.kind is None:
             return features
         if self.head is None:
-            raise UsageError(
-                f"{type(self).__name__} does not know yet how many outputs its head has",
-                fix="give num_classes, or let trainer.finetune(model, datamodule=data) find it",
-            )
+            raise self._unknown_outputs()
         outputs: torch.Tensor = self.head(features)
         return outputs
+
+    def _unknown_outputs(self) -> UsageError:
+        return UsageError(
+            f"{type(self).__name__} does not know yet how many outputs its head has",
+            fix="give num_classes, or let trainer.finetune(model, datamodule=data) find it",
+        )
 
     def _features(self, images: Any) -> torch.Tensor:
         """The backbone's features of images, or those that were computed of them before."""
@@ -197,10 +205,26 @@ class Task(Module):
         task's by its method `use_preprocessing`, if it has one.
         """
         self._agree_on_preprocessing(datamodule)
-        if self.trainer is not None and self.trainer.active_run is self.trainer.fit_run:
+        self._awaits_size = False
+        if self._begins_a_fit():
+            takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
+            self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
+
+    def _begins_a_fit(self) -> bool:
+        return self.trainer is not None and self.trainer.active_run is self.trainer.fit_run
+
+    def _batch(self, batch: Any) -> tuple[Any, Any]:
+        """Images and targets of a batch; the first one of a fit tells which size files are to be predicted at."""
+        images, targets = images_and_targets(batch)
+        if self._awaits_size:
+            self._awaits_size = False
+            self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
+            if self.trainer.enable_model_summary:
+                self.trainer.say(describe_prediction(self.preprocessing))
+        return images, targets
 
     def _add_metrics(self) -> None:
         """Make the metrics if the head is known; prediction has no need of them."""
@@ -219,7 +243,7 @@ class Task(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, logged as `train_loss` over the epoch."""
-        images, targets = batch
+        images, targets = self._batch(batch)
         loss = self.loss(self(images).float(), self.to_targets(targets))
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
@@ -233,7 +257,8 @@ class Task(Module):
         self._measure(batch, "test")
 
     def _measure(self, batch: Any, part: str) -> None:
-        images, targets = batch[0], self.to_targets(batch[1])
+        images, targets = images_and_targets(batch[:2] if isinstance(batch, (list, tuple)) else batch)
+        targets = self.to_targets(targets)
         outputs = self(images).float()
         self.log(f"{part}_loss", self.loss(outputs, targets), sync_dist=True)
         self._add_metrics()
@@ -262,7 +287,7 @@ class Task(Module):
 
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The backbone's features (B, num_features) for a batch, and the targets."""
-        images, targets = batch
+        images, targets = self._batch(batch)
         return self._features(images), self.to_targets(targets)
 
     def takes_features(self, stage: str) -> bool:
@@ -301,6 +326,8 @@ class Task(Module):
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
+        if self.head is None and self._head.kind is not None:
+            raise self._unknown_outputs()
         run = self.trainer.fit_run
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
         groups = freezing.optimizer_groups(head=self.learning_rate, backbone=self.backbone_learning_rate)
@@ -317,6 +344,7 @@ class Task(Module):
 
     # ---- prediction
 
+    @named_arguments
     def predict(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Any:
         """What the task says about images: one result for one input, a list for a list.
 
@@ -333,6 +361,7 @@ class Task(Module):
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
+    @named_arguments
     def predictions(
         self, inputs: Sequence[Any], batch_size: int | None = None, num_workers: int | None = None
     ) -> Iterator[Any]:
@@ -342,8 +371,7 @@ class Task(Module):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
         """Outputs of a batch of images, float32; targets are ignored if there are any."""
-        images = batch[0] if isinstance(batch, (list, tuple)) else batch
-        outputs: torch.Tensor = self(images).float()
+        outputs: torch.Tensor = self(images_of(batch, self.preprocessing.input_size[0])).float()
         return outputs
 
     def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Any]:
@@ -373,7 +401,8 @@ class Task(Module):
         self.provenance = provenance_in(checkpoint)
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         if "preprocessing" in checkpoint:
-            self.preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+            self.preprocessing = self._own_preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+            self._awaits_size = False
             if self.trainer is not None:
                 self._agree_on_preprocessing(self.trainer.active_run.data)
 
@@ -424,6 +453,7 @@ class Task(Module):
 
     # ---- folders and the hub
 
+    @named_arguments
     def save_pretrained(self, folder: str | os.PathLike[str], *, licence: str | None = None) -> Path:
         """Write the task as a folder in timm's layout, with a model card: what `from_pretrained` and the hub take.
 
@@ -472,6 +502,7 @@ class Task(Module):
         found = find_source(source, revision, bare_is_hub=True)
         return cast("Self", pretrained_task(cls, found, given, map_location))
 
+    @named_arguments
     def push_to_hub(
         self,
         repository: str,

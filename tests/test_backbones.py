@@ -222,6 +222,7 @@ def test_weights_that_cannot_be_fetched_are_a_hub_error_without_other_prints(nam
     with pytest.raises(HubError, match="could not be had") as caught:
         build_backbone(name, **options)
     assert "HF_HUB_OFFLINE is set" in caught.value.why
+    assert 'take one whose weights are installed: backbone="efficientnet_lite0"' in caught.value.fix
     assert "pretrained=False" in caught.value.fix
     assert capfd.readouterr() == ("", "")
 

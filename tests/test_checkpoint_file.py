@@ -290,8 +290,10 @@ def test_foreign_files_are_refused_with_the_way_to_use_them(tmp_path):
     message = refused(tmp_path / "weights.safetensors", (tmp_path / "weights.safetensors").read_bytes())
     assert "not a flashtask checkpoint" in message
     assert "load_file" in message
-    for data in (b"", b"hello", b"<html>" * 100, bytes(100)):
+    for data in (b"", bytes(100)):
         assert "damaged" in refused(tmp_path / "x", data)
+    for data in (b"hello", b"<html>" * 100):
+        assert "is not a checkpoint" in refused(tmp_path / "x", data)
 
 
 def test_a_missing_file_names_the_nearest_one(saved):
@@ -401,3 +403,47 @@ def test_writing_and_reading_need_no_second_copy_of_the_tensors(tmp_path):
     assert written < 30, result.stdout
     assert listed < 40, result.stdout
     assert read < 50, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("recipe.yaml", b"task: image_classification\nmodel: {backbone: resnet18}\n", "a recipe"),
+        ("settings.yml", b"a: 1\n", "a YAML file"),
+        ("a.csv", b"file,label\na.png,cat\n", "a CSV table"),
+        ("b.ckpt", "Größe: 3".encode(), "a text file"),
+        ("c.ckpt", b"<!DOCTYPE html><html>", "a web page"),
+        ("d.ckpt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        ("e.png", b"\x89PNG\r\n\x1a\n" + bytes(60), "a PNG image"),
+        ("f.jpg", b"\xff\xd8\xff\xe0" + bytes(60), "a JPEG image"),
+        ("g.zip", b"PK\x03\x04" + bytes(26) + b"photos/a.png", "a zip archive"),
+        ("h.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", "a NumPy array"),
+        ("i.h5", b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file"),
+        ("j.tar.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "a gzip archive"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_and_the_checkpoint_beside_it(name, content, what, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).startswith(f"{path} is not a checkpoint, but {what}")
+    assert "bytes" not in str(caught.value)
+    assert caught.value.fix
+    for other in ("best.ckpt", "a.ckpt"):
+        (tmp_path / other).write_bytes(b"")
+    with pytest.raises(IntegrityError) as caught:
+        read_checkpoint(path)
+    assert caught.value.fix.startswith(f"did you mean '{tmp_path}/best.ckpt'?") or "LFS" in what or "page" in what
+
+
+def test_a_run_folder_in_the_place_of_its_checkpoint_is_answered_with_the_best_one(tmp_path):
+    for name in ("a.png", "last.ckpt", "best.ckpt", "recipe.yaml"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(MissingInputError, match=f"did you mean '{tmp_path}/best.ckpt'"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    with pytest.raises(MissingInputError) as caught:
+        read_checkpoint(tmp_path / "photos")
+    assert caught.value.fix == ""

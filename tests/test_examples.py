@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -36,6 +37,24 @@ def test_python_in_the_pages_parses_and_imports_public_names(page):
         compile(block, str(page), "exec")
         for line in re.findall(r"^from flashtask import (.+)$", block, re.MULTILINE):
             assert set(line.replace(" ", "").split(",")) <= set(flashtask.__all__), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_fit_in_the_pages_says_how_long_it_trains(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+        fits = any(isinstance(call.func, ast.Attribute) and call.func.attr == "fit" for call in calls)
+        for call in calls if fits else ():
+            if ast.unparse(call.func).endswith("Trainer"):
+                given = {keyword.arg for keyword in call.keywords}
+                assert given & {"max_epochs", "max_steps", "max_time", "fast_dev_run"}, ast.unparse(call)
+
+
+def test_what_the_readme_trains_or_plans_needs_no_hub():
+    lines = re.findall(r"^flashtask (?:finetune|plan|tune) .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        assert "--backbone efficientnet_lite0" in line or "recipe.yaml" in line, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

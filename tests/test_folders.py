@@ -53,10 +53,9 @@ def test_the_listing_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
 
 
 def test_hidden_entries_are_no_data(tmp_path):
-    write_tree(
-        tmp_path,
-        {"a": 1, "b": 1, ".ipynb_checkpoints": 1, "a/.ipynb_checkpoints": 1, "__MACOSX": 1, ".git": 1},
-    )
+    hidden = (".ipynb_checkpoints", "a/.ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "a/@eaDir", "$RECYCLE.BIN")
+    hidden += ("lost+found", "System Volume Information", "#recycle", "a/__pycache__")
+    write_tree(tmp_path, dict.fromkeys(("a", "b", *hidden), 1))
     write_image(tmp_path / "a" / ".hidden.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
     assert listed(tmp_path).relative_paths() == ("a/0.png", "b/0.png")
@@ -76,13 +75,56 @@ def test_files_that_are_no_images_are_left_out_and_named(tmp_path):
     assert images.ignored == (str(tmp_path / "a" / "notes.txt"),)
 
 
-def test_images_at_the_root_are_an_error(tmp_path):
+def test_images_beside_class_folders_are_an_error(tmp_path):
     write_tree(tmp_path, {"a": 1, "b": 1})
     write_image(tmp_path / "lost.PNG")
-    with pytest.raises(BadDataError, match=r"outside class folders: lost\.PNG"):
+    with pytest.raises(BadDataError, match=r"outside class folders: lost\.PNG\n.*'a', 'b'\n  fix: move the images"):
         listed(tmp_path)
-    with pytest.raises(BadDataError, match=f'train_folder="{tmp_path}"'):
-        listed(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{}, {"music/covers": 1}, {"music/covers": 1, "more": 2}, {"": 1, "more": 2}, {"train": 2}, {"x/a": 1, "x": 1}],
+)
+def test_a_flat_folder_is_never_answered_with_a_parent_that_holds_other_things(others, tmp_path):
+    write_tree(tmp_path, {"pics": 2, **others})
+    with pytest.raises(BadDataError, match=r"has no class folders, only images: 0\.png, 1\.png") as caught:
+        listed(tmp_path / "pics")
+    assert f'"{tmp_path}"' not in str(caught.value)
+    assert caught.value.fix.endswith(f"mkdir {tmp_path}/pics/cat {tmp_path}/pics/dog")
+
+
+def test_one_class_of_several_is_answered_with_their_names_and_the_parent_as_a_question(tmp_path):
+    write_tree(tmp_path, {"ants": 2, "bees": 1, ".cache": 1, "@eaDir": 1})
+    with pytest.raises(BadDataError) as caught:
+        listed(tmp_path / "ants")
+    fix = f"if the classes are 'ants', 'bees': train_folder=\"{tmp_path}\"; otherwise move"
+    assert caught.value.fix.startswith(fix)
+
+
+def test_labels_in_a_table_beside_flat_images_are_named(tmp_path):
+    write_tree(tmp_path, {"train": 2, "test": 2})
+    (tmp_path / "train.csv").write_text("id,label")
+    with pytest.raises(BadDataError, match=r"labels in a table \(train.csv\) are not read"):
+        listed(resolve_layout(tmp_path).train)
+
+
+@pytest.mark.parametrize("argument", ["train_folder", "val_folder"])
+def test_a_single_folder_around_the_data_is_answered_with_the_one_that_holds_it(argument, tmp_path):
+    write_tree(tmp_path / "classes" / "deep" / "er", {"a": 1, "b": 1})
+    write_tree(tmp_path / "parts" / "zipped", {"train/a": 1, "train/b": 1, "val/a": 1})
+    for name, right in (("classes", "deep/er"), ("parts", f"zipped/{argument[:-7]}")):
+        with pytest.raises(BadDataError, match="has only one folder") as caught:
+            list_class_folders(tmp_path / name, argument, min_classes=2)
+        assert f'{argument}="{tmp_path}/{name}/{right}"' in caught.value.fix
+
+
+def test_an_empty_folder_and_one_with_an_archive_are_told_apart(tmp_path):
+    with pytest.raises(BadDataError, match="why: the folder is empty"):
+        listed(tmp_path)
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(BadDataError, match=r"download_data.*photos\.zip.*unpacks"):
+        listed(tmp_path)
 
 
 def test_the_parent_of_train_and_val_is_an_error_that_names_the_argument(tmp_path):
@@ -96,6 +138,57 @@ def test_the_parent_of_train_and_val_is_an_error_that_names_the_argument(tmp_pat
 def test_a_class_may_be_called_test(tmp_path):
     write_tree(tmp_path, {"test": 1, "control": 1})
     assert listed(tmp_path).classes == ("control", "test")
+    assert resolve_layout(tmp_path).train == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        (("Training", "Testing"), {"train": "Training", "test": "Testing"}),
+        (("seg_train", "seg_test"), {"train": "seg_train", "test": "seg_test"}),
+        (("train", "dev"), {"train": "train", "val": "dev"}),
+        (("train_set", "valid_set", "test_set"), {"train": "train_set", "val": "valid_set", "test": "test_set"}),
+    ],
+)
+def test_folders_named_for_parts_are_parts_and_never_classes(folders, found, tmp_path):
+    write_tree(tmp_path, {f"{part}/{name}": 1 for part in folders for name in ("cat", "dog")})
+    layout = resolve_layout(tmp_path)
+    assert {part: path.name for part, path in vars(layout).items() if path} == found
+    with pytest.raises(BadDataError, match=f'these would become the classes\n  fix: train_folder="{layout.train}"'):
+        listed(tmp_path)
+
+
+def test_names_that_contain_a_word_for_a_part_may_still_be_classes(tmp_path):
+    write_tree(tmp_path / "stations", {"train_station": 2, "bus stop": 1, "test rig/2021": 1})
+    assert resolve_layout(tmp_path / "stations").train == tmp_path / "stations"
+    assert listed(tmp_path / "stations").classes == ("bus stop", "test rig", "train_station")
+    write_tree(tmp_path / "vehicles", {"bus": 1, "car": 1, "train": 1})
+    assert resolve_layout(tmp_path / "vehicles").train == tmp_path / "vehicles"
+
+
+def test_flat_parts_do_not_become_classes(tmp_path):
+    write_tree(tmp_path, {"train_images": 2, "test_images": 2})
+    assert resolve_layout(tmp_path).train == tmp_path / "train_images"
+    with pytest.raises(BadDataError, match="these would become the classes"):
+        listed(tmp_path)
+
+
+def test_classes_that_hold_train_and_test_are_refused_and_the_fix_works(tmp_path):
+    root = write_tree(tmp_path / "my data", {f"{c}/{p}": 2 for c in ("cat", "the dog") for p in ("train", "test")})
+    with pytest.raises(BadDataError, match="classes that hold parts of the data: 'test', 'train'") as caught:
+        listed(root)
+    subprocess.run(caught.value.fix.split("\n", 1)[1], shell=True, check=True)
+    layout = resolve_layout(f"{root}_parts")
+    for part in (layout.train, layout.test):
+        assert listed(part).relative_paths() == ("cat/0.png", "cat/1.png", "the dog/0.png", "the dog/1.png")
+
+
+def test_the_same_folders_in_every_class_are_known(tmp_path):
+    write_tree(tmp_path / "a", {f"{c}/{s}": 1 for c in ("part1", "part2") for s in ("cat", "dog")})
+    assert listed(tmp_path / "a").same_subfolders() == ("cat", "dog")
+    write_tree(tmp_path / "b", {"n1/images": 1, "n2/images": 1})
+    write_tree(tmp_path / "c", {"x/1": 1, "x/2": 1, "x": 1, "y/1": 1, "y/2": 1})
+    assert listed(tmp_path / "b").same_subfolders() == listed(tmp_path / "c").same_subfolders() == ()
 
 
 def test_too_few_classes_are_an_error(tmp_path):
@@ -146,6 +239,29 @@ def test_links_are_followed_and_loops_are_an_error(tmp_path):
     (tmp_path / "data" / "a" / "again").symlink_to(tmp_path / "data" / "a")
     with pytest.raises(BadDataError, match=r"again' points to a folder that contains it"):
         listed(tmp_path / "data")
+
+
+def test_a_loop_is_answered_with_the_link_and_the_fix_leaves_all_images(tmp_path):
+    write_tree(tmp_path, {"up/imgs/a": 2, "up/imgs/b": 1})
+    link = tmp_path / "up" / "imgs" / "a" / "way up"
+    link.symlink_to("../..")
+    with pytest.raises(BadDataError, match=f"the link '{link}' points to a folder that contains it") as caught:
+        listed(tmp_path / "up" / "imgs")
+    subprocess.run(caught.value.fix.split(": ")[1], shell=True, check=True)
+    assert len(listed(tmp_path / "up" / "imgs")) == 3
+
+
+def test_a_link_to_itself_is_a_bad_image_or_an_error_that_names_it(tmp_path):
+    write_tree(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "a" / "x.png").symlink_to("x.png")
+    assert "a/x.png" in listed(tmp_path).relative_paths()
+    (tmp_path / "a" / "x").symlink_to("x")
+    assert len(listed(tmp_path)) == 3
+    for target in ("c", "gone"):
+        (tmp_path / "c").symlink_to(target)
+        with pytest.raises(BadDataError, match=rf"the link '{tmp_path}/c' leads nowhere"):
+            listed(tmp_path)
+        (tmp_path / "c").unlink()
 
 
 def test_a_dangling_link_is_listed_so_that_the_check_names_it(tmp_path):
@@ -202,15 +318,41 @@ def test_a_mistyped_path_is_answered_with_the_one_that_exists(tmp_path):
     assert caught.value.fix == ""
 
 
-def test_what_is_no_folder_is_refused(tmp_path):
+def test_what_is_not_a_folder_is_refused(tmp_path):
     file = write_image(tmp_path / "a.png")
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("")
     for path, text in (
         ("", "must be the path"),
-        (file, "is a file"),
-        ("https://x.org/a.zip", "download_data"),
+        (5, r"must be the path of a folder, not 5 \(int\)"),
+        (["a", "b"], "not a list of them"),
+        (file, "is an image"),
+        (tmp_path / "a.tar.gz", "is an archive\n  fix: .*download_data"),
+        (tmp_path / "labels.csv", "is a table\n  fix: labels are read from the names of folders"),
     ):
         with pytest.raises(UsageError, match=text):
             existing_folder(path, "train_folder")
+
+
+@pytest.mark.parametrize(
+    ("address", "fix"),
+    [
+        ("https://x.org/a.zip", "flashtask.download_data('https://x.org/a.zip', \"data\")"),
+        ("http://x.org/a.zip", "allow_http=True"),
+        ("s3://bucket/some/cats", 'aws s3 sync s3://bucket/some/cats data/cats; then give the folder "data/cats"'),
+        (Path("s3://bucket/cats"), "aws s3 sync s3://bucket/cats data/cats"),
+        ("gs://bucket/cats/", "gcloud storage rsync -r gs://bucket/cats/ data/cats"),
+        ("hf://datasets/org/cats@main/train", "hf download --repo-type dataset org/cats --local-dir data/cats"),
+        ("hf://org/cats", "hf download --repo-type dataset org/cats --local-dir data/cats"),
+        ("file:///data/cats", 'give the path alone: "/data/cats"'),
+        ("azure://x/cats", "copy it to this machine, to data/cats"),
+    ],
+)
+def test_an_address_is_answered_with_what_copies_it(address, fix):
+    with pytest.raises(UsageError, match="train_folder is an address, not a folder") as caught:
+        existing_folder(address, "train_folder")
+    assert fix in caught.value.fix
+    assert ("download_data" in caught.value.fix) == str(address).startswith("http")
 
 
 def test_a_root_is_read_as_parts_or_as_classes(tmp_path):

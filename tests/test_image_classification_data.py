@@ -113,6 +113,22 @@ def test_skip_leaves_bad_images_out_and_says_so(root, capsys):
     assert capsys.readouterr().err == ""  # once is enough
 
 
+def test_a_link_to_itself_is_a_bad_image_and_obeys_skip(root, capsys):
+    link = root / "train" / "ants" / "x.png"
+    link.symlink_to("x.png")
+    with pytest.raises(BadDataError, match=f"'{link}': a link that leads back to itself"):
+        from_folders(root / "train").setup("fit")
+    data = from_folders(root / "train", on_bad_image="skip")
+    data.setup("fit")
+    assert [image.path for image in data.skipped] == [str(link)]
+
+
+def test_the_same_folders_in_every_class_are_warned_of(tmp_path, capsys):
+    write_tree(tmp_path, {f"{c}/{s}": 1 for c in ("part1", "part2") for s in ("cat", "dog")})
+    from_folders(tmp_path).setup("fit")
+    assert "every class has the same folders (cat, dog); the classes are part1, part2" in capsys.readouterr().err
+
+
 def test_a_class_that_skip_empties_is_an_error(root):
     for path in (root / "train" / "ants").iterdir():
         path.write_bytes(b"")

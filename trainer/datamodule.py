@@ -94,6 +94,10 @@ class GivenLoaders(DataModule):
         """Whether a loader was passed for `train`, `val`, `test` or `predict`."""
         return self._given.get(stage) is not None
 
+    def given(self, stage: str) -> Any:
+        """The loader that was passed for a stage, or None."""
+        return self._given.get(stage)
+
     def _loader(self, stage: str) -> Any:
         loader = self._given.get(stage)
         if loader is not None:

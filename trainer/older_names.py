@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.errors import UsageError
+from flashtask.core.keywords import argument_fix
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.placement.devices import devices_of_gpus
 
@@ -91,7 +92,7 @@ def todays_names(older: Mapping[str, Any], given: Arguments) -> Arguments:
     arguments = dict(given)
     for name, value in older.items():
         if name not in UNDERSTOOD:
-            fix = _INSTEAD.get(name) or did_you_mean(name, [*given, *UNDERSTOOD]) or "see help(Trainer)"
+            fix = _INSTEAD.get(name) or argument_fix(name, [*given, *UNDERSTOOD]) or "see help(Trainer)"
             raise UsageError(f"Trainer has no argument {name!r}", fix=fix)
         for today, meant in UNDERSTOOD[name](value, older).items():
             if today == "callbacks":

@@ -357,7 +357,11 @@ def _cosine_rate(
             fix='lr_scheduler_options={"warm_up": 0.05}',
         )
     if total_steps is None:
-        raise UsageError('lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps")
+        raise UsageError(
+            'lr_scheduler="cosine" needs to know how long the run is',
+            why="there is no limit, or the training loader has no length, so that max_epochs does not tell",
+            fix='Trainer(max_steps=...), or lr_scheduler="constant"',
+        )
     starts = [group.get("start", 0) or 0 for group in optimizer.param_groups]
     begins = [steps_before(start) if start else 0 for start in starts]
     if None in begins:

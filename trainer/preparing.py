@@ -27,6 +27,7 @@ from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.progress import PhaseProgress
 from flashtask.trainer.finetuning.rates import require_phase_groups
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.given_loaders import check_loader, is_batch_list
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
@@ -50,21 +51,38 @@ def check_module(module: Any) -> Module:
 
 
 def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
-    """The data module of a verb: the one given (also as first loader), or one around the given loaders."""
+    """The data module of a verb: the one given (also as first loader), or one around the given loaders.
+
+    Raises:
+        UsageError: what was given is neither a loader nor a data module, or two of them say what the data is.
+    """
     given = {stage: loader for stage, loader in loaders.items() if loader is not None}
     for stage, loader in list(given.items()):
-        if isinstance(loader, DataModule) or (isinstance(loader, type) and issubclass(loader, DataModule)):
+        if isinstance(loader, type) and issubclass(loader, DataModule):
+            raise _is_a_class(loader)
+        check_loader(loader, stage, module)
+        if isinstance(loader, DataModule):
+            if datamodule is not None and datamodule is not loader:
+                raise UsageError("two data modules are given, and a run takes one", fix="drop one of them")
             datamodule = given.pop(stage)
     if datamodule is None:
         return GivenLoaders(module, **given)
+    if isinstance(datamodule, type) and issubclass(datamodule, DataModule):
+        raise _is_a_class(datamodule)
+    if not isinstance(datamodule, DataModule):
+        check_loader(datamodule, next(iter(loaders)), module)
+        raise UsageError(
+            f"datamodule must be a flashtask.DataModule, not {type(datamodule).__name__}",
+            fix="give a loader without a name, after the model: trainer.fit(model, loader)",
+        )
     if given:
         raise UsageError("give either a datamodule or loaders, not both", fix="drop one of them")
-    if isinstance(datamodule, type):
-        name = datamodule.__name__
-        raise UsageError(f"{name} is a class, and a data module is needed", fix=f"datamodule={name}(...)")
-    if not isinstance(datamodule, DataModule):
-        raise UsageError(f"datamodule must be a flashtask.DataModule, not {type(datamodule).__name__}")
     return datamodule
+
+
+def _is_a_class(given: type) -> UsageError:
+    name = given.__name__
+    return UsageError(f"{name} is a class, and a data module is needed", fix=f"datamodule={name}(...)")
 
 
 def fit_run(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning | None, resume_from: Any) -> FitRun:
@@ -171,6 +189,7 @@ def _prepare_fit(run: FitRun) -> None:
         with put_to_use(str(run.resume_from)):
             data.load_state_dict(content["datamodule"])  # its loaders may depend on it
     loader = data.train_dataloader()
+    check_loader(loader, "train", module)
     if isinstance(loader, (list, tuple)) and any(isinstance(one, DataLoader) for one in loader):
         raise UsageError(
             f"there are several loaders to train on ({len(loader)})",
@@ -251,6 +270,12 @@ def _leave_optimization_to(module: Module, run: FitRun) -> None:
 
 def _training_loader(trainer: Any, loader: Any, seed: int) -> tuple[Any, int | None]:
     """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch."""
+    if hasattr(loader, "__next__") and trainer.max_steps < 0 and trainer.max_epochs != 1:
+        raise UsageError(
+            f"the training data is a {type(loader).__name__}, which gives its batches only once",
+            why="a run goes through the batches in every epoch",
+            fix="a list of the batches: list(...); or Trainer(max_epochs=1), or max_steps=... where it never ends",
+        )
     few = trainer.overfit_batches
     rebuilt = _shared(trainer, loader, seed=seed, training=True, in_order=bool(few))
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
@@ -293,7 +318,7 @@ def _add_validation(run: FitRun) -> None:
     if not writes_step and isinstance(run.data, GivenLoaders) and run.data.has("val"):
         trainer.say(f"{type(run.module).__name__} has no validation_step: the validation data is not used")
     wanted = writes_step and not trainer.overfit_batches
-    loaders = _loaders(run.data.val_dataloader(), run) if wanted else []
+    loaders = _loaders(run.data.val_dataloader(), "val", run) if wanted else []
     limits = [_limit(trainer.limit_val_batches, loader) for loader in loaders]
     if not loaders or all(limit == 0 for limit in limits):
         return
@@ -326,17 +351,18 @@ def _prepare_evaluation(run: EvaluationRun) -> None:
             few, limit = _training_loader(trainer, loader, trainer.seed)
             run.loaders, run.limits = [few], [limit]
             return
-    run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), run)
+    run.loaders = _loaders(getattr(run.data, f"{short}_dataloader")(), short, run)
     if not run.loaders:
         raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
     run.limits = [_limit(getattr(trainer, f"limit_{short}_batches"), loader) for loader in run.loaders]
     use_known_features(run)
 
 
-def _loaders(given: Any, run: Run) -> list[Any]:
+def _loaders(given: Any, stage: str, run: Run) -> list[Any]:
     if given is None:
         return []
-    several = list(given) if isinstance(given, (list, tuple)) and not _is_batch_list(given) else [given]
+    check_loader(given, stage, run.module)
+    several = list(given) if isinstance(given, (list, tuple)) and not is_batch_list(given) else [given]
     seed = run.trainer.seed
     return [_shared(run.trainer, loader, seed=seed, training=False) for loader in several if loader is not None]
 
@@ -354,13 +380,6 @@ def _shared(trainer: Any, loader: Any, **options: Any) -> Any:
             fix="a plain DataLoader without a sampler; or share the samples yourself and use_distributed_sampler=False",
         )
     return rebuilt
-
-
-def _is_batch_list(given: Any) -> bool:
-    """A list of tensors, or of tuples, dictionaries or lists of them, is a list of batches, so one loader."""
-    first = given[0] if given else None
-    inner = first[0] if isinstance(first, list) and first else None
-    return isinstance(first, (torch.Tensor, tuple, dict)) or isinstance(inner, torch.Tensor)
 
 
 def _limit(limit: Any, loader: Any) -> int | None:

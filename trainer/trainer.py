@@ -364,6 +364,7 @@ class Trainer(RunFacts):
         finetuning = None if strategy is None else resolve_finetuning(strategy)
         return tune(self, module, data, finetuning=finetuning, learning_rate=learning_rate, batch_size=batch_size)
 
+    @named_arguments
     def plan(
         self,
         model: Any,
@@ -392,6 +393,7 @@ class Trainer(RunFacts):
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         return plan(self, module, data, resolve_finetuning(strategy), measure=measure)
 
+    @named_arguments
     def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
         """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.
 

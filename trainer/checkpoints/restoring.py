@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
-from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.keywords import argument_fix
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpoints.content import environment
 from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
@@ -67,7 +68,7 @@ def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, A
     stored, given = _with_collection(content, given, accepted)
     for name in given:
         if name not in accepted and not takes_any:
-            raise UsageError(f"{cls.__name__} has no argument {name!r}", fix=did_you_mean(name, accepted))
+            raise UsageError(f"{cls.__name__} has no argument {name!r}", fix=argument_fix(name, accepted))
     arguments = {name: value for name, value in stored.items() if name in accepted or takes_any} | dict(given)
     needed = [
         p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
