@@ -12,8 +12,8 @@ from typing import Any
 
 import torch.utils.data
 
+from flashtask.core.machine import cores_here
 from flashtask.data.images import prepare_decoders
-from flashtask.trainer.distribution.group import cores_here
 
 __all__ = ["in_order", "in_threads", "num_cores"]
 

@@ -77,6 +77,7 @@ class Task(Module):
     data_class: ClassVar[type[Any]] = ImageClassificationData
     default_precision = "auto"
     default_memory_format = "auto"
+    libraries = ("timm", "torchvision")
     sample_noun = "images"
     #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
     pretrained_from: dict[str, str] | None = None
@@ -277,7 +278,7 @@ class Task(Module):
         if not isinstance(name, str) or any(find_not_saved(given.get("backbone_options") or {})):
             return None
         options = {"options": given.get("backbone_options") or {}, "in_chans": given.get("in_chans", 3)}
-        return {"backbone": name, **options, **{lib: version(lib) for lib in ("timm", "torchvision")}}
+        return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 from flashtask import Callback, Module, Trainer
+from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
-from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
 from flashtask.trainer.distribution.data_parallel import ForkedDataParallel
 from flashtask.trainer.distribution.environment import place_in
 from flashtask.trainer.placement.placement import resolve_placement
@@ -551,6 +551,21 @@ def test_s114_sync_batchnorm_keeps_names_weights_and_activations():
     assert isinstance(module.plain[0], nn.SyncBatchNorm)
     assert isinstance(module.timm, nn.SyncBatchNorm)
     assert torch.equal(module.eval().timm(inputs), expected)
+
+
+def test_s114_sync_batchnorm_refuses_a_layer_that_it_would_change():
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    class Named(nn.BatchNorm2d):
+        """Computes what torch's does."""
+
+    with pytest.raises(UsageError, match=r"in the place of .*Scaled"):
+        synchronize_batchnorm(nn.Sequential(nn.Sequential(Scaled(3))), torch.device("cuda"))
+    module = nn.Sequential(Named(3))
+    synchronize_batchnorm(module, torch.device("cuda"))
+    assert type(module[0]) is nn.SyncBatchNorm
 
 
 def test_s118_a_strategy_of_ones_own_goes_through_plugins_too(tmp_path):

@@ -82,6 +82,7 @@ def test_s7_a_trainer_with_epochs_and_a_device_trains_a_task(trained):
     assert (summary["task"], summary["backbone"], summary["strategy"]) == ("image_classification", TINY, "no_freeze")
     assert summary["best"]["val_accuracy"] == 1.0
     assert summary["images_per_second"] > 0
+    assert {"torch", "timm", "torchvision"} <= set(summary["versions"])
     with (root / "run" / "metrics.csv").open() as file:
         assert {"epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds"} <= set(
             next(csv.reader(file))

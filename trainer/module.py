@@ -37,6 +37,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     default_precision: str = "32"
     #: What `Trainer(memory_format=None)` means for this module: `contiguous`, `channels_last` or `auto`.
     default_memory_format: str = "contiguous"
+    #: Distributions (names on PyPI) that the module's outputs depend on; their versions are recorded with a run.
+    libraries: tuple[str, ...] = ()
     #: What logs call a sample.
     sample_noun: str = "samples"
     #: The run that made the weights, as `trainer.provenance` tells it; None where nothing is known of it.
