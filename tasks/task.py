@@ -75,6 +75,8 @@ class Task(Module):
     name: ClassVar[str] = ""
     #: The data module that a recipe's `data:` section makes.
     data_class: ClassVar[type[Any]] = ImageClassificationData
+    default_strategy = "freeze"
+    default_max_epochs = 10
     default_precision = "auto"
     default_memory_format = "auto"
     libraries = ("timm", "torchvision")

@@ -165,6 +165,7 @@ def test_a_registered_strategy_is_found_by_name():
         (("freeze", 3), "does not take"),
         ("deepspeed_stage_2", r"no DeepSpeed support\n  fix: Trainer\(strategy='fsdp'\)"),
         ("ddp_spwn", r"'ddp_spawn' would be a strategy of distribution\n  fix: Trainer\(strategy='ddp_spawn'\)"),
+        (("ddp",), r"fix: Trainer\(strategy='ddp'\)"),
         (SingleDevice(), r"Trainer\(strategy=SingleDevice\(...\)\)"),
         (SingleDevice, r"Trainer\(strategy=SingleDevice\(\)\)"),
         (7, "a name, a tuple or an object"),

@@ -55,7 +55,7 @@ class FitRun(Run):
         super().__init__(trainer, module, data, placement)
         self.finetuning, self.resume_from = finetuning, resume_from
         self.seed: int = trainer.seed
-        self.max_epochs: int | None = trainer.max_epochs
+        self.max_epochs: int | None = trainer.epochs_of(module)
         self.max_steps: int = trainer.max_steps
         self.guard = NanGuard(placement.device, of_all=partial(placement.strategy.reduce, how="max"))
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
