@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.zoo import tell
 
-__all__ = ["adapt_channels", "backbone_tensors", "classifier_paths", "find_prefix", "load_tensors"]
+__all__ = ["adapt_channels", "backbone_tensors", "classifier_paths", "find_prefix", "load_tensors", "shown"]
 
 
 def classifier_paths(whole: Iterable[str], backbone: Iterable[str]) -> tuple[str, ...]:
@@ -73,14 +73,14 @@ def backbone_tensors(
     if unknown and not prefix:
         raise IntegrityError(
             f"{file} does not fit: {len(unknown)} of its names are not the model's",
-            why=f"unknown: {_shown(unknown)}",
+            why=f"unknown: {shown(unknown)}",
             fix="name the architecture that the weights are of, or leave these out of the file",
         )
     if prefix or dropped:
         outside = [name for name in state if not name.startswith(prefix)]
         aside = [*dropped, *unknown, *outside]
         said = f"the weights of {file}" + (f" are those under {prefix!r}" if prefix else " are used")
-        tell(f"{said}; left aside: {_shown(aside)}" if aside else said)
+        tell(f"{said}; left aside: {shown(aside)}" if aside else said)
     return {name: named[name] for name in wanted if name in named}
 
 
@@ -92,7 +92,7 @@ def missing_names(state: Mapping[str, Tensor], wanted: Iterable[str], file: str)
     missing = [prefix + name for name in _needed(wanted) if prefix + name not in state]
     return IntegrityError(
         f"{file} does not fit: {len(missing)} names of the model are missing in it",
-        why=f"missing: {_shown(missing)}; it has {_shown(list(state))}",
+        why=f"missing: {shown(missing)}; it has {shown(list(state))}",
         fix="name the architecture that the weights are of",
     )
 
@@ -168,6 +168,7 @@ def _coverage(names: Iterable[str], wanted: Iterable[str]) -> Counter[str]:
     return found
 
 
-def _shown(names: list[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:4])
-    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def shown(names: list[str]) -> str:
+    """The first four names, for a message."""
+    first = ", ".join(name[:80] for name in names[:4])
+    return first + (f" and {len(names) - 4} more" if len(names) > 4 else "")

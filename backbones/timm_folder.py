@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashtask.backbones.model_args import check_model_args, parts_of
+from flashtask.backbones.model_args import check_model_args
 from flashtask.backbones.sources import library_names
 from flashtask.backbones.weight_files import read_weights
 from flashtask.core.errors import (
@@ -21,7 +21,7 @@ from flashtask.core.errors import (
     UsageError,
     did_you_mean,
 )
-from flashtask.core.plain_json import read_json
+from flashtask.core.foreign_config import read_foreign_config
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = [
@@ -41,13 +41,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 #: What timm's own configuration says of the preprocessing, under the same names; how files are decoded is ours.
 TIMM_KEYS = tuple(key for key in Preprocessing.__dataclass_fields__ if key != "decode")
 
-_MAX_CONFIG = 8 << 20  # bytes: 21,000 labels with descriptions take some 2 MiB
-_MAX_DEPTH = 32
 _MAX_CLASSES = 1_000_000
-#: What other libraries would take for code to import.
-_CODE_KEYS = frozenset(
-    ("auto_map", "trust_remote_code", "custom_pipelines", "_target_", "_instantiator", "class_path", "init_args")
-)
 
 
 @dataclass(frozen=True)
@@ -94,9 +88,8 @@ def read_timm_folder(folder: Path, *, needs_weights: bool = True) -> TimmFolder:
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
-    config = _read_config(path)
+    config = read_foreign_config(path)
     try:
-        _refuse_code(config)
         return _parse(folder, config, needs_weights)
     except _Wrong as error:
         raise IntegrityError(f"{path} was refused: {error}", fix=error.fix) from error
@@ -128,32 +121,6 @@ class _Wrong(ValueError):  # noqa: N818 - never leaves this module
     def __init__(self, text: str, fix: str = "") -> None:
         super().__init__(text)
         self.fix = fix
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    content = read_json(path, most=_MAX_CONFIG)
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path} was refused: it is no table of names and values")
-    if _depth(content) > _MAX_DEPTH:
-        raise IntegrityError(f"{path} was refused: it is nested more than {_MAX_DEPTH} deep")
-    return content
-
-
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        level = [part for each in level for part in parts_of(each) if isinstance(part, dict | list)]
-    return depth
-
-
-def _refuse_code(config: Mapping[str, Any]) -> None:
-    level: list[Any] = [{key: part for key, part in config.items() if not key.startswith("label")}]
-    while level:
-        for each in level:
-            if isinstance(each, dict) and (found := _CODE_KEYS & each.keys()):
-                raise _Wrong(f"it has {min(found)!r}: code from a repository is never run")
-        level = [part for each in level for part in parts_of(each) if isinstance(part, dict | list)]
 
 
 def _parse(folder: Path, config: dict[str, Any], needs_weights: bool) -> TimmFolder:

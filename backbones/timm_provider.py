@@ -15,15 +15,18 @@ from torch import nn
 from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.features import make_features_flat
 from flashtask.backbones.layer_groups import default_layer_groups
+from flashtask.backbones.matching import shown
 from flashtask.backbones.timm_weights import KnownWeights, build_with_weights
 from flashtask.backbones.weight_files import read_weights
 from flashtask.backbones.weights import (
     LAYERS_CHANGED,
     NO_WEIGHTS,
+    Loading,
     cache_only_without_network,
     for_channels,
     pretrained_errors,
     quiet_logs,
+    watched_loading,
 )
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
@@ -32,8 +35,6 @@ __all__ = ["as_backbone", "build_model", "create_model", "layer_groups", "prepro
 
 _LOGGERS = ("timm", "huggingface_hub")
 _SHARED = ("shared_rel_pos.",)
-# What timm logs, and goes on, when a part of a model keeps its random values.
-_RANDOM_PARTS = ("using random init", "missing keys", "cannot load weights", "not currently supported")
 
 
 def build_model(
@@ -70,10 +71,11 @@ def build_model(
 def create_model(name: str, *, pretrained: bool, in_chans: int, num_classes: int = 0, **options: Any) -> nn.Module:
     """timm's own model, with what it logs and raises told as our errors."""
     context = cache_only_without_network() if pretrained else nullcontext()
-    with quiet_logs(*_LOGGERS) as messages, pretrained_errors(f"timm/{name}", pretrained), context:
+    with quiet_logs(*_LOGGERS), watched_loading() as loading, pretrained_errors(f"timm/{name}", pretrained), context:
         sizes: dict[str, Any] = {} if options.get("features_only") else {"num_classes": num_classes}
         module = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **sizes, **options)
-    _refuse_random_parts(name, pretrained, messages)
+    if pretrained:
+        _refuse_random_parts(name, loading)
     return module
 
 
@@ -113,12 +115,16 @@ def _check_weights(name: str, pretrained: bool) -> None:
         )
 
 
-def _refuse_random_parts(name: str, pretrained: bool, messages: list[str]) -> None:
-    random_parts = [message for message in messages if any(sign in message.lower() for sign in _RANDOM_PARTS)]
-    if pretrained and random_parts:
+def _refuse_random_parts(name: str, loading: Loading) -> None:
+    """Where a part of a model keeps its random values timm only logs it, and goes on."""
+    config = get_pretrained_cfg(name)
+    # Weights of JAX are copied layer by layer, by a loader of timm's that fails where one is missing.
+    copies = config is not None and bool(config.custom_load)
+    if loading.missing or not (loading.has_begun or copies):
+        kept = f"these keep random values: {shown(loading.missing)}"
         raise UsageError(
             f"the pretrained weights of 'timm/{name}' do not fill the whole model",
-            why=random_parts[0].splitlines()[0],
+            why=kept if loading.missing else "timm loaded none of them",
             fix=LAYERS_CHANGED,
         )
 

@@ -6,8 +6,7 @@ timm adapts them as it does its own: other channel counts, image sizes and forma
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from flashtask.backbones.matching import backbone_tensors, classifier_paths, find_prefix, missing_names
+from flashtask.backbones.matching import backbone_tensors, classifier_paths, find_prefix, missing_names, shown
 from flashtask.backbones.timm_folder import TIMM_KEYS, TimmFolder, read_weights
-from flashtask.backbones.weights import quiet_logs
+from flashtask.backbones.weights import Loading, quiet_logs, watched_loading
 from flashtask.core.errors import FlashtaskError, IntegrityError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 
@@ -108,14 +107,14 @@ def build_with_weights(
     architecture = name.partition(".")[0]
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
     if not known.tensors:
-        return _created(architecture, config, arguments, known, [])
+        return _created(architecture, config, arguments, known)
     # A pyramid has other names, and not all parts; timm loads the weights before it takes the model apart.
     is_pyramid = bool(arguments.get("features_only"))
     plain = {name: value for name, value in arguments.items() if name not in ("features_only", "out_indices")}
     with torch.device("meta"):
-        body = _created(architecture, config, plain, known, [])
+        body = _created(architecture, config, plain, known)
         source = config.num_classes + known.label_offset
-        whole = _created(architecture, config, {**plain, "num_classes": source}, known, [])
+        whole = _created(architecture, config, {**plain, "num_classes": source}, known)
     _compare_sizes(body, known)
     classifier = classifier_paths(whole.state_dict(), body.state_dict()) if num_classes == 0 else ()
     tensors = _under_own_names(known, list(body.state_dict()), classifier)
@@ -123,12 +122,12 @@ def build_with_weights(
     config = dataclasses.replace(
         config, state_dict=tensors, input_size=(channels, *config.input_size[1:]), label_offset=known.label_offset
     )
-    messages: list[str] = []
-    module = _created(architecture, config, arguments, known, messages)
+    with watched_loading() as loading:
+        module = _created(architecture, config, arguments, known)
     record: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     record.pop("state_dict", None)
     record["input_size"] = (len(record["mean"]), *record["input_size"][1:])
-    _refuse_leftovers(messages, classifier, known, body, may_leave=is_pyramid)
+    _refuse_leftovers(loading, classifier, known, body, may_leave=is_pyramid)
     return module
 
 
@@ -162,13 +161,11 @@ def _config(name: str, known: KnownWeights) -> PretrainedCfg:
     return dataclasses.replace(own, **changes)
 
 
-def _created(
-    architecture: str, config: PretrainedCfg, arguments: Mapping[str, Any], known: KnownWeights, messages: list[str]
-) -> nn.Module:
+def _created(architecture: str, config: PretrainedCfg, arguments: Mapping[str, Any], known: KnownWeights) -> nn.Module:
     extra: dict[str, Any] = {"pretrained_model_args": dict(known.model_args)} if known.model_args else {}
     pretrained = config.state_dict is not None
     try:
-        with quiet_logs(*_LOGGERS) as said:
+        with quiet_logs(*_LOGGERS):
             module: nn.Module = timm.create_model(
                 architecture, pretrained=pretrained, pretrained_cfg=config, **extra, **arguments
             )
@@ -179,7 +176,6 @@ def _created(
         if pretrained:
             raise IntegrityError(f"{known.file} does not fit timm's {architecture}", why=why) from error
         raise UsageError(f"timm's {architecture} cannot be built with these options", why=why) from error
-    messages.extend(said)
     return module
 
 
@@ -211,19 +207,21 @@ def _channels(tensors: Mapping[str, Tensor], body: nn.Module, in_chans: int) -> 
 
 
 def _refuse_leftovers(
-    messages: Iterable[str], classifier: tuple[str, ...], known: KnownWeights, body: nn.Module, *, may_leave: bool
+    loading: Loading, classifier: tuple[str, ...], known: KnownWeights, body: nn.Module, *, may_leave: bool
 ) -> None:
     """What timm only logs: parameters that the file has not, and tensors that the model has not."""
-    for message in messages:
-        if "random init" in message:
-            raise IntegrityError(f"{known.file} does not fill the whole model", why=message.splitlines()[0])
-        if (found := re.search(r"(Missing|Unexpected) keys \((.*?)\)", message, re.DOTALL)) is None:
-            continue
-        names = [name for name in found[2].split(", ") if not name.startswith(tuple(f"{path}." for path in classifier))]
-        if found[1] == "Missing" and names:
-            raise missing_names(known.tensors, body.state_dict(), known.file)
-        if names and not may_leave:
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            raise IntegrityError(
-                f"{known.file} does not fit: {len(names)} of its names are not the model's", why=f"unknown: {shown}"
-            )
+    heads = tuple(f"{path}." for path in classifier)
+    missing = [name for name in loading.missing if not name.startswith(heads)]
+    unknown = [name for name in loading.unexpected if not name.startswith(heads)]
+    if not loading.has_begun:
+        raise IntegrityError(f"{known.file} does not fit: timm took none of its weights")
+    if missing and known.tensors.keys() >= set(missing):
+        why = f"timm cannot adapt them to these options: {shown(missing)}"
+        raise IntegrityError(f"{known.file} does not fill the whole model", why=why)
+    if missing:
+        raise missing_names(known.tensors, body.state_dict(), known.file)
+    if unknown and not may_leave:
+        raise IntegrityError(
+            f"{known.file} does not fit: {len(unknown)} of its names are not the model's",
+            why=f"unknown: {shown(unknown)}",
+        )

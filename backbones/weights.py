@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
+from torch import nn
 
 from flashtask.core.errors import FlashtaskError, HubError, UsageError, did_you_mean
 from flashtask.core.hub.settings import hub_is_offline
@@ -24,12 +28,14 @@ from flashtask.core.zoo import load_zoo
 __all__ = [
     "LAYERS_CHANGED",
     "NO_WEIGHTS",
+    "Loading",
     "cache_only_without_network",
     "fix_without_network",
     "for_channels",
     "hub_is_offline",
     "pretrained_errors",
     "quiet_logs",
+    "watched_loading",
 ]
 
 NO_WEIGHTS = "start from random weights: pretrained=False"
@@ -135,31 +141,58 @@ def _is_about_network(error: BaseException) -> bool:
 
 
 @contextmanager
-def quiet_logs(*loggers: str) -> Iterator[list[str]]:
-    """Keep what libraries log and warn inside, and give the messages as a list that fills up."""
-    messages: list[str] = []
-    handler = _Collector(messages)
+def quiet_logs(*loggers: str) -> Iterator[None]:
+    """Print nothing of what libraries log and warn inside."""
     before = []
     for logger in map(logging.getLogger, loggers):
         before.append((logger, logger.level, logger.propagate, logger.handlers))
-        logger.handlers = [handler]  # huggingface_hub has a handler of its own, which prints
-        logger.setLevel(logging.INFO)
+        logger.handlers = [logging.NullHandler()]  # huggingface_hub has a handler of its own, which prints
         logger.propagate = False
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True):
             warnings.simplefilter("always")
-            yield messages
-            messages.extend(str(warning.message) for warning in caught)
+            yield
     finally:
         for logger, level, propagate, handlers in before:
             logger.setLevel(level)
             logger.propagate, logger.handlers = propagate, handlers
 
 
-class _Collector(logging.Handler):
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__()
-        self._messages = messages
+@dataclass
+class Loading:
+    """Which names were missing and left over when a library filled a model.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())
+    Args:
+        has_begun: whether it loaded any tensors at all.
+        missing: names of the model that keep their random values.
+        unexpected: names of the file that the model has not.
+    """
+
+    has_begun: bool = False
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watched_loading() -> Iterator[Loading]:
+    """Note what every `load_state_dict` of this thread inside does not fill.
+
+    A library that loads weights into the model it builds keeps the result to itself, or only logs it, in words that
+    change between its releases. So torch's method is replaced by one that notes the result, until the end of the block.
+    """
+    found, thread, plain = Loading(), threading.get_ident(), nn.Module.load_state_dict
+
+    @functools.wraps(plain)
+    def noting(module: nn.Module, *args: Any, **options: Any) -> Any:
+        result = plain(module, *args, **options)
+        if threading.get_ident() == thread:
+            found.has_begun = True
+            found.missing += result.missing_keys
+            found.unexpected += result.unexpected_keys
+        return result
+
+    nn.Module.load_state_dict = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        nn.Module.load_state_dict = plain  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from typing import Any
 
 from flashtask.cli.beginning import BEGINNING
 from flashtask.cli.options import kinds_by_key
-from flashtask.cli.processes import check_distributed, is_distributed
+from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import nearest_argument
@@ -81,6 +81,7 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.heads import HEADS
     from flashtask.tasks import TASKS
     from flashtask.trainer.finetuning.strategies import resolve_finetuning
+    from flashtask.trainer.placement.strategies import advice_on_distribution
 
     check_distributed(recipe.get("trainer.strategy"), recipe.origin("trainer.strategy"))
     checks: dict[str, Callable[[Any], Any]] = {
@@ -97,9 +98,8 @@ def check_names(recipe: Recipe) -> None:
             check(value)
         except UsageError as error:
             error.what = f"{recipe.origin(key)}: {error.what}"
-            if key == "finetune.strategy" and is_distributed(value):
-                error.why = "this is a strategy of distribution, and --strategy says what is trained"
-                error.fix = f"--distributed {value}, or `strategy: {value}` in the recipe's `trainer`"
+            if key == "finetune.strategy" and (advice := advice_on_distribution(value)):
+                error.fix = f"--distributed {advice[1]}, or `strategy: {advice[1]}` in the recipe's `trainer`"
             raise
 
 

@@ -47,7 +47,7 @@ class Parts:
         from flashtask.trainer.finetuning.strategies import resolve_finetuning
         from flashtask.trainer.tuning.tune import tune
 
-        finetuning = resolve_finetuning(self.finetune.get("strategy", "no_freeze"))
+        finetuning = resolve_finetuning(self.finetune.get("strategy") or self.model.default_strategy)
         return tune(self.trainer, self.model, self.datamodule, finetuning=finetuning, **{**self.searched, **options})
 
 
@@ -81,10 +81,10 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
     datamodule = make_data(**recipe.get(section))
     model = build_model(task_class, recipe.get("model", {}))
-    _merge_other_factors(model, recipe.get("finetune.strategy"))
+    _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
     joined = {} if strategy is None else {"strategy": strategy}
     trainer = Trainer(**{**recipe.get("trainer", {}), **joined})
-    return Parts(trainer, model, datamodule, recipe.get("finetune"), searched)
+    return Parts(trainer, model, datamodule, recipe.get("finetune") or {}, searched)
 
 
 def _merge_other_factors(model: Any, strategy: Any) -> None:

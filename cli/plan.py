@@ -45,7 +45,7 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
     require_data(recipe)
     with launched(recipe.get("trainer", {})) as joined:
         parts = build_parts(recipe, joined)
-        strategy = parts.finetune.get("strategy", "no_freeze")
+        strategy = parts.finetune.get("strategy")
         measure = not params["no_measure"]
         planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
         processes = 1 if joined is None else joined.world_size

@@ -19,6 +19,8 @@ from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]
 
+#: the task of a recipe that names none
+DEFAULT_TASK = "image_classification"
 _FOLDERS = ("train_folder", "val_folder", "test_folder", "predict_folder")
 
 
@@ -86,13 +88,12 @@ def _forget_nulls(recipe: Recipe) -> None:
 
 
 def fill_in(recipe: Recipe) -> None:
-    """Say what a recipe that does not say it means: the task, how long, and which strategy."""
-    defaults = {"task": "image_classification", "trainer.max_epochs": 10, "finetune.strategy": "freeze"}
-    if (recipe.get("trainer.max_steps") or -1) > 0:
-        del defaults["trainer.max_epochs"]
-    for key, value in defaults.items():
-        if recipe.get(key) is None:
-            recipe.set(key, value, "default")
+    """Say what a recipe that does not say it means: the task, and its defaults in the user's own zoo files.
+
+    How long a run is and which strategy it has is left to the task: `Task.default_max_epochs`, `default_strategy`.
+    """
+    if recipe.get("task") is None:
+        recipe.set("task", DEFAULT_TASK, "default")
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
     for key, value in own_task_defaults(recipe.get("task")).items():

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch.utils.data
 
+from flashtask.core.machine import processes_here
+from flashtask.core.memory import memory_limits
 from flashtask.data.decoding import FirstSteps, Pixels
-from flashtask.trainer.distribution.group import processes_here
-from flashtask.trainer.tuning.memory import memory_limits
 
 __all__ = ["DecodedCache", "fitting_cache_bytes"]
 

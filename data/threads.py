@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.utils.data
 
+from flashtask.core.machine import num_cores
 from flashtask.data.images import prepare_decoders
-from flashtask.trainer.distribution.group import num_cores
 
 __all__ = ["in_threads", "num_cores"]
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flashtask.core.accuracy import Accuracy
+from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.tasks.batches import classes_stated, in_a_line
 from flashtask.tasks.prediction import Prediction
@@ -30,10 +31,13 @@ class ImageClassifier(Task):
         num_classes: learned from the data if not given.
         labels: names of the classes, in the order of the outputs; learned from the data if not given.
         head: `linear`, `mlp`, another registered name, or a module.
+        label_smoothing: how much of each target is spread evenly over all classes in training, from 0 to below 1.
+            Validation and test measure the plain cross-entropy.
         options: those of `Task`: `learning_rate`, `optimizer`, `pretrained`, ...
 
     Raises:
-        UsageError: `labels` and `num_classes` contradict each other, or a label stands twice.
+        UsageError: `labels` and `num_classes` contradict each other, a label stands twice, or `label_smoothing` is out
+            of its range.
     """
 
     name = "image_classification"
@@ -46,8 +50,12 @@ class ImageClassifier(Task):
         num_classes: int | None = None,
         labels: Sequence[str] | None = None,
         head: str | nn.Module = "linear",
+        *,
+        label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
+        if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
+            raise UsageError(f"label_smoothing must be from 0 to below 1, not {label_smoothing!r}")
         if labels is not None and len(set(labels)) != len(labels):
             raise UsageError("a label stands twice", fix="labels must all be different")
         if labels is not None and num_classes not in (None, len(labels)):
@@ -56,13 +64,14 @@ class ImageClassifier(Task):
         super().__init__(backbone, head, num_classes, **options)
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
-        self.num_classes = num_classes
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
         #: The user's own words, which data that has other classes contradicts; a loaded model's are not.
         self._classes_are_given = num_classes is not None
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of logits (B, classes) and class indices (B,)."""
-        return nn.functional.cross_entropy(outputs, targets)
+        """Cross-entropy of logits (B, classes) and class indices (B,), smoothed in train mode."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        return nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Accuracy: the share of images whose most probable class is the right one."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -36,10 +37,16 @@ from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import check_names, make_optimizer, make_scheduler, name_and_options
+from flashtask.trainer.optimizers import (
+    check_names,
+    make_optimizer,
+    make_scheduler,
+    name_and_options,
+    weight_decay_of,
+)
 from flashtask.trainer.placement.precision import Precision
 from flashtask.trainer.provenance import provenance_in
-from flashtask.trainer.wrapping import own_name
+from flashtask.trainer.wrapping import own_name, parameters_by_name
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -65,6 +72,9 @@ class Task(Module):
             is not pretrained.
         optimizer: a class of `torch.optim` in any case, or `(name, {options})`.
         optimizer_options: its other arguments.
+        weight_decay: of the weights, 0 or more; None means the optimizer's own default (`adamw`: 0.01). Biases, the
+            weights of norms and whatever else has one dimension or none are never decayed, nor what the backbone names
+            in timm's `no_weight_decay()`, such as position embeddings.
         lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`; also `(name, {options})`.
         lr_scheduler_options: its arguments.
 
@@ -77,8 +87,11 @@ class Task(Module):
     name: ClassVar[str] = ""
     #: The data module that a recipe's `data:` section makes.
     data_class: ClassVar[type[Any]] = ImageClassificationData
+    default_strategy = "freeze"
+    default_max_epochs = 10
     default_precision = "auto"
     default_memory_format = "auto"
+    libraries = ("timm", "torchvision")
     sample_noun = "images"
     #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
     pretrained_from: dict[str, str] | None = None
@@ -102,6 +115,7 @@ class Task(Module):
         backbone_learning_rate: float | None = None,
         optimizer: Any = "adamw",
         optimizer_options: Mapping[str, Any] | None = None,
+        weight_decay: float | None = None,
         lr_scheduler: Any = "cosine",
         lr_scheduler_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -112,7 +126,13 @@ class Task(Module):
         ):
             if rate is not None and not (is_number(rate) and rate > 0):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
+        if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
+            raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
+        if weight_decay is not None:
+            if "weight_decay" in self._optimizer_options:
+                raise UsageError("weight_decay is in optimizer_options too", fix="drop one of them")
+            self._optimizer_options["weight_decay"] = weight_decay
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
         check_names(self._optimizer, self._schedule)
         fetched = fetches_weights(pretrained)
@@ -308,7 +328,7 @@ class Task(Module):
         if not isinstance(name, str) or any(find_not_saved(given.get("backbone_options") or {})):
             return None
         options = {"options": given.get("backbone_options") or {}, "in_chans": given.get("in_chans", 3)}
-        return {"backbone": name, **options, **{lib: version(lib) for lib in ("timm", "torchvision")}}
+        return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""
@@ -330,7 +350,9 @@ class Task(Module):
             raise self._unknown_outputs()
         run = self.trainer.fit_run
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
-        groups = freezing.optimizer_groups(head=self.learning_rate, backbone=self.backbone_learning_rate)
+        rates = {"head": self.learning_rate, "backbone": self.backbone_learning_rate}
+        decays = weight_decay_of(self._optimizer, self._optimizer_options) != 0
+        groups = freezing.optimizer_groups(**rates, undecayed=self._undecayed() if decays else ())
         optimizer = make_optimizer(self._optimizer, groups, self.learning_rate, **self._optimizer_options)
         schedule = make_scheduler(
             self._schedule,
@@ -341,6 +363,14 @@ class Task(Module):
             **self._schedule_options,
         )
         return ([optimizer], [] if schedule is None else [vars(schedule)])
+
+    def _undecayed(self) -> Iterator[nn.Parameter]:
+        """What weight decay leaves alone, as timm's own training does."""
+        patterns: Collection[str] = getattr(self.backbone, "no_weight_decay", set)()
+        for name, parameter in parameters_by_name(self).items():
+            inner = name.removeprefix("backbone.")
+            if parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatchcase(inner, one) for one in patterns):
+                yield parameter
 
     # ---- prediction
 

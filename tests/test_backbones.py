@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import os
 import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 import skimage.data
@@ -17,11 +20,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2 import functional
 
+import flashtask
 from flashtask.backbones import BACKBONES, build_backbone
 from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.packaged import map_by_order, packaged_state_dict, packaged_tensors
 from flashtask.backbones.sources import library_names
 from flashtask.backbones.torchvision_provider import LAYERS
+from flashtask.backbones.weights import watched_loading
 from flashtask.core.errors import HubError, IntegrityError, MissingInputError, UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.zoo_schema import PackagedWeights
@@ -253,6 +258,41 @@ def test_weights_that_fill_only_a_part_of_the_model_are_an_error(tmp_path):
     with pytest.raises(UsageError, match="do not fill the whole model") as caught:
         build_backbone("test_vit", cache_dir=str(tmp_path))
     assert "blocks.1" in caught.value.why
+
+
+def test_weights_that_fill_only_a_part_are_an_error_whatever_timm_logs(tmp_path):
+    """A library's log is for people: it can be reworded in a release, or switched off."""
+    whole = timm.create_model("test_vit").state_dict()
+    partial = {key: tensor for key, tensor in whole.items() if key != "blocks.1.norm1.bias"}
+    fill_hub_cache(tmp_path / "hub", partial)
+    config = {"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 160, 160]}}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
+    save_file(partial, tmp_path / "folder" / "model.safetensors")
+    logging.disable(logging.CRITICAL)
+    try:
+        for doing in (
+            lambda: build_backbone("test_vit", cache_dir=str(tmp_path / "hub")),
+            lambda: build_backbone(str(tmp_path / "folder")),
+            lambda: flashtask.load(tmp_path / "folder"),
+        ):
+            with pytest.raises((UsageError, IntegrityError), match=r"(?s)not (fill|fit).*blocks\.1\.norm1\.bias"):
+                doing()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_loading_is_watched_in_this_thread_and_for_the_length_of_the_block():
+    plain, model = nn.Module.load_state_dict, nn.Linear(2, 2)
+    with watched_loading() as loading:
+        assert not loading.has_begun
+        other = threading.Thread(target=model.load_state_dict, args=({},), kwargs={"strict": False})
+        other.start()
+        other.join()
+        assert not loading.has_begun
+        model.load_state_dict({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, strict=False)
+    assert (loading.has_begun, loading.missing, loading.unexpected) == (True, ["bias"], ["more"])
+    assert nn.Module.load_state_dict is plain
 
 
 @pytest.mark.parametrize(("picture", "index"), [("chelsea", 285), ("coffee", 967)])

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from flashtask import DataModule, ImageClassificationData, ImageClassifier, Module, Preprocessing, Trainer
 from flashtask.core.errors import OutOfMemoryError, UsageError
+from flashtask.core.memory import MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.preparing import data_of
 from flashtask.trainer.tuning.batch_size_finder import _Attempts, _by_trying, batch_size_in
@@ -27,7 +28,6 @@ from flashtask.trainer.tuning.batch_size_search import (
     largest_fitting,
     largest_within,
 )
-from flashtask.trainer.tuning.memory import MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.tuning.trials import trial
 from flashtask.trainer.tuning.tune import tune
 
@@ -169,7 +169,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_batch_size_finder import Images, quiet, search
-from flashtask.trainer.tuning.memory import _of_status
+from flashtask.core.memory import _of_status
 search(Path("."), Images(samples=4))  # what is loaded on first use is loaded
 limit = _of_status("VmPeak", Path("/proc")) + {megabytes} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -43,7 +43,7 @@ def test_null_says_nothing(folders):
     Path("r.yaml").write_text("trainer: {max_steps: null, max_epochs: ~, seed: }\nmodel: {learning_rate: null}\n")
     recipe = asked("data", "--config", "r.yaml")
     fill_in(recipe)
-    assert recipe.get("trainer") == {"max_epochs": 10}
+    assert recipe.get("trainer") == {}
     assert recipe.get("model") == {}
     assert asked("data", "--set", "trainer.max_steps=null").get("trainer") == {}
 
@@ -51,7 +51,7 @@ def test_null_says_nothing(folders):
 def test_null_in_a_recipe_that_was_not_checked_does_not_crash():
     recipe = Recipe({"trainer": {"max_steps": None}})
     fill_in(recipe)
-    assert recipe.get("trainer.max_epochs") == 10
+    assert recipe.get("task") == "image_classification"
 
 
 def documented(option: Option) -> str:
@@ -113,18 +113,7 @@ def test_flags_win_over_the_recipe_and_set_wins_over_flags(folders):
     assert recipe.get("trainer") == {"max_epochs": 3, "seed": 4}
     assert recipe.get("data.from_folders.batch_size") == 16
     fill_in(recipe)
-    assert recipe.get("finetune.strategy") == "freeze"
     assert recipe.get("trainer.max_epochs") == 3
-
-
-def test_defaults_are_ten_epochs_of_freeze_unless_steps_are_given(folders):
-    recipe, by_steps = asked("data"), asked("data", "--max-steps", "5")
-    fill_in(recipe)
-    fill_in(by_steps)
-    assert recipe.get("task") == "image_classification"
-    assert recipe.get("trainer.max_epochs") == 10
-    assert recipe.get("finetune.strategy") == "freeze"
-    assert by_steps.get("trainer") == {"max_steps": 5}
 
 
 def test_relative_paths_count_from_the_recipe_or_from_where_they_are_typed(folders):

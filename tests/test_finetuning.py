@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 import torch
 from small import Net, loaders, net
 
-from flashtask import FINETUNING, Callback, Finetuning, Stage, Trainer
+from flashtask import FINETUNING, STRATEGIES, Callback, Finetuning, Stage, Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.placement.strategies import SingleDevice
 
 
 def quiet(tmp_path, **options):
@@ -161,7 +163,11 @@ def test_a_registered_strategy_is_found_by_name():
         ("unfreeze_milestones:5", "two epochs"),
         ("unfreeze_milestones:10,5:5", "must grow"),
         (("freeze", 3), "does not take"),
-        ("ddp", "strategy of distribution"),
+        ("deepspeed_stage_2", r"no DeepSpeed support\n  fix: Trainer\(strategy='fsdp'\)"),
+        ("ddp_spwn", r"'ddp_spawn' would be a strategy of distribution\n  fix: Trainer\(strategy='ddp_spawn'\)"),
+        (("ddp",), r"fix: Trainer\(strategy='ddp'\)"),
+        (SingleDevice(), r"Trainer\(strategy=SingleDevice\(...\)\)"),
+        (SingleDevice, r"Trainer\(strategy=SingleDevice\(\)\)"),
         (7, "a name, a tuple or an object"),
         (Finetuning, "a name, a tuple or an object"),
     ],
@@ -169,6 +175,20 @@ def test_a_registered_strategy_is_found_by_name():
 def test_a_strategy_that_cannot_be_meant_is_an_error(strategy, message):
     with pytest.raises(UsageError, match=message):
         resolve_finetuning(strategy)
+
+
+@pytest.mark.parametrize("name", ["auto", *STRATEGIES.names()])
+def test_every_strategy_of_distribution_is_sent_to_the_trainer_and_works_there(name):
+    with pytest.raises(UsageError) as caught:
+        resolve_finetuning(name)
+    assert f"fix: Trainer(strategy={name!r})" in str(caught.value)
+    Trainer(strategy=name, logger=False)
+
+
+@pytest.mark.parametrize("name", FINETUNING.names())
+def test_every_finetuning_strategy_is_sent_from_the_trainer_to_finetune(name):
+    with pytest.raises(UsageError, match=re.escape(f"trainer.finetune(model, ..., strategy={name!r})")):
+        Trainer(strategy=name)
 
 
 def test_a_module_without_a_backbone_says_what_to_write(tmp_path):

@@ -26,6 +26,15 @@ def names(tmp_path):
     return {"trainer": trainer, "model": model, "data": small_data(tmp_path), "torch": torch}
 
 
+def test_the_table_of_defaults_is_that_of_the_classes():
+    rows = re.findall(r"\| (a task|a plain).* \| `(\w+)` \| (\d+) \|", PAGE)
+    found = {kind: (strategy, int(epochs)) for kind, strategy, epochs in rows}
+    assert found == {
+        "a task": (ImageClassifier.default_strategy, ImageClassifier.default_max_epochs),
+        "a plain": (Module.default_strategy, Module.default_max_epochs),
+    }
+
+
 def test_the_first_line_trains(names):
     exec(BLOCKS[0], names)
     assert names["trainer"].fit_run.history[0]["trainable_parameters"] == 130

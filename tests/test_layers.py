@@ -84,6 +84,24 @@ def test_the_check_of_imports_sees_every_form(room, code, is_allowed):
     assert (wrong_imports(room, ast.parse(code)) == []) == is_allowed
 
 
+#: Libraries of images and models, which the engine has no need of.
+_OF_IMAGES = {"timm", "torchvision", "PIL"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "trainer").rglob("*.py")), ids=name_of)
+def test_the_engine_knows_no_library_of_images(path):
+    tree = parse(path)
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert {name.partition(".")[0] for _, name in imported(tree)} & _OF_IMAGES == set()
+    assert {text.partition(".")[0] for text in texts} & _OF_IMAGES == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=name_of)
+def test_of_the_engine_the_data_room_knows_the_base_of_data_modules_alone(path):
+    of_the_engine = [name for _, name in imported(parse(path)) if name.startswith("flashtask.trainer")]
+    assert [name for name in of_the_engine if not name.startswith("flashtask.trainer.datamodule.")] == []
+
+
 def test_the_root_holds_only_the_three_files_of_a_package():
     # A root file named copy.py or inspect.py would stand in for Python's own wherever the root is on the path.
     assert sorted(ROOT.glob("*.py")) == sorted(ROOT_FILES)

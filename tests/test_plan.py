@@ -221,6 +221,40 @@ def test_the_command_tells_what_finetune_then_does(folder, tmp_path, capsys):
     assert "memory and time were not measured" in capsys.readouterr().out
 
 
+def test_by_default_a_task_has_ten_epochs_of_freeze_in_python_and_on_the_command_line(folder, capsys):
+    from flashtask import ImageClassificationData, ImageClassifier
+
+    data = ImageClassificationData.from_folders(train_folder=folder, val_split=0.25, batch_size=4, num_workers=0)
+    model = ImageClassifier("timm/test_vit", pretrained=False)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False}
+    planned = Trainer(**silent).plan(model, datamodule=data, measure=False)
+    command(["plan", str(folder), *OPTIONS[:5], *OPTIONS[7:], "--no-measure", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert (planned.strategy, planned.epochs) == (printed["strategy"], printed["epochs"]) == ("freeze", 10)
+    by_steps = Trainer(**silent, max_steps=7).plan(model, datamodule=data, measure=False)
+    command(["plan", str(folder), *OPTIONS[:5], *OPTIONS[7:], "--max-steps", "7", "--no-measure", "--json"])
+    assert by_steps.steps == json.loads(capsys.readouterr().out)["steps"] == 7
+    plain = Trainer(**silent).plan(net(), *loaders(), measure=False)
+    assert (plain.strategy, plain.epochs) == ("no_freeze", 1000)
+
+
+def test_a_run_takes_the_defaults_of_its_module(tmp_path):
+    class Brief(Net):
+        default_strategy, default_max_epochs = "freeze", 2
+
+    run = Trainer(output_dir=tmp_path / "a", enable_progress_bar=False)
+    assert run.max_epochs is None
+    run.finetune(Brief(), train_dataloader=loaders()[0])
+    assert (run.max_epochs, run.fit_run.epoch, run.fit_run.finetuning.name) == (2, 2, "freeze")
+    Trainer(output_dir=tmp_path / "b", enable_progress_bar=False).fit(Brief(), *loaders())
+    with (tmp_path / "b" / "metrics.csv").open() as file:
+        assert {int(row["trainable_parameters"]) for row in csv.DictReader(file)} == {
+            sum(parameter.numel() for parameter in Brief().parameters())
+        }
+    with pytest.raises(UsageError, match="train_dataloader and train_dataloaders are the same"):
+        run.finetune(Brief(), loaders()[0], train_dataloader=loaders()[0])
+
+
 def test_an_error_in_a_recipe_names_file_line_and_key(folder, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

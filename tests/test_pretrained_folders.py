@@ -33,6 +33,7 @@ from flashtask.core.errors import (
     UsageError,
 )
 from flashtask.core.folders import atomic_folder
+from flashtask.core.foreign_config import CODE_KEYS
 
 LABELS = ["cat", "dog", "eel"]
 #: timm's architectures whose classifiers stand in as many ways: a layer, two of them, in a head, a convolution.
@@ -364,7 +365,7 @@ def test_paths_that_hold_no_model_say_what_to_give(folder, tmp_path):
 # ---- hostile and damaged files
 
 
-@pytest.mark.parametrize("key", ["auto_map", "_target_", "trust_remote_code", "class_path", "custom_pipelines"])
+@pytest.mark.parametrize("key", sorted(CODE_KEYS))
 def test_a_config_that_asks_for_code_is_refused(folder, key):
     change(folder, more={"deep": [{key: "os.system"}]})
     with pytest.raises(IntegrityError, match=f"code to be run.*{key}"):
@@ -420,7 +421,7 @@ def test_a_config_that_is_no_plain_json_is_refused(folder, text):
 def test_a_config_of_any_size_is_not_read(folder):
     with (folder / "config.json").open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(IntegrityError, match="more than 8,388,608 bytes"):
+    with pytest.raises(IntegrityError, match="larger than 8,388,608 bytes"):
         flashtask.load(folder)
 
 

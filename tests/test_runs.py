@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -275,7 +276,8 @@ def test_a_signal_at_the_very_end_is_obeyed(tmp_path):
         trainer(tmp_path, callbacks=watch).fit(net(), *loaders())
     assert stopped.value.code == 143
     assert isinstance(watch.exception, SystemExit)
-    assert (tmp_path / "summary.json").exists()
+    versions = json.loads((tmp_path / "summary.json").read_text())["versions"]
+    assert set(versions) == {"flashtask", "torch", "torchmetrics", "python"}  # of no library that it does not use
 
 
 def test_metrics_of_some_epochs_rank_only_those(tmp_path):

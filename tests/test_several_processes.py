@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
 from flashtask import Callback, Module, Trainer
+from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
-from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
+from flashtask.trainer.distribution.data_parallel import ForkedDataParallel
 from flashtask.trainer.distribution.environment import place_in
 from flashtask.trainer.placement.placement import resolve_placement
 from flashtask.trainer.placement.strategies import Strategy
@@ -343,6 +344,34 @@ def test_s96_with_samples_of_ones_own_losses_count_alike(tmp_path):
 # ---- the same weights
 
 
+class Counting(ForkedDataParallel):
+    """Counts the exchanges of small values."""
+
+    asked = 0
+
+    def reduce(self, value, how="mean"):
+        self.asked += 1
+        return super().reduce(value, how)
+
+
+class OneExchangeAStep(Callback):
+    """Fails where a step asks the other processes more than once, gradients apart."""
+
+    def on_train_epoch_start(self, trainer, module):
+        self.before = trainer.strategy.asked
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        asked, self.before = trainer.strategy.asked - self.before, trainer.strategy.asked
+        if asked != 1:
+            raise ValueError(f"{asked} exchanges in a step")
+
+
+def test_a_step_exchanges_one_small_vector_with_the_other_processes(tmp_path):
+    module, trainer = Small(), trainer_of(tmp_path, 2, strategy=Counting(), callbacks=OneExchangeAStep())
+    trainer.fit(module, DataLoader(samples(12), batch_size=2))
+    assert trainer.global_step == 6
+
+
 class WithUnused(Small):
     def training_step(self, batch, batch_idx):
         if batch_idx % 2:
@@ -522,6 +551,21 @@ def test_s114_sync_batchnorm_keeps_names_weights_and_activations():
     assert isinstance(module.plain[0], nn.SyncBatchNorm)
     assert isinstance(module.timm, nn.SyncBatchNorm)
     assert torch.equal(module.eval().timm(inputs), expected)
+
+
+def test_s114_sync_batchnorm_refuses_a_layer_that_it_would_change():
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    class Named(nn.BatchNorm2d):
+        """Computes what torch's does."""
+
+    with pytest.raises(UsageError, match=r"in the place of .*Scaled"):
+        synchronize_batchnorm(nn.Sequential(nn.Sequential(Scaled(3))), torch.device("cuda"))
+    module = nn.Sequential(Named(3))
+    synchronize_batchnorm(module, torch.device("cuda"))
+    assert type(module[0]) is nn.SyncBatchNorm
 
 
 def test_s118_a_strategy_of_ones_own_goes_through_plugins_too(tmp_path):

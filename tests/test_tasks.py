@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 from small import Net, colour_folders, digest, loaders
+from timm.optim import param_groups_weight_decay
+from torch import nn
 
 import flashtask
 from flashtask import (
@@ -82,6 +84,7 @@ def test_s7_a_trainer_with_epochs_and_a_device_trains_a_task(trained):
     assert (summary["task"], summary["backbone"], summary["strategy"]) == ("image_classification", TINY, "no_freeze")
     assert summary["best"]["val_accuracy"] == 1.0
     assert summary["images_per_second"] > 0
+    assert {"torch", "timm", "torchvision"} <= set(summary["versions"])
     with (root / "run" / "metrics.csv").open() as file:
         assert {"epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds"} <= set(
             next(csv.reader(file))
@@ -576,3 +579,92 @@ def test_an_optimizer_and_a_schedule_may_be_names_with_options(tmp_path, form):
     assert type(flashtask.load(tmp_path / "run" / "last.ckpt")) is ImageClassifier
     with pytest.raises(UsageError, match="did you mean 'sgd'"):
         ImageClassifier("timm/test_resnet", pretrained=False, optimizer=("sdg", {}))
+
+
+# ---- the loss and the optimizer
+
+
+def fitted(folder, strategy="no_freeze", **options):
+    """One step of a classifier; the trainer."""
+    model = ImageClassifier(**{**OPTIONS, **options})
+    data = ImageClassificationData.from_folders(train_folder=folder / "train", batch_size=8, num_workers=0)
+    trainer = quiet(folder / "run", max_steps=1)
+    trainer.finetune(model, datamodule=data, strategy=strategy)
+    return trainer
+
+
+@pytest.mark.parametrize("backbone", ["timm/test_resnet", "timm/test_vit"])
+def test_weight_decay_spares_what_timm_spares(tmp_path, backbone):
+    colour_folders(tmp_path / "train")
+    trainer = fitted(tmp_path, backbone=backbone)
+    (optimizer,) = trainer.optimizers
+    model = trainer.fit_run.module
+    spared = getattr(model.backbone, "no_weight_decay", set)()
+    _, decayed = param_groups_weight_decay(model.backbone, 0.01, no_weight_decay_list=spared)
+    expected = {id(p) for p in decayed["params"]} | {id(model.head[0].weight)}
+    assert {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]} == expected
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.01}
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert len(held) == len(set(held)) == len(list(model.parameters()))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rates = [name for name in next(csv.reader(file)) if name.startswith("learning_rate")]
+    assert rates == ["learning_rate", "learning_rate_backbone"]
+
+
+@pytest.mark.parametrize(
+    ("options", "decays"),
+    [
+        ({"weight_decay": 0.3}, [0.3, 0.0]),
+        ({"weight_decay": 0}, [0]),
+        ({"optimizer": "sgd"}, [0]),
+        ({"optimizer": ("sgd", {"weight_decay": 1e-4})}, [1e-4, 0.0]),
+        ({"optimizer": "adagrad", "weight_decay": 0.1}, [0.1, 0.0]),
+    ],
+    ids=str,
+)
+def test_weight_decay_is_the_one_that_was_given_or_the_optimizers_own(tmp_path, options, decays):
+    colour_folders(tmp_path / "train")
+    (optimizer,) = fitted(tmp_path, "freeze", **options).optimizers
+    assert [(g["name"], g["weight_decay"]) for g in optimizer.param_groups] == [("head", decay) for decay in decays]
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["model"]
+    assert recipe.get("weight_decay") == options.get("weight_decay")
+
+
+def test_a_weight_decay_that_is_wrong_or_given_twice_is_refused():
+    for decay in (-0.1, "0.1", float("nan")):
+        with pytest.raises(UsageError, match="weight_decay must be a number of 0 or more"):
+            ImageClassifier(**OPTIONS, weight_decay=decay)
+    with pytest.raises(UsageError, match="optimizer_options too"):
+        ImageClassifier(**OPTIONS, weight_decay=0.1, optimizer=("adamw", {"weight_decay": 0.1}))
+
+
+def test_a_run_that_decayed_norms_and_biases_is_not_resumed_as_one_that_does_not(tmp_path):
+    class Earlier(ImageClassifier):
+        def configure_optimizers(self):
+            groups = self.trainer.fit_run.freezing.optimizer_groups(head=0.02, backbone=0.02)
+            optimizer = torch.optim.AdamW(groups)
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)]
+
+    data = small_data(tmp_path)
+    quiet(tmp_path / "run", max_epochs=1).finetune(Earlier(**OPTIONS), datamodule=data, strategy="freeze")
+    again = quiet(tmp_path / "run", max_epochs=2)
+    with pytest.raises(UsageError, match="decayed the weights of norms and the biases too") as caught:
+        again.finetune(ImageClassifier(**OPTIONS), datamodule=data, ckpt_path=tmp_path / "run" / "last.ckpt")
+    assert "flashtask.load(path)" in caught.value.fix
+    assert flashtask.load(tmp_path / "run" / "last.ckpt").labels == ("blue", "red")
+
+
+def test_labels_are_smoothed_in_training_and_not_in_validation(tmp_path):
+    outputs, targets = torch.tensor([[2.0, 0.0], [0.5, 1.0]]), torch.tensor([0, 1])
+    model = ImageClassifier(**OPTIONS, label_smoothing=0.2)
+    plain = nn.functional.cross_entropy(outputs, targets)
+    assert model.train().loss(outputs, targets) == nn.functional.cross_entropy(outputs, targets, label_smoothing=0.2)
+    assert model.eval().loss(outputs, targets) == plain
+    assert ImageClassifier(**OPTIONS).train().loss(outputs, targets) == plain
+    colour_folders(tmp_path / "train")
+    fitted(tmp_path, "freeze", label_smoothing=0.2)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["model"]["label_smoothing"] == 0.2
+    assert flashtask.load(tmp_path / "run" / "last.ckpt").label_smoothing == 0.2
+    for wrong in (1, -0.1, "0.1"):
+        with pytest.raises(UsageError, match="label_smoothing must be from 0 to below 1"):
+            ImageClassifier(**OPTIONS, label_smoothing=wrong)

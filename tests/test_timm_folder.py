@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from flashtask.backbones.timm_folder import read_timm_folder, read_weights
 from flashtask.core.errors import IntegrityError, MissingInputError
+from flashtask.core.foreign_config import CODE_KEYS
 from flashtask.core.preprocessing import Preprocessing
 
 
@@ -107,6 +108,20 @@ def test_a_configuration_that_cannot_be_trusted_is_refused_by_name(tmp_path, kin
     with pytest.raises(IntegrityError) as caught:
         read_timm_folder(folder)
     assert str(folder / "config.json") in caught.value.what
+
+
+@pytest.mark.parametrize("key", sorted(CODE_KEYS))
+def test_a_configuration_that_asks_for_code_is_refused_with_the_place(tmp_path, key):
+    folder = write(tmp_path, {**PLAIN, "pretrained_cfg": {"deep": [{key: "os.system"}]}})
+    with pytest.raises(IntegrityError, match=rf"code to be run \(`pretrained_cfg\.deep\.{key}`\)"):
+        read_timm_folder(folder)
+
+
+def test_a_class_may_have_the_name_of_such_a_key(tmp_path):
+    folder = write(
+        tmp_path, {**PLAIN, "label_names": {"0": "_target_", "1": "x"}, "label_descriptions": {"auto_map": ""}}
+    )
+    assert read_timm_folder(folder).labels == ("_target_", "x")
 
 
 def test_a_configuration_of_more_than_8_mib_is_not_read(tmp_path):

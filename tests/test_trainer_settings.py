@@ -7,7 +7,6 @@ import torch
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.loggers.base import CSVLogger, Logger
 from flashtask.trainer.placement.accelerators import resolve_device
 
@@ -115,15 +114,6 @@ def test_a_device_number_that_is_not_here_is_told():
     with pytest.raises(UsageError, match=r"numbered 0 to 0"):
         resolve_device("cpu", [1])
     assert resolve_device("cpu", [0]) == torch.device("cpu")
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "ddp_spawn", ("ddp",)])
-def test_a_strategy_of_distribution_is_not_promised(strategy):
-    with pytest.raises(UsageError) as caught:
-        resolve_finetuning(strategy)
-    assert "devices=1" in caught.value.fix
-    assert "freeze_unfreeze" in caught.value.fix
-    assert "Trainer(strategy" not in str(caught.value)
 
 
 def test_arguments_that_belong_elsewhere_say_where():

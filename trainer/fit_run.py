@@ -55,7 +55,7 @@ class FitRun(Run):
         super().__init__(trainer, module, data, placement)
         self.finetuning, self.resume_from = finetuning, resume_from
         self.seed: int = trainer.seed
-        self.max_epochs: int | None = trainer.max_epochs
+        self.max_epochs: int | None = trainer.epochs_of(module)
         self.max_steps: int = trainer.max_steps
         self.guard = NanGuard(placement.device, of_all=partial(placement.strategy.reduce, how="max"))
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
@@ -244,8 +244,9 @@ class FitRun(Run):
     def _is_cut_short(self) -> bool:
         """Whether the epoch ends here; where one process ends it, all do."""
         if self.strategy.world_size > 1:
-            noted = (int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0)
-            skips, leaves, signal_number = (self.strategy.reduce(one, "max") for one in noted)
+            # Asked before every step, so it is one exchange and not three.
+            noted = torch.tensor([int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0])
+            skips, leaves, signal_number = self.strategy.reduce(noted, "max").tolist()
             # A signal that has come since then is kept: the others hear of it when they are asked again.
             self.skip_epoch, self.is_leaving = self.skip_epoch or bool(skips), self.is_leaving or bool(leaves)
             self.interrupted_by = self.interrupted_by or signal_number or None

@@ -38,6 +38,12 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     default_precision: str = "32"
     #: What `Trainer(memory_format=None)` means for this module: `contiguous`, `channels_last` or `auto`.
     default_memory_format: str = "contiguous"
+    #: What `Trainer.finetune`, `plan` and `tune` take where no strategy is given; `tune` takes none for `no_freeze`.
+    default_strategy: Any = "no_freeze"
+    #: Epochs of a run whose trainer has no `max_epochs`, and no `max_steps` or `max_time` that ends it.
+    default_max_epochs: int = 1000
+    #: Distributions (names on PyPI) that the module's outputs depend on; their versions are recorded with a run.
+    libraries: tuple[str, ...] = ()
     #: What logs call a sample.
     sample_noun: str = "samples"
     #: The run that made the weights, as `trainer.provenance` tells it; None where nothing is known of it.

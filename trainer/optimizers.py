@@ -24,6 +24,7 @@ __all__ = [
     "name_and_options",
     "read_optimizers",
     "require_no_closure",
+    "weight_decay_of",
 ]
 
 
@@ -267,6 +268,13 @@ def _closure_error(name: str, instead: str) -> UsageError:
 def _needs_closure(kind: type[Optimizer]) -> bool:
     closure = inspect.signature(kind.step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
+
+
+def weight_decay_of(name: str, options: Mapping[str, Any]) -> float:
+    """The weight decay of an optimizer with these options: its class's own default, 0 where it knows none."""
+    own = inspect.signature(_OPTIMIZERS[name.lower()]).parameters.get("weight_decay")
+    decay: float = options.get("weight_decay", 0.0 if own is None else own.default)
+    return decay
 
 
 def make_optimizer(name: str, parameters: Any, lr: float | None, /, **options: Any) -> Optimizer:

@@ -137,7 +137,7 @@ def _start(run: Run) -> None:
     module.to(device=run.device, memory_format=run.memory_format)
     run.precision.convert_module(module)
     if trainer.sync_batchnorm and run.strategy.world_size > 1:
-        from flashtask.trainer.distribution.batchnorm import synchronize_batchnorm
+        from flashtask.core.batchnorm import synchronize_batchnorm
 
         synchronize_batchnorm(module, run.device)
     run.strategy.agree(lambda: facts_of_module(module))

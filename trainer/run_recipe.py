@@ -44,7 +44,7 @@ def _settings(run: FitRun) -> dict[str, Any]:
     defaults = {name: p.default for name, p in inspect.signature(type(trainer)).parameters.items()}
     precision = getattr(trainer.precision, "name", trainer.precision) or run.module.default_precision
     said = {name: value for name, value in trainer.arguments.items() if value != defaults[name]}
-    said |= {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps, "precision": str(precision)}
+    said |= {"max_epochs": trainer.epochs_of(run.module), "max_steps": trainer.max_steps, "precision": str(precision)}
     said["seed"] = run.seed
     settings = {name: _plain(said[name]) for name in defaults if name in said and name not in _LEFT_OUT}
     if named := recipe_of_callbacks(trainer.arguments["callbacks"]):

@@ -47,7 +47,7 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
         "versions": {
             "flashtask": __version__,
             "torch": str(torch.__version__),
-            **{name: metadata.version(name) for name in ("torchvision", "timm", "torchmetrics")},
+            **{name: metadata.version(name) for name in ("torchmetrics", *run.module.libraries)},
             "python": platform.python_version(),
         },
     }

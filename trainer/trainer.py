@@ -26,10 +26,12 @@ from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
+from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
+from flashtask.trainer.module import Module
 from flashtask.trainer.older_names import todays_names
 from flashtask.trainer.placement.placement import check_placement
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
@@ -49,7 +51,7 @@ class Trainer(RunFacts):
     replacement is named: trainer/older_names.py.
 
     Args:
-        max_epochs: epochs at the most; 1000 if nothing limits the run.
+        max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
         min_epochs: a run is not stopped early before so many epochs; so is `min_steps`.
         max_steps: optimizer steps at the most; -1 for no limit.
         min_steps: see `min_epochs`.
@@ -157,8 +159,7 @@ class Trainer(RunFacts):
         check_settings(given)
         #: what it was made with, by today's names
         self.arguments = given
-        has_no_end = max_epochs is None and max_steps < 0 and max_time is None
-        self.max_epochs = 1000 if has_no_end else max_epochs
+        self.max_epochs = max_epochs
         self.min_epochs, self.min_steps = min_epochs, min_steps
         self.max_steps, self.max_time = max_steps, max_time
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
@@ -257,7 +258,7 @@ class Trainer(RunFacts):
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders.
             ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
-            strategy: a finetuning strategy.
+            strategy: a finetuning strategy; None trains everything.
         """
         if strategy is not None:
             self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
@@ -270,28 +271,34 @@ class Trainer(RunFacts):
     def finetune(
         self,
         model: Any,
-        train_dataloader: Any = None,
+        train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: Any = None,
-        strategy: Any = "no_freeze",
+        strategy: Any = None,
         ckpt_path: Any = None,
         restore_best: bool = True,
+        *,
+        train_dataloader: Any = None,
     ) -> None:
         """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
 
         Args:
             model: a `Module` with a `backbone`.
-            train_dataloader: a loader, or a `DataModule`.
+            train_dataloaders: a loader, or a `DataModule`.
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders.
             strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("lora", 8)`, ..., a list of `Phase`, or an
-                object with `phases` or `stages`.
+                object with `phases` or `stages`; None means the module's `default_strategy`: `freeze` for tasks.
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
+            train_dataloader: another name of `train_dataloaders`.
         """
+        if train_dataloader is not None and train_dataloaders is not None:
+            raise UsageError("train_dataloader and train_dataloaders are the same", fix="drop train_dataloader")
+        loaders = train_dataloader if train_dataloaders is None else train_dataloaders
         module = check_module(model)
-        data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
-        run = fit_run(self, module, data, resolve_finetuning(strategy), self.checkpoint_file(ckpt_path))
+        data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
+        run = fit_run(self, module, data, _finetuning(module, strategy), self.checkpoint_file(ckpt_path))
         run.restores_best = restore_best
         drive(run, self._path.fit)
 
@@ -340,7 +347,7 @@ class Trainer(RunFacts):
             train_dataloaders: a loader, or a `DataModule`.
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
-            strategy: the finetuning strategy to tune for.
+            strategy: the finetuning strategy to tune for; None means the module's own, as in `finetune`.
             learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
             batch_size: find it: True, `power`, `binsearch`, or a dictionary of options; None means
                 `auto_scale_batch_size`.
@@ -361,7 +368,8 @@ class Trainer(RunFacts):
             raise UsageError(
                 "trainer.tune() has nothing to find", fix="trainer.tune(model, datamodule=data, learning_rate=True)"
             )
-        finetuning = None if strategy is None else resolve_finetuning(strategy)
+        trains_all = strategy is None and module.default_strategy == "no_freeze"  # no backbone is needed for that
+        finetuning = None if trains_all else _finetuning(module, strategy)
         return tune(self, module, data, finetuning=finetuning, learning_rate=learning_rate, batch_size=batch_size)
 
     @named_arguments
@@ -371,7 +379,7 @@ class Trainer(RunFacts):
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: Any = None,
-        strategy: Any = "no_freeze",
+        strategy: Any = None,
         measure: bool = True,
     ) -> Any:
         """What `finetune` would do: phases, parameters, rates, steps, memory and time. Nothing is trained or written.
@@ -381,7 +389,7 @@ class Trainer(RunFacts):
             train_dataloaders: a loader, or a `DataModule`.
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders.
-            strategy: the finetuning strategy.
+            strategy: the finetuning strategy; None means the module's own, as in `finetune`.
             measure: estimate memory and time from a few steps on copies.
 
         Returns:
@@ -391,7 +399,7 @@ class Trainer(RunFacts):
 
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        return plan(self, module, data, resolve_finetuning(strategy), measure=measure)
+        return plan(self, module, data, _finetuning(module, strategy), measure=measure)
 
     @named_arguments
     def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
@@ -417,6 +425,21 @@ class Trainer(RunFacts):
             write_checkpoint(Path(path), without_what_resumes(content) if weights_only else content)
 
     # ---- what a run tells
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs at the most: the argument, else those of the last fit run; None before it or without a limit."""
+        given = self._max_epochs
+        return self.epochs_of(self.fit_run.module) if given is None and self.fit_run is not None else given
+
+    @max_epochs.setter
+    def max_epochs(self, epochs: int | None) -> None:
+        self._max_epochs = epochs
+
+    def epochs_of(self, module: Module) -> int | None:
+        """Epochs of a run of a module at the most: the argument, else the module's own where nothing else ends it."""
+        has_no_end = self._max_epochs is None and self.max_steps < 0 and self.max_time is None
+        return module.default_max_epochs if has_no_end else self._max_epochs
 
     @property
     def seed(self) -> int:
@@ -557,3 +580,8 @@ class Trainer(RunFacts):
             return run.outputs_of_pass if keeps_outputs else None
         self._last_metrics = run.results_of_pass
         return run.metrics_of_loaders()
+
+
+def _finetuning(module: Module, strategy: Any) -> Finetuning:
+    """The strategy that was given, else the module's own."""
+    return resolve_finetuning(module.default_strategy if strategy is None else strategy)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
 from flashtask.core.files import missing_file
-from flashtask.core.plain_json import parse_json
+from flashtask.core.foreign_config import read_foreign_config
 
 __all__ = [
     "CARD",
@@ -31,10 +30,6 @@ CONFIG, WEIGHTS, HEAD, CARD = "config.json", "model.safetensors", "head.safetens
 #: All that a folder of flashtask's may hold.
 FILES = (CONFIG, WEIGHTS, HEAD, CARD)
 
-_MAX_CONFIG = 8 * 2**20
-_MAX_DEPTH = 32
-#: Keys by which other libraries' files ask a reader to import or run something.
-_CODE_KEYS = ("auto_map", "_target_", "_instantiator_", "trust_remote_code", "class_path", "custom_pipelines")
 #: The keys of the part `flashtask`, with what each must be.
 _PART: dict[str, tuple[type, ...]] = {
     "format": (int,),
@@ -95,37 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 fix=f"model.save_pretrained({str(folder)!r}) writes one; a run folder's model is its best.ckpt",
             )
         raise missing_file(path)
-    with path.open("rb") as file:
-        raw = file.read(_MAX_CONFIG + 1)
-    if len(raw) > _MAX_CONFIG:
-        raise IntegrityError(f"{path} has more than {_MAX_CONFIG:,} bytes and was not read")
-    try:
-        config = parse_json(raw)
-    except IntegrityError as error:
-        raise IntegrityError(f"{path} is {error.what}", fix="download the model again, or ask its author") from error
-    if not isinstance(config, dict):
-        raise IntegrityError(f"{path} holds no JSON object")
-    for where, key in _keys(config, ""):
-        if key in _CODE_KEYS:
-            raise IntegrityError(
-                f"{path} asks for code to be run (`{where}`) and was refused",
-                why="flashtask runs no code that comes with a model",
-                fix="use a model whose config.json is timm's or flashtask's",
-            )
-    return config
-
-
-def _keys(value: Any, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    if depth > _MAX_DEPTH:
-        raise IntegrityError(f"{CONFIG} is nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, dict):
-        for key, part in value.items():
-            here = f"{where}.{key}" if where else key
-            yield here, key
-            yield from _keys(part, here, depth + 1)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _keys(part, where, depth + 1)
+    return read_foreign_config(path)
 
 
 def flashtask_part(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:

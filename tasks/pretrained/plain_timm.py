@@ -13,8 +13,9 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from flashtask.backbones import build_backbone
+from flashtask.backbones.matching import shown
 from flashtask.backbones.timm_folder import TimmFolder, read_timm_folder, read_weights
-from flashtask.backbones.weights import quiet_logs
+from flashtask.backbones.weights import quiet_logs, watched_loading
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.tasks.building import building_without_weights
@@ -107,16 +108,17 @@ def _whole_model(found: TimmFolder) -> nn.Module:
     safe |= {"num_classes": found.num_classes, "input_size": found.preprocessing.input_size, "state_dict": weights}
     options = {**found.model_args, "num_classes": found.num_classes, "in_chans": found.in_chans}
     try:
-        with no_larger_than(weights), quiet_logs("timm", "huggingface_hub") as messages:
+        with no_larger_than(weights), quiet_logs("timm", "huggingface_hub"), watched_loading() as loading:
             whole: nn.Module = timm.create_model(found.architecture, pretrained=True, pretrained_cfg=safe, **options)
     except Exception as error:  # tensors of others: whatever timm raises about them is about the file
         raise IntegrityError(
             f"{found.weights} does not fit {found.architecture}",
-            why=f"{type(error).__name__}: {str(error).strip()[:300]}".splitlines()[0],
+            why=" ".join(f"{type(error).__name__}: {error}".split())[:300],
             fix="its config.json names another architecture or other arguments than the weights were trained with",
         ) from error
-    if said := [message for message in messages if "random init" in message or "Missing keys" in message]:
-        raise IntegrityError(f"{found.weights} does not fill {found.architecture}", why=said[0][:300])
+    if loading.missing or not loading.has_begun:
+        why = f"missing: {shown(loading.missing)}" if loading.missing else "timm took none of its weights"
+        raise IntegrityError(f"{found.weights} does not fill {found.architecture}", why=why)
     return whole.eval()
 
 

@@ -222,10 +222,9 @@ def _named_optimizers(optimizers: list[Optimizer], schedulers: list[Any]) -> Ite
 
 
 def _labelled_groups(name: str, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
-    groups = optimizer.param_groups
-    for number, group in enumerate(groups, start=1):
-        if group.get("shown", True):
-            yield (name if len(groups) == 1 else f"{name}/{group.get('name', f'pg{number}')}"), group
+    groups = [(n, group) for n, group in enumerate(optimizer.param_groups, start=1) if group.get("shown", True)]
+    for number, group in groups:
+        yield (name if len(groups) == 1 else f"{name}/{group.get('name', f'pg{number}')}"), group
 
 
 def _momentum(group: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
@@ -210,16 +211,25 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
         try:
             optimizer.load_state_dict(optimizer_state_as_held(state, optimizer))
         except ValueError as error:
-            raise UsageError(
-                f"{path}: the optimizer's parameter groups are not this run's",
-                why=str(error),
-                fix="resume with the finetuning strategy and optimizer of the first run",
-            ) from error
+            raise _other_groups(path, state, optimizer, error) from error
     for optimizer in run.optimizers:
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
         optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
+
+
+def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:
+    """The error for an optimizer state whose parameter groups are not those of a run."""
+    what = f"{path}: the optimizer's parameter groups are not this run's"
+    names = [[group.get("name") for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
+    if names[0] == list(dict.fromkeys(names[1])) and names[0] != names[1]:
+        return UsageError(
+            what,
+            why="that run decayed the weights of norms and the biases too, as an earlier flashtask did",
+            fix="end it with the flashtask that began it, or begin a run from its weights: flashtask.load(path)",
+        )
+    return UsageError(what, why=str(error), fix="resume with the finetuning strategy and optimizer of the first run")
 
 
 def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:

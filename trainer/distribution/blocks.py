@@ -42,7 +42,7 @@ def blocks_of(module: Any, kinds: Collection[type[nn.Module]] | None = None) -> 
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise UsageError(
                 f"auto_wrap_policy: {type(module).__name__} has no part of the class {names}",
-                fix="the class of its blocks, such as timm.models.vision_transformer.Block, or None to have them found",
+                fix="the class of its blocks, such as torch.nn.TransformerEncoderLayer, or None to have them found",
             )
     return [part for part in found if not _is_tied(part, module)]
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from flashtask.core.errors import UsageError
+from flashtask.core.machine import share_machine, stop_sharing
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
@@ -25,21 +27,16 @@ __all__ = [
     "abandon_group",
     "agree_on",
     "close_group",
-    "cores_here",
     "cores_of",
     "gathered",
     "hard_exit",
     "is_of_the_group",
     "is_open",
     "listen",
-    "num_cores",
     "open_group",
-    "processes_here",
     "reduced",
 ]
 
-#: The place of this process, while it is in touch with the others.
-_met: list[Place] = []
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 _PORT_FIX = "another port: MASTER_PORT=29501; and look whether every process was started"
 
@@ -120,7 +117,7 @@ def open_group(
             fix=_PORT_FIX,
         ) from error
     _is_abandoned = False
-    _met[:] = [place]
+    share_machine(place.local_world_size, partial(cores_of, place))
     return names
 
 
@@ -174,22 +171,6 @@ def is_open() -> bool:
     return dist.is_initialized()
 
 
-def processes_here() -> int:
-    """How many processes share this machine's memory for a run; 1 as long as this one has met no others."""
-    return _met[0].local_world_size if _met else 1
-
-
-def cores_here(cores: int) -> int:
-    """Of the cores that this process may use, those that a run in it takes; all as long as it has met no others."""
-    return cores_of(_met[0], cores) if _met else cores
-
-
-def num_cores() -> int:
-    """The cores that this process may use; several processes of a run share those of their machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores_here(cores)
-
-
 def cores_of(place: Place, cores: int) -> int:
     """Of the cores that a process may use, its own: SLURM gives each task some; else those of a machine share them.
 
@@ -204,7 +185,7 @@ def cores_of(place: Place, cores: int) -> int:
 def close_group() -> None:
     """Part from the others."""
     global _is_abandoned
-    _met.clear()
+    stop_sharing()
     if dist.is_initialized():
         gc.collect()  # modules that were wrapped hold the group, in cycles
         dist.destroy_process_group()

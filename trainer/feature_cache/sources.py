@@ -18,9 +18,9 @@ from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
+from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.distribution.group import num_cores
 from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.feature_cache.store import Features, FeatureStore, content_key
 from flashtask.trainer.features import FrozenFeatures, rows_of_all

@@ -6,7 +6,7 @@ what trains later has its own parameter group from the start, so unfreezing only
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -109,30 +109,36 @@ class Freezing:
         """What trains at some time, the head first: a group for each set of parameters that always train together."""
         return group_parameters(self.parts, self.finetuning, self._names)
 
-    def optimizer_groups(self, *, head: float, backbone: float) -> list[dict[str, Any]]:
+    def optimizer_groups(
+        self, *, head: float, backbone: float, undecayed: Iterable[nn.Parameter] = ()
+    ) -> list[dict[str, Any]]:
         """The parameter groups for an optimizer, with the rates that each has in the first phase in which it trains.
 
         Args:
             head: the learning rate of everything outside the backbone.
             backbone: that of the backbone, LoRA's factors among it.
+            undecayed: parameters that weight decay leaves alone. Where a group has such and others, they become a
+                second one of the same name and rates, which logs do not show.
         """
         base = BaseRates(head, backbone)
         phases, groups = self.finetuning.phases, self.parameter_groups()
         self.rates = {
             group.name: [rate_in(number, group, phases, base) for number in range(len(phases))] for group in groups
         }
-        starts = self.finetuning.starts
+        starts, spared = self.finetuning.starts, {id(parameter) for parameter in undecayed}
         return [
             {
-                "params": group.parameters,
+                "params": parameters,
                 "name": group.name,
                 "lr": self.rates[group.name][0],
                 "base_lr": self.rates[group.name][0],
                 "start": starts[group.phase],
                 **({} if starts[group.phase] is not None else {"phase": group.phase}),
-                **({} if group.is_shown else {"shown": False}),
+                **({} if group.is_shown and not is_second else {"shown": False}),
+                **({"weight_decay": 0.0} if id(parameters[0]) in spared else {}),
             }
             for group in groups
+            for is_second, parameters in enumerate(_parted(group.parameters, spared))
         ]
 
     def restore(self) -> None:
@@ -141,6 +147,12 @@ class Freezing:
             self.parts.parameters[name].requires_grad_(wanted)
         for part, mode in self._modes_before:
             part.training = mode
+
+
+def _parted(parameters: list[nn.Parameter], spared: set[int]) -> list[list[nn.Parameter]]:
+    """Those that weight decay takes, then those that it spares; an empty list is left out."""
+    parts = [[p for p in parameters if (id(p) in spared) == is_spared] for is_spared in (False, True)]
+    return [part for part in parts if part]
 
 
 def _active_parts(part: nn.Module, trains: set[int], possible: set[int], known: dict[int, bool]) -> dict[int, bool]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from flashtask.core.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.tuning.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.tuning.trials import Trial
 
 __all__ = ["Measured", "measure_phases"]

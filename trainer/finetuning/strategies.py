@@ -157,40 +157,36 @@ def resolve_finetuning(strategy: Any) -> Finetuning:
         if hasattr(strategy, attribute):
             found = getattr(strategy, attribute)
             return Finetuning(tuple(found() if callable(found) else found), getattr(strategy, "name", "custom"))
-    raise UsageError(
+    error = UsageError(
         f"a finetuning strategy is a name, a tuple or an object with `phases` or `stages`, not {strategy!r}",
         fix='strategy="freeze"',
     )
-
-
-#: What other engines call ways to spread a run over processes.
-_DISTRIBUTION = (
-    "auto",
-    "ddp",
-    "ddp_find_unused_parameters_true",
-    "ddp_notebook",
-    "ddp_spawn",
-    "deepspeed",
-    "dp",
-    "fsdp",
-    "single",
-    "single_device",
-)
+    _point_out_distribution(error, strategy)
+    raise error
 
 
 def _build(name: str, arguments: list[Any]) -> Finetuning:
     try:
         make = FINETUNING.get(name)
     except UnknownNameError as error:
-        if name in _DISTRIBUTION:
-            error.why = "this is a strategy of distribution, which is not there yet; this argument is for finetuning"
-            error.fix = f"train on one device (devices=1), and choose one of: {', '.join(FINETUNING.names())}"
+        _point_out_distribution(error, name)
         raise
     try:
         built: Finetuning = make(*arguments)
     except TypeError as error:
         raise UsageError(f"finetuning strategy {name!r} does not take {arguments}", why=str(error)) from None
     return built
+
+
+def _point_out_distribution(error: UsageError, strategy: Any) -> None:
+    """Where a strategy of distribution was given, let the message say where it belongs."""
+    # That module knows this one; it is needed here for the text of an error only.
+    from flashtask.trainer.placement.strategies import advice_on_distribution
+
+    if advice := advice_on_distribution(strategy):
+        error.why, meant = advice
+        given_here = f"Trainer(strategy={meant!r})" if isinstance(strategy, str) else f"Trainer(strategy={meant})"
+        error.fix = f"{given_here}; for finetuning choose one of: {', '.join(FINETUNING.names())}"
 
 
 def _parse_argument(text: str) -> Any:

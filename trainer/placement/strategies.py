@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.placement.precision import Precision
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
-__all__ += ["check_strategy_name"]
+__all__ += ["advice_on_distribution", "check_strategy_name"]
 
 T = TypeVar("T")
 
@@ -217,6 +217,8 @@ _NOT_HERE = {
     "tpu": "there is no TPU support",
     "xla": "there is no TPU support",
 }
+#: what is said of a strategy that stands where a finetuning strategy is needed
+_OF_PROCESSES = "this is a strategy of distribution, and a finetuning strategy says what is trained"
 _SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fairscale")
 
 
@@ -280,6 +282,39 @@ def check_strategy_name(name: str) -> None:
         raise _unknown(name)
 
 
+def advice_on_distribution(strategy: Any) -> tuple[str, str] | None:
+    """Why something that was given as a finetuning strategy is none, and the `Trainer(strategy=...)` that was meant.
+
+    Args:
+        strategy: a name, also a mistyped one or one of another engine; or a `Strategy` or its class.
+
+    Returns:
+        The reason, and a name or a call; None for what is no strategy of distribution either.
+    """
+    if isinstance(strategy, Strategy):
+        return _OF_PROCESSES, f"{type(strategy).__name__}(...)"
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        return _OF_PROCESSES, f"{strategy.__name__}()"
+    if not isinstance(strategy, str):
+        return None
+    if strategy in STRATEGIES:
+        return _OF_PROCESSES, strategy
+    if (first := _first_word(strategy)) in _NOT_HERE:
+        return f"{_OF_PROCESSES}; {_NOT_HERE[first]}", _instead_of(first)
+    if not nearest(strategy, FINETUNING.names()) and (close := nearest(strategy, STRATEGIES.names(), most=1)):
+        return f"{close[0]!r} would be a strategy of distribution", close[0]
+    return None
+
+
+def _first_word(name: str) -> str:
+    """The word that says what a name of another engine is: `deepspeed_stage_2`; `ddp_sharded` was FairScale's."""
+    return "fairscale" if "sharded" in name.lower() else name.lower().partition("_")[0]
+
+
+def _instead_of(first: str) -> str:
+    return "fsdp" if first in _SAVES_MEMORY else "ddp"
+
+
 def _is_finetuning(strategy: Any) -> bool:
     """A finetuning strategy in any of its forms: `freeze`, `freeze_unfreeze:5`, `("freeze_unfreeze", 5)`, an object."""
     if isinstance(strategy, (tuple, list)) and strategy:
@@ -293,12 +328,11 @@ def _is_finetuning(strategy: Any) -> bool:
 
 def _unknown(name: str) -> UnknownNameError:
     error = UnknownNameError("strategy", name, [*STRATEGIES.names(), "auto"])
-    # `deepspeed_stage_2`: the first word says what it is; `ddp_sharded` was FairScale's.
-    first = "fairscale" if "sharded" in name.lower() else name.lower().partition("_")[0]
+    first = _first_word(name)
     if first in _NOT_HERE:
         error.why = _NOT_HERE[first]
         finetuning = 'finetuning: trainer.finetune(model, ..., strategy="freeze"); '
-        error.fix = f'{finetuning}distribution: strategy="{"fsdp" if first in _SAVES_MEMORY else "ddp"}"'
+        error.fix = f'{finetuning}distribution: strategy="{_instead_of(first)}"'
     elif not error.suggestions and (close := nearest(name, FINETUNING.names(), most=1)):
         error.why = "the Trainer's strategy is about devices and processes"
         error.fix = f"for finetuning: trainer.finetune(model, ..., strategy={close[0]!r})"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flashtask.core.errors import OutOfMemoryError, UsageError
+from flashtask.core.memory import MemoryLimit, MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -24,7 +25,6 @@ from flashtask.trainer.tuning.batch_size_search import (
     largest_fitting,
     largest_within,
 )
-from flashtask.trainer.tuning.memory import MemoryLimit, MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.tuning.named_values import NamedValue
 from flashtask.trainer.tuning.trials import Trial, batches_a_step
 

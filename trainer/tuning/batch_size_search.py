@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.tuning.memory import MemoryLimit
+from flashtask.core.memory import MemoryLimit
 
 __all__ = ["BatchSizeOptions", "BatchSizeSearch", "MemoryPoint", "expected_memory", "largest_fitting", "largest_within"]
 
