@@ -78,6 +78,8 @@ class FitRun(Run):
         self.put_back: Callable[[], None] = lambda: None
         #: put the best epoch's weights back at the end
         self.restores_best = False
+        #: they have been put back, and `metrics` are that epoch's
+        self.has_best = False
         # progress: this is what a checkpoint holds
         self.epoch = 0
         self.epoch_is_complete = False

@@ -27,6 +27,7 @@ from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
@@ -73,7 +74,7 @@ class Trainer(RunFacts):
             `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
         enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
-        enable_model_summary: say at the start what trains and how.
+        enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
         overfit_batches: number or share of the training batches that serve training, validation and test alike,
@@ -248,7 +249,7 @@ class Trainer(RunFacts):
         datamodule: Any = None,
         ckpt_path: Any = None,
         strategy: Any = None,
-    ) -> None:
+    ) -> FitResult:
         """Train; with a finetuning strategy it is the same as `finetune`.
 
         Args:
@@ -258,13 +259,17 @@ class Trainer(RunFacts):
             datamodule: instead of loaders.
             ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
             strategy: a finetuning strategy.
+
+        Returns:
+            What came of it; the model has the last epoch's weights.
         """
         if strategy is not None:
-            self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
-            return
+            return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        drive(fit_run(self, module, data, None, self.checkpoint_file(ckpt_path)), self._path.fit)
+        run = fit_run(self, module, data, None, self.checkpoint_file(ckpt_path))
+        drive(run, self._path.fit)
+        return self._result_of(run)
 
     @named_arguments
     def finetune(
@@ -276,7 +281,7 @@ class Trainer(RunFacts):
         strategy: Any = "no_freeze",
         ckpt_path: Any = None,
         restore_best: bool = True,
-    ) -> None:
+    ) -> FitResult:
         """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
 
         Args:
@@ -288,12 +293,22 @@ class Trainer(RunFacts):
                 object with `phases` or `stages`.
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
+
+        Returns:
+            What came of it: which epoch's weights the model has, their metrics, the run folder.
         """
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloader, val=val_dataloaders)
         run = fit_run(self, module, data, resolve_finetuning(strategy), self.checkpoint_file(ckpt_path))
         run.restores_best = restore_best
         drive(run, self._path.fit)
+        return self._result_of(run)
+
+    def _result_of(self, run: FitRun) -> FitResult:
+        result = fit_result(run)
+        if self.enable_model_summary and self.says_result:
+            self.say(str(result))
+        return result
 
     @named_arguments
     def validate(
@@ -416,6 +431,9 @@ class Trainer(RunFacts):
 
     # ---- what a run tells
 
+    #: `fit` and `finetune` say what came of them; the command line says it itself
+    says_result = True
+
     @property
     def seed(self) -> int:
         """The seed of runs: the argument, else that of the last `seed_everything`, else 0."""
@@ -523,13 +541,15 @@ class Trainer(RunFacts):
             self.run_folder.release()
 
     def restore_best(self, run: FitRun) -> None:
-        """Put the best epoch's weights back into the module."""
+        """Put the best epoch's weights back into the module; its metrics are those that `callback_metrics` gives."""
         checkpoint = self.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return
         path = Path(checkpoint.best_model_path)
-        load_checkpoint_into(run.module, read_checkpoint(path), path)
+        content = read_checkpoint(path)
+        load_checkpoint_into(run.module, content, path)
         self._restored_best = path
+        run.metrics, run.has_best = best_metrics_of(run, checkpoint, content["metrics"]), True
 
     def _evaluate(
         self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True
