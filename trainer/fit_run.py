@@ -54,6 +54,10 @@ class FitRun(Run):
     ) -> None:
         super().__init__(trainer, module, data, placement)
         self.finetuning, self.resume_from = finetuning, resume_from
+        #: what describes it in names and numbers (`recipe_of`), settled when it begins
+        self.recipe: dict[str, Any] | None = None
+        #: what the recipe of the run that is continued could not hold
+        self.lost_before: dict[str, str] = {}
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.max_epochs
         self.max_steps: int = trainer.max_steps

@@ -460,6 +460,12 @@ class Trainer(RunFacts):
         return self._loop_tree
 
     @property
+    def has_own_loops(self) -> bool:
+        """Whether something else than the page's own functions goes through a run."""
+        tree = self._loop_tree
+        return (tree is not None and tree.is_changed) or type(self.loops) is not Loops or bool(vars(self.loops))
+
+    @property
     def _path(self) -> Loops | LoopTree:
         """What goes through a run: the page, unless somebody has replaced a loop."""
         tree = self._loop_tree
