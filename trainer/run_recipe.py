@@ -92,10 +92,8 @@ def _data(run: FitRun, of_module: Mapping[str, Any], lost: dict[str, str]) -> di
         return {}
     ((constructor, arguments),) = data.items()
     arguments = {**of_module, **arguments}
-    for where, kind in find_not_saved(arguments):
-        lost[f"data.{constructor}.{where}"] = f"<{kind}>"
-        arguments.pop(where.partition(".")[0].partition("[")[0], None)
-    return {constructor: arguments}
+    lost |= {f"data.{constructor}.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
+    return {constructor: {name: value for name, value in arguments.items() if not any(find_not_saved(value))}}
 
 
 def _settings(run: FitRun, lost: dict[str, str]) -> dict[str, Any]:
