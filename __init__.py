@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.finetuning.plan import Plan as Plan
     from flashtask.trainer.finetuning.selection import LowRank as LowRank
     from flashtask.trainer.finetuning.strategies import FINETUNING as FINETUNING
+    from flashtask.trainer.fit_result import FitResult as FitResult
     from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.base import Logger as Logger
@@ -124,6 +125,7 @@ _HOMES = {
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.phases",
     "FitLoop": "flashtask.trainer.custom_loops",
+    "FitResult": "flashtask.trainer.fit_result",
     "FlashtaskError": "flashtask.core.errors",
     "GradientAccumulationScheduler": "flashtask.trainer.callbacks.accumulation",
     "GradientNormMonitor": "flashtask.trainer.callbacks.monitors",

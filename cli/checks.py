@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +14,41 @@ from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import nearest_argument
 
-__all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values"]
+__all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values", "lost_from", "require_whole"]
+
+#: What a run may be repeated without: it watches the run and does not change it.
+_WATCHING = ("trainer.logger", "trainer.profiler")
+
+
+def require_whole(recipe: Recipe) -> None:
+    """A recipe that a run wrote holds all of it; its key `not_saved` is taken out.
+
+    Raises:
+        UsageError: it does not: what is missing was an object in Python.
+    """
+    origin = recipe.origin("not_saved")
+    if missing := lost_from(recipe):
+        named = ", ".join(f"{key}: {what}" for key, what in missing.items())
+        raise UsageError(
+            f"{origin}: the run that wrote this recipe had more than it holds ({named})",
+            why="objects, classes and weights that were made in Python stand in no recipe; this would be another run",
+            fix="repeat it from Python with these; or take `not_saved` out of the recipe, to run without them",
+        )
+
+
+def lost_from(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe could not hold of the run that wrote it and what changes the run; the key is taken out.
+
+    Raises:
+        UsageError: the key holds something else.
+    """
+    origin, lost = recipe.origin("not_saved"), recipe.remove("not_saved") or {}
+    if not isinstance(lost, dict):
+        raise UsageError(f"{origin}: `not_saved` must hold keys of its own", fix="take it out")
+    for key in _WATCHING:
+        if key in lost:
+            print(f"without {lost.pop(key)}, which the recipe does not hold ({key})", file=sys.stderr)
+    return lost
 
 
 def check_shape(recipe: Recipe) -> None:

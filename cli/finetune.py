@@ -72,18 +72,18 @@ def _train(start: Start, strategy: Any) -> Path | None:
     folder = start.folder
     checkpoint = None if folder is None else agreed(strategy, lambda: newest_whole_checkpoint(folder))
     trainer = parts.trainer
+    trainer.says_result = False
     trainer.finetune(parts.model, datamodule=parts.datamodule, ckpt_path=checkpoint, **parts.finetune)
     return trainer.output_dir if trainer.run_folder is not None else None
 
 
 def _say_result(folder: Path) -> None:
     """The best epoch, where the run is, and what to do with it."""
+    from flashtask.trainer.fit_result import shown_metrics, shown_path
+
     best = json.loads((folder / "summary.json").read_text())["best"]
-    metrics = [f"{name} {value:.4f}" for name, value in best.items() if name.startswith("val_")]
-    metrics = metrics or [f"{name} {value:.4f}" for name, value in best.items() if name == "train_loss"]
-    here = os.path.relpath(folder)
-    shown = str(folder) if here.startswith("..") else here
-    click.echo(f"best epoch {best.get('epoch', 0):.0f}: {', '.join(metrics)}")
+    shown = shown_path(folder)
+    click.echo(f"best epoch {best.get('epoch', 0):.0f}: {shown_metrics(best)}")
     click.echo(f"run folder: {shown}")
     if (folder / "best.ckpt").exists():
         click.echo(f"next: flashtask predict {shlex.quote(os.path.join(shown, 'best.ckpt'))} IMAGE")

@@ -138,7 +138,7 @@ def recipe_from(document: YamlDocument, path: tuple[str, ...]) -> Recipe:
     if not isinstance(content, dict):
         raise document.error(path, "a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
     below = len(".".join((*path, "")))
-    return Recipe(content, {key[below:]: origin for key, origin in _origins(document, content, path)})
+    return Recipe(content, {key[below:]: origin for key, origin in _origins(document, content, path, len(path))})
 
 
 def is_path(key: str) -> bool:
@@ -164,14 +164,15 @@ def absolute(path: str, folder: Path) -> str:
     return os.path.abspath(folder / Path(path).expanduser())
 
 
-def _origins(document: YamlDocument, content: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+def _origins(document: YamlDocument, content: Any, path: tuple[Any, ...], depth: int) -> Iterator[tuple[str, str]]:
     for name, value in content.items() if isinstance(content, dict) else ():
         here = (*path, name)
-        if not isinstance(name, str):
+        # Below the arguments numbers may stand: `accumulate_grad_batches: {0: 1, 4: 2}`.
+        if not isinstance(name, str) and len(here) - depth <= 2:
             raise document.error(here, f"a key of a recipe is a name, not {name!r}")
         line, column = document.place(here)
-        yield ".".join(here), f"{document.name}, line {line}, column {column}"
-        yield from _origins(document, value, here)
+        yield ".".join(map(str, here)), f"{document.name}, line {line}, column {column}"
+        yield from _origins(document, value, here, depth)
 
 
 def _leaves(key: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.beginning import check_beginning
-from flashtask.cli.checks import check_names, check_shape, check_values
+from flashtask.cli.checks import check_names, check_shape, check_values, require_whole
 from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given, kinds_by_key
 from flashtask.cli.own_zoo import own_task_defaults, use_option, use_recipe_zoo, zoo_recipe
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
@@ -39,6 +39,7 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     if config and not os.path.isfile(config):
         raise missing_file(config)
     recipe = _base(config, params)
+    require_whole(recipe)
     check_shape(recipe)
     for key, (flag, value) in given(FINETUNE, params).items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flashtask.cli.beginning import is_same_beginning
+from flashtask.cli.checks import lost_from
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
@@ -15,6 +17,7 @@ from flashtask.cli.processes import are_several
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.plain_json import read_json
+from flashtask.core.registry import Registry
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.run_folder import RunFolder, files_of_a_run
 
@@ -91,16 +94,32 @@ def resume(requested: Recipe) -> Start:
     if not (folder / "recipe.yaml").exists():
         raise UsageError(
             f"{folder} cannot be resumed: it has no recipe.yaml",
-            why="the run was made in Python from parts that no recipe can describe",
+            why="the run was made in Python, from a module or data that no recipe can describe",
             fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
         )
-    recipe = _merged(read_recipe(folder / "recipe.yaml"), requested)
+    own = read_recipe(folder / "recipe.yaml")
+    _require_whole(own, folder)
+    recipe = _merged(own, requested)
     if not _checkpoints(folder):
         remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
         return Start(recipe, remark=remark, remains=folder)
     if _is_finished(folder, recipe):
         return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
     return Start(recipe, folder, remark=f"resuming {folder}")
+
+
+def _require_whole(own: Recipe, folder: Path) -> None:
+    """The recipe of the run holds all that it needs to go on; the weights it began with are in its checkpoint."""
+    lost = lost_from(own)
+    if _checkpoints(folder):
+        lost.pop("model.weights", None)
+    if lost:
+        named = ", ".join(f"{key}: {what}" for key, what in lost.items())
+        raise UsageError(
+            f"{folder} cannot be resumed here: its recipe.yaml does not hold all of the run ({named})",
+            why="they were made in Python, and without them it would be another run",
+            fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
+        )
 
 
 def newest_whole_checkpoint(folder: Path) -> Path:
@@ -152,7 +171,7 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
             continue  # it was found when the run began
         elif key == "model.from" and is_same_beginning(own.get(key), value):
             continue
-        elif _plain(key, value) != _plain(key, own.get(key)):
+        elif _plain(key, value) != _plain(key, own.get(key, _default(key))):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
     if different:
         more = [f"and {len(different) - 4} more"] if len(different) > 4 else []
@@ -167,9 +186,29 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
 def _plain(key: str, value: Any) -> Any:
     """A value in the one form of several that mean the same."""
     from flashtask.backbones import BACKBONES
+    from flashtask.data.arguments import read_preprocessing
+    from flashtask.trainer.by_name import named_form
+    from flashtask.trainer.callbacks.names import CALLBACKS
+    from flashtask.trainer.callbacks.timing import read_duration
+    from flashtask.trainer.loggers.base import LOGGERS
+    from flashtask.trainer.profiling.profilers import PROFILERS
 
+    registries: dict[str, Registry[Any]] = {
+        "trainer.callbacks": CALLBACKS,
+        "trainer.logger": LOGGERS,
+        "trainer.profiler": PROFILERS,
+    }
     if value is None:
         return None
+    if key in registries and not isinstance(value, bool):
+        forms = named_form(value.lower() if isinstance(value, str) else value, registries[key])
+        return [form for form in forms if form != {"csv": {}}] or forms
+    if key == "trainer.max_time":
+        return read_duration(value)
+    if key.startswith("data.") and key.endswith(".preprocessing"):
+        return read_preprocessing(value)
+    if key in ("model.optimizer", "model.lr_scheduler") and isinstance(value, str):
+        return value.lower()
     if key == "finetune.strategy":
         return resolve_finetuning(value).recipe()
     if key == "model.backbone" and isinstance(value, str):
@@ -177,6 +216,15 @@ def _plain(key: str, value: Any) -> Any:
     if key == "trainer.precision":
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _default(key: str) -> Any:
+    """What a key of `trainer` means where the run's recipe does not say it: a recipe leaves out what is the default."""
+    from flashtask.trainer.trainer import Trainer
+
+    section, _, name = key.partition(".")
+    parameter = inspect.signature(Trainer).parameters.get(name) if section == "trainer" else None
+    return None if parameter is None else parameter.default
 
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:

@@ -137,6 +137,14 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.kind, str(name), self._spellings(), listed_by=listed_by)
         return found
 
+    def name_of(self, obj: object) -> str | None:
+        """The name that gives this object, None if there is none; what the registry's sources list is loaded for it."""
+        registered = (entry.name for entry in self._entries.values() if entry.load() is obj)
+        home = f"{getattr(obj, '__module__', '')}:{getattr(obj, '__qualname__', '')}"
+        promised = (name for name, points in self._points.items() if any(point.value == home for point in points))
+        listed = (name for source in self._sources for name in source.names() if self.get(name) is obj)
+        return next((name for found in (registered, promised, listed) for name in found if self.get(name) is obj), None)
+
     def names(self) -> list[str]:
         """Every canonical name, once: what was registered first, then each source's names in its order."""
         names = [*self._entries, *self._points]

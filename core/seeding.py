@@ -24,6 +24,7 @@ __all__ = [
     "Place",
     "SeededDataset",
     "derive_seed",
+    "fresh_seed",
     "generator_states",
     "last_seed",
     "permutation",
@@ -71,6 +72,13 @@ def seed_generators(seed: int) -> None:
 def last_seed() -> int | None:
     """The seed of the last `seed_everything`, or None."""
     return _last_seed
+
+
+def fresh_seed() -> int | None:
+    """The seed that torch's default generator has just been given; None if something has been drawn from it since."""
+    seed = torch.initial_seed()
+    is_fresh = torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(seed).get_state())
+    return seed if is_fresh else None
 
 
 def derive_seed(*parts: int | str) -> int:

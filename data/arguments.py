@@ -9,11 +9,12 @@ from typing import Any
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share
 from flashtask.data.transforms import check_augment
 
-__all__ = ["PathLike", "check_folders", "check_numbers", "check_split", "one_augment"]
+__all__ = ["PathLike", "check_folders", "check_numbers", "check_split", "one_augment", "read_preprocessing"]
 
 PathLike = str | os.PathLike[str]
 
@@ -50,6 +51,25 @@ def one_augment(
     if not callable(transform):
         raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
     return transform
+
+
+def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
+    """A preprocessing as an object or, as a recipe holds it, by the names of its parts.
+
+    Raises:
+        UsageError: something else, or a part that there is not or that cannot have this value.
+    """
+    if given is None or isinstance(given, Preprocessing):
+        return given
+    example = "preprocessing: {input_size: [3, 160, 160]}"
+    if not isinstance(given, Mapping):
+        raise UsageError(f"preprocessing must hold its parts by name, not {given!r}", fix=example)
+    try:
+        return Preprocessing.from_dict({"decode": "scaled", **given})
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"preprocessing cannot be {dict(given)!r}", why=str(error), fix=example) from None
 
 
 def check_split(val_split: float | int | None, given: Mapping[str, PathLike | None]) -> None:

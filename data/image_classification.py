@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.data.arguments import PathLike, check_folders, check_numbers, check_split, one_augment
+from flashtask.data.arguments import (
+    PathLike,
+    check_folders,
+    check_numbers,
+    check_split,
+    one_augment,
+    read_preprocessing,
+)
 from flashtask.data.checks import BadImage, check_images, check_policy, describe, find_leaks
 from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
@@ -92,6 +99,7 @@ class ImageClassificationData(DataModule):
         augment: str | Callable[[Any], Any] = "auto",
         transform: Callable[[Any], Any] | None = None,
         on_bad_image: str = "error",
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     ) -> ImageClassificationData:
         """Take class folders: `train_folder/cat/1.jpg` is an image of a cat.
 
@@ -111,6 +119,7 @@ class ImageClassificationData(DataModule):
             transform: another name for `augment` with a callable.
             on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
                 so.
+            preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
 
         Raises:
             UsageError: a value that cannot be meant, or arguments that contradict each other.
@@ -127,7 +136,9 @@ class ImageClassificationData(DataModule):
         arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
         options: dict[str, Any] = {"batch_size": batch_size, "val_split": val_split, "split_seed": split_seed}
         options |= {"num_workers": num_workers, "augment": augment, "on_bad_image": on_bad_image}
-        return cls(parts, {**arguments, **options})
+        made = cls(parts, {**arguments, **options})
+        made.preprocessing = read_preprocessing(preprocessing)
+        return made
 
     @classmethod
     def from_root(
@@ -217,12 +228,15 @@ class ImageClassificationData(DataModule):
         }
 
     def recipe(self) -> dict[str, Any]:
-        """The call that makes this data again, as a recipe holds it: absolute paths, plain values."""
+        """The call that makes this data again, as a recipe holds it: absolute paths, plain values.
+
+        A transform of the user's own is `{"not_saved": "<its class>"}`.
+        """
         arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
-        augment = arguments["augment"]
-        if not isinstance(augment, str):
-            kind = type(augment)
-            arguments["augment"] = {"not_saved": f"{kind.__module__}.{kind.__qualname__}"}
+        if not isinstance(arguments["augment"], str):
+            arguments["augment"] = {"not_saved": type(arguments["augment"]).__name__}
+        if self.preprocessing is not None:
+            arguments["preprocessing"] = self.preprocessing.to_dict()
         return {"from_folders": arguments}
 
     def setup(self, stage: str) -> None:

@@ -270,11 +270,13 @@ class ImageClassifier(Task):
         """The labels too."""
         return {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
 
-    def recipe(self) -> dict[str, Any] | None:
-        """Without the labels: a recipe learns them from its data."""
+    def recipe(self) -> dict[str, Any]:
+        """Without the labels where a recipe learns them from its data: unless they were given, or stand otherwise."""
         recipe = super().recipe()
-        if recipe is not None:
-            recipe["model"] = {k: v for k, v in recipe["model"].items() if k not in ("labels", "num_classes")}
+        recipe["model"] = {k: v for k, v in recipe["model"].items() if k not in ("labels", "num_classes")}
+        labels = list(self.labels or ())
+        if labels and (self._classes_are_given or (self.pretrained_from is None and labels != sorted(labels))):
+            recipe["model"] |= {"num_classes": len(labels), "labels": labels}
         return recipe
 
 

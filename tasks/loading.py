@@ -117,7 +117,7 @@ def _built(
         raise
     if classes:
         task.change_classes(**classes)
-    task._has_new_head = bool(head)
+    task._has_new_head, task._has_other_weights = bool(head), False
     task.pretrained_from = source.origin
     return task.to(map_location) if map_location is not None and source.is_folder else task
 

@@ -24,8 +24,9 @@ from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.core.seeding import last_seed
+from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
+from flashtask.tasks import TASKS
 from flashtask.tasks.batches import describe_prediction, images_and_targets, images_of, preprocessing_for
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
@@ -99,6 +100,8 @@ class Task(Module):
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
     _awaits_size = False
+    #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
+    _has_other_weights = False
 
     @named_arguments
     def __init__(
@@ -139,12 +142,14 @@ class Task(Module):
         options = dict(backbone_options or {})
         if pretrained and not fetched:
             options.pop("weights", None)  # a checkpoint brings its own
+        self._drawn_from = None if pretrained else fresh_seed()
         built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
         self.preprocessing: Preprocessing = built.preprocessing
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
+        self._preprocessing_of_weights: Preprocessing = built.preprocessing
         self._layer_groups = built.layer_groups
         self._own_names = own_names(backbone, head)
         self._head = DrawnHead(head, head_options or {})
@@ -152,6 +157,7 @@ class Task(Module):
         self.metrics = nn.ModuleDict()
         self.learning_rate = learning_rate
         self._own_backbone_rate, self._backbone_share = backbone_learning_rate, 0.1 if pretrained else 1.0
+        self._is_pretrained = pretrained
         if num_outputs is not None:
             self.make_head(num_outputs)
 
@@ -417,14 +423,42 @@ class Task(Module):
             own["pretrained_from"] = dict(self.pretrained_from)
         return {**super().describe(), "task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
 
-    def recipe(self) -> dict[str, Any] | None:
-        """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""
-        arguments = plain_hyperparameters(self)
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's `task` and `model` sections, with `not_saved` for what it cannot hold.
+
+        That is an argument that was an object and not a name, a class that is not registered, and weights that the
+        recipe does not lead to.
+        """
+        arguments = {**plain_hyperparameters(self), **self.resolved_hyperparameters()}
         if self.pretrained_from is not None:
             arguments = as_begun_from(self.pretrained_from, arguments, has_new_head=self._has_new_head)
-        if not self.name or any(find_not_saved(arguments)):
-            return None
-        return {"task": self.name, "model": arguments}
+        lost = {f"model.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
+        whole = {name: value for name, value in arguments.items() if not any(find_not_saved(value))}
+        found: dict[str, Any] = {"model": whole}
+        if (name := TASKS.name_of(type(self))) is None:
+            lost["task"] = f"<{type(self).__name__}>"
+        else:
+            found["task"] = name
+        if why := self._why_other_weights():
+            lost["model.weights"] = f"<{why}>"
+        if self.preprocessing != self._preprocessing_of_weights:
+            found["data"] = {"preprocessing": self.preprocessing.to_dict()}
+        return {**found, **({"not_saved": lost} if lost else {})}
+
+    def _why_other_weights(self) -> str:
+        """Why a recipe does not lead to the weights that the model has; empty if it does."""
+        if self.was_fitted:
+            return "trained before this run"
+        if self._has_other_weights:
+            return "loaded from a file"
+        if self._is_pretrained or self.pretrained_from is not None or self._drawn_from == self._seed():
+            return ""
+        return f"random, not drawn right after seed_everything({self._seed()})"
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As of every module; the recipe of a run that begins with other weights says so."""
+        self._has_other_weights = True
+        return super().load_state_dict(*arguments, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the preprocessing that the weights were trained with, and what is known of the run that made them."""
@@ -433,7 +467,9 @@ class Task(Module):
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
             self._awaits_size = False
-            if self.trainer is not None:
+            if self.trainer is None:
+                self._preprocessing_of_weights = self.preprocessing  # else it is the run's, and stands in its recipe
+            else:
                 self._agree_on_preprocessing(self.trainer.active_run.data)
 
     def resolved_hyperparameters(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_s41_a_mistyped_metric_is_an_error_that_names_the_right_one(tmp_path):
 
 def test_s41_strict_false_warns_and_trains_on(tmp_path):
     with pytest.warns(UserWarning, match="did you mean 'val_loss'"):
-        trainer = fit(tmp_path, Scripted([1.0] * 2), EarlyStopping("val_los", strict=False), max_epochs=2)
+        trainer = fit(tmp_path, Scripted([1.0] * 2), EarlyStopping("val_los", mode="min", strict=False), max_epochs=2)
     assert epochs_of(trainer) == 2
 
 
@@ -225,7 +225,7 @@ def test_s43_a_real_module_stops_on_its_validation_loss(tmp_path):
 
 def test_s63_a_mistyped_metric_costs_no_epoch(tmp_path):
     with pytest.raises(UnknownNameError, match="no metric to monitor named 'val_los'"):
-        fit(tmp_path, Scripted([1.0, 0.9, 0.8]), EarlyStopping("val_los"), max_epochs=3)
+        fit(tmp_path, Scripted([1.0, 0.9, 0.8]), EarlyStopping("val_los", mode="min"), max_epochs=3)
     saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
     assert (saved["epoch"], saved["global_step"]) == (0, 7)
     again = fit(
@@ -236,8 +236,9 @@ def test_s63_a_mistyped_metric_costs_no_epoch(tmp_path):
         ckpt_path=tmp_path / "run/last.ckpt",
     )
     assert (again.current_epoch, again.global_step) == (3, 21)
+    stopping = EarlyStopping("val_los", mode="min")
     with pytest.raises(UnknownNameError):  # after the last epoch too
-        fit(tmp_path, Scripted([1.0]), EarlyStopping("val_los"), max_epochs=1, output_dir=tmp_path / "short")
+        fit(tmp_path, Scripted([1.0]), stopping, max_epochs=1, output_dir=tmp_path / "short")
 
 
 @pytest.mark.parametrize(

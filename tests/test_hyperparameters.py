@@ -211,11 +211,13 @@ def test_s86_nothing_is_warned_of_where_no_checkpoint_holds_it():
         assert Data(nn.ReLU()).hparams.transform is not None
 
 
-def test_an_object_deep_in_an_argument_keeps_a_task_from_having_a_recipe():
+def test_the_recipe_of_a_task_names_an_object_deep_in_an_argument():
     with pytest.warns(UserWarning, match=r"head_options.act of ImageClassifier \(ReLU\)"):
         model = ImageClassifier("timm/test_resnet", pretrained=False, head_options={"act": nn.ReLU()})
-    assert model.recipe() is None
-    assert ImageClassifier("timm/test_resnet", pretrained=False).recipe() is not None
+    recipe = model.recipe()
+    assert recipe["not_saved"]["model.head_options.act"] == "<ReLU>"
+    assert "head_options" not in recipe["model"]
+    assert "model.head_options.act" not in ImageClassifier("timm/test_resnet", pretrained=False).recipe()["not_saved"]
 
 
 def test_s86_hyperparameters_saved_without_logging_are_not_logged():

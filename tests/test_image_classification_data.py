@@ -221,7 +221,7 @@ def test_a_recipe_makes_the_same_data_again(root, monkeypatch):
     assert again.recipe() == recipe
     assert again.split_manifest() == data.split_manifest()
     own = from_folders("train", transform=lambda image: image).recipe()["from_folders"]["augment"]
-    assert own == {"not_saved": "builtins.function"}
+    assert own == {"not_saved": "function"}
 
 
 def test_a_root_is_read_as_parts_or_split(root):

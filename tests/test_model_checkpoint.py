@@ -248,7 +248,7 @@ def test_s68_a_metric_with_a_slash_can_be_monitored(tmp_path):
 
 def test_a_monitored_metric_that_nothing_logs_is_an_error_with_the_nearest(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'val_loss'"):
-        fit(tmp_path, [1.0], ModelCheckpoint(monitor="val_los"))
+        fit(tmp_path, [1.0], ModelCheckpoint(monitor="val_los", mode="min"))
     assert files(tmp_path) == ["last.ckpt"]
 
 

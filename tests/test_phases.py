@@ -12,7 +12,7 @@ import torch
 from small import Net, digest, loaders, net
 from test_resume import SignalAt, state_digest
 
-from flashtask import Callback, Finetuning, ImageClassifier, Phase, Plateau, Trainer, read_checkpoint
+from flashtask import Callback, Finetuning, ImageClassifier, Module, Phase, Plateau, Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt
@@ -170,18 +170,22 @@ def test_a_phase_ends_when_its_metric_no_longer_gets_better(tmp_path):
 @pytest.mark.parametrize(
     ("plateau", "values", "ends_after"),
     [
-        (Plateau("m", patience=2), [1, 1, 1, 1], 2),
-        (Plateau("m", patience=2, min_delta=0.5), [2, 1.8, 1.6, 1.4], 2),
+        (Plateau("loss", patience=2), [1, 1, 1, 1], 2),
+        (Plateau("loss", patience=2, min_delta=0.5), [2, 1.8, 1.6, 1.4], 2),
         (Plateau("m", patience=1, mode="max"), [1, 2, 1.5], 2),
         (Plateau("own", patience=1), [1, 2, 1.5], 2),
-        (Plateau("m", patience=1), [1, math.nan], 1),
-        (Plateau("m", patience=1), [3, 2, 1], None),
+        (Plateau("loss", patience=1), [1, math.nan], 1),
+        (Plateau("loss", patience=1), [3, 2, 1], None),
+        (Plateau("val_f1", patience=1), [1, 2, 3], None),
     ],
 )
 def test_what_counts_as_a_plateau(plateau, values, ends_after):
     from flashtask.trainer.finetuning.progress import PhaseProgress
 
-    progress = PhaseProgress(Finetuning([Phase("head", plateau=plateau), Phase("all")]), "own", "max")
+    class Own(Module):
+        monitor, monitor_mode = "own", "max"
+
+    progress = PhaseProgress(Finetuning([Phase("head", plateau=plateau), Phase("all")]), Own())
     found = None
     for epoch, value in enumerate(values):
         progress.enter(epoch, epoch)
@@ -213,7 +217,7 @@ def test_the_end_of_the_last_phase_is_the_end_of_the_run(tmp_path):
 
 def test_a_metric_that_is_not_measured_is_an_error_with_near_matches(tmp_path):
     with pytest.raises(UsageError, match=r"phase 0 .*'val_los'(.|\n)*did you mean 'val_loss'"):
-        watched(tmp_path, [Phase("head", plateau={"monitor": "val_los"}), Phase("all")])
+        watched(tmp_path, [Phase("head", plateau={"monitor": "val_los", "mode": "min"}), Phase("all")])
 
 
 def test_where_a_run_stands_is_a_pure_function():

@@ -322,7 +322,7 @@ def test_best_weights_come_back_after_finetune_and_save_checkpoint_writes_their_
     assert (best["epoch"], last["epoch"]) == (1, 3)
     assert torch.equal(module.head.weight, best["state_dict"]["head.weight"])
     assert not torch.equal(module.head.weight, last["state_dict"]["head.weight"])
-    assert trainer.callback_metrics["val_loss"] == 2.0
+    assert trainer.callback_metrics["val_loss"] == 1.0
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     saved = read_checkpoint(tmp_path / "saved.ckpt")
     assert saved["epoch"] == 1

@@ -17,7 +17,7 @@ from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
 from flashtask.trainer.provenance import provenance_of
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
-from flashtask.trainer.run_recipe import recipe_of
+from flashtask.trainer.run_recipe import recipe_of, told_of_recipe
 from flashtask.trainer.signals import stopping_at_the_next_step
 from flashtask.trainer.summary import announce, summary_of
 from flashtask.trainer.torch_switches import switches
@@ -100,8 +100,11 @@ def _circumstances(run: Run) -> Iterator[None]:
 def _begin(run: FitRun) -> None:
     """The run folder's files, and what is said before training."""
     trainer = run.trainer
+    run.recipe = recipe_of(run)
     if trainer.run_folder is not None:
-        trainer.run_folder.write_recipe(recipe_of(run))
+        trainer.run_folder.write_recipe(run.recipe)
+        if told := told_of_recipe(run.recipe):
+            trainer.say(told)
     for logger in run.loggers:
         logger.start(trainer.output_dir, run.history, run.global_step)
         logger.log_hyperparameters({**run.data.logged_hparams, **run.module.logged_hparams})
@@ -128,6 +131,7 @@ def _end(run: Run, error: BaseException | None) -> None:
     active = trainer.active_run
     with ExitStack() as last_first:
         if isinstance(run, FitRun):
+            run.module.was_fitted = run.module.was_fitted or run.samples_seen > 0
             if not run.is_prepared:
                 last_first.callback(trainer.forget, run)
             last_first.callback(trainer.close_output, run)

@@ -54,6 +54,10 @@ class FitRun(Run):
     ) -> None:
         super().__init__(trainer, module, data, placement)
         self.finetuning, self.resume_from = finetuning, resume_from
+        #: what describes it in names and numbers (`recipe_of`), settled when it begins
+        self.recipe: dict[str, Any] | None = None
+        #: what the recipe of the run that is continued could not hold
+        self.lost_before: dict[str, str] = {}
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.epochs_of(module)
         self.max_steps: int = trainer.max_steps
@@ -78,6 +82,8 @@ class FitRun(Run):
         self.put_back: Callable[[], None] = lambda: None
         #: put the best epoch's weights back at the end
         self.restores_best = False
+        #: they have been put back, and `metrics` are that epoch's
+        self.has_best = False
         # progress: this is what a checkpoint holds
         self.epoch = 0
         self.epoch_is_complete = False

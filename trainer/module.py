@@ -46,6 +46,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     libraries: tuple[str, ...] = ()
     #: What logs call a sample.
     sample_noun: str = "samples"
+    #: A fit has changed the weights since they were made, or read from a file.
+    was_fitted: bool = False
     #: The run that made the weights, as `trainer.provenance` tells it; None where nothing is known of it.
     provenance: dict[str, Any] | None = None
 
@@ -166,7 +168,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         return {} if recorded is None else {"inference_precision": recorded}
 
     def recipe(self) -> dict[str, Any] | None:
-        """The recipe's sections about the module, or None if it cannot be rebuilt from names and numbers."""
+        """What a recipe says of the module: `{"task": ..., "model": {...}}`; None for a module that has no recipe.
+
+        `not_saved` may stand beside them: dotted key of the recipe -> what it cannot hold; and `data`: arguments for
+        the constructor of the data.
+        """
         return None
 
     def modules_to_freeze(self) -> list[nn.Module]:

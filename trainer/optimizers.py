@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
+from flashtask.trainer.metric_order import direction_of
 
 __all__ = [
     "ScheduledRate",
@@ -313,7 +314,8 @@ def make_scheduler(
         first_step_of: phase -> the step at which it began, None before; for groups whose `start` is None because it
             depends on the run, and that name their `phase` instead.
         options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
-            for a torch class, its arguments, and for a plateau the metric to `monitor`.
+            for a torch class, its arguments, and for a plateau the metric to `monitor`, whose name says the `mode`
+            unless that is given.
 
     Raises:
         UsageError: `cosine` for a run without an end, or with groups that start later in a run whose epochs have no
@@ -330,9 +332,21 @@ def make_scheduler(
     if name.lower() == "reducelronplateau":
         options = {"monitor": "val_loss", **options}
         monitor = options.pop("monitor")
+        if "mode" not in options and isinstance(monitor, str):
+            options["mode"] = _mode_of_plateau(name, monitor)
     return ScheduledRate(
         _construct("lr_scheduler", name, _SCHEDULES[name.lower()], optimizer, {}, options), monitor=monitor
     )
+
+
+def _mode_of_plateau(name: str, monitor: str) -> str:
+    mode = direction_of(monitor)
+    if mode is None:
+        raise UsageError(
+            f"lr_scheduler {name!r}: the name {monitor!r} does not say whether more or less of it is better",
+            fix=f'lr_scheduler_options={{"monitor": {monitor!r}, "mode": "max"}}, or "min"',
+        )
+    return mode
 
 
 def _construct(kind: str, name: str, make: Any, first: Any, fixed: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -181,7 +181,7 @@ def _prepare_fit(run: FitRun) -> None:
     run.undo.append(partial(_want_gradients, {p: p.requires_grad for p in module.parameters()}))
     if run.finetuning is not None:
         run.freezing = Freezing(module, run.finetuning)
-        run.phases = PhaseProgress(run.freezing.finetuning, module.monitor, module.monitor_mode)
+        run.phases = PhaseProgress(run.freezing.finetuning, module)
         if (most := run.finetuning.length) is not None:
             run.max_epochs = most if run.max_epochs is None else min(most, run.max_epochs)
     content = None if run.resume_from is None else read_checkpoint(run.resume_from)

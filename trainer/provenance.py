@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.run_recipe import recipe_of
 
 __all__ = ["data_counts", "provenance_in", "provenance_of"]
 
@@ -35,7 +34,7 @@ def provenance_of(run: FitRun) -> dict[str, Any]:
         "global_step": run.global_step,
         "metrics": dict(run.metrics),
         "environment": environment(run),
-        "recipe": recipe_of(run),
+        "recipe": run.recipe,
         "data_counts": data_counts(run.data),
         "pretrained_from": run.module.describe().get("pretrained_from"),
     }

@@ -50,7 +50,10 @@ class RunFacts:
 
     @property
     def callback_metrics(self) -> dict[str, float]:
-        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit."""
+        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit.
+
+        Once `finetune` has put the best epoch's weights back, the values of that epoch.
+        """
         return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
 
     @property

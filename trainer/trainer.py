@@ -28,6 +28,7 @@ from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
@@ -75,7 +76,7 @@ class Trainer(RunFacts):
             `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
         enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
-        enable_model_summary: say at the start what trains and how.
+        enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
         overfit_batches: number or share of the training batches that serve training, validation and test alike,
@@ -249,7 +250,7 @@ class Trainer(RunFacts):
         datamodule: Any = None,
         ckpt_path: Any = None,
         strategy: Any = None,
-    ) -> None:
+    ) -> FitResult:
         """Train; with a finetuning strategy it is the same as `finetune`.
 
         Args:
@@ -259,13 +260,17 @@ class Trainer(RunFacts):
             datamodule: instead of loaders.
             ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
             strategy: a finetuning strategy; None trains everything.
+
+        Returns:
+            What came of it; the model has the last epoch's weights.
         """
         if strategy is not None:
-            self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
-            return
+            return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        drive(fit_run(self, module, data, None, self.checkpoint_file(ckpt_path)), self._path.fit)
+        run = fit_run(self, module, data, None, self.checkpoint_file(ckpt_path))
+        drive(run, self._path.fit)
+        return self._result_of(run)
 
     @named_arguments
     def finetune(
@@ -279,7 +284,7 @@ class Trainer(RunFacts):
         restore_best: bool = True,
         *,
         train_dataloader: Any = None,
-    ) -> None:
+    ) -> FitResult:
         """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
 
         Args:
@@ -292,6 +297,9 @@ class Trainer(RunFacts):
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
             train_dataloader: another name of `train_dataloaders`.
+
+        Returns:
+            What came of it: which epoch's weights the model has, their metrics, the run folder.
         """
         if train_dataloader is not None and train_dataloaders is not None:
             raise UsageError("train_dataloader and train_dataloaders are the same", fix="drop train_dataloader")
@@ -301,6 +309,13 @@ class Trainer(RunFacts):
         run = fit_run(self, module, data, _finetuning(module, strategy), self.checkpoint_file(ckpt_path))
         run.restores_best = restore_best
         drive(run, self._path.fit)
+        return self._result_of(run)
+
+    def _result_of(self, run: FitRun) -> FitResult:
+        result = fit_result(run)
+        if self.enable_model_summary and self.says_result:
+            self.say(str(result))
+        return result
 
     @named_arguments
     def validate(
@@ -426,6 +441,9 @@ class Trainer(RunFacts):
 
     # ---- what a run tells
 
+    #: `fit` and `finetune` say what came of them; the command line says it itself
+    says_result = True
+
     @property
     def max_epochs(self) -> int | None:
         """Epochs at the most: the argument, else those of the last fit run; None before it or without a limit."""
@@ -465,6 +483,12 @@ class Trainer(RunFacts):
         if self._loop_tree is None:
             self._loop_tree = LoopTree(self)
         return self._loop_tree
+
+    @property
+    def has_own_loops(self) -> bool:
+        """Whether something else than the page's own functions goes through a run."""
+        tree = self._loop_tree
+        return (tree is not None and tree.is_changed) or type(self.loops) is not Loops or bool(vars(self.loops))
 
     @property
     def _path(self) -> Loops | LoopTree:
@@ -548,13 +572,15 @@ class Trainer(RunFacts):
             self.run_folder.release()
 
     def restore_best(self, run: FitRun) -> None:
-        """Put the best epoch's weights back into the module."""
+        """Put the best epoch's weights back into the module; its metrics are those that `callback_metrics` gives."""
         checkpoint = self.checkpoint_callback
         if checkpoint is None or not checkpoint.best_model_path:
             return
         path = Path(checkpoint.best_model_path)
-        load_checkpoint_into(run.module, read_checkpoint(path), path)
+        content = read_checkpoint(path)
+        load_checkpoint_into(run.module, content, path)
         self._restored_best = path
+        run.metrics, run.has_best = best_metrics_of(run, checkpoint, content["metrics"]), True
 
     def _evaluate(
         self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True

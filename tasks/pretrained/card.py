@@ -127,6 +127,9 @@ def _recipe(part: Mapping[str, Any]) -> Iterator[str]:
         yield "It is not known how these weights were trained."
         return
     yield f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
+    if recipe.get("not_saved"):
+        yield "What `not_saved` lists was made in Python and is not in the recipe, which alone does not repeat the run."
+        return
     yield (
         "Folders are shown by their last names: put your own in, and `flashtask finetune recipe.yaml` runs it again."
     )

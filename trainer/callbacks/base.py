@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashtask.core.keywords import named_arguments
+from flashtask.trainer.by_name import NamedPart
 
 __all__ = ["Callback", "keeps_state"]
 
 
-class Callback:
+class Callback(NamedPart):
     """Base of callbacks: `trainer` and the module come first in every hook, then what the moment is about.
 
     State that must survive a resume goes through `state_dict` and `load_state_dict`; it is stored under `state_key`.
@@ -17,11 +17,6 @@ class Callback:
 
     #: Told after the module and all others: for what writes down the state that they leave.
     comes_last = False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__init__" in vars(cls):
-            cls.__init__ = named_arguments(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     @property
     def state_key(self) -> str:

@@ -9,25 +9,28 @@ from typing import Any
 from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.metric_order import best_mode, rank, tie_break
 
 __all__ = ["EarlyStopping"]
 
 #: What a resume needs.
-_STATE = ("wait_count", "best_score", "stopped_epoch", "stopping_reason", "stopping_reason_message")
+_STATE = ("wait_count", "best_score", "best_loss", "stopped_epoch", "stopping_reason", "stopping_reason_message")
 
 
 class EarlyStopping(Callback):
     """Looks at a metric after each epoch in which it was measured, and ends the fit after too many bad ones.
 
-    An epoch is good if the metric is at least `min_delta` better than the best so far, so with the default one that is
-    just as good counts as good.
+    An epoch is good if the metric is at least `min_delta` better than the best so far, so with the default 0 an equal
+    value is good too; for the module's own metric (a task's `val_accuracy`), `val_loss` decides between equal values as
+    it does for `best.ckpt`: only a lower one is good.
 
     Args:
         monitor: the metric; None means the module's own.
         min_delta: by how much it must be better, at least 0.
         patience: bad epochs in a row after which the fit ends; only epochs in which the metric is measured count.
         verbose: say after each look how it stands; that and why the fit ends is always said.
-        mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, else `min`.
+        mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
+            other what its name says (`val_f1`: more, `val_loss`: less).
         strict: a metric that was not logged is an error, else a warning.
         check_finite: end the fit if the metric is NaN or infinite.
         stopping_threshold: end the fit once the metric is as good as this.
@@ -40,10 +43,11 @@ class EarlyStopping(Callback):
         stopping_reason: `patience`, `stopping_threshold`, `divergence_threshold`, `not_finite`, or empty.
         stopping_reason_message: the same in a sentence.
         best_score: the best value so far, or None.
+        best_loss: the `val_loss` of that epoch, or None.
         wait_count: bad epochs in a row.
 
     Raises:
-        UsageError: an argument that cannot be meant.
+        UsageError: an argument that cannot be meant; `mode` is missing and the name of the metric does not say it.
         UnknownNameError: nothing of the monitored name was logged.
     """
 
@@ -84,6 +88,7 @@ class EarlyStopping(Callback):
         self.wait_count = 0
         self._unknown: UnknownNameError | None = None
         self.best_score: float | None = None
+        self.best_loss: float | None = None
         self._go_on()
 
     def _go_on(self) -> None:
@@ -103,7 +108,7 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name))  # a checkpoint of 0.1 does not have all of them
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Settle what is watched, and forget an earlier fit."""
@@ -111,8 +116,8 @@ class EarlyStopping(Callback):
             return
         self._forget()
         self._name: str = self.monitor or module.monitor
-        own = module.monitor_mode if self._name == module.monitor else "min"
-        self._sign = -1 if (self.mode or own) == "min" else 1
+        self._mode = best_mode("EarlyStopping", self._name, self.mode, module)
+        self._loss_decides = self._name == module.monitor and self._name != "val_loss"
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """A fit that ended for lack of patience goes on if it is resumed with more of it."""
@@ -132,7 +137,7 @@ class EarlyStopping(Callback):
             self._unknown = error  # raised when the checkpoint of this epoch has been written
             return
         score = float(run.metrics[self._name])
-        self.stopping_reason, message = self._judge(score)
+        self.stopping_reason, message = self._judge(score, tie_break(run.metrics))
         if self.stopping_reason:
             self.stopped_epoch, self.stopping_reason_message = run.epoch, message
             run.stop_reason = run.stop_reason or message
@@ -174,16 +179,14 @@ class EarlyStopping(Callback):
         warnings.warn(f"EarlyStopping does not look at epoch {run.epoch}: {error}", stacklevel=2)
         return False
 
-    def _judge(self, score: float) -> tuple[str, str]:
+    def _judge(self, score: float, loss: float) -> tuple[str, str]:
         """Count the epoch as good or bad: (why the fit ends, in a sentence), both empty if it goes on."""
-        name, sign = self._name, self._sign
+        name, sign = self._name, 1 if self._mode == "max" else -1
         if self.check_finite and not math.isfinite(score):
             return "not_finite", f"{name} became {score}"
-        is_good = not math.isnan(score) and (
-            self.best_score is None or sign * (score - self.best_score) >= self.min_delta
-        )
+        is_good = not math.isnan(score) and self._is_good(score, loss)
         if is_good:
-            self.best_score, self.wait_count = score, 0
+            self.best_score, self.best_loss, self.wait_count = score, loss if math.isfinite(loss) else None, 0
         else:
             self.wait_count += 1
         limit = self.stopping_threshold
@@ -194,5 +197,15 @@ class EarlyStopping(Callback):
             return "divergence_threshold", f"{name} {score:.6g} is worse than {limit:g}"
         if not is_good and self.wait_count >= self.patience:
             best = "" if self.best_score is None else f"; the best was {self.best_score:.6g}"
+            if self.best_loss is not None and self._loss_decides and score == self.best_score:
+                best += f" with val_loss {self.best_loss:.6g}"
             return "patience", f"{name} did not get better in {self.wait_count} epochs{best}"
         return "", ""
+
+    def _is_good(self, score: float, loss: float) -> bool:
+        """Whether an epoch is better than the best so far, or as good where that counts."""
+        if self.best_score is None:
+            return True
+        if score == self.best_score and self._loss_decides and self.best_loss is not None:
+            return not self.min_delta and rank(score, loss, self._mode) > rank(score, self.best_loss, self._mode)
+        return (1 if self._mode == "max" else -1) * (score - self.best_score) >= self.min_delta

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from flashtask.core.registry import Registry, check_options
+from flashtask.core.errors import UsageError
+from flashtask.core.registry import Registry
 from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging, WeightAveraging
+from flashtask.trainer.by_name import make_parts
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.model_summary import ModelSummary
 from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, GradientNormMonitor, LearningRateMonitor
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.callbacks.reading import items_of, read_item
 from flashtask.trainer.callbacks.timing import Timer
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 
@@ -49,11 +49,8 @@ def make_callbacks(given: Any) -> list[Callback]:
         UnknownNameError: no callback, or no option of one, has this name.
         UsageError: something else; the class in place of an instance is a common slip.
     """
-    return [_named(*one) if isinstance(one, tuple) else one for item in items_of(given) for one in read_item(item)]
-
-
-def _named(name: str, options: Mapping[str, Any]) -> Callback:
-    kind = CALLBACKS.get(name)
-    check_options(f"callback {name!r}", kind, options)
-    made: Callback = kind(**options)
-    return made
+    needed = UsageError(
+        f"Trainer(callbacks={given!r}): a Callback, a name or a list of them is needed",
+        fix='class Mine(flashtask.Callback), or callbacks=["early_stopping"]',
+    )
+    return make_parts(given, CALLBACKS, Callback, "callbacks", needed)

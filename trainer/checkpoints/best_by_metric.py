@@ -9,6 +9,7 @@ from flashtask.core.errors import UnknownNameError
 from flashtask.trainer.checkpoints.best_files import BestFiles, SavedFile
 from flashtask.trainer.checkpoints.names import NameTemplate
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.metric_order import tie_break
 
 __all__ = ["BestByMetric"]
 
@@ -54,9 +55,8 @@ class BestByMetric:
         if not has_value and self._files.most >= 0:
             return None
         place = {"epoch": run.epoch, "step": run.global_step}
-        loss = values.get("val_loss", math.nan)
         metrics = dict(run.history[-1]) if after_epoch else {**values, **place}
-        new = SavedFile(self.score, math.inf if math.isnan(loss) else loss, run.epoch, run.global_step, metrics)
+        new = SavedFile(self.score, tie_break(values), run.epoch, run.global_step, metrics)
         if not self._files.wants(new):
             return None
         stem = self._template.fill({**values, **place}, is_early=_has_not_validated(run))

@@ -14,6 +14,7 @@ from flashtask.core.checkpoint import read_header
 from flashtask.core.errors import IntegrityError, MissingInputError
 from flashtask.core.files import atomic_write
 from flashtask.trainer.checkpoints.names import versions, versions_of
+from flashtask.trainer.metric_order import rank
 
 __all__ = ["BestFiles", "SavedFile", "place_in"]
 
@@ -47,12 +48,12 @@ class BestFiles:
     Args:
         folder: where they are.
         most: how many are kept; -1 for all.
-        sign: 1 if a higher score is better, -1 if a lower one is.
+        mode: `max` if a higher score is better, else `min`.
         may_replace: whether a file of this name, which is not among those kept, may be overwritten; None means never.
     """
 
-    def __init__(self, folder: Path, most: int, sign: int, may_replace: Callable[[str], bool] | None = None) -> None:
-        self.folder, self.most, self._sign, self._may_replace = folder, most, sign, may_replace
+    def __init__(self, folder: Path, most: int, mode: str, may_replace: Callable[[str], bool] | None = None) -> None:
+        self.folder, self.most, self._mode, self._may_replace = folder, most, mode, may_replace
         self.files: list[SavedFile] = []
         #: pushed out; they are removed when what replaces them is safe
         self.leaving: list[SavedFile] = []
@@ -118,7 +119,7 @@ class BestFiles:
             return 1, file.step, 0
         if not math.isfinite(file.score):
             return 0, file.step, 0
-        return 2, self._sign * file.score, -file.tie_break
+        return 2, *rank(file.score, file.tie_break, self._mode)
 
     def _is_free(self, name: str, taken: Collection[str]) -> bool:
         if name in taken or not os.path.lexists(self.folder / name):

@@ -17,7 +17,6 @@ from flashtask.trainer.finetuning.lora_files import describe_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
 from flashtask.trainer.provenance import data_counts
-from flashtask.trainer.run_recipe import recipe_of
 from flashtask.trainer.run_settings import settings_of
 
 __all__ = ["ONLY_FOR_RESUMING", "checkpoint_content", "environment", "weights_only"]
@@ -51,7 +50,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "state_dict": module.state_dict(),
         "metrics": dict(run.metrics),
         "environment": environment(run),
-        "recipe": recipe_of(run),
+        "recipe": run.recipe,
         "data_counts": data_counts(run.data),
         "progress": {**progress, "history": _as_bytes(progress["history"])},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],

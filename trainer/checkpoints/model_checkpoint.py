@@ -17,6 +17,7 @@ from flashtask.trainer.checkpoints.moments import Frequency, RestingPlace, is_la
 from flashtask.trainer.checkpoints.saving import save_together, write_last_files
 from flashtask.trainer.checkpoints.settings import check_checkpoint_settings, template_of
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.metric_order import best_mode
 
 __all__ = ["ModelCheckpoint"]
 
@@ -40,7 +41,8 @@ class ModelCheckpoint(Callback):
             damage to one is damage to both. False writes it only when a signal stops the run.
         save_top_k: how many of the best are kept; -1 for all that are looked at, 0 for none.
         save_weights_only: the best files have no state that only a resume needs; `last.ckpt` always has.
-        mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, else `min`.
+        mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
+            other what its name says (`val_f1`: more, `val_loss`: less).
         auto_insert_metric_name: write `epoch=02` for `{epoch:02d}`, else `02`.
         every_n_train_steps: look after every so many optimizer steps, and rank by the values that are known then.
         every_n_steps: another name for it.
@@ -60,7 +62,8 @@ class ModelCheckpoint(Callback):
         current_score: the value that was looked at last.
 
     Raises:
-        UsageError: an argument that cannot be meant; two of these callbacks would write the same files.
+        UsageError: an argument that cannot be meant; `mode` is missing and the name of the metric does not say it; two
+            of these callbacks would write the same files.
         UnknownNameError: nothing of the monitored name, or of a name in the template, was logged.
         OutputError: the folder cannot be made.
         StorageError: a file cannot be written; those that were there before still are.
@@ -99,7 +102,7 @@ class ModelCheckpoint(Callback):
 
     def _forget(self) -> None:
         #: the files that are kept, of the fit that runs or ran last
-        self.best = BestFiles(Path(), 0, 1)
+        self.best = BestFiles(Path(), 0, "max")
         self.last_model_path = ""
         self._ranking: BestByMetric | None = None
         self._together: list[ModelCheckpoint] = [self]
@@ -167,9 +170,9 @@ class ModelCheckpoint(Callback):
         self.links = self.save_last == "link"
         #: the name of the metric that ranks the files
         self.metric: str = self.monitor or module.monitor
-        mode = self.mode or (module.monitor_mode if self.metric == module.monitor else "min")
+        mode = best_mode("ModelCheckpoint", self.metric, self.mode, module)
         may_replace = partial(self._folder.may_replace, is_fixed=not self.template.fields)
-        self.best = BestFiles(self._folder.path, self.save_top_k, -1 if mode == "min" else 1, may_replace)
+        self.best = BestFiles(self._folder.path, self.save_top_k, mode, may_replace)
         self._ranking = BestByMetric(self.best, self.template, self.metric, self.monitor is not None, trainer.say)
         self._say = trainer.say
         self._require_own_names()

@@ -179,6 +179,7 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
             callback.load_state_dict(states[callback.state_key])
     if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
         run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
+    run.lost_before = dict((content.get("recipe") or {}).get("not_saved") or {})
     progress = dict(content["progress"])
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)

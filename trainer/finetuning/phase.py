@@ -28,7 +28,8 @@ class Plateau:
         patience: the phase ends after so many epochs in a row without improvement; only those count in which the
             metric is measured.
         min_delta: by how much a better value must be better, at least 0.
-        mode: `min` or `max`; None means the module's own for the module's own metric, else `min`.
+        mode: `min` or `max`; None means the module's own for the module's own metric, and for any other what its name
+            says (`val_f1`: `max`, `val_loss`: `min`).
 
     Raises:
         UsageError: a value that cannot be meant.

@@ -9,6 +9,7 @@ from typing import Any
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.finetuning.phase import Plateau
 from flashtask.trainer.finetuning.phases import Finetuning, Position
+from flashtask.trainer.metric_order import best_mode
 
 __all__ = ["PhaseProgress"]
 
@@ -18,13 +19,16 @@ class PhaseProgress:
 
     Args:
         finetuning: the strategy, for the layers of a certain module.
-        monitor: the module's own metric.
-        mode: whether more of it is better (`max`) or less (`min`).
+        module: whose own metric is `module.monitor`.
+
+    Raises:
+        UsageError: a plateau has no `mode`, and the name of its metric does not say it.
     """
 
-    def __init__(self, finetuning: Finetuning, monitor: str, mode: str) -> None:
+    def __init__(self, finetuning: Finetuning, module: Any) -> None:
         self.finetuning = finetuning
-        self._own_mode = {monitor: mode}
+        plateaus = {phase.plateau for phase in finetuning.phases if phase.plateau is not None}
+        self._modes = {plateau: best_mode("Plateau", plateau.monitor, plateau.mode, module) for plateau in plateaus}
         #: number of a phase -> the epoch at which it was over
         self.ends: dict[int, int] = {}
         #: the optimizer step at which each phase began, as far as the run came
@@ -77,8 +81,7 @@ class PhaseProgress:
         return is_over and number == len(self.finetuning.phases) - 1
 
     def _is_flat(self, plateau: Plateau, value: float) -> bool:
-        mode = plateau.mode or self._own_mode.get(plateau.monitor, "min")
-        sign = 1 if mode == "max" else -1
+        sign = 1 if self._modes[plateau] == "max" else -1
         best = self._best
         if math.isfinite(value) and (best is None or sign * (value - best) > plateau.min_delta):
             self._best, self._waited = value, 0

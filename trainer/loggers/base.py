@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,12 +15,13 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.files import atomic_write
-from flashtask.core.registry import Registry, RegistryEntry, check_options
+from flashtask.core.registry import Registry, RegistryEntry
+from flashtask.trainer.by_name import NamedPart, make_parts
 
 __all__ = ["LOGGERS", "CSVLogger", "Logger", "library", "make_loggers", "no_run_yet", "require_library"]
 
 
-class Logger:
+class Logger(NamedPart):
     """Base of loggers; every method may be left as it is."""
 
     @property
@@ -205,7 +206,7 @@ def make_loggers(given: Any) -> list[Logger]:
 
     Args:
         given: True or None (the CSV log, and TensorBoard's where it is installed), False, a name, a name with options
-            (`("wandb", {"offline": True})`), a `Logger`, or a list of names, names with options and loggers.
+            (`("wandb", {"offline": True})` or `{"wandb": {"offline": True}}`), a `Logger`, or a list of these.
 
     Raises:
         UnknownNameError: no logger has this name, or the logger no such option.
@@ -219,38 +220,20 @@ def make_loggers(given: Any) -> list[Logger]:
         from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
 
         return [CSVLogger(), *([TensorBoardLogger()] if is_available() else [])]
-    several = isinstance(given, (list, tuple)) and not _is_name_with_options(given)
-    made = [_make_logger(one) for one in (given if several else [given])]
+    needed = UsageError(
+        f"Trainer(logger={given!r}): True, False, a Logger, a name, or a list of loggers and names is needed",
+        fix='logger="wandb", logger=("wandb", {"offline": True}), or class Mine(flashtask.Logger)',
+    )
+    made: list[Logger] = make_parts(given, LOGGERS, Logger, "logger", needed)
     csv_logs = sum(isinstance(one, CSVLogger) for one in made)
-    names = [one for one in given if isinstance(one, str)] if several else []
-    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*names}) < len(names):
+    plain = [type(one) for one in made if one._made_with == ((), {})]
+    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*plain}) < len(plain):
         raise UsageError(
             f"Trainer(logger=...): one logger is given twice in {', '.join(one.name for one in made)}",
             why="it would write each value twice",
             fix="name it once; the CSV log need not be named",
         )
     return made if csv_logs else [CSVLogger(), *made]
-
-
-def _is_name_with_options(given: Any) -> bool:
-    is_pair = isinstance(given, (list, tuple)) and len(given) == 2
-    return is_pair and isinstance(given[0], str) and isinstance(given[1], Mapping)
-
-
-def _make_logger(one: Any) -> Logger:
-    if isinstance(one, Logger):
-        return one
-    if isinstance(one, type) and issubclass(one, Logger):
-        raise UsageError(f"Trainer(logger=...): {one.__name__} is a class", fix=f"logger=[{one.__name__}()]")
-    name, options = one if _is_name_with_options(one) else (one, {})
-    if not isinstance(name, str):
-        raise UsageError(
-            f"Trainer(logger={one!r}): True, False, a Logger, a name, or a list of loggers and names is needed",
-            fix='logger="wandb", logger=("wandb", {"offline": True}), or class Mine(flashtask.Logger)',
-        )
-    kind = LOGGERS.get(name)
-    check_options(f"logger {name!r}", kind, options)
-    return kind(**options)
 
 
 def no_run_yet(logger: Logger) -> UsageError:

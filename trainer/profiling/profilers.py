@@ -17,6 +17,7 @@ import torch
 from flashtask.core.errors import OutputError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.registry import Registry
+from flashtask.trainer.by_name import NamedPart, make_parts
 from flashtask.trainer.text_table import text_table
 
 __all__ = ["PROFILERS", "AdvancedProfiler", "PassThrough", "Profiler", "PyTorchProfiler", "SimpleProfiler"]
@@ -27,7 +28,7 @@ PROFILERS: Registry[Any] = Registry("profiler")
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
-class Profiler:
+class Profiler(NamedPart):
     """Told when an action starts and stops; what it makes of them is said at the end of a verb, or written to a file.
 
     It sees a run from its first moment to its last, not how it is prepared. Parts of your own are actions too:
@@ -280,7 +281,9 @@ def _not_started(action: str) -> UsageError:
 
 
 def resolve_profiler(profiler: Any) -> Profiler:
-    """The profiler that a name (`simple`, `advanced`, `pytorch`) or an object means; None is one that does nothing.
+    """The profiler that a name (`simple`, `advanced`, `pytorch`), a name with options or an object means.
+
+    None is one that does nothing.
 
     Raises:
         UnknownNameError: no profiler has this name.
@@ -288,12 +291,9 @@ def resolve_profiler(profiler: Any) -> Profiler:
     """
     if profiler is None:
         return PassThrough()
-    if isinstance(profiler, str):
-        made = PROFILERS.get(profiler.lower())()
-        assert isinstance(made, Profiler)
-        return made
-    if isinstance(profiler, type) and issubclass(profiler, Profiler):
-        raise UsageError(f"profiler={profiler.__name__}: it is a class", fix=f"profiler={profiler.__name__}()")
-    if not isinstance(profiler, Profiler):
-        raise UsageError(f"profiler={profiler!r}: a name or a Profiler is needed", fix='profiler="simple"')
-    return profiler
+    needed = UsageError(f"profiler={profiler!r}: a name or a Profiler is needed", fix='profiler="simple"')
+    given = profiler.lower() if isinstance(profiler, str) else profiler
+    made: list[Profiler] = make_parts(given, PROFILERS, Profiler, "profiler", needed)
+    if len(made) != 1:
+        raise needed
+    return made[0]
