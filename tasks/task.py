@@ -448,7 +448,8 @@ class Task(Module):
         which commit it was, and so do the checkpoints of a run that trains it further.
 
         Args:
-            source: `org/name`, `hf://org/name@revision`, a folder (which comes first), or a `.ckpt` file.
+            source: `org/name`, `hf://org/name@revision`, a `.ckpt` file or a folder, which comes first; a run folder
+                means its best checkpoint, else its last.
             revision: branch, tag or commit; the main branch if not given.
             map_location: device for the weights.
             given: arguments of the task to train it further with (`learning_rate=...`). Other `labels` keep the rows of
