@@ -14,6 +14,7 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.core.model_path import model_path
 from flashtask.core.registry import RegistryEntry
 
 __all__ = ["CHECKPOINT_PREFIX", "FOLDER_PREFIX", "HUB_PREFIX", "AddressSource", "is_address"]
@@ -68,6 +69,8 @@ class AddressSource:
                 f"{name} holds weights, and does not say of which architecture",
                 fix=f'name the architecture: build_backbone("resnet18", weights={name!r})',
             )
+        if path.is_dir():
+            path = model_path(path, quiet=True)
         return self.find(f"{CHECKPOINT_PREFIX if path.suffix == '.ckpt' else FOLDER_PREFIX}{path}")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flashtask.cli.recipe import Recipe
-from flashtask.core.errors import UsageError
-from flashtask.core.files import missing_file
+from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.core.model_path import model_path
 from flashtask.tasks.arguments import OF_THE_WEIGHTS
 
 __all__ = ["BEGINNING", "build_model", "check_beginning", "is_same_beginning"]
@@ -42,10 +40,13 @@ def check_beginning(recipe: Recipe) -> None:
             )
     if is_hub_address(source):
         HubAddress.parse(source)
-    elif "://" not in source and not os.path.exists(source):
-        error = missing_file(Path(source))
-        error.fix = error.fix or "a repository on the hub is written hf://org/name"
-        raise error
+    elif "://" not in source:
+        try:
+            # The file and not the run folder, so that `--resume` finds the beginning that recipe.yaml holds.
+            recipe.set("model.from", str(model_path(source)), recipe.origin("model.from"))
+        except MissingInputError as error:
+            error.fix = error.fix or "a repository on the hub is written hf://org/name"
+            raise
 
 
 def build_model(task_class: Any, arguments: Mapping[str, Any]) -> Any:

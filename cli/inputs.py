@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flashtask.core.errors import MissingInputError, UsageError
-from flashtask.core.files import missing_file
 from flashtask.core.hub.address import is_hub_address
+from flashtask.core.model_path import model_path
 from flashtask.core.zoo import load_zoo
 from flashtask.data.folders import list_images
 from flashtask.data.layout import nearest_existing
@@ -17,24 +17,19 @@ __all__ = ["checkpoint_source", "image_paths"]
 
 
 def checkpoint_source(path: str) -> Path | str:
-    """A checkpoint file or a pretrained folder that is there, or an address; a name of the zoo's checkpoints is one.
+    """The checkpoint or the folder in timm's layout that MODEL means, or its address; a name of the zoo's is one.
 
     Raises:
         UsageError: no path at all.
-        MissingInputError: there is no such file; with the nearest that is.
+        MissingInputError: there is no such file, with the nearest that is; or no model in a folder.
     """
     if not path.strip():
-        raise UsageError("CKPT is empty", fix="flashtask predict runs/000/best.ckpt IMAGE")
+        raise UsageError("MODEL is empty", fix="flashtask predict runs/000 IMAGE")
     if "://" in path or is_hub_address(path):
         return path
-    file = Path(path).expanduser()
-    if (file / "config.json").is_file():
-        return file
-    if not file.exists() and (named := load_zoo().checkpoints.get(path)) is not None:
+    if not Path(path).expanduser().exists() and (named := load_zoo().checkpoints.get(path)) is not None:
         return f"hf://{named.repository}@{named.revision}"
-    if not file.is_file():
-        raise missing_file(file)
-    return file
+    return model_path(path)
 
 
 def image_paths(inputs: Iterable[str]) -> list[str]:

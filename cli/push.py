@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from flashtask.cli.output import require_creatable
-from flashtask.core.files import missing_file
 from flashtask.core.hub.address import HubAddress, branch_address
+from flashtask.core.model_path import model_path
 
 __all__ = ["pull", "push"]
 
@@ -25,9 +25,7 @@ def push(model: str, repository: str, params: Mapping[str, Any]) -> None:
         params: the options of the command.
     """
     address = branch_address(repository, params["revision"])
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise missing_file(path)
+    path = model_path(model)
     from flashtask.core.hub.upload import require_login, upload_folder
     from flashtask.tasks.pretrained.pushing import prepared_folder
 

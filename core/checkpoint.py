@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashtask.core.codec import decode, encode, tensor_names
 from flashtask.core.errors import FlashtaskError, IntegrityError, UsageError
+from flashtask.core.model_path import model_path
 from flashtask.core.tensor_file import FORMAT, damaged, read_tensor_file, write_tensor_file
 
 __all__ = ["MapLocation", "put_to_use", "read_checkpoint", "read_header", "write_checkpoint"]
@@ -63,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
     is there, and `format`, the file's format number.
 
     Args:
-        path: a file of `write_checkpoint`.
+        path: a file of `write_checkpoint`, or a run folder: its `best.ckpt`, else its `last.ckpt`.
         map_location: where tensors go, as in torch.load: a device or its name; a dictionary, of which only
             the entry for "cpu" counts because all tensors are stored from there; or a function of
             (storage, "cpu") whose result's device is used. None: the CPU.
@@ -74,6 +75,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
         UsageError: there is no such device here.
     """
     to_device = _placement(map_location)
+    if os.path.isdir(path):
+        path = model_path(path)
     tree, tensors = read_tensor_file(path)
     for name in set(tensor_names(tree)) & set(tensors):
         tensors[name] = to_device(tensors[name])

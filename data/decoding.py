@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.data.images import load_scaled
+from flashtask.data.images import Encoded, load_scaled
 
 __all__ = ["Decoding", "FirstSteps", "Fitting", "Pixels"]
 
@@ -38,10 +38,10 @@ class Decoding:
     channels: int
     least: int | None = None
 
-    def read(self, path: str) -> Pixels:
-        """The pixels of a file."""
+    def read(self, source: Encoded, name: str = "") -> Pixels:
+        """The pixels of a file, of its bytes or of a PIL image; `name` is for messages."""
         least = None if self.least is None else self._least
-        return np.array(load_scaled(path, self.channels, least, keep_grey=True)[0])
+        return np.array(load_scaled(source, self.channels, least, name=name, keep_grey=True)[0])
 
     def _least(self, whole: tuple[int, int]) -> tuple[int, int]:
         assert self.least is not None
@@ -58,10 +58,15 @@ class Fitting:
 
     preprocessing: Preprocessing
 
-    def read(self, path: str) -> Pixels:
-        """The pixels of a file, in the size that the backbone takes."""
+    def read(self, source: Encoded, name: str = "") -> Pixels:
+        """The pixels of a file, of its bytes or of a PIL image, in the size that the backbone takes.
+
+        Args:
+            source: what is decoded.
+            name: what messages call it; by default the path.
+        """
         least = self._least if self.preprocessing.decode == "scaled" else None
-        image, whole = load_scaled(path, self.preprocessing.input_size[0], least, keep_grey=True)
+        image, whole = load_scaled(source, self.preprocessing.input_size[0], least, name=name, keep_grey=True)
         return self.fit(image, whole)
 
     def fit(self, image: Image.Image, whole: tuple[int, int] | None = None) -> Pixels:

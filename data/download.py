@@ -17,9 +17,9 @@ from flashtask.data.archive import ArchiveLimits, is_archive, place, staging_for
 from flashtask.data.archive_names import name_taken
 from flashtask.data.download_resume import Partial, Request, fetch, writing
 from flashtask.data.download_source import PREFIX, Checksum, Source, file_digest, local_source, remote_source
-from flashtask.data.download_transport import Clock, shown
+from flashtask.data.download_transport import Clock, UnfinishedError, shown
 
-__all__ = ["download_data"]
+__all__ = ["check_address", "download_data", "download_image"]
 
 
 @named_arguments
@@ -89,6 +89,51 @@ def download_data(
         if not is_local:
             archive.unlink(missing_ok=True)
     return folder
+
+
+def check_address(url: str) -> None:
+    """Refuse an address that no image can be fetched from; plain http is taken, since the user typed it.
+
+    Raises:
+        UsageError: it is neither http nor https, or has a user name in it.
+    """
+    remote_source(url, "image", None, allow_http=True)
+
+
+def download_image(
+    url: str, path: Path, *, max_bytes: int = 256 * 2**20, timeout: float = 15.0, deadline: float = 60.0
+) -> None:
+    """Fetch the image at one address into a file, with the limits and the redirect rules of `download_data`.
+
+    Args:
+        url: an http or https address, as the user typed it.
+        path: the file to write; what is there is replaced.
+        max_bytes: the most that is downloaded.
+        timeout: seconds without a byte after which a connection is given up and tried again.
+        deadline: seconds for the whole download.
+
+    Raises:
+        HubError: the server cannot be reached or refuses (exit code 69).
+        IntegrityError: a refused redirect, or more than `max_bytes` (exit code 76).
+        UsageError: as `check_address`.
+        StorageError: the file cannot be written.
+    """
+    source = remote_source(url, "image", None, allow_http=True)
+    partial = Partial(path)
+    # A picture is decoded to its last byte, which shows a cut that the server did not announce.
+    request = Request(source.address, max_bytes, verified_later=False, ends_by_itself=True, tries=3)
+    try:
+        fetch(request, partial, Clock(deadline, timeout), lambda done, total: None)
+    except UnfinishedError as error:
+        raise HubError(
+            f"cannot download {shown(url)}", why=error.reason, fix="check the address and the network connection"
+        ) from error
+    except IntegrityError as error:
+        if "max_bytes=" in error.fix:
+            error.fix = "download it yourself and give the path of the file"
+        raise
+    finally:
+        partial.note.unlink(missing_ok=True)
 
 
 def _is_there(source: Source, wanted: Checksum | None, folder: Path) -> bool:

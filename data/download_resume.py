@@ -22,7 +22,7 @@ from flashtask.data.download_answers import (
     stated_length,
     strong_etag,
 )
-from flashtask.data.download_transport import Answer, Clock, open_url, shown
+from flashtask.data.download_transport import Answer, Clock, UnfinishedError, open_url, shown
 
 __all__ = ["Partial", "Request", "fetch", "writing"]
 
@@ -37,11 +37,21 @@ _LONGEST_BACKOFF = 30.0
 
 @dataclass(frozen=True)
 class Request:
-    """What to fetch; `verified_later` says that a checksum will prove length and version."""
+    """What to fetch.
+
+    Args:
+        url: the address.
+        max_bytes: the most that is taken.
+        verified_later: a checksum will prove length and version.
+        ends_by_itself: what is fetched shows by itself whether it is whole, so its length need not be announced.
+        tries: in a row that bring no new byte, before it is given up.
+    """
 
     url: str
     max_bytes: int
     verified_later: bool
+    ends_by_itself: bool = False
+    tries: int = MAX_FAILURES
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[in
             failures, most = 0, partial.size()
         else:
             failures += 1
-        if failures >= MAX_FAILURES:
+        if failures >= request.tries:
             break
         _pause(
             max(wait, min(BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF)),
@@ -121,10 +131,11 @@ def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[in
             request.url,
             clock,
         )
-    raise HubError(
+    raise UnfinishedError(
         f"cannot download {shown(request.url)}",
-        why=f"{reason}; {failures} tries in a row brought nothing; {partial.size():,} bytes are kept",
-        fix="check the network connection and run it again: it goes on from there",
+        reason,
+        f"{failures} tries in a row brought nothing; {partial.size():,} bytes are kept",
+        "check the network connection and run it again: it goes on from there",
     )
 
 
@@ -149,7 +160,8 @@ def _one_connection(
         else:
             total = stated_length(answer)
             partial.begin(_Version(_digest(request.url), strong_etag(answer), answer.header("Last-Modified"), total))
-        if total is None and not answer.is_chunked() and not request.verified_later:
+        is_sure = request.verified_later or request.ends_by_itself
+        if total is None and not answer.is_chunked() and not is_sure:
             raise HubError(
                 f"{shown(request.url)}: the server does not say how long the file is",
                 why="a cut could not be told from the end",
@@ -240,10 +252,11 @@ def _refuse_size(size: int, request: Request, partial: Partial) -> None:
 
 def _pause(seconds: float, reason: str, url: str, clock: Clock) -> None:
     if seconds >= clock.left():
-        raise HubError(
+        raise UnfinishedError(
             f"cannot download {shown(url)} within {clock.deadline:g} s",
-            why=f"{reason}; the next try is due in {seconds:g} s",
-            fix="run it again later: it goes on from what has arrived",
+            reason,
+            f"the next try is due in {seconds:g} s",
+            "run it again later: it goes on from what has arrived",
         )
     time.sleep(seconds)
 

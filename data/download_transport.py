@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from flashtask._version import __version__
 from flashtask.core.errors import HubError, IntegrityError
 
-__all__ = ["Answer", "Clock", "open_url", "shown"]
+__all__ = ["Answer", "Clock", "UnfinishedError", "open_url", "shown"]
 
 MAX_REDIRECTS = 10
 #: How long to wait for bytes beyond the stated length, in seconds; a sound server closes at once.
@@ -33,6 +33,21 @@ _HEADERS = {
 }
 
 
+class UnfinishedError(HubError):
+    """A download that has not come to its end, for lack of time or because the connection kept breaking.
+
+    Args:
+        what: as for every error.
+        reason: what went wrong, in a few words.
+        kept: what is said of the bytes that have arrived.
+        fix: as for every error.
+    """
+
+    def __init__(self, what: str, reason: str, kept: str, fix: str) -> None:
+        super().__init__(what, why=f"{reason}; {kept}", fix=fix)
+        self.reason = reason
+
+
 class Clock:
     """The time a download may take as a whole, and how long it may stand still, in seconds."""
 
@@ -44,10 +59,11 @@ class Clock:
         """Seconds until the deadline; HubError when there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise HubError(
+            raise UnfinishedError(
                 f"the download did not finish within {self.deadline:g} s",
-                why="the deadline was reached; what has arrived is kept",
-                fix="run it again to go on from there, or give a longer deadline=",
+                "the deadline was reached",
+                "what has arrived is kept",
+                "run it again to go on from there, or give a longer deadline=",
             )
         return left
 

@@ -1,8 +1,8 @@
-"""One image file to one whole picture: complete decoding, orientation, and one meaning for every pixel mode.
+"""One image to one whole picture: complete decoding, orientation, and one meaning for every pixel mode.
 
 What is decided here, for training and prediction alike:
 
-- EXIF orientation is applied.
+- EXIF orientation is applied, also that of a PIL image which still carries the tag.
 - Transparency (alpha channel, palette or colour key) is laid over white.
 - 16-bit grey is scaled by the range of its type (65535 becomes 255); floats must lie in 0..1; other ranges
   are refused, because nobody declared what is white.
@@ -15,26 +15,32 @@ What is decided here, for training and prediction alike:
 from __future__ import annotations
 
 import errno
-import functools
+import io
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
-from flashtask.data.layout import is_image_name, nearest_existing
+from flashtask.data.layout import is_image_name, is_registered, nearest_existing
 
-__all__ = ["MAX_PIXELS", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled", "prepare_decoders"]
+__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled"]
+__all__ += ["prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
 
 #: From the whole (width, height) of a picture to the least (width, height) that its decoding must have.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
+
+#: What a picture is decoded from: the path of a file, the bytes of one, or a PIL image.
+Encoded = str | os.PathLike[str] | bytes | Image.Image
 
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -50,6 +56,10 @@ _TURNS = {
 }
 # Those after which width and height have changed places.
 _SIDEWAYS = (5, 6, 7, 8)
+
+# A PIL image reads its pixels when they are first asked for, and cannot do so in two threads at once; nor can two
+# images of one open file. Which lock an image has follows from its file.
+_LOADING = tuple(threading.Lock() for _ in range(64))
 
 
 def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -67,19 +77,23 @@ def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: i
 
 
 def load_scaled(
-    path: str | os.PathLike[str],
+    source: Encoded,
     channels: int = 3,
     least: LeastSize | None = None,
     *,
+    name: str = "",
     keep_grey: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode one file to its last byte, at a fraction of its size where the format can and that is enough.
+    """Decode one image to its last byte, at a fraction of its size where the format can and that is enough.
+
+    A PIL image whose pixels have not been read yet gives the same pixels as its file. Any other gives those it has.
 
     Args:
-        path: the image file; its content decides the format, not its name.
+        source: an image file, its bytes, or a PIL image; the content decides the format, not the name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
         least: how large the picture must stay; None decodes every pixel.
+        name: what messages call it; by default the path.
         keep_grey: leave a grey file in mode L although 3 channels are wanted, all of which would be equal.
         max_pixels: width times height above which the file is refused before it is decoded.
 
@@ -100,65 +114,121 @@ def load_scaled(
             why="Pillow would fill the missing part of damaged images with grey or black",
             fix="PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False",
         )
-    name = os.fspath(path)
-    _require_regular_file(name)
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    name = name or (repr(path) if path is not None else "that was given")
+    if path is not None:
+        _require_regular_file(path, name)
     try:
-        image, whole = _decode(name, max_pixels, least)
+        image, whole = _decode(source, max_pixels, least)
         grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
         return in_mode(image, "L" if grey else "RGB"), whole
     except (MemoryError, UsageError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in kind on damaged files
-        raise _bad(name, _reason(name, error)) from error
+        raise _bad(name, _reason(source, error), is_file=path is not None) from error
 
 
-@functools.cache
 def prepare_decoders() -> tuple[str, ...]:
-    """Load Pillow's format plugins (once; unsafe in several threads) and name the formats that are read.
+    """Load Pillow's format plugins (the first time; unsafe in several threads) and name the formats that are read.
 
-    The list is closed, because some of Pillow's other formats run external programs.
+    Of Pillow's own formats the list is closed, because some of the others run external programs. A format for which
+    somebody has registered a plug-in with Pillow is read too.
     """
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    own = [name for name in Image.OPEN if name not in _FORMATS and is_registered(name)]
+    return (*(name for name in _FORMATS if name in Image.OPEN), *own)
 
 
-def _require_regular_file(name: str) -> None:
+def _require_regular_file(path: str, name: str) -> None:
     try:
-        mode = os.stat(name).st_mode
+        mode = os.stat(path).st_mode
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _bad(name, "a link that leads back to itself") from error
-        if os.path.islink(name):
-            raise _bad(name, f"a link to {os.readlink(name)!r}, which does not exist") from error
+        if os.path.islink(path):
+            raise _bad(name, f"a link to {os.readlink(path)!r}, which does not exist") from error
         if isinstance(error, FileNotFoundError):
-            close = nearest_existing(Path(name))
+            close = nearest_existing(Path(path))
             fix = f"did you mean {str(close)!r}?" if close else ""
-            raise MissingInputError(f"no such image: {name!r}", fix=fix) from None
+            raise MissingInputError(f"no such image: {name}", fix=fix) from None
         raise _bad(name, error.strerror or str(error)) from error
     if not stat.S_ISREG(mode):
         raise _bad(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _decode(name: str, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
-    with open(name, "rb") as file:
-        image = Image.open(file, formats=prepare_decoders())
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
-        if image.format == "PNG":
-            # Pillow skips the checksums of PNG's pixel chunks when it decodes them.
-            image.verify()
-            file.seek(0)
-            image = Image.open(file, formats=("PNG",))
-        if least is not None and isinstance(image, JpegImageFile):
-            lies = _orientation(image) in _SIDEWAYS
-            across, down = least((height, width) if lies else (width, height))
-            image.draft(None, (down, across) if lies else (across, down))
-        image.load()
-        orientation = _orientation(image)  # in a PNG it may stand behind the pixels
-    whole = (height, width) if orientation in _SIDEWAYS else (width, height)
+def _decode(source: Encoded, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright picture, and the (width, height) of the whole one."""
+    if isinstance(source, Image.Image):
+        return _decode_pil(source, max_pixels, least)
+    with _opened(source) as file:
+        return _decode_file(file, max_pixels, least)
+
+
+def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def _decode_file(file: IO[bytes], max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
+    image = Image.open(file, formats=prepare_decoders())
+    width, height = image.size
+    _require_size(image, max_pixels)
+    if image.format == "PNG":
+        # Pillow skips the checksums of PNG's pixel chunks when it decodes them.
+        image.verify()
+        file.seek(0)
+        image = Image.open(file, formats=("PNG",))
+    if least is not None and isinstance(image, JpegImageFile):
+        lies = _orientation(image) in _SIDEWAYS
+        across, down = least((height, width) if lies else (width, height))
+        image.draft(None, (down, across) if lies else (across, down))
+    image.load()
+    orientation = _orientation(image)  # in a PNG it may stand behind the pixels
+    return _upright(image, orientation), (height, width) if orientation in _SIDEWAYS else (width, height)
+
+
+def _decode_pil(image: Image.Image, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
+    """As `_decode`, of an image that the user goes on using: its size and mode stay what they are."""
+    with _LOADING[id(getattr(image, "fp", None) or image) % len(_LOADING)]:
+        content = _unread_file(image, max_pixels)
+        if content is None or not isinstance(image, JpegImageFile):
+            if content is not None and image.format == "PNG":
+                Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+            image.load()
+            made = _upright(image, _orientation(image))
+            return made, made.size
+        if image.filename and image.format == "JPEG":
+            # Pillow has opened the file, and would close it when it has read the pixels of this, its only picture.
+            file, image.fp = image.fp, io.BytesIO(content)
+            assert file is not None
+            file.close()
+    return _decode_file(io.BytesIO(content), max_pixels, least)
+
+
+def _unread_file(image: Image.Image, max_pixels: int) -> bytes | None:
+    """The content of the file of a JPEG (or MPO) or PNG whose pixels have not been read; None of any other image."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return None
+    if image.fp is None or image.fp.closed:
+        raise ValueError("the image was closed before its pixels were read; call image.load() while it is open")
+    _require_size(image, max_pixels)
+    if image.format not in ("JPEG", "MPO", "PNG") or image.tell() or image.decoderconfig:
+        return None  # the user has chosen another frame, or with a draft another size or mode
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
+    return content
+
+
+def _require_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     turn = _TURNS.get(orientation)
-    return (image if turn is None else image.transpose(turn)), whole
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -199,17 +269,18 @@ def _to_bytes(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
     return scaled
 
 
-def _bad(name: str, reason: str) -> BadDataError:
+def _bad(name: str, reason: str, *, is_file: bool = True) -> BadDataError:
     fix = 'replace or remove the file; on_bad_image="skip" trains without such files'
-    return BadDataError(f"cannot read the image {name!r}", why=reason, fix=fix)
+    return BadDataError(f"cannot read the image {name}", why=reason, fix=fix if is_file else "")
 
 
-def _reason(name: str, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        with open(name, "rb") as file:
-            start = file.read(512).lstrip().lower()
+def _reason(source: Encoded, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError) and not isinstance(source, Image.Image):
+        with _opened(source) as file:
+            head = file.read(512)
+        start = head.lstrip().lower()
         if not start:
-            return "the file is empty" if os.path.getsize(name) == 0 else "the file holds only white space"
+            return "the file holds only white space" if head else "the file is empty"
         if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<body")):
             return "a web page (HTML or XML), not an image"
         return "not an image of a known format"

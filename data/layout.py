@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "is_folder",
     "is_hidden",
     "is_image_name",
+    "is_registered",
     "nearest_existing",
     "part_in_name",
     "resolve_layout",
@@ -83,8 +85,26 @@ class Layout:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken as an image (by its extension, in any case)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+    """Whether a file of this name is taken as an image (by its extension, in any case).
+
+    Besides IMAGE_EXTENSIONS those count that a plug-in has registered with Pillow, such as `.heic` by pillow-heif.
+    """
+    ending = os.path.splitext(name)[1].lower()
+    if ending in IMAGE_EXTENSIONS:
+        return True
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and is_registered(pillow.EXTENSION.get(ending, ""))
+
+
+def is_registered(image_format: str) -> bool:
+    """Whether Pillow reads a format by a plug-in that is not its own.
+
+    Args:
+        image_format: as Pillow calls it, such as `HEIF`.
+    """
+    pillow = sys.modules.get("PIL.Image")
+    factory = None if pillow is None else pillow.OPEN.get(image_format, (None,))[0]
+    return factory is not None and not (getattr(factory, "__module__", "") or "").startswith("PIL.")
 
 
 def is_hidden(name: str) -> bool:

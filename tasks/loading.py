@@ -24,12 +24,12 @@ def load(path: Any, map_location: Any = None) -> Task:
     """The task in a checkpoint, a folder or a repository, in eval mode. No data and no code are needed or run.
 
     Args:
-        path: of a checkpoint, or its https address; a folder that `save_pretrained` wrote, or one in timm's layout;
-            `hf://org/name@revision` for the hub.
+        path: of a checkpoint, or its https address; a run folder, which means its best checkpoint, else its last; a
+            folder that `save_pretrained` wrote, or one in timm's layout; `hf://org/name@revision` for the hub.
         map_location: device for the weights.
 
     Raises:
-        MissingInputError: there is no such file.
+        MissingInputError: there is no such file, or no model in the folder.
         HubError: the hub cannot be reached, or refuses.
         IntegrityError: the file is damaged, or it holds a module that is not a registered task.
     """

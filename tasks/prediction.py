@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from flashtask.core.allocator import keep_freed_memory
-from flashtask.core.errors import UsageError
 from flashtask.core.folding import folded_copy
 from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoded_cache import DecodedCache
-from flashtask.data.images import in_mode, prepare_decoders
+from flashtask.data.images import prepare_decoders
+from flashtask.data.inputs import input_of
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.trainer.placement.precision import MixedPrecision, Precision, inference_precision
 
-__all__ = ["Prediction", "as_items", "evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
+__all__ = ["Prediction", "evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
 
 #: Images at a time where they are not computed in lanes: what keeps a device busy.
 _BATCH_SIZE = 64
@@ -39,7 +36,7 @@ class Prediction:
     """What a classifier says about one image.
 
     Args:
-        path: of the image, None if it was not a file.
+        path: the path or address of the image, None if it has neither.
         labels: most probable first.
         scores: their probabilities, in the same order.
     """
@@ -64,20 +61,6 @@ class Prediction:
         return dict(zip(self.labels, self.scores, strict=True))
 
 
-def as_items(inputs: Any) -> tuple[list[Any], bool]:
-    """The images as a list, and whether a single one was given.
-
-    Raises:
-        UsageError: something that is neither a path nor a PIL image.
-    """
-    single = isinstance(inputs, (str, Path, Image.Image))
-    items = [inputs] if single else list(inputs)
-    for item in items:
-        if not isinstance(item, (str, Path, Image.Image)):
-            raise UsageError(f"predict takes paths and PIL images, not {type(item).__name__}")
-    return items, single
-
-
 class _Images(Dataset[torch.Tensor]):
     def __init__(self, items: Sequence[Any], preprocessing: Preprocessing, cache: DecodedCache | None = None) -> None:
         self.items, self.transform = list(items), eval_transform(preprocessing)
@@ -97,12 +80,7 @@ class _Images(Dataset[torch.Tensor]):
 
     def write(self, index: int, out: torch.Tensor) -> torch.Tensor:
         """Decode one image and write it, preprocessed, into `out` (C, H, W)."""
-        item = self.items[index]
-        if isinstance(item, Image.Image):
-            pixels = self.transform.first.fit(in_mode(item, "RGB" if self.transform.shape[0] == 3 else "L"))
-        else:
-            pixels = self.cache.read(self.transform.first, os.fspath(item))
-        return self.transform.rest(pixels, out)
+        return self.transform.rest(input_of(self.items[index]).read(self.transform.first, self.cache), out)
 
 
 def _as_it_is(images: Any) -> Any:
@@ -112,10 +90,10 @@ def _as_it_is(images: Any) -> Any:
 def image_batches(
     items: Sequence[Any], preprocessing: Preprocessing, batch_size: int, num_workers: int | None
 ) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
-    """Preprocessed batches (B, C, H, W) with the paths of their images (None for a PIL image), in order.
+    """Preprocessed batches (B, C, H, W) with the paths of their images (None for what has none), in order.
 
     Args:
-        items: paths and PIL images.
+        items: what `read_inputs` gave, or paths of files.
         preprocessing: of the backbone.
         batch_size: images in a batch.
         num_workers: processes that load; None decides by the number of images.
@@ -135,8 +113,8 @@ def image_batches(
 
 
 def paths_of(items: Iterable[Any]) -> list[str | None]:
-    """The paths of images, None for a PIL image."""
-    return [None if isinstance(item, Image.Image) else str(item) for item in items]
+    """The paths and addresses of images, None for what has neither."""
+    return [input_of(item).path for item in items]
 
 
 @contextmanager
@@ -172,7 +150,7 @@ def predictions_of(
 
     Args:
         task: what predicts.
-        items: paths and PIL images.
+        items: what `read_inputs` gave, or paths of files.
         batch_size: images at a time; None means 16 on a CPU, whose caches hold that much, else 64.
         num_workers: processes that load, for the plain path; None decides by itself.
         cache: where decoded pictures may lie already.

@@ -26,13 +26,14 @@ from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
+from flashtask.data.inputs import read_inputs
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import describe_prediction, images_and_targets, images_of, preprocessing_for
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_zoo import own_names, require_own_names
-from flashtask.tasks.prediction import as_items, inference_copy, predictions_of
+from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
@@ -382,27 +383,33 @@ class Task(Module):
 
     @named_arguments
     def predict(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Any:
-        """What the task says about images: one result for one input, a list for a list.
+        """What the task says about images: one result for one image, a list for several.
+
+        Every kind of input gives the result of the file with the same pixels. A PIL image is turned as its EXIF tag
+        says, arrays are in RGB order, and 16-bit grey (`uint16` of shape (H, W)) is read as in a 16-bit file.
 
         Args:
-            inputs: the path of an image or a PIL image, or a list of them.
+            inputs: the path of an image file, or of a folder, which stands for all images in it and below it, sorted;
+                an http(s) address; a PIL image; a NumPy array (H, W, C) or (H, W), or a tensor (C, H, W) or (H, W), of
+                uint8; the bytes of an image file, or a file opened in binary mode. Also a list, tuple or generator of
+                these, mixed, or a batch (N, H, W, C) or (N, C, H, W).
             batch_size: images at a time; None decides by the device.
             num_workers: processes that load images; None decides by itself.
 
         Raises:
+            UsageError: something else; the message lists what is taken.
             MissingInputError: there is no such file.
-            BadDataError: a file is not a whole image.
+            BadDataError: something is not a whole image.
+            HubError: an address cannot be fetched.
         """
-        items, single = as_items(inputs)
+        items, single = read_inputs(inputs)
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
     @named_arguments
-    def predictions(
-        self, inputs: Sequence[Any], batch_size: int | None = None, num_workers: int | None = None
-    ) -> Iterator[Any]:
-        """Results one by one, in the order of the inputs, as they are computed."""
-        items, _ = as_items(inputs)
+    def predictions(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Iterator[Any]:
+        """What `predict` gives for several images, one by one in the order of the inputs, as it is computed."""
+        items, _ = read_inputs(inputs)
         yield from predictions_of(self, items, batch_size, num_workers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
@@ -550,7 +557,8 @@ class Task(Module):
         which commit it was, and so do the checkpoints of a run that trains it further.
 
         Args:
-            source: `org/name`, `hf://org/name@revision`, a folder (which comes first), or a `.ckpt` file.
+            source: `org/name`, `hf://org/name@revision`, a `.ckpt` file or a folder, which comes first; a run folder
+                means its best checkpoint, else its last.
             revision: branch, tag or commit; the main branch if not given.
             map_location: device for the weights.
             given: arguments of the task to train it further with (`learning_rate=...`). Other `labels` keep the rows of

@@ -177,7 +177,7 @@ def test_b7_output_that_cannot_be_made_is_refused_before_anything(place, class_f
         (["predict", "best.ckpt", "data", "--output", "data"], 73, "is a folder"),
         (["predict", "best.ckpt", "data"], 76, "best.ckpt"),
         (["validate", "best.ckpt", "dota"], 66, "data"),
-        (["test", "", "data"], 2, "CKPT is empty"),
+        (["test", "", "data"], 2, "MODEL is empty"),
     ],
 )
 def test_inputs_that_are_not_there(argv, code, words, class_folders, tmp_path, monkeypatch, capsys):

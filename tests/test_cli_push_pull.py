@@ -162,7 +162,7 @@ def test_push_refuses_what_is_no_model(hub, trained, tmp_path, capsys):
     (plain / "config.json").write_text(json.dumps({"architecture": "resnet18", "num_classes": 2}))
     for model, code, message in (
         (tmp_path / "nothing", 66, "nothing"),
-        (tmp_path / "empty", 66, "neither a run nor a pretrained model"),
+        (tmp_path / "empty", 66, "there is no model in"),
         (damaged, 76, "damaged.ckpt"),
         (extra, 2, "train.py"),
         (plain, 2, "not written by flashtask"),

@@ -126,7 +126,7 @@ def test_predict_takes_paths_pil_images_and_lists(trained):
     mixed = model.predict([path, Image.open(root / "val" / "blue" / "0.png")])
     assert [prediction.label for prediction in mixed] == ["red", "blue"]
     assert model.predict([]) == []
-    with pytest.raises(UsageError, match="paths and PIL images"):
+    with pytest.raises(UsageError, match=r"inputs\[0\], which is int"):
         model.predict([3])
     with pytest.raises(MissingInputError):
         model.predict(root / "no.png")

@@ -373,13 +373,15 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """The module that a checkpoint holds, in eval mode; no data is needed and no code from the file runs.
 
         Args:
-            checkpoint_path: of a file written by `save_checkpoint` or a run.
+            checkpoint_path: a file written by `save_checkpoint` or a run, or a run folder: its best checkpoint, else
+                its last.
             map_location: device for the tensors.
             strict: every weight must be there and nothing else.
             given: constructor arguments; they win over the stored ones, and stand in for those that could not be
                 stored.
 
         Raises:
+            MissingInputError: there is no such file, or no checkpoint in the folder.
             UsageError: an argument is needed that the file does not hold.
             IntegrityError: the file is damaged.
         """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import UsageError
+from flashtask.core.model_path import model_path
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import CSVLogger, Logger, SilentLogger
@@ -170,25 +171,28 @@ class RunFacts:
         rows = self.fit_run.history if self.fit_run is not None else []
         return dict(rows[-1]) if rows else {}
 
-    def checkpoint_file(self, ckpt_path: Any) -> Path | None:
-        """The file that `best`, `last` or a path means."""
+    def checkpoint_file(self, ckpt_path: Any, *, continues: bool = True) -> Path | None:
+        """The file that `best`, `last` or a path means; of a run folder the last checkpoint if a fit continues it."""
         if ckpt_path is None:
             return None
         if not isinstance(ckpt_path, (str, os.PathLike)) or not os.fspath(ckpt_path):
             raise UsageError(f"ckpt_path={ckpt_path!r}: a path, best or last is needed", fix='ckpt_path="last"')
         if ckpt_path not in ("best", "last"):
-            return Path(ckpt_path)
+            path = Path(ckpt_path)
+            if not path.is_dir():
+                return path
+            return path / "last.ckpt" if continues else model_path(path)
         found = [getattr(one, f"{ckpt_path}_model_path") for one in self.checkpoint_callbacks]
         if ckpt_path == "last":  # of a run that another process began
             found += [folder / "last.ckpt" for folder in self.checkpoint_folders() if (folder / "last.ckpt").exists()]
-        path = next((path for path in found if path), None)
-        if path is None:
+        written = next((path for path in found if path), None)
+        if written is None:
             raise UsageError(
                 f'ckpt_path="{ckpt_path}": no checkpoint has been written',
                 why="" if self.enable_checkpointing else "fast_dev_run=... or enable_checkpointing=False writes none",
                 fix="fit first, or give the path of a file",
             )
-        return Path(path)
+        return Path(written)
 
     def checkpoint_folders(self) -> list[Path]:
         """Where a run with these arguments writes checkpoints, as far as that is known before it starts."""

@@ -596,7 +596,7 @@ class Trainer(RunFacts):
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
         run = evaluation_run(self, module, data, stage)
-        run.weights_from = self.checkpoint_file(ckpt_path)
+        run.weights_from = self.checkpoint_file(ckpt_path, continues=False)
         run.keeps_outputs = run.keeps_outputs and keeps_outputs
         drive(run, self._path.evaluate)
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]

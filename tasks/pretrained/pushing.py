@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashtask.core.errors import MissingInputError, UsageError
-from flashtask.core.files import missing_file
+from flashtask.core.errors import UsageError
 from flashtask.core.folders import atomic_folder, require_replaceable
 from flashtask.core.hub.address import HubAddress, branch_address
 from flashtask.core.hub.upload import upload_folder
@@ -20,7 +19,7 @@ from flashtask.tasks.pretrained.layout import CARD, CONFIG, FILES, HEAD, WEIGHTS
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
-__all__ = ["checkpoint_in", "prepared_folder", "pull", "push_task"]
+__all__ = ["prepared_folder", "pull", "push_task"]
 
 
 def push_task(
@@ -44,7 +43,12 @@ def push_task(
 
 @contextmanager
 def prepared_folder(given: Path, address: HubAddress, licence: str | None = None) -> Iterator[Path]:
-    """The folder that will be pushed, for a checkpoint, the best one of a run, or a folder of `save_pretrained`.
+    """The folder that will be pushed.
+
+    Args:
+        given: a checkpoint file, or a folder of `save_pretrained`.
+        address: where it will be pushed.
+        licence: of the weights.
 
     Raises:
         MissingInputError: there is nothing of this kind.
@@ -58,29 +62,9 @@ def prepared_folder(given: Path, address: HubAddress, licence: str | None = None
         else:
             from flashtask.tasks.loading import load
 
-            load(checkpoint_in(given)).save_pretrained(folder, licence=licence)
+            load(given).save_pretrained(folder, licence=licence)
         _fill_in_place(folder, address)
         yield folder
-
-
-def checkpoint_in(given: Path) -> Path:
-    """A checkpoint file, or the best one of a run folder, else its last.
-
-    Raises:
-        MissingInputError: there is none.
-    """
-    if given.is_file():
-        return given
-    if not given.is_dir():
-        raise missing_file(given)
-    found = [given / name for name in ("best.ckpt", "last.ckpt") if (given / name).is_file()]
-    if not found:
-        raise MissingInputError(
-            f"{given} is neither a run nor a pretrained model",
-            why=f"there is no best.ckpt, no last.ckpt and no {CONFIG} in it",
-            fix="flashtask push runs/000 org/name",
-        )
-    return found[0]
 
 
 def pull(address: HubAddress, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where a pretrained task is: a folder, a checkpoint file, or the hub; and what is written down of it."""
+"""Where a pretrained task is: a run, a checkpoint file, a folder in timm's layout, or the hub; and its record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
-from flashtask.core.files import missing_file, sha256_file
+from flashtask.core.files import sha256_file
 from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.core.model_path import model_path
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.pretrained.layout import CARD, CONFIG, HEAD, WEIGHTS
 
@@ -43,15 +44,15 @@ def find_source(given: Any, revision: str | None = None, *, bare_is_hub: bool = 
     """Find a pretrained task, and fetch it if it is not here.
 
     Args:
-        given: a folder, a `.ckpt` file or its https address, `hf://org/name@revision`; also `org/name` if `bare_is_hub`
-            and there is no such path.
+        given: a run folder (its best checkpoint, else its last), a folder in timm's layout, a `.ckpt` file or its
+            https address, `hf://org/name@revision`; also `org/name` if `bare_is_hub` and there is no such path.
         revision: branch, tag or commit of a repository on the hub.
         bare_is_hub: whether `org/name` may mean the hub.
         sha256: what the file, or the weights in the folder, must have; empty for anything.
 
     Raises:
         UsageError: a revision of something that has none, or two of them.
-        MissingInputError: there is no such path.
+        MissingInputError: there is no such path, or no model in the folder.
         HubError: the hub cannot be reached, or refuses.
         IntegrityError: what is there is not what was wanted.
     """
@@ -61,9 +62,12 @@ def find_source(given: Any, revision: str | None = None, *, bare_is_hub: bool = 
         return _on_the_hub(HubAddress.parse(text), revision)
     if revision is not None:
         raise UsageError(f"{text} is not on the hub, so it has no revision {revision!r}", fix="leave revision out")
-    path = local_file(text) if "://" in text else Path(text).expanduser()
-    if not path.exists():
-        raise _not_there(path, text)
+    try:
+        path = local_file(text) if "://" in text else model_path(text)
+    except MissingInputError as error:
+        if _BARE.fullmatch(text) and not os.path.exists(text) and not error.fix.startswith("did you mean"):
+            error.fix = f"for a repository on the hub: hf://{text}"
+        raise
     weights = _weights_of(path)
     found = sha256_file(weights)
     if sha256 and found != sha256:
@@ -94,17 +98,8 @@ def _weights_of(path: Path) -> Path:
         return path
     found = [path / name for name in (WEIGHTS, _OLD_WEIGHTS) if (path / name).is_file()]
     if not found:
-        checkpoints = sorted(file.name for file in path.glob("*.ckpt"))
-        best = "best.ckpt" if "best.ckpt" in checkpoints else checkpoints[0] if checkpoints else ""
         raise MissingInputError(
             f"{path} holds no pretrained model: there is no {WEIGHTS} in it",
-            fix=f"it is a run folder: give {path / best}" if best else "model.save_pretrained(folder) writes one",
+            fix="model.save_pretrained(folder) writes one",
         )
     return found[0]
-
-
-def _not_there(path: Path, text: str) -> MissingInputError:
-    error = missing_file(path)
-    if _BARE.fullmatch(text) and not error.fix.startswith("did you mean"):
-        error.fix = f"for a repository on the hub: hf://{text}"
-    return error

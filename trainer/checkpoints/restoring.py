@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import argument_fix
+from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpoints.content import environment
 from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
@@ -29,6 +30,12 @@ __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "mo
 
 def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
     """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
+    path = model_path(path)
+    if path.is_dir():
+        raise UsageError(
+            f"{path} is a folder in timm's layout, not a checkpoint",
+            fix=f"{cls.__name__}.from_pretrained({str(path)!r})",
+        )
     return module_from_content(cls, read_checkpoint(path, map_location=map_location), path, strict=strict, given=given)
 
 

@@ -1,0 +1,387 @@
+"""What people give to predict on, read into one list: files, folders, addresses, bytes, PIL images, arrays, tensors.
+
+Nothing here knows tasks or labels. What is given is looked at when the list is made, so that a wrong thing is refused
+before anything is predicted; pixels are decoded, and addresses fetched, when they are needed.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.data.folders import list_images
+from flashtask.data.layout import nearest_existing
+
+if TYPE_CHECKING:
+    from flashtask.data.decoded_cache import DecodedCache
+
+__all__ = ["Input", "input_of", "read_inputs"]
+
+#: The most that is read from an open file: more than any picture of the allowed size takes.
+_MOST_BYTES = 2**30
+_BLOCK = 2**20
+#: Channels of an array or tensor: grey, RGB, RGB with transparency.
+_CHANNELS = (1, 3, 4)
+_SHOWN = 5
+
+_TAKEN = """predict takes
+    the path of an image file or of a folder: str, os.PathLike
+    an http(s) address: "https://example.org/cell.png"
+    a PIL image
+    a NumPy array (H, W, C) or (H, W), or a batch (N, H, W, C), of uint8 in RGB order
+    a torch tensor (C, H, W) or (H, W), or a batch (N, C, H, W), of uint8
+    the bytes of an image file, or a file opened in binary mode
+    a list, tuple or generator of these, mixed"""
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """One picture that somebody gave: what it is called, and where its pixels are.
+
+    Args:
+        name: what messages call it.
+        source: the path of a file, the bytes of one, a PIL image, pixels (H, W, C) or (H, W), or an address.
+        path: the path or address, as it was given; None for what has neither.
+    """
+
+    name: str
+    source: str | bytes | Image.Image | np.ndarray[Any, Any] | _Address
+    path: str | None = None
+
+    def read(self, first: FirstSteps, cache: DecodedCache | None = None) -> Pixels:
+        """The picture after the first steps of a transform.
+
+        Args:
+            first: the steps.
+            cache: where the pictures of files may be already.
+
+        Raises:
+            BadDataError: it is not a whole image.
+            MissingInputError: the file is not there any more.
+            HubError, IntegrityError: the address cannot be had.
+        """
+        if isinstance(self.source, str):
+            return first.read(self.source) if cache is None else cache.read(first, self.source)
+        if isinstance(self.source, _Address):
+            return first.read(self.source.file(), self.name)
+        if isinstance(self.source, np.ndarray):
+            pixels = self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source
+            return first.read(Image.fromarray(np.ascontiguousarray(pixels)), self.name)
+        return first.read(self.source, self.name)
+
+
+class _Address:
+    """An http(s) address, fetched when its file is first asked for; the file goes when nobody needs it any more."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._lock, self._folder = url, threading.Lock(), ""
+
+    def file(self) -> str:
+        """The path of the file."""
+        from flashtask.data.download import download_image
+
+        with self._lock:
+            if not self._folder:
+                folder = tempfile.mkdtemp(prefix="flashtask-")
+                weakref.finalize(self, _remove, folder, os.getpid())
+                download_image(self._url, Path(folder, "image"))
+                self._folder = folder
+        return os.path.join(self._folder, "image")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Address, (self._url,)  # another process fetches for itself
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not when a forked process ends
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_inputs(given: Any) -> tuple[list[Input], bool]:
+    """All pictures that were given, and whether it is a single one rather than a list.
+
+    A folder stands for the images in it and below it, sorted by path; what it holds besides is counted on stderr. A
+    batch stands for its pictures. Both are lists, however few there are.
+
+    Args:
+        given: see the message that a wrong thing gets.
+
+    Raises:
+        UsageError: something else; the message lists what is taken.
+        MissingInputError: a path that is not there, with the nearest that is.
+        BadDataError: a folder without images, or a file that cannot be read.
+    """
+    if _is_one(given):
+        found = _read(given, "")
+        return ([found], True) if isinstance(found, Input) else (found, False)
+    if isinstance(given, np.ndarray) and given.ndim == 1:  # of paths
+        given = given.tolist()
+    if isinstance(given, (Mapping, Set)) or not isinstance(given, Iterable) or _is_loader(given):
+        raise _not_taken(given, "")
+    inputs: list[Input] = []
+    for index, each in enumerate(given):
+        if not _is_one(each):
+            raise _not_taken(each, f"inputs[{index}]")
+        found = _read(each, f"inputs[{index}]")
+        inputs += [found] if isinstance(found, Input) else found
+    return inputs, False
+
+
+def input_of(given: Any) -> Input:
+    """One picture that is known to be one: a path is not looked at before it is decoded."""
+    if isinstance(given, Input):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        path = os.fspath(given)
+        return Input(repr(path), path, path)
+    found = _read(given, "")
+    assert isinstance(found, Input)
+    return found
+
+
+def _is_one(given: Any) -> bool:
+    """Whether this is read as a whole, rather than gone through."""
+    if isinstance(given, np.ndarray):
+        return given.dtype.kind not in "UO"
+    kinds = (Input, str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    return isinstance(given, kinds) or _is_tensor(given) or hasattr(given, "read")
+
+
+def _is_tensor(given: Any) -> bool:
+    torch = sys.modules.get("torch")  # not imported for a command that is given paths
+    return torch is not None and isinstance(given, torch.Tensor)
+
+
+def _is_loader(given: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(given, (torch.utils.data.DataLoader, torch.utils.data.Dataset))
+
+
+def _read(given: Any, where: str) -> Input | list[Input]:
+    """The picture, or the pictures of a folder or a batch.
+
+    Args:
+        given: one thing.
+        where: its place in a list; empty if it is alone.
+    """
+    if isinstance(given, Input):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return _of_text(os.fsdecode(given))
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return Input(_named("bytes", where), bytes(given))
+    if isinstance(given, Image.Image):
+        opened_from = getattr(given, "filename", "")
+        return Input(_named(f"a PIL image of {opened_from!r}" if opened_from else "a PIL image", where), given)
+    if isinstance(given, np.ndarray):
+        return _of_array(given, where)
+    if _is_tensor(given):
+        return _of_tensor(given, where)
+    return _of_file(given, where)
+
+
+def _named(kind: str, where: str) -> str:
+    return f"{where} ({kind})" if where else f"given as {kind}"
+
+
+# ---- paths and addresses
+
+
+def _of_text(text: str) -> Input | list[Input]:
+    if text.lower().startswith(("http://", "https://")):
+        from flashtask.data.download import check_address
+        from flashtask.data.download_transport import shown
+
+        check_address(text)
+        return Input(repr(shown(text)), _Address(text), text)
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        return _of_folder(path)
+    if os.path.lexists(path):
+        return Input(repr(path), path, path)
+    if "://" in text:
+        raise UsageError(
+            f"cannot read {text!r}: of addresses only http:// and https:// are fetched",
+            fix="copy the images to a folder, and give that",
+        )
+    raise _not_there(text, path)
+
+
+def _of_folder(path: str) -> list[Input]:
+    images = list_images(Path(path), "predict")
+    if images.ignored:
+        kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in images.ignored)
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN))
+        rest = f", and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
+        total = len(images.ignored) + len(images)
+        line = f"passed over {len(images.ignored)} of {total} files in {path}, which are not images by their names"
+        print(f"{line}: {shown}{rest}", file=sys.stderr)
+    return [Input(repr(image), image, image) for image in images.paths]
+
+
+def _not_there(text: str, path: str) -> MissingInputError:
+    what = f"no such image or folder: {text!r}"
+    if glob.has_magic(text) and (matching := glob.glob(path)):
+        return MissingInputError(
+            what,
+            why=f"it is a pattern, for {len(matching)} paths",
+            fix=f"sorted(glob.glob({path!r})), after import glob",
+        )
+    close = nearest_existing(Path(path)) if text.strip() else None
+    return MissingInputError(what, fix=f"did you mean {str(close)!r}?" if close else "")
+
+
+# ---- what is in memory
+
+
+def _of_file(file: Any, where: str) -> Input:
+    """The content of an open file, from its beginning if it can go back there, as Pillow reads it."""
+    label = getattr(file, "name", "")
+    is_path = isinstance(label, str) and bool(label)
+    name = _named(f"an open file {label!r}" if is_path else "an open file", where)
+    if isinstance(file, io.TextIOBase):
+        fix = f'open({repr(label) if is_path else "path"}, "rb")'
+        raise UsageError(f"cannot read the image {name}: it is opened as text", fix=fix)
+    if getattr(file, "closed", False):
+        raise UsageError(f"cannot read the image {name}: it is closed", fix="give it open, or its path")
+    content = io.BytesIO()
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        while block := file.read(_BLOCK):
+            if not isinstance(block, (bytes, bytearray)):
+                raise _not_taken(file, where)
+            content.write(block)
+            if content.tell() > _MOST_BYTES:
+                raise BadDataError(f"cannot read the image {name}", why=f"it has more than {_MOST_BYTES:,} bytes")
+    except OSError as error:
+        raise BadDataError(f"cannot read the image {name}", why=error.strerror or str(error)) from error
+    return Input(name, content.getvalue())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between arrays and tensors: the order of their axes, and words for it.
+
+    Args:
+        noun: what it is called.
+        channels: the axis of the channels in one picture.
+        picture: the axes of one picture.
+        batch: the axes of several.
+        turned: what brings the channels of one, or of several, to their axis.
+        to_bytes: what makes uint8 of values.
+    """
+
+    noun: str
+    channels: int
+    picture: str
+    batch: str
+    turned: tuple[str, str]
+    to_bytes: str
+
+    def named(self, shape: tuple[int, ...], dtype: str, where: str) -> str:
+        """What messages call one of this shape and type."""
+        return _named(f"{'an' if self.noun == 'array' else 'a'} {self.noun} {shape} of {dtype}", where)
+
+
+_ARRAY = _Kind(
+    "array",
+    2,
+    "(H, W, C)",
+    "(N, H, W, C)",
+    ("array.transpose(1, 2, 0)", "array.transpose(0, 2, 3, 1)"),
+    '.astype("uint8")',
+)
+_TENSOR = _Kind(
+    "tensor",
+    0,
+    "(C, H, W)",
+    "(N, C, H, W)",
+    ("tensor.permute(2, 0, 1)", "tensor.permute(0, 3, 1, 2)"),
+    ".to(torch.uint8)",
+)
+
+
+def _of_array(array: np.ndarray[Any, Any], where: str) -> Input | list[Input]:
+    name = _ARRAY.named(array.shape, array.dtype.name, where)
+    _check_values(array.dtype.name, array.ndim, name, _ARRAY)
+    _check_shape(array.shape, name, _ARRAY)
+    if array.ndim == 4:
+        return [Input(f"{name}[{index}]", one) for index, one in enumerate(array)]
+    return Input(name, array)
+
+
+def _of_tensor(tensor: Any, where: str) -> Input | list[Input]:
+    shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    name = _TENSOR.named(shape, dtype, where)
+    _check_values(dtype, len(shape), name, _TENSOR)
+    _check_shape(shape, name, _TENSOR)
+    pixels = tensor.detach().cpu().numpy()
+    if len(shape) == 4:
+        return [Input(f"{name}[{index}]", one.transpose(1, 2, 0)) for index, one in enumerate(pixels)]
+    return Input(name, pixels.transpose(1, 2, 0) if len(shape) == 3 else pixels)
+
+
+def _check_values(dtype: str, dimensions: int, name: str, kind: _Kind) -> None:
+    """Only bytes have one meaning as pixels; 16-bit grey is read as a 16-bit file is.
+
+    Raises:
+        UsageError: another type, with what makes bytes of it.
+    """
+    if dtype == "uint8" or (dtype == "uint16" and dimensions == 2):
+        return
+    why, fix = "pixels are uint8, from 0 to 255", f"{kind.noun}{kind.to_bytes}, if its values are from 0 to 255"
+    if "float" in dtype:
+        why += "; values from 0 to 1, from 0 to 255 and normalised ones cannot be told apart"
+        fix = f"({kind.noun} * 255).round(){kind.to_bytes}, if its values are from 0 to 1"
+    elif dtype == "bool":
+        fix = f"({kind.noun}{kind.to_bytes} * 255)"
+    elif dtype == "uint16":
+        fix = f"({kind.noun} // 257){kind.to_bytes}, if 65535 is white"
+    raise UsageError(f"cannot read the image {name}", why=why, fix=fix)
+
+
+def _check_shape(shape: tuple[int, ...], name: str, kind: _Kind) -> None:
+    """Grey without channels, or with channels on their axis, or several of these.
+
+    Raises:
+        UsageError: another shape, with what turns it where that is clear.
+    """
+    what = f"cannot read the image {name}"
+    axes = f"one is {kind.picture}, with 1, 3 or 4 channels, or (H, W) if it is grey; several are {kind.batch}"
+    if len(shape) not in (2, 3, 4) or 0 in shape[-3:]:
+        raise UsageError(what, why=axes)
+    picture = shape[-3:]
+    if len(shape) == 2 or picture[kind.channels] in _CHANNELS:
+        return
+    fix = kind.turned[len(shape) - 3] if picture[2 - kind.channels] in _CHANNELS else ""
+    if not fix and len(shape) == 3:
+        fix = f"list({kind.noun}), if it is several grey images"
+    raise UsageError(what, why=axes, fix=fix)
+
+
+def _not_taken(given: Any, where: str) -> UsageError:
+    kind, fix = type(given).__name__, ""
+    if _is_loader(given):
+        fix = "trainer.predict(model, dataloaders=...)"
+    elif isinstance(given, (list, tuple)):
+        fix = "give one list, without lists in it"
+    elif isinstance(given, (Mapping, Set)):
+        fix = "list(inputs.values())" if isinstance(given, Mapping) else "sorted(inputs), as results have an order"
+    return UsageError(f"predict does not take {f'{where}, which is ' if where else ''}{kind}", why=_TAKEN, fix=fix)
