@@ -80,13 +80,15 @@ def plan(data: str | None, **params: Any) -> None:
 
 
 @flashtask.command(short_help="Predict the labels of images.")
-@click.argument("ckpt")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE_OR_FOLDER...")
+@click.argument("ckpt", metavar="MODEL")
+@click.argument("images", nargs=-1, required=True, metavar="INPUT...")
 @add_options(PREDICT + EVERYWHERE)
 def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
-    """Predict the labels of images with a checkpoint, in the order they are given.
+    """Predict the labels of images, in the order they are given.
 
-    A folder stands for all images in it and below it, sorted by path.
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    INPUT is an image file, a folder or an http(s) address. A folder stands for all images in it and below it, sorted
+    by path.
     """
     from flashtask.cli.own_zoo import use_option
     from flashtask.cli.predict import predict as run_predict
@@ -96,11 +98,14 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 
 
 @flashtask.command(short_help="Measure a checkpoint on validation data.")
-@click.argument("ckpt")
+@click.argument("ckpt", metavar="MODEL")
 @click.argument("data")
 @add_options(EVALUATE + EVERYWHERE)
 def validate(ckpt: str, data: str, **params: Any) -> None:
-    """Measure a checkpoint on DATA/val, or on DATA itself if there is no val/ in it."""
+    """Measure MODEL on DATA/val, or on DATA itself if there is no val/ in it.
+
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    """
     from flashtask.cli.evaluate import evaluate
     from flashtask.cli.own_zoo import use_option
 
@@ -109,11 +114,14 @@ def validate(ckpt: str, data: str, **params: Any) -> None:
 
 
 @flashtask.command(short_help="Measure a checkpoint on test data.")
-@click.argument("ckpt")
+@click.argument("ckpt", metavar="MODEL")
 @click.argument("data")
 @add_options(EVALUATE + EVERYWHERE)
 def test(ckpt: str, data: str, **params: Any) -> None:
-    """Measure a checkpoint on DATA/test, or on DATA itself if there is no test/ in it."""
+    """Measure MODEL on DATA/test, or on DATA itself if there is no test/ in it.
+
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    """
     from flashtask.cli.evaluate import evaluate
     from flashtask.cli.own_zoo import use_option
 

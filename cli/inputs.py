@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.hub.address import is_hub_address
 from flashtask.core.model_path import model_path
 from flashtask.core.zoo import load_zoo
-from flashtask.data.folders import list_images
-from flashtask.data.layout import nearest_existing
 
-__all__ = ["checkpoint_source", "image_paths"]
+if TYPE_CHECKING:
+    from flashtask.data.inputs import Input
+
+__all__ = ["checkpoint_source", "image_inputs"]
 
 
 def checkpoint_source(path: str) -> Path | str:
@@ -32,24 +33,21 @@ def checkpoint_source(path: str) -> Path | str:
     return model_path(path)
 
 
-def image_paths(inputs: Iterable[str]) -> list[str]:
-    """The image files that files and folders stand for, in the order of the inputs; folders sorted by path.
+def image_inputs(given: Iterable[str]) -> list[Input]:
+    """The images that files, folders and addresses stand for, in the order they were given; folders sorted by path.
 
     A file counts whatever its name is, as the user named it. Paths are as typed, not made absolute.
 
     Raises:
         MissingInputError: an input that is not there; with the nearest that is.
+        UsageError: an address that cannot be fetched.
         BadDataError: a folder without images.
     """
-    paths: list[str] = []
-    for given in inputs:
-        path = os.path.expanduser(given)
-        if os.path.isdir(path):
-            paths += list_images(Path(path), "IMAGE_OR_FOLDER").paths
-        elif os.path.lexists(path):
-            paths.append(path)
-        else:
-            close = nearest_existing(Path(path)) if path.strip() else None
-            fix = f"did you mean {str(close)!r}?" if close else ""
-            raise MissingInputError(f"no such image or folder: {given!r}", fix=fix)
-    return paths
+    from flashtask.data.inputs import read_inputs
+
+    try:
+        return read_inputs(list(given))[0]
+    except MissingInputError as error:
+        if "glob.glob" in error.fix:
+            error.fix = "type it without quotation marks, so that the shell expands it"
+        raise

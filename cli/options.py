@@ -204,7 +204,10 @@ EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _PRECISION, _ZOO_
 
 PREDICT = (
     Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
-    Option("--format", "", one_of(["table", "csv", "jsonl"]), "table (default), csv or jsonl.", "F"),
+    Option("--scores", "", one_of(["best", "all"]), "best (default), or all: also the score of every label.", "S"),
+    Option(
+        "--format", "", one_of(["table", "csv", "json", "jsonl"]), "table, csv, json, jsonl; default by --output.", "F"
+    ),
     Option("--output", "", text, "Write to a file, which appears when it is complete.", "FILE"),
     Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
     Option("--num-workers", "", whole(), "Processes that load images.", "N"),

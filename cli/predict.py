@@ -2,78 +2,96 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from flashtask.cli.inputs import checkpoint_source, image_paths
+from flashtask.cli.inputs import checkpoint_source, image_inputs
 from flashtask.cli.options import PREDICT, given
 from flashtask.cli.output import require_writable_file
 from flashtask.cli.processes import check_distributed, device_of, launched
-from flashtask.cli.rows import WRITERS
+from flashtask.cli.rows import WRITERS, Columns, format_of
 from flashtask.cli.shares import Share
-from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.errors import BadDataError, HubError, IntegrityError, UsageError
 from flashtask.core.files import atomic_write
+from flashtask.core.names import quoted_name
+
+if TYPE_CHECKING:
+    from flashtask.data.inputs import Input
 
 __all__ = ["predict"]
 
 #: Images that one of several processes predicts before the next one's are written.
 _CHUNK = 64
+#: How text is encoded where the bytes of file names count.
+_KEEP_BYTES = "flashtask-keep-bytes"
 
 
 def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None:
     """Run the command.
 
     Args:
-        ckpt: a checkpoint of a task.
-        images: files and folders.
+        ckpt: a checkpoint of a task, a run folder, a folder in timm's layout, or an address.
+        images: files, folders and addresses.
         params: the options of the command.
 
     Raises:
         MissingInputError: the checkpoint or an input is not there.
+        UsageError: options that contradict each other.
         BadDataError: images that cannot be read, all of them named; nothing has been written then.
         OutputError: the output cannot be written.
     """
     check_distributed(params["distributed"])
+    if params["top_k"] and params["scores"] == "all":
+        raise UsageError("--top-k and --scores all contradict each other", fix="leave out --top-k")
+    form = format_of(params["format"], params["output"])
     checkpoint = checkpoint_source(ckpt)
-    paths = image_paths(images)
+    inputs = image_inputs(images)
     if params["output"]:
         require_writable_file(Path(params["output"]))
     options = {key.removeprefix("trainer."): value for key, (_, value) in given(PREDICT, params).items()}
     with launched(options) as strategy:
-        _predict(checkpoint, paths, params, options, strategy)
+        _predict(checkpoint, inputs, {**params, "format": form}, options, strategy)
 
 
 def _predict(
-    checkpoint: Path | str, paths: list[str], params: Mapping[str, Any], options: Mapping[str, Any], strategy: Any
+    checkpoint: Path | str,
+    inputs: Sequence[Input],
+    params: Mapping[str, Any],
+    options: Mapping[str, Any],
+    strategy: Any,
 ) -> None:
     from flashtask.data.decoded_cache import DecodedCache
     from flashtask.tasks.prediction import predictions_of
 
+    by_path = {each.path or each.name: each for each in inputs}
+    paths = [each.path or each.name for each in inputs]
     share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, device_of(strategy, options))
         if "precision" in options:
             task.default_precision = options["precision"]
         cache = DecodedCache()
-        bad = _bad_images(share, task.preprocessing, params["on_bad_image"] or "error", cache)
+        bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)
     labels = task.labels or tuple(str(number) for number in range(task.num_classes))
     top_k = params["top_k"]
     if top_k and top_k > len(labels):
         raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
-    predictions = predictions_of(task, share.own, params["batch_size"], params["num_workers"], cache=cache)
+    own = [by_path[path] for path in share.own]
+    predictions = predictions_of(task, own, params["batch_size"], params["num_workers"], cache=cache)
     rows = share.in_order(predictions)
     if not share.is_first:
         deque(rows, maxlen=0)
         return
-    write = WRITERS[params["format"] or "table"]
-    with _stream(params["output"]) as stream:
-        write(rows, stream, top_k=top_k, paths=share.paths, labels=labels)
+    columns = Columns(labels, share.paths, top_k, all_scores=params["scores"] == "all")
+    with _stream(params["output"], params["format"]) as stream:
+        WRITERS[params["format"]](rows, stream, columns)
 
 
 def _load(checkpoint: Path | str, device: Any) -> Any:
@@ -88,13 +106,24 @@ def _load(checkpoint: Path | str, device: Any) -> Any:
     return task.to(device)
 
 
-def _bad_images(share: Share, preprocessing: Any, on_bad_image: str, cache: Any) -> set[str]:
+def _bad_images(
+    share: Share, inputs: Mapping[str, Input], preprocessing: Any, on_bad_image: str, cache: Any
+) -> set[str]:
     """Decode every image, so that all bad ones are named before the first row is written; what has room is kept."""
     from flashtask.data.checks import describe, find_bad_images
     from flashtask.data.transforms import eval_transform
 
     first = eval_transform(preprocessing).first
-    found = find_bad_images(share.own, preprocessing.input_size[0], lambda path: cache.read(first, path))
+
+    def read(path: str) -> None:
+        try:
+            inputs[path].read(first, cache)
+        except (HubError, IntegrityError) as error:  # an address that cannot be had
+            if on_bad_image == "error":
+                raise
+            raise BadDataError(error.what, why=f"{error.what}: {error.why}" if error.why else error.what) from error
+
+    found = find_bad_images(share.own, preprocessing.input_size[0], read)
     bad = share.collected(found)
     if bad and on_bad_image == "error":
         raise BadDataError(
@@ -103,19 +132,35 @@ def _bad_images(share: Share, preprocessing: Any, on_bad_image: str, cache: Any)
             fix="replace or remove them, or leave them out with --on-bad-image skip",
         )
     for image in bad:
-        print(f"left out {image.path!r}: {image.reason}", file=sys.stderr)
+        print(f"left out {quoted_name(image.path)}: {image.reason}", file=sys.stderr)
     return {image.path for image in bad}
 
 
 @contextmanager
-def _stream(output: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when all rows are in it."""
+def _stream(output: str | None, form: str) -> Iterator[TextIO]:
+    """Standard output, or a file that appears when all rows are in it; in CSV names keep bytes that are not UTF-8."""
+    codecs.register_error(_KEEP_BYTES, _byte_or_escape)
     if output is None:
-        yield sys.stdout
+        before = getattr(sys.stdout, "errors", None)
+        if form == "csv" and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=_KEEP_BYTES)
+        try:
+            yield sys.stdout
+        finally:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors=before)
         return
     with atomic_write(output) as file:
-        # Names of files need not be UTF-8; their bytes are kept.
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors=_KEEP_BYTES, newline="")
         yield text
         text.flush()
         text.detach()
+
+
+def _byte_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a character that cannot be encoded: the byte that it stands for in the name of a file, else an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    code = ord(error.object[error.start])
+    if 0xDC80 <= code <= 0xDCFF:
+        return bytes([code - 0xDC00]), error.start + 1
+    return codecs.backslashreplace_errors(error)

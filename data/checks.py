@@ -17,6 +17,7 @@ import PIL
 from flashtask._version import __version__
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, did_you_mean
 from flashtask.core.known_files import content_hashes, known_sound, remember_sound, stamps_of
+from flashtask.core.names import quoted_name
 from flashtask.data.images import load_image, prepare_decoders
 
 __all__ = [
@@ -121,7 +122,7 @@ def check_images(
 
 def describe(bad: Sequence[BadImage]) -> list[str]:
     """One line a file, the first 20, and how many more there are."""
-    lines = [f"{image.path!r}: {image.reason}" for image in bad[:_SHOWN]]
+    lines = [f"{quoted_name(image.path)}: {image.reason}" for image in bad[:_SHOWN]]
     return lines + ([f"... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else [])
 
 

@@ -28,6 +28,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.core.names import quoted_name
 from flashtask.data.layout import is_image_name, is_registered, nearest_existing
 
 __all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled"]
@@ -115,7 +116,7 @@ def load_scaled(
             fix="PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False",
         )
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    name = name or (repr(path) if path is not None else "that was given")
+    name = name or (quoted_name(path) if path is not None else "that was given")
     if path is not None:
         _require_regular_file(path, name)
     try:

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.core.names import quoted_name, shown_name
 from flashtask.data.decoding import FirstSteps, Pixels
 from flashtask.data.folders import list_images
 from flashtask.data.layout import nearest_existing
@@ -149,7 +150,7 @@ def input_of(given: Any) -> Input:
         return given
     if isinstance(given, (str, os.PathLike)):
         path = os.fspath(given)
-        return Input(repr(path), path, path)
+        return Input(quoted_name(path), path, path)
     found = _read(given, "")
     assert isinstance(found, Input)
     return found
@@ -214,7 +215,7 @@ def _of_text(text: str) -> Input | list[Input]:
     if os.path.isdir(path):
         return _of_folder(path)
     if os.path.lexists(path):
-        return Input(repr(path), path, path)
+        return Input(quoted_name(path), path, path)
     if "://" in text:
         raise UsageError(
             f"cannot read {text!r}: of addresses only http:// and https:// are fetched",
@@ -230,9 +231,9 @@ def _of_folder(path: str) -> list[Input]:
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN))
         rest = f", and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
         total = len(images.ignored) + len(images)
-        line = f"passed over {len(images.ignored)} of {total} files in {path}, which are not images by their names"
-        print(f"{line}: {shown}{rest}", file=sys.stderr)
-    return [Input(repr(image), image, image) for image in images.paths]
+        passed = f"passed over {len(images.ignored)} of {total} files in {shown_name(path)}"
+        print(f"{passed}, which are not images by their names: {shown}{rest}", file=sys.stderr)
+    return [Input(quoted_name(image), image, image) for image in images.paths]
 
 
 def _not_there(text: str, path: str) -> MissingInputError:
