@@ -25,7 +25,7 @@ from flashtask.cli.usage import Commands
 
 __all__ = ["flashtask"]
 
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings=_SETTINGS)

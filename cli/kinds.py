@@ -9,7 +9,7 @@ from typing import Any
 from flashtask.core.errors import did_you_mean
 
 __all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
-__all__ += ["text", "whole"]
+__all__ += ["below_one", "not_negative", "text", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -66,6 +66,22 @@ def positive(value: str) -> float:
     number = _number(value)
     if not 0 < number < math.inf:
         raise ValueError(f"must be above 0, not {number:g}")
+    return number
+
+
+def not_negative(value: str) -> float:
+    """A number of 0 or more."""
+    number = _number(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"must be 0 or more, not {number:g}")
+    return number
+
+
+def below_one(value: str) -> float:
+    """A number from 0 to below 1."""
+    number = _number(value)
+    if not 0 <= number < 1:
+        raise ValueError(f"must be from 0 to below 1, not {number:g}")
     return number
 
 

@@ -6,7 +6,7 @@ The command line, the checks of a recipe's values and the table in docs/command-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import click
@@ -14,9 +14,11 @@ import click
 from flashtask.cli.kinds import (
     Kind,
     auto_or,
+    below_one,
     devices,
     image_size,
     magnitude,
+    not_negative,
     one_of,
     positive,
     share,
@@ -32,6 +34,7 @@ __all__ = [
     "EVALUATE",
     "EVERYWHERE",
     "FINETUNE",
+    "GROUPS",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -39,7 +42,10 @@ __all__ = [
     "TABLES",
     "TUNE",
 ]
-__all__ += ["ZOO", "Option", "add_options", "given", "kinds_by_key"]
+__all__ += ["ZOO", "GroupedOption", "Option", "add_options", "given", "kinds_by_key"]
+
+#: The headings of `flashtask COMMAND --help`, in their order.
+GROUPS = ("Data", "Model", "Finetuning", "Training", "Hardware", "Output", "Selection", "Hub", "Recipe", "Other")
 
 #: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
 CONSTRUCTOR = "from_folders"
@@ -55,6 +61,9 @@ class Option:
         kind: what it takes; None for a plain flag that takes nothing.
         help: one line.
         metavar: what the help shows for the value.
+        default: what counts where the option is not given, as the help shows it; empty if that is nothing. Tests
+            compare it with what the code does.
+        group: the heading of the help under which it is listed, one of `GROUPS`.
         value: for a plain flag, the value that it gives its key.
         many: may be given more than once.
     """
@@ -64,6 +73,8 @@ class Option:
     kind: Kind | None
     help: str
     metavar: str = ""
+    default: str = ""
+    group: str = "Other"
     value: object = True
     many: bool = False
 
@@ -74,8 +85,9 @@ class Option:
 
     def as_click(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """The decorator that adds it to a click command."""
+        shown: dict[str, Any] = {"cls": GroupedOption, "group": self.group, "help": self.described}
         if self.kind is None:
-            return click.option(self.flag, self.name, is_flag=True, default=False, help=self.help)
+            return click.option(self.flag, self.name, is_flag=True, default=False, **shown)
         return click.option(
             self.flag,
             self.name,
@@ -83,8 +95,21 @@ class Option:
             metavar=self.metavar,
             default=() if self.many else None,
             multiple=self.many,
-            help=self.help,
+            **shown,
         )
+
+    @property
+    def described(self) -> str:
+        """The line of the help, with the default."""
+        return f"{self.help} [default: {self.default}]" if self.default else self.help
+
+
+class GroupedOption(click.Option):
+    """An option of click's that knows under which heading of the help it stands."""
+
+    def __init__(self, *arguments: Any, group: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.group = group
 
 
 class _Typed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -112,108 +137,247 @@ _NUMBER_FORMAT = one_of(
 )
 _POLICY = one_of(["error", "skip"])
 
-_BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N")
-_NUM_WORKERS = Option("--num-workers", f"{_DATA}.num_workers", whole(), "Processes that load data.", "N")
-_ON_BAD_IMAGE = Option("--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P")
-_ACCELERATOR = Option("--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A")
-_DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N")
-_DISTRIBUTED = Option("--distributed", "trainer.strategy", text, "ddp, ddp_spawn, ...: how devices are used.", "D")
-_NUM_NODES = Option("--num-nodes", "trainer.num_nodes", whole(1), "Machines; torchrun or SLURM starts them.", "N")
-_PRECISION = Option("--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P")
-_PLACE = (_ACCELERATOR, _DEVICES, _DISTRIBUTED, _NUM_NODES)
-_QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False)
-_NO_FEATURE_CACHE = Option(
-    "--no-feature-cache", "trainer.feature_cache", None, "Run a frozen backbone in every epoch.", value=False
+_BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N", "32", "Data")
+_NUM_WORKERS = Option(
+    "--num-workers",
+    f"{_DATA}.num_workers",
+    whole(),
+    "Processes that load data.",
+    "N",
+    "0 on a CPU, else up to 8",
+    "Data",
 )
-_JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.")
+_ON_BAD_IMAGE = Option(
+    "--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P", "error", "Data"
+)
+_ACCELERATOR = Option(
+    "--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"
+)
+_DEVICES = Option(
+    "--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N", "auto: 1", "Hardware"
+)
+_DISTRIBUTED = Option(
+    "--distributed",
+    "trainer.strategy",
+    text,
+    "How several devices are used: ddp, ddp_spawn, fsdp, ...",
+    "D",
+    "auto",
+    "Hardware",
+)
+_NUM_NODES = Option(
+    "--num-nodes", "trainer.num_nodes", whole(1), "Machines; torchrun or SLURM starts them.", "N", "1", "Hardware"
+)
+_PRECISION = Option(
+    "--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P", "auto", "Hardware"
+)
+_OF_RESULTS = replace(_PRECISION, default="32, or what the run was asked for")
+_PLACE = (_ACCELERATOR, _DEVICES, _DISTRIBUTED, _NUM_NODES)
+_QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False, group="Output")
+_NO_FEATURE_CACHE = Option(
+    "--no-feature-cache",
+    "trainer.feature_cache",
+    None,
+    "Run a frozen backbone in every epoch.",
+    value=False,
+    group="Training",
+)
+_JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.", group="Output")
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
 
-_ZOO_FILE = Option("--zoo", "zoo", text, "A zoo file of your own, over the one that is shipped.", "FILE")
+_ZOO_FILE = Option(
+    "--zoo", "zoo", text, "A zoo file of your own, over the one that is shipped.", "FILE", "$FLASHTASK_ZOO", "Recipe"
+)
 
 _MODEL = (
-    Option("--from", "model.from", text, "A pretrained task: hf://org/name@revision, a folder or a .ckpt.", "SOURCE"),
-    Option("--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME"),
-    Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME"),
+    Option(
+        "--from",
+        "model.from",
+        text,
+        "A pretrained task: hf://org/name@revision, a folder or a .ckpt.",
+        "SOURCE",
+        group="Model",
+    ),
+    Option(
+        "--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME", "resnet18", "Model"
+    ),
+    Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME", "linear", "Model"),
     Option(
         "--strategy",
         "finetune.strategy",
         text,
-        "freeze (default), no_freeze, freeze_unfreeze:5, lp_ft:5, gradual:1, lora:8, ...",
+        "What trains: freeze, no_freeze, freeze_unfreeze:5, lp_ft:5, gradual:1, lora:8, ...",
         "S",
+        "freeze",
+        "Finetuning",
     ),
 )
 
 _OPTIMIZATION = (
-    Option("--backbone-lr", "model.backbone_learning_rate", positive, "Learning rate of the backbone.", "X"),
-    Option("--optimizer", "model.optimizer", text, "adamw, adam, sgd, ...", "NAME"),
+    Option(
+        "--backbone-lr",
+        "model.backbone_learning_rate",
+        positive,
+        "Learning rate of the backbone.",
+        "X",
+        "a tenth of --lr; all of it with --no-pretrained",
+        "Finetuning",
+    ),
+    Option("--optimizer", "model.optimizer", text, "adamw, adam, sgd, ...", "NAME", "adamw", "Finetuning"),
+    Option(
+        "--weight-decay",
+        "model.weight_decay",
+        not_negative,
+        "Of weights, not of norms and biases.",
+        "X",
+        "the optimizer's own: 0.01 for adamw",
+        "Finetuning",
+    ),
+    Option(
+        "--label-smoothing",
+        "model.label_smoothing",
+        below_one,
+        "Share of a target that is spread over all classes.",
+        "X",
+        "0",
+        "Finetuning",
+    ),
     _PRECISION,
-    Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of everything random.", "N"),
+    Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of everything random.", "N", "0", "Training"),
 )
 
 _IMAGES = (
-    Option("--val-split", f"{_DATA}.val_split", share, "Share of the training images to validate on.", "F"),
-    Option("--augment", f"{_DATA}.augment", text, "auto, none, light, ...", "A"),
+    Option(
+        "--val-split",
+        f"{_DATA}.val_split",
+        share,
+        "Share of the training images to validate on.",
+        "F",
+        "0.2 where DATA has no images to validate on",
+        "Data",
+    ),
+    Option(
+        "--augment",
+        f"{_DATA}.augment",
+        text,
+        "auto, none, light, medium or strong.",
+        "A",
+        "auto: none while the backbone is frozen, then light",
+        "Data",
+    ),
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
 )
 
 _REST = (
     *_PLACE,
-    Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False),
-    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME"),
-    Option("--config", "", text, "A recipe; options given here win over it.", "FILE"),
-    Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME"),
+    Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False, group="Model"),
+    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME", "image_classification", "Model"),
+    Option("--config", "", text, "A recipe; options given here win over it.", "FILE", group="Recipe"),
+    Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME", group="Recipe"),
     _ZOO_FILE,
-    Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True),
+    Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"),
     _NO_FEATURE_CACHE,
     _QUIET,
 )
 
 FINETUNE = (
     *_MODEL,
-    Option("--epochs", "trainer.max_epochs", whole(1), "Passes over the training data; default 10.", "N"),
-    Option("--batch-size", f"{_DATA}.batch_size", _SIZE_OR_AUTO, "Images in a batch; auto: as many as fit.", "N"),
-    Option("--lr", "model.learning_rate", _RATE_OR_AUTO, "Learning rate of the head; auto: by a range test.", "X"),
+    Option(
+        "--epochs",
+        "trainer.max_epochs",
+        whole(1),
+        "Passes over the training data.",
+        "N",
+        "10; none with --max-steps",
+        "Training",
+    ),
+    Option(
+        "--batch-size",
+        f"{_DATA}.batch_size",
+        _SIZE_OR_AUTO,
+        "Images in a batch; auto: as many as fit.",
+        "N",
+        "32",
+        "Data",
+    ),
+    Option(
+        "--lr",
+        "model.learning_rate",
+        _RATE_OR_AUTO,
+        "Learning rate of the head; auto: by a range test.",
+        "X",
+        "0.01",
+        "Finetuning",
+    ),
     *_OPTIMIZATION,
-    Option("--output-dir", "trainer.output_dir", text, "The run folder; default runs/NNN.", "RUN"),
-    Option("--resume", "", None, "Continue the run in --output-dir, or start it."),
+    Option("--output-dir", "trainer.output_dir", text, "The run folder.", "RUN", "the next free runs/NNN", "Output"),
+    Option("--resume", "", None, "Continue the run in --output-dir, or start it.", group="Output"),
     *_IMAGES,
-    Option("--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N"),
+    Option(
+        "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N", "-1", "Training"
+    ),
     *_REST,
 )
 
 TUNE = (
     *_MODEL,
-    Option("--batch-size", f"{_DATA}.batch_size", _SIZE_OR_AUTO, "Use this; search for the learning rate only.", "N"),
-    Option("--lr", "model.learning_rate", _RATE_OR_AUTO, "Use this; search for the batch size only.", "X"),
+    Option(
+        "--batch-size",
+        f"{_DATA}.batch_size",
+        _SIZE_OR_AUTO,
+        "Use this; search for the learning rate only.",
+        "N",
+        "auto",
+        "Data",
+    ),
+    Option(
+        "--lr",
+        "model.learning_rate",
+        _RATE_OR_AUTO,
+        "Use this; search for the batch size only.",
+        "X",
+        "auto",
+        "Finetuning",
+    ),
     *_OPTIMIZATION,
     *_IMAGES,
     *_REST,
-    Option("--picture", "", text, "Write a picture of loss over learning rate.", "FILE"),
+    Option("--picture", "", text, "Write a picture of loss over learning rate.", "FILE", group="Output"),
     _JSON,
 )
 
 PLAN = (
     *(option for option in FINETUNE if option.flag != "--resume"),
-    Option("--no-measure", "", None, "Estimate neither memory nor time."),
+    Option("--no-measure", "", None, "Estimate neither memory nor time.", group="Output"),
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _OF_RESULTS, _ZOO_FILE, _QUIET, _JSON)
 
 PREDICT = (
-    Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
-    Option("--scores", "", one_of(["best", "all"]), "best (default), or all: also the score of every label.", "S"),
+    Option("--top-k", "", whole(1), "Labels of an image, best first.", "K", "1", "Output"),
     Option(
-        "--format", "", one_of(["table", "csv", "json", "jsonl"]), "table, csv, json, jsonl; default by --output.", "F"
+        "--scores", "", one_of(["best", "all"]), "best, or all: also the score of every label.", "S", "best", "Output"
     ),
-    Option("--output", "", text, "Write to a file, which appears when it is complete.", "FILE"),
-    Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
-    Option("--num-workers", "", whole(), "Processes that load images.", "N"),
-    Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
+    Option(
+        "--format",
+        "",
+        one_of(["table", "csv", "json", "jsonl"]),
+        "table, csv, json or jsonl.",
+        "F",
+        "by the name of the output, else table",
+        "Output",
+    ),
+    Option("--output", "", text, "A file, which appears when it is complete.", "FILE", "standard output", "Output"),
+    Option(
+        "--batch-size", "", whole(1), "Images in a batch.", "N", "16 for 32 images and more on a CPU, else 64", "Data"
+    ),
+    Option("--num-workers", "", whole(), "Processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
+    Option("--on-bad-image", "", _POLICY, "For unreadable images: error or skip.", "P", "error", "Data"),
     *_PLACE,
-    _PRECISION,
+    _OF_RESULTS,
     _ZOO_FILE,
 )
 
@@ -224,14 +388,40 @@ ZOO = (
         one_of(["backbone", "head", "task", "checkpoint", "recipe"]),
         "Only this: backbone, head, task, checkpoint or recipe.",
         "KIND",
+        "all",
+        "Selection",
     ),
-    Option("--source", "", text, "Only what comes from there: timm, torchvision, zoo, a package.", "NAME"),
-    Option("--licence", "", text, "Only weights of this licence: apache-2.0, mit, ...", "NAME"),
-    Option("--input-size", "", image_size, "Only backbones for images of so many pixels: 224, 224x192.", "N"),
-    Option("--min-params", "", magnitude, "Only backbones with at least so many parameters: 500k, 10M.", "N"),
-    Option("--max-params", "", magnitude, "Only backbones with at most so many parameters.", "N"),
-    Option("--pretrained", "", None, "Only backbones that have weights."),
-    Option("--cached", "", None, "Only backbones whose weights are on this machine."),
+    Option(
+        "--source",
+        "",
+        text,
+        "Only what comes from there: timm, torchvision, zoo, a package.",
+        "NAME",
+        "any",
+        "Selection",
+    ),
+    Option("--licence", "", text, "Only weights of this licence: apache-2.0, mit, ...", "NAME", "any", "Selection"),
+    Option(
+        "--input-size",
+        "",
+        image_size,
+        "Only backbones for images of so many pixels: 224, 224x192.",
+        "N",
+        "any",
+        "Selection",
+    ),
+    Option(
+        "--min-params",
+        "",
+        magnitude,
+        "Only backbones with at least so many parameters: 500k, 10M.",
+        "N",
+        "any",
+        "Selection",
+    ),
+    Option("--max-params", "", magnitude, "Only backbones with at most so many parameters.", "N", "any", "Selection"),
+    Option("--pretrained", "", None, "Only backbones that have weights.", group="Selection"),
+    Option("--cached", "", None, "Only backbones whose weights are on this machine.", group="Selection"),
     _ZOO_FILE,
     _JSON,
 )
@@ -239,20 +429,28 @@ ZOO = (
 CACHE = (_JSON,)
 
 BENCH = (
-    Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
-    Option("--seconds", "", positive, "How long to measure each option; default 2.", "X"),
-    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A"),
-    Option("--compile", "", None, "The forward pass by torch.compile too; compiling takes a while."),
+    Option("--batch-size", "", whole(1), "Images in a batch.", "N", "32", "Data"),
+    Option("--seconds", "", positive, "How long to measure each option.", "X", "2", "Hardware"),
+    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"),
+    Option("--compile", "", None, "The forward pass by torch.compile too; compiling takes a while.", group="Hardware"),
     _ZOO_FILE,
     _JSON,
 )
 
 PUSH = (
-    Option("--private", "", None, "A new repository is for its owner alone."),
-    Option("--revision", "", text, "A branch, made if there is none; default main.", "BRANCH"),
-    Option("--message", "", text, "Message of the commit.", "TEXT"),
-    Option("--licence", "", text, "Of the weights, for the model card: apache-2.0, mit, ...", "NAME"),
-    Option("--dry-run", "", None, "List what would be pushed; ask nobody."),
+    Option("--private", "", None, "A new repository is for its owner alone.", group="Hub"),
+    Option("--revision", "", text, "A branch, made if there is none.", "BRANCH", "main", "Hub"),
+    Option("--message", "", text, "Message of the commit.", "TEXT", "Upload NAME with flashtask VERSION", "Hub"),
+    Option(
+        "--licence",
+        "",
+        text,
+        "Of the weights, for the model card: apache-2.0, mit, ...",
+        "NAME",
+        "none is given",
+        "Hub",
+    ),
+    Option("--dry-run", "", None, "List what would be pushed; ask nobody.", group="Hub"),
     _ZOO_FILE,
 )
 

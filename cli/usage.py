@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flashtask.cli.options import TABLES
+from flashtask.cli.options import GROUPS, TABLES, GroupedOption
 from flashtask.core.errors import UsageError, nearest
 
 __all__ = ["Commands", "explain"]
@@ -50,8 +50,25 @@ OTHER_NAMES = {
 }
 
 
+class Command(click.Command):
+    """A command whose help shows its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group of options, in the order of `GROUPS`; `--help` is in the last."""
+        rows: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (row := param.get_help_record(ctx)) is not None:
+                rows[param.group if isinstance(param, GroupedOption) else GROUPS[-1]].append(row)
+        for group, own in rows.items():
+            if own:
+                with formatter.section(group):
+                    formatter.write_dl(own, col_max=24)
+
+
 class Commands(click.Group):
     """A group of commands whose unknown names are answered with the nearest."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

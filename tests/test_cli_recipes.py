@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from flashtask.cli import bench
+from flashtask.cli import run as command_line
 from flashtask.cli.commands import flashtask
-from flashtask.cli.options import EVALUATE, EVERYWHERE, FINETUNE, TABLES, Option
+from flashtask.cli.kinds import AUTO
+from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, TABLES, Option
 from flashtask.cli.recipe import Recipe, read_recipe
-from flashtask.cli.request import fill_in, requested_recipe
+from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
+from flashtask.core.lanes import _FEW, LANE_BATCH
+from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
-from flashtask.tasks import TASKS
+from flashtask.data.layout import DEFAULT_VAL_SPLIT
+from flashtask.tasks import TASKS, prediction
+from flashtask.tasks.building import building_without_weights
+from flashtask.tasks.image_classification import ImageClassifier
+from flashtask.tasks.task import Task
+from flashtask.trainer.optimizers import weight_decay_of
 from flashtask.trainer.trainer import Trainer
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
@@ -57,13 +70,96 @@ def test_null_in_a_recipe_that_was_not_checked_does_not_crash():
 def documented(option: Option) -> str:
     key = f"{option.key}: {str(option.value).lower()}" if option.key and option.kind is None else option.key
     flag = f"{option.flag} {option.metavar}".strip()
-    return f"| `{flag}` | {f'`{key}`' if key else ''} | {option.help} |"
+    return f"| `{flag}` | {f'`{key}`' if key else ''} | {option.help} | {option.default} |"
 
 
 def test_the_page_has_a_row_for_every_option_and_no_other():
     rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
     tables = [options for name, options in TABLES.items() if name != "test"]
     assert rows == [documented(option) for options in [*tables, EVERYWHERE] for option in options]
+
+
+def signature_defaults() -> dict[str, Any]:
+    """Recipe key -> the default of the argument that it goes to."""
+    takers = {
+        f"data.{CONSTRUCTOR}": [ImageClassificationData.from_folders],
+        "model": [Task.__init__, ImageClassifier.__init__],
+        "trainer": [Trainer.__init__],
+    }
+    return {
+        f"{section}.{name}": parameter.default
+        for section, functions in takers.items()
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+def test_the_defaults_in_the_help_are_those_of_the_code():
+    own = signature_defaults()
+    decay, augment = weight_decay_of(own["model.optimizer"], {}), own[f"data.{CONSTRUCTOR}.augment"]
+    words = {
+        "trainer.max_epochs": f"{ImageClassifier.default_max_epochs}; none with --max-steps",
+        "finetune.strategy": ImageClassifier.default_strategy,
+        "task": DEFAULT_TASK,
+        "trainer.precision": ImageClassifier.default_precision,
+        "trainer.seed": "0",
+        "trainer.devices": f"{own['trainer.devices']}: 1",
+        "trainer.output_dir": "the next free runs/NNN",
+        "model.weight_decay": f"the optimizer's own: {decay:g} for {own['model.optimizer']}",
+        "model.backbone_learning_rate": "a tenth of --lr; all of it with --no-pretrained",
+        f"data.{CONSTRUCTOR}.val_split": f"{DEFAULT_VAL_SPLIT:g} where DATA has no images to validate on",
+        f"data.{CONSTRUCTOR}.augment": f"{augment}: none while the backbone is frozen, then light",
+        f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
+        "zoo": "$FLASHTASK_ZOO",
+    }
+    of_results = {"trainer.precision": "32, or what the run was asked for"}  # test_one_number.py sees that it is
+    for option, its_words in [*((one, words) for one in FINETUNE), *((one, words | of_results) for one in EVALUATE)]:
+        if option.key and option.kind is not None and option.key != "model.from":
+            value = own.get(option.key)
+            written = f"{value:g}" if isinstance(value, float) else str(value)
+            assert option.default == its_words.get(option.key, written), option.flag
+
+
+def test_the_backbones_rate_is_a_tenth_where_it_is_pretrained_as_the_help_says():
+    with building_without_weights():
+        pretrained = ImageClassifier("timm/test_resnet", learning_rate=0.5)
+    assert pretrained.backbone_learning_rate == pytest.approx(0.05)
+    assert ImageClassifier("timm/test_resnet", learning_rate=0.5, pretrained=False).backbone_learning_rate == 0.5
+
+
+def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
+    shown = {command: {option.flag: option.default for option in options} for command, options in TABLES.items()}
+    lanes, few, plain = LANE_BATCH, _FEW, prediction._BATCH_SIZE
+    assert shown["predict"]["--batch-size"] == f"{lanes} for {few} images and more on a CPU, else {plain}"
+    assert shown["predict"]["--num-workers"] == f"0 on a CPU, else up to {loaders._MOST}"
+    assert shown["bench"]["--batch-size"] == str(bench._BATCH_SIZE)
+    assert shown["bench"]["--seconds"] == f"{bench._SECONDS:g}"
+    assert (shown["tune"]["--lr"], shown["tune"]["--batch-size"]) == (AUTO, AUTO)
+
+
+#: Options that do nothing where they are not given.
+WITHOUT_DEFAULT = {"--from", "--config", "--recipe", "--set", "--picture"}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_help_shows_every_default_under_headings_in_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert command_line([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    headings = [line.rstrip(":") for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [group for group in GROUPS if group in headings]
+    text = " ".join(shown.split())
+    for option in (*TABLES[name], *EVERYWHERE):
+        assert option.group in headings
+        assert " ".join(option.described.split()) in text
+        assert bool(option.default) == (option.kind is not None and option.flag not in WITHOUT_DEFAULT)
+
+
+def test_the_help_loads_no_torch():
+    code = "import sys; from flashtask.cli import run; run(['finetune', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_the_commands_have_the_options_of_the_table():
