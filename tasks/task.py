@@ -29,6 +29,7 @@ from flashtask.tasks import TASKS
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
+from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import as_items, predictions_of
 from flashtask.trainer.features import FrozenFeatures
@@ -83,6 +84,10 @@ class Task(Module):
     pretrained_from: dict[str, str] | None = None
     #: The head is not the one that came with these weights.
     _has_new_head = False
+    #: What `load` could not bring with it.
+    _lack: Lack | None = None
+    #: What a file said of the class that made these weights, where this is another one that only predicts with them.
+    _class_of_weights: dict[str, Any] | None = None
     #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
     _has_other_weights = False
 
@@ -201,6 +206,8 @@ class Task(Module):
         A `preprocessing` that the user set on the data wins, and becomes the task's; else the data is given the
         task's by its method `use_preprocessing`, if it has one.
         """
+        if self._lack is not None and self.trainer is not None:
+            self._lack.require_none(self.trainer.active_run.stage)
         self._agree_on_preprocessing(datamodule)
         if self.trainer is not None and self.trainer.active_run is self.trainer.fit_run:
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
@@ -353,11 +360,16 @@ class Task(Module):
     # ---- what files hold
 
     def describe(self) -> dict[str, Any]:
-        """The registry key, the preprocessing, and which names come from a zoo file of the user's."""
+        """The registry key, the preprocessing, which names come from a zoo file of the user's, and the class.
+
+        `own_class` stands there for a class that is not registered: its `name`, and `predicts_by`, the methods of
+        prediction that it changes.
+        """
+        preprocessing = self.preprocessing.to_dict()
         own: dict[str, Any] = {"own_zoo": self._own_names} if self._own_names else {}
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
-        return {"task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
+        return {**(self._class_of_weights or describe_class(type(self))), "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
         """The recipe's `task` and `model` sections, with `not_saved` for what it cannot hold.
