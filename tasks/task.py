@@ -32,6 +32,7 @@ from flashtask.tasks.batches import describe_prediction, images_and_targets, ima
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
+from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.trainer.features import FrozenFeatures
@@ -101,6 +102,10 @@ class Task(Module):
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
     _awaits_size = False
+    #: What `load` could not bring with it.
+    _lack: Lack | None = None
+    #: What a file said of the class that made these weights, where this is another one that only predicts with them.
+    _class_of_weights: dict[str, Any] | None = None
     #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
     _has_other_weights = False
 
@@ -231,6 +236,8 @@ class Task(Module):
         A `preprocessing` that the user set on the data wins, and becomes the task's; else the data is given the
         task's by its method `use_preprocessing`, if it has one.
         """
+        if self._lack is not None and self.trainer is not None:
+            self._lack.require_none(self.trainer.active_run.stage)
         self._agree_on_preprocessing(datamodule)
         self._awaits_size = False
         if self._begins_a_fit():
@@ -424,11 +431,17 @@ class Task(Module):
     # ---- what files hold
 
     def describe(self) -> dict[str, Any]:
-        """The registry key, the preprocessing, and which names come from a zoo file of the user's."""
+        """The registry key, the preprocessing, which names come from a zoo file of the user's, and the class.
+
+        `own_class` stands there for a class that is not registered: its `name`, and `predicts_by`, the methods of
+        prediction that it changes.
+        """
+        preprocessing = self.preprocessing.to_dict()
         own: dict[str, Any] = {"own_zoo": self._own_names} if self._own_names else {}
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
-        return {**super().describe(), "task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
+        described = self._class_of_weights or describe_class(type(self))
+        return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
         """The recipe's `task` and `model` sections, with `not_saved` for what it cannot hold.

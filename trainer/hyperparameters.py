@@ -17,6 +17,7 @@ from flashtask.core.errors import MissingInputError, UsageError
 __all__ = [
     "Hyperparameters",
     "HyperparametersMixin",
+    "MissingArgument",
     "as_collection",
     "find_not_saved",
     "hyperparameters_content",
@@ -38,6 +39,36 @@ class Hyperparameters(dict[str, Any]):
 
     def __delattr__(self, name: str) -> None:
         del self[name]
+
+
+class MissingArgument:
+    """Stands for an argument that no file could hold, until somebody uses it.
+
+    Args:
+        name: of the argument.
+        kind: the name of its type.
+        fix: how to load the module with it.
+    """
+
+    def __init__(self, name: str, kind: str, fix: str) -> None:
+        self.__dict__.update(name=name, kind=kind, fix=fix)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Say what is missing.
+
+        Raises:
+            UsageError: always.
+        """
+        raise self._error()
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # what Python asks of every object, such as how to copy it
+            raise AttributeError(attribute)
+        raise self._error()
+
+    def _error(self) -> UsageError:
+        held = vars(self)
+        return UsageError(f"{held['name']} ({held['kind']}) could not be stored with the module", fix=held["fix"])
 
 
 class HyperparametersMixin:
@@ -113,8 +144,9 @@ class HyperparametersMixin:
         return list(values)
 
     def _warn_of_not_saved(self, stacklevel: int) -> None:
+        missing = [name for name, value in dict(self.hparams).items() if isinstance(value, MissingArgument)]
         for where, kind in find_not_saved(plain_hyperparameters(self)):
-            if where not in self._said_not_saved:
+            if where not in self._said_not_saved and where not in missing:
                 object.__setattr__(self, "_said_not_saved", self._said_not_saved | {where})
                 warnings.warn(
                     f"the hyper-parameter {where} of {type(self).__name__} ({kind}) cannot be stored in a checkpoint: "
@@ -149,6 +181,8 @@ def hyperparameters_content(module: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, MissingArgument):
+        return {"not_saved": vars(value)["kind"]}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):

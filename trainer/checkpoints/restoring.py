@@ -240,9 +240,15 @@ def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error:
     return UsageError(what, why=str(error), fix="resume with the finetuning strategy and optimizer of the first run")
 
 
+def _class_in(described: Mapping[str, Any]) -> str | None:
+    """What a checkpoint says of the class of the module: its own name, or the registered one."""
+    own: Mapping[str, Any] = described.get("own_class") or {}
+    return own.get("name") or described.get("task")
+
+
 def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:
-    now = {**environment(run), "seed": run.seed, **settings_of(run)}
-    then = {**content["environment"], "seed": content["seed"], **content["settings"]}
+    now = {**environment(run), "seed": run.seed, **settings_of(run), "class": _class_in(run.module.describe())}
+    then = {**content["environment"], "seed": content["seed"], **content["settings"], "class": _class_in(content)}
     # What a checkpoint does not tell (the settings of a module without a recipe) is not compared.
     different = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
     if different:
