@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import io
+import multiprocessing
 import os
 import shutil
 import sys
@@ -15,7 +16,8 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +82,8 @@ class Input:
         if isinstance(self.source, str):
             return first.read(self.source) if cache is None else cache.read(first, self.source)
         if isinstance(self.source, _Address):
-            return first.read(self.source.file(), self.name)
+            with self.source.file() as path:
+                return first.read(path, self.name)
         if isinstance(self.source, np.ndarray):
             pixels = self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source
             return first.read(Image.fromarray(np.ascontiguousarray(pixels)), self.name)
@@ -93,17 +96,25 @@ class _Address:
     def __init__(self, url: str) -> None:
         self._url, self._lock, self._folder = url, threading.Lock(), ""
 
-    def file(self) -> str:
-        """The path of the file."""
+    @contextmanager
+    def file(self) -> Iterator[str]:
+        """The path of the file, for as long as the block lasts."""
         from flashtask.data.download import download_image
 
         with self._lock:
-            if not self._folder:
-                folder = tempfile.mkdtemp(prefix="flashtask-")
-                weakref.finalize(self, _remove, folder, os.getpid())
+            if self._folder:
+                yield os.path.join(self._folder, "image")
+                return
+            folder = tempfile.mkdtemp(prefix="flashtask-")
+            remove = weakref.finalize(self, _remove, folder, os.getpid())
+            try:
                 download_image(self._url, Path(folder, "image"))
-                self._folder = folder
-        return os.path.join(self._folder, "image")
+                if multiprocessing.parent_process() is None:
+                    self._folder = folder
+                yield os.path.join(folder, "image")
+            finally:
+                if not self._folder:  # it failed, or this is a process that loads, which ends without cleaning up
+                    remove()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Address, (self._url,)  # another process fetches for itself

@@ -294,6 +294,12 @@ def test_an_address_is_fetched_once_and_leaves_nothing_behind(model, server, tmp
     assert server.requests == ["/a.png?token=secret"]
     assert list(tmp_path.iterdir()) == []
     assert result.scores == model.predict(Path(server.folder) / "a.png").scores
+    assert [one.scores for one in model.predict([address] * 2, num_workers=1)] == [
+        pytest.approx(result.scores, abs=1e-5)
+    ] * 2
+    with pytest.raises(HubError):
+        model.predict([f"{server.address}/none.png"] * 2, num_workers=1)
+    assert list(tmp_path.iterdir()) == []
     photo(seed=5).save(Path(server.folder) / "a.png")
     assert model.predict(address).scores != result.scores  # a camera's picture changes
 
