@@ -164,13 +164,7 @@ class FitLoop(Loop):
 
     def on_run_start(self, *arguments: Any) -> None:
         """Start, and look at a few batches of validation."""
-        run = self.trainer.fit_run
-        self.tell("fit_start")
-        if run.sanity is not None:
-            self.tell("sanity_check_start")
-            self.go_through(self.trainer.loops.evaluate(run.sanity))
-            self.tell("sanity_check_end")
-        self.tell("train_start")
+        self.go_through(self.trainer.loops.begin_fit(self.trainer.fit_run))
 
     def advance(self, *arguments: Any) -> None:
         """One epoch."""
@@ -178,8 +172,7 @@ class FitLoop(Loop):
 
     def on_run_end(self) -> Any:
         """End."""
-        self.tell("train_end")
-        self.tell("fit_end")
+        self.go_through(self.trainer.loops.end_fit(self.trainer.fit_run))
 
 
 class _Reading(Loop):
@@ -215,8 +208,7 @@ class TrainingEpochLoop(_Reading):
     def on_run_start(self, *arguments: Any) -> None:
         """Settle what is frozen, and begin at the place where the run stands."""
         run = self.trainer.fit_run
-        run.start_epoch()
-        self.tell("train_epoch_start")
+        self.go_through(self.trainer.loops.begin_epoch(run))
         self._source = run.groups()
 
     def advance(self, *arguments: Any) -> None:
@@ -229,11 +221,7 @@ class TrainingEpochLoop(_Reading):
         run = self.trainer.fit_run
         if run.validation is not None and run.validates:
             self.val_loop.run(run.validation)
-        self.tell("training_outputs", run.outputs)
-        self.tell("train_epoch_end")
-        run.close_epoch()
-        self.tell("epoch_end")
-        run.end_epoch()
+        self.go_through(self.trainer.loops.end_epoch(run))
 
 
 class _Once(Loop):
@@ -292,11 +280,8 @@ class EvaluationLoop(Loop):
 
     def on_run_start(self, *arguments: Any) -> None:
         """Eval mode; the argument is the evaluation run."""
-        run = arguments[0]
         self._number = 0
-        run.begin()
-        self.tell(f"{run.word}_start")
-        self.tell(f"{run.word}_epoch_start")
+        self.go_through(self.trainer.loops.begin_pass(arguments[0]))
 
     def advance(self, *arguments: Any) -> None:
         """One loader."""
@@ -308,12 +293,7 @@ class EvaluationLoop(Loop):
 
     def on_run_end(self) -> Any:
         """Compute the values of the pass, and put modes back."""
-        run = self.trainer.active_run
-        self.tell(f"{run.word}_outputs", run.outputs_of_pass)
-        self.tell(f"{run.word}_epoch_end")
-        run.close()
-        self.tell(f"{run.word}_end")
-        run.end()
+        self.go_through(self.trainer.loops.end_pass(self.trainer.active_run))
 
 
 class PredictionLoop(EvaluationLoop):
@@ -333,14 +313,7 @@ class EvaluationEpochLoop(_Reading):
         run, number = arguments
         batch, batch_idx = next(self._source)
         # In a generator, where a StopIteration of the step is an error; here it would end the loop.
-        self.go_through(self._moments(run, number, batch, batch_idx))
-
-    def _moments(self, run: Any, number: int, batch: Any, batch_idx: int) -> Moments:
-        yield (f"{run.word}_batch_start", batch, batch_idx, number)
-        with run.precision.inference():
-            outputs = run.step(batch, batch_idx, number)
-        run.keep(outputs, number)
-        yield (f"{run.word}_batch_end", outputs, batch, batch_idx, number)
+        self.go_through(self.trainer.loops.measure(run, number, batch, batch_idx))
 
 
 class TreeLoop:

@@ -20,29 +20,48 @@ Moments = Generator[tuple[Any, ...], None, None]
 
 
 class Loops:
-    """The four functions of the engine. Replace one by subclassing: `trainer.loops = MyLoops()`."""
+    """The four functions of the engine, and the beginnings and ends that custom_loops.py shares with them.
+
+    Replace one by subclassing: `trainer.loops = MyLoops()`.
+    """
 
     def fit(self, run: FitRun) -> Moments:
         """Epochs until the run is done."""
+        yield from self.begin_fit(run)
+        while not run.done:
+            yield from self.train(run)
+        yield from self.end_fit(run)
+
+    def begin_fit(self, run: FitRun) -> Moments:
+        """Before the first epoch: a look at a few batches of validation."""
         yield ("fit_start",)
         if run.sanity is not None:
             yield ("sanity_check_start",)
             yield from self.evaluate(run.sanity)
             yield ("sanity_check_end",)
         yield ("train_start",)
-        while not run.done:
-            yield from self.train(run)
+
+    def end_fit(self, run: FitRun) -> Moments:
+        """After the last epoch."""
         yield ("train_end",)
         yield ("fit_end",)
 
     def train(self, run: FitRun) -> Moments:
         """One epoch: a step for each group of batches, then validation."""
-        run.start_epoch()
-        yield ("train_epoch_start",)
+        yield from self.begin_epoch(run)
         for group in run.groups():
             yield from self.step(run, group)
         if run.validation is not None and run.validates:
             yield from self.evaluate(run.validation)
+        yield from self.end_epoch(run)
+
+    def begin_epoch(self, run: FitRun) -> Moments:
+        """Before the first step of an epoch."""
+        run.start_epoch()
+        yield ("train_epoch_start",)
+
+    def end_epoch(self, run: FitRun) -> Moments:
+        """After the epoch's steps and its validation."""
         yield ("training_outputs", run.outputs)
         yield ("train_epoch_end",)
         run.close_epoch()
@@ -80,19 +99,30 @@ class Loops:
 
     def evaluate(self, run: EvaluationRun) -> Moments:
         """One pass over the data of validation, test or prediction, without gradients."""
-        word = run.word
-        run.begin()
-        yield (f"{word}_start",)
-        yield (f"{word}_epoch_start",)
+        yield from self.begin_pass(run)
         for number in range(len(run.loaders)):
             for batch, batch_idx in run.batches(number):
-                yield (f"{word}_batch_start", batch, batch_idx, number)
-                with run.precision.inference():
-                    outputs = run.step(batch, batch_idx, number)
-                run.keep(outputs, number)
-                yield (f"{word}_batch_end", outputs, batch, batch_idx, number)
-        yield (f"{word}_outputs", run.outputs_of_pass)
-        yield (f"{word}_epoch_end",)
+                yield from self.measure(run, number, batch, batch_idx)
+        yield from self.end_pass(run)
+
+    def begin_pass(self, run: EvaluationRun) -> Moments:
+        """Before the first batch of a pass: eval mode."""
+        run.begin()
+        yield (f"{run.word}_start",)
+        yield (f"{run.word}_epoch_start",)
+
+    def measure(self, run: EvaluationRun, number: int, batch: Any, batch_idx: int) -> Moments:
+        """One batch of the loader with this number."""
+        yield (f"{run.word}_batch_start", batch, batch_idx, number)
+        with run.precision.inference():
+            outputs = run.step(batch, batch_idx, number)
+        run.keep(outputs, number)
+        yield (f"{run.word}_batch_end", outputs, batch, batch_idx, number)
+
+    def end_pass(self, run: EvaluationRun) -> Moments:
+        """After the last batch of a pass: its values are computed, and modes put back."""
+        yield (f"{run.word}_outputs", run.outputs_of_pass)
+        yield (f"{run.word}_epoch_end",)
         run.close()
-        yield (f"{word}_end",)
+        yield (f"{run.word}_end",)
         run.end()
