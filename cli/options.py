@@ -6,7 +6,7 @@ The command line, the checks of a recipe's values and the table in docs/command-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +22,7 @@ from flashtask.cli.kinds import (
     share,
     steps,
     text,
+    value_range,
     whole,
 )
 
@@ -115,6 +116,9 @@ _POLICY = one_of(["error", "skip"])
 _BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N")
 _NUM_WORKERS = Option("--num-workers", f"{_DATA}.num_workers", whole(), "Processes that load data.", "N")
 _ON_BAD_IMAGE = Option("--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P")
+_VALUE_RANGE = Option(
+    "--value-range", f"{_DATA}.value_range", value_range, "Black and white of 16-bit images; default: as found.", "L,H"
+)
 _ACCELERATOR = Option("--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A")
 _DEVICES = Option("--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N")
 _DISTRIBUTED = Option("--distributed", "trainer.strategy", text, "ddp, ddp_spawn, ...: how devices are used.", "D")
@@ -156,6 +160,7 @@ _IMAGES = (
     Option("--augment", f"{_DATA}.augment", text, "auto, none, light, ...", "A"),
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
+    _VALUE_RANGE,
 )
 
 _REST = (
@@ -200,7 +205,7 @@ PLAN = (
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _VALUE_RANGE, *_PLACE, _PRECISION, _ZOO_FILE, _QUIET, _JSON)
 
 PREDICT = (
     Option("--top-k", "", whole(1), "How many labels an image gets, best first.", "K"),
@@ -209,6 +214,7 @@ PREDICT = (
     Option("--batch-size", "", whole(1), "Images in a batch; default 32.", "N"),
     Option("--num-workers", "", whole(), "Processes that load images.", "N"),
     Option("--on-bad-image", "", _POLICY, "For unreadable images: error (default) or skip.", "P"),
+    replace(_VALUE_RANGE, key="", help="Black and white of 16-bit images; default: as in training."),
     *_PLACE,
     _ZOO_FILE,
 )

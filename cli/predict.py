@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from flashtask.cli.rows import WRITERS
 from flashtask.cli.shares import Share
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.files import atomic_write
+from flashtask.core.preprocessing import as_value_range
 
 __all__ = ["predict"]
 
@@ -57,6 +59,8 @@ def _predict(
     share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, device_of(strategy, options))
+        if params["value_range"]:
+            task.preprocessing = replace(task.preprocessing, value_range=as_value_range(params["value_range"]))
         cache = DecodedCache()
         bad = _bad_images(share, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)
@@ -92,7 +96,8 @@ def _bad_images(share: Share, preprocessing: Any, on_bad_image: str, cache: Any)
     from flashtask.data.transforms import eval_transform
 
     first = eval_transform(preprocessing).first
-    found = find_bad_images(share.own, preprocessing.input_size[0], lambda path: cache.read(first, path))
+    channels, value_range = preprocessing.input_size[0], preprocessing.value_range
+    found = find_bad_images(share.own, channels, lambda path: cache.read(first, path), value_range=value_range)
     bad = share.collected(found)
     if bad and on_bad_image == "error":
         raise BadDataError(

@@ -4,8 +4,8 @@ What is decided here, for training and prediction alike:
 
 - EXIF orientation is applied.
 - Transparency (alpha channel, palette or colour key) is laid over white.
-- 16-bit grey is scaled by the range of its type (65535 becomes 255); floats must lie in 0..1; other ranges
-  are refused, because nobody declared what is white.
+- More than 8 bits a channel (16-bit and floating-point files, `.npy` arrays) become bytes by the value range of the
+  preprocessing; without one they are refused, because nobody declared what is white. Bytes stay as they are.
 - Of an animation or a multi-page file the first frame counts.
 - A file that cannot be decoded to its last byte is an error, never half an image.
 - A JPEG that is much larger than needed may be decoded at a half, a quarter or an eighth of its size: the
@@ -17,17 +17,34 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.core.preprocessing import ValueRange
 from flashtask.data.layout import is_image_name, nearest_existing
+from flashtask.data.value_range import Bounds, unknown_range
+from flashtask.data.wide_images import (
+    Array,
+    UnknownRangeError,
+    array_values,
+    bounds_of_values,
+    is_array_file,
+    is_wide,
+    picture_of_values,
+    read_array,
+    refuse_misread,
+    wide_values,
+)
 
-__all__ = ["MAX_PIXELS", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled", "prepare_decoders"]
+__all__ = ["MAX_PIXELS", "LeastSize", "bounds_of_file", "in_mode", "is_image_name", "load_image", "load_scaled"]
+__all__ += ["picture_of", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -51,18 +68,25 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Decode one file completely, every pixel of it.
 
     Args:
         path: the image file; its content decides the format, not its name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
+        value_range: of files with more than 8 bits, as in `Preprocessing`.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
         BadDataError, MissingInputError, UsageError: as `load_scaled`.
     """
-    return load_scaled(path, channels, max_pixels=max_pixels)[0]
+    return load_scaled(path, channels, value_range=value_range, max_pixels=max_pixels)[0]
 
 
 def load_scaled(
@@ -70,6 +94,7 @@ def load_scaled(
     channels: int = 3,
     least: LeastSize | None = None,
     *,
+    value_range: ValueRange | None = None,
     keep_grey: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -79,6 +104,7 @@ def load_scaled(
         path: the image file; its content decides the format, not its name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
         least: how large the picture must stay; None decodes every pixel.
+        value_range: of files with more than 8 bits, as in `Preprocessing`.
         keep_grey: leave a grey file in mode L although 3 channels are wanted, all of which would be equal.
         max_pixels: width times height above which the file is refused before it is decoded.
 
@@ -86,29 +112,94 @@ def load_scaled(
         The upright picture, and the (width, height) of the whole one.
 
     Raises:
-        BadDataError: empty, not an image, cut short, damaged, too large, of an undeclared range, or
+        BadDataError: empty, not an image, cut short, damaged, too large, of a value range that is not known, or
             unreadable.
         MissingInputError: there is no such file.
         UsageError: `channels` is not 1 or 3, or Pillow was told to accept truncated images.
     """
+    _require_channels(channels)
+    name = os.fspath(path)
+    with _opened(name) as file:
+        image, whole = _decode(file, max_pixels, least, value_range)
+        grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
+        return in_mode(image, "L" if grey else "RGB"), whole
+
+
+def bounds_of_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Bounds | None:
+    """The least and the greatest value of a file with more than 8 bits a channel; None for any other.
+
+    A file with more than 8 bits is decoded to its last byte; of others only the header is read.
+
+    Raises:
+        BadDataError, MissingInputError, UsageError: as `load_scaled`.
+    """
+    with _opened(os.fspath(path)) as file:
+        if is_array_file(file):
+            return bounds_of_values(read_array(file, max_pixels))
+        image = _pillow_image(file, max_pixels)
+        if not is_wide(image):
+            return None
+        return bounds_of_values(wide_values(_verified(image, file), file))
+
+
+def picture_of(item: Image.Image | Array, channels: int = 3, value_range: ValueRange | None = None) -> Image.Image:
+    """A picture in memory as a file of it would be read.
+
+    Args:
+        item: an image of any of Pillow's modes, or an array (H, W) or (H, W, C) with 1 or 3 channels: uint8 as it is,
+            other integers and floating point by the value range.
+        channels: 3 gives mode RGB, 1 gives mode L.
+        value_range: as in `Preprocessing`.
+
+    Raises:
+        BadDataError: of a value range that is not known, or an array that is no image.
+        UsageError: `channels` is not 1 or 3.
+    """
+    _require_channels(channels)
+    with _faults_of("the image in memory" if isinstance(item, Image.Image) else "the array", ""):
+        if isinstance(item, Image.Image):
+            as_it_is = value_range == "format" or not is_wide(item)
+            image = item if as_it_is else picture_of_values(wide_values(item, None), value_range)
+        else:
+            image = picture_of_values(array_values(item, MAX_PIXELS), value_range)
+        return in_mode(image, "RGB" if channels == 3 else "L")
+
+
+def _require_channels(channels: int) -> None:
     if channels not in (1, 3):
         raise UsageError(f"images are read with 1 or 3 channels, not {channels!r}")
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    """A file to decode. What goes wrong meanwhile is an error that names it."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set",
             why="Pillow would fill the missing part of damaged images with grey or black",
             fix="PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False",
         )
-    name = os.fspath(path)
     _require_regular_file(name)
+    with _faults_of(f"the image {name!r}", name), open(name, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _faults_of(what: str, name: str) -> Iterator[None]:
+    """Every fault of an image as an error that names it.
+
+    Args:
+        what: as messages call it.
+        name: of the file, empty for an image in memory.
+    """
     try:
-        image, whole = _decode(name, max_pixels, least)
-        grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
-        return in_mode(image, "L" if grey else "RGB"), whole
+        yield
     except (MemoryError, UsageError):
         raise
+    except UnknownRangeError as error:
+        raise unknown_range(what, error.bounds) from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in kind on damaged files
-        raise _bad(name, _reason(name, error)) from error
+        raise _bad(what, _reason(name, error), is_file=bool(name)) from error
 
 
 @functools.cache
@@ -126,36 +217,56 @@ def _require_regular_file(name: str) -> None:
         mode = os.stat(name).st_mode
     except OSError as error:
         if os.path.islink(name):
-            raise _bad(name, f"a link to {os.readlink(name)!r}, which does not exist") from error
+            raise _bad(f"the image {name!r}", f"a link to {os.readlink(name)!r}, which does not exist") from error
         if isinstance(error, FileNotFoundError):
             close = nearest_existing(Path(name))
             fix = f"did you mean {str(close)!r}?" if close else ""
             raise MissingInputError(f"no such image: {name!r}", fix=fix) from None
-        raise _bad(name, error.strerror or str(error)) from error
+        raise _bad(f"the image {name!r}", error.strerror or str(error)) from error
     if not stat.S_ISREG(mode):
-        raise _bad(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
+        raise _bad(f"the image {name!r}", "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _decode(name: str, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
-    with open(name, "rb") as file:
-        image = Image.open(file, formats=prepare_decoders())
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
-        if image.format == "PNG":
-            # Pillow skips the checksums of PNG's pixel chunks when it decodes them.
-            image.verify()
-            file.seek(0)
-            image = Image.open(file, formats=("PNG",))
+def _decode(
+    file: IO[bytes], max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    if is_array_file(file):
+        picture = picture_of_values(read_array(file, max_pixels), value_range)
+        return picture, picture.size
+    image = _verified(_pillow_image(file, max_pixels), file)
+    width, height = image.size
+    if value_range != "format" and is_wide(image):
+        picture = picture_of_values(wide_values(image, file), value_range)
+    else:
         if least is not None and isinstance(image, JpegImageFile):
             lies = _orientation(image) in _SIDEWAYS
             across, down = least((height, width) if lies else (width, height))
             image.draft(None, (down, across) if lies else (across, down))
         image.load()
-        orientation = _orientation(image)  # in a PNG it may stand behind the pixels
+        picture = image
+    orientation = _orientation(image)  # in a PNG it may stand behind the pixels
     whole = (height, width) if orientation in _SIDEWAYS else (width, height)
     turn = _TURNS.get(orientation)
-    return (image if turn is None else image.transpose(turn)), whole
+    return (picture if turn is None else picture.transpose(turn)), whole
+
+
+def _pillow_image(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """The image of a file, its header read and no pixel decoded."""
+    image = Image.open(file, formats=prepare_decoders())
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
+    refuse_misread(image)
+    return image
+
+
+def _verified(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """The image again, after the checksums of its pixels: Pillow skips those of PNG when it decodes them."""
+    if image.format != "PNG":
+        return image
+    image.verify()
+    file.seek(0)
+    return Image.open(file, formats=("PNG",))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -196,13 +307,13 @@ def _to_bytes(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
     return scaled
 
 
-def _bad(name: str, reason: str) -> BadDataError:
-    fix = 'replace or remove the file; on_bad_image="skip" trains without such files'
-    return BadDataError(f"cannot read the image {name!r}", why=reason, fix=fix)
+def _bad(what: str, reason: str, *, is_file: bool = True) -> BadDataError:
+    fix = 'replace or remove the file; on_bad_image="skip" trains without such files' if is_file else ""
+    return BadDataError(f"cannot read {what}", why=reason, fix=fix)
 
 
 def _reason(name: str, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
+    if name and isinstance(error, UnidentifiedImageError):
         with open(name, "rb") as file:
             start = file.read(512).lstrip().lower()
         if not start:

@@ -22,7 +22,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.folding import folded_copy
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoded_cache import DecodedCache
-from flashtask.data.images import in_mode, prepare_decoders
+from flashtask.data.images import prepare_decoders
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.threads import in_order, in_threads, num_cores
 from flashtask.data.transforms import eval_transform
@@ -105,7 +105,7 @@ class _Images(Dataset[torch.Tensor]):
         """Decode one image and write it, preprocessed, into `out` (C, H, W)."""
         item = self.items[index]
         if isinstance(item, Image.Image):
-            pixels = self.transform.first.fit(in_mode(item, "RGB" if self.transform.shape[0] == 3 else "L"))
+            pixels = self.transform.first.of(item)
         else:
             pixels = self.cache.read(self.transform.first, os.fspath(item))
         return self.transform.rest(pixels, out)

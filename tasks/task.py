@@ -22,7 +22,7 @@ from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import last_seed
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
@@ -118,7 +118,7 @@ class Task(Module):
         built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
-        self.preprocessing: Preprocessing = built.preprocessing
+        self.preprocessing: Preprocessing = built.preprocessing.resolved()
         self._layer_groups = built.layer_groups
         self._own_names = own_names(backbone, head)
         self._head = DrawnHead(head, head_options or {})
@@ -192,8 +192,11 @@ class Task(Module):
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the preprocessing, and before a fit draw an untouched head from the trainer's seed.
 
-        A `preprocessing` that the user set on the data wins, and becomes the task's; else the data is given the
-        task's by its method `use_preprocessing`, if it has one.
+        What the user set in the data's `preprocessing` wins, field by field, and becomes the task's. The data is given
+        the task's by its method `use_preprocessing`, if it has one.
+
+        Raises:
+            UsageError: the data's own is for another number of channels.
         """
         self._agree_on_preprocessing(datamodule)
         if self.trainer is not None and self.trainer.active_run is self.trainer.fit_run:
@@ -207,12 +210,19 @@ class Task(Module):
             for part in ("val", "test"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
 
+    def data_is_set_up(self, datamodule: Any) -> None:
+        """Take what the data has made of the preprocessing: with the value range of its training images."""
+        used = getattr(datamodule, "used_preprocessing", None)
+        if isinstance(used, Preprocessing):
+            self.preprocessing = used
+
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
         if isinstance(own, Preprocessing):
-            self.preprocessing = own
-        elif hasattr(datamodule, "use_preprocessing"):
+            self.preprocessing = own.filled_from(self.preprocessing)
+        if hasattr(datamodule, "use_preprocessing"):
             datamodule.use_preprocessing(self.preprocessing)
+        self.data_is_set_up(datamodule)
 
     # ---- steps
 
@@ -351,7 +361,7 @@ class Task(Module):
         own: dict[str, Any] = {"own_zoo": self._own_names} if self._own_names else {}
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
-        return {"task": self.name, "preprocessing": self.preprocessing.to_dict(), **own}
+        return {"task": self.name, "preprocessing": self.preprocessing.resolved().to_dict(), **own}
 
     def recipe(self) -> dict[str, Any] | None:
         """The recipe's `task` and `model` sections; None if an argument was an object and not a name."""
@@ -367,7 +377,7 @@ class Task(Module):
         self.provenance = provenance_in(checkpoint)
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         if "preprocessing" in checkpoint:
-            self.preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+            self.preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             if self.trainer is not None:
                 self._agree_on_preprocessing(self.trainer.active_run.data)
 
