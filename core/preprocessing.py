@@ -174,8 +174,7 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """The record that `to_dict` wrote, or one with some of its fields.
 
-        A complete record without `decode` means `whole`, and without `value_range` means `format`: it was written when
-        these were the only ways.
+        A complete record without `decode` means `whole`: it was written when that was the only way.
 
         Raises:
             UsageError: an unknown key, or values as in the constructor.
@@ -189,7 +188,7 @@ class Preprocessing:
                 fix=did_you_mean(unknown[0], known) or f"the keys are {', '.join(_DEFAULTS)}",
             )
         is_whole = all(values.get(name) is not None for name in TIMM_FIELDS)
-        some = {**({"decode": "whole", "value_range": "format"} if is_whole else {}), **values}
+        some = {**({"decode": "whole"} if is_whole else {}), **values}
         given = some.pop("given", None)
         if given is not None:
             some = {name: value for name, value in some.items() if name in given or name not in values}
@@ -199,13 +198,15 @@ class Preprocessing:
 
 
 def stored_preprocessing(values: Any) -> Preprocessing:
-    """The record that a file holds, which need not be one of ours.
+    """The record that a checkpoint or a saved model holds, which need not be one of ours.
+
+    Without `value_range` it means `format`: it was written when that was the only way.
 
     Raises:
         IntegrityError: it cannot be used.
     """
     try:
-        return Preprocessing.from_dict(values)
+        return Preprocessing.from_dict({"value_range": "format", **values})
     except (UsageError, TypeError, ValueError) as error:
         what = error.what if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
         raise IntegrityError("its preprocessing cannot be used", why=what) from error

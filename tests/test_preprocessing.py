@@ -16,6 +16,7 @@ from flashtask import ImageClassificationData, ImageClassifier, Preprocessing, T
 from flashtask.cli import run as flashtask
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import UsageError
+from flashtask.core.preprocessing import stored_preprocessing
 from flashtask.data import decoding
 from flashtask.data.decoding import Fitting
 from flashtask.data.transforms import eval_transform
@@ -91,7 +92,8 @@ def test_plain_values_give_the_same_record_back(record):
 def test_values_that_do_not_say_it_mean_what_they_meant():
     old = BACKBONE.to_dict()
     del old["value_range"]
-    assert Preprocessing.from_dict(old).value_range == "format"
+    assert stored_preprocessing(old).value_range == "format"
+    assert Preprocessing.from_dict(old).value_range is None
     del old["decode"]
     assert Preprocessing.from_dict(old).decode == "whole"
     by_hand = Preprocessing.from_dict({"input_size": 32})
