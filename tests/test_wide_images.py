@@ -17,7 +17,7 @@ from flashtask.core.errors import BadDataError
 from flashtask.data.images import bounds_of_file, load_image, picture_of
 
 TWELVE = (0, 4095)
-#: 12-bit data in 16 bits: what Pillow and a division by 257 leave is 16 grey levels.
+#: 12-bit data in 16 bits: what Pillow and a division by 257 leave is 17 grey levels.
 GREY = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 LEVELS = np.rint(GREY * (255 / 4095)).astype(np.uint8)
 COLOUR = np.stack([GREY, GREY[::-1], GREY.T], -1)
