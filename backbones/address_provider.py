@@ -26,7 +26,7 @@ from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.hub.address import HubAddress
 from flashtask.core.hub.snapshot import fetch
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import stored_preprocessing
 
 __all__ = ["build_from_checkpoint", "build_from_folder", "build_from_hub"]
 
@@ -126,7 +126,7 @@ def build_from_checkpoint(
             if key.startswith("backbone.")
         }
         _load(backbone, state, in_chans, str(path))
-    preprocessing = Preprocessing.from_dict(content["preprocessing"])
+    preprocessing = stored_preprocessing(content["preprocessing"])
     return replace(backbone, preprocessing=for_channels(preprocessing, in_chans))
 
 

@@ -22,11 +22,10 @@ from flashtask.core.errors import (
     did_you_mean,
 )
 from flashtask.core.foreign_config import read_foreign_config
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
 
 __all__ = [
     "CONFIG_FILE",
-    "TIMM_KEYS",
     "WEIGHT_FILES",
     "TimmFolder",
     "read_timm_folder",
@@ -38,8 +37,6 @@ CONFIG_FILE = "config.json"
 #: In the order in which they are looked for.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
-#: What timm's own configuration says of the preprocessing, under the same names; how files are decoded is ours.
-TIMM_KEYS = tuple(key for key in Preprocessing.__dataclass_fields__ if key != "decode")
 
 _MAX_CLASSES = 1_000_000
 
@@ -189,7 +186,7 @@ def _preprocessing(values: Mapping[str, Any], in_chans: int | None, img_size: An
     from flashtask.backbones.weights import for_channels
 
     defaults = Preprocessing(interpolation="bicubic")  # timm's own
-    given = {key: values[key] for key in TIMM_KEYS if values.get(key) is not None}
+    given = {key: values[key] for key in TIMM_FIELDS if values.get(key) is not None}
     try:
         channels, *size = _sizes(given.pop("input_size", list(defaults.input_size)), 3)
         if img_size is not None:
@@ -205,9 +202,8 @@ def _preprocessing(values: Mapping[str, Any], in_chans: int | None, img_size: An
         given["crop_pct"] = min(given.get("crop_pct", defaults.crop_pct), 1.0)  # as for timm's own models
         if len(given["mean"]) == len(given["std"]) != channels and in_chans == channels:
             # Files of timm before 1.0.20 keep the mean of the colours beside another number of channels.
-            known = Preprocessing(**{**_of(defaults), **given, "input_size": (len(given["mean"]), *size)})
-        else:
-            known = Preprocessing(**{**_of(defaults), **given, "input_size": (channels, *size)})
+            channels = len(given["mean"])
+        known = Preprocessing(**{"interpolation": "bicubic", **given, "input_size": (channels, *size)}).resolved()
         return for_channels(known, in_chans or channels)
     except UsageError as error:
         raise _Wrong(error.what, error.fix) from error
@@ -215,10 +211,6 @@ def _preprocessing(values: Mapping[str, Any], in_chans: int | None, img_size: An
         if isinstance(error, _Wrong):
             raise
         raise _Wrong(f"it does not describe images: {error}") from error
-
-
-def _of(preprocessing: Preprocessing) -> dict[str, Any]:
-    return {key: getattr(preprocessing, key) for key in Preprocessing.__dataclass_fields__}
 
 
 def _sizes(value: Any, length: int) -> list[int]:

@@ -16,10 +16,10 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from flashtask.backbones.matching import backbone_tensors, classifier_paths, find_prefix, missing_names, shown
-from flashtask.backbones.timm_folder import TIMM_KEYS, TimmFolder, read_weights
+from flashtask.backbones.timm_folder import TimmFolder, read_weights
 from flashtask.backbones.weights import Loading, quiet_logs, watched_loading
 from flashtask.core.errors import FlashtaskError, IntegrityError, UsageError
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
 
 __all__ = ["KnownWeights", "build_from_folder", "build_with_weights", "first_layers"]
 
@@ -156,7 +156,7 @@ def _config(name: str, known: KnownWeights) -> PretrainedCfg:
     if known.num_classes is not None:
         changes["num_classes"] = known.num_classes
     if known.preprocessing is not None:
-        changes |= {key: getattr(known.preprocessing, key) for key in TIMM_KEYS}
+        changes |= {key: getattr(known.preprocessing, key) for key in TIMM_FIELDS}
         changes |= {"test_input_size": None, "test_crop_pct": None}
     return dataclasses.replace(own, **changes)
 

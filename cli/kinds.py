@@ -9,7 +9,7 @@ from typing import Any
 from flashtask.core.errors import did_you_mean
 
 __all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
-__all__ += ["below_one", "not_negative", "text", "whole"]
+__all__ += ["below_one", "not_negative", "text", "value_range", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -139,6 +139,16 @@ def devices(value: str) -> str | int | list[int]:
     if len(numbers) == 1 and (numbers[0] > 0 or numbers[0] == -1):
         return numbers[0]
     raise ValueError(f"{value!r} is not auto, a number of devices, or their numbers such as 0,2")
+
+
+def value_range(value: str) -> str | list[float]:
+    """`format`, or the lowest and the highest value, such as `0,4095`."""
+    if value == "format":
+        return value
+    ends = [_number(part) for part in value.split(",")]
+    if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
+        raise ValueError(f"{value!r} is not the lowest and the highest value, such as 0,4095")
+    return ends
 
 
 def _number(value: str) -> float:

@@ -24,6 +24,7 @@ from flashtask.cli.kinds import (
     share,
     steps,
     text,
+    value_range,
     whole,
 )
 
@@ -137,6 +138,15 @@ _NUMBER_FORMAT = one_of(
 )
 _POLICY = one_of(["error", "skip"])
 
+_VALUE_RANGE = Option(
+    "--value-range",
+    f"{_DATA}.value_range",
+    value_range,
+    "Black and white of 16-bit images.",
+    "L,H",
+    "as found in training",
+    "Data",
+)
 _BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N", "32", "Data")
 _NUM_WORKERS = Option(
     "--num-workers",
@@ -268,6 +278,7 @@ _IMAGES = (
     ),
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
+    _VALUE_RANGE,
 )
 
 _REST = (
@@ -354,7 +365,7 @@ PLAN = (
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, *_PLACE, _OF_RESULTS, _ZOO_FILE, _QUIET, _JSON)
+EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _VALUE_RANGE, *_PLACE, _OF_RESULTS, _ZOO_FILE, _QUIET, _JSON)
 
 PREDICT = (
     Option("--top-k", "", whole(1), "Labels of an image, best first.", "K", "1", "Output"),
@@ -376,6 +387,7 @@ PREDICT = (
     ),
     Option("--num-workers", "", whole(), "Processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
     Option("--on-bad-image", "", _POLICY, "For unreadable images: error or skip.", "P", "error", "Data"),
+    replace(_VALUE_RANGE, key=""),
     *_PLACE,
     _OF_RESULTS,
     _ZOO_FILE,

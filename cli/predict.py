@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,6 +21,7 @@ from flashtask.cli.shares import Share
 from flashtask.core.errors import BadDataError, HubError, IntegrityError, UsageError
 from flashtask.core.files import atomic_write
 from flashtask.core.names import quoted_name
+from flashtask.core.preprocessing import as_value_range
 
 if TYPE_CHECKING:
     from flashtask.data.inputs import Input
@@ -76,6 +78,8 @@ def _predict(
         task = _load(checkpoint, device_of(strategy, options))
         if "precision" in options:
             task.default_precision = options["precision"]
+        if params["value_range"]:
+            task.preprocessing = replace(task.preprocessing, value_range=as_value_range(params["value_range"]))
         cache = DecodedCache()
         bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)
@@ -123,7 +127,7 @@ def _bad_images(
                 raise
             raise BadDataError(error.what, why=f"{error.what}: {error.why}" if error.why else error.what) from error
 
-    found = find_bad_images(share.own, preprocessing.input_size[0], read)
+    found = find_bad_images(share.own, preprocessing.input_size[0], read, value_range=preprocessing.value_range)
     bad = share.collected(found)
     if bad and on_bad_image == "error":
         raise BadDataError(

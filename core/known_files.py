@@ -1,6 +1,6 @@
 """What was found out about files, remembered by path, size and time of change, so that a second look reads no file.
 
-Two things are remembered: the hash of a file's content, and that a check, which has a name, found nothing wrong.
+Two things are remembered: the hash of a file's content, and what a check, which has a name, found out about it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from flashtask.core.cache import cache_folder
 from flashtask.core.files import sha256_file
 
-__all__ = ["content_hashes", "known_sound", "remember_sound", "stamps_of"]
+__all__ = ["content_hashes", "known_notes", "remember_notes", "stamps_of"]
 
 # A file that changed a moment ago may change again within the same tick of its file system's clock.
 _SETTLED = 2.0
@@ -26,7 +26,7 @@ _MOST = 2_000_000
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)",
-    "CREATE TABLE IF NOT EXISTS sound (path TEXT, stamp TEXT, name TEXT, PRIMARY KEY (path, name))",
+    "CREATE TABLE IF NOT EXISTS notes (path TEXT, stamp TEXT, name TEXT, note TEXT, PRIMARY KEY (path, name))",
 )
 
 
@@ -60,28 +60,31 @@ def content_hashes(paths: Sequence[str]) -> list[str]:
     return [found[path] for path in paths]
 
 
-def known_sound(stamps: Mapping[str, str], check: str) -> set[str]:
-    """The files that `remember_sound` was told of with the same stamp and the same check.
+def known_notes(stamps: Mapping[str, str], check: str) -> dict[str, str]:
+    """What `remember_notes` was given for the files that have the same stamp, by the same check.
 
     Args:
         stamps: of `stamps_of`.
         check: what was looked at, and by which versions.
     """
-    query = "SELECT path, stamp FROM sound WHERE path IN ({}) AND name = ?"
+    query = "SELECT path, stamp, note FROM notes WHERE path IN ({}) AND name = ?"
     with _database() as database:
-        return {path for path, stamp in _rows(database, query, list(stamps), check) if stamps[path] == stamp}
+        rows = _rows(database, query, list(stamps), check)
+        return {path: note for path, stamp, note in rows if stamps[path] == stamp}
 
 
-def remember_sound(stamps: Mapping[str, str], check: str) -> None:
-    """Remember that a check found nothing wrong with files.
+def remember_notes(stamps: Mapping[str, str], check: str, notes: Mapping[str, str]) -> None:
+    """Remember what a check found out about files.
 
     Args:
-        stamps: of the files as they were before the check read them.
-        check: as in `known_sound`.
+        stamps: of the files as they were before the check read them; a file without one is not remembered.
+        check: as in `known_notes`.
+        notes: by path.
     """
-    if stamps:
+    rows = [(path, stamps[path], check, note) for path, note in notes.items() if path in stamps]
+    if rows:
         with _database() as database:
-            _write(database, "sound", [(path, stamp, check) for path, stamp in stamps.items()])
+            _write(database, "notes", rows)
 
 
 def _file() -> Path:
@@ -120,6 +123,7 @@ def _rows(
 
 def _write(database: sqlite3.Connection | None, table: str, rows: Sequence[tuple[str, ...]]) -> None:
     if database is not None and rows:
+        places = ", ".join("?" * len(rows[0]))
         with suppress(sqlite3.Error, UnicodeError), database:
-            database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", rows)
+            database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)
             database.execute(f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?", (_MOST,))

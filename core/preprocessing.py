@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.checks import is_number
+from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.keywords import named_arguments
 
-__all__ = ["Preprocessing"]
+__all__ = ["TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "stored_preprocessing"]
+
+#: (low, high) of the values that become 0..255; or `format`, what the file format itself has.
+ValueRange = tuple[float, float] | str
+
+#: The fields that timm's own records have too, under the same names.
+TIMM_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
 
 _DECODINGS = ("scaled", "whole")
+_CROP_MODES = ("center", "squash", "border")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+# Of ImageNet, for three channels.
+_DEFAULTS: dict[str, Any] = {
+    "input_size": (224, 224),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.875,
+    "interpolation": "bilinear",
+    "crop_mode": "center",
+    "decode": "scaled",
+    "value_range": None,
+}
+# Pixels of an input, and of the resized image that it is cropped from, at the most.
+_MOST_PIXELS, _MOST_RESIZED = 2048 * 2048, 4096 * 4096
+# So that no byte becomes a number that float32 cannot hold.
+_LEAST_STD, _MOST = 1e-6, 1e6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Preprocessing:
-    """Size, crop and normalisation of images for evaluation, as the backbone's weights were trained.
+    """Size, crop, normalisation and value range of images for evaluation, as the backbone's weights were trained.
+
+    A field that is left out is the backbone's own once a model meets the data (see `filled_from`). Until then, and
+    for a module that has no preprocessing, it is ImageNet's. `dataclasses.replace` gives every field of the new record.
 
     Args:
-        input_size: (channels, height, width) in pixels.
+        input_size: (channels, height, width) in pixels; or (height, width), or one number for a square, with the
+            backbone's channels. At most 2048 x 2048 pixels.
         mean: per channel, in units of 0..1.
         std: per channel, in units of 0..1, above 0.
         crop_pct: share of the resized image that the centre crop keeps, in (0, 1].
@@ -28,48 +57,214 @@ class Preprocessing:
             `border` (longer side, then pad), with timm's meanings.
         decode: `scaled` lets a JPEG file that is much too large be decoded at a half, a quarter or an eighth of its
             size, at least twice as large as what the resize makes of it; `whole` decodes every pixel.
+        value_range: (low, high): the values of images with more than 8 bits a channel that become 0 and 255; what is
+            outside is clipped. None: not known, so that such images are refused until a range is found over
+            training images. `format`: 0..65535 for 16 bits and 0..1 for floating point, which is what a checkpoint
+            means that was written before there were ranges.
+
+    Raises:
+        UsageError: a value that is out of bounds, or values that contradict each other.
     """
 
-    input_size: tuple[int, int, int] = (3, 224, 224)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    crop_pct: float = 0.875
-    interpolation: str = "bilinear"
-    crop_mode: str = "center"
-    decode: str = "scaled"
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+    crop_mode: str
+    decode: str
+    value_range: ValueRange | None
+    #: The names of the fields that were given; `channels` is the first number of `input_size`.
+    given: frozenset[str] = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "input_size", tuple(int(n) for n in self.input_size))
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
-        channels = self.input_size[0]
-        if len(self.input_size) != 3 or min(self.input_size) < 1 or max(self.input_size) > 16384:
-            raise UsageError(f"input_size must be (channels, height, width) of 1 to 16384, not {self.input_size}")
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise UsageError(f"mean and std need {channels} values (std above 0), not mean={self.mean} std={self.std}")
-        if not 0 < self.crop_pct <= 1:
-            raise UsageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
-        if self.interpolation not in _INTERPOLATIONS:
+    def __init__(
+        self,
+        input_size: int | Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        crop_mode: str | None = None,
+        decode: str | None = None,
+        value_range: Sequence[float] | str | None = None,
+    ) -> None:
+        size = None if input_size is None else _as_size(input_size)
+        share = None if crop_pct is None else next(iter(_floats([crop_pct])), crop_pct)
+        said: dict[str, Any] = {"input_size": size, "crop_pct": share, "interpolation": interpolation}
+        said |= {"crop_mode": crop_mode, "decode": decode, "value_range": as_value_range(value_range)}
+        said |= {name: None if v is None else _numbers(name, v) for name, v in (("mean", mean), ("std", std))}
+        said = {name: value for name, value in said.items() if value is not None}
+        channels = _channels(size, said.get("mean") or said.get("std"))
+        values = _DEFAULTS | said
+        values["input_size"] = (channels or 3, *values["input_size"][-2:])
+        for name in ("mean", "std"):
+            if name not in said and channels not in (None, 3):
+                values[name] = (sum(values[name]) / 3,) * channels
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        names = {*said, "channels"} if channels else {*said}
+        # Who says all that timm's records say leaves nothing to the backbone.
+        object.__setattr__(self, "given", frozenset(names | {"decode"} if names.issuperset(TIMM_FIELDS) else names))
+        self._check()
+
+    def _check(self) -> None:
+        channels, height, width = self.input_size
+        if min(self.input_size) < 1 or channels > 1024 or height * width > _MOST_PIXELS:
             raise UsageError(
-                f"no interpolation named {self.interpolation!r}",
-                fix=did_you_mean(str(self.interpolation), _INTERPOLATIONS) or f"one of {', '.join(_INTERPOLATIONS)}",
+                f"input_size must be (channels, height, width) with at most {_MOST_PIXELS:,} pixels, "
+                f"not {self.input_size}",
+                fix="input_size=(3, 224, 224)",
             )
-        if self.crop_mode not in ("center", "squash", "border"):
-            raise UsageError(f"crop_mode must be center, squash or border, not {self.crop_mode!r}")
-        if self.decode not in _DECODINGS:
-            raise UsageError(f"decode must be scaled or whole, not {self.decode!r}", fix='decode="scaled"')
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise UsageError(
+                f"mean and std need {channels} values, one for each channel, not mean={self.mean} std={self.std}"
+            )
+        if max(map(abs, (*self.mean, *self.std))) > _MOST or min(self.std) < _LEAST_STD:
+            raise UsageError(
+                f"mean and std must be numbers in units of 0..1 (std above 0), not mean={self.mean} std={self.std}"
+            )
+        if not is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
+        if height * width > _MOST_RESIZED * self.crop_pct**2:
+            raise UsageError(
+                f"crop_pct={self.crop_pct:g} asks for a resize to more than {_MOST_RESIZED:,} pixels "
+                f"before the crop to {height} x {width}",
+                fix="crop_pct=0.875",
+            )
+        for name, known in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES), ("decode", _DECODINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(
+                    f"{name} must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}",
+                    fix=did_you_mean(str(value), known) or f'{name}="{_DEFAULTS[name]}"',
+                )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left for a backbone to say, the value range apart."""
+        return self.given.issuperset(TIMM_FIELDS) and "channels" in self.given
+
+    def filled_from(self, other: Preprocessing) -> Preprocessing:
+        """The complete record: the fields that were given here, and the others of `other`, the backbone's.
+
+        Raises:
+            UsageError: this one is for another number of channels.
+        """
+        channels = other.input_size[0]
+        if "channels" in self.given and self.input_size[0] != channels:
+            raise UsageError(
+                f"the preprocessing of the data is for {self.input_size[0]} channel(s), and the model takes {channels}",
+                fix=f"the model with in_chans={self.input_size[0]}, or Preprocessing(input_size={self.input_size[1:]})",
+            )
+        values = {name: getattr(self if name in self.given else other, name) for name in _DEFAULTS}
+        return Preprocessing(**{**values, "input_size": (channels, *values["input_size"][1:])})
+
+    def resolved(self) -> Preprocessing:
+        """The same values, each of them given."""
+        return self if self.is_complete else self.filled_from(Preprocessing(**self._values()))
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _DEFAULTS}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain lists and numbers, ready for JSON; `given` lists the given fields where some are the backbone's."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in self._values().items()}
+        return values if self.is_complete else {**values, "given": sorted(self.given)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The record that `to_dict` wrote; unknown keys are an error. One that does not say `decode` means `whole`."""
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise UsageError(f"preprocessing has unknown keys: {', '.join(sorted(unknown))}")
-        return cls(**{"decode": "whole", **values})
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The record that `to_dict` wrote, or one with some of its fields.
+
+        A complete record without `decode` means `whole`: it was written when that was the only way.
+
+        Raises:
+            UsageError: an unknown key, or values as in the constructor.
+        """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"preprocessing must hold keys, not {values!r}", fix="preprocessing: {input_size: 224}")
+        known = [*_DEFAULTS, "given"]
+        if unknown := sorted(map(str, set(values) - set(known))):
+            raise UsageError(
+                f"preprocessing has unknown keys: {', '.join(unknown)}",
+                fix=did_you_mean(unknown[0], known) or f"the keys are {', '.join(_DEFAULTS)}",
+            )
+        is_whole = all(values.get(name) is not None for name in TIMM_FIELDS)
+        some = {**({"decode": "whole"} if is_whole else {}), **values}
+        given = some.pop("given", None)
+        if given is not None:
+            some = {name: value for name, value in some.items() if name in given or name not in values}
+            if "input_size" in some and "channels" not in given:
+                some["input_size"] = some["input_size"][1:]
+        return cls(**some)
 
 
 Preprocessing.__init__ = named_arguments(Preprocessing.__init__)  # type: ignore[method-assign]
+
+
+def stored_preprocessing(values: Any) -> Preprocessing:
+    """The record that a checkpoint or a saved model holds, which need not be one of ours.
+
+    Without `value_range` it means `format`: it was written when that was the only way.
+
+    Raises:
+        IntegrityError: it cannot be used.
+    """
+    try:
+        return Preprocessing.from_dict({"value_range": "format", **values})
+    except (UsageError, TypeError, ValueError) as error:
+        what = error.what if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        raise IntegrityError("its preprocessing cannot be used", why=what) from error
+
+
+def as_value_range(value: Any) -> ValueRange | None:
+    """A value range in its one form: two floats, `format`, or None.
+
+    Raises:
+        UsageError: something else, or a low end that is not below the high end.
+    """
+    if value is None or (isinstance(value, str) and value == "format"):
+        return value
+    ends = _floats(value)
+    if len(ends) != 2 or max(map(abs, ends)) > 1e30 or not ends[1] - ends[0] > 1e-30:
+        raise UsageError(
+            f"value_range must be (low, high), the pixel values that are black and white, not {value!r}",
+            fix="value_range=(0, 4095)",
+        )
+    return ends[0], ends[1]
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    """Several finite numbers; empty if they are none."""
+    try:
+        numbers = () if isinstance(value, str) else tuple(float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+def _as_size(value: Any) -> tuple[int, ...]:
+    try:
+        sides = value if isinstance(value, Iterable) else (value, value)
+        size = () if isinstance(value, str) else tuple(int(side) for side in sides)
+    except (TypeError, ValueError, OverflowError):
+        size = ()
+    if len(size) not in (2, 3):
+        raise UsageError(
+            f"input_size must be (channels, height, width), (height, width) or one number, not {value!r}",
+            fix="input_size=(3, 224, 224)",
+        )
+    return size
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    numbers = _floats(value)
+    if not numbers:
+        raise UsageError(f"{name} must be one number for each channel, not {value!r}", fix=f"{name}={_DEFAULTS[name]}")
+    return numbers
+
+
+def _channels(size: tuple[int, ...] | None, by_channel: tuple[float, ...] | None) -> int | None:
+    """How many channels a record is for, None if it does not say."""
+    if size is not None and len(size) == 3:
+        return size[0]
+    return len(by_channel) if by_channel else None

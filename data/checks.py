@@ -1,7 +1,8 @@
 """What is looked at before training: every image decoded once, and files that are in two parts of the data.
 
-A file that was decoded without fault is remembered by path, size and time of change, and not read again. A JPEG has no
-checksum: one whose bits have changed may decode to other pixels without an error. That is not found here.
+A file that was decoded without fault is remembered by path, size and time of change, and not read again; so are the
+least and the greatest value of one with more than 8 bits a channel. A JPEG has no checksum: one whose bits have changed
+may decode to other pixels without an error. That is not found here.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import PIL
 
 from flashtask._version import __version__
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, did_you_mean
-from flashtask.core.known_files import content_hashes, known_sound, remember_sound, stamps_of
+from flashtask.core.known_files import content_hashes, known_notes, remember_notes, stamps_of
 from flashtask.core.names import quoted_name
-from flashtask.data.images import load_image, prepare_decoders
+from flashtask.core.preprocessing import ValueRange
+from flashtask.data.images import bounds_of_file, load_image, prepare_decoders
+from flashtask.data.value_range import Bounds, why_unknown
 
 __all__ = [
     "BAD_IMAGE_POLICIES",
     "BadImage",
-    "check_images",
+    "Looked",
     "check_policy",
     "describe",
     "find_bad_images",
     "find_leaks",
+    "look_at_images",
+    "refuse_bad",
 ]
 
 #: What `on_bad_image` may be: refuse the data, or leave bad images out and say so.
@@ -57,67 +63,118 @@ def check_policy(on_bad_image: object) -> None:
         )
 
 
-def find_bad_images(
-    paths: Sequence[str], channels: int = 3, read: Callable[[str], object] | None = None
-) -> list[BadImage]:
-    """Decode every file completely, in threads, and return all that fail, in the order of `paths`.
+class Looked(NamedTuple):
+    """What `look_at_images` found.
+
+    Args:
+        bad: the files that cannot be used, in the order of the paths.
+        bounds: by path, the least and the greatest value of each file with more than 8 bits a channel.
+    """
+
+    bad: list[BadImage]
+    bounds: dict[str, Bounds]
+
+
+def look_at_images(
+    paths: Sequence[str],
+    channels: int = 3,
+    read: Callable[[str], object] | None = None,
+    value_range: ValueRange | None = None,
+) -> Looked:
+    """Decode every file completely, in threads: which are bad, and which values those of more than 8 bits have.
 
     Files that were found good before, and have not changed since, are not read; bad ones are read each time.
 
     Args:
         paths: image files.
         channels: as the images will be read.
-        read: what decodes a file, if it is to be kept; by default `load_image` with these channels.
+        read: what decodes a file of 8 bits, if it is to be kept; by default `load_image` with these channels.
+        value_range: with `format`, files of more than 8 bits are read like others, and no bounds are looked for.
     """
-    read = read or (lambda path: load_image(path, channels))
-    check = f"decodes to {channels} channels: pillow {PIL.__version__}, flashtask {__version__}"
+    read = read or (lambda path: load_image(path, channels, value_range=value_range))
+    measures = value_range != "format"
+    how = "with bounds" if measures else "by the range of the format"
+    check = f"decodes to {channels} channels, {how}: pillow {PIL.__version__}, flashtask {__version__}"
     stamps = stamps_of(paths)
-    known = known_sound(stamps, check)
-    unknown = [path for path in paths if path not in known]
-    if not unknown:
-        return []
-    prepare_decoders()
+    notes = known_notes(stamps, check)
+    unknown = [path for path in dict.fromkeys(paths) if path not in notes]
     bad: list[BadImage] = []
+    if unknown:
+        prepare_decoders()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         # In chunks, so that Ctrl-C does not wait for a million queued files, and what was found is not lost.
         for start in range(0, len(unknown), _CHUNK):
-            reasons = list(pool.map(lambda path: _fault(path, read), chunk := unknown[start : start + _CHUNK]))
-            bad += [BadImage(p, r) for p, r in zip(chunk, reasons, strict=True) if r is not None]
-            good = [p for p, r in zip(chunk, reasons, strict=True) if r is None and p in stamps]
-            remember_sound({path: stamps[path] for path in good}, check)
-    return bad
+            chunk = unknown[start : start + _CHUNK]
+            found = dict(zip(chunk, pool.map(lambda path: _look(path, read, measures), chunk), strict=True))
+            bad += [one for one in found.values() if isinstance(one, BadImage)]
+            good = {path: note for path, note in found.items() if isinstance(note, str)}
+            remember_notes(stamps, check, good)
+            notes |= good
+    return Looked(bad, {path: _as_bounds(notes[path]) for path in paths if notes.get(path)})
 
 
-def check_images(
-    paths: Sequence[str], on_bad_image: str = "error", channels: int = 3, read: Callable[[str], object] | None = None
+def _look(path: str, read: Callable[[str], object], measures: bool) -> str | BadImage:
+    """The note on a good file: its bounds, or nothing for one of 8 bits."""
+    if measures:
+        with suppress(BadDataError, MissingInputError):  # reading it says why
+            bounds = bounds_of_file(path)
+            if bounds is not None:
+                return f"{bounds[0]!r} {bounds[1]!r}"
+    try:
+        read(path)
+    except BadDataError as error:
+        return BadImage(path, error.why)
+    except MissingInputError:
+        return BadImage(path, "the file does not exist")
+    return ""
+
+
+def _as_bounds(note: str) -> Bounds:
+    low, high = note.split()
+    return float(low), float(high)
+
+
+def find_bad_images(
+    paths: Sequence[str],
+    channels: int = 3,
+    read: Callable[[str], object] | None = None,
+    *,
+    value_range: ValueRange | None = None,
 ) -> list[BadImage]:
-    """Decode every file, and refuse or report all bad ones at once.
+    """Decode every file completely, in threads, and return all that cannot be used, in the order of `paths`.
 
     Args:
         paths: image files.
-        on_bad_image: `error` raises if any is bad; `skip` returns them.
         channels: as the images will be read.
-        read: as in `find_bad_images`.
+        read: as in `look_at_images`.
+        value_range: of files with more than 8 bits, as in `Preprocessing`; without one they cannot be used.
+    """
+    looked = look_at_images(paths, channels, read, value_range)
+    if value_range is not None:
+        return looked.bad
+    wide = [BadImage(path, why_unknown(bounds)) for path, bounds in looked.bounds.items()]
+    order = {path: place for place, path in enumerate(paths)}
+    return sorted(looked.bad + wide, key=lambda image: order[image.path])
 
-    Returns:
-        The bad files, for the caller to leave out and to report.
+
+def refuse_bad(bad: list[BadImage], count: int) -> None:
+    """Refuse images among which some are bad.
+
+    Args:
+        bad: those, which may be none.
+        count: of all images.
 
     Raises:
-        BadDataError: with `error`, naming the first 20 with their reasons and the number of all. Its
-            `bad_images` holds every one.
-        UsageError: an unknown policy.
+        BadDataError: naming the first 20 with their reasons and the number of all. Its `bad_images` holds every one.
     """
-    check_policy(on_bad_image)
-    bad = find_bad_images(paths, channels, read)
-    if bad and on_bad_image == "error":
+    if bad:
         error = BadDataError(
-            f"{len(bad)} of {len(paths)} images cannot be read",
+            f"{len(bad)} of {count} images cannot be read",
             why="\n    ".join(["nothing was trained; the files are:", *describe(bad)]),
             fix='replace or remove them, or leave them out with on_bad_image="skip"',
         )
         error.bad_images = bad  # type: ignore[attr-defined]
         raise error
-    return bad
 
 
 def describe(bad: Sequence[BadImage]) -> list[str]:
@@ -130,23 +187,13 @@ def find_leaks(train: Iterable[str], other: Iterable[str]) -> list[tuple[str, st
     """Find files whose content (sha256) is in both: pairs (in `other`, in `train`), in the order of `other`.
 
     Only files of a size that occurs on both sides are read, and those once until they change. Files that cannot be
-    read are left to `check_images`.
+    read are left to `look_at_images`.
     """
     ours, theirs = _by_size(train), _by_size(other)
     common = ours.keys() & theirs.keys()
     known, suspects = _by_path(ours, common), _by_path(theirs, common)
     first = {content: path for path, content in reversed(known.items())}
     return [(path, first[suspects[path]]) for path in other if suspects.get(path) in first]
-
-
-def _fault(path: str, read: Callable[[str], object]) -> str | None:
-    try:
-        read(path)
-    except BadDataError as error:
-        return error.why
-    except MissingInputError:
-        return "the file does not exist"
-    return None
 
 
 def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import Preprocessing, ValueRange
 from flashtask.data.images import Encoded, load_scaled
 
 __all__ = ["Decoding", "FirstSteps", "Fitting", "Pixels"]
@@ -25,6 +25,11 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 #: How much larger than the resized picture a decoded one must stay, along each side.
 _SPARE = 2
 
+#: Pixels of a resized picture above which only the crop of it is computed; the two ways differ by rounding.
+_MOST_RESIZED = 2**24
+#: Half the width of the widest filter (lanczos), in pixels of the larger of source and result.
+_REACH = 3
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -33,15 +38,18 @@ class Decoding:
     Args:
         channels: 3 or 1.
         least: the shorter side that is needed, in pixels; None decodes every pixel.
+        value_range: of files with more than 8 bits, as in `Preprocessing`.
     """
 
     channels: int
     least: int | None = None
+    value_range: ValueRange | None = None
 
     def read(self, source: Encoded, name: str = "") -> Pixels:
         """The pixels of a file, of its bytes or of a PIL image; `name` is for messages."""
         least = None if self.least is None else self._least
-        return np.array(load_scaled(source, self.channels, least, name=name, keep_grey=True)[0])
+        image, _ = load_scaled(source, self.channels, least, name=name, value_range=self.value_range, keep_grey=True)
+        return np.array(image)
 
     def _least(self, whole: tuple[int, int]) -> tuple[int, int]:
         assert self.least is not None
@@ -59,14 +67,17 @@ class Fitting:
     preprocessing: Preprocessing
 
     def read(self, source: Encoded, name: str = "") -> Pixels:
-        """The pixels of a file, of its bytes or of a PIL image, in the size that the backbone takes.
+        """The pixels of a file, of its bytes, of a PIL image or an array, in the size that the backbone takes.
 
         Args:
             source: what is decoded.
             name: what messages call it; by default the path.
         """
-        least = self._least if self.preprocessing.decode == "scaled" else None
-        image, whole = load_scaled(source, self.preprocessing.input_size[0], least, name=name, keep_grey=True)
+        wanted = self.preprocessing
+        least = self._least if wanted.decode == "scaled" else None
+        image, whole = load_scaled(
+            source, wanted.input_size[0], least, name=name, value_range=wanted.value_range, keep_grey=True
+        )
         return self.fit(image, whole)
 
     def fit(self, image: Image.Image, whole: tuple[int, int] | None = None) -> Pixels:
@@ -77,11 +88,36 @@ class Fitting:
             whole: (width, height) before it was decoded at a fraction of that; its own size if not given.
         """
         size = self._resized(whole or image.size)
+        if math.prod(size) > _MOST_RESIZED:
+            return np.array(self._middle(image, size))
         if size != image.size:
-            image = image.resize(size, getattr(Image.Resampling, self.preprocessing.interpolation.upper()))
+            image = image.resize(size, self._resampling)
         if self.preprocessing.crop_mode == "border":
             image = self._padded(image)
         return np.array(self._cropped(image))
+
+    @property
+    def _resampling(self) -> Image.Resampling:
+        return Image.Resampling[self.preprocessing.interpolation.upper()]
+
+    def _middle(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The centre crop of the resized picture, without resizing the rest of it.
+
+        A strip of 1 x 30,000 pixels whose shorter side becomes 256 would have 2,000,000,000 pixels.
+        """
+        box, part, wanted = [], [], []
+        for side, resized, most in zip(image.size, size, self.preprocessing.input_size[:0:-1], strict=True):
+            kept, ratio = min(resized, most), side / resized
+            start = _start(resized, kept) * ratio
+            # The filter of a pixel at the edge reaches this far beyond it.
+            margin = math.ceil(_REACH * max(1.0, ratio)) + 1
+            first = max(0, math.floor(start) - margin)
+            part.append((first, min(side, math.ceil(start + kept * ratio) + margin)))
+            box.append((start - first, start - first + kept * ratio))
+            wanted.append(kept)
+        image = image.crop((part[0][0], part[1][0], part[0][1], part[1][1]))
+        image = image.resize((wanted[0], wanted[1]), self._resampling, (box[0][0], box[1][0], box[0][1], box[1][1]))
+        return self._cropped(image)
 
     def _least(self, whole: tuple[int, int]) -> tuple[int, int]:
         width, height = self._resized(whole)
@@ -98,7 +134,7 @@ class Fitting:
             return (down, int(down * height / width)) if width <= height else (int(down * width / height), down)
         ratios = (height / down, width / across)
         ratio = max(ratios) if self.preprocessing.crop_mode == "border" else min(ratios)
-        return round(width / ratio), round(height / ratio)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _padded(self, image: Image.Image) -> Image.Image:
         """In the colour of the mean, half on each side."""

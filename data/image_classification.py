@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.keywords import named_arguments
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
 from flashtask.data.arguments import (
     PathLike,
     check_folders,
@@ -25,7 +26,7 @@ from flashtask.data.arguments import (
     one_augment,
     read_preprocessing,
 )
-from flashtask.data.checks import BadImage, check_images, check_policy, describe, find_leaks
+from flashtask.data.checks import BadImage, check_policy, describe, find_leaks, look_at_images, refuse_bad
 from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import FirstSteps
@@ -34,6 +35,7 @@ from flashtask.data.layout import DEFAULT_VAL_SPLIT, resolve_layout
 from flashtask.data.loaders import image_loader
 from flashtask.data.splits import stratified_split
 from flashtask.data.transforms import eval_transform, first_steps, train_transform
+from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageClassificationData"]
@@ -61,7 +63,7 @@ class ImageClassificationData(DataModule):
         self._arguments = dict(arguments)
         self.batch_size: int = arguments["batch_size"]
         self.num_workers: int | None = arguments["num_workers"]
-        #: The user's own preprocessing: it wins over that of any model. None leaves it to the model.
+        #: The user's own preprocessing: what it gives wins over that of any model. None leaves all to the model.
         self.preprocessing: Preprocessing | None = None
         self._of_model: Preprocessing | None = None
         #: Labels that a part has no folder for, by part.
@@ -71,6 +73,9 @@ class ImageClassificationData(DataModule):
         #: Files whose content is also in the training part: (the file, the training file).
         self.leaks: tuple[tuple[str, str], ...] = ()
         self._checked: set[str] = set()
+        # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
+        self._wide: dict[str, dict[str, Bounds]] = {}
+        self._said_of_range = ""
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
@@ -100,6 +105,7 @@ class ImageClassificationData(DataModule):
         transform: Callable[[Any], Any] | None = None,
         on_bad_image: str = "error",
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        value_range: Sequence[float] | str | None = None,
     ) -> ImageClassificationData:
         """Take class folders: `train_folder/cat/1.jpg` is an image of a cat.
 
@@ -120,6 +126,9 @@ class ImageClassificationData(DataModule):
             on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
                 so.
             preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
+            value_range: (low, high), the values of images with more than 8 bits a channel (16-bit and
+                floating-point files, `.npy` arrays) that are black and white; None finds the least and the
+                greatest value over the training images. More in `Preprocessing`.
 
         Raises:
             UsageError: a value that cannot be meant, or arguments that contradict each other.
@@ -136,6 +145,8 @@ class ImageClassificationData(DataModule):
         arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
         options: dict[str, Any] = {"batch_size": batch_size, "val_split": val_split, "split_seed": split_seed}
         options |= {"num_workers": num_workers, "augment": augment, "on_bad_image": on_bad_image}
+        ends = as_value_range(value_range)
+        options["value_range"] = list(ends) if isinstance(ends, tuple) else ends
         made = cls(parts, {**arguments, **options})
         made.preprocessing = read_preprocessing(preprocessing)
         return made
@@ -182,11 +193,29 @@ class ImageClassificationData(DataModule):
         self._match(tuple(labels), "the model")
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Take the preprocessing of the model that the data is connected to now; the user's own still wins."""
-        if preprocessing != self._of_model:
-            self._of_model = preprocessing
+        """Take the preprocessing of the model that the data is connected to now; what the user gave still wins.
+
+        Raises:
+            UsageError: the user's own is for another number of channels.
+        """
+        before, self._of_model = self._of_model, preprocessing
+        if preprocessing != before:
             # Those that were made for another model are made again.
             self._datasets = {part: self._dataset(part) for part in self._datasets}
+
+    @property
+    def used_preprocessing(self) -> Preprocessing:
+        """What is used: the user's own fields, the others of the model, and after `setup` the range of the values.
+
+        Raises:
+            UsageError: the user's own is for another number of channels, or gives another range than `value_range`.
+        """
+        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
+        known = (self._of_model or Preprocessing()).resolved()
+        if self.preprocessing is not None:
+            known = self.preprocessing.filled_from(known)
+        own = self._own_range()
+        return known if own is None else replace(known, value_range=own)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images of each class, by part of the data, without those that were left out."""
@@ -254,6 +283,7 @@ class ImageClassificationData(DataModule):
             raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
         parts = [part for part in _PARTS_OF_STAGE[stage] if part in self._parts]
         self._check_in_turn([part for part in parts if part not in self._checked])
+        self._settle_range(parts)
         for part in parts:
             self._datasets[part] = self._dataset(part)
 
@@ -305,10 +335,15 @@ class ImageClassificationData(DataModule):
         steps = {part: self._first_steps(part) for part in parts}
         reads = {path: steps[part] for part in reversed(parts) for path in self._parts[part].paths}
         paths = [path for part in parts for path in self._parts[part].paths]
-        policy, channels = self._arguments["on_bad_image"], self._channels()
-        bad = check_images(paths, policy, channels, lambda path: self._cache.read(reads[path], path))
-        if bad:
-            self._leave_out(parts, bad)
+        # A training set is measured, whatever the model says: only the user knows better.
+        known = self._own_range() if "train" in parts else self.used_preprocessing.value_range
+        looked = look_at_images(paths, self._channels(), lambda path: self._cache.read(reads[path], path), known)
+        if self._arguments["on_bad_image"] == "error":
+            refuse_bad(looked.bad, len(paths))
+        if looked.bad:
+            self._leave_out(parts, looked.bad)
+        for part in parts:
+            self._wide[part] = {p: looked.bounds[p] for p in self._parts[part].paths if p in looked.bounds}
         for part in parts:
             self._say_ignored(part, self._parts[part].ignored)
         if "train" in parts and (inside := self._parts["train"].same_subfolders()):
@@ -352,15 +387,40 @@ class ImageClassificationData(DataModule):
         elif os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr)
 
-    def _preprocessing(self) -> Preprocessing:
-        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
-        return self.preprocessing or self._of_model or Preprocessing()
+    def _settle_range(self, parts: Sequence[str]) -> None:
+        """Find the range of values over the training images, unless it is known, and say which it is."""
+        wide = self._wide.get("train", {}) if "train" in parts else {}
+        if wide and self._own_range() is None:
+            found = joined_bounds(wide.values())
+            known = self.used_preprocessing.value_range
+            used = known if isinstance(known, tuple) else range_of_bounds(found, next(iter(wide)))
+            self._of_model = replace((self._of_model or Preprocessing()).resolved(), value_range=used)
+            said = about_range(found, used, len(wide), len(self._parts["train"]))
+            if said != self._said_of_range:
+                self._say(said)
+                self._said_of_range = said
+        of_all = {path: bounds for part in parts for path, bounds in self._wide.get(part, {}).items()}
+        if of_all and self.used_preprocessing.value_range is None:
+            path = next(iter(of_all))
+            raise unknown_range(f"the image {path!r}", of_all[path])
+
+    def _own_range(self) -> ValueRange | None:
+        """The value range that the user gave.
+
+        Raises:
+            UsageError: two that differ.
+        """
+        given = as_value_range(self._arguments.get("value_range"))
+        own = None if self.preprocessing is None else self.preprocessing.value_range
+        if given is not None and own is not None and given != own:
+            raise UsageError(f"value_range={given} and preprocessing.value_range={own} differ", fix="give one of them")
+        return own if given is None else given
 
     def _channels(self) -> int:
-        return self._preprocessing().input_size[0]
+        return self.used_preprocessing.input_size[0]
 
     def _dataset(self, part: str) -> ImageFileDataset:
-        preprocessing = self._preprocessing()
+        preprocessing = self.used_preprocessing
         images = self._parts[part]
         targets = None
         if part != "predict":
@@ -372,9 +432,10 @@ class ImageClassificationData(DataModule):
 
     def _first_steps(self, part: str) -> FirstSteps:
         """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
+        preprocessing = self.used_preprocessing
         if part != "train":
-            return eval_transform(self._preprocessing()).first
-        return first_steps(train_transform(self._preprocessing(), self._arguments["augment"]).frozen, self._channels())
+            return eval_transform(preprocessing).first
+        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
         if part not in self._parts:

@@ -4,8 +4,8 @@ What is decided here, for training and prediction alike:
 
 - EXIF orientation is applied, also that of a PIL image which still carries the tag.
 - Transparency (alpha channel, palette or colour key) is laid over white.
-- 16-bit grey is scaled by the range of its type (65535 becomes 255); floats must lie in 0..1; other ranges
-  are refused, because nobody declared what is white.
+- More than 8 bits a channel (16-bit and floating-point files, `.npy` arrays) become bytes by the value range of the
+  preprocessing; without one they are refused, because nobody declared what is white. Bytes stay as they are.
 - Of an animation or a multi-page file the first frame counts.
 - A file that cannot be decoded to its last byte is an error, never half an image.
 - A JPEG that is much larger than needed may be decoded at a half, a quarter or an eighth of its size: the
@@ -19,7 +19,8 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -29,10 +30,24 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.core.names import quoted_name
+from flashtask.core.preprocessing import ValueRange
 from flashtask.data.layout import is_image_name, is_registered, nearest_existing
+from flashtask.data.value_range import Bounds, unknown_range
+from flashtask.data.wide_images import (
+    Array,
+    UnknownRangeError,
+    array_values,
+    bounds_of_values,
+    is_array_file,
+    is_wide,
+    picture_of_values,
+    read_array,
+    refuse_misread,
+    wide_values,
+)
 
-__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "in_mode", "is_image_name", "load_image", "load_scaled"]
-__all__ += ["prepare_decoders"]
+__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "bounds_of_file", "in_mode", "is_image_name", "load_image"]
+__all__ += ["load_scaled", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -40,8 +55,9 @@ MAX_PIXELS = 89_478_485
 #: From the whole (width, height) of a picture to the least (width, height) that its decoding must have.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
 
-#: What a picture is decoded from: the path of a file, the bytes of one, or a PIL image.
-Encoded = str | os.PathLike[str] | bytes | Image.Image
+#: What a picture is decoded from: the path of a file, the bytes of one, a PIL image, or an array (H, W) or (H, W, C)
+#: with 1 or 3 channels: uint8 as it is, other integers and floating point by the value range.
+Encoded = str | os.PathLike[str] | bytes | Image.Image | Array
 
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -58,23 +74,33 @@ _TURNS = {
 # Those after which width and height have changed places.
 _SIDEWAYS = (5, 6, 7, 8)
 
+# Of these an image that Pillow has opened is decoded from the file's content: for drafts, and for PNG's checksums.
+_READ_AGAIN = ("JPEG", "MPO", "PNG")
+
 # A PIL image reads its pixels when they are first asked for, and cannot do so in two threads at once; nor can two
-# images of one open file. Which lock an image has follows from its file.
-_LOADING = tuple(threading.Lock() for _ in range(64))
+# images of one open file. An image may change its file while it reads, so it has a lock of its own, taken first.
+_IMAGES, _FILES = (tuple(threading.Lock() for _ in range(64)) for _ in range(2))
 
 
-def load_image(path: str | os.PathLike[str], channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Decode one file completely, every pixel of it.
 
     Args:
         path: the image file; its content decides the format, not its name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
+        value_range: of files with more than 8 bits, as in `Preprocessing`.
         max_pixels: width times height above which the file is refused before it is decoded.
 
     Raises:
         BadDataError, MissingInputError, UsageError: as `load_scaled`.
     """
-    return load_scaled(path, channels, max_pixels=max_pixels)[0]
+    return load_scaled(path, channels, value_range=value_range, max_pixels=max_pixels)[0]
 
 
 def load_scaled(
@@ -83,6 +109,7 @@ def load_scaled(
     least: LeastSize | None = None,
     *,
     name: str = "",
+    value_range: ValueRange | None = None,
     keep_grey: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -91,10 +118,11 @@ def load_scaled(
     A PIL image whose pixels have not been read yet gives the same pixels as its file. Any other gives those it has.
 
     Args:
-        source: an image file, its bytes, or a PIL image; the content decides the format, not the name.
+        source: an image file, its bytes, a PIL image or an array; the content decides the format, not the name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
         least: how large the picture must stay; None decodes every pixel.
         name: what messages call it; by default the path.
+        value_range: of images with more than 8 bits, as in `Preprocessing`.
         keep_grey: leave a grey file in mode L although 3 channels are wanted, all of which would be equal.
         max_pixels: width times height above which the file is refused before it is decoded.
 
@@ -102,13 +130,39 @@ def load_scaled(
         The upright picture, and the (width, height) of the whole one.
 
     Raises:
-        BadDataError: empty, not an image, cut short, damaged, too large, of an undeclared range, or
+        BadDataError: empty, not an image, cut short, damaged, too large, of a value range that is not known, or
             unreadable.
         MissingInputError: there is no such file.
         UsageError: `channels` is not 1 or 3, or Pillow was told to accept truncated images.
     """
     if channels not in (1, 3):
         raise UsageError(f"images are read with 1 or 3 channels, not {channels!r}")
+    with _faults_of(source, name):
+        image, whole = _decode(source, max_pixels, least, value_range)
+        grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
+        return in_mode(image, "L" if grey else "RGB"), whole
+
+
+def bounds_of_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Bounds | None:
+    """The least and the greatest value of a file with more than 8 bits a channel; None for any other.
+
+    A file with more than 8 bits is decoded to its last byte; of others only the header is read.
+
+    Raises:
+        BadDataError, MissingInputError, UsageError: as `load_scaled`.
+    """
+    with _faults_of(path, ""), _opened(path) as file:
+        if is_array_file(file):
+            return bounds_of_values(read_array(file, max_pixels))
+        image = _pillow_image(file, max_pixels)
+        if not is_wide(image):
+            return None
+        return bounds_of_values(wide_values(_verified(image, file), file))
+
+
+@contextmanager
+def _faults_of(source: Encoded, name: str) -> Iterator[None]:
+    """Around what reads an image: every fault of it becomes an error that names it."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set",
@@ -120,11 +174,11 @@ def load_scaled(
     if path is not None:
         _require_regular_file(path, name)
     try:
-        image, whole = _decode(source, max_pixels, least)
-        grey = channels == 1 or (keep_grey and image.mode == "L" and not image.has_transparency_data)
-        return in_mode(image, "L" if grey else "RGB"), whole
+        yield
     except (MemoryError, UsageError):
         raise
+    except UnknownRangeError as error:
+        raise unknown_range(f"the image {name}", error.bounds) from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in kind on damaged files
         raise _bad(name, _reason(source, error), is_file=path is not None) from error
 
@@ -157,62 +211,97 @@ def _require_regular_file(path: str, name: str) -> None:
         raise _bad(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _decode(source: Encoded, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(
+    source: Encoded, max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+) -> tuple[Image.Image, tuple[int, int]]:
     """The upright picture, and the (width, height) of the whole one."""
     if isinstance(source, Image.Image):
-        return _decode_pil(source, max_pixels, least)
+        return _decode_pil(source, max_pixels, least, value_range)
+    if isinstance(source, np.ndarray):
+        picture = picture_of_values(array_values(source, max_pixels), value_range)
+        return picture, picture.size
     with _opened(source) as file:
-        return _decode_file(file, max_pixels, least)
+        return _decode_file(file, max_pixels, least, value_range)
 
 
 def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
-def _decode_file(file: IO[bytes], max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
-    image = Image.open(file, formats=prepare_decoders())
+def _decode_file(
+    file: IO[bytes], max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    if is_array_file(file):
+        picture = picture_of_values(read_array(file, max_pixels), value_range)
+        return picture, picture.size
+    image = _verified(_pillow_image(file, max_pixels), file)
     width, height = image.size
-    _require_size(image, max_pixels)
-    if image.format == "PNG":
-        # Pillow skips the checksums of PNG's pixel chunks when it decodes them.
-        image.verify()
-        file.seek(0)
-        image = Image.open(file, formats=("PNG",))
-    if least is not None and isinstance(image, JpegImageFile):
-        lies = _orientation(image) in _SIDEWAYS
-        across, down = least((height, width) if lies else (width, height))
-        image.draft(None, (down, across) if lies else (across, down))
-    image.load()
+    if value_range != "format" and is_wide(image):
+        picture = picture_of_values(wide_values(image, file), value_range)
+    else:
+        if least is not None and isinstance(image, JpegImageFile):
+            lies = _orientation(image) in _SIDEWAYS
+            across, down = least((height, width) if lies else (width, height))
+            image.draft(None, (down, across) if lies else (across, down))
+        image.load()
+        picture = image
     orientation = _orientation(image)  # in a PNG it may stand behind the pixels
-    return _upright(image, orientation), (height, width) if orientation in _SIDEWAYS else (width, height)
+    return _upright(picture, orientation), (height, width) if orientation in _SIDEWAYS else (width, height)
 
 
-def _decode_pil(image: Image.Image, max_pixels: int, least: LeastSize | None) -> tuple[Image.Image, tuple[int, int]]:
+def _pillow_image(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """The image of a file, its header read and no pixel decoded."""
+    image = Image.open(file, formats=prepare_decoders())
+    _require_size(image, max_pixels)
+    refuse_misread(image)
+    return image
+
+
+def _verified(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """The image again, after the checksums of its pixels: Pillow skips those of PNG when it decodes them."""
+    if image.format != "PNG":
+        return image
+    image.verify()
+    file.seek(0)
+    return Image.open(file, formats=("PNG",))
+
+
+def _decode_pil(
+    image: Image.Image, max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+) -> tuple[Image.Image, tuple[int, int]]:
     """As `_decode`, of an image that the user goes on using: its size and mode stay what they are."""
-    with _LOADING[id(getattr(image, "fp", None) or image) % len(_LOADING)]:
-        content = _unread_file(image, max_pixels)
-        if content is None or not isinstance(image, JpegImageFile):
+    with _lock_of(_IMAGES, image), _lock_of(_FILES, getattr(image, "fp", None) or image):
+        wide = value_range != "format" and is_wide(image)
+        content = _unread_file(image, max_pixels, (*_READ_AGAIN, "TIFF", "PPM") if wide else _READ_AGAIN)
+        if content is None or not (wide or isinstance(image, JpegImageFile)):
             if content is not None and image.format == "PNG":
                 Image.open(io.BytesIO(content), formats=("PNG",)).verify()
+            picture = picture_of_values(wide_values(image, None), value_range) if wide else image
             image.load()
-            made = _upright(image, _orientation(image))
+            made = _upright(picture, _orientation(image))
             return made, made.size
-        if image.filename and image.format == "JPEG":
+        if wide:
+            image.load()  # Pillow then closes the file that it has opened
+        elif isinstance(image, JpegImageFile) and image.filename and image.format == "JPEG":
             # Pillow has opened the file, and would close it when it has read the pixels of this, its only picture.
             file, image.fp = image.fp, io.BytesIO(content)
             assert file is not None
             file.close()
-    return _decode_file(io.BytesIO(content), max_pixels, least)
+    return _decode_file(io.BytesIO(content), max_pixels, least, value_range)
 
 
-def _unread_file(image: Image.Image, max_pixels: int) -> bytes | None:
-    """The content of the file of a JPEG (or MPO) or PNG whose pixels have not been read; None of any other image."""
+def _lock_of(locks: tuple[threading.Lock, ...], owner: object) -> threading.Lock:
+    return locks[id(owner) // 64 % len(locks)]
+
+
+def _unread_file(image: Image.Image, max_pixels: int, formats: tuple[str, ...]) -> bytes | None:
+    """The content of the file of an image in one of some formats whose pixels have not been read; None of any other."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return None
     if image.fp is None or image.fp.closed:
         raise ValueError("the image was closed before its pixels were read; call image.load() while it is open")
     _require_size(image, max_pixels)
-    if image.format not in ("JPEG", "MPO", "PNG") or image.tell() or image.decoderconfig:
+    if image.format not in formats or image.tell() or image.decoderconfig:
         return None  # the user has chosen another frame, or with a draft another size or mode
     place = image.fp.tell()
     image.fp.seek(0)
@@ -276,7 +365,7 @@ def _bad(name: str, reason: str, *, is_file: bool = True) -> BadDataError:
 
 
 def _reason(source: Encoded, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError) and not isinstance(source, Image.Image):
+    if isinstance(error, UnidentifiedImageError) and isinstance(source, (str, os.PathLike, bytes)):
         with _opened(source) as file:
             head = file.read(512)
         start = head.lstrip().lower()

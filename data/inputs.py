@@ -47,8 +47,9 @@ _TAKEN = """predict takes
     the path of an image file or of a folder: str, os.PathLike
     an http(s) address: "https://example.org/cell.png"
     a PIL image
-    a NumPy array (H, W, C) or (H, W), or a batch (N, H, W, C), of uint8 in RGB order
-    a torch tensor (C, H, W) or (H, W), or a batch (N, C, H, W), of uint8
+    a NumPy array (H, W, C) or (H, W), or a batch (N, H, W, C), in RGB order
+    a torch tensor (C, H, W) or (H, W), or a batch (N, C, H, W)
+    (uint8 as it is; other numbers by the value range that the model was trained with)
     the bytes of an image file, or a file opened in binary mode
     a list, tuple or generator of these, mixed"""
 
@@ -85,8 +86,8 @@ class Input:
             with self.source.file() as path:
                 return first.read(path, self.name)
         if isinstance(self.source, np.ndarray):
-            pixels = self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source
-            return first.read(Image.fromarray(np.ascontiguousarray(pixels)), self.name)
+            pixels = np.ascontiguousarray(self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source)
+            return first.read(Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels, self.name)
         return first.read(self.source, self.name)
 
 
@@ -332,7 +333,7 @@ _TENSOR = _Kind(
 
 def _of_array(array: np.ndarray[Any, Any], where: str) -> Input | list[Input]:
     name = _ARRAY.named(array.shape, array.dtype.name, where)
-    _check_values(array.dtype.name, array.ndim, name, _ARRAY)
+    _check_values(array.dtype.name, name, _ARRAY)
     _check_shape(array.shape, name, _ARRAY)
     if array.ndim == 4:
         return [Input(f"{name}[{index}]", one) for index, one in enumerate(array)]
@@ -342,31 +343,27 @@ def _of_array(array: np.ndarray[Any, Any], where: str) -> Input | list[Input]:
 def _of_tensor(tensor: Any, where: str) -> Input | list[Input]:
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     name = _TENSOR.named(shape, dtype, where)
-    _check_values(dtype, len(shape), name, _TENSOR)
+    _check_values(dtype, name, _TENSOR)
     _check_shape(shape, name, _TENSOR)
-    pixels = tensor.detach().cpu().numpy()
+    pixels = (tensor.float() if dtype == "bfloat16" else tensor).detach().cpu().numpy()
     if len(shape) == 4:
         return [Input(f"{name}[{index}]", one.transpose(1, 2, 0)) for index, one in enumerate(pixels)]
     return Input(name, pixels.transpose(1, 2, 0) if len(shape) == 3 else pixels)
 
 
-def _check_values(dtype: str, dimensions: int, name: str, kind: _Kind) -> None:
-    """Only bytes have one meaning as pixels; 16-bit grey is read as a 16-bit file is.
+def _check_values(dtype: str, name: str, kind: _Kind) -> None:
+    """Bytes are pixels as they are; other numbers become bytes by the model's value range, when they are decoded.
 
     Raises:
-        UsageError: another type, with what makes bytes of it.
+        UsageError: what is no number of pixels, with what makes bytes of it.
     """
-    if dtype == "uint8" or (dtype == "uint16" and dimensions == 2):
-        return
-    why, fix = "pixels are uint8, from 0 to 255", f"{kind.noun}{kind.to_bytes}, if its values are from 0 to 255"
-    if "float" in dtype:
-        why += "; values from 0 to 1, from 0 to 255 and normalised ones cannot be told apart"
-        fix = f"({kind.noun} * 255).round(){kind.to_bytes}, if its values are from 0 to 1"
-    elif dtype == "bool":
+    if dtype == "bool":
         fix = f"({kind.noun}{kind.to_bytes} * 255)"
-    elif dtype == "uint16":
-        fix = f"({kind.noun} // 257){kind.to_bytes}, if 65535 is white"
-    raise UsageError(f"cannot read the image {name}", why=why, fix=fix)
+        raise UsageError(
+            f"cannot read the image {name}", why="pixels are numbers, such as uint8 from 0 to 255", fix=fix
+        )
+    if not dtype.startswith(("uint", "int", "float", "bfloat")):
+        raise UsageError(f"cannot read the image {name}", why="pixels are whole or floating-point numbers")
 
 
 def _check_shape(shape: tuple[int, ...], name: str, kind: _Kind) -> None:

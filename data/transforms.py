@@ -94,7 +94,8 @@ def first_steps(transform: Transform, channels: int) -> FirstSteps:
     """
     if isinstance(transform, (Evaluation, _Augment)):
         return transform.first
-    return Decoding(channels)
+    value_range = transform.rest.preprocessing.value_range if isinstance(transform, _Own) else None
+    return Decoding(channels, value_range=value_range)
 
 
 def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any], Any] = "auto") -> Augmentation:
@@ -195,7 +196,8 @@ class _Augment:
         self.shape = preprocessing.input_size
         # So that the smallest crop, in its narrowest shape (3 to 4), is still twice as large as what becomes of it.
         least = math.ceil(2 * max(self.shape[1:]) / math.sqrt(_CROP_SCALE[name][0] * 3 / 4))
-        self.first = Decoding(self.shape[0], least if preprocessing.decode == "scaled" else None)
+        least_side = least if preprocessing.decode == "scaled" else None
+        self.first = Decoding(self.shape[0], least_side, preprocessing.value_range)
         mode = InterpolationMode(preprocessing.interpolation)
         steps = [
             v2.RandomResizedCrop(preprocessing.input_size[1:], scale=_CROP_SCALE[name], interpolation=mode),
@@ -215,7 +217,7 @@ class _Augment:
 class _Own:
     """A user's own transform, followed by the evaluation transform where it leaves an image."""
 
-    def __init__(self, transform: Callable[[Any], Any], rest: Transform) -> None:
+    def __init__(self, transform: Callable[[Any], Any], rest: Evaluation) -> None:
         self.transform, self.rest = transform, rest
 
     def __call__(self, image: Image.Image) -> torch.Tensor:

@@ -23,7 +23,7 @@ from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.inputs import read_inputs
@@ -152,10 +152,10 @@ class Task(Module):
         built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
-        self.preprocessing: Preprocessing = built.preprocessing
+        self.preprocessing: Preprocessing = built.preprocessing.resolved()
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
-        self._preprocessing_of_weights: Preprocessing = built.preprocessing
+        self._preprocessing_of_weights: Preprocessing = self.preprocessing
         self._layer_groups = built.layer_groups
         self._own_names = own_names(backbone, head)
         self._head = DrawnHead(head, head_options or {})
@@ -233,8 +233,11 @@ class Task(Module):
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the preprocessing, and before a fit draw an untouched head from the trainer's seed.
 
-        A `preprocessing` that the user set on the data wins, and becomes the task's; else the data is given the
-        task's by its method `use_preprocessing`, if it has one.
+        What the user set in the data's `preprocessing` wins, field by field, and becomes the task's. The data is given
+        the task's by its method `use_preprocessing`, if it has one.
+
+        Raises:
+            UsageError: the data's own is for another number of channels.
         """
         if self._lack is not None and self.trainer is not None:
             self._lack.require_none(self.trainer.active_run.stage)
@@ -266,12 +269,19 @@ class Task(Module):
             for part in ("val", "test"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
 
+    def data_is_set_up(self, datamodule: Any) -> None:
+        """Take what the data has made of the preprocessing: with the value range of its training images."""
+        used = getattr(datamodule, "used_preprocessing", None)
+        if isinstance(used, Preprocessing):
+            self.preprocessing = used
+
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
         if isinstance(own, Preprocessing):
-            self.preprocessing = own
-        elif hasattr(datamodule, "use_preprocessing"):
+            self.preprocessing = own.filled_from(self.preprocessing)
+        if hasattr(datamodule, "use_preprocessing"):
             datamodule.use_preprocessing(self.preprocessing)
+        self.data_is_set_up(datamodule)
 
     # ---- steps
 
@@ -485,7 +495,7 @@ class Task(Module):
         self.provenance = provenance_in(checkpoint)
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         if "preprocessing" in checkpoint:
-            self.preprocessing = self._own_preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+            self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             self._awaits_size = False
             if self.trainer is None:
                 self._preprocessing_of_weights = self.preprocessing  # else it is the run's, and stands in its recipe

@@ -11,7 +11,7 @@ from image_trees import write_image
 from flashtask.cli import run as flashtask
 from flashtask.core import known_files
 from flashtask.core.errors import BadDataError, UsageError
-from flashtask.data.checks import check_images, find_bad_images, find_leaks
+from flashtask.data.checks import check_policy, find_bad_images, find_leaks, refuse_bad
 from flashtask.data.images import load_image
 
 
@@ -42,7 +42,7 @@ def test_all_bad_images_are_named_in_order_with_their_reasons(tmp_path):
 def test_the_error_shows_the_first_twenty_and_the_number_of_all(tmp_path):
     paths = some_images(tmp_path, 30, bad=range(25))
     with pytest.raises(BadDataError, match="25 of 30 images cannot be read") as caught:
-        check_images(paths)
+        refuse_bad(find_bad_images(paths), len(paths))
     text = str(caught.value)
     assert all(path in text for path in paths[:20])
     assert paths[20] not in text
@@ -51,15 +51,15 @@ def test_the_error_shows_the_first_twenty_and_the_number_of_all(tmp_path):
     assert len(caught.value.bad_images) == 25
 
 
-def test_skip_returns_the_bad_images_and_touches_nothing(tmp_path):
+def test_the_check_touches_nothing(tmp_path):
     paths = some_images(tmp_path, 4, bad=(1,))
-    assert [image.path for image in check_images(paths, "skip")] == [paths[1]]
+    assert [image.path for image in find_bad_images(paths)] == [paths[1]]
     assert sorted(str(path) for path in tmp_path.iterdir()) == paths
 
 
 def test_an_unknown_policy_is_answered_with_the_near_one(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'skip'"):
-        check_images([], "skipp")
+        check_policy("skipp")
 
 
 def test_the_same_content_in_two_parts_is_found_under_any_name(tmp_path):

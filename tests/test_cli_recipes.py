@@ -110,6 +110,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{CONSTRUCTOR}.val_split": f"{DEFAULT_VAL_SPLIT:g} where DATA has no images to validate on",
         f"data.{CONSTRUCTOR}.augment": f"{augment}: none while the backbone is frozen, then light",
         f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
+        f"data.{CONSTRUCTOR}.value_range": "as found in training",
         "zoo": "$FLASHTASK_ZOO",
     }
     of_results = {"trainer.precision": "32, or what the run was asked for"}  # test_one_number.py sees that it is

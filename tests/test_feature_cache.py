@@ -42,7 +42,7 @@ def data(folders, **options):
     made = ImageClassificationData.from_folders(
         train_folder=train, val_folder=val, **{"batch_size": 5, "num_workers": 0, **options}
     )
-    made.preprocessing = Preprocessing(input_size=(3, size, size))
+    made.preprocessing = Preprocessing(input_size=(3, size, size)).resolved()  # ImageNet's mean and deviation
     return made
 
 

@@ -109,21 +109,22 @@ def test_all_eight_orientations_show_the_same_picture(orientation, tmp_path):
         np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name)), np.asarray(upright))
 
 
-def test_sixteen_bit_grey_is_scaled_by_its_range(tmp_path):
+def test_by_the_range_of_the_format_16_bit_grey_is_divided_by_257(tmp_path):
+    """What checkpoints mean that were written before there were value ranges."""
     wide = RAMP.astype(np.uint16) * 257
     for name in ("a.png", "a.tif"):
         Image.fromarray(wide).save(tmp_path / name)
-        image = load_image(tmp_path / name)
+        image = load_image(tmp_path / name, value_range="format")
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image)[..., 1], RAMP)
     (tmp_path / "a.pgm").write_bytes(b"P5 8 8 65535\n" + wide.astype(">u2").tobytes())
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.pgm", 1)), RAMP)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.pgm", 1, value_range="format")), RAMP)
 
 
-def test_floats_are_scaled_from_0_to_1_and_other_ranges_refused(tmp_path):
+def test_by_the_range_of_the_format_floats_are_of_0_to_1_and_others_refused(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(RAMP.astype(np.float32) / 255).save(path)
-    np.testing.assert_array_equal(np.asarray(load_image(path, 1)), RAMP)
+    np.testing.assert_array_equal(np.asarray(load_image(path, 1, value_range="format")), RAMP)
     for values in (
         RAMP.astype(np.float32),
         RAMP.astype(np.float32) / 255 - 0.1,
@@ -131,13 +132,13 @@ def test_floats_are_scaled_from_0_to_1_and_other_ranges_refused(tmp_path):
     ):
         Image.fromarray(values).save(path)
         with pytest.raises(BadDataError, match=r"outside 0\.\.1"):
-            load_image(path)
+            load_image(path, value_range="format")
 
 
-def test_wide_integers_of_unknown_range_are_refused(tmp_path):
+def test_by_the_range_of_the_format_32_bit_integers_are_refused(tmp_path):
     Image.fromarray(RAMP.astype(np.int32) * 1000).save(tmp_path / "a.tif")
     with pytest.raises(BadDataError, match="range is unknown"):
-        load_image(tmp_path / "a.tif")
+        load_image(tmp_path / "a.tif", value_range="format")
 
 
 def test_transparency_lies_over_white(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -362,8 +363,9 @@ def test_the_users_own_preprocessing_of_the_data_wins_and_becomes_the_tasks(tmp_
     data = small_data(tmp_path)
     data.preprocessing = Preprocessing(input_size=(3, 48, 48))
     model = ImageClassifier(**OPTIONS)
+    backbones = model.preprocessing
     quiet(tmp_path / "run", max_steps=1).fit(model, datamodule=data)
-    assert model.preprocessing == data.preprocessing
+    assert model.preprocessing == replace(backbones, input_size=(3, 48, 48))
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["preprocessing"]["input_size"] == [3, 48, 48]
     other = ImageClassifier(**OPTIONS)
     with pytest.raises(UsageError, match=r"another preprocessing: input_size \[3, 48, 48\] -> "):

@@ -150,6 +150,9 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     def connect(self, datamodule: Any) -> None:
         """Meet the data: called once per verb before `setup` and before optimizers are made."""
 
+    def data_is_set_up(self, datamodule: Any) -> None:
+        """Take what the data knows only after its `setup`, such as the range of its values; called once per verb."""
+
     def setup(self, stage: str) -> None:
         """A verb starts; called on every process."""
 

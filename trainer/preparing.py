@@ -128,6 +128,7 @@ def _start(run: Run) -> None:
     run.strategy.barrier("prepare_data")
     module.connect(data)
     _set_up_data(run, run.stage)
+    module.data_is_set_up(data)
     run.undo.append(partial(module.teardown, run.stage))
     module.setup(run.stage)
     run.undo += [partial(callback.teardown, trainer, module, run.stage) for callback in reversed(run.callbacks)]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from flashtask.backbones.timm_folder import read_weights
-from flashtask.core.errors import IntegrityError, UsageError
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.errors import IntegrityError
+from flashtask.core.preprocessing import stored_preprocessing
 from flashtask.tasks.pretrained.layout import CONFIG, HEAD, WEIGHTS, flashtask_part, read_config
 from flashtask.tasks.pretrained.timm_names import split_classifier
 
@@ -50,9 +50,9 @@ def _known(provenance: dict[str, Any] | None) -> dict[str, Any]:
 
 def _check_preprocessing(part: dict[str, Any], folder: Path) -> None:
     try:
-        Preprocessing.from_dict(part["preprocessing"])
-    except (UsageError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{folder / CONFIG}: flashtask.preprocessing cannot be used: {error}") from error
+        stored_preprocessing(part["preprocessing"])
+    except IntegrityError as error:
+        raise IntegrityError(f"{folder / CONFIG}: flashtask.preprocessing cannot be used: {error.why}") from error
 
 
 def _state(weights: dict[str, Any], folder: Path) -> dict[str, Tensor]:

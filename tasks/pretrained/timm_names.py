@@ -11,9 +11,8 @@ import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
-from flashtask.backbones.timm_folder import TIMM_KEYS
 from flashtask.core.errors import IntegrityError
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
 from flashtask.tasks.pretrained.layout import plain
 
 __all__ = ["TimmSource", "gives_the_same", "join_classifier", "linear_layer", "split_classifier"]
@@ -79,7 +78,7 @@ class TimmSource:
         if tuple(kept.get("input_size", ())) != preprocessing.input_size:
             kept["pool_size"] = None
         wanted = preprocessing.to_dict()
-        wanted = {key: wanted[key] for key in TIMM_KEYS}
+        wanted = {key: wanted[key] for key in TIMM_FIELDS}
         return {**plain(kept, "pretrained_cfg"), **wanted, "num_classes": num_classes}
 
 

@@ -199,11 +199,18 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:
     """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
-    if then is not None and now is not None and then != now:
+    if then is None or now is None:
+        return
+    # A file from before there were value ranges goes by that of the format, which 8-bit images have no use for.
+    then = {"value_range": "format", **then}
+    if then["value_range"] == "format" and now.get("value_range") is None:
+        then["value_range"] = None
+    if then != now:
         different = ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key])
         raise UsageError(
             f"{path} was written with another preprocessing: {different}",
-            fix="resume with the backbone and the data.preprocessing of the first run",
+            fix="resume with the backbone and the data.preprocessing of the first run"
+            + (', and from_folders(value_range="format")' if then["value_range"] == "format" else ""),
         )
 
 
