@@ -365,7 +365,9 @@ def _cosine_rate(
             fix='lr_scheduler_options={"warm_up": 0.05}',
         )
     if total_steps is None:
-        raise UsageError('lr_scheduler="cosine" needs to know how long the run is', fix="give max_epochs or max_steps")
+        raise UsageError(
+            'lr_scheduler="cosine" needs to know how long the run is', fix="max_epochs=10, or max_steps=1000"
+        )
     starts = [group.get("start", 0) or 0 for group in optimizer.param_groups]
     begins = [steps_before(start) if start else 0 for start in starts]
     if None in begins:
