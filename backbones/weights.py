@@ -145,7 +145,7 @@ def quiet_logs(*loggers: str) -> Iterator[None]:
     """Print nothing of what libraries log and warn inside."""
     before = []
     for logger in map(logging.getLogger, loggers):
-        before.append((logger, logger.level, logger.propagate, logger.handlers))
+        before.append((logger, logger.propagate, logger.handlers))
         logger.handlers = [logging.NullHandler()]  # huggingface_hub has a handler of its own, which prints
         logger.propagate = False
     try:
@@ -153,8 +153,7 @@ def quiet_logs(*loggers: str) -> Iterator[None]:
             warnings.simplefilter("always")
             yield
     finally:
-        for logger, level, propagate, handlers in before:
-            logger.setLevel(level)
+        for logger, propagate, handlers in before:
             logger.propagate, logger.handlers = propagate, handlers
 
 

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from flashtask import EarlyStopping, LearningRateMonitor, Trainer, read_checkpoint, seeded
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import generator_states
+from flashtask.trainer.averaging.annealing import constant_rates
 from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging
 from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
@@ -759,3 +760,11 @@ def test_s41_a_run_that_ends_before_its_rates_are_constant_says_so(tmp_path, cap
     settings = {"max_epochs": 3, "enable_progress_bar": False, "enable_model_summary": False}
     Trainer(output_dir=tmp_path / "run", callbacks=swa, **settings).fit(net(), *loaders())
     assert "go towards 0.01, which they would reach in epoch 11, after the last one" in capsys.readouterr().err
+
+
+def test_of_a_group_whose_biases_are_not_decayed_both_halves_have_its_rate():
+    groups = [{"name": "head", "lr": 1.0}, {"name": "head", "lr": 1.0}, {"name": "backbone", "lr": 2.0}]
+    assert constant_rates(groups, [0.5, 0.1]) == [0.5, 0.5, 0.1]
+    with pytest.raises(UsageError, match="3 learning rates, and the optimizers have 2 parameter groups"):
+        constant_rates(groups, [0.5, 0.5, 0.1])
+    assert constant_rates([{"lr": 1.0}, {"lr": 1.0}], [0.5, 0.1]) == [0.5, 0.1]

@@ -382,7 +382,7 @@ def _cosine_rate(
         raise UsageError(
             'lr_scheduler="cosine" needs to know how long the run is',
             why="there is no limit, or the training loader has no length, so that max_epochs does not tell",
-            fix='Trainer(max_steps=...), or lr_scheduler="constant"',
+            fix='max_steps=1000, or max_epochs=10 where the loader has a length; or lr_scheduler="constant"',
         )
     starts = [group.get("start", 0) or 0 for group in optimizer.param_groups]
     begins = [steps_before(start) if start else 0 for start in starts]

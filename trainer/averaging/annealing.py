@@ -62,12 +62,15 @@ def constant_rates(groups: list[dict[str, Any]], given: float | Sequence[float] 
         return [0.5 * float(group.get("initial_lr", group["lr"])) for group in groups]
     if not isinstance(given, Sequence):
         return [float(given)] * len(groups)
-    if len(given) != len(groups):
+    # Two groups of one name are one to the user: the second holds what weight decay spares.
+    names = [group.get("name", number) for number, group in enumerate(groups)]
+    own = list(dict.fromkeys(names))
+    if len(given) != len(own):
         raise UsageError(
-            f"swa_lrs has {len(given)} learning rates, and the optimizers have {len(groups)} parameter groups",
+            f"swa_lrs has {len(given)} learning rates, and the optimizers have {len(own)} parameter groups",
             fix="one rate for each group in their order, or swa_lrs=0.01 for all",
         )
-    return [float(rate) for rate in given]
+    return [float(given[own.index(name)]) for name in names]
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
