@@ -367,3 +367,26 @@ def test_a_preprocessing_that_cannot_be_is_refused(value, words, images, tmp_pat
     asked = ["finetune", str(images), *TINY, "--output-dir", str(tmp_path / "R")]
     assert run([*asked, "--set", f"data.from_folders.preprocessing={value}"]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_registered_class_may_set_in_its_constructor_what_its_parents_have(images, tmp_path, capsys):
+    @TASKS.register("by_loss")
+    class ByLoss(ImageClassifier):
+        wanted = None
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.save_hyperparameters()
+            self.monitor, self.monitor_mode, self.wanted = "val_loss", "min", 3
+
+    try:
+        seed_everything(3, verbose=False)
+        data = ImageClassificationData.from_folders(images, val_split=0.25, batch_size=4, num_workers=0)
+        trainer = Trainer(output_dir=tmp_path / "run", max_steps=1, enable_progress_bar=False)
+        trainer.finetune(ByLoss(backbone="timm/test_resnet", pretrained=False), datamodule=data, strategy="freeze")
+        assert "cannot hold" not in capsys.readouterr().err
+        again = ["finetune", str(tmp_path / "run" / "recipe.yaml"), "--output-dir", str(tmp_path / "again"), "--quiet"]
+        assert run(again) == 0
+        assert recipe_in(tmp_path / "again") == recipe_in(tmp_path / "run")
+    finally:
+        TASKS.remove("by_loss")

@@ -74,6 +74,8 @@ def _replaced(run: FitRun) -> dict[str, str]:
     """What was put in place of a method or setting of a class: `model.loss = ...`, `trainer.loops = ...`."""
     lost = {"trainer.loops": "<your own>"} if run.trainer.has_own_loops else {}
     for section, owner in (("model", run.module), ("data", run.data)):
+        if not type(owner).__module__.startswith("flashtask."):
+            continue  # its own constructor may set them, and will do so again
         names = [name for name in vars(owner) if name[:1] != "_" and hasattr(type(owner), name)]
         lost |= {f"{section}.{name}": "<set on the object>" for name in names if name not in _SET_BY_RUNS}
     return lost
@@ -91,7 +93,7 @@ def _data(run: FitRun, of_module: Mapping[str, Any], lost: dict[str, str]) -> di
         lost["data"] = f"<{type(run.data).__name__}>"
         return {}
     ((constructor, arguments),) = data.items()
-    arguments = {**of_module, **arguments}
+    arguments |= {name: value for name, value in of_module.items() if name not in arguments}
     lost |= {f"data.{constructor}.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
     return {constructor: {name: value for name, value in arguments.items() if not any(find_not_saved(value))}}
 

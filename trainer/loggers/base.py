@@ -226,8 +226,8 @@ def make_loggers(given: Any) -> list[Logger]:
     )
     made: list[Logger] = make_parts(given, LOGGERS, Logger, "logger", needed)
     csv_logs = sum(isinstance(one, CSVLogger) for one in made)
-    plain = [type(one) for one in made if one._made_with == ((), {})]
-    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*plain}) < len(plain):
+    names = [one for one in given if isinstance(one, str)] if isinstance(given, (list, tuple)) else []
+    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*names}) < len(names):
         raise UsageError(
             f"Trainer(logger=...): one logger is given twice in {', '.join(one.name for one in made)}",
             why="it would write each value twice",
