@@ -167,9 +167,13 @@ class Preprocessing:
         return {name: getattr(self, name) for name in _DEFAULTS}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for JSON; `given` lists the given fields where some are the backbone's."""
+        """Plain lists and numbers, ready for JSON: every field, or the given ones where the others are the backbone's."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in self._values().items()}
-        return values if self.is_complete else {**values, "given": sorted(self.given)}
+        if self.is_complete:
+            return values
+        if "channels" not in self.given:
+            values["input_size"] = values["input_size"][1:]
+        return {name: value for name, value in values.items() if name in self.given}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -182,20 +186,13 @@ class Preprocessing:
         """
         if not isinstance(values, Mapping):
             raise UsageError(f"preprocessing must hold keys, not {values!r}", fix="preprocessing: {input_size: 224}")
-        known = [*_DEFAULTS, "given"]
-        if unknown := sorted(map(str, set(values) - set(known))):
+        if unknown := sorted(map(str, set(values) - set(_DEFAULTS))):
             raise UsageError(
                 f"preprocessing has unknown keys: {', '.join(unknown)}",
-                fix=did_you_mean(unknown[0], known) or f"the keys are {', '.join(_DEFAULTS)}",
+                fix=did_you_mean(unknown[0], _DEFAULTS) or f"the keys are {', '.join(_DEFAULTS)}",
             )
         is_whole = all(values.get(name) is not None for name in TIMM_FIELDS)
-        some = {**({"decode": "whole"} if is_whole else {}), **values}
-        given = some.pop("given", None)
-        if given is not None:
-            some = {name: value for name, value in some.items() if name in given or name not in values}
-            if "input_size" in some and "channels" not in given:
-                some["input_size"] = some["input_size"][1:]
-        return cls(**some)
+        return cls(**{**({"decode": "whole"} if is_whole else {}), **values})
 
 
 Preprocessing.__init__ = named_arguments(Preprocessing.__init__)  # type: ignore[method-assign]
