@@ -13,11 +13,9 @@ from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import nearest_argument
+from flashtask.trainer.by_name import WATCHING
 
 __all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values", "lost_from", "require_whole"]
-
-#: What a run may be repeated without: it watches the run and does not change it.
-_WATCHING = ("trainer.logger", "trainer.profiler")
 
 
 def require_whole(recipe: Recipe) -> None:
@@ -45,7 +43,7 @@ def lost_from(recipe: Recipe) -> dict[str, Any]:
     origin, lost = recipe.origin("not_saved"), recipe.remove("not_saved") or {}
     if not isinstance(lost, dict):
         raise UsageError(f"{origin}: `not_saved` must hold keys of its own", fix="take it out")
-    for key in _WATCHING:
+    for key in WATCHING:
         if key in lost:
             print(f"without {lost.pop(key)}, which the recipe does not hold ({key})", file=sys.stderr)
     return lost

@@ -44,7 +44,8 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
     source = find_source(path)
     content = _content(source, map_location)
     kind = _registered(content, source) if task is None else _given_class(task, content, source)
-    with_all, lack = with_stand_ins(kind, content, source.path)
+    with put_to_use(source.path):
+        with_all, lack = with_stand_ins(kind, content, source.path)
     loaded = _built_for_prediction(kind, with_all, content, source, map_location)
     if is_of_a_child(kind, content):
         name = class_in_file(content)
@@ -176,7 +177,8 @@ def _built(
     classes = {name: given[name] for name in ("labels", "num_classes") if given.get(name) is not None}
     head = {name: given[name] for name in OF_THE_HEAD if given.get(name) is not None}
     own = {name: value for name, value in given.items() if name not in ("labels", "num_classes", *OF_THE_HEAD)}
-    content, is_partial = _without_own_parts(cls, content, source)
+    with put_to_use(source.path):
+        content, is_partial = _without_own_parts(cls, content, source)
     task: Task
     try:
         if head:

@@ -88,7 +88,7 @@ def require_same_prediction(content: Mapping[str, Any], path: Any, fix: str) -> 
     """
     changed = content["own_class"].get("predicts_by")
     if changed:
-        names = ", ".join(str(name)[:50] for name in list(changed)[:5])
+        names = ", ".join(str(name)[:50] for name in changed[:5])
         raise UsageError(
             f"{path} was written by {class_in_file(content)}, a class of its own for {content['task']!r}",
             why=f"it predicts in its own way ({names}), and a file holds no code",

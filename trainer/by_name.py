@@ -13,8 +13,10 @@ from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.registry import Registry, check_options
 
-__all__ = ["NOT_PLAIN", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
+__all__ = ["NOT_PLAIN", "WATCHING", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
 
+#: Keys of a recipe that a run may be repeated without: what they name watches a run and does not change it.
+WATCHING = ("trainer.logger", "trainer.profiler")
 #: What `plain_setting` gives for a value that a recipe cannot hold.
 NOT_PLAIN = object()
 

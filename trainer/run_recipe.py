@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flashtask.core.zoo import own_zoo_files
-from flashtask.trainer.by_name import NOT_PLAIN, plain_setting, recipe_of_part
+from flashtask.trainer.by_name import NOT_PLAIN, WATCHING, plain_setting, recipe_of_part
 from flashtask.trainer.callbacks.names import CALLBACKS
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import find_not_saved
@@ -24,9 +24,6 @@ _LEFT_OUT = (
     *("output_dir", "default_root_dir", "callbacks", "logger", "profiler", "plugins", "precision", "strategy"),
     *("accelerator", "seed", "max_epochs", "max_steps"),
 )
-
-#: What a repeat may be without: it watches a run and does not change it.
-_WATCHING = ("trainer.logger", "trainer.profiler")
 
 
 def recipe_of(run: FitRun) -> dict[str, Any] | None:
@@ -65,7 +62,7 @@ def told_of_recipe(recipe: Mapping[str, Any] | None) -> str:
     if not lost:
         return ""
     names = ", ".join(f"{key.rpartition('.')[2]}={what}" for key, what in lost.items())
-    if all(key in _WATCHING for key in lost):
+    if all(key in WATCHING for key in lost):
         return f"recipe.yaml cannot hold {names}: a repeat goes without"
     return f"recipe.yaml cannot hold {names}: a repeat needs {'it' if len(lost) == 1 else 'them'} from Python"
 
