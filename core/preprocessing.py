@@ -167,7 +167,7 @@ class Preprocessing:
         return {name: getattr(self, name) for name in _DEFAULTS}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, ready for JSON: every field, or the given ones where the others are the backbone's."""
+        """Plain lists and numbers for JSON: every field, or the given ones where the others are the backbone's."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in self._values().items()}
         if self.is_complete:
             return values
