@@ -205,7 +205,9 @@ def _files_below(folder: str, above: tuple[tuple[int, int], ...] = (), link: str
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
-        fix = f"remove the link, which is not a folder of yours: unlink {shlex.quote(link)}" if link else ""
+        if link:  # by its shortest name: it may have been reached through itself
+            link = os.path.join(os.path.realpath(os.path.dirname(link)), os.path.basename(link))
+        fix = f"remove the link alone, nothing it points to: unlink {shlex.quote(link)}" if link else ""
         raise BadDataError(f"the link {link or folder!r} points to a folder that contains it", fix=fix)
     for entry in entries_of(folder):
         if is_hidden(entry.name):
