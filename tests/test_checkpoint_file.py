@@ -296,11 +296,13 @@ def test_foreign_files_are_refused_with_the_way_to_use_them(tmp_path):
         assert "is not a checkpoint" in refused(tmp_path / "x", data)
 
 
-def test_a_missing_file_names_the_nearest_one(saved):
+def test_a_missing_file_names_the_nearest_one_and_a_folder_means_its_checkpoint(saved, tmp_path):
     with pytest.raises(MissingInputError, match=r"did you mean 'last\.ckpt'"):
         read_checkpoint(saved.with_name("lats.ckpt"))
-    with pytest.raises(MissingInputError, match=r"is a folder[\s\S]*last\.ckpt"):
-        read_checkpoint(saved.parent)
+    assert read_checkpoint(saved.parent).keys() == read_checkpoint(saved).keys()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(MissingInputError, match="there is no model in"):
+        read_checkpoint(tmp_path / "none")
 
 
 def test_what_cannot_be_saved_is_named_and_the_old_file_stays(saved, monkeypatch):
