@@ -437,15 +437,3 @@ def test_a_file_of_another_kind_is_named_and_the_checkpoint_beside_it(name, cont
     with pytest.raises(IntegrityError) as caught:
         read_checkpoint(path)
     assert caught.value.fix.startswith(f"did you mean '{tmp_path}/best.ckpt'?") or "LFS" in what or "page" in what
-
-
-def test_a_run_folder_in_the_place_of_its_checkpoint_is_answered_with_the_best_one(tmp_path):
-    for name in ("a.png", "last.ckpt", "best.ckpt", "recipe.yaml"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(MissingInputError, match=f"did you mean '{tmp_path}/best.ckpt'"):
-        read_checkpoint(tmp_path)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.png").write_bytes(b"")
-    with pytest.raises(MissingInputError) as caught:
-        read_checkpoint(tmp_path / "photos")
-    assert caught.value.fix == ""

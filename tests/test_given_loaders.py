@@ -164,7 +164,7 @@ def test_batches_of_another_form_are_described():
 def test_a_stream_is_not_asked_for_epochs_that_it_has():
     with pytest.raises(UsageError, match="needs to know how long") as caught:
         trainer().finetune(classifier(), DataLoader(Stream(), 4))
-    assert caught.value.fix == 'Trainer(max_steps=...), or lr_scheduler="constant"'
+    assert caught.value.fix.startswith("max_steps=1000, ")
     trainer(max_steps=2).finetune(classifier(), DataLoader(Stream(), 4))
 
 

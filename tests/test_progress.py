@@ -152,7 +152,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch):
 
 
 def frozen_run(tmp_path, stream):
-    """A frozen run whose backbone takes 0.11 s a batch, of 32 images."""
+    """A frozen run whose backbone takes 0.11 s a batch, of 16 images."""
     folder = colour_folders(tmp_path / "images", each=60)
     model = ImageClassifier("timm/test_resnet", pretrained=False)
     model.backbone.register_forward_pre_hook(lambda module, inputs: time.sleep(0.11))
@@ -169,8 +169,8 @@ def test_a_pass_that_computes_features_shows_how_far_it_is(tmp_path, monkeypatch
     terminal = Terminal()
     frozen_run(tmp_path, terminal)
     shown = [line for line in terminal.drawn if line.startswith("features ")]
-    assert re.match(r"features  1/3  \d:\d\d left  \d+ images/s$", shown[0])
-    assert [line.split()[1] for line in shown] == ["1/3", "2/3", "3/3", "1/1"]
+    assert re.match(r"features  1/6  \d:\d\d left  \d+ images/s$", shown[0])
+    assert [line.split()[1] for line in shown] == ["1/6", "2/6", "3/6", "4/6", "5/6", "6/6", "1/2", "2/2"]
     assert terminal.drawn[-1].startswith("epoch 0/0")
 
 

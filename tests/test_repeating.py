@@ -357,7 +357,7 @@ def test_arguments_of_callbacks_are_kept_however_they_were_given():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("{input_size: [3, a, 32]}", "preprocessing cannot be"),
+        ("{input_size: [3, a, 32]}", "input_size must be"),
         ("{inptu_size: [3, 32, 32]}", "inptu_size"),
         ("32", "must hold its parts by name"),
         ("{input_size: [3, 32, 32], crop_pct: 2}", "crop_pct must be above 0"),
