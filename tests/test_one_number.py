@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -166,3 +169,15 @@ def test_a_checkpoint_that_asks_for_an_unknown_format_is_refused(name, images, t
     write_checkpoint(tmp_path / "hostile.ckpt", {**content, "inference_precision": name})
     with pytest.raises(IntegrityError, match=r"hostile\.ckpt.*inference_precision"):
         flashtask.load(tmp_path / "hostile.ckpt")
+
+
+@pytest.mark.slow
+def test_the_script_that_compares_all_ways_finds_no_difference(images, tmp_path):
+    fitted(tmp_path / "run", images)
+    script = Path(__file__).parents[1] / "scripts" / "one_number.py"
+    words = [sys.executable, str(script), str(tmp_path / "run" / "best.ckpt"), str(images[1]), "--sample", "5"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 28  # the pairs of eight ways
+    assert {flips for *_, flips, _ in rows} == {"0"}
+    assert max(float(largest) for *_, largest in rows) < 1e-5
