@@ -444,3 +444,20 @@ def test_a_precision_without_a_name_is_called_by_its_class():
         """No name of its own."""
 
     assert (Doubled.name, Named.name, Further.name, Precision.name) == ("Doubled", "mine", "Further", "32")
+
+
+def test_inference_takes_no_tf32_on_a_gpu_and_puts_it_back(monkeypatch):
+    """torch's switches are there without a GPU; that cuDNN obeys them is not seen here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cudnn = torch.backends.cudnn
+    assert (cudnn.conv.fp32_precision, cudnn.allow_tf32) == ("tf32", True)
+    with Precision().inference():
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.allow_tf32) == ("none", "none", False)
+        assert torch.backends.fp32_precision == "none"  # which conv and rnn follow: float32
+    assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.allow_tf32) == ("tf32", "tf32", True)
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        with Precision().inference():
+            assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+    finally:
+        cudnn.conv.fp32_precision = "tf32"

@@ -230,21 +230,18 @@ class ScaledPrecision(MixedPrecision):
 def _ieee_float32() -> Iterator[None]:
     """Let cuDNN compute convolutions in float32 itself; by default torch lets it round their inputs to TF32.
 
-    Products of matrices are in float32 unless somebody asked torch for less, and then they stay as asked for.
+    What somebody has asked torch for stays: products of matrices in TF32, or cuDNN's switches in another state than
+    they begin in.
     """
-    if not torch.cuda.is_available():
+    cudnn: Any = torch.backends.cudnn
+    if not torch.cuda.is_available() or not cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == "tf32":
         yield
         return
-    cudnn: Any = torch.backends.cudnn
-    backends = (cudnn.conv, cudnn.rnn)
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        for backend, own in zip(backends, before, strict=True):
-            backend.fp32_precision = own
+        cudnn.allow_tf32 = True
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
