@@ -152,7 +152,7 @@ class Task(Module):
         built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
-        self.preprocessing: Preprocessing = built.preprocessing.resolved()
+        self._preprocessing = built.preprocessing.resolved()
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing
@@ -166,6 +166,20 @@ class Task(Module):
         self._is_pretrained = pretrained
         if num_outputs is not None:
             self.make_head(num_outputs)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The images that the model takes: size, crop, normalisation. Fields left out when it is set keep their values.
+
+        Raises:
+            UsageError: when it is set to a record for another number of channels.
+        """
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        filled = value.filled_from(self._preprocessing)  # refuses another number of channels
+        self._preprocessing = value if value.is_complete else filled
 
     # ---- what a task of your own defines
 
@@ -278,7 +292,7 @@ class Task(Module):
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
         if isinstance(own, Preprocessing):
-            self.preprocessing = own.filled_from(self.preprocessing)
+            self.preprocessing = own
         if hasattr(datamodule, "use_preprocessing"):
             datamodule.use_preprocessing(self.preprocessing)
         self.data_is_set_up(datamodule)

@@ -15,7 +15,7 @@ from image_trees import write_tree
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from flashtask import ImageClassificationData
+from flashtask import ImageClassificationData, ImageClassifier
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import Place, sample_seeds
@@ -213,8 +213,9 @@ def test_a_cut_photograph_is_refused_at_any_scale(photo, tmp_path):
 
 
 def test_the_preprocessing_says_how_images_are_decoded():
-    assert Preprocessing().to_dict()["decode"] == "scaled"
-    old = {name: value for name, value in Preprocessing().to_dict().items() if name != "decode"}
+    whole = Preprocessing().resolved().to_dict()
+    assert whole["decode"] == "scaled"
+    old = {name: value for name, value in whole.items() if name != "decode"}
     assert Preprocessing.from_dict(old).decode == "whole"
     with pytest.raises(UsageError, match="decode must be scaled or whole, not 'half'"):
         Preprocessing(decode="half")
@@ -228,3 +229,17 @@ def test_a_thread_pool_does_not_outlive_a_fork(paths, several_threads):
     )
     (there,) = loader
     assert torch.equal(here, there)
+
+
+def test_a_preprocessing_that_is_set_on_a_model_is_filled_from_the_one_it_had(tmp_path):
+    model = ImageClassifier("timm/test_resnet", num_classes=2, pretrained=False)
+    before = model.preprocessing
+    model.preprocessing = Preprocessing(input_size=48)
+    assert model.preprocessing.input_size == (3, 48, 48)
+    assert model.preprocessing.is_complete
+    assert (model.preprocessing.mean, model.preprocessing.interpolation) == (before.mean, before.interpolation)
+    read = ImageClassifier.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert read.preprocessing == model.preprocessing
+    with pytest.raises(UsageError, match=r"for 1 channel\(s\), and the model takes 3"):
+        model.preprocessing = Preprocessing((1, 48, 48), (0.5,), (0.2,), 0.9, "bilinear", "center")
+    assert model.preprocessing.input_size == (3, 48, 48)
