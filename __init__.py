@@ -22,14 +22,23 @@ if TYPE_CHECKING:
     from flashtask.core.seeding import seeded as seeded
     from flashtask.data.download import download_data as download_data
     from flashtask.data.image_classification import ImageClassificationData as ImageClassificationData
+    from flashtask.data.image_data import ImageData as ImageData
+    from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
+    from flashtask.data.samples import SampleTable as SampleTable
+    from flashtask.data.targets import TargetReader as TargetReader
     from flashtask.heads import HEADS as HEADS
     from flashtask.heads import build_head as build_head
     from flashtask.tasks import TASKS as TASKS
+    from flashtask.tasks.batches import StepOutput as StepOutput
     from flashtask.tasks.image_classification import ImageClassifier as ImageClassifier
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
+    from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.own_zoo import use_zoo as use_zoo
-    from flashtask.tasks.prediction import Prediction as Prediction
+    from flashtask.tasks.predictions import Label as Label
+    from flashtask.tasks.predictions import Labels as Labels
+    from flashtask.tasks.predictions import Number as Number
+    from flashtask.tasks.predictions import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.averaging.stochastic_weight_averaging import (
         StochasticWeightAveraging as StochasticWeightAveraging,
@@ -132,8 +141,13 @@ _HOMES = {
     "HEADS": "flashtask.heads",
     "ImageClassificationData": "flashtask.data.image_classification",
     "ImageClassifier": "flashtask.tasks.image_classification",
+    "ImageData": "flashtask.data.image_data",
     "ImageEmbedder": "flashtask.tasks.image_embedding",
+    "ImageRegressionData": "flashtask.data.image_regression",
+    "ImageRegressor": "flashtask.tasks.image_regression",
     "LOGGERS": "flashtask.trainer.loggers.base",
+    "Label": "flashtask.tasks.predictions",
+    "Labels": "flashtask.tasks.predictions",
     "LambdaCallback": "flashtask.trainer.callbacks.lambda_callback",
     "LearningRateCurve": "flashtask.trainer.tuning.learning_rate_curve",
     "LearningRateMonitor": "flashtask.trainer.callbacks.monitors",
@@ -150,6 +164,7 @@ _HOMES = {
     "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
+    "Number": "flashtask.tasks.predictions",
     "OptimizerLoop": "flashtask.trainer.custom_loops",
     "PROFILERS": "flashtask.trainer.profiling.profilers",
     "PassThrough": "flashtask.trainer.profiling.profilers",
@@ -157,7 +172,7 @@ _HOMES = {
     "Plan": "flashtask.trainer.finetuning.plan",
     "Plateau": "flashtask.trainer.finetuning.phase",
     "Precision": "flashtask.trainer.placement.precision",
-    "Prediction": "flashtask.tasks.prediction",
+    "Prediction": "flashtask.tasks.predictions",
     "PredictionLoop": "flashtask.trainer.custom_loops",
     "Preprocessing": "flashtask.core.preprocessing",
     "Profiler": "flashtask.trainer.profiling.profilers",
@@ -172,6 +187,9 @@ _HOMES = {
     "Strategy": "flashtask.trainer.placement.strategies",
     "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
+    "SampleTable": "flashtask.data.samples",
+    "StepOutput": "flashtask.tasks.batches",
+    "TargetReader": "flashtask.data.targets",
     "Task": "flashtask.tasks.task",
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",
     "Timer": "flashtask.trainer.callbacks.timing",

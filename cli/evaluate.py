@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -14,8 +15,10 @@ import click
 from flashtask.cli.inputs import checkpoint_source
 from flashtask.cli.options import EVALUATE, given
 from flashtask.cli.processes import check_distributed, launched
+from flashtask.cli.request import refuse_columns
+from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
-from flashtask.data.layout import existing_folder, stage_folder
+from flashtask.data.layout import existing_folder, is_table_name, stage_folder
 
 __all__ = ["evaluate"]
 
@@ -28,7 +31,7 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
     Args:
         verb: `validate` or `test`.
         ckpt: a checkpoint of a task.
-        data: a folder that holds val/ (test/), or the folder of class folders itself.
+        data: a folder that holds val/ (test/), or the folder of class folders itself; or a table.
         params: the options of the command.
 
     Raises:
@@ -37,11 +40,11 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
     """
     check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
-    folder = stage_folder(existing_folder(data, "DATA"), _PARTS[verb])
+    source = _data_source(data, _PARTS[verb])
     options = {key: value for key, (_, value) in given(EVALUATE, params).items()}
     # Standard output is for the metrics alone.
     with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
-        metrics = _measure(verb, checkpoint, folder, options, strategy)
+        metrics = _measure(verb, checkpoint, source, options, strategy)
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
@@ -50,16 +53,26 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
         click.echo(f"{name:<{width}}  {value:.4f}")
 
 
+def _data_source(data: str, part: str) -> Path:
+    """The folder or the table that DATA means."""
+    if is_table_name(data):
+        if not os.path.isfile(data):
+            raise missing_file(data)
+        return Path(data)
+    return stage_folder(existing_folder(data, "DATA"), part)
+
+
 def _measure(
-    verb: str, checkpoint: Path | str, folder: Path, options: Mapping[str, Any], strategy: Any
+    verb: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any
 ) -> dict[str, float]:
     from flashtask import load
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)
-    datamodule = task.data_class.from_folders(
-        **{f"{_PARTS[verb]}_folder": folder}, **_below("data.from_folders.", options)
-    )
+    options_of_data = _below("data.from_folders.", options)
+    if not is_table_name(source):
+        refuse_columns(options_of_data)
+    datamodule = task.data_class.for_evaluation(source, _PARTS[verb], task.targets, **options_of_data)
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**_below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)

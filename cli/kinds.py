@@ -9,7 +9,7 @@ from typing import Any
 from flashtask.core.errors import did_you_mean
 
 __all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
-__all__ += ["below_one", "not_negative", "text", "value_range", "whole"]
+__all__ += ["below_one", "names", "not_negative", "text", "value_range", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -22,6 +22,14 @@ def text(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty")
     return value
+
+
+def names(value: str) -> str | list[str]:
+    """A name, or several with commas between them."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ValueError(f"{value!r} is not a name, or names such as a,b")
+    return parts if len(parts) > 1 else parts[0]
 
 
 def whole(at_least: int = 0, at_most: int | None = None) -> Kind:

@@ -18,6 +18,7 @@ from flashtask.cli.kinds import (
     devices,
     image_size,
     magnitude,
+    names,
     not_negative,
     one_of,
     positive,
@@ -137,6 +138,27 @@ _NUMBER_FORMAT = one_of(
     ]
 )
 _POLICY = one_of(["error", "skip"])
+
+_COLUMNS = (
+    Option(
+        "--input",
+        f"{_DATA}.input_field",
+        text,
+        "Of a table: the column of the images.",
+        "COLUMN",
+        "the one that names images",
+        "Data",
+    ),
+    Option(
+        "--target",
+        f"{_DATA}.target_fields",
+        names,
+        "Of a table: the column of the targets, or several: a,b.",
+        "COLUMN",
+        "the only other one",
+        "Data",
+    ),
+)
 
 _VALUE_RANGE = Option(
     "--value-range",
@@ -279,10 +301,12 @@ _IMAGES = (
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
     _VALUE_RANGE,
+    *_COLUMNS,
 )
 
 _REST = (
     *_PLACE,
+    Option("--multi-label", "model.multi_label", None, "An image has any number of the labels.", group="Model"),
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False, group="Model"),
     Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME", "image_classification", "Model"),
     Option("--config", "", text, "A recipe; options given here win over it.", "FILE", group="Recipe"),
@@ -365,7 +389,18 @@ PLAN = (
     _JSON,
 )
 
-EVALUATE = (_BATCH_SIZE, _NUM_WORKERS, _ON_BAD_IMAGE, _VALUE_RANGE, *_PLACE, _OF_RESULTS, _ZOO_FILE, _QUIET, _JSON)
+EVALUATE = (
+    *_COLUMNS,
+    _BATCH_SIZE,
+    _NUM_WORKERS,
+    _ON_BAD_IMAGE,
+    _VALUE_RANGE,
+    *_PLACE,
+    _OF_RESULTS,
+    _ZOO_FILE,
+    _QUIET,
+    _JSON,
+)
 
 PREDICT = (
     Option("--top-k", "", whole(1), "Labels of an image, best first.", "K", "1", "Output"),

@@ -83,31 +83,45 @@ def _predict(
         cache = DecodedCache()
         bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)
-    labels = task.labels or tuple(str(number) for number in range(task.num_classes))
-    top_k = params["top_k"]
-    if top_k and top_k > len(labels):
-        raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
+    columns = _columns(task, share.paths, params)
     own = [by_path[path] for path in share.own]
     predictions = predictions_of(task, own, params["batch_size"], params["num_workers"], cache=cache)
     rows = share.in_order(predictions)
     if not share.is_first:
         deque(rows, maxlen=0)
         return
-    columns = Columns(labels, share.paths, top_k, all_scores=params["scores"] == "all")
     with _stream(params["output"], params["format"]) as stream:
         WRITERS[params["format"]](rows, stream, columns)
 
 
 def _load(checkpoint: Path | str, device: Any) -> Any:
     from flashtask import load
+    from flashtask.tasks.predictions import Prediction
 
     task = load(checkpoint)
-    if not hasattr(task, "labels"):
+    if task.prediction_class is Prediction:
         raise UsageError(
-            f"{checkpoint} holds a task without labels ({task.name})",
-            fix=f'flashtask.load("{checkpoint}").predict("IMAGE") in Python gives its outputs',
+            f"the predictions of {task.name} in {checkpoint} are tensors, which have no rows",
+            fix=f'flashtask.load("{checkpoint}").predict("IMAGE") in Python gives them',
         )
     return task.to(device)
+
+
+def _columns(task: Any, paths: Sequence[str], params: Mapping[str, Any]) -> Columns:
+    """What a row shows, as the task's predictions can and the options ask for.
+
+    Raises:
+        UsageError: the predictions do not have what is asked for.
+    """
+    labels = getattr(task, "labels", None) or tuple(map(str, range(getattr(task, "num_classes", None) or 0)))
+    top_k, all_scores = params["top_k"], params["scores"] == "all"
+    for flag, option, is_given in (("--top-k", "top_k", top_k), ("--scores all", "all_scores", all_scores)):
+        if is_given and option not in task.prediction_class.options:
+            raise UsageError(f"{flag}: the predictions of {task.name} have no such scores", fix=f"leave out {flag}")
+    if top_k and top_k > len(labels):
+        raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
+    options = {"top_k": top_k or None, "all_scores": labels if all_scores else None}
+    return Columns(paths, labels, {name: value for name, value in options.items() if value is not None})
 
 
 def _bad_images(

@@ -14,13 +14,15 @@ from flashtask.cli.own_zoo import own_task_defaults, use_option, use_recipe_zoo,
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, resolve_layout
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]
 
 #: the task of a recipe that names none
 DEFAULT_TASK = "image_classification"
+#: the constructor of data in tables
+_OF_TABLES = "from_csv"
 _FOLDERS = ("train_folder", "val_folder", "test_folder", "predict_folder")
 
 
@@ -41,6 +43,8 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     recipe = _base(config, params)
     require_whole(recipe)
     check_shape(recipe)
+    if data and is_table_name(data):
+        _expect_table(recipe, data)
     for key, (flag, value) in given(FINETUNE, params).items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)
     for text in params["set"]:
@@ -103,19 +107,39 @@ def fill_in(recipe: Recipe) -> None:
 
 
 def require_data(recipe: Recipe) -> None:
-    """The recipe says where the training data is, and the folders are there.
+    """The recipe says where the training data is, and the folders or files are there.
 
     Raises:
         UsageError: it does not say.
         MissingInputError: a folder that is not there; with the nearest that is.
     """
     section = f"data.{recipe.constructor}"
-    folders = recipe.get(section) or {}
-    if not folders or (recipe.constructor == CONSTRUCTOR and not folders.get("train_folder")):
+    places = recipe.get(section) or {}
+    needed = {CONSTRUCTOR: "train_folder", _OF_TABLES: "train_file"}.get(recipe.constructor)
+    if not places or (needed and not places.get(needed)):
         raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
+    if recipe.constructor == CONSTRUCTOR:
+        refuse_columns(places)
     for name in _FOLDERS:
-        if folders.get(name):
-            existing_folder(folders[name], name)
+        if places.get(name):
+            existing_folder(places[name], name)
+        file = places.get(name.replace("_folder", "_file"))
+        if file and not os.path.isfile(file):
+            raise missing_file(file)
+
+
+def refuse_columns(arguments: Mapping[str, Any]) -> None:
+    """Folders have no columns that could be named.
+
+    Raises:
+        UsageError: `--input` or `--target` is given.
+    """
+    for name, flag in (("input_field", "--input"), ("target_fields", "--target")):
+        if arguments.get(name) is not None:
+            raise UsageError(
+                f"{flag} names a column of a table, and DATA is a folder",
+                fix=f"a CSV file as DATA, or leave out {flag}",
+            )
 
 
 def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, str | None]:
@@ -128,7 +152,10 @@ def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, 
 
 
 def _put_data(recipe: Recipe, data: str) -> None:
-    """DATA stands for all folders of the recipe; flags and `--set` still win."""
+    """DATA replaces all folders or files of the recipe; flags and `--set` still win."""
+    if is_table_name(data):
+        _put_table(recipe, data)
+        return
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
             f"{recipe.origin(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
@@ -143,4 +170,32 @@ def _put_data(recipe: Recipe, data: str) -> None:
         if folder is not None and recipe.get(f"{section}.{name}") is None:
             recipe.set(f"{section}.{name}", str(folder), "DATA")
     if recipe.get(f"{section}.val_folder") is None and recipe.get(f"{section}.val_split") is None:
+        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
+
+
+def _expect_table(recipe: Recipe, data: str) -> None:
+    """DATA is a table: what the recipe says of folders' data counts for it as well, but for the folders.
+
+    Raises:
+        MissingInputError: there is no such file.
+        UsageError: the recipe makes its data in another way.
+    """
+    if not os.path.isfile(data):
+        raise missing_file(data)
+    before = recipe.constructor
+    if before not in (CONSTRUCTOR, _OF_TABLES):
+        raise UsageError(f"{recipe.origin(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
+    said = [(key.rpartition(".")[2], value, recipe.origin(key)) for key, value in recipe.leaves() if key[:5] == "data."]
+    recipe.remove("data")
+    recipe.set(f"data.{_OF_TABLES}", {}, "DATA")
+    for name, value, origin in said:
+        if name not in _FOLDERS and not name.endswith("_file"):
+            recipe.set(f"data.{_OF_TABLES}.{name}", value, origin)
+
+
+def _put_table(recipe: Recipe, data: str) -> None:
+    """DATA is the table to train on; `--set` may name others."""
+    section = f"data.{_OF_TABLES}"
+    recipe.set(f"{section}.train_file", absolute(data, Path.cwd()), "DATA")
+    if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")

@@ -6,14 +6,13 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from flashtask.core.errors import UsageError
 from flashtask.core.names import shown_name
-from flashtask.core.plain_json import number_or_null
 
 __all__ = ["WRITERS", "Columns", "format_of"]
 
@@ -24,19 +23,17 @@ _ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl
 
 @dataclass(frozen=True)
 class Columns:
-    """What a row has, besides path, label and score.
+    """What a table needs to know before the first row.
 
     Args:
-        labels: all that the model knows, in the order of its outputs.
         paths: of all images; a table is as wide as they need.
-        top_k: how many labels and scores, best first; None for none.
-        all_scores: the score of every label.
+        labels: that may occur in a cell of text, for the same reason.
+        options: of `Prediction.as_row` and `to_dict`.
     """
 
-    labels: Sequence[str]
     paths: Sequence[str]
-    top_k: int | None = None
-    all_scores: bool = False
+    labels: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def format_of(given: str | None, output: str | None) -> str:
@@ -66,25 +63,45 @@ def _ending(form: str) -> str:
 
 def _write_table(predictions: Iterable[Any], stream: TextIO, columns: Columns) -> None:
     """Columns under a header; on a terminal, long paths lose their beginning so that a row is a line."""
-    top_k, labels = columns.top_k or 1, [shown_name(label) for label in columns.labels]
-    label_width = max(len("label"), *map(len, labels))
-    score_widths = [max(len("0.0000"), len(label)) for label in labels] if columns.all_scores else []
+    label_width = max((len(shown_name(label)) for label in columns.labels), default=0)
     path_width = max(map(len, ("path", *map(shown_name, columns.paths))))
-    if stream.isatty():
-        others = (label_width + len(_GAP) + len("0.0000") + len(_GAP)) * top_k
-        others += sum(len(_GAP) + width for width in score_widths)
-        path_width = max(12, min(path_width, shutil.get_terminal_size().columns - others - 1))
-    titles = f"{_GAP}{'label':<{label_width}}{_GAP}score " * top_k
-    titles += "".join(f"{_GAP}{label:>{width}}" for label, width in zip(labels, score_widths, strict=False))
-    stream.write(f"{'path':<{path_width}}{titles}".rstrip() + "\n")
-    for prediction in predictions:
-        pairs = zip(prediction.labels[:top_k], prediction.scores[:top_k], strict=True)
-        cells = [f"{_GAP}{shown_name(label):<{label_width}}{_GAP}{score:.4f}" for label, score in pairs]
-        if columns.all_scores:
-            scores = _all_scores(prediction, columns)
-            cells += [f"{_GAP}{score:>{width}.4f}" for score, width in zip(scores, score_widths, strict=True)]
-        stream.write(f"{_fitted(os.fspath(prediction.path), path_width):<{path_width}}" + "".join(cells) + "\n")
+    widths: list[int] = []
+    for number, prediction in enumerate(predictions):
+        row = prediction.as_row(**columns.options)
+        cells = list(_cells(row))
+        if not number:
+            widths = [max(len(title), label_width if isinstance(cell, str) else 6) for title, cell in cells]
+            if stream.isatty():
+                others = sum(len(_GAP) + width for width in widths)
+                path_width = max(12, min(path_width, shutil.get_terminal_size().columns - others - 1))
+            stream.write(_line("path", path_width, [(title, isinstance(cell, str)) for title, cell in cells], widths))
+        shown = [(shown_name(c), True) if isinstance(c, str) else (f"{c:.4f}", False) for _, c in cells]
+        stream.write(_line(_fitted(os.fspath(row["path"]), path_width), path_width, shown, widths))
         stream.flush()
+    if not widths:
+        stream.write("path\n")
+
+
+def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, str | float]]:
+    """The titles and cells of a row without its path: text, numbers; lists of labels and scores as pairs."""
+    labels, scores = row.get("labels"), row.get("scores")
+    if labels is not None and "label" in row:  # the best ones, of which the first is `label`
+        for pair in zip(labels, scores, strict=True):
+            yield from zip(("label", "score"), pair, strict=True)
+    elif labels is not None:
+        yield "labels", ", ".join(f"{label} {score:.4f}" for label, score in zip(labels, scores, strict=True)) or "-"
+    for name, value in row.items():
+        if name not in ("path", "labels", "scores") and not (name in ("label", "score") and labels is not None):
+            yield name.removeprefix("score_"), value
+
+
+def _line(path: str, path_width: int, cells: Sequence[tuple[str, bool]], widths: Sequence[int]) -> str:
+    """A line of a table; text is flush left, numbers are flush right."""
+    padded = (
+        f"{text:<{width}}" if is_text else f"{text:>{width}}"
+        for (text, is_text), width in zip(cells, widths, strict=True)
+    )
+    return _GAP.join([f"{path:<{path_width}}", *padded]).rstrip() + "\n"
 
 
 def _fitted(path: str, width: int) -> str:
@@ -94,19 +111,12 @@ def _fitted(path: str, width: int) -> str:
 
 
 def _write_csv(predictions: Iterable[Any], stream: TextIO, columns: Columns) -> None:
-    """A header and a row an image; with top-k, `labels` and `scores` are JSON lists."""
-    extra = ["labels", "scores"] if columns.top_k else []
-    if columns.all_scores:
-        extra += [f"score_{label}" for label in columns.labels]
-    _write_cells(stream, ["path", "label", "score", *extra])
-    for prediction in predictions:
-        cells = [prediction.path, prediction.label, prediction.score]
-        if columns.top_k:
-            best = (prediction.labels[: columns.top_k], prediction.scores[: columns.top_k])
-            cells += [json.dumps(list(part), ensure_ascii=False) for part in best]
-        if columns.all_scores:
-            cells += _all_scores(prediction, columns)
-        _write_cells(stream, cells)
+    """A header and a row an image; lists are written as JSON."""
+    for number, prediction in enumerate(predictions):
+        row = prediction.as_row(**columns.options)
+        if not number:
+            _write_cells(stream, list(row))
+        _write_cells(stream, [json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in row.values()])
         stream.flush()
 
 
@@ -119,7 +129,7 @@ def _write_cells(stream: TextIO, cells: Sequence[Any]) -> None:
 def _write_jsonl(predictions: Iterable[Any], stream: TextIO, columns: Columns) -> None:
     """One object an image, on a line of its own."""
     for prediction in predictions:
-        stream.write(json.dumps(_object(prediction, columns)) + "\n")
+        stream.write(json.dumps(prediction.to_dict(**columns.options)) + "\n")
         stream.flush()
 
 
@@ -127,27 +137,10 @@ def _write_json(predictions: Iterable[Any], stream: TextIO, columns: Columns) ->
     """A list of objects, an image a line."""
     separator = "["
     for prediction in predictions:
-        stream.write(f"{separator}\n{json.dumps(_object(prediction, columns))}")
+        stream.write(f"{separator}\n{json.dumps(prediction.to_dict(**columns.options))}")
         stream.flush()
         separator = ","
     stream.write("[]\n" if separator == "[" else "\n]\n")
-
-
-def _object(prediction: Any, columns: Columns) -> dict[str, Any]:
-    found = {"path": prediction.path, "label": prediction.label, "score": number_or_null(prediction.score)}
-    if columns.top_k:
-        scores = [number_or_null(score) for score in prediction.scores[: columns.top_k]]
-        found |= {"labels": list(prediction.labels[: columns.top_k]), "scores": scores}
-    if columns.all_scores:
-        scores = [number_or_null(score) for score in _all_scores(prediction, columns)]
-        found["scores"] = dict(zip(columns.labels, scores, strict=True))
-    return found
-
-
-def _all_scores(prediction: Any, columns: Columns) -> list[float]:
-    """In the order of the model's labels."""
-    by_label = prediction.probabilities
-    return [by_label[label] for label in columns.labels]
 
 
 WRITERS: dict[str, Callable[[Iterable[Any], TextIO, Columns], None]] = {

@@ -14,7 +14,15 @@ from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share
 from flashtask.data.transforms import check_augment
 
-__all__ = ["PathLike", "check_folders", "check_numbers", "check_split", "one_augment", "read_preprocessing"]
+__all__ = [
+    "PathLike",
+    "check_files",
+    "check_folders",
+    "check_numbers",
+    "check_split",
+    "one_augment",
+    "read_preprocessing",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -72,12 +80,13 @@ def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Prepr
         raise UsageError(f"preprocessing cannot be {dict(given)!r}", why=str(error), fix=example) from None
 
 
-def check_split(val_split: float | int | None, given: Mapping[str, PathLike | None]) -> None:
-    """Refuse a `val_split` that is no share, or that has nothing to split.
+def check_split(val_split: float | int | None, given: Mapping[str, PathLike | None], what: str = "folder") -> None:
+    """Refuse a `val_split` that is not a share, or that has nothing to split.
 
     Args:
         val_split: as in `from_folders`.
-        given: the folders by part (`train`, `val`, ...), as the user gave them.
+        given: the folders or files by part (`train`, `val`, ...), as the user gave them.
+        what: `folder` or `file`.
 
     Raises:
         UsageError: it contradicts the folders.
@@ -86,9 +95,9 @@ def check_split(val_split: float | int | None, given: Mapping[str, PathLike | No
         return
     check_share(val_split)
     if given["val"] is not None:
-        raise UsageError("val_split and val_folder both say what to validate on", fix="leave one of them out")
+        raise UsageError(f"val_split and val_{what} both say what to validate on", fix="leave one of them out")
     if given["train"] is None:
-        raise UsageError("val_split takes a part of train_folder, and there is none", fix="train_folder=...")
+        raise UsageError(f"val_split takes a part of train_{what}, and there is none", fix=f"train_{what}=...")
 
 
 def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:
@@ -109,3 +118,22 @@ def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:
                 fix="val_split=0.2 instead of val_folder" if part == "val" else "leave out test_folder",
             )
     return folders
+
+
+def check_files(given: Mapping[str, PathLike | None]) -> dict[str, PathLike]:
+    """The files that were given.
+
+    Raises:
+        UsageError: there is none, or training and evaluation have the same.
+    """
+    files = {part: path for part, path in given.items() if path is not None}
+    if not files:
+        raise UsageError("from_csv needs a file", fix='from_csv(train_file="cells.csv")')
+    for part in ("val", "test"):
+        if "train" in files and part in files and os.path.realpath(files["train"]) == os.path.realpath(files[part]):
+            raise UsageError(
+                f"train_file and {part}_file are the same file: {os.fspath(files[part])!r}",
+                why="a model would be judged on what it was trained on",
+                fix="val_split=0.2 instead of val_file" if part == "val" else "leave out test_file",
+            )
+    return files

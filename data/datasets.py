@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
@@ -19,31 +20,32 @@ from flashtask.data.transforms import Augmentation, Evaluation, Transform, descr
 
 __all__ = ["ImageFileDataset", "Samples", "collate"]
 
-Sample = torch.Tensor | tuple[torch.Tensor, int]
+Sample = torch.Tensor | tuple[torch.Tensor, int | torch.Tensor]
 
 
 class Samples(list[Sample]):
     """The samples of a batch whose images lie one after the other in one tensor (B, C, H, W) already."""
 
     images: torch.Tensor
-    targets: list[int] | None
+    targets: np.ndarray[Any, Any] | None
 
 
 def collate(samples: Any) -> Any:
     """A batch from samples, as torch makes it, without copying images that lie together already."""
     if not isinstance(samples, Samples):
         return default_collate(samples)
-    return samples.images if samples.targets is None else [samples.images, torch.tensor(samples.targets)]
+    return samples.images if samples.targets is None else [samples.images, torch.from_numpy(samples.targets)]
 
 
 class ImageFileDataset(SeededDataset):
-    """Samples `(image, label)`, or `image` alone where there are no targets.
+    """Samples `(image, target)`, or `image` alone where there are no targets.
 
-    An image is a float32 tensor (C, H, W); a label is an int. It can be pickled for spawned workers.
+    An image is a float32 tensor (C, H, W); a target is an int, or a float32 tensor. It can be pickled for spawned
+    workers.
 
     Args:
         paths: the image files.
-        targets: one class index a file, or None for prediction.
+        targets: one row a file: class indices (N,), or (N, ...) floats; None for prediction.
         transform: what turns a PIL image into a tensor; an `Augmentation` for training.
         channels: 3 (RGB) or 1 (grey).
         cache: where decoded pictures are kept; by default they are not.
@@ -55,15 +57,15 @@ class ImageFileDataset(SeededDataset):
     def __init__(
         self,
         paths: Sequence[str],
-        targets: Sequence[int] | None,
+        targets: Sequence[int] | np.ndarray[Any, Any] | None,
         transform: Transform | Augmentation,
         channels: int = 3,
         cache: DecodedCache | None = None,
     ) -> None:
         if targets is not None and len(targets) != len(paths):
             raise UsageError(f"{len(paths)} paths but {len(targets)} targets")
-        self.paths = list(paths)
-        self.targets = None if targets is None else list(targets)
+        self.paths = paths
+        self.targets = None if targets is None else np.asarray(targets)
         self.channels = channels
         if isinstance(transform, Augmentation):
             self.augmentation = transform
@@ -79,9 +81,9 @@ class ImageFileDataset(SeededDataset):
         """Whether the transform of frozen epochs draws nothing."""
         return is_fixed(self.augmentation.frozen)
 
-    def targets_of(self, indices: Sequence[int]) -> list[int] | None:
-        """The class index of each file."""
-        return None if self.targets is None else [self.targets[index] for index in indices]
+    def targets_of(self, indices: Sequence[int]) -> np.ndarray[Any, Any] | None:
+        """The targets of files, a row each."""
+        return None if self.targets is None else self.targets[np.asarray(indices, dtype=np.intp)]
 
     def contents_of(self, indices: Sequence[int]) -> list[str] | None:
         """The hash of each file, with the transform of frozen epochs; None for a transform of the user's own."""
@@ -113,7 +115,7 @@ class ImageFileDataset(SeededDataset):
         in_threads(write, range(len(places)))
         samples = Samples(self._with_target(place, image) for place, image in zip(places, images, strict=True))
         samples.images = images
-        samples.targets = None if self.targets is None else [self.targets[_index(place)] for place in places]
+        samples.targets = self.targets_of([_index(place) for place in places])
         return samples
 
     def _drawn(self, place: Place | int, pixels: Pixels) -> Sample:
@@ -137,7 +139,10 @@ class ImageFileDataset(SeededDataset):
         return self._with_target(place, transform(image if self.channels == 1 else image.convert("RGB")))
 
     def _with_target(self, place: Place | int, image: torch.Tensor) -> Sample:
-        return image if self.targets is None else (image, self.targets[_index(place)])
+        if self.targets is None:
+            return image
+        target = self.targets[_index(place)]
+        return image, torch.from_numpy(target.copy()) if target.ndim else target.item()
 
 
 def _index(place: Place | int) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import shlex
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from flashtask.core.errors import BadDataError, did_you_mean
+from flashtask.core.errors import BadDataError
 from flashtask.data.folder_advice import (
     describe_files,
     refuse_flat,
@@ -24,7 +24,7 @@ from flashtask.data.folder_advice import (
 )
 from flashtask.data.layout import entries_of, is_folder, is_hidden, is_image_name
 
-__all__ = ["ImageSet", "list_class_folders", "list_images", "match_classes"]
+__all__ = ["ImageSet", "list_class_folders", "list_images"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,6 @@ class ImageSet:
         first = next(iter(found.values()), set())
         same = len(found) > 1 and len(first) > 1 and "" not in first and all(one == first for one in found.values())
         return tuple(sorted(first)) if same else ()
-
-    def subset(self, indices: Iterable[int]) -> ImageSet:
-        """The samples at these indices; the classes stay all there are."""
-        kept = list(indices)
-        names = tuple(self.names[i] for i in kept) if self.names else ()
-        return replace(self, paths=tuple(self.paths[i] for i in kept), names=names)
 
 
 def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> ImageSet:
@@ -115,38 +109,6 @@ def list_images(folder: Path, argument: str) -> ImageSet:
     if not paths:
         raise BadDataError(f"{argument}: no images below {str(folder)!r}", why=describe_files(files))
     return ImageSet(folder, paths, ignored=tuple(file for file in files if not is_image_name(file)))
-
-
-def match_classes(
-    images: ImageSet, labels: Sequence[str], argument: str, against: str
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Find the index of each sample's class in `labels`, by name.
-
-    Args:
-        images: the samples.
-        labels: the classes that the model knows; a position is an index.
-        argument: the argument that `images` came from, for the message.
-        against: where `labels` come from, for the message.
-
-    Returns:
-        One index a sample, and the labels that `images` has no folder for.
-
-    Raises:
-        BadDataError: a folder is named after no label; the message is a diff of the names.
-    """
-    index = {name: i for i, name in enumerate(labels)}
-    unknown = [name for name in images.classes if name not in index]
-    missing = tuple(name for name in labels if name not in images.classes)
-    if unknown:
-        diff = [f"+ only in {argument}: {name}" for name in unknown[:20]]
-        diff += [f"- only in {against}: {name}" for name in missing[:20]]
-        guess = did_you_mean(unknown[0], missing or labels)
-        raise BadDataError(
-            f"{argument} {str(images.root)!r} has {len(unknown)} class folder(s) unknown to {against}",
-            why="classes are matched by name\n    " + "\n    ".join(diff),
-            fix=f"rename or remove the folder {unknown[0]!r}" + (f" ({guess})" if guess else ""),
-        )
-    return tuple(index[name] for name in images.names), missing
 
 
 def _class_folders(folder: Path, argument: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ __all__ = [
     "is_hidden",
     "is_image_name",
     "is_registered",
+    "is_table_name",
     "nearest_existing",
     "part_in_name",
     "resolve_layout",
@@ -42,6 +43,9 @@ IMAGE_EXTENSIONS = frozenset((
     ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+
+#: Of files that hold a table of samples.
+TABLE_ENDINGS = (".csv", ".tsv")
 
 #: The folder names that mean a part of the data rather than a class.
 SPLIT_NAMES = {
@@ -339,6 +343,11 @@ def stage_folder(path: str | os.PathLike[str], part: str) -> Path:
     """
     root = existing_folder(path, "the data folder")
     return split_folders(root).get(part, root)
+
+
+def is_table_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is a table by the ending of its name."""
+    return os.fspath(name).lower().endswith(TABLE_ENDINGS)
 
 
 def holds_images(folder: Path) -> bool:

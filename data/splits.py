@@ -7,14 +7,14 @@ added later moves only few of the others.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.seeding import derive_seed
 
-__all__ = ["check_share", "stratified_split"]
+__all__ = ["check_share", "grouped_split", "stratified_split"]
 
 
 def check_share(share: float | int) -> None:
@@ -61,6 +61,37 @@ def stratified_split(
         ranked = sorted(members[name], key=lambda i: (derive_seed("split", seed, names[i]), names[i]))
         chosen.update(ranked[:count])
     return [i for i in range(len(classes)) if i not in chosen], sorted(chosen)
+
+
+def grouped_split(groups: Sequence[str], share: float | int, seed: int = 0) -> list[int]:
+    """Choose validation samples by whole groups, in a random order of the groups, until the share is reached.
+
+    Args:
+        groups: the group of each sample.
+        share: the validation part: a share in (0, 1), or a number of samples.
+        seed: the split's own seed.
+
+    Returns:
+        Indices of the validation samples, ascending. At least one group is on either side; the number of samples is
+        the nearest that whole groups in this order give.
+
+    Raises:
+        UsageError: the share is not a share.
+        BadDataError: there is one group only.
+    """
+    check_share(share)
+    sizes = Counter(groups)
+    if len(sizes) < 2:
+        raise BadDataError("val_split: all samples are of one group, so none can be split", fix="val_file=...")
+    target = share if isinstance(share, int) else round(share * len(groups))
+    chosen: set[str] = set()
+    count = 0
+    for name in sorted(sizes, key=lambda name: (derive_seed("split", seed, name), name))[:-1]:
+        if chosen and abs(count + sizes[name] - target) > abs(count - target):
+            break
+        chosen.add(name)
+        count += sizes[name]
+    return [i for i, name in enumerate(groups) if name in chosen]
 
 
 def _counts(sizes: dict[str, int], share: float | int) -> dict[str, int]:

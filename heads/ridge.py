@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flashtask.core.errors import UsageError
 from flashtask.heads.solved_linear import SolvedLinearHead
-from flashtask.heads.solving import best_scale, check_positive, class_counts, sample_weights
+from flashtask.heads.solving import best_scale, check_positive, class_counts, finite_features, sample_weights
 
 __all__ = ["RidgeHead"]
 
@@ -15,11 +16,11 @@ _GRID: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-1
 
 
 class RidgeHead(SolvedLinearHead):
-    """Least squares on one-hot targets with a penalty on the squared weights, solved in float64.
+    """Least squares on one-hot targets, or on numbers, with a penalty on the squared weights, solved in float64.
 
-    Features and targets are centred, so the bias is not penalised. The fitted values, which are shares of about 0 to 1,
-    are divided by a temperature to be logits; bias and weights hold the result, so the head is one linear layer. A
-    class without a sample has the value 0 everywhere and is never the best.
+    Features and targets are centred, so the bias is not penalised. The values that are fitted to classes, which are
+    shares of about 0 to 1, are divided by a temperature to be logits; bias and weights hold the result, so the head is
+    one linear layer. A class without a sample has the value 0 everywhere and is never the best.
 
     Args:
         num_features: features a sample.
@@ -31,6 +32,9 @@ class RidgeHead(SolvedLinearHead):
 
     Shape: (B, num_features) floats to (B, num_outputs).
     """
+
+    #: Targets may be numbers, (N, num_outputs) floats.
+    solves_numbers = True
 
     def __init__(
         self,
@@ -54,6 +58,8 @@ class RidgeHead(SolvedLinearHead):
             BadDataError: features that are NaN or infinite.
             UsageError: shapes or classes that are not the head's.
         """
+        if targets.is_floating_point():
+            return self._solve_numbers(features, targets)
         layer = self.layer
         features, targets = self.checked(features, targets)
         weights = sample_weights(targets, layer.out_features, balanced=self.balanced)
@@ -74,6 +80,21 @@ class RidgeHead(SolvedLinearHead):
         empty = int((counts == 0).sum())
         without = f"; {empty} of {layer.out_features} classes have no sample and are not predicted" if empty else ""
         return f"ridge: {len(features)} samples, penalty {penalty:.3g} ({chosen}), temperature {1 / scale:.3g}{without}"
+
+    def _solve_numbers(self, features: Tensor, targets: Tensor) -> str:
+        """The same on numbers (N, num_outputs), which are fitted as they are: no temperature, no classes."""
+        layer = self.layer
+        if targets.shape != (len(features), layer.out_features):
+            raise UsageError(f"targets must be ({len(features)}, {layer.out_features}), not {tuple(targets.shape)}")
+        features = finite_features(features, layer.in_features)
+        problem = _Ridge(features, targets.cpu().double(), torch.ones(len(features), dtype=torch.float64))
+        everyone = torch.ones(len(features), dtype=torch.bool)
+        penalty = problem.best_penalty(everyone) if self.penalty is None else float(self.penalty)
+        slopes, bias = problem.solution(penalty)
+        layer.weight.copy_(slopes.T)
+        layer.bias.copy_(bias)
+        chosen = "given" if self.penalty else "by leave-one-out"
+        return f"ridge: {len(features)} samples, penalty {penalty:.3g} ({chosen})"
 
 
 class _Ridge:

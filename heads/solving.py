@@ -10,7 +10,15 @@ from torch import Tensor
 from flashtask.core.checks import is_number
 from flashtask.core.errors import BadDataError, UsageError
 
-__all__ = ["SolvableHead", "best_scale", "check_features", "check_positive", "class_counts", "sample_weights"]
+__all__ = [
+    "SolvableHead",
+    "best_scale",
+    "check_features",
+    "check_positive",
+    "class_counts",
+    "finite_features",
+    "sample_weights",
+]
 
 #: Least and most that `best_scale` multiplies scores by; separated classes would ask for ever more.
 _SCALES = (0.1, 100.0)
@@ -42,8 +50,7 @@ def check_features(features: Tensor, targets: Tensor, num_features: int, num_out
         BadDataError: features that are NaN or infinite.
         UsageError: shapes or classes that are not the head's.
     """
-    if features.ndim != 2 or not len(features) or features.shape[1] != num_features:
-        raise UsageError(f"features must be (samples, {num_features}), not {tuple(features.shape)}")
+    features = finite_features(features, num_features)
     if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
         raise UsageError(f"targets must be a class index for each of {len(features)} samples, not {targets!r}")
     targets = targets.cpu().long()
@@ -51,6 +58,18 @@ def check_features(features: Tensor, targets: Tensor, num_features: int, num_out
         raise UsageError(
             f"class indices go from {int(targets.min())} to {int(targets.max())}, the head has {num_outputs} classes"
         )
+    return features, targets
+
+
+def finite_features(features: Tensor, num_features: int) -> Tensor:
+    """Features (N, num_features) in float64 on the CPU.
+
+    Raises:
+        BadDataError: some are NaN or infinite.
+        UsageError: another shape.
+    """
+    if features.ndim != 2 or not len(features) or features.shape[1] != num_features:
+        raise UsageError(f"features must be (samples, {num_features}), not {tuple(features.shape)}")
     features = features.detach().to("cpu", torch.float64)
     bad = int((~features.isfinite()).any(dim=1).sum())
     if bad:
@@ -59,7 +78,7 @@ def check_features(features: Tensor, targets: Tensor, num_features: int, num_out
             why="no head can be solved on them; the backbone's weights, its inputs or its number format are to blame",
             fix="precision=32, and a look at the images",
         )
-    return features, targets
+    return features
 
 
 def check_positive(head: str, option: str, value: Any) -> None:

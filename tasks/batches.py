@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +13,39 @@ from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.trainer.features import FrozenFeatures
 
-__all__ = ["classes_stated", "describe_prediction", "images_and_targets", "images_of", "in_a_line", "preprocessing_for"]
+__all__ = [
+    "StepOutput",
+    "classes_stated",
+    "describe_prediction",
+    "images_and_targets",
+    "images_of",
+    "in_a_line",
+    "preprocessing_for",
+]
+
+
+class StepOutput(NamedTuple):
+    """What `shared_step` makes of a batch.
+
+    Args:
+        loss: a scalar.
+        outputs: of the head, float32.
+        targets: that the loss compared them with.
+        loss_parts: what the loss is the sum of, by name; empty if it has no parts.
+    """
+
+    loss: torch.Tensor
+    outputs: torch.Tensor
+    targets: torch.Tensor
+    loss_parts: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, loss: torch.Tensor | Mapping[str, torch.Tensor], outputs: Any, targets: Any) -> StepOutput:
+        """With the sum of the parts, if the loss is given in parts."""
+        if not isinstance(loss, Mapping):
+            return cls(loss, outputs, targets)
+        return cls(torch.stack(list(loss.values())).sum(), outputs, targets, dict(loss))
+
 
 _FIX = "DataLoader(dataset, batch_size=32) over a dataset whose samples are (image, label)"
 

@@ -1,8 +1,8 @@
-"""`ImageClassifier`: one label an image."""
+"""`ImageClassifier`: one label an image, or any number of labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -10,9 +10,10 @@ from torch import nn
 
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.checks import is_number
-from flashtask.core.errors import UsageError
-from flashtask.tasks.batches import classes_stated, in_a_line
-from flashtask.tasks.prediction import Prediction
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
+from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
+from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 from flashtask.trainer.datamodule import GivenLoaders
@@ -24,25 +25,38 @@ __all__ = ["ImageClassifier"]
 
 
 class ImageClassifier(Task):
-    """A backbone with a head for classes, trained by cross-entropy and judged by accuracy.
+    """A backbone with a head for classes.
+
+    With one label an image it is trained by cross-entropy and judged by accuracy, and `predict` gives a `Label`. With
+    any number of labels (`multi_label=True`) it is trained by binary cross-entropy and judged by mean average precision
+    and F1; the threshold of each label is the one with the best F1 on the validation data, and is stored. `predict`
+    gives `Labels`.
 
     Args:
         backbone: a registered name, or a module.
         num_classes: learned from the data if not given.
         labels: names of the classes, in the order of the outputs; learned from the data if not given.
         head: `linear`, `mlp`, another registered name, or a module.
+        multi_label: an image has any number of the labels.
+        loss_fn: `cross_entropy` or `focal` (Lin et al., 2017; gamma 2), for several labels `binary_cross_entropy` or
+            `focal`; or a callable that takes logits (B, classes) and targets, and gives a scalar. None means the first.
+        class_weights: in the training loss, of each class: `balanced` (from the training data), by label, or in the
+            order of the classes. With several labels, the weight of the images that have the label.
         label_smoothing: how much of each target is spread evenly over all classes in training, from 0 to below 1.
-            Validation and test measure the plain cross-entropy.
+            Validation and test measure the loss without smoothing and weights.
+        metrics: further ones, by name (`f1`, `auroc`, `balanced_accuracy`, ...: see `flashtask.tasks.metrics`), or as
+            objects of torchmetrics. They are logged as `val_f1`, ... With several labels only objects.
         options: those of `Task`: `learning_rate`, `optimizer`, `pretrained`, ...
 
     Raises:
-        UsageError: `labels` and `num_classes` contradict each other, a label stands twice, or `label_smoothing` is out
-            of its range.
+        UsageError: `labels` and `num_classes` contradict each other, a label occurs twice, or an argument is invalid.
+        UnknownNameError: a loss or a metric that does not exist.
     """
 
     name = "image_classification"
     monitor = "val_accuracy"
     monitor_mode = "max"
+    prediction_class = Label
 
     def __init__(
         self,
@@ -51,9 +65,17 @@ class ImageClassifier(Task):
         labels: Sequence[str] | None = None,
         head: str | nn.Module = "linear",
         *,
+        multi_label: bool = False,
+        loss_fn: str | Callable[..., torch.Tensor] | None = None,
+        class_weights: str | Mapping[str, float] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
+        metrics: Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
+        known = LABELS_LOSSES if multi_label else LABEL_LOSSES
+        loss_fn = next(iter(known)) if loss_fn is None else loss_fn
+        check_loss(loss_fn, known)
+        check_weights(class_weights)
         if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
             raise UsageError(f"label_smoothing must be from 0 to below 1, not {label_smoothing!r}")
         if labels is not None and len(set(labels)) != len(labels):
@@ -65,17 +87,113 @@ class ImageClassifier(Task):
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.multi_label, self.loss_fn, self.class_weights = multi_label, loss_fn, class_weights
+        self.more_metrics = metrics
+        self._weight: torch.Tensor | None = None
+        #: With several labels: from which probability on each label applies, in the order of the labels.
+        self.thresholds: tuple[float, ...] | None = None
+        if multi_label:
+            self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels}
+            vars(self).update(self._set_by_arguments)
+        self._refuse_closed_form()
         #: The user's own words, which data that has other classes contradicts; a loaded model's are not.
         self._classes_are_given = num_classes is not None
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of logits (B, classes) and class indices (B,), smoothed in train mode."""
-        smoothing = self.label_smoothing if self.training else 0.0
-        return nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+    def _refuse_closed_form(self) -> None:
+        builder = self._head.builder
+        if not getattr(builder, "requires_solving", False):
+            return
+        chosen = {"multi_label": self.multi_label, "class_weights": self.class_weights is not None}
+        for name, is_chosen in chosen.items():
+            if is_chosen:
+                fix = 'head_options={"balanced": True}' if name == "class_weights" else 'head="linear"'
+                raise UsageError(f"{name} needs a head that is trained by gradient, not {self._head.kind!r}", fix=fix)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
+
+        In train mode with smoothing and class weights.
+        """
+        if not isinstance(self.loss_fn, str):
+            own: torch.Tensor = self.loss_fn(outputs, targets)
+            return own
+        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[self.loss_fn]
+        if not self.training:
+            return named(outputs, targets, None, 0.0)
+        weight = None if self._weight is None else self._weight.to(outputs.device)
+        return named(outputs, targets, weight, self.label_smoothing)
+
+    def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Probabilities (B, classes): they sum to 1, or with several labels each is from 0 to 1."""
+        return outputs.sigmoid() if self.multi_label else outputs.softmax(dim=1)
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
-        """Accuracy: the share of images whose most probable class is the right one."""
-        return {"accuracy": Accuracy(num_outputs)}
+        """Accuracy, or mean average precision and F1 of several labels; and those that were asked for."""
+        own: dict[str, Metric | Accuracy] = {}
+        if self.multi_label:
+            from flashtask.tasks.metrics import LabelsF1, MeanAveragePrecision
+
+            own = {"map": MeanAveragePrecision(num_outputs), "f1": LabelsF1(num_outputs)}
+        else:
+            own = {"accuracy": Accuracy(num_outputs)}
+        if self.more_metrics:
+            from flashtask.tasks.metrics import label_metrics, named_metrics
+
+            own |= named_metrics(self.more_metrics, {} if self.multi_label else label_metrics, num_outputs)
+        return own
+
+    def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities, with class indices or with zeros and ones as whole numbers."""
+        scores, targets = super().metric_inputs(step)
+        return scores, targets.long() if self.multi_label else targets
+
+    def agree_on_targets(self, datamodule: Any) -> None:
+        """Labels are agreed upon by name in `connect`; here only that there are any, and whether an image has several.
+
+        Raises:
+            UsageError: the data and the model differ in that.
+        """
+        targets = getattr(datamodule, "targets", None)
+        if isinstance(targets, Mapping) and targets.get("kind") not in ("label", "labels"):
+            raise UsageError(
+                f"{type(datamodule).__name__} has targets of the kind {targets.get('kind')!r}, not labels",
+                fix="ImageClassificationData, or the task that such data is for",
+            )
+        is_multi_label = getattr(datamodule, "is_multi_label", None)
+        if is_multi_label is None or not datamodule.labels or is_multi_label == self.multi_label:
+            return
+        raise UsageError(
+            f"the data has {'several labels' if is_multi_label else 'one label'} an image, and the model gives "
+            f"{'several' if self.multi_label else 'one'}",
+            why=datamodule.describe_targets(),
+            fix=f"{type(self).__name__}(multi_label={is_multi_label})",
+        )
+
+    def _settle_training(self, datamodule: Any) -> None:
+        """At the start of a fit: how the targets are read, for the checkpoint, and the class weights."""
+        described = getattr(datamodule, "targets", None) or {}
+        if described.get("fields"):
+            self._targets = {name: value for name, value in described.items() if name != "labels"}
+        if self.class_weights is None:
+            return
+        counts = getattr(datamodule, "counts", dict)().get("train")
+        labels = self.labels or tuple(map(str, range(self.num_classes or 0)))
+        num_samples = datamodule.sizes()["train"] if self.multi_label and counts else None
+        self._weight = class_weights(self.class_weights, labels, counts, num_samples)
+
+    def _give_thresholds(self) -> None:
+        """A fit chooses thresholds in each validation; every other verb measures with those that are stored."""
+        if self.multi_label:
+            for part, metrics in self.metrics.items():
+                is_chosen = part == "val" and self._begins_a_fit()
+                metrics["f1"].thresholds = None if is_chosen else self.thresholds or (0.5,) * (self.num_classes or 0)  # type: ignore[index]
+
+    def on_validation_end(self) -> None:
+        """In a fit, take the thresholds that were best on the validation data."""
+        run = self.trainer.active_run
+        if self.multi_label and run.parent is not None and not run.is_sanity_check:
+            self.thresholds = self.metrics["val"]["f1"].chosen  # type: ignore[index,union-attr,assignment]
+            self.metrics["test"]["f1"].thresholds = self.thresholds  # type: ignore[index,union-attr]
 
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""
@@ -101,12 +219,14 @@ class ImageClassifier(Task):
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
         self._add_metrics()
+        self._give_thresholds()
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
         if self._begins_a_fit():
-            self._say_classes(change)
+            self._settle_training(datamodule)
+            self._say_classes(change, getattr(datamodule, "describe_targets", str)())
 
-    def _say_classes(self, change: LabelChange | None) -> None:
-        """Tell the classes of a fit, and what became of a trained model's.
+    def _say_classes(self, change: LabelChange | None, targets: str) -> None:
+        """Print the classes of a fit, where they come from, and what became of a trained model's.
 
         Raises:
             UsageError: nobody has said how many there are.
@@ -121,7 +241,7 @@ class ImageClassifier(Task):
             if change is not None:
                 self.trainer.say(str(change))
             if self.labels is not None:
-                self.trainer.say(f"{len(self.labels)} classes: {in_a_line(self.labels)}")
+                self.trainer.say(f"{targets or f'{len(self.labels)} classes'}: {in_a_line(self.labels)}")
 
     def _takes_classes_of(self, datamodule: Any, found: tuple[str, ...]) -> bool:
         """Whether a new fit goes on with the data's classes: they are others, and the user has not named the model's.
@@ -170,7 +290,7 @@ class ImageClassifier(Task):
             raise UsageError("no classes are given", fix='model.change_labels(["cat", "dog"])')
         self._require_head_by_name(num_classes)
         before, had = self.labels or (), self.num_classes or 0
-        self.labels, self._classes_are_given = None, True
+        self.labels, self.thresholds, self._classes_are_given = None, None, True
         self._take_head(num_classes)
         return LabelChange((), (), before, had, "the head is drawn anew")
 
@@ -179,7 +299,7 @@ class ImageClassifier(Task):
         if labels == before:
             return LabelChange.between(before, labels, had)
         self._require_head_by_name(len(labels))
-        self.labels = labels
+        self.labels, self.thresholds = labels, None
         if old is None:
             self._take_head(len(labels))
             return LabelChange.between(before, labels, had)
@@ -231,17 +351,25 @@ class ImageClassifier(Task):
             )
         datamodule.set_labels(self.labels)
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
-        """Probabilities (B, classes), float32."""
-        return super().predict_step(batch, batch_idx, dataloader_idx).softmax(dim=1)
-
-    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> list[Prediction]:
-        """A prediction an image, its labels with the most probable first."""
+    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Prediction]:
+        """A `Label` an image, its labels with the most probable first; or `Labels`, those above their thresholds."""
         labels = self.labels or tuple(str(index) for index in range(outputs.shape[1]))
         scores, order = outputs.cpu().sort(dim=1, descending=True, stable=True)
+        ranked = zip(paths, order.tolist(), scores.tolist(), strict=True)
+        if not self.multi_label:
+            return [Label(path, tuple(labels[i] for i in row), tuple(values)) for path, row, values in ranked]
+        bounds = self.thresholds or (0.5,) * len(labels)
+        thresholds = dict(zip(labels, bounds, strict=True))
         return [
-            Prediction(path, tuple(labels[i] for i in row), tuple(values))
-            for path, row, values in zip(paths, order.tolist(), scores.tolist(), strict=True)
+            Labels(
+                path,
+                tuple(labels[i] for i, value in zip(row, values, strict=True) if value >= bounds[i]),
+                dict(
+                    sorted(zip((labels[i] for i in row), values, strict=True), key=lambda pair: labels.index(pair[0]))
+                ),
+                thresholds,
+            )
+            for path, row, values in ranked
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,6 +379,8 @@ class ImageClassifier(Task):
             UsageError: the model's labels are other ones, or stand in another order.
         """
         super().on_load_checkpoint(checkpoint)
+        self.thresholds = _stored_thresholds(checkpoint.get("thresholds"), checkpoint.get("labels"))
+        self._give_thresholds()
         stored = tuple(checkpoint.get("labels") or ())
         if not stored:
             return
@@ -268,7 +398,8 @@ class ImageClassifier(Task):
 
     def describe(self) -> dict[str, Any]:
         """The labels too."""
-        return {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
+        found = {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
+        return found if self.thresholds is None else {**found, "thresholds": list(self.thresholds)}
 
     def recipe(self) -> dict[str, Any]:
         """Without the labels where a recipe learns them from its data: unless they were given, or stand otherwise."""
@@ -291,6 +422,21 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if len(set(labels)) != len(labels):
         raise UsageError("a label stands twice", fix="labels must all be different")
     return tuple(labels)
+
+
+def _stored_thresholds(stored: Any, labels: Any) -> tuple[float, ...] | None:
+    """The thresholds in a file, which need not be one of ours.
+
+    Raises:
+        IntegrityError: they are not a share for each label.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or not all(is_number(value) and 0 <= value <= 1 for value in stored):
+        raise IntegrityError("its thresholds are not numbers from 0 to 1")
+    if isinstance(labels, list) and len(labels) != len(stored):
+        raise IntegrityError(f"it has {len(stored)} thresholds for {len(labels)} labels")
+    return tuple(float(value) for value in stored)
 
 
 def _shown(labels: Sequence[str]) -> str:

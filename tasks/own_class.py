@@ -18,7 +18,17 @@ __all__ = ["Lack", "class_in_file", "describe_class", "is_of_a_child", "require_
 
 #: Methods that a prediction goes through, or that decide what it is made by; a loss and metrics are not among them.
 _PREDICTING = (
-    *("forward", "__call__", "_features", "make_head", "predict", "predict_step", "predictions", "rebuild"),
+    *(
+        "forward",
+        "__call__",
+        "_features",
+        "make_head",
+        "postprocess",
+        "predict",
+        "predict_step",
+        "predictions",
+        "rebuild",
+    ),
     "to_predictions",
 )
 

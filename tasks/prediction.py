@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -25,40 +24,10 @@ from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.trainer.placement.precision import MixedPrecision, Precision, inference_precision
 
-__all__ = ["Prediction", "evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
+__all__ = ["evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
 
 #: Images at a time where they are not computed in lanes: what keeps a device busy.
 _BATCH_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says about one image.
-
-    Args:
-        path: the path or address of the image, None if it has neither.
-        labels: most probable first.
-        scores: their probabilities, in the same order.
-    """
-
-    path: str | None
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def label(self) -> str:
-        """The most probable label."""
-        return self.labels[0]
-
-    @property
-    def score(self) -> float:
-        """Its probability."""
-        return self.scores[0]
-
-    @property
-    def probabilities(self) -> dict[str, float]:
-        """Every label with its probability, most probable first."""
-        return dict(zip(self.labels, self.scores, strict=True))
 
 
 class _Images(Dataset[torch.Tensor]):

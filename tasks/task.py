@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
@@ -28,13 +29,20 @@ from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.inputs import read_inputs
 from flashtask.tasks import TASKS
-from flashtask.tasks.batches import describe_prediction, images_and_targets, images_of, preprocessing_for
+from flashtask.tasks.batches import (
+    StepOutput,
+    describe_prediction,
+    images_and_targets,
+    images_of,
+    preprocessing_for,
+)
 from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
+from flashtask.tasks.predictions import Prediction
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
@@ -90,6 +98,8 @@ class Task(Module):
     name: ClassVar[str] = ""
     #: The data module that a recipe's `data:` section makes.
     data_class: ClassVar[type[Any]] = ImageClassificationData
+    #: What `to_predictions` gives for each sample.
+    prediction_class: ClassVar[type[Prediction]] = Prediction
     default_strategy = "freeze"
     default_max_epochs = 10
     default_precision = "auto"
@@ -98,6 +108,9 @@ class Task(Module):
     sample_noun = "images"
     #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
     pretrained_from: dict[str, str] | None = None
+    #: Settings of the class that the arguments of the object replace.
+    _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
+    _targets: dict[str, Any] | None = None
     #: The head is not the one that came with these weights.
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
@@ -181,10 +194,15 @@ class Task(Module):
         filled = value.filled_from(self._preprocessing)  # refuses another number of channels
         self._preprocessing = value if value.is_complete else filled
 
+    @property
+    def targets(self) -> dict[str, Any] | None:
+        """How the targets of the training data are read, as `TargetReader.to_dict` says it; None if it is not known."""
+        return self._targets
+
     # ---- what a task of your own defines
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch: a scalar.
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """The loss of a batch: a scalar, or several by name, which are added up and logged one by one.
 
         Args:
             outputs: of the head, float32.
@@ -195,6 +213,18 @@ class Task(Module):
     def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
         """What the loss and the metrics compare the outputs with; by default the data's targets as they are."""
         return targets
+
+    def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What predictions and metrics are made of: probabilities, or numbers in their own unit.
+
+        Args:
+            outputs: of the head, float32; by default they are taken as they are.
+        """
+        return outputs
+
+    def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each metric is updated with: the postprocessed outputs and the targets of a batch."""
+        return self.postprocess(step.outputs), step.targets
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """The metrics of validation and test by name, such as `accuracy`; they are logged as `val_accuracy`, ..."""
@@ -256,6 +286,7 @@ class Task(Module):
         if self._lack is not None and self.trainer is not None:
             self._lack.require_none(self.trainer.active_run.stage)
         self._agree_on_preprocessing(datamodule)
+        self.agree_on_targets(datamodule)
         self._awaits_size = False
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
@@ -264,18 +295,32 @@ class Task(Module):
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
 
+    def agree_on_targets(self, datamodule: Any) -> None:
+        """Read the data's targets as those were read that the model was trained on; a first fit learns them from it.
+
+        Raises:
+            UsageError: targets of another kind.
+            BadDataError: targets that the model does not know.
+        """
+        if not hasattr(datamodule, "use_targets"):
+            return
+        if self.targets is not None:
+            datamodule.use_targets(self.targets)
+        elif self._begins_a_fit():
+            self._targets = datamodule.targets
+
     def _begins_a_fit(self) -> bool:
         return self.trainer is not None and self.trainer.active_run is self.trainer.fit_run
 
-    def _batch(self, batch: Any) -> tuple[Any, Any]:
-        """Images and targets of a batch; the first one of a fit tells which size files are to be predicted at."""
-        images, targets = images_and_targets(batch)
-        if self._awaits_size:
-            self._awaits_size = False
-            self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
-            if self.trainer.enable_model_summary:
-                self.trainer.say(describe_prediction(self.preprocessing))
-        return images, targets
+    def _learn_size(self, batch: Any) -> None:
+        """The first batch of a fit tells which size files are to be predicted at, where the data does not."""
+        if not self._awaits_size:
+            return
+        images, _ = images_and_targets(batch)
+        self._awaits_size = False
+        self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
+        if self.trainer.enable_model_summary:
+            self.trainer.say(describe_prediction(self.preprocessing))
 
     def _add_metrics(self) -> None:
         """Make the metrics if the head is known; prediction has no need of them."""
@@ -299,12 +344,28 @@ class Task(Module):
 
     # ---- steps
 
+    def shared_step(self, batch: Any) -> StepOutput:
+        """The forward pass and the loss of a batch, for training, validation and test alike.
+
+        Args:
+            batch: images (B, C, H, W) and targets.
+        """
+        images, targets = images_and_targets(batch)
+        targets = self.to_targets(targets)
+        outputs = self(images).float()
+        return StepOutput.of(self.loss(outputs, targets), outputs, targets)
+
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """The loss of a batch, logged as `train_loss` over the epoch."""
-        images, targets = self._batch(batch)
-        loss = self.loss(self(images).float(), self.to_targets(targets))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        return loss
+        """The loss of a batch, logged as `train_loss` over the epoch, and its parts as `train_loss_NAME`."""
+        self._learn_size(batch)
+        step = self.shared_step(batch)
+        self._log_loss(step, "train", on_step=False, on_epoch=True)
+        return step.loss
+
+    def _log_loss(self, step: StepOutput, part: str, **options: Any) -> None:
+        self.log(f"{part}_loss", step.loss, sync_dist=True, **options)
+        for name, value in step.loss_parts.items():
+            self.log(f"{part}_loss_{name}", value, sync_dist=True, **options)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log `val_loss` and the metrics."""
@@ -315,16 +376,14 @@ class Task(Module):
         self._measure(batch, "test")
 
     def _measure(self, batch: Any, part: str) -> None:
-        images, targets = images_and_targets(batch[:2] if isinstance(batch, (list, tuple)) else batch)
-        targets = self.to_targets(targets)
-        outputs = self(images).float()
-        self.log(f"{part}_loss", self.loss(outputs, targets), sync_dist=True)
+        step = self.shared_step(batch[:2] if isinstance(batch, (list, tuple)) else batch)
+        self._log_loss(step, part)
         self._add_metrics()
         metrics = self.metrics[part]
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
             assert is_metric(metric)
-            metric.update(outputs, targets)
+            metric.update(*self.metric_inputs(step))
             self.log(f"{part}_{name}", metric)
 
     # ---- optimizers and freezing
@@ -345,13 +404,14 @@ class Task(Module):
 
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The backbone's features (B, num_features) for a batch, and the targets."""
-        images, targets = self._batch(batch)
+        self._learn_size(batch)
+        images, targets = images_and_targets(batch)
         return self._features(images), self.to_targets(targets)
 
     def takes_features(self, stage: str) -> bool:
         """Unless a subclass has steps of its own, which may look at the images."""
         own = {"fit": ("training_step", "validation_step"), "validate": ("validation_step",), "test": ("test_step",)}
-        steps = ("forward", "_measure", *own[stage])
+        steps = ("forward", "shared_step", "_measure", *own[stage])
         return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
 
     def inference_copy(self, precision: Precision) -> Self:
@@ -374,8 +434,8 @@ class Task(Module):
         assert self.head is not None
         with torch.no_grad():
             outputs = self.head(features.to(self.device)).float()
-            loss = self.loss(outputs, targets.to(self.device))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(features), sync_dist=True)
+            step = StepOutput.of(self.loss(outputs, targets.to(self.device)), outputs, targets)
+        self.log("train_loss", step.loss, on_step=False, on_epoch=True, batch_size=len(features), sync_dist=True)
         return said
 
     def layer_groups(self) -> list[list[str]]:
@@ -444,9 +504,9 @@ class Task(Module):
         yield from predictions_of(self, items, batch_size, num_workers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
-        """Outputs of a batch of images, float32; targets are ignored if there are any."""
+        """Postprocessed outputs of a batch of images, float32; targets are ignored if there are any."""
         outputs: torch.Tensor = self(images_of(batch, self.preprocessing.input_size[0])).float()
-        return outputs
+        return self.postprocess(outputs)
 
     def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Any]:
         """What `predict` returns for each image: its row of outputs, unless the task says more."""
@@ -465,6 +525,8 @@ class Task(Module):
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
         described = self._class_of_weights or describe_class(type(self))
+        if self.targets is not None:
+            own["targets"] = dict(self.targets)
         return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
@@ -508,6 +570,8 @@ class Task(Module):
         """Take the preprocessing that the weights were trained with, and what is known of the run that made them."""
         self.provenance = provenance_in(checkpoint)
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
+        targets = checkpoint.get("targets")
+        self._targets = dict(targets) if isinstance(targets, dict) else None
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             self._awaits_size = False

@@ -396,9 +396,7 @@ def test_verbs_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folders
             assert batch[0].shape[1:] == (3, 32, 32)
 
     trainer = Trainer(precision="32", enable_progress_bar=False, callbacks=[Watching()], logger=False)
-    made = data(folders)
-    made._parts["test"] = made._parts["val"]
-    trainer.test(module, datamodule=made)
+    trainer.test(module, datamodule=ImageClassificationData.from_folders(test_folder=folders / "val"))
 
 
 # ---- what is said before

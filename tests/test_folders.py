@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from image_trees import write_image, write_tree
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
-from flashtask.data.folders import ImageSet, list_class_folders, list_images, match_classes
+from flashtask.data.folders import list_class_folders, list_images
 from flashtask.data.layout import existing_folder, resolve_layout, stage_folder
+from flashtask.data.samples import as_text
 from flashtask.data.splits import stratified_split
+from flashtask.data.targets import LabelReader, Source, match_labels
 
 
 def listed(root, **options):
@@ -282,8 +284,9 @@ def test_images_to_predict_need_no_classes(tmp_path):
 
 def test_unknown_classes_are_a_diff_of_names(tmp_path):
     images = listed(write_tree(tmp_path, {"ants": 1, "bee": 1, "wasps": 1}))
+    source = Source("val_folder", str(tmp_path), "class folder(s)", "train_folder")
     with pytest.raises(BadDataError) as caught:
-        match_classes(images, ("ants", "bees", "flies"), "val_folder", "train_folder")
+        match_labels(images.classes, ("ants", "bees", "flies"), source)
     text = str(caught.value)
     assert "+ only in val_folder: bee\n" in text
     assert "+ only in val_folder: wasps\n" in text
@@ -300,11 +303,10 @@ def test_labels_go_by_name_whatever_classes_a_part_has(labels, data):
     kept = data.draw(st.lists(st.sampled_from(labels), min_size=1, unique=True))
     sample_names = tuple(data.draw(st.lists(st.sampled_from(kept), min_size=1, max_size=12)))
     order = data.draw(st.permutations(labels))
-    paths = tuple(f"/r/{name}/{i}.png" for i, name in enumerate(sample_names))
-    part = ImageSet(Path("/r"), paths, sample_names, tuple(sorted(kept)))
-    targets, missing = match_classes(part, order, "val_folder", "train_folder")
+    source = Source("val_folder", "/r", "class folder(s)", "train_folder")
+    targets = LabelReader(labels=tuple(order)).read(as_text(sample_names), source)
     assert tuple(order[target] for target in targets) == sample_names
-    assert set(missing) == set(labels) - set(kept)
+    assert set(match_labels(kept, order, source)) == set(labels) - set(kept)
 
 
 def test_a_mistyped_path_is_answered_with_the_one_that_exists(tmp_path):

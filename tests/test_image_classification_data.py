@@ -160,7 +160,7 @@ def test_a_validation_class_that_training_lacks_is_an_error(root):
 def test_val_split_takes_from_training_by_its_own_seed(root):
     data = from_folders(root / "train", val_split=0.3)
     data.setup("fit")
-    train, val = (loader.dataset.paths for loader in (data.train_dataloader(), data.val_dataloader()))
+    train, val = (list(loader.dataset.paths) for loader in (data.train_dataloader(), data.val_dataloader()))
     assert (len(train), len(val)) == (8, 3)
     assert not set(train) & set(val)
     assert [f"{root}/train/{name}" for name in data.split_manifest()] == val

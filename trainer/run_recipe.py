@@ -73,7 +73,10 @@ def _replaced(run: FitRun) -> dict[str, str]:
     for section, owner in (("model", run.module), ("data", run.data)):
         if not type(owner).__module__.startswith("flashtask."):
             continue  # its own constructor may set them, and will do so again
+        # What the constructor has set by its arguments stands in the recipe as these arguments.
+        known = getattr(owner, "_set_by_arguments", {})
         names = [name for name in vars(owner) if name[:1] != "_" and hasattr(type(owner), name)]
+        names = [name for name in names if name not in known or getattr(owner, name) is not known[name]]
         lost |= {f"{section}.{name}": "<set on the object>" for name in names if name not in _SET_BY_RUNS}
     return lost
 

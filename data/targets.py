@@ -1,0 +1,334 @@
+"""Target readers: what the targets of a table mean, learned from the training samples and kept with the model.
+
+A reader is a small frozen record. `learned` takes from the training samples what must be the same for all data that the
+model ever meets: the classes, the scale. It is stored in checkpoints, so new data is read as the training data was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from flashtask.core.errors import BadDataError, IntegrityError, did_you_mean
+from flashtask.data.samples import Column
+
+__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels"]
+
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where targets were read, for messages.
+
+    Args:
+        argument: that gave them, such as `train_folder` or `val_file`.
+        place: the folder or the file.
+        noun: what holds a target there: `class folder(s)`, `label(s)`.
+        against: what they are compared with: `train_folder`, `the model`.
+    """
+
+    argument: str
+    place: str
+    noun: str = "label(s)"
+    against: str = "the model"
+
+
+@dataclass(frozen=True)
+class TargetReader:
+    """Base of target readers.
+
+    Args:
+        fields: the columns of a table that hold the targets; empty where the names of folders do.
+    """
+
+    #: What checkpoints call it.
+    kind: ClassVar[str] = ""
+
+    fields: tuple[str, ...] = ()
+
+    def learned(self, raw: Column, source: Source) -> Self:
+        """The reader that knows what the training samples show.
+
+        Args:
+            raw: (N,) or (N, K), as the table has them.
+            source: where they were read.
+        """
+        return self
+
+    def read(self, raw: Column, source: Source) -> Column:
+        """Targets as a model takes them, one row each.
+
+        Raises:
+            BadDataError: a value that cannot be read, or one that the training samples did not have.
+        """
+        raise NotImplementedError
+
+    def strata(self, raw: Column) -> Sequence[str]:
+        """For each sample what a validation split should keep the shares of; by default nothing."""
+        return [""] * len(raw)
+
+    def describe(self) -> str:
+        """What was understood, in words: `3 classes, from the column 'species'`."""
+        return self.origin
+
+    @property
+    def origin(self) -> str:
+        """Where the targets come from, in words."""
+        if not self.fields:
+            return "from the names of the folders"
+        return f"from the column{'s' if len(self.fields) > 1 else ''} {', '.join(map(repr, self.fields))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"kind": self.kind, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The reader that `to_dict` wrote; the file it is from need not be one of ours.
+
+        Raises:
+            IntegrityError: it cannot be used.
+        """
+        try:
+            given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name != "kind"}
+            made = cls(**given)
+            made._check()
+        except (TypeError, ValueError) as error:
+            raise IntegrityError("its description of the targets cannot be used", why=str(error)) from error
+        return made
+
+    def _check(self) -> None:
+        """Raises:
+        TypeError, ValueError: a value of another kind than the reader writes.
+        """
+        _require_texts(self.fields)
+
+
+@dataclass(frozen=True)
+class LabelReader(TargetReader):
+    """One label a sample, as the index of its class: (N,) int64.
+
+    Args:
+        fields: one column, or empty for the names of folders.
+        labels: the classes in the order of the outputs; those of the training samples, sorted as text, if learned.
+    """
+
+    kind = "label"
+
+    labels: tuple[str, ...] = ()
+
+    def learned(self, raw: Column, source: Source) -> Self:
+        """With the classes of the training samples.
+
+        Raises:
+            BadDataError: fewer than two to train on, or a sample without a label.
+        """
+        found = sorted(set(raw.tolist()))
+        if "" in found:
+            row = raw.tolist().index("")
+            raise BadDataError(f"{source.argument} {source.place!r}: sample {row + 1} has no label ({self.origin})")
+        if len(found) < 2 and source.argument.startswith("train"):
+            raise BadDataError(
+                f"{source.argument} {source.place!r} has one class only: {', '.join(map(repr, found))} ({self.origin})",
+                why="training needs at least two",
+            )
+        return replace(self, labels=tuple(found))
+
+    def read(self, raw: Column, source: Source) -> Column:
+        """Class indices (N,) int64."""
+        match_labels(sorted(set(raw.tolist())), self.labels, source)
+        index = {name: i for i, name in enumerate(self.labels)}
+        return np.fromiter((index[name] for name in raw), dtype=np.int64, count=len(raw))
+
+    def strata(self, raw: Column) -> Sequence[str]:
+        """The labels."""
+        return raw.tolist()  # type: ignore[no-any-return]
+
+    def describe(self) -> str:
+        """The number of classes, and where they are from."""
+        return f"{len(self.labels)} classes" + (f", {self.origin}" if self.fields else "")
+
+    def _check(self) -> None:
+        super()._check()
+        _require_texts(self.labels)
+
+
+@dataclass(frozen=True)
+class LabelsReader(TargetReader):
+    """Any number of labels a sample, as zeros and ones: (N, labels) float32.
+
+    Args:
+        fields: several columns of 0 and 1 (or true and false, yes and no), one a label; or one column with names.
+        labels: in the order of the outputs. The names of several columns, or the names found in one, sorted.
+        separator: between the names in one column.
+    """
+
+    kind = "labels"
+
+    labels: tuple[str, ...] = ()
+    separator: str | None = None
+
+    def learned(self, raw: Column, source: Source) -> Self:
+        """With the labels that occur in the training samples.
+
+        Raises:
+            BadDataError: there is none.
+        """
+        if raw.ndim == 2:
+            return replace(self, labels=self.fields)
+        found = sorted({name for names in raw for name in self._names(names)})
+        if not found:
+            raise BadDataError(f"{source.argument} {source.place!r} has no label ({self.origin})")
+        return replace(self, labels=tuple(found))
+
+    def read(self, raw: Column, source: Source) -> Column:
+        """Zeros and ones (N, labels) float32."""
+        if raw.ndim == 2:
+            return self._flags(raw, source)
+        named = [self._names(names) for names in raw]
+        match_labels(sorted({name for names in named for name in names}), self.labels, source)
+        index = {name: i for i, name in enumerate(self.labels)}
+        found = np.zeros((len(raw), len(self.labels)), dtype=np.float32)
+        for row, names in enumerate(named):
+            found[row, [index[name] for name in names]] = 1
+        return found
+
+    def _flags(self, raw: Column, source: Source) -> Column:
+        if tuple(self.fields) != self.labels:
+            match_labels(self.fields, self.labels, source)
+        known = {**dict.fromkeys(_YES, 1.0), **dict.fromkeys(_NO, 0.0)}
+        found = np.zeros(raw.shape, dtype=np.float32)
+        for place, value in np.ndenumerate(raw):
+            try:
+                found[place] = known[str(value).strip().lower()]
+            except KeyError:
+                raise BadDataError(
+                    f"{source.argument} {source.place!r}: sample {place[0] + 1} has {value!r} in column "
+                    f"{self.fields[place[1]]!r}",
+                    why="the columns of several labels hold 0 or 1, true or false, yes or no",
+                ) from None
+        return found[:, [self.fields.index(label) for label in self.labels]]
+
+    def strata(self, raw: Column) -> Sequence[str]:
+        """Each combination of labels."""
+        if raw.ndim == 2:
+            return ["\0".join(row) for row in raw]
+        return ["\0".join(sorted(self._names(names))) for names in raw]
+
+    def _names(self, names: str) -> list[str]:
+        parts = names.split(self.separator) if self.separator else [names]
+        return list(dict.fromkeys(name.strip() for name in parts if name.strip()))
+
+    def describe(self) -> str:
+        """The number of labels, and where they are from."""
+        return f"{len(self.labels)} labels, any number of them a sample, {self.origin}"
+
+    def _check(self) -> None:
+        super()._check()
+        _require_texts(self.labels)
+        if self.separator is not None:
+            _require_texts((self.separator,))
+
+
+@dataclass(frozen=True)
+class NumberReader(TargetReader):
+    """One number or several a sample: (N, numbers) float32, in their own unit.
+
+    Args:
+        fields: a column for each number, or empty for folders that are named by a number.
+        mean: of each over the training samples.
+        std: their standard deviation, 1 where all are equal. What a model is trained on is (number - mean) / std.
+    """
+
+    kind = "number"
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def learned(self, raw: Column, source: Source) -> Self:
+        """With mean and standard deviation of the training samples."""
+        numbers = self._numbers(raw, source)
+        mean, std = numbers.mean(axis=0), numbers.std(axis=0)
+        std = np.where(std > 0, std, 1.0)
+        return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    def read(self, raw: Column, source: Source) -> Column:
+        """The numbers (N, numbers) float32."""
+        return self._numbers(raw, source).astype(np.float32)
+
+    def _numbers(self, raw: Column, source: Source) -> Column:
+        columns = raw if raw.ndim == 2 else raw[:, None]
+        try:
+            numbers = columns.astype(np.float64)
+        except ValueError:
+            numbers = np.vectorize(_number_or_nan, otypes=[np.float64])(columns)
+        bad = np.argwhere(~np.isfinite(numbers))
+        if len(bad):
+            row, column = bad[0]
+            value = columns[row, column]
+            where = f"column {self.fields[column]!r}" if self.fields else "the name of its folder"
+            raise BadDataError(
+                f"{source.argument} {source.place!r}: sample {row + 1} has {value!r} in {where}, which is not a number",
+                why=f"{len(bad)} of {numbers.size} values are not finite numbers",
+            )
+        return numbers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What predictions call the numbers."""
+        return self.fields or ("number",)
+
+    def describe(self) -> str:
+        """Mean and deviation, and where the numbers are from."""
+        shown = ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[:4], self.std[:4], strict=True))
+        return f"{len(self.mean)} number{'s' if len(self.mean) > 1 else ''} a sample, {self.origin}: {shown}"
+
+    def _check(self) -> None:
+        super()._check()
+        if len(self.mean) != len(self.std) or not all(
+            isinstance(value, float) and math.isfinite(value) for value in (*self.mean, *self.std)
+        ):
+            raise ValueError("mean and std are not as many finite numbers")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("a standard deviation is not above 0")
+
+
+def match_labels(found: Sequence[str], labels: Sequence[str], source: Source) -> tuple[str, ...]:
+    """Require that every label that was found is known; gives the known ones that were not found.
+
+    Raises:
+        BadDataError: one is unknown; the message is a diff of the names.
+    """
+    known, there = set(labels), set(found)
+    unknown = [name for name in found if name not in known]
+    missing = tuple(name for name in labels if name not in there)
+    if unknown:
+        diff = [f"+ only in {source.argument}: {name}" for name in unknown[:_SHOWN]]
+        diff += [f"- only in {source.against}: {name}" for name in missing[:_SHOWN]]
+        guess = did_you_mean(unknown[0], missing or labels)
+        what = "folder" if "folder" in source.noun else "label"
+        raise BadDataError(
+            f"{source.argument} {source.place!r} has {len(unknown)} {source.noun} unknown to {source.against}",
+            why="classes are matched by name\n    " + "\n    ".join(diff),
+            fix=f"rename or remove the {what} {unknown[0]!r}" + (f" ({guess})" if guess else ""),
+        )
+    return missing
+
+
+def _number_or_nan(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def _require_texts(values: Any) -> None:
+    if not isinstance(values, tuple) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"names are not a list of texts: {values!r}"[:200])

@@ -1,0 +1,200 @@
+"""What a task says about one sample: small frozen records, one kind a task.
+
+Files, tables and pages show predictions by four things alone: `to_dict`, `as_row`, `draw`, and the picture in a
+notebook. So a task of another kind needs no change in them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flashtask.core.errors import FlashtaskError
+from flashtask.core.plain_json import number_or_null
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Label", "Labels", "Number", "Prediction"]
+
+#: Rows of text under a picture, at the most.
+_MOST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Base of predictions.
+
+    Args:
+        path: the path or address of the sample, None if it has neither.
+    """
+
+    #: Which of `top_k` and `all_scores` the methods `to_dict` and `as_row` take.
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    path: str | None
+
+    def to_dict(self, **options: Any) -> dict[str, Any]:
+        """Plain values for JSON; a number that JSON does not have is None."""
+        return {name: _for_json(value) for name, value in self.as_row(**options).items()}
+
+    def as_row(self, **options: Any) -> dict[str, Any]:
+        """Cells of a table by the names of its columns: text, numbers, or lists of them. `path` comes first."""
+        raise NotImplementedError
+
+    def lines(self) -> list[str]:
+        """The prediction in words, a line each, the most important first."""
+        return [f"{name}: {value}" for name, value in self.as_row().items() if name != "path"]
+
+    def draw(self, image: Image) -> Image:
+        """A copy of a picture with the prediction; the words stand below it."""
+        import PIL.Image
+        from PIL import ImageDraw, ImageFont
+
+        size = max(12, image.height // 16)
+        font, lines = ImageFont.load_default(size), self.lines()[:_MOST_LINES]
+        made = PIL.Image.new("RGB", (image.width, image.height + round(1.3 * size * len(lines)) + 4), "white")
+        made.paste(image.convert("RGB"))
+        pen = ImageDraw.Draw(made)
+        for number, line in enumerate(lines):
+            pen.text((4, image.height + 1.3 * size * number), line, "black", font)
+        return made
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture that a notebook shows; None where the image cannot be read any more."""
+        from flashtask.data.images import load_image
+
+        if self.path is None:
+            return None
+        try:
+            picture = load_image(self.path, value_range="format")
+        except (FlashtaskError, OSError):
+            return None
+        picture.thumbnail((512, 512))
+        held = io.BytesIO()
+        self.draw(picture).save(held, "PNG")
+        return held.getvalue()
+
+
+@dataclass(frozen=True)
+class Label(Prediction):
+    """One label an image.
+
+    Args:
+        labels: of all classes, the most probable first.
+        scores: their probabilities, in the same order.
+    """
+
+    options = frozenset({"top_k", "all_scores"})
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The most probable label."""
+        return self.labels[0]
+
+    @property
+    def score(self) -> float:
+        """Its probability."""
+        return self.scores[0]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Every label with its probability, most probable first."""
+        return dict(zip(self.labels, self.scores, strict=True))
+
+    def as_row(self, *, top_k: int | None = None, all_scores: Any = None) -> dict[str, Any]:
+        """`path`, `label` and `score`.
+
+        Args:
+            top_k: also lists of so many `labels` and `scores`, best first.
+            all_scores: labels, each of which gets a column `score_LABEL`, in this order.
+        """
+        row: dict[str, Any] = {"path": self.path, "label": self.label, "score": self.score}
+        if top_k:
+            row |= {"labels": list(self.labels[:top_k]), "scores": list(self.scores[:top_k])}
+        return row | _score_cells(self.probabilities, all_scores)
+
+    def to_dict(self, *, top_k: int | None = None, all_scores: Any = None) -> dict[str, Any]:
+        """As `as_row`; `all_scores` makes `scores` a mapping of labels."""
+        return super().to_dict(top_k=top_k) | _scores_by_label(self.probabilities, all_scores)
+
+    def lines(self) -> list[str]:
+        """The best labels with their probabilities."""
+        return [f"{label} {score:.3f}" for label, score in zip(self.labels, self.scores, strict=True)]
+
+
+@dataclass(frozen=True)
+class Labels(Prediction):
+    """Any number of labels an image.
+
+    Args:
+        labels: those whose probability reaches their threshold, the most probable first.
+        probabilities: of every label, in the order of the model's outputs.
+        thresholds: of every label, in the same order.
+    """
+
+    options = frozenset({"all_scores"})
+
+    labels: tuple[str, ...]
+    probabilities: Mapping[str, float]
+    thresholds: Mapping[str, float]
+
+    def as_row(self, *, all_scores: Any = None) -> dict[str, Any]:
+        """`path`, and the lists `labels` and `scores` of the labels that apply.
+
+        Args:
+            all_scores: labels, each of which gets a column `score_LABEL`, in this order.
+        """
+        row = {"path": self.path, "labels": list(self.labels), "scores": [self.probabilities[n] for n in self.labels]}
+        return row | _score_cells(self.probabilities, all_scores)
+
+    def to_dict(self, *, all_scores: Any = None) -> dict[str, Any]:
+        """As `as_row`; `all_scores` makes `scores` a mapping of all labels."""
+        return super().to_dict() | _scores_by_label(self.probabilities, all_scores)
+
+    def lines(self) -> list[str]:
+        """The labels that apply with their probabilities; else that none does."""
+        return [f"{label} {self.probabilities[label]:.3f}" for label in self.labels] or ["no label"]
+
+
+@dataclass(frozen=True)
+class Number(Prediction):
+    """One number an image, or several, in the unit of the targets.
+
+    Args:
+        values: by name.
+    """
+
+    values: Mapping[str, float]
+
+    @property
+    def value(self) -> float:
+        """The number; of several the first."""
+        return next(iter(self.values.values()))
+
+    def as_row(self) -> dict[str, Any]:
+        """`path`, and a column for each number."""
+        return {"path": self.path, **self.values}
+
+    def lines(self) -> list[str]:
+        """Each number with its name."""
+        return [f"{name} {value:.4g}" for name, value in self.values.items()]
+
+
+def _score_cells(probabilities: Mapping[str, float], labels: Any) -> dict[str, float]:
+    return {f"score_{label}": probabilities[label] for label in labels or ()}
+
+
+def _scores_by_label(probabilities: Mapping[str, float], labels: Any) -> dict[str, Any]:
+    return {"scores": {label: number_or_null(probabilities[label]) for label in labels}} if labels else {}
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, float):
+        return number_or_null(value)
+    return [_for_json(each) for each in value] if isinstance(value, list) else value
