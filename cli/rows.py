@@ -84,7 +84,7 @@ def _write_table(predictions: Iterable[Any], stream: TextIO, columns: Columns) -
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, str | float]]:
     """The titles and cells of a row without its path: text, numbers; lists of labels and scores as pairs."""
-    labels, scores = row.get("labels"), row.get("scores")
+    labels, scores = row.get("labels"), row.get("scores") or []
     if labels is not None and "label" in row:  # the best ones, of which the first is `label`
         for pair in zip(labels, scores, strict=True):
             yield from zip(("label", "score"), pair, strict=True)

@@ -220,8 +220,8 @@ class SeededDataset(Dataset[Any]):
         """Whether a sample's inputs are the same in every epoch in which the whole backbone is frozen."""
         return not self.generators
 
-    def targets_of(self, indices: Sequence[int]) -> Sequence[Any] | None:
-        """The targets of samples, without their inputs; None if only the samples themselves tell them."""
+    def targets_of(self, indices: Sequence[int]) -> Any:
+        """The targets of samples, one row each, without their inputs; None if only the samples themselves tell them."""
         return None
 
     def contents_of(self, indices: Sequence[int]) -> list[str] | None:

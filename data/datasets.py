@@ -56,7 +56,7 @@ class ImageFileDataset(SeededDataset):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str] | np.ndarray[Any, Any],
         targets: Sequence[int] | np.ndarray[Any, Any] | None,
         transform: Transform | Augmentation,
         channels: int = 3,

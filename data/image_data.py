@@ -104,7 +104,7 @@ class ImageData(DataModule):
         parts = ["train"] if self._table.has("train") else [p for p in ("val", "test") if self._table.has(p)]
         if not parts or self._table.targets is None:
             return
-        raw = np.concatenate([self._table.of(part).targets for part in parts])  # type: ignore[arg-type]
+        raw = np.concatenate([self._table.of(part).targets for part in parts])
         where = " and ".join(dict.fromkeys(self._argument(part) for part in parts))
         self._take_reader(self._reader.learned(raw, replace(self._source(parts[0]), argument=where)), where)
 
@@ -293,12 +293,12 @@ class ImageData(DataModule):
             options: of the constructor.
         """
         if not is_table_name(source):
-            return cls.from_folders(**{f"{part}_folder": stage_folder(source, part)}, **options)
+            folders: dict[str, Any] = {f"{part}_folder": stage_folder(source, part)}
+            return cls.from_folders(**folders, **options)
         known = targets or {}
-        own = {"target_fields": known.get("fields") or None, "label_separator": known.get("separator")}
-        return cls.from_csv(
-            **{f"{part}_file": source}, **{**{k: v for k, v in own.items() if v is not None}, **options}
-        )
+        own: dict[str, Any] = {"target_fields": known.get("fields"), "label_separator": known.get("separator")}
+        tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
+        return cls.from_csv(**{**tables, **options})
 
     # ---- targets
 
@@ -414,7 +414,9 @@ class ImageData(DataModule):
         for part in ("train", "val"):
             if self._table.has(part):
                 table = self._table.of(part)
-                told = [] if self._constructor == "from_folders" or table.targets is None else table.targets.ravel()
+                told: Any = (
+                    [] if self._constructor == "from_folders" or table.targets is None else table.targets.ravel()
+                )
                 found[part] = hashlib.sha256("\0".join([*table.names(), *told]).encode()).hexdigest()
         return found
 

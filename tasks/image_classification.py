@@ -17,6 +17,7 @@ from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.provenance import data_counts
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -176,7 +177,7 @@ class ImageClassifier(Task):
             self._targets = {name: value for name, value in described.items() if name != "labels"}
         if self.class_weights is None:
             return
-        counts = getattr(datamodule, "counts", dict)().get("train")
+        counts: Any = data_counts(datamodule).get("train")
         labels = self.labels or tuple(map(str, range(self.num_classes or 0)))
         num_samples = datamodule.sizes()["train"] if self.multi_label and counts else None
         self._weight = class_weights(self.class_weights, labels, counts, num_samples)
@@ -192,8 +193,8 @@ class ImageClassifier(Task):
         """In a fit, take the thresholds that were best on the validation data."""
         run = self.trainer.active_run
         if self.multi_label and run.parent is not None and not run.is_sanity_check:
-            self.thresholds = self.metrics["val"]["f1"].chosen  # type: ignore[index,union-attr,assignment]
-            self.metrics["test"]["f1"].thresholds = self.thresholds  # type: ignore[index,union-attr]
+            self.thresholds = self.metrics["val"]["f1"].chosen  # type: ignore[index]
+            self.metrics["test"]["f1"].thresholds = self.thresholds  # type: ignore[index]
 
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""

@@ -96,13 +96,14 @@ class MeanAveragePrecision(of_classes.MultilabelAveragePrecision):
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels, average="none")
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]  # its parent's own parent gives curves
         """The mean; NaN if there is no positive at all."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive samples")
             of_each = super().compute()
         targets = torch.cat(list(self.target)) if isinstance(self.target, list) else self.target
-        return of_each[targets.sum(dim=0) > 0].mean()
+        mean: Tensor = of_each[targets.sum(dim=0) > 0].mean()
+        return mean
 
 
 class LabelsF1(Metric):
@@ -153,4 +154,5 @@ class LabelsF1(Metric):
         self.chosen = tuple(self._grid[index].item() for index in best.tolist())
         at = f1.gather(1, best[:, None])[:, 0]
         counted = (hits + wrong + missed).gather(1, best[:, None])[:, 0] > 0
-        return at[counted].mean() if bool(counted.any()) else at.new_zeros(())
+        mean: Tensor = at[counted].mean() if bool(counted.any()) else at.new_zeros(())
+        return mean

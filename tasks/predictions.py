@@ -7,7 +7,7 @@ notebook. So a task of another kind needs no change in them.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,17 +31,22 @@ class Prediction:
         path: the path or address of the sample, None if it has neither.
     """
 
-    #: Which of `top_k` and `all_scores` the methods `to_dict` and `as_row` take.
+    #: Which of the arguments of `to_dict` and `as_row` mean something for such predictions.
     options: ClassVar[frozenset[str]] = frozenset()
 
     path: str | None
 
-    def to_dict(self, **options: Any) -> dict[str, Any]:
-        """Plain values for JSON; a number that JSON does not have is None."""
-        return {name: _for_json(value) for name, value in self.as_row(**options).items()}
+    def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """Plain values for JSON; a number that JSON does not have is None. The arguments are those of `as_row`."""
+        return {name: _for_json(value) for name, value in self.as_row(top_k=top_k, all_scores=all_scores).items()}
 
-    def as_row(self, **options: Any) -> dict[str, Any]:
-        """Cells of a table by the names of its columns: text, numbers, or lists of them. `path` comes first."""
+    def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """Cells of a table by the names of its columns: text, numbers, or lists of them. `path` comes first.
+
+        Args:
+            top_k: also lists of so many `labels` and `scores`, best first.
+            all_scores: labels, each of which gets a column `score_LABEL`, in this order.
+        """
         raise NotImplementedError
 
     def lines(self) -> list[str]:
@@ -107,19 +112,14 @@ class Label(Prediction):
         """Every label with its probability, most probable first."""
         return dict(zip(self.labels, self.scores, strict=True))
 
-    def as_row(self, *, top_k: int | None = None, all_scores: Any = None) -> dict[str, Any]:
-        """`path`, `label` and `score`.
-
-        Args:
-            top_k: also lists of so many `labels` and `scores`, best first.
-            all_scores: labels, each of which gets a column `score_LABEL`, in this order.
-        """
+    def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """`path`, `label` and `score`, and what the arguments ask for."""
         row: dict[str, Any] = {"path": self.path, "label": self.label, "score": self.score}
         if top_k:
             row |= {"labels": list(self.labels[:top_k]), "scores": list(self.scores[:top_k])}
         return row | _score_cells(self.probabilities, all_scores)
 
-    def to_dict(self, *, top_k: int | None = None, all_scores: Any = None) -> dict[str, Any]:
+    def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """As `as_row`; `all_scores` makes `scores` a mapping of labels."""
         return super().to_dict(top_k=top_k) | _scores_by_label(self.probabilities, all_scores)
 
@@ -144,16 +144,12 @@ class Labels(Prediction):
     probabilities: Mapping[str, float]
     thresholds: Mapping[str, float]
 
-    def as_row(self, *, all_scores: Any = None) -> dict[str, Any]:
-        """`path`, and the lists `labels` and `scores` of the labels that apply.
-
-        Args:
-            all_scores: labels, each of which gets a column `score_LABEL`, in this order.
-        """
+    def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """`path`, the lists `labels` and `scores` of the labels that apply, and what `all_scores` asks for."""
         row = {"path": self.path, "labels": list(self.labels), "scores": [self.probabilities[n] for n in self.labels]}
         return row | _score_cells(self.probabilities, all_scores)
 
-    def to_dict(self, *, all_scores: Any = None) -> dict[str, Any]:
+    def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """As `as_row`; `all_scores` makes `scores` a mapping of all labels."""
         return super().to_dict() | _scores_by_label(self.probabilities, all_scores)
 
@@ -177,7 +173,7 @@ class Number(Prediction):
         """The number; of several the first."""
         return next(iter(self.values.values()))
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """`path`, and a column for each number."""
         return {"path": self.path, **self.values}
 
@@ -186,11 +182,11 @@ class Number(Prediction):
         return [f"{name} {value:.4g}" for name, value in self.values.items()]
 
 
-def _score_cells(probabilities: Mapping[str, float], labels: Any) -> dict[str, float]:
+def _score_cells(probabilities: Mapping[str, float], labels: Sequence[str] | None) -> dict[str, float]:
     return {f"score_{label}": probabilities[label] for label in labels or ()}
 
 
-def _scores_by_label(probabilities: Mapping[str, float], labels: Any) -> dict[str, Any]:
+def _scores_by_label(probabilities: Mapping[str, float], labels: Sequence[str] | None) -> dict[str, Any]:
     return {"scores": {label: number_or_null(probabilities[label]) for label in labels}} if labels else {}
 
 

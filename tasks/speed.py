@@ -25,6 +25,7 @@ from flashtask.core.lanes import fitting_lanes
 from flashtask.data.images import prepare_decoders
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
+from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.image_classification import ImageClassifier
 from flashtask.tasks.prediction import evaluating, predictions_of
 from flashtask.trainer.callbacks.base import Callback
@@ -245,7 +246,8 @@ def _train(model: ImageClassifier, precision: Precision, batch: torch.Tensor) ->
     def step() -> None:
         model.train()
         with precision.forward():
-            loss = model.loss(model(batch).float(), targets)
+            outputs = model(batch).float()
+            loss = StepOutput.of(model.loss(outputs, targets), outputs, targets).loss
         optimizer.zero_grad()
         precision.backward(loss)
         precision.unscale(optimizer)

@@ -45,7 +45,7 @@ class Angle(Prediction):
 
     degrees: float
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self, **options: Any) -> dict[str, Any]:
         """`path` and `degrees`."""
         return {"path": self.path, "degrees": self.degrees}
 
