@@ -61,13 +61,12 @@ def read_zoo_file(source: Path | str, *, name: str = "") -> ZooFile:
         MissingInputError: there is no such file.
         UsageError: a wrong key, type, value or name; the message has the file, line and column.
     """
-    from flashtask.core.schema import check_document  # pydantic is not loaded before a zoo is read
-    from flashtask.core.zoo_schema import Zoo
+    from flashtask.core.zoo_schema import check_zoo_document  # pydantic is not loaded before a zoo is read
 
     if isinstance(source, Path) and not source.is_file():
         raise missing_file(source)
     document = read_yaml(source, name=name)
-    file = ZooFile(source if isinstance(source, Path) else None, check_document(document, Zoo), document)
+    file = ZooFile(source if isinstance(source, Path) else None, check_zoo_document(document), document)
     for section, entry, _ in file.entries():
         if not _NAME.fullmatch(entry):
             why = "a name has letters, digits, `_`, `-` and `.`; what stands before a `/` is a library"
