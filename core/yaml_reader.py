@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from yaml.composer import Composer
@@ -28,7 +28,7 @@ _MAX_DIGITS = 1000
 KeyPath = tuple[str | int | float | bool, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class YamlDocument:
     """The content of a YAML file and where in it each key stands.
 
@@ -48,7 +48,7 @@ class YamlDocument:
             path = path[:-1]
         return self.places.get(path, (1, 1))
 
-    def error(self, path: KeyPath, what: str, *, why: str = "", fix: str = "") -> UsageError:
+    def error(self, *path: Any, what: str, why: str = "", fix: str = "") -> UsageError:
         """A UsageError that begins with the file, line and column of a key path."""
         return _error(self.name, self.place(path), what, why=why, fix=fix)
 
@@ -69,20 +69,18 @@ def read_yaml(source: Path | str, *, name: str = "") -> YamlDocument:
     raw = _read_bytes(source) if isinstance(source, Path) else source.encode("utf-8", "surrogatepass")
     if len(raw) > MAX_BYTES:
         raise _error(name, (1, 1), "larger than 1 MiB", why="recipes and zoo files are small")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = _end_of(raw[: error.start].decode("utf-8-sig"))
-        raise _error(name, place, "not UTF-8 text", fix="save it as UTF-8") from error
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        before = text[: bad.start()]
+        place = before.count("\n") + 1, len(before) - before.rfind("\n")
+        if "\udc80" <= bad[0] <= "\udcff":  # how `surrogateescape` writes a wrong byte
+            raise _error(name, place, "not UTF-8 text", fix="save it as UTF-8")
+        raise _error(name, place, f"a character that YAML does not allow ({bad[0]!r})")
     try:
         return _Loader(name, text).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _error(name, _place(mark), error.problem or "not YAML", why=error.context or "") from error
-    except yaml.reader.ReaderError as error:
-        bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
-        place = _end_of(text[: bad.start() if bad else 0])
-        raise _error(name, place, "a character that YAML does not allow", why=str(error.reason)) from error
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -97,8 +95,6 @@ def _read_bytes(path: Path) -> bytes:
 
 class _Loader(Composer, SafeConstructor, BaseResolver):
     """PyYAML's safe loader for the subset. The parser's events come from libyaml where PyYAML was built with it."""
-
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # without those of YAML 1.1
 
     def __init__(self, name: str, text: str) -> None:
         parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
@@ -180,7 +176,3 @@ def _error(name: str, place: tuple[int, int], what: str, *, why: str = "", fix: 
 
 def _place(mark: Any) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
-
-
-def _end_of(text: str) -> tuple[int, int]:
-    return text.count("\n") + 1, len(text) - text.rfind("\n")

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flashtask.core.errors import UsageError, did_you_mean, key_fix
 from flashtask.core.yaml_reader import YamlDocument
 
-__all__ = [
-    "Checkpoint",
-    "HeadEntry",
-    "OwnBackbone",
-    "PackagedWeights",
-    "PreprocessingFields",
-    "Provider",
-    "RecipeEntry",
-    "TaskEntry",
-    "Zoo",
-    "check_zoo_document",
-]
+__all__ = ["Checkpoint", "HeadEntry", "OwnBackbone", "PackagedWeights", "PreprocessingFields", "Provider"]
+__all__ += ["RecipeEntry", "TaskEntry", "Zoo", "check_zoo_document"]
 
+NAME = r"^\w[\w.+-]*$"
 SHA256 = r"^[0-9a-f]{64}$"
 INSIDE = r"^\w[\w.+ -]*(/\w[\w.+ -]*)*$"
 COMMIT = r"^[0-9a-f]{40}$"
 SOURCE = r"^([a-z]+/[\w.]+|hf-hub:[\w.-]+/[\w.-]+@[0-9a-f]{40})$"
 _SOURCE = "write timm/NAME, torchvision/NAME, or hf-hub:ORGANISATION/NAME@ and the 40 digits of a commit"
 _SUM = "write the 64 digits that `sha256sum FILE` prints"
+
+
+_Name = Annotated[str, Field(pattern=NAME)]
 
 
 class _Section(BaseModel):
@@ -145,12 +139,12 @@ class RecipeEntry(_Entry):
 class Zoo(_Section):
     """A whole zoo file."""
 
-    providers: dict[str, Provider] = Field(default_factory=dict)
-    backbones: dict[str, OwnBackbone] = Field(default_factory=dict)
-    heads: dict[str, HeadEntry] = Field(default_factory=dict)
-    tasks: dict[str, TaskEntry] = Field(default_factory=dict)
-    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
-    recipes: dict[str, RecipeEntry] = Field(default_factory=dict)
+    providers: dict[_Name, Provider] = Field(default_factory=dict)
+    backbones: dict[_Name, OwnBackbone] = Field(default_factory=dict)
+    heads: dict[_Name, HeadEntry] = Field(default_factory=dict)
+    tasks: dict[_Name, TaskEntry] = Field(default_factory=dict)
+    checkpoints: dict[_Name, Checkpoint] = Field(default_factory=dict)
+    recipes: dict[_Name, RecipeEntry] = Field(default_factory=dict)
 
 
 def check_zoo_document(document: YamlDocument) -> Zoo:
@@ -161,7 +155,7 @@ def check_zoo_document(document: YamlDocument) -> Zoo:
             the file, line and column, of the first problem if there are several.
     """
     if not isinstance(document.content, dict):
-        raise document.error((), f"this must be a mapping of keys, not {_kind(document.content)}")
+        raise document.error(what=f"this must be a mapping of keys, not {_kind(document.content)}")
     try:
         return Zoo.model_validate(document.content)
     except ValidationError as error:
@@ -184,14 +178,18 @@ def _problem(document: YamlDocument, details: Any) -> UsageError:
     name = ".".join(map(str, path))
     fields = _model_at(path[:-1]).model_fields
     if kind == "extra_forbidden":
-        return document.error(path, f"there is no key {name!r}", fix=key_fix(str(path[-1]), fields))
+        return document.error(*path, what=f"there is no key {name!r}", fix=key_fix(str(path[-1]), fields))
     if kind == "missing":
-        return document.error(path, f"the key {name!r} is missing")
+        return document.error(*path, what=f"the key {name!r} is missing")
+    if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
+        why = "a name has letters, digits, `_`, `-` and `.`; a library comes before a `/`"
+        return document.error(*path, what=f"{path[0]}: {path[1]!r} cannot be the name of an entry", why=why)
     if kind == "literal_error":
         fix = did_you_mean(str(details["input"]), re.findall(r"'(\w+)'", details["ctx"]["expected"]))
     else:
         fix = (field.description if (field := fields.get(path[-1])) else None) or ""
-    return document.error(path, f"{name}: {details['msg'].lower()}", why=f"it is {_kind(details['input'])}", fix=fix)
+    why = f"it is {_kind(details['input'])}"
+    return document.error(*path, what=f"{name}: {details['msg'].lower()}", why=why, fix=fix)
 
 
 def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
@@ -204,7 +202,6 @@ def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "empty"
-    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", int: f"the number {value!r}"}
-    return names.get(type(value), f"the value {value!r}")
+    known = {dict: "a mapping", list: "a list", type(None): "empty"}
+    kinds = {str: "the text", int: "the number"}
+    return known.get(type(value)) or f"{kinds.get(type(value), 'the value')} {value!r}"

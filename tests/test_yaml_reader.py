@@ -47,7 +47,7 @@ def test_each_key_and_item_has_its_line_and_column():
     assert document.place(("a", "missing", "deeper")) == (1, 1)
     assert document.place(("nothing",)) == (1, 1)
     assert "recipe.yaml, line 2, column 3: wrong" in str(
-        read_yaml("a:\n  b: 1\n", name="recipe.yaml").error(("a", "b"), "wrong")
+        read_yaml("a:\n  b: 1\n", name="recipe.yaml").error("a", "b", what="wrong")
     )
 
 
