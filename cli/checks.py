@@ -11,11 +11,12 @@ from flashtask.cli.beginning import BEGINNING
 from flashtask.cli.options import kinds_by_key
 from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UsageError, key_fix
 from flashtask.core.keywords import nearest_argument
 from flashtask.trainer.by_name import WATCHING
 
-__all__ = ["check_arguments", "check_keys", "check_names", "check_shape", "check_values", "lost_from", "require_whole"]
+__all__ = ["check_arguments", "check_names", "check_sections", "check_shape", "check_values", "lost_from"]
+__all__ += ["require_whole"]
 
 
 def require_whole(recipe: Recipe) -> None:
@@ -136,6 +137,22 @@ def check_names(recipe: Recipe) -> None:
             raise
 
 
+def check_sections(recipe: Recipe, task_class: Any) -> None:
+    """The keys below each section are those that a task, its data and the trainer take.
+
+    Raises:
+        UsageError: with the nearest right key and where the wrong one is.
+    """
+    from flashtask.trainer.trainer import Trainer
+
+    if recipe.get("data"):
+        check_keys(recipe, "data", task_class.data_class.constructors)
+        check_arguments(recipe, f"data.{recipe.constructor}", getattr(task_class.data_class, recipe.constructor))
+    check_arguments(recipe, "model", task_class)
+    check_arguments(recipe, "trainer", Trainer)
+    check_keys(recipe, "finetune", ["strategy", "restore_best"])
+
+
 def check_arguments(recipe: Recipe, section: str, takes: Callable[..., Any]) -> None:
     """The keys below a section (`model`, `data.from_folders`) are arguments of what they are given to.
 
@@ -172,5 +189,5 @@ def check_keys(recipe: Recipe, section: str, known: Iterable[str]) -> None:
             where = f"in `{section}`" if section else "in a recipe"
             raise UsageError(
                 f"{recipe.origin(full)}: there is no key {key!r} {where}",
-                fix=nearest_argument(key, known) or f"the keys are {', '.join(known)}",
+                fix=nearest_argument(key, known) or key_fix(key, known),
             )

@@ -1,4 +1,4 @@
-"""The user's own zoo files on the command line: `--zoo`, a recipe's `zoo`, and the recipes that stand in them."""
+"""The user's own zoo files on the command line: `--zoo`, a recipe's `zoo`, and `flashtask zoo check FILE`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.recipe import Recipe, absolute_value, recipe_from
-from flashtask.core.errors import FlashtaskError, UnknownNameError
-from flashtask.core.zoo import ZooFile, load_zoo, own_file_of, own_zoo_files
+import click
 
-__all__ = ["own_task_defaults", "recipe_in", "use_option", "use_recipe_zoo", "zoo_recipe"]
+from flashtask.backbones import BACKBONES
+from flashtask.cli.recipe import Recipe, recipe_in
+from flashtask.core.errors import FlashtaskError, UsageError
+from flashtask.core.registry import check_options
+from flashtask.core.zoo import own_zoo_files, use_zoo_file
+from flashtask.heads import HEADS
+from flashtask.tasks import TASKS
+from flashtask.tasks.own_zoo import check_own_zoo, use_zoo
+
+__all__ = ["check_zoo", "use_option", "use_recipe_zoo"]
 
 
 def use_option(params: Mapping[str, Any]) -> None:
     """Take the file of `--zoo` into use, and check those of `$FLASHTASK_ZOO` too.
 
     Raises:
-        MissingInputError, UsageError: a file is not there, or wrong; with line and column.
+        MissingInputError, UsageError: a file is missing or wrong; with line and column.
     """
     _use([params["zoo"]] if params.get("zoo") else [], "--zoo")
 
@@ -28,36 +35,7 @@ def use_recipe_zoo(recipe: Recipe) -> None:
     _use([files] if isinstance(files, str) else files, recipe.origin("zoo"))
 
 
-def zoo_recipe(name: str) -> Recipe:
-    """The recipe that stands under `recipes` in the zoo.
-
-    Raises:
-        UnknownNameError: there is none of this name.
-    """
-    zoo = load_zoo()
-    if name not in zoo.recipes:
-        raise UnknownNameError("recipe", name, zoo.recipes, listed_by="flashtask zoo --kind recipe")
-    file = own_file_of("recipes", name)
-    return recipe_in(file, name) if file else Recipe(dict(zoo.recipes[name].recipe), {})
-
-
-def recipe_in(file: ZooFile, name: str) -> Recipe:
-    """A recipe of a user's zoo file; its relative paths count from the folder of the file."""
-    recipe = recipe_from(file.document, ("recipes", name, "recipe"))
-    folder = file.path.parent if file.path else Path.cwd()
-    for key, value in list(recipe.leaves()):
-        recipe.set(key, absolute_value(key, value, folder), recipe.origin(key))
-    return recipe
-
-
-def own_task_defaults(task: str) -> Mapping[str, Any]:
-    """What the user's own zoo files say that a task takes for arguments that are not said."""
-    return {} if own_file_of("tasks", task) is None else load_zoo().tasks[task].defaults
-
-
 def _use(files: list[str], origin: str) -> None:
-    from flashtask.tasks.own_zoo import check_own_zoo, use_zoo
-
     for file in files:
         try:
             use_zoo(file)
@@ -66,3 +44,42 @@ def _use(files: list[str], origin: str) -> None:
             raise
     if own_zoo_files():
         check_own_zoo()
+
+
+def check_zoo(path: str) -> None:
+    """Check all of one zoo file, over the shipped one; print how many entries it has.
+
+    It looks further than a run does: at tags of weights, options of heads, arguments of tasks, and whole recipes.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        MissingInputError: there is no such file.
+        UsageError: what is wrong first, with the file, line and column.
+    """
+    from flashtask.cli.checks import check_names, check_sections, check_shape, check_values
+
+    file = use_zoo_file(path, check_own_zoo)
+    for name, backbone in file.zoo.backbones.items():
+        with file.at("backbones", name, "source"):
+            BACKBONES.entry(backbone.source).known()
+    for name, head in file.zoo.heads.items():
+        for option in head.options:
+            with file.at("heads", name, "options", option):
+                check_options(f"head {head.source!r}", HEADS.get(head.source or name), {option: None}, given=2)
+    for name, task in file.zoo.tasks.items():
+        known: list[str] = TASKS.get(name).argument_names()
+        for argument in task.defaults:
+            if argument not in known:
+                with file.at("tasks", name, "defaults", argument):
+                    raise UsageError(f"the task has no argument {argument!r}", fix=f"its arguments: {', '.join(known)}")
+    for name in file.zoo.recipes:
+        recipe = recipe_in(file, name)
+        check_shape(recipe)
+        check_values(recipe)
+        check_names(recipe)
+        check_sections(recipe, TASKS.get(recipe.get("task") or "image_classification"))
+    counts = {section: len(getattr(file.zoo, section)) for section in type(file.zoo).model_fields}
+    told = [f"{count} {section if count > 1 else section[:-1]}" for section, count in counts.items() if count]
+    click.echo(f"{Path(path)} is right: {', '.join(told) or 'no entries'}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashtask.cli.beginning import build_model
-from flashtask.cli.checks import check_arguments, check_keys
+from flashtask.cli.checks import check_sections
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.options import CONSTRUCTOR
 from flashtask.cli.own_zoo import use_recipe_zoo
@@ -68,18 +68,11 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     use_recipe_zoo(recipe)
     fill_in(recipe)
     task_class: Any = TASKS.get(recipe.get("task"))
-    data_class = task_class.data_class
-    section = f"data.{recipe.constructor}"
-    check_keys(recipe, "data", data_class.constructors)
-    make_data = getattr(data_class, recipe.constructor)
-    check_arguments(recipe, section, make_data)
-    check_arguments(recipe, "model", task_class)
-    check_arguments(recipe, "trainer", Trainer)
-    check_keys(recipe, "finetune", ["strategy", "restore_best"])
+    check_sections(recipe, task_class)
     searched = _take_out_searched(recipe)
     # Before the model: the weights of what is not pretrained are drawn when it is built.
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
-    datamodule = make_data(**recipe.get(section))
+    datamodule = getattr(task_class.data_class, recipe.constructor)(**recipe.get(f"data.{recipe.constructor}"))
     model = build_model(task_class, recipe.get("model", {}))
     _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
     joined = {} if strategy is None else {"strategy": strategy}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.options import CONSTRUCTOR
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.hub.address import is_hub_address
 from flashtask.core.yaml_reader import YamlDocument, read_yaml
+from flashtask.core.zoo import ZooFile, load_zoo, own_file_of
 
-__all__ = ["MAPPINGS", "SECTIONS", "Recipe", "absolute", "absolute_value", "is_path", "read_recipe"]
-__all__ += ["recipe_from"]
+__all__ = ["MAPPINGS", "SECTIONS", "Recipe", "absolute", "absolute_value", "is_path", "read_recipe", "recipe_in"]
+__all__ += ["zoo_recipe"]
 
 #: The keys of a recipe that hold keys of their own.
 MAPPINGS = ("data", "model", "trainer", "finetune")
@@ -94,10 +95,6 @@ class Recipe:
             depth = 2 if section == "data" else 1 if section in MAPPINGS else 0
             yield from _leaves(section, value, depth)
 
-    def copy(self) -> Recipe:
-        """A recipe of its own with the same content."""
-        return Recipe(copy.deepcopy(self.values), dict(self.origins))
-
     def set_from_text(self, text: str) -> None:
         """Take `--set KEY=VALUE`: the value is YAML, a relative path counts from the current folder.
 
@@ -117,28 +114,45 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
         MissingInputError: there is no such file.
-        UsageError: it is no YAML, or no mapping of names; with line and column.
+        UsageError: it is not YAML, or not a mapping of names; with line and column.
     """
-    recipe = recipe_from(read_yaml(path), ())
-    for key, value in list(recipe.leaves()):
-        if is_path(key):
-            recipe.set(key, absolute_value(key, value, path.parent), recipe.origin(key))
-    return recipe
+    return _recipe_at(read_yaml(path), (), path.parent)
 
 
-def recipe_from(document: YamlDocument, path: tuple[str, ...]) -> Recipe:
-    """The recipe that stands at a key path of a YAML document; the values know their lines.
+def zoo_recipe(name: str) -> Recipe:
+    """The recipe of a name under `recipes` in the zoo.
 
     Raises:
-        UsageError: it is no mapping of names; with line and column.
+        UnknownNameError: there is no recipe of this name.
+    """
+    recipes = load_zoo().recipes
+    if name not in recipes:
+        raise UnknownNameError("recipe", name, recipes, listed_by="flashtask zoo --kind recipe")
+    file = own_file_of("recipes", name)
+    return recipe_in(file, name) if file else Recipe(dict(recipes[name].recipe), {})
+
+
+def recipe_in(file: ZooFile, name: str) -> Recipe:
+    """A recipe of a user's zoo file; its relative paths count from the folder of the file."""
+    return _recipe_at(file, ("recipes", name, "recipe"), file.path.parent if file.path else Path.cwd())
+
+
+def _recipe_at(document: YamlDocument, path: tuple[str, ...], folder: Path) -> Recipe:
+    """The recipe at a key path of a YAML document, with the lines of its values; paths are counted from a folder.
+
+    Raises:
+        UsageError: it is not a mapping of names; with line and column.
     """
     content: Any = copy.deepcopy(document.content)
     for key in path:
         content = content[key]
     if not isinstance(content, dict):
-        raise document.error(path, "a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
-    below = len(".".join((*path, "")))
-    return Recipe(content, {key[below:]: origin for key, origin in _origins(document, content, path, len(path))})
+        raise document.error(*path, what="a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
+    recipe = Recipe(content, dict(_origins(document, content, path, len(path))))
+    for key, value in list(recipe.leaves()):
+        if is_path(key):
+            recipe.set(key, absolute_value(key, value, folder), recipe.origin(key))
+    return recipe
 
 
 def is_path(key: str) -> bool:
@@ -169,9 +183,9 @@ def _origins(document: YamlDocument, content: Any, path: tuple[Any, ...], depth:
         here = (*path, name)
         # Below the arguments numbers may stand: `accumulate_grad_batches: {0: 1, 4: 2}`.
         if not isinstance(name, str) and len(here) - depth <= 2:
-            raise document.error(here, f"a key of a recipe is a name, not {name!r}")
+            raise document.error(*here, what=f"a key of a recipe is a name, not {name!r}")
         line, column = document.place(here)
-        yield ".".join(map(str, here)), f"{document.name}, line {line}, column {column}"
+        yield ".".join(map(str, here[depth:])), f"{document.name}, line {line}, column {column}"
         yield from _origins(document, value, here, depth)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from flashtask.cli.beginning import check_beginning
 from flashtask.cli.checks import check_names, check_shape, check_values, require_whole
 from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given, kinds_by_key
-from flashtask.cli.own_zoo import own_task_defaults, use_option, use_recipe_zoo, zoo_recipe
-from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe
+from flashtask.cli.own_zoo import use_option, use_recipe_zoo
+from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
+from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
@@ -93,7 +94,7 @@ def _forget_nulls(recipe: Recipe) -> None:
 
 
 def fill_in(recipe: Recipe) -> None:
-    """Say what a recipe that does not say it means: the task, and its defaults in the user's own zoo files.
+    """Fill in what a recipe leaves out: the task, and its defaults in the user's own zoo files.
 
     How long a run is and which strategy it has is left to the task: `Task.default_max_epochs`, `default_strategy`.
     """
@@ -101,7 +102,9 @@ def fill_in(recipe: Recipe) -> None:
         recipe.set("task", DEFAULT_TASK, "default")
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
-    for key, value in own_task_defaults(recipe.get("task")).items():
+    task = recipe.get("task")
+    defaults = load_zoo().tasks[task].defaults if own_file_of("tasks", task) else {}
+    for key, value in defaults.items():
         if recipe.get(f"model.{key}") is None and key not in taken:
             recipe.set(f"model.{key}", value, "default")
 

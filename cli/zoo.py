@@ -11,9 +11,12 @@ from typing import Any
 
 import click
 
-from flashtask.cli.own_zoo import use_option
+from flashtask.cli.own_zoo import check_zoo, use_option
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.registry import RegistryEntry
 from flashtask.core.search import is_expression, name_matcher
+from flashtask.core.zoo import load_zoo, own_file_of
+from flashtask.tasks.own_zoo import REGISTRIES
 
 __all__ = ["run_zoo"]
 
@@ -38,8 +41,6 @@ def run_zoo(words: Sequence[str], params: Mapping[str, Any]) -> None:
             wanted, example = ("one name", "resnet18") if words[0] == "show" else ("one file", "my_zoo.yaml")
             raise UsageError(f"`flashtask zoo {words[0]}` needs {wanted}", fix=f"flashtask zoo {words[0]} {example}")
         if words[0] == "check":
-            from flashtask.cli.zoo_check import check_zoo
-
             check_zoo(words[1])
             return
         use_option(params)
@@ -71,7 +72,7 @@ def _list(query: str, params: Mapping[str, Any]) -> None:
 
 def _filtered(query: str, kind: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of one kind that pass all filters; where none does although the name is there, that is said."""
-    registry = _registries().get(kind)
+    registry = REGISTRIES.get(kind)
     for name in filters:
         if registry is None or name not in registry.filters():
             has = ", ".join(f"--{known.replace('_', '-')}" for known in registry.filters()) if registry else "none"
@@ -87,7 +88,7 @@ def _filtered(query: str, kind: str, filters: dict[str, Any]) -> list[dict[str, 
         entries = registry.search(query, **filters, **counted)
     if not entries:
         print(f"no {kind} passes these filters", file=sys.stderr)
-    return [{"name": entry.name, "kind": entry.kind, **entry.metadata} for entry in entries]
+    return [_plain(entry) for entry in entries]
 
 
 def _say_counting(entries: Sequence[Any]) -> None:
@@ -104,30 +105,19 @@ def _entries(kind: str | None) -> Iterator[dict[str, Any]]:
         if one in ("checkpoint", "recipe"):
             yield from _plain_entries(one)
         else:
-            registry = _registries()[one]
-            yield from (_entry(registry, name) for name in registry.names())
+            registry = REGISTRIES[one]
+            yield from (_plain(registry.entry(name)) for name in registry.names())
 
 
 def _plain_entries(kind: str) -> Iterator[dict[str, Any]]:
     """Checkpoints and recipes, which stand in the zoo alone."""
-    from flashtask.core.zoo import load_zoo, own_file_of
-
     for name, entry in getattr(load_zoo(), f"{kind}s").items():
         file = own_file_of(f"{kind}s", name)
         origin = {} if file is None else {"zoo_file": str(file.path)}
         yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **origin}
 
 
-def _registries() -> dict[str, Any]:
-    from flashtask.backbones import BACKBONES
-    from flashtask.heads import HEADS
-    from flashtask.tasks import TASKS
-
-    return {"backbone": BACKBONES, "head": HEADS, "task": TASKS}
-
-
-def _entry(registry: Any, name: str) -> dict[str, Any]:
-    entry = registry.entry(name)
+def _plain(entry: RegistryEntry) -> dict[str, Any]:
     return {"name": entry.name, "kind": entry.kind, **entry.metadata}
 
 
@@ -143,7 +133,7 @@ def _nothing_named(name: str, kind: str | None) -> UsageError:
 
 
 def _show(name: str, kind: str | None, as_json: bool) -> None:
-    registries = {k: r for k, r in _registries().items() if kind in (None, k) and name in r}
+    registries = {k: r for k, r in REGISTRIES.items() if kind in (None, k) and name in r}
     found = [_everything(registry, name) for registry in registries.values()]
     for one in ("checkpoint", "recipe"):
         found += [entry for entry in _plain_entries(one) if entry["name"] == name and kind in (None, one)]

@@ -22,6 +22,7 @@ __all__ = [
     "UnknownNameError",
     "UsageError",
     "did_you_mean",
+    "key_fix",
     "nearest",
 ]
 
@@ -163,6 +164,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the nearest known name, or an empty string if none is near."""
     close = nearest(name, known)
     return f"did you mean {_one_of(close)}?" if close else ""
+
+
+def key_fix(key: str, known: Iterable[str]) -> str:
+    """What to write in the place of a key that is not among those known: the nearest, or one of all."""
+    known = list(known)
+    return did_you_mean(key, known) or f"the keys are {', '.join(known)}"
 
 
 def _one_of(names: list[str]) -> str:

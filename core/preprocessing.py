@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashtask.core.checks import is_number
-from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.errors import IntegrityError, UsageError, did_you_mean, key_fix
 from flashtask.core.keywords import named_arguments
 
 __all__ = ["TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "stored_preprocessing"]
@@ -188,8 +188,7 @@ class Preprocessing:
             raise UsageError(f"preprocessing must hold keys, not {values!r}", fix="preprocessing: {input_size: 224}")
         if unknown := sorted(map(str, set(values) - set(_DEFAULTS))):
             raise UsageError(
-                f"preprocessing has unknown keys: {', '.join(unknown)}",
-                fix=did_you_mean(unknown[0], _DEFAULTS) or f"the keys are {', '.join(_DEFAULTS)}",
+                f"preprocessing has unknown keys: {', '.join(unknown)}", fix=key_fix(unknown[0], _DEFAULTS)
             )
         is_whole = all(values.get(name) is not None for name in TIMM_FIELDS)
         return cls(**{**({"decode": "whole"} if is_whole else {}), **values})

@@ -1,42 +1,34 @@
 """YAML for zoo files and recipes: a small, bounded subset with the place of every key.
 
-No tags, no duplicate keys, no merge keys, one document. `true` and `false` are the only booleans (`no`, `off`
+No tags, aliases, merge keys or duplicate keys, and one document. `true` and `false` are the only booleans (`no`, `off`
 and `yes` are class labels), `1e-3` is a number, dates and `1:30` are text.
 """
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import BaseResolver
 
-from flashtask.core.errors import MissingInputError, UsageError
+from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.core.files import open_regular
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_EXPANDED", "YamlDocument", "read_yaml"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "YamlDocument", "read_yaml"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
-MAX_EXPANDED = 10_000
+_MAX_DIGITS = 1000
 
 KeyPath = tuple[str | int | float | bool, ...]
 
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+")
-_FLOAT = re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
-_SPECIAL: dict[str, Any] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-}
 
-
+@dataclass(frozen=True, eq=False)
 class YamlDocument:
     """The content of a YAML file and where in it each key stands.
 
@@ -46,19 +38,19 @@ class YamlDocument:
         places: (line, column), both from 1, of each key path; of a list's item where it starts.
     """
 
-    def __init__(self, name: str, content: Any, places: dict[KeyPath, tuple[int, int]]) -> None:
-        self.name, self.content, self._places = name, content, places
+    name: str
+    content: Any
+    places: dict[KeyPath, tuple[int, int]]
 
     def place(self, path: KeyPath) -> tuple[int, int]:
         """(line, column) of a key path, or of the nearest key around it."""
-        while path not in self._places and path:
+        while path not in self.places and path:
             path = path[:-1]
-        return self._places.get(path, (1, 1))
+        return self.places.get(path, (1, 1))
 
-    def error(self, path: KeyPath, what: str, *, why: str = "", fix: str = "") -> UsageError:
+    def error(self, *path: Any, what: str, why: str = "", fix: str = "") -> UsageError:
         """A UsageError that begins with the file, line and column of a key path."""
-        line, column = self.place(path)
-        return UsageError(f"{_where(self.name, line, column)}: {what}", why=why, fix=fix)
+        return _error(self.name, self.place(path), what, why=why, fix=fix)
 
 
 def read_yaml(source: Path | str, *, name: str = "") -> YamlDocument:
@@ -69,156 +61,118 @@ def read_yaml(source: Path | str, *, name: str = "") -> YamlDocument:
         name: what messages call it; the path of a file without one.
 
     Raises:
-        MissingInputError: there is no such file.
+        MissingInputError: there is no such file, or it is a folder.
         IntegrityError: it is a pipe or a device.
-        UsageError: it is no YAML of the subset, or above 1 MiB, 64 levels or 10,000 nodes from aliases; the
-            message says file, line and column.
+        UsageError: it is not YAML of the subset, or above 1 MiB or 64 levels; the message has file, line and column.
     """
     name = name or (str(source) if isinstance(source, Path) else "YAML text")
     raw = _read_bytes(source) if isinstance(source, Path) else source.encode("utf-8", "surrogatepass")
     if len(raw) > MAX_BYTES:
-        raise UsageError(f"{_where(name, 1, 1)}: larger than 1 MiB", why="recipes and zoo files are small")
+        raise _error(name, (1, 1), "larger than 1 MiB", why="recipes and zoo files are small")
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        before = text[: bad.start()]
+        place = before.count("\n") + 1, len(before) - before.rfind("\n")
+        if "\udc80" <= bad[0] <= "\udcff":  # how `surrogateescape` writes a wrong byte
+            raise _error(name, place, "not UTF-8 text", fix="save it as UTF-8")
+        raise _error(name, place, f"a character that YAML does not allow ({bad[0]!r})")
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        raise UsageError(f"{_where(name, line, column)}: not UTF-8 text", fix="save it as UTF-8") from error
-    return _Composer(name, text).document()
+        return _Loader(name, text).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _error(name, _place(mark), error.problem or "not YAML", why=error.context or "") from error
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        if path.is_dir():
-            raise UsageError(f"{path} cannot be read", why="it is a folder") from error
-        raise MissingInputError(f"no such file: {path}") from error
+    except FlashtaskError:
+        raise
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from error
 
 
-def _where(name: str, line: int, column: int) -> str:
-    return f"{name}, line {line}, column {column}"
-
-
-class _Composer:
-    """Builds values from the parser's events, so that every limit is checked before memory is spent."""
+class _Loader(Composer, SafeConstructor, BaseResolver):
+    """PyYAML's safe loader for the subset. The parser's events come from libyaml where PyYAML was built with it."""
 
     def __init__(self, name: str, text: str) -> None:
-        self._name, self._text = name, text
+        parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        self.check_event, self.peek_event, self.get_event = parser.check_event, parser.peek_event, parser.get_event
+        for base in (Composer, SafeConstructor, BaseResolver):
+            base.__init__(self)
+        self._name, self._depth = name, 0
         self._places: dict[KeyPath, tuple[int, int]] = {}
-        self._anchors: dict[str, tuple[Any, int]] = {}
-        self._num_nodes = 0
-        self._num_expanded = 0
 
     def document(self) -> YamlDocument:
-        self._events = self._parse()
-        next(self._events)  # the stream's start
-        content: Any = None
-        if isinstance(next(self._events), yaml.DocumentStartEvent):
-            content = self._value(next(self._events), ())
-            next(self._events)  # the document's end
-            if isinstance(extra := next(self._events), yaml.DocumentStartEvent):
-                self._refuse(extra, "a second document begins here", "keep one document in a file")
-        return YamlDocument(self._name, content, self._places)
+        self.get_event()  # the stream's start
+        node = None if self.check_event(yaml.StreamEndEvent) else self.compose_document()
+        if not self.check_event(yaml.StreamEndEvent):
+            self._refuse(self.peek_event(), "a second document begins here", "keep one document in a file")
+        return YamlDocument(self._name, None if node is None else self._value(node, ()), self._places)
 
-    def _parse(self) -> Iterator[Any]:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        try:
-            yield from yaml.parse(self._text, Loader=loader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            message = f"{_where(self._name, line, column)}: {error.problem or 'not YAML'}"
-            raise UsageError(message, why=error.context or "") from error
-        except yaml.reader.ReaderError as error:
-            line, column = self._place_of_bad_character()
-            message = f"{_where(self._name, line, column)}: a character that YAML does not allow"
-            raise UsageError(message, why=str(error.reason)) from error
-
-    def _place_of_bad_character(self) -> tuple[int, int]:
-        bad = yaml.reader.Reader.NON_PRINTABLE.search(self._text)
-        before = self._text[: bad.start() if bad else 0]
-        return before.count("\n") + 1, len(before) - before.rfind("\n")
-
-    def _value(self, event: Any, path: KeyPath) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuses what the subset leaves out while the document is parsed, before it takes memory."""
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event)
+            self._refuse(event, f"aliases are not allowed (*{event.anchor})", "write the value out")
         if event.tag is not None:
             self._refuse(event, f"tags are not allowed ({event.tag})", "write the plain value")
-        if len(path) > MAX_DEPTH:
+        if self._depth > MAX_DEPTH:
             self._refuse(event, f"more than {MAX_DEPTH} levels deep")
-        first = self._num_nodes
-        self._num_nodes += 1
-        if isinstance(event, yaml.ScalarEvent):
-            value = self._scalar(event)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            value = self._sequence(path)
-        else:
-            value = self._mapping(path)
-        if event.anchor:
-            self._anchors[event.anchor] = (value, self._num_nodes - first)
-        return value
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
-    def _alias(self, event: Any) -> Any:
-        if event.anchor not in self._anchors:
-            self._refuse(event, f"the alias *{event.anchor} refers to nothing before it (or to itself)")
-        value, size = self._anchors[event.anchor]
-        self._num_nodes += size
-        self._num_expanded += size
-        if self._num_expanded > MAX_EXPANDED:
-            self._refuse(event, f"aliases expand to more than {MAX_EXPANDED} values")
-        return copy.deepcopy(value)
+    def _value(self, node: yaml.Node, path: KeyPath) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            return [self._placed_value(item, (*path, i), item) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            values: dict[Any, Any] = {}
+            for key_node, value_node in node.value:
+                here = (*path, key := self._key(key_node))
+                if key in values:
+                    fix = f"remove one; the first is in line {self._places[here][0]}"
+                    self._refuse(key_node, f"the key {key!r} stands twice", fix)
+                values[key] = self._placed_value(key_node, here, value_node)
+            return values
+        if node.tag == _TAG + "int" and len(node.value) > _MAX_DIGITS:
+            self._refuse(node, f"a whole number of more than {_MAX_DIGITS} digits")
+        return self.construct_object(node)
 
-    def _sequence(self, path: KeyPath) -> list[Any]:
-        values: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            inner = (*path, len(values))
-            self._note(inner, event)
-            values.append(self._value(event, inner))
-        return values
+    def _placed_value(self, start: yaml.Node, path: KeyPath, node: yaml.Node) -> Any:
+        self._places[path] = _place(start.start_mark)
+        return self._value(node, path)
 
-    def _mapping(self, path: KeyPath) -> dict[Any, Any]:
-        values: dict[Any, Any] = {}
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            key = self._key(event)
-            if key in values:
-                line, _ = self._places[(*path, key)]
-                self._refuse(event, f"the key {key!r} stands twice", f"remove one; the first is in line {line}")
-            inner = (*path, key)
-            self._note(inner, event)
-            values[key] = self._value(next(self._events), inner)
-        return values
-
-    def _key(self, event: Any) -> Any:
-        if not isinstance(event, yaml.ScalarEvent):
-            self._refuse(event, "a key must be a name or a number")
-        if event.tag is not None:
-            self._refuse(event, f"tags are not allowed ({event.tag})", "write the plain key")
-        key = self._scalar(event)
-        if key is None:
-            self._refuse(event, "a key is missing before the colon")
-        if key == "<<" and event.implicit[0]:
-            self._refuse(event, "merge keys (<<) are not allowed", "write the keys out")
+    def _key(self, node: yaml.Node) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            self._refuse(node, "a key must be a name or a number")
+        if node.tag == _TAG + "merge":
+            self._refuse(node, "merge keys (<<) are not allowed", "write the keys out")
+        if (key := self._value(node, ())) is None:
+            self._refuse(node, "a key is missing before the colon")
         return key
 
-    def _scalar(self, event: Any) -> Any:
-        text = event.value
-        if not event.implicit[0]:  # quoted or block text
-            return text
-        if text in _SPECIAL:
-            return _SPECIAL[text]
-        if _INT.fullmatch(text):
-            if len(text) > 1000:
-                self._refuse(event, "a whole number of more than 1000 digits")
-            return int(text, 0)
-        return float(text) if _FLOAT.fullmatch(text) else text
+    def _refuse(self, at: Any, what: str, fix: str = "") -> NoReturn:
+        raise _error(self._name, _place(at.start_mark), what, fix=fix)
 
-    def _note(self, path: KeyPath, event: Any) -> None:
-        self._places[path] = (event.start_mark.line + 1, event.start_mark.column + 1)
 
-    def _refuse(self, event: Any, what: str, fix: str = "") -> NoReturn:
-        line, column = event.start_mark.line + 1, event.start_mark.column + 1
-        raise UsageError(f"{_where(self._name, line, column)}: {what}", fix=fix)
+_TAG = "tag:yaml.org,2002:"
+for _kind, _pattern in {
+    "null": r"|~|null|Null|NULL",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+",
+    "float": r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
+}.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"({_pattern})\Z"), None)
+
+
+def _error(name: str, place: tuple[int, int], what: str, *, why: str = "", fix: str = "") -> UsageError:
+    return UsageError(f"{name}, line {place[0]}, column {place[1]}: {what}", why=why, fix=fix)
+
+
+def _place(mark: Any) -> tuple[int, int]:
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)

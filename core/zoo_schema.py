@@ -1,29 +1,28 @@
-"""The sections of a zoo file and their keys, as pydantic models."""
+"""The sections of a zoo file and their keys, as pydantic models, and the check of a YAML document against them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = [
-    "Checkpoint",
-    "HeadEntry",
-    "OwnBackbone",
-    "PackagedWeights",
-    "PreprocessingFields",
-    "Provider",
-    "RecipeEntry",
-    "TaskEntry",
-    "Zoo",
-]
+from flashtask.core.errors import UsageError, did_you_mean, key_fix
+from flashtask.core.yaml_reader import YamlDocument
 
+__all__ = ["Checkpoint", "HeadEntry", "OwnBackbone", "PackagedWeights", "PreprocessingFields", "Provider"]
+__all__ += ["RecipeEntry", "TaskEntry", "Zoo", "check_zoo_document"]
+
+NAME = r"^\w[\w.+-]*$"
 SHA256 = r"^[0-9a-f]{64}$"
 INSIDE = r"^\w[\w.+ -]*(/\w[\w.+ -]*)*$"
 COMMIT = r"^[0-9a-f]{40}$"
 SOURCE = r"^([a-z]+/[\w.]+|hf-hub:[\w.-]+/[\w.-]+@[0-9a-f]{40})$"
 _SOURCE = "write timm/NAME, torchvision/NAME, or hf-hub:ORGANISATION/NAME@ and the 40 digits of a commit"
 _SUM = "write the 64 digits that `sha256sum FILE` prints"
+
+
+_Name = Annotated[str, Field(pattern=NAME)]
 
 
 class _Section(BaseModel):
@@ -140,9 +139,69 @@ class RecipeEntry(_Entry):
 class Zoo(_Section):
     """A whole zoo file."""
 
-    providers: dict[str, Provider] = Field(default_factory=dict)
-    backbones: dict[str, OwnBackbone] = Field(default_factory=dict)
-    heads: dict[str, HeadEntry] = Field(default_factory=dict)
-    tasks: dict[str, TaskEntry] = Field(default_factory=dict)
-    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
-    recipes: dict[str, RecipeEntry] = Field(default_factory=dict)
+    providers: dict[_Name, Provider] = Field(default_factory=dict)
+    backbones: dict[_Name, OwnBackbone] = Field(default_factory=dict)
+    heads: dict[_Name, HeadEntry] = Field(default_factory=dict)
+    tasks: dict[_Name, TaskEntry] = Field(default_factory=dict)
+    checkpoints: dict[_Name, Checkpoint] = Field(default_factory=dict)
+    recipes: dict[_Name, RecipeEntry] = Field(default_factory=dict)
+
+
+def check_zoo_document(document: YamlDocument) -> Zoo:
+    """The entries of a zoo file.
+
+    Raises:
+        UsageError: a wrong key (with the nearest right one), a wrong type or a missing key; the message has
+            the file, line and column, of the first problem if there are several.
+    """
+    if not isinstance(document.content, dict):
+        raise document.error(what=f"this must be a mapping of keys, not {_kind(document.content)}")
+    try:
+        return Zoo.model_validate(document.content)
+    except ValidationError as error:
+        # A mistyped key is also a missing one, so what is missing comes last.
+        problems = sorted(error.errors(), key=lambda each: (each["type"] == "missing", document.place(_path(each))))
+        first = _problem(document, problems[0])
+        if len(problems) > 1:
+            first.why = f"{first.why}; {len(problems) - 1} more below".lstrip("; ")
+        raise first from error
+
+
+def _path(details: Any) -> tuple[Any, ...]:
+    """Where in the document a problem is; pydantic marks a wrong key of a mapping by `[key]` behind it."""
+    loc: tuple[Any, ...] = details["loc"]
+    return loc[:-1] if loc[-1] == "[key]" else loc
+
+
+def _problem(document: YamlDocument, details: Any) -> UsageError:
+    path, kind = _path(details), details["type"]
+    name = ".".join(map(str, path))
+    fields = _model_at(path[:-1]).model_fields
+    if kind == "extra_forbidden":
+        return document.error(*path, what=f"there is no key {name!r}", fix=key_fix(str(path[-1]), fields))
+    if kind == "missing":
+        return document.error(*path, what=f"the key {name!r} is missing")
+    if kind == "string_pattern_mismatch" and details["loc"][-1] == "[key]":
+        why = "a name has letters, digits, `_`, `-` and `.`; a library comes before a `/`"
+        return document.error(*path, what=f"{path[0]}: {path[1]!r} cannot be the name of an entry", why=why)
+    if kind == "literal_error":
+        fix = did_you_mean(str(details["input"]), re.findall(r"'(\w+)'", details["ctx"]["expected"]))
+    else:
+        fix = (field.description if (field := fields.get(path[-1])) else None) or ""
+    why = f"it is {_kind(details['input'])}"
+    return document.error(*path, what=f"{name}: {details['msg'].lower()}", why=why, fix=fix)
+
+
+def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
+    """The model whose keys are at a path; one without fields where they are free."""
+    model: type[BaseModel] = Zoo
+    for part in (*path[:1], *path[2:]):  # the second part is the name of an entry
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = next((kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")), BaseModel)
+    return model
+
+
+def _kind(value: Any) -> str:
+    known = {dict: "a mapping", list: "a list", type(None): "empty"}
+    kinds = {str: "the text", int: "the number"}
+    return known.get(type(value)) or f"{kinds.get(type(value), 'the value')} {value!r}"

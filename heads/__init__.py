@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.registry import Registry
-from flashtask.core.shipped import ShippedSource
+from flashtask.core.zoo import ShippedSource
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flashtask.core.registry import Registry
-from flashtask.core.shipped import ShippedSource
+from flashtask.core.zoo import ShippedSource
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task

@@ -414,6 +414,11 @@ def test_check_says_that_a_file_is_right_with_its_counts(write, capsys):
             "'backbone'",
         ),
         ("recipes:\n  r:\n    recipe: {trainer: {max_epochs: many}}\n", "line 3, column 24: trainer.max_epochs", ""),
+        (
+            "recipes:\n  r:\n    recipe: {finetune: {strategi: freeze}}\n",
+            "line 3, column 25: there is no key",
+            "'strategy'",
+        ),
         ("recipes:\n  r:\n    recipe: {finetune: {strategy: freez}}\n", "line 3, column 25: no finetuning", "'freeze'"),
         ("recipes:\n  r:\n    recipe: {data: {from_foldrs: {}}}\n", "there is no key 'from_foldrs'", "'from_folders'"),
     ],

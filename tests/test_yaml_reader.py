@@ -47,7 +47,7 @@ def test_each_key_and_item_has_its_line_and_column():
     assert document.place(("a", "missing", "deeper")) == (1, 1)
     assert document.place(("nothing",)) == (1, 1)
     assert "recipe.yaml, line 2, column 3: wrong" in str(
-        read_yaml("a:\n  b: 1\n", name="recipe.yaml").error(("a", "b"), "wrong")
+        read_yaml("a:\n  b: 1\n", name="recipe.yaml").error("a", "b", what="wrong")
     )
 
 
@@ -59,9 +59,12 @@ def test_each_key_and_item_has_its_line_and_column():
         ("a: !!python/object:os.system x", "line 1, column 4: tags are not allowed"),
         ("a: !!str 1", "line 1, column 4: tags are not allowed"),
         ("!x a: 1", "line 1, column 1: tags are not allowed"),
-        ("base: &b {x: 1}\nc:\n  <<: *b\n", r"line 3, column 3: merge keys \(<<\) are not allowed"),
-        ("a: *b", r"line 1, column 4: the alias \*b refers to nothing"),
-        ("a: &b [*b]", r"line 1, column 8: the alias \*b refers to nothing before it \(or to itself\)"),
+        ("c:\n  <<: {x: 1}\n", r"line 2, column 3: merge keys \(<<\) are not allowed"),
+        ("a: &x [1]\nb: *x\n", r"line 2, column 4: aliases are not allowed \(\*x\)"),
+        ("base: &b {x: 1}\nc:\n  <<: *b\n", r"line 3, column 7: aliases are not allowed"),
+        ("a: *b", r"line 1, column 4: aliases are not allowed \(\*b\)"),
+        ("a: &b [*b]", r"line 1, column 8: aliases are not allowed \(\*b\)"),
+        ("*a : 1", r"line 1, column 1: aliases are not allowed \(\*a\)"),
         ("? [a]\n: 1", "line 1, column 3: a key must be a name or a number"),
         ("~: 1", "line 1, column 1: a key is missing"),
         ("a: 1\n---\nb: 2\n", "line 2, column 1: a second document begins here"),
@@ -79,13 +82,10 @@ def test_what_is_refused_is_refused_with_line_and_column(text, message):
         read_yaml(text, name="r.yaml")
 
 
-def test_an_alias_gives_a_copy_and_a_flood_of_aliases_is_stopped():
-    content = read_yaml("a: &x [1]\nb: *x\n").content
-    content["b"].append(2)
-    assert content == {"a": [1], "b": [1, 2]}
+def test_text_is_refused_when_aliases_would_multiply_it():
     flood = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
     flood += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
-    with pytest.raises(UsageError, match="aliases expand to more than 10000 values"):
+    with pytest.raises(UsageError, match=r"line 2, column 10: aliases are not allowed \(\*a0\)"):
         read_yaml(flood)
 
 
@@ -99,9 +99,9 @@ def test_a_file_is_read_with_its_name_in_errors(tmp_path):
     path.write_bytes(b"#" * (MAX_BYTES + 1))
     with pytest.raises(UsageError, match="larger than 1 MiB"):
         read_yaml(path)
-    with pytest.raises(MissingInputError, match="no such file"):
+    with pytest.raises(MissingInputError, match=r"(?s)no file .*did you mean 'zoo\.yaml'"):
         read_yaml(tmp_path / "none.yaml")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(MissingInputError, match="is a folder, not a file"):
         read_yaml(tmp_path)
 
 
