@@ -217,7 +217,7 @@ def _by_file(places: Sequence[tuple[Path, int]]) -> list[str]:
     for path, line in places:
         lines[path].append(line)
     ordered = sorted(lines.items(), key=lambda item: -len(item[1]))
-    return [f"{path}: {len(numbers)}, in lines {', '.join(map(str, numbers))}" for path, numbers in ordered]
+    return [f"{path}: {len(spots)}, in lines {', '.join(map(str, sorted(set(spots))))}" for path, spots in ordered]
 
 
 def sizes(files: Sequence[Source]) -> list[Measure]:
