@@ -39,10 +39,11 @@ quick: $(DONE)/test
 test-long: $(DONE)/test
 	$(PYTEST) -m long
 
-## make lint      ruff: mistakes and layout
+## make lint      ruff: mistakes and layout; size and structure of the package against scripts/house.json
 lint: $(DONE)/dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) scripts/house.py --check
 
 ## make types     mypy, strict; .link gives it the package under its own name
 types: $(DONE)/dev

@@ -223,7 +223,7 @@ def test_s43_a_real_module_stops_on_its_validation_loss(tmp_path):
     assert stopping.best_score == trainer.fit_run.history[0]["val_loss"]
 
 
-def test_s63_a_mistyped_metric_costs_no_epoch(tmp_path):
+def test_s41_a_mistyped_metric_costs_no_epoch(tmp_path):
     with pytest.raises(UnknownNameError, match="no metric to monitor named 'val_los'"):
         fit(tmp_path, Scripted([1.0, 0.9, 0.8]), EarlyStopping("val_los", mode="min"), max_epochs=3)
     saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
@@ -251,6 +251,6 @@ def test_s63_a_mistyped_metric_costs_no_epoch(tmp_path):
         {"divergence_threshold": True},
     ],
 )
-def test_s63_arguments_that_cannot_be_meant_are_told_at_once(wrong):
+def test_s41_invalid_values_are_refused_at_construction(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         EarlyStopping(**wrong)

@@ -542,7 +542,7 @@ def test_another_files_weights_are_not_what_save_checkpoint_writes(tmp_path):
     assert read_checkpoint(tmp_path / "saved.ckpt")["global_step"] == trainer.global_step == 14
 
 
-def test_s77_a_fit_that_never_got_ready_does_not_take_the_place_of_the_last_one(tmp_path):
+def test_s75_a_fit_that_never_got_ready_does_not_take_the_place_of_the_last_one(tmp_path):
     class Broken(Data):
         def setup(self, stage):
             raise RuntimeError("no data today")
@@ -561,7 +561,7 @@ def test_s77_a_fit_that_never_got_ready_does_not_take_the_place_of_the_last_one(
     assert all(torch.equal(saved["state_dict"][name], value) for name, value in module.state_dict().items())
 
 
-def test_s77_a_run_that_never_got_ready_is_not_saved(tmp_path):
+def test_s75_a_run_that_never_got_ready_is_not_saved(tmp_path):
     class Broken(Data):
         def setup(self, stage):
             raise RuntimeError("no data today")
@@ -677,7 +677,7 @@ def test_s76_a_signal_is_obeyed_where_its_place_cannot_be_saved(tmp_path, capsys
     assert "last.ckpt" in said
 
 
-def test_s57_the_state_of_a_metric_comes_back_to_the_device_that_the_metric_is_on():
+def test_s55_the_state_of_a_metric_comes_back_to_the_device_that_the_metric_is_on():
     module = Module()
     module.mean = MeanMetric()
     module.mean.update(3.0)
@@ -689,7 +689,7 @@ def test_s57_the_state_of_a_metric_comes_back_to_the_device_that_the_metric_is_o
     assert module.mean.mean_value.device.type == "meta"
 
 
-def test_s86_a_timer_of_ones_own_runs_beside_max_time(tmp_path):
+def test_a_timer_of_ones_own_runs_beside_max_time(tmp_path):
     own = Timer()
     trainer = quiet(tmp_path, max_time={"hours": 1}, callbacks=own)
     trainer.fit(net(), *loaders())

@@ -755,7 +755,7 @@ def test_s32_a_paused_scheduler_is_no_setting(tmp_path):
         quiet(tmp_path).fit(Paused(), *loaders())
 
 
-def test_s41_a_run_that_ends_before_its_rates_are_constant_says_so(tmp_path, capsys):
+def test_s32_a_run_that_ends_before_its_rates_are_constant_says_so(tmp_path, capsys):
     swa = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1, annealing_epochs=10)
     settings = {"max_epochs": 3, "enable_progress_bar": False, "enable_model_summary": False}
     Trainer(output_dir=tmp_path / "run", callbacks=swa, **settings).fit(net(), *loaders())
