@@ -14,8 +14,8 @@ from small import loaders
 
 from flashtask import Callback, EarlyStopping, ModelCheckpoint, Module, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.checkpoints.moments import Frequency
-from flashtask.trainer.checkpoints.names import NameTemplate
+from flashtask.trainer.checkpoints.kept_files import NameTemplate
+from flashtask.trainer.checkpoints.model_checkpoint import Frequency
 
 
 class Scripted(Module):
@@ -356,7 +356,7 @@ def test_the_clock_starts_again_at_each_look():
     frequency = Frequency(None, {"hours": 1}, None, False)
     frequency.start()
     assert not frequency.is_due_after_step(None)
-    frequency._looked_at -= 3601
+    frequency._last_due_at -= 3601
     assert frequency.is_due_after_step(None)
     assert not frequency.is_due_after_step(None)
 
