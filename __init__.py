@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from flashtask.tasks.own_zoo import use_zoo as use_zoo
     from flashtask.tasks.prediction import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
-    from flashtask.trainer.averaging.stochastic_weight_averaging import (
-        StochasticWeightAveraging as StochasticWeightAveraging,
-    )
-    from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
-    from flashtask.trainer.averaging.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.base import Callback as Callback
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
@@ -47,7 +42,12 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.names import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.callbacks.stochastic_weight_averaging import (
+        StochasticWeightAveraging as StochasticWeightAveraging,
+    )
     from flashtask.trainer.callbacks.timing import Timer as Timer
+    from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from flashtask.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.custom_loops import EvaluationEpochLoop as EvaluationEpochLoop
     from flashtask.trainer.custom_loops import EvaluationLoop as EvaluationLoop
@@ -118,7 +118,7 @@ _HOMES = {
     "Callback": "flashtask.trainer.callbacks.base",
     "DataModule": "flashtask.trainer.datamodule",
     "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
-    "EMAWeightAveraging": "flashtask.trainer.averaging.weight_averaging",
+    "EMAWeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
     "EvaluationLoop": "flashtask.trainer.custom_loops",
@@ -168,7 +168,7 @@ _HOMES = {
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
     "SingleDevice": "flashtask.trainer.placement.strategies",
     "Stage": "flashtask.trainer.finetuning.phases",
-    "StochasticWeightAveraging": "flashtask.trainer.averaging.stochastic_weight_averaging",
+    "StochasticWeightAveraging": "flashtask.trainer.callbacks.stochastic_weight_averaging",
     "Strategy": "flashtask.trainer.placement.strategies",
     "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
@@ -182,7 +182,7 @@ _HOMES = {
     "TruePrecision": "flashtask.trainer.placement.precision",
     "TuningResult": "flashtask.trainer.tuning.tune",
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
-    "WeightAveraging": "flashtask.trainer.averaging.weight_averaging",
+    "WeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
     "build_backbone": "flashtask.backbones",
     "build_pyramid": "flashtask.backbones",
     "build_head": "flashtask.heads",
