@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.base import Callback as Callback
+    from flashtask.trainer.callbacks.base import LambdaCallback as LambdaCallback
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
-    from flashtask.trainer.callbacks.lambda_callback import LambdaCallback as LambdaCallback
     from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
     from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
@@ -134,7 +134,7 @@ _HOMES = {
     "ImageClassifier": "flashtask.tasks.image_classification",
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "LOGGERS": "flashtask.trainer.loggers.base",
-    "LambdaCallback": "flashtask.trainer.callbacks.lambda_callback",
+    "LambdaCallback": "flashtask.trainer.callbacks.base",
     "LearningRateCurve": "flashtask.trainer.tuning.learning_rate_curve",
     "LearningRateMonitor": "flashtask.trainer.callbacks.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",

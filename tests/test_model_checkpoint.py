@@ -521,7 +521,7 @@ def test_a_callback_can_be_given_to_another_process():
         ({"every_n_epochs": 0}, "at least 1"),
         ({"every_n_train_steps": 1.5}, "at least 1"),
         ({"every_n_steps": 5, "every_n_train_steps": 5}, "one argument"),
-        ({"train_time_interval": "tomorrow"}, "no length of time"),
+        ({"train_time_interval": "tomorrow"}, "not a length of time"),
         ({"dirpath": 3}, "None or a path"),
         ({"monitor": 3}, "name of a metric"),
         ({"save_weights_only": "yes"}, "True or False"),

@@ -12,7 +12,7 @@ from small import Net, digest, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
+from flashtask.trainer.callbacks.base import LambdaCallback
 from flashtask.trainer.profiling.profilers import (
     PROFILERS,
     AdvancedProfiler,

@@ -40,7 +40,7 @@ class ModelCheckpoint(Callback):
     Args:
         dirpath: folder to write to, relative to the trainer's `default_root_dir`; None means the run folder.
         filename: template for the names of the best files, such as `"{epoch:02d}-{val_loss:.2f}"`; `epoch`, `step` and
-            every logged metric can stand in it. None means `best`, or `{epoch}-{step}` if several are kept.
+            every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept.
         monitor: the metric to rank by; None means the module's own.
         verbose: say after each look what was written.
         save_last: True writes `last.ckpt` at each look and at the end of the fit. `"link"` does too, but where one of
