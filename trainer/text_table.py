@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import OverflowMethod
 
 __all__ = ["WIDTH", "text_table", "wrapped"]
 
@@ -22,7 +26,7 @@ def text_table(
     num_left: int = 1,
     is_drawn: bool = False,
 ) -> str:
-    """A table as lines of text; where it is too wide, the first column is cut.
+    """A table as lines of text; where it is too wide, the first column is cut, or folded if the table is drawn.
 
     Args:
         heads: titles of the columns.
@@ -42,9 +46,10 @@ def text_table(
     else:
         table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
     for number, title in enumerate(heads):
-        # Only a column that may be wrapped is made narrower; its texts say that they are cut instead.
+        # Only a column that may be wrapped is made narrower; its cells say whether they are cut instead.
         table.add_column(Text(title), justify="left" if number < num_left else "right", no_wrap=number > 0)
-    cells = [[Text(cell, no_wrap=True, overflow="ellipsis") for cell in row] for row in rows]
+    overflow: OverflowMethod = "fold" if is_drawn else "ellipsis"
+    cells = [[Text(cell, no_wrap=not is_drawn, overflow=overflow) for cell in row] for row in rows]
     for number, row in enumerate(cells, start=1):
         is_sum = is_drawn and number == len(cells)
         if is_sum:

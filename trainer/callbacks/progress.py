@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar"]
 
 _REFRESH_SECONDS = 0.1
+#: What is shown before the numbers, by the stage of a run.
+_EVALUATIONS = {"validate": "validating", "test": "testing", "predict": "predicting"}
 
 
 class ProgressBar(Callback):
@@ -82,27 +84,22 @@ class ProgressBar(Callback):
     def on_validation_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Redraw for validation."""
-        self._draw_evaluation("validating", trainer, module, batch_idx, dataloader_idx)
+        """Redraw for validation, a test or prediction."""
+        if not self._is_due(batch_idx):
+            return
+        run = trainer.active_run
+        lengths = [run.batches_in(number) for number in range(len(run.loaders))]
+        done = sum(length or 0 for length in lengths[:dataloader_idx]) + batch_idx + 1
+        total = None if None in lengths else sum(lengths)
+        self._draw(_EVALUATIONS[run.stage], done, total, run.samples_seen + run.batch_size, module)
 
-    def on_test_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Redraw for a test."""
-        self._draw_evaluation("testing", trainer, module, batch_idx, dataloader_idx)
-
-    def on_predict_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Redraw for prediction."""
-        self._draw_evaluation("predicting", trainer, module, batch_idx, dataloader_idx)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         """Start the clock of validation."""
         self._started_at, self._before = time.monotonic(), (0, 0)
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start
 
     @contextmanager
     def during_pass(self, what: str, batches: int, module: Any) -> Iterator[Callable[[int], None]]:
@@ -124,7 +121,7 @@ class ProgressBar(Callback):
             nonlocal done, samples
             done, samples = done + 1, samples + size
             if self._is_due(done - 1):
-                self._draw(what, done, batches, samples, module, {}, {})
+                self._draw(what, done, batches, samples, module)
 
         try:
             yield draw
@@ -144,7 +141,9 @@ class ProgressBar(Callback):
         width = self._columns()
         if len("  ".join([*parts, speed])) <= width:
             parts.append(speed)
-        self._print(_in_lines(parts, width))
+        self._clear()
+        self.stream.write(_in_lines(parts, width) + "\n")
+        self.stream.flush()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         """Remove the bar, so that the error has a line of its own."""
@@ -166,15 +165,6 @@ class ProgressBar(Callback):
         self._shown_at = now
         return True
 
-    def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
-        if not self._is_due(batch_idx):
-            return
-        run = trainer.active_run
-        lengths = [run.batches_in(one) for one in range(len(run.loaders))]
-        done = sum(length or 0 for length in lengths[:number]) + batch_idx + 1
-        total = None if None in lengths else sum(lengths)
-        self._draw(verb, done, total, run.samples_seen + run.batch_size, module, {}, {})
-
     def _draw(
         self,
         what: str,
@@ -182,8 +172,8 @@ class ProgressBar(Callback):
         total: int | None,
         samples: int,
         module: Any,
-        values: dict[str, float],
-        others: dict[str, float],
+        values: Mapping[str, float] = {},
+        others: Mapping[str, float] = {},
     ) -> None:
         spent = max(time.monotonic() - self._started_at, 1e-9)
         batches_before, samples_before = self._before
@@ -223,24 +213,17 @@ class ProgressBar(Callback):
 
     def _columns(self) -> int:
         """The width of the terminal that is written to, else what COLUMNS says, else 80."""
-        if not self._live:
-            return shutil.get_terminal_size().columns if "COLUMNS" in os.environ else 80
-        try:
-            own = os.get_terminal_size(self.stream.fileno()).columns
-        except (AttributeError, OSError, ValueError):
-            own = 0
-        return own or shutil.get_terminal_size().columns
+        if self._live:
+            with suppress(AttributeError, OSError, ValueError):
+                if own := os.get_terminal_size(self.stream.fileno()).columns:
+                    return own
+        return shutil.get_terminal_size().columns if self._live or "COLUMNS" in os.environ else 80
 
     def _clear(self) -> None:
         if self._line is not None:
             self._line.update("")
             self._line.stop()
             self._line = None
-
-    def _print(self, line: str) -> None:
-        self._clear()
-        self.stream.write(line + "\n")
-        self.stream.flush()
 
 
 def _is_terminal(stream: Any) -> bool:
