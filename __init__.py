@@ -40,15 +40,10 @@ if TYPE_CHECKING:
     from flashtask.tasks.predictions import Number as Number
     from flashtask.tasks.predictions import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
-    from flashtask.trainer.averaging.stochastic_weight_averaging import (
-        StochasticWeightAveraging as StochasticWeightAveraging,
-    )
-    from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
-    from flashtask.trainer.averaging.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.base import Callback as Callback
+    from flashtask.trainer.callbacks.base import LambdaCallback as LambdaCallback
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
-    from flashtask.trainer.callbacks.lambda_callback import LambdaCallback as LambdaCallback
     from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
     from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
@@ -56,7 +51,12 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.names import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.callbacks.stochastic_weight_averaging import (
+        StochasticWeightAveraging as StochasticWeightAveraging,
+    )
     from flashtask.trainer.callbacks.timing import Timer as Timer
+    from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from flashtask.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.custom_loops import EvaluationEpochLoop as EvaluationEpochLoop
     from flashtask.trainer.custom_loops import EvaluationLoop as EvaluationLoop
@@ -127,7 +127,7 @@ _HOMES = {
     "Callback": "flashtask.trainer.callbacks.base",
     "DataModule": "flashtask.trainer.datamodule",
     "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
-    "EMAWeightAveraging": "flashtask.trainer.averaging.weight_averaging",
+    "EMAWeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
     "EvaluationLoop": "flashtask.trainer.custom_loops",
@@ -148,7 +148,7 @@ _HOMES = {
     "LOGGERS": "flashtask.trainer.loggers.base",
     "Label": "flashtask.tasks.predictions",
     "Labels": "flashtask.tasks.predictions",
-    "LambdaCallback": "flashtask.trainer.callbacks.lambda_callback",
+    "LambdaCallback": "flashtask.trainer.callbacks.base",
     "LearningRateCurve": "flashtask.trainer.tuning.learning_rate_curve",
     "LearningRateMonitor": "flashtask.trainer.callbacks.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
@@ -183,7 +183,7 @@ _HOMES = {
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
     "SingleDevice": "flashtask.trainer.placement.strategies",
     "Stage": "flashtask.trainer.finetuning.phases",
-    "StochasticWeightAveraging": "flashtask.trainer.averaging.stochastic_weight_averaging",
+    "StochasticWeightAveraging": "flashtask.trainer.callbacks.stochastic_weight_averaging",
     "Strategy": "flashtask.trainer.placement.strategies",
     "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
@@ -200,7 +200,7 @@ _HOMES = {
     "TruePrecision": "flashtask.trainer.placement.precision",
     "TuningResult": "flashtask.trainer.tuning.tune",
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
-    "WeightAveraging": "flashtask.trainer.averaging.weight_averaging",
+    "WeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
     "build_backbone": "flashtask.backbones",
     "build_pyramid": "flashtask.backbones",
     "build_head": "flashtask.heads",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import textwrap
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -14,14 +13,13 @@ import click
 
 from flashtask.core.errors import OutOfMemoryError
 from flashtask.core.failures import as_users_see_it
-from flashtask.trainer.text_table import text_table
+from flashtask.trainer.text_table import text_table, wrapped
 
 if TYPE_CHECKING:
     from flashtask.tasks.speed import Speed
 
 __all__ = ["bench"]
 
-_WIDTH = 80
 _SECONDS = 2.0
 _BATCH_SIZE = 32
 #: Found first if its package is installed: small, and what the examples use.
@@ -99,17 +97,13 @@ def _lines(speed: Speed, facts: Mapping[str, Any]) -> Iterator[str]:
         )
         for rate in speed.measured
     ]
-    yield from text_table(("", "images/s", "min - max"), rows, _WIDTH).splitlines()
+    yield from text_table(("", "images/s", "min - max"), rows).splitlines()
     yield ""
-    yield from _cut(f"* auto: {_why(speed)}")
+    yield from wrapped(f"* auto: {_why(speed)}")
     if (faster := _faster(speed)) is not None:
-        yield from _cut(faster)
-    yield from (line for text in _estimates(speed) for line in _cut(text))
-    yield from _cut(", ".join(_machine(speed).values()))
-
-
-def _cut(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        yield from wrapped(faster)
+    yield from (line for text in _estimates(speed) for line in wrapped(text))
+    yield from wrapped(", ".join(_machine(speed).values()))
 
 
 def _why(speed: Speed) -> str:

@@ -13,15 +13,14 @@ from flashtask.cli.parts import SEARCHED, build_parts
 from flashtask.cli.processes import launched
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.core.errors import UsageError
-from flashtask.trainer.text_table import text_table
+from flashtask.trainer.text_table import text_table, wrapped
 
 if TYPE_CHECKING:
     from flashtask.trainer.finetuning.plan import PhasePlan, Plan
 
 __all__ = ["plan"]
 
-_WIDTH = 80
-#: Of more parameter groups than these in a phase, the first two and the last are told.
+#: Of more parameter groups than these in a phase, the first two and the last are listed.
 _MOST_GROUPS = 3
 
 
@@ -53,18 +52,17 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
 
 
 def _lines(planned: Plan, processes: int) -> Iterator[str]:
-    yield from _cut(f"strategy {planned.strategy}: {planned.parameters:,} parameters")
+    yield from wrapped(f"strategy {planned.strategy}: {planned.parameters:,} parameters")
     size = f" of {planned.batch_size} samples" if planned.batch_size is not None else ""
     where = f"{planned.device}, {planned.precision}" + (f", {processes} processes" if processes > 1 else "")
     yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {where}"
     validation = _or_open(planned.validation_batches)
     yield f"batches in an epoch: {_or_open(planned.batches)}{size}, {validation} of validation"
-    yield from _cut(planned.features)
+    yield from wrapped(planned.features)
     yield ""
     shown = 7 if planned.how else 5
     heads = ("trains", "epochs", "trainable", "frozen", "steps", "memory", "time")[:shown]
-    table = text_table(heads, [_row(phase)[:shown] for phase in planned.phases], _WIDTH)
-    yield from (line.rstrip() for line in table.splitlines())
+    yield from text_table(heads, [_row(phase)[:shown] for phase in planned.phases]).splitlines()
     yield ""
     yield "learning rates: base, and at the first step of the phase"
     for phase in planned.phases:
@@ -72,7 +70,7 @@ def _lines(planned: Plan, processes: int) -> Iterator[str]:
     waiting = [phase for phase in planned.phases if phase.epochs is None]
     if waiting:
         yield ""
-        yield from (line for phase in waiting for line in _cut(f"phase {phase.number} ends: {phase.until}"))
+        yield from (line for phase in waiting for line in wrapped(f"phase {phase.number} ends: {phase.until}"))
     yield ""
     yield from _how(planned)
 
@@ -111,19 +109,7 @@ def _how(planned: Plan) -> Iterator[str]:
         return
     total = "not known" if planned.seconds is None else _duration(planned.seconds)
     yield f"estimated time of the run: {total}, without starting and writing"
-    yield from _cut(planned.how)
-
-
-def _cut(text: str) -> list[str]:
-    """Lines of at most 80 characters, cut between words."""
-    lines = [""]
-    for word in text.split(" "):
-        fits = len(lines[-1]) + len(word) + 1 <= _WIDTH
-        if lines[-1] and not fits:
-            lines.append(f"  {word}")
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return lines
+    yield from wrapped(planned.how)
 
 
 def _or_open(number: int | None) -> str:

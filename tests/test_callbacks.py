@@ -16,8 +16,8 @@ from small import Net, loaders, net
 from flashtask import Callback, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
-from flashtask.trainer.callbacks.model_summary import ModelSummary, layers_of, table_of
+from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.model_summary import ModelSummary, layers_of
 from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, LearningRateMonitor
 from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter
 from flashtask.trainer.callbacks.timing import Timer, read_duration
@@ -382,7 +382,6 @@ def test_model_summary_counts_parameters_by_layer():
         ("head", "Linear", 27, 27),
         ("all", "Net", 155, 27),
     ]
-    assert table_of(layers).splitlines()[3].split() == ["head", "Linear", "27", "27"]
 
 
 def test_model_summary_goes_as_deep_as_it_is_told():

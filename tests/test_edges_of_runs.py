@@ -339,7 +339,7 @@ def test_a_checkpoint_path_that_is_none_is_told(tmp_path, path):
 
 @pytest.mark.parametrize("time", [{"seconds": float("nan")}, {"seconds": float("inf")}, {"days": 10**12}])
 def test_a_time_without_an_end_is_told(time):
-    with pytest.raises(UsageError, match="no length of time"):
+    with pytest.raises(UsageError, match="not a length of time"):
         Trainer(max_time=time)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 import torch
@@ -379,7 +380,8 @@ def drawn(tmp_path, module, **options):
     stream = Terminal()
     bar = ProgressBar(stream=stream, **options)
     quiet(tmp_path, max_epochs=1, callbacks=[bar], num_sanity_val_steps=0).fit(module, loaders()[0])
-    return [line for line in stream.getvalue().split("\r") if line.startswith("epoch 0  ")]
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    return [line for line in text.split("\r") if line.startswith("epoch 0  ")]
 
 
 def test_s61_the_bar_is_redrawn_every_so_many_batches_and_not_at_all_at_0(tmp_path, unhurried, monkeypatch):

@@ -14,8 +14,8 @@ from small import loaders
 
 from flashtask import Callback, EarlyStopping, ModelCheckpoint, Module, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.checkpoints.moments import Frequency
-from flashtask.trainer.checkpoints.names import NameTemplate
+from flashtask.trainer.checkpoints.kept_files import NameTemplate
+from flashtask.trainer.checkpoints.model_checkpoint import Frequency
 
 
 class Scripted(Module):
@@ -356,7 +356,7 @@ def test_the_clock_starts_again_at_each_look():
     frequency = Frequency(None, {"hours": 1}, None, False)
     frequency.start()
     assert not frequency.is_due_after_step(None)
-    frequency._looked_at -= 3601
+    frequency._last_due_at -= 3601
     assert frequency.is_due_after_step(None)
     assert not frequency.is_due_after_step(None)
 
@@ -521,7 +521,7 @@ def test_a_callback_can_be_given_to_another_process():
         ({"every_n_epochs": 0}, "at least 1"),
         ({"every_n_train_steps": 1.5}, "at least 1"),
         ({"every_n_steps": 5, "every_n_train_steps": 5}, "one argument"),
-        ({"train_time_interval": "tomorrow"}, "no length of time"),
+        ({"train_time_interval": "tomorrow"}, "not a length of time"),
         ({"dirpath": 3}, "None or a path"),
         ({"monitor": 3}, "name of a metric"),
         ({"save_weights_only": "yes"}, "True or False"),

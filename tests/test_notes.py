@@ -300,7 +300,7 @@ def test_s31_gradients_of_several_batches_are_accumulated():
 
 
 def test_s32_weights_of_the_last_quarter_are_averaged():
-    from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
+    from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 
     ends, rates = [], []
 

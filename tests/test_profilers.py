@@ -12,7 +12,7 @@ from small import Net, digest, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
+from flashtask.trainer.callbacks.base import LambdaCallback
 from flashtask.trainer.profiling.profilers import (
     PROFILERS,
     AdvancedProfiler,
@@ -281,7 +281,7 @@ def test_profilers_one_of_ones_own_needs_only_start_and_stop(tmp_path):
 
 
 def test_a_table_cuts_its_first_column_alone():
-    text = text_table(("name", "count"), [("a" * 30, "7"), ("b", "12345")], most=20)
+    text = text_table(("name", "count"), [("a" * 30, "7"), ("b", "12345")], width=20)
     assert text.splitlines() == [
         "name           count",
         "aaaaaaaaaaaa…      7",

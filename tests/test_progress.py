@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 
 import pytest
@@ -22,7 +23,8 @@ class Terminal(io.StringIO):
 
     @property
     def drawn(self) -> list[str]:
-        return [part.rstrip() for part in re.split(r"[\r\n]", self.getvalue()) if part.strip()]
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
+        return [part.rstrip() for part in re.split(r"[\r\n]", text) if part.strip()]
 
 
 class Plain(io.StringIO):
@@ -88,7 +90,7 @@ def test_the_live_line_is_never_wider_than_the_terminal(tmp_path, monkeypatch, c
 
     module.training_step = chatty
     train(tmp_path, terminal, module, samples=24)
-    live = [line for line in re.findall(r"\r([^\r\n]*)", terminal.getvalue()) if line.strip()]
+    live = [line for line in terminal.drawn if not re.match(r"epoch \d/1|  ", line)]
     assert live
     assert max(map(len, live)) < columns
     assert all(line.startswith(("epoch", "validating")) for line in live)
@@ -106,11 +108,31 @@ def test_the_live_line_is_drawn_at_most_ten_times_a_second(tmp_path, monkeypatch
     assert not any(line.endswith(" 0 samples/s") for line in live)
 
 
+def test_what_is_printed_meanwhile_has_a_line_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal, module = Terminal(), slow(net())
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    step = module.training_step
+
+    def talking(batch, batch_idx):
+        print("on standard output" if batch_idx else "a_long_message " * 10, file=None if batch_idx else sys.stderr)
+        return step(batch, batch_idx)
+
+    module.training_step = talking
+    train(tmp_path, None, module, samples=24, max_epochs=1)
+    assert ("a_long_message " * 10).rstrip() in terminal.drawn
+    assert terminal.drawn.count("on standard output") == 2
+    assert terminal.drawn[-1].startswith("epoch 0/0  train_loss")
+    assert sys.stderr is sys.stdout is terminal
+
+
 def test_a_file_gets_a_line_an_epoch_that_fits_80_columns(tmp_path, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     plain = Plain()
     train(tmp_path, plain, with_accuracy(net()), max_epochs=10)
     lines = plain.getvalue().splitlines()
+    assert plain.getvalue().replace("\n", "").isprintable()
     assert len(lines) == 10
     assert max(map(len, lines)) <= 80
     assert re.fullmatch(
@@ -148,7 +170,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     terminal = Terminal()
     train(tmp_path, terminal, max_epochs=1)
-    assert "\r" not in terminal.getvalue()
+    assert not re.search(r"[\r\x1b]", terminal.getvalue())
 
 
 def frozen_run(tmp_path, stream):

@@ -17,10 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from flashtask import EarlyStopping, LearningRateMonitor, Trainer, read_checkpoint, seeded
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.averaging.annealing import constant_rates
-from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging
-from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
+from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging, constant_rates
+from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging
 
 
 def quiet(folder, *callbacks, **options):
@@ -708,7 +707,7 @@ def test_s32_a_share_of_an_unknown_number_of_epochs_is_refused(tmp_path):
             return iter(TensorDataset(torch.randn(8, 4), torch.arange(8) % 2))
 
     train = DataLoader(Stream(), batch_size=4)
-    with pytest.raises(UsageError, match="nobody knows how many"):
+    with pytest.raises(UsageError, match="whose number is not known"):
         quiet(tmp_path / "a", StochasticWeightAveraging(), max_epochs=None, max_steps=6).fit(net(), train)
     average = StochasticWeightAveraging(swa_epoch_start=1)
     quiet(tmp_path / "b", average, max_epochs=None, max_steps=7).fit(net(), train)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
-from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging, WeightAveraging
-from flashtask.trainer.callbacks.lambda_callback import LambdaCallback
+from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 
 def quiet(folder, *callbacks, **options):
@@ -619,7 +619,7 @@ def test_s32_arguments_that_cannot_be_meant_are_refused(options, said):
 def test_s32_functions_are_checked():
     with pytest.raises(UsageError, match=r"avg_fn=0\.9: a function"):
         WeightAveraging(0.9)
-    with pytest.raises(UsageError, match="two answers"):
+    with pytest.raises(UsageError, match="contradict each other"):
         WeightAveraging(avg_fn=get_ema_avg_fn(0.9), multi_avg_fn=get_ema_avg_fn(0.9))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.averaging.weight_averaging import WeightAveraging
+from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from flashtask.trainer.callbacks.weight_averaging import WeightAveraging
 from flashtask.trainer.features import FeaturePass
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.module import Module

@@ -16,7 +16,7 @@ def accumulation_by_epoch(given: int | Mapping[int, int]) -> Callable[[int], int
     """What `Trainer(accumulate_grad_batches=...)` means: epoch -> batches for one optimizer step.
 
     Raises:
-        UsageError: it means nothing.
+        UsageError: an invalid number or dictionary.
     """
     if isinstance(given, Mapping):
         return GradientAccumulationScheduler(given).batches_for_a_step
@@ -31,14 +31,14 @@ def accumulation_by_epoch(given: int | Mapping[int, int]) -> Callable[[int], int
 class GradientAccumulationScheduler(Callback):
     """Changes the number of batches for one optimizer step from given epochs on.
 
-    It is a function of the epoch alone, so nothing needs to be restored where a run is resumed.
+    It is a function of the epoch alone, so a resume has nothing to restore.
 
     Args:
         scheduling: `{4: 2, 8: 4}` means one batch a step in epochs 0 to 3, two from epoch 4 on, four from epoch 8 on.
 
     Raises:
-        UsageError: epochs that are no whole numbers of at least 0, batches that are none of at least 1, or a
-            `Trainer(accumulate_grad_batches=...)` beside it.
+        UsageError: epochs that are not whole numbers of at least 0, batches that are not whole numbers of at least 1,
+            or a `Trainer(accumulate_grad_batches=...)` beside it.
     """
 
     def __init__(self, scheduling: Mapping[int, int]) -> None:
@@ -47,7 +47,7 @@ class GradientAccumulationScheduler(Callback):
             raise UsageError(f"scheduling={scheduling!r}: epochs and their batches a step are needed", fix=example)
         for epoch, batches in scheduling.items():
             if not is_whole(epoch, least=0):
-                raise UsageError(f"scheduling: epoch {epoch!r} is no whole number of at least 0", fix=example)
+                raise UsageError(f"scheduling: epoch {epoch!r} is not a whole number of at least 0", fix=example)
             if not is_whole(batches, least=1):
                 raise UsageError(f"scheduling: {batches!r} batches a step from epoch {epoch} on", fix=example)
         self.scheduling = dict(sorted(scheduling.items()))
@@ -57,7 +57,7 @@ class GradientAccumulationScheduler(Callback):
         return next((batches for start, batches in reversed(self.scheduling.items()) if start <= epoch), 1)
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Tell the run before its optimizers are made; two answers to one question are refused."""
+        """Set it on the run before the optimizers are made; two contradicting settings are refused."""
         if stage != "fit":
             return
         given = trainer.accumulate_grad_batches

@@ -1,21 +1,24 @@
-"""`Callback`: code beside the loop. Every hook is empty; write those you need."""
+"""`Callback`: code beside the loop, as a class or, with `LambdaCallback`, as plain functions."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
+from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.by_name import NamedPart
 
-__all__ = ["Callback", "keeps_state"]
+__all__ = ["Callback", "LambdaCallback", "keeps_state"]
 
 
 class Callback(NamedPart):
-    """Base of callbacks: `trainer` and the module come first in every hook, then what the moment is about.
+    """Base of callbacks: every hook is empty; `trainer` and the module are its first arguments.
 
     State that must survive a resume goes through `state_dict` and `load_state_dict`; it is stored under `state_key`.
     """
 
-    #: Told after the module and all others: for what writes down the state that they leave.
+    #: Its hooks are called after those of the module and all other callbacks: for writing down the state they leave.
     comes_last = False
 
     @property
@@ -160,3 +163,39 @@ class Callback(NamedPart):
 def keeps_state(callback: Any) -> bool:
     """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
     return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict
+
+
+#: Names of the hooks of `Callback`.
+_HOOKS = tuple(
+    name
+    for name, member in vars(Callback).items()
+    if inspect.isfunction(member) and (name.startswith("on_") or name in ("setup", "teardown"))
+)
+
+
+class LambdaCallback(Callback):
+    """Calls functions as hooks: `LambdaCallback(on_train_start=lambda trainer, module: print("go"))`.
+
+    Args:
+        functions: for each hook of `Callback` by its name, a function with the hook's arguments.
+
+    Raises:
+        UnknownNameError: `Callback` has no hook of this name.
+        UsageError: a value that is not a function.
+    """
+
+    def __init__(self, **functions: Callable[..., Any]) -> None:
+        for name, function in functions.items():
+            if name not in _HOOKS:
+                raise UnknownNameError("hook of a callback", name, _HOOKS)
+            if not callable(function):
+                raise UsageError(
+                    f"LambdaCallback({name}={function!r}): a function is needed",
+                    fix=f"{name}=lambda {', '.join(_arguments(name))}: ...",
+                )
+            setattr(self, name, function)
+
+
+def _arguments(name: str) -> list[str]:
+    _, *arguments = inspect.signature(getattr(Callback, name)).parameters
+    return arguments

@@ -28,7 +28,7 @@ class EarlyStopping(Callback):
         monitor: the metric; None means the module's own.
         min_delta: by how much it must be better, at least 0.
         patience: bad epochs in a row after which the fit ends; only epochs in which the metric is measured count.
-        verbose: say after each look how it stands; that and why the fit ends is always said.
+        verbose: report the metric and the bad epochs after each look; the end of the fit and its reason always are.
         mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
             other what its name says (`val_f1`: more, `val_loss`: less).
         strict: a metric that was not logged is an error, else a warning.
@@ -47,7 +47,7 @@ class EarlyStopping(Callback):
         wait_count: bad epochs in a row.
 
     Raises:
-        UsageError: an argument that cannot be meant; `mode` is missing and the name of the metric does not say it.
+        UsageError: an invalid argument; `mode` is missing and the name of the metric does not say it.
         UnknownNameError: nothing of the monitored name was logged.
     """
 
@@ -162,7 +162,7 @@ class EarlyStopping(Callback):
         """Whether there is a value of this epoch to look at.
 
         Raises:
-            UnknownNameError: there should be, and there is none.
+            UnknownNameError: it should have been logged and was not.
         """
         if not run.epoch_is_complete:
             return False  # cut short: it is looked at when it has been continued

@@ -6,8 +6,6 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import Registry
-from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.averaging.weight_averaging import EMAWeightAveraging, WeightAveraging
 from flashtask.trainer.by_name import make_parts
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
 from flashtask.trainer.callbacks.base import Callback
@@ -15,7 +13,9 @@ from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.model_summary import ModelSummary
 from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, GradientNormMonitor, LearningRateMonitor
 from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.callbacks.timing import Timer
+from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 
 __all__ = ["CALLBACKS", "make_callbacks"]

@@ -1,4 +1,4 @@
-"""The progress bar, and the line a run prints for each epoch. Quiet bars where the output is no terminal."""
+"""The progress bar, which needs a terminal, and the line that a run prints for each epoch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,16 +16,22 @@ from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 __all__ = ["ProgressBar"]
 
 _REFRESH_SECONDS = 0.1
+#: What is shown before the numbers, by the stage of a run.
+_EVALUATIONS = {"validate": "validating", "test": "testing", "predict": "predicting"}
 
 
 class ProgressBar(Callback):
     """One line that is rewritten in place: epoch, batches, time left, loss, metrics, samples per second.
 
     The metrics are those of the last validation, and what the module logs with `prog_bar=True`. The line is never wider
-    than the terminal: numbers get shorter first, then what stands last is left out.
+    than the terminal: numbers get shorter first, then the last values are left out. What is printed meanwhile appears
+    above the line.
 
     Args:
         stream: where to write; standard error if not given. Without a terminal only a line for each epoch is written.
@@ -40,12 +46,12 @@ class ProgressBar(Callback):
             raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
         self.refresh_rate = refresh_rate
         self.stream = stream if stream is not None else sys.stderr
-        terminal = bool(getattr(self.stream, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
-        self._live = terminal and refresh_rate > 0
+        self._live = _is_terminal(self.stream) and os.environ.get("TERM") != "dumb" and refresh_rate > 0
         self._shown_at = 0.0
         self._started_at = 0.0
-        self._width = 0
-        #: where the epoch stood when its clock started: (batches, samples)
+        #: the line that is rewritten, while there is one
+        self._line: Live | None = None
+        #: (batches, samples) of the epoch that were done when its clock started
         self._before = (0, 0)
         #: the metrics of the last validation
         self._validated: dict[str, float] = {}
@@ -62,7 +68,7 @@ class ProgressBar(Callback):
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         run = trainer.fit_run
-        # A step of manual optimization returns what it likes.
+        # With manual optimization a step may return anything.
         values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
         others = {name: value for name, value in run.results.bar_values().items() if name not in self._validated}
         self._draw(
@@ -78,39 +84,34 @@ class ProgressBar(Callback):
     def on_validation_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Redraw for validation."""
-        self._draw_evaluation("validating", trainer, module, batch_idx, dataloader_idx)
+        """Redraw for validation, a test or prediction."""
+        if not self._is_due(batch_idx):
+            return
+        run = trainer.active_run
+        lengths = [run.batches_in(number) for number in range(len(run.loaders))]
+        done = sum(length or 0 for length in lengths[:dataloader_idx]) + batch_idx + 1
+        total = None if None in lengths else sum(lengths)
+        self._draw(_EVALUATIONS[run.stage], done, total, run.samples_seen + run.batch_size, module)
 
-    def on_test_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Redraw for a test."""
-        self._draw_evaluation("testing", trainer, module, batch_idx, dataloader_idx)
-
-    def on_predict_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Redraw for prediction."""
-        self._draw_evaluation("predicting", trainer, module, batch_idx, dataloader_idx)
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         """Start the clock of validation."""
         self._started_at, self._before = time.monotonic(), (0, 0)
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start
 
     @contextmanager
     def during_pass(self, what: str, batches: int, module: Any) -> Iterator[Callable[[int], None]]:
-        """Show a pass in the middle of an epoch, whose clock stands still meanwhile; the line is gone when it ends.
+        """Show a pass in the middle of an epoch, whose clock is stopped meanwhile; the line is removed when it ends.
 
         Args:
-            what: is done in it.
-            batches: that it has.
+            what: the name of the pass.
+            batches: how many it has.
             module: whose samples they hold.
 
         Returns:
-            What is to be called after each batch, with its number of samples.
+            A function to call after each batch with its number of samples.
         """
         outer, began = (self._started_at, self._before), time.monotonic()
         self._started_at, self._before = began, (0, 0)
@@ -120,7 +121,7 @@ class ProgressBar(Callback):
             nonlocal done, samples
             done, samples = done + 1, samples + size
             if self._is_due(done - 1):
-                self._draw(what, done, batches, samples, module, {}, {})
+                self._draw(what, done, batches, samples, module)
 
         try:
             yield draw
@@ -129,7 +130,7 @@ class ProgressBar(Callback):
             self._started_at, self._before = outer[0] + time.monotonic() - began, outer[1]
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Leave one line for the epoch; more than fits goes on, indented, in the next."""
+        """Write the line of the epoch; what does not fit continues, indented, in the next."""
         run = trainer.fit_run
         row = run.history[-1]
         last = f"/{run.max_epochs - 1}" if run.max_epochs else ""
@@ -140,10 +141,12 @@ class ProgressBar(Callback):
         width = self._columns()
         if len("  ".join([*parts, speed])) <= width:
             parts.append(speed)
-        self._print(_in_lines(parts, width))
+        self._clear()
+        self.stream.write(_in_lines(parts, width) + "\n")
+        self.stream.flush()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Leave the line, so that the error starts on one of its own."""
+        """Remove the bar, so that the error has a line of its own."""
         self._clear()
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
@@ -162,15 +165,6 @@ class ProgressBar(Callback):
         self._shown_at = now
         return True
 
-    def _draw_evaluation(self, verb: str, trainer: Any, module: Any, batch_idx: int, number: int) -> None:
-        if not self._is_due(batch_idx):
-            return
-        run = trainer.active_run
-        lengths = [run.batches_in(one) for one in range(len(run.loaders))]
-        done = sum(length or 0 for length in lengths[:number]) + batch_idx + 1
-        total = None if None in lengths else sum(lengths)
-        self._draw(verb, done, total, run.samples_seen + run.batch_size, module, {}, {})
-
     def _draw(
         self,
         what: str,
@@ -178,8 +172,8 @@ class ProgressBar(Callback):
         total: int | None,
         samples: int,
         module: Any,
-        values: dict[str, float],
-        others: dict[str, float],
+        values: Mapping[str, float] = {},
+        others: Mapping[str, float] = {},
     ) -> None:
         spent = max(time.monotonic() - self._started_at, 1e-9)
         batches_before, samples_before = self._before
@@ -195,37 +189,49 @@ class ProgressBar(Callback):
                 break
         while len(parts) > 1 and len(gap.join(parts)) > width:
             parts.pop()
-        self._rewrite(gap.join(parts)[:width], width)
+        self._show(gap.join(parts)[:width])
 
-    def _rewrite(self, line: str, width: int) -> None:
-        self.stream.write("\r" + line.ljust(min(self._width, width)))
-        self.stream.flush()
-        self._width = len(line)
+    def _show(self, line: str) -> None:
+        """Draw the line where it is, and begin one if there is none."""
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        if self._line is None:
+            console = Console(file=self.stream, force_terminal=True, force_jupyter=False, soft_wrap=True)
+            is_stderr = self.stream is sys.stderr
+            self._line = Live(
+                console=console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stderr=is_stderr,
+                redirect_stdout=is_stderr and _is_terminal(sys.stdout),
+            )
+            self._line.start()
+            console.show_cursor(True)  # a process that is killed could not show it again
+        self._line.update(Text(line, no_wrap=True), refresh=True)
 
     def _columns(self) -> int:
         """The width of the terminal that is written to, else what COLUMNS says, else 80."""
-        if not self._live:
-            return shutil.get_terminal_size().columns if "COLUMNS" in os.environ else 80
-        try:
-            own = os.get_terminal_size(self.stream.fileno()).columns
-        except (AttributeError, OSError, ValueError):
-            own = 0
-        return own or shutil.get_terminal_size().columns
+        if self._live:
+            with suppress(AttributeError, OSError, ValueError):
+                if own := os.get_terminal_size(self.stream.fileno()).columns:
+                    return own
+        return shutil.get_terminal_size().columns if self._live or "COLUMNS" in os.environ else 80
 
     def _clear(self) -> None:
-        if self._live and self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
-            self.stream.flush()
-            self._width = 0
+        if self._line is not None:
+            self._line.update("")
+            self._line.stop()
+            self._line = None
 
-    def _print(self, line: str) -> None:
-        self._clear()
-        self.stream.write(line + "\n")
-        self.stream.flush()
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
 def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
-    """The metrics of an epoch whose names begin so; times are none."""
+    """The metrics of an epoch whose names begin so, without times and speeds."""
     return {
         name: value
         for name, value in row.items()

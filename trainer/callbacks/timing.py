@@ -21,7 +21,7 @@ def read_duration(duration: Any) -> timedelta:
     """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
 
     Raises:
-        UsageError: it is none of these, or not longer than zero.
+        UsageError: anything else, or a length that is not above zero.
     """
     found = duration
     if isinstance(duration, str):
@@ -38,7 +38,7 @@ def read_duration(duration: Any) -> timedelta:
         found = _length(duration)
     if not isinstance(found, timedelta) or found <= timedelta(0):
         raise UsageError(
-            f"{duration!r} is no length of time",
+            f"{duration!r} is not a length of time",
             why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and longer than zero',
             fix='"00:12:00:00" for twelve hours',
         )
@@ -48,7 +48,7 @@ def read_duration(duration: Any) -> timedelta:
 def _length(parts: dict[str, Any]) -> timedelta | None:
     try:
         return timedelta(**parts)
-    except (OverflowError, ValueError):  # infinite, no number, or longer than can be told
+    except (OverflowError, ValueError):  # infinite, NaN, or longer than a timedelta can be
         return None
 
 
@@ -63,10 +63,10 @@ class Timer(Callback):
         duration: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary of its parts; None
             only measures.
         interval: look at the clock after each `step` or each `epoch`.
-        verbose: say that the time is up.
+        verbose: print a line when the time is up.
 
     Raises:
-        UsageError: an argument that cannot be meant.
+        UsageError: an invalid argument.
     """
 
     def __init__(self, duration: Any = None, interval: str = "step", verbose: bool = True) -> None:
@@ -124,7 +124,7 @@ class Timer(Callback):
         self._look(trainer)
 
     def _look(self, trainer: Any) -> bool:
-        """Whether the time is up; the fit is told the first time."""
+        """Whether the time is up; the first time, the fit is asked to stop."""
         if self.time_remaining() != 0:
             return False
         run = trainer.fit_run
@@ -143,7 +143,7 @@ class Timer(Callback):
         self._stop("train")
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        """Start the clock of validation; the sanity check is none."""
+        """Start the clock of validation; the sanity check does not count."""
         if not trainer.sanity_checking:
             self._start("validate")
 
@@ -181,9 +181,9 @@ class Timer(Callback):
 
 
 class TimeLimit(Timer):
-    """The timer that `Trainer(max_time=...)` stands for; it may run beside one of the user's own."""
+    """The timer behind `Trainer(max_time=...)`; the user may add a `Timer` beside it."""
 
     @property
     def state_key(self) -> str:
-        """Another one than that of a `Timer`."""
+        """Not that of a `Timer`, which may be there too."""
         return "max_time"

@@ -1,4 +1,4 @@
-"""What goes into a checkpoint."""
+"""What a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyp
 from flashtask.trainer.provenance import data_counts
 from flashtask.trainer.run_settings import settings_of
 
-__all__ = ["ONLY_FOR_RESUMING", "checkpoint_content", "environment", "weights_only"]
+__all__ = ["checkpoint_content", "environment", "weights_only"]
 
-#: What a checkpoint holds for a resume alone.
-ONLY_FOR_RESUMING = (
+#: Keys that only a resume needs.
+_ONLY_FOR_RESUMING = (
     "progress",
     "optimizer_states",
     "lr_schedulers",
@@ -40,7 +40,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
     """Everything a checkpoint holds: what describes the module, its weights, and what a resume needs."""
     module = run.module
     progress = run.state_dict()
-    run.flush_logs()  # a run that is continued from here finds the rows up to here
+    run.flush_logs()  # so that the logs on disk reach to where this checkpoint continues
     content: dict[str, Any] = {
         **module.describe(),
         **describe_adapters(module),
@@ -64,7 +64,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "seed": run.seed,
         "settings": settings_of(run),
     }
-    # Those who add something find whole tensors, and may have added others.
+    # Callbacks and the module find whole tensors, and may add sharded ones.
     content = whole(content, run.strategy.is_global_zero)
     for callback in run.callbacks:
         callback.on_save_checkpoint(run.trainer, module, content)
@@ -75,11 +75,11 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
 
 def weights_only(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint without what only a resume needs."""
-    return {key: value for key, value in content.items() if key not in ONLY_FOR_RESUMING}
+    return {key: value for key, value in content.items() if key not in _ONLY_FOR_RESUMING}
 
 
 def environment(run: FitRun) -> dict[str, Any]:
-    """What bit-equal results depend on beside the run itself: versions, threads, device, formats."""
+    """What bit-equal results depend on besides the run itself: versions, threads, device, formats."""
     return {
         "flashtask": __version__,
         "torch": str(torch.__version__),
@@ -93,6 +93,6 @@ def environment(run: FitRun) -> dict[str, Any]:
 
 
 def _as_bytes(rows: list[dict[str, float]]) -> torch.Tensor:
-    """History grows with the run, so it is a tensor and not part of the file's header."""
+    """Rows as a tensor: the history grows with the run, and the header of the file must not."""
     text = json.dumps(rows, separators=(",", ":"))
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UsageError
+from flashtask.core.checkpoint import write_checkpoint
+from flashtask.core.checks import is_whole
+from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.checkpoints.best_by_metric import BestByMetric
-from flashtask.trainer.checkpoints.best_files import BestFiles, SavedFile
-from flashtask.trainer.checkpoints.content import checkpoint_content
-from flashtask.trainer.checkpoints.folder import CheckpointFolder
-from flashtask.trainer.checkpoints.moments import Frequency, RestingPlace, is_last_epoch
-from flashtask.trainer.checkpoints.saving import save_together, write_last_files
-from flashtask.trainer.checkpoints.settings import check_checkpoint_settings, template_of
+from flashtask.trainer.callbacks.timing import read_duration
+from flashtask.trainer.checkpoints.content import checkpoint_content, weights_only
+from flashtask.trainer.checkpoints.kept_files import (
+    BestFiles,
+    CheckpointFolder,
+    NameTemplate,
+    SavedFile,
+    is_last_name,
+)
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.metric_order import best_mode
+from flashtask.trainer.metric_order import best_mode, tie_break
 
-__all__ = ["ModelCheckpoint"]
+__all__ = ["Frequency", "ModelCheckpoint"]
 
 
 class ModelCheckpoint(Callback):
@@ -33,7 +40,7 @@ class ModelCheckpoint(Callback):
     Args:
         dirpath: folder to write to, relative to the trainer's `default_root_dir`; None means the run folder.
         filename: template for the names of the best files, such as `"{epoch:02d}-{val_loss:.2f}"`; `epoch`, `step` and
-            every logged metric can stand in it. None means `best`, or `{epoch}-{step}` if several are kept.
+            every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept.
         monitor: the metric to rank by; None means the module's own.
         verbose: say after each look what was written.
         save_last: True writes `last.ckpt` at each look and at the end of the fit. `"link"` does too, but where one of
@@ -62,7 +69,7 @@ class ModelCheckpoint(Callback):
         current_score: the value that was looked at last.
 
     Raises:
-        UsageError: an argument that cannot be meant; `mode` is missing and the name of the metric does not say it; two
+        UsageError: an invalid argument; `mode` is missing and the name of the metric does not say it; two
             of these callbacks would write the same files.
         UnknownNameError: nothing of the monitored name, or of a name in the template, was logged.
         OutputError: the folder cannot be made.
@@ -90,25 +97,28 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: bool | None = None,
         save_on_exception: bool = False,
     ) -> None:
-        check_checkpoint_settings(locals())
+        _check_arguments(locals())
         self.dirpath, self.filename, self.monitor, self.mode = dirpath, filename, monitor, mode
         self.verbose, self.save_last, self.save_top_k = verbose, save_last, save_top_k
         self.save_weights_only, self.save_on_exception = save_weights_only, save_on_exception
         self.frequency = Frequency(
             every_n_train_steps or every_n_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end is False
         )
-        self.template = template_of(filename, save_top_k, auto_insert_metric_name)
+        self.template = _template_of(filename, save_top_k, auto_insert_metric_name)
         self._forget()
 
     def _forget(self) -> None:
         #: the files that are kept, of the fit that runs or ran last
         self.best = BestFiles(Path(), 0, "max")
         self.last_model_path = ""
-        self._ranking: BestByMetric | None = None
+        self.current_score: float | None = None
+        #: all callbacks of this kind in the fit; the first of them writes for all
         self._together: list[ModelCheckpoint] = [self]
         self._number = 0
         self._step_seen = 0
-        self._rest = RestingPlace()
+        #: (epoch, batch, step) where the run last was between two steps with all hooks called; None: it is not
+        self._resting_place: tuple[int, int, int] | None = None
+        self._warned_of_score = False
 
     # ---- which files there are
 
@@ -146,11 +156,6 @@ class ModelCheckpoint(Callback):
         return str(self.best.folder / self.best.files[-1].name) if is_full else ""
 
     @property
-    def current_score(self) -> float | None:
-        """The value that was looked at last."""
-        return self._ranking.score if self._ranking is not None else None
-
-    @property
     def last_file(self) -> Path:
         """Where `last.ckpt` of this fit is, written or not; callbacks that share a folder share it."""
         first = next(one for one in self._together if one.best.folder == self.best.folder)
@@ -173,7 +178,6 @@ class ModelCheckpoint(Callback):
         mode = best_mode("ModelCheckpoint", self.metric, self.mode, module)
         may_replace = partial(self._folder.may_replace, is_fixed=not self.template.fields)
         self.best = BestFiles(self._folder.path, self.save_top_k, mode, may_replace)
-        self._ranking = BestByMetric(self.best, self.template, self.metric, self.monitor is not None, trainer.say)
         self._say = trainer.say
         self._require_own_names()
 
@@ -190,73 +194,114 @@ class ModelCheckpoint(Callback):
                 )
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """The clock of `train_time_interval` starts."""
+        """Start the clock of `train_time_interval`."""
         self._step_seen = trainer.fit_run.global_step
         self.frequency.start()
         name = self.last_file.name
         if self.save_last and name != "last.ckpt" and not self._folder.is_ours:
             trainer.say(f"{self._folder.path} holds checkpoints of another run; the newest of this one is {name}")
 
-    # ---- when checkpoints are written; the first of several callbacks sees to it for all
+    # ---- when checkpoints are written; the first of several callbacks does it for all
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a step: write what is due by steps or time."""
         run = trainer.fit_run
-        self._rest.note(run)
+        self._note_place(run)
         if self is not self._together[0] or run.global_step == self._step_seen:
             return
         self._step_seen = run.global_step
         if due := [one for one in self._together if one.frequency.is_due_after_step(run)]:
-            save_together(trainer, due, (), {**run.metrics, **run.results.callback_values()}, after_epoch=False)
+            _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, after_epoch=False)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Note that the run stands between two steps."""
-        self._rest.note(trainer.fit_run)
+        """Note that the run is between two steps."""
+        self._note_place(trainer.fit_run)
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Note that it does not, until the epoch's values have been collected."""
-        self._rest.leave()
+        """Note that it is not, until the epoch's values have been collected."""
+        self._resting_place = None
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """After an epoch: write what is due, and `last.ckpt` where the fit ends."""
         run = trainer.fit_run
-        self._rest.note(run)
+        self._note_place(run)
         if self is self._together[0]:
             due = [one for one in self._together if one.frequency.is_due_after_epoch(run)]
-            ending = [one for one in self._together if one not in due] if is_last_epoch(run) else ()
-            save_together(trainer, due, ending, run.metrics, after_epoch=True)
-
-    def plan(self, run: FitRun, values: Mapping[str, float], *, after_epoch: bool) -> SavedFile | None:
-        """The file to write among the best, which counts as kept from now on; None if there is none to write."""
-        if not self.save_top_k or self._ranking is None:
-            return None
-        others = [one.best for one in self._together if one is not self and one.best.folder == self.best.folder]
-        taken = [file.name for best in others for file in best.files]
-        return self._ranking.plan(run, values, taken, after_epoch=after_epoch)
+            ending = [one for one in self._together if one not in due] if _is_last_epoch(run) else []
+            if due or ending:
+                _save_together(trainer, due, ending, run.metrics, after_epoch=True)
 
     def write_last(self, trainer: Any) -> str:
-        """Write `last.ckpt` where the run stands now, in the middle of an epoch too; its path."""
-        write_last_files(trainer, [self], checkpoint_content(trainer.fit_run))
+        """Write `last.ckpt` with the present state of the run, also in the middle of an epoch; its path."""
+        _write_last_files(trainer, [self], checkpoint_content(trainer.fit_run))
         return self.last_model_path
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Write where the run stands, if that is wanted and can be continued; a signal has seen to it already."""
+        """Write the present state, if that is wanted and can be continued; after a signal the engine writes it."""
         run = trainer.fit_run
         # After a failed write another would fail too, and diverged weights must not replace good ones.
-        is_meant = isinstance(exception, Exception) and not isinstance(exception, (DivergedError, StorageError))
-        if not (self.save_on_exception and is_meant and run.samples_seen) or run.done:
+        is_wanted = isinstance(exception, Exception) and not isinstance(exception, (DivergedError, StorageError))
+        if not (self.save_on_exception and is_wanted and run.samples_seen) or run.done:
             return
-        if run.strategy.world_size > 1:  # the others stand elsewhere, or are gone
+        if run.strategy.world_size > 1:  # the other processes are elsewhere in the run, or gone
             trainer.say(f"{self.last_file} stays as it was: an error in one of several processes")
             return
         if trainer.active_run is not run:
             trainer.active_run.abandon()
+        # At the end of an epoch some hooks may have been called and others not.
+        is_between_steps = not run.group_is_open and run.moment != "train_epoch_end"
         try:
-            if not self._rest.is_here(run):
+            if not is_between_steps or self._resting_place != _place_of(run):
                 raise UsageError("the error came in the middle of a step or of the end of an epoch")
             trainer.say(f"stopped by {type(exception).__name__}; continue from {self.write_last(trainer)}")
         except FlashtaskError as error:
             trainer.say(f"{self.last_file} stays as it was: {error.what}")
+
+    def _note_place(self, run: FitRun) -> None:
+        """Remember that the run is between two steps, unless it is in the middle of an accumulation group."""
+        if not run.group_is_open:
+            self._resting_place = _place_of(run)
+
+    # ---- which of them are kept
+
+    def _take(self, run: FitRun, values: Mapping[str, float], *, after_epoch: bool) -> SavedFile | None:
+        """The file to write among the best, which counts as kept from now on; None if it would not be one of them.
+
+        Raises:
+            UnknownNameError: nothing of the metric's name, or of a name in the template, was logged.
+        """
+        if not self.save_top_k:
+            return None
+        is_ranked, self.current_score = self._score(run, values, after_epoch)
+        if self.current_score is not None and not math.isfinite(self.current_score):
+            is_ranked = False
+            if not self._warned_of_score:
+                self._warned_of_score = True
+                what = f"{self.metric} is {self.current_score}, which is never the best"
+                self._say(f"epoch {run.epoch}: {what} (reported once)")
+        if not is_ranked and self.save_top_k > 0:
+            return None
+        place = {"epoch": run.epoch, "step": run.global_step}
+        metrics = dict(run.history[-1]) if after_epoch else {**values, **place}
+        new = SavedFile(self.current_score, tie_break(values), run.epoch, run.global_step, metrics)
+        if not self.best.wants(new):
+            return None
+        stem = self.template.fill({**values, **place}, is_early=_has_not_validated(run))
+        others = [one.best for one in self._together if one is not self and one.best.folder == self.best.folder]
+        return self.best.take(new, stem, [file.name for best in others for file in best.files])
+
+    def _score(self, run: FitRun, values: Mapping[str, float], after_epoch: bool) -> tuple[bool, float | None]:
+        """(whether this place can be ranked, the value of the metric); without a value a newer place is better."""
+        in_other_epochs = run.validation is not None and not run.validates and self.metric not in run.fresh_metrics
+        if after_epoch and in_other_epochs:
+            return False, None
+        if self.metric in values:
+            return True, float(values[self.metric])
+        if _has_not_validated(run):
+            return False, None
+        if self.monitor is not None:
+            raise UnknownNameError("metric to monitor", self.metric, sorted(values))
+        return True, None
 
     # ---- what survives a resume
 
@@ -276,16 +321,231 @@ class ModelCheckpoint(Callback):
         return {**self.best.state_dict(), "last": self.last_file.name}
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Say so if the run that is resumed knew nothing of this callback."""
+        """Report it if the run that is resumed did not have this callback."""
         known = [key for key in checkpoint.get("callbacks", {}) if key.startswith(type(self).__name__)]
         if self.save_top_k and known and self.state_key not in known:
             trainer.say(f"the best so far is unknown to {self.state_key}: the checkpoint has {', '.join(known)}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the best so far; files come along where a run is continued in another folder."""
+        """Take back the best so far; where a run is continued in another folder, its files are copied there."""
         resumed = self._folder.resumed
         assert resumed is not None
         if self.save_top_k and self.best.load_state_dict(state, resumed.parent, self._say):
             self._folder.is_ours = True
         self._folder.use_last_name(state["last"])
         self.last_model_path = str(self.last_file) if self.last_file.exists() else ""
+
+
+# ---- when
+
+
+class Frequency:
+    """How often checkpoints are due: by each of these on its own, and after every epoch if none is given.
+
+    Args:
+        steps: after every so many optimizer steps.
+        interval: at the first step after so much time, as `read_duration` takes it.
+        epochs: after every so many epochs.
+        only_validated: of the epochs, only those that were validated.
+
+    Raises:
+        UsageError: the interval is not a length of time.
+    """
+
+    def __init__(self, steps: int | None, interval: Any, epochs: int | None, only_validated: bool) -> None:
+        self.steps, self.interval = steps, None if interval is None else read_duration(interval)
+        self.epochs = 1 if (steps, interval, epochs) == (None, None, None) else epochs
+        self._only_validated = only_validated
+        self._last_due_at = 0.0
+
+    def __str__(self) -> str:
+        given = {"every_n_train_steps": self.steps, "train_time_interval": self.interval, "every_n_epochs": self.epochs}
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+    def start(self) -> None:
+        """Start the clock of the interval."""
+        self._last_due_at = time.monotonic()
+
+    def is_due_after_step(self, run: FitRun) -> bool:
+        """Whether a checkpoint is due after the step that was just taken; if by time, the clock starts again."""
+        by_time = self.interval is not None and time.monotonic() - self._last_due_at >= self.interval.total_seconds()
+        if by_time:
+            self.start()
+        return by_time or (self.steps is not None and run.global_step % self.steps == 0)
+
+    def is_due_after_epoch(self, run: FitRun) -> bool:
+        """Whether a checkpoint is due after the epoch that is over."""
+        if self._only_validated and (run.validation is None or not run.validates):
+            return False
+        return self.epochs is not None and (run.epoch + 1) % self.epochs == 0
+
+
+def _is_last_epoch(run: FitRun) -> bool:
+    """Whether no epoch follows the one that is over."""
+    stops = run.is_leaving or (bool(run.stop_reason) and run.may_stop_after(run.epoch))
+    return stops or run.out_of_steps or run.epoch + 1 >= (run.max_epochs or math.inf)
+
+
+def _has_not_validated(run: FitRun) -> bool:
+    """Whether validation is still to come, so that its metrics are unknown."""
+    return run.validation is not None and not run.validation.samples_seen
+
+
+def _place_of(run: FitRun) -> tuple[int, int, int]:
+    return run.epoch, run.batch_idx, run.global_step
+
+
+# ---- writing: for all callbacks together, so that each file knows what the others keep
+
+
+def _save_together(
+    trainer: Any,
+    due: Sequence[ModelCheckpoint],
+    ending: Sequence[ModelCheckpoint],
+    values: Mapping[str, float],
+    *,
+    after_epoch: bool,
+) -> None:
+    """Write the best files first, then the last; then remove what they push out.
+
+    After a failure, or a kill, at any point the files that were kept before are there, and nothing counts as kept that
+    has not been written.
+
+    Args:
+        trainer: whose fit it is.
+        due: the callbacks whose checkpoints are due.
+        ending: further ones, which write `last.ckpt` because the fit ends here.
+        values: what was measured so far.
+        after_epoch: an epoch is over, else a step.
+    """
+    run, lasting = trainer.fit_run, [one for one in (*due, *ending) if one.save_last]
+    try:
+        found = {one: one._take(run, values, after_epoch=after_epoch) for one in due}
+    except BaseException as error:
+        _undo(due)
+        if isinstance(error, UnknownNameError):
+            # The training so far is not lost: the run can be continued once the name is corrected.
+            _write_last_files(trainer, lasting, checkpoint_content(run))
+        raise
+    planned = {one: file for one, file in found.items() if file is not None}
+    try:
+        content = checkpoint_content(run)
+        for one, file in planned.items():
+            if trainer.is_global_zero:
+                path = one.best.folder / file.name
+                write_checkpoint(path, weights_only(content) if one.save_weights_only else content)
+            one.best.keep()
+    except BaseException:
+        _undo(due)
+        raise
+    _write_last_files(trainer, lasting, content, planned)
+    for one in due:
+        if trainer.is_global_zero:
+            one.best.remove_leaving(trainer.say)
+        if one.verbose:
+            trainer.say(_report(run, one, planned.get(one)))
+
+
+def _undo(callbacks: Iterable[ModelCheckpoint]) -> None:
+    for one in callbacks:
+        one.best.undo()
+
+
+def _write_last_files(
+    trainer: Any,
+    callbacks: Iterable[ModelCheckpoint],
+    content: dict[str, Any],
+    planned: Mapping[ModelCheckpoint, SavedFile] | None = None,
+) -> None:
+    """Write the `last.ckpt` of callbacks, each file once; where only links are wanted, link what was just written."""
+    by_path: dict[Path, list[ModelCheckpoint]] = {}
+    for one in callbacks:
+        by_path.setdefault(one.last_file, []).append(one)
+    for path, asking in by_path.items():
+        written = [one.best.folder / file.name for one, file in (planned or {}).items() if one in asking]
+        may_link = bool(written) and all(one.links for one in asking)
+        if trainer.is_global_zero and not (may_link and _link(written[0], path, asking, trainer.say)):
+            write_checkpoint(path, content)
+        for one in asking:
+            one.last_model_path = str(path)
+    trainer.strategy.barrier("checkpoint")
+
+
+def _link(source: Path, path: Path, asking: Iterable[ModelCheckpoint], say: Callable[[str], None]) -> bool:
+    """Give a file a second name, in one step; a failure is reported, and linking is not tried again."""
+    beside = path.with_name(f".{path.name}.link")
+    try:
+        beside.unlink(missing_ok=True)
+        os.link(source, beside)
+        os.replace(beside, path)
+        beside.unlink(missing_ok=True)  # it is still there if both were names of one file already
+    except OSError as error:
+        say(f"{path} cannot be a link ({error.strerror}) and is written as a file of its own")
+        for one in asking:
+            one.links = False
+        return False
+    return True
+
+
+def _report(run: FitRun, one: ModelCheckpoint, file: SavedFile | None) -> str:
+    place = f"epoch {run.epoch}, step {run.global_step}"
+    if file is None:
+        return f"{place}: not among the best {one.save_top_k}" if one.save_top_k else f"{place}: looked at"
+    score = "" if file.score is None else f", {one.metric} {file.score:.6g}"
+    return f"{place}: wrote {one.best.folder / file.name}{score}"
+
+
+# ---- arguments
+
+
+#: (whether a value is valid, what is needed, an example)
+_Rule = tuple[Callable[[Any], bool], str, str]
+_SWITCH: _Rule = (lambda v: isinstance(v, bool), "True or False", "True")
+_FREQUENCY: _Rule = (lambda v: v is None or is_whole(v, 1), "None or a whole number of at least 1", "5")
+_RULES: dict[str, _Rule] = {
+    "dirpath": (lambda v: v is None or isinstance(v, (str, os.PathLike)), "None or a path", '"checkpoints"'),
+    "monitor": (lambda v: v is None or isinstance(v, str), "None or the name of a metric", '"val_loss"'),
+    "mode": (lambda v: v in (None, "min", "max"), 'None, "min" or "max"', '"min"'),
+    "save_last": (lambda v: isinstance(v, bool) or v == "link", 'True, False or "link"', "True"),
+    "save_top_k": (lambda v: is_whole(v, -1), "a whole number from 0 on, or -1 for all", "3"),
+    "every_n_train_steps": _FREQUENCY,
+    "every_n_steps": _FREQUENCY,
+    "every_n_epochs": _FREQUENCY,
+    "save_on_train_epoch_end": (lambda v: v is None or isinstance(v, bool), "None, True or False", "False"),
+    "verbose": _SWITCH,
+    "save_weights_only": _SWITCH,
+    "auto_insert_metric_name": _SWITCH,
+    "save_on_exception": _SWITCH,
+}
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Check every argument before anything is trained.
+
+    Raises:
+        UsageError: an invalid value, or two that contradict each other.
+    """
+    for name, (fits, needed, example) in _RULES.items():
+        if not fits(given[name]):
+            raise UsageError(f"ModelCheckpoint({name}={given[name]!r}): {needed} is needed", fix=f"{name}={example}")
+    if given["every_n_steps"] is not None and given["every_n_train_steps"] is not None:
+        raise UsageError("every_n_steps and every_n_train_steps are one argument", fix="drop every_n_steps")
+    if given["save_last"] == "link" and given["save_weights_only"]:
+        raise UsageError(
+            'save_last="link" contradicts save_weights_only=True',
+            why="last.ckpt would be a file that cannot be resumed",
+            fix="save_last=True",
+        )
+
+
+def _template_of(filename: str | None, save_top_k: int, insert_names: bool) -> NameTemplate:
+    """The template for names; without one `best`, or `{epoch}-{step}` where several files are kept.
+
+    Raises:
+        UsageError: it is not a valid name, or it is the name of the newest file.
+    """
+    default = "best" if save_top_k in (0, 1) else "{epoch}-{step}"
+    template = NameTemplate(default if filename is None else filename, insert_names)
+    if not template.fields and is_last_name(f"{template.text}.ckpt"):
+        raise UsageError(f"filename={filename!r} is the name of the newest file", fix='filename="best"')
+    return template

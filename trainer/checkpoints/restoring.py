@@ -47,7 +47,7 @@ def module_from_content(
     strict: bool = True,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The same from what `read_checkpoint` gave; `path` is for messages."""
+    """The same from the content that `read_checkpoint` returned; `path` is for messages."""
     with put_to_use(path):
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
@@ -65,7 +65,7 @@ def module_from_content(
 def _weights_in(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = content["state_dict"]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise IntegrityError("its state_dict holds something else than tensors")
+        raise IntegrityError("its state_dict holds values that are not tensors")
     return state
 
 
@@ -105,7 +105,7 @@ def _with_collection(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Stored and given arguments, with the values of a collection (`Net(hp)`) back in it, as a dictionary.
 
-    A given name that is no argument of the constructor, but stands in the collection, is a value of the collection.
+    A given name that is not an argument of the constructor but a key of the collection sets a value of the collection.
     """
     stored, form = dict(content.get("hyper_parameters", {})), content.get("hyper_parameters_form")
     if form is None or form["argument"] is None or form["argument"] in given:
@@ -145,7 +145,7 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
 
 
 def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
-    """Load what `read_checkpoint` gave into a module that has met its data (after `connect`).
+    """Load the content that `read_checkpoint` returned into a module that knows its data (after `connect`).
 
     Raises:
         UsageError: the file's labels are not the module's, in the same order.
@@ -159,14 +159,15 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
 
 
 def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
-    """Stand where the checkpoint was written: weights, optimizers, schedulers, callbacks, random state, progress.
+    """Restore a run to where the checkpoint was written: weights, optimizers, callbacks, random state, progress.
 
     Raises:
         UsageError: the file holds weights only, or another number of optimizers.
     """
     if "progress" not in content:
         raise UsageError(
-            f"{path} holds weights only and cannot be resumed", fix="load_from_checkpoint, then finetune anew"
+            f"{path} holds weights only and cannot be resumed",
+            fix="load its weights with load_from_checkpoint and begin a new run",
         )
     with put_to_use(path):
         _restore(run, path, content)
@@ -178,7 +179,9 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     _check_preprocessing(run, content, path)
     load_checkpoint_into(run.module, content, path)
     _restore_optimizers(run, content, path)
-    if content["precision"]["name"] == run.precision.name:  # else it is reported, and a scaler begins anew
+    if (
+        content["precision"]["name"] == run.precision.name
+    ):  # else the difference is reported, and a gradient scaler starts afresh
         run.precision.load_state_dict(content["precision"]["state"])
     states = content["callbacks"]
     for callback in run.callbacks:
@@ -201,7 +204,7 @@ def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> Non
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
     if then is None or now is None:
         return
-    # A file from before there were value ranges goes by that of the format, which 8-bit images have no use for.
+    # A file from before there were value ranges goes by that of the format, which does not matter for 8-bit images.
     then = {"value_range": "format", **then}
     if then["value_range"] == "format" and now.get("value_range") is None:
         then["value_range"] = None
@@ -241,14 +244,14 @@ def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error:
     if names[0] == list(dict.fromkeys(names[1])) and names[0] != names[1]:
         return UsageError(
             what,
-            why="that run decayed the weights of norms and the biases too, as an earlier flashtask did",
-            fix="end it with the flashtask that began it, or begin a run from its weights: flashtask.load(path)",
+            why="that run decayed the weights of norms and the biases too, as earlier versions of flashtask did",
+            fix="continue it with the version that began it, or begin a run from its weights: flashtask.load(path)",
         )
     return UsageError(what, why=str(error), fix="resume with the finetuning strategy and optimizer of the first run")
 
 
 def _class_in(described: Mapping[str, Any]) -> str | None:
-    """What a checkpoint says of the class of the module: its own name, or the registered one."""
+    """The class of the module as a checkpoint names it: the user's own class, else the registered task."""
     own: Mapping[str, Any] = described.get("own_class") or {}
     return own.get("name") or described.get("task")
 
@@ -256,7 +259,7 @@ def _class_in(described: Mapping[str, Any]) -> str | None:
 def _report_differences(run: FitRun, content: dict[str, Any], path: Path) -> None:
     now = {**environment(run), "seed": run.seed, **settings_of(run), "class": _class_in(run.module.describe())}
     then = {**content["environment"], "seed": content["seed"], **content["settings"], "class": _class_in(content)}
-    # What a checkpoint does not tell (the settings of a module without a recipe) is not compared.
+    # What a checkpoint does not hold (the settings of a module without a recipe) is not compared.
     different = [f"{key} {then[key]} -> {now[key]}" for key in now if key in then and then[key] != now[key]]
     if different:
         run.trainer.say(f"resuming {path.name}: results will not be bit-equal ({'; '.join(different)})")

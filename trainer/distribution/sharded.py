@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.averaging.stochastic_weight_averaging import StochasticWeightAveraging
+from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
 from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule

@@ -2,34 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.averaging.running_average import (
-    AverageFunction,
-    RunningAverage,
-    copy_tensors,
-    replace_in_state,
-    trained_parameters,
-)
 from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.shards import as_held, whole
 from flashtask.trainer.wrapping import own_name
 
-__all__ = ["EMAWeightAveraging", "WeightAveraging"]
+__all__ = [
+    "AverageFunction",
+    "AveragingCallback",
+    "EMAWeightAveraging",
+    "RunningAverage",
+    "WeightAveraging",
+    "copy_tensors",
+    "replace_in_state",
+    "trained_parameters",
+]
+
+#: (average, value, number of values in the average) -> the new average, as in `torch.optim.swa_utils`
+AverageFunction = Callable[[Tensor, Tensor, int], Tensor]
+#: The same in place for lists of averages and values.
+_MultiAverageFunction = Callable[[list[Tensor], list[Tensor], int], None]
 
 
-class WeightAveraging(Callback):
-    """Averages the weights over optimizer steps; whatever is measured, saved and left at the end is the average.
+class RunningAverage:
+    """Averages of named tensors, and how many values each of them holds; half precisions are averaged in float32.
 
-    Validation (and a test within a fit) sees the averages, so metrics, the best checkpoint and early stopping speak of
-    them. Training goes on with its own weights, which lie in checkpoints beside the averages for a resume. Until the
+    Args:
+        avg_fn: computes one average from (average, value, number of values so far); None means equal weights.
+        multi_avg_fn: the same in place for lists of averages and values, which is faster on an accelerator.
+    """
+
+    def __init__(
+        self, avg_fn: AverageFunction | None = None, multi_avg_fn: _MultiAverageFunction | None = None
+    ) -> None:
+        if avg_fn is not None:
+            multi_avg_fn = _one_by_one(avg_fn)
+        self._multi_avg_fn = multi_avg_fn or get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.tensors: dict[str, Tensor] = {}
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Take in one value of each tensor; the first ones decide which tensors there are."""
+        if not self.count:
+            self.tensors = {n: value.detach().to(_wide(value.dtype), copy=True) for n, value in values.items()}
+        else:
+            # One kernel works on a list of tensors of one device and dtype.
+            groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+            for name, average in self.tensors.items():
+                averages, news = groups.setdefault((average.device, average.dtype), ([], []))
+                averages.append(average)
+                news.append(values[name].detach().to(average.dtype))
+            for averages, news in groups.values():
+                self._multi_avg_fn(averages, news, self.count)
+        self.count += 1
+
+    def join(self, values: Mapping[str, Tensor]) -> None:
+        """Move averages that came from a file to where their tensors are.
+
+        Raises:
+            UsageError: one of them is not there.
+        """
+        for name in self.tensors:
+            if name not in values:
+                raise UsageError(
+                    f"the run that is resumed averaged {name}, which no optimizer holds now",
+                    fix="resume with the finetuning strategy and optimizer of the first run",
+                )
+        self.tensors = {
+            name: as_held(average.to(values[name].device), values[name]) for name, average in self.tensors.items()
+        }
+
+
+def _one_by_one(avg_fn: AverageFunction) -> _MultiAverageFunction:
+    def update(averages: list[Tensor], values: list[Tensor], count: int) -> None:
+        for average, value in zip(averages, values, strict=True):
+            average.copy_(avg_fn(average, value, count))
+
+    return update
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """A half precision is too coarse for an average: the small share of one update would be rounded away."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy values into the tensors of the same names; these stay the same objects, which optimizers hold."""
+    with torch.no_grad():
+        for name, tensor in source.items():
+            target[name].copy_(tensor)
+
+
+def trained_parameters(module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """The parameters that an optimizer holds, by their unwrapped names; the others never change and need no average.
+
+    A shared parameter is listed once, under the first of its names.
+    """
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    return {own_name(name): p for name, p in module.named_parameters() if id(p) in held}
+
+
+def replace_in_state(state: dict[str, Any], tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Put tensors into a state dict of the module, under each of the names that a shared one has there."""
+    names: dict[int, list[str]] = {}
+    own = module.state_dict(keep_vars=True)
+    for name, tensor in own.items():
+        names.setdefault(id(tensor), []).append(name)
+    for name, tensor in tensors.items():
+        for alias in names[id(own[name])] if name in own else ():
+            if alias in state:
+                state[alias] = tensor
+
+
+class AveragingCallback(Callback):
+    """Base of the callbacks that average weights, of which a fit has at most one.
+
+    Args:
+        average: how they are averaged.
+    """
+
+    def __init__(self, average: RunningAverage) -> None:
+        self._average = average
+        self._forget()
+
+    def _forget(self) -> None:
+        self._average.clear()
+
+    @property
+    def num_averaged(self) -> int:
+        """How many values are in the average."""
+        return self._average.count
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Forget an earlier fit; two averages of one module are refused."""
+        if stage != "fit":
+            return
+        if sum(isinstance(callback, AveragingCallback) for callback in trainer.callbacks) > 1:
+            raise UsageError("two callbacks average the weights of one module", fix="drop one of them")
+        self._forget()
+
+
+class WeightAveraging(AveragingCallback):
+    """Averages the weights over optimizer steps; what is measured, saved and left at the end is the average.
+
+    Validation (and a test within a fit) sees the averages, so metrics, the best checkpoint and early stopping go by
+    them. Training goes on with its own weights, which checkpoints hold beside the averages for a resume. Until the
     first update there is no average, and everything is as without the callback.
 
     What no optimizer holds at the start of the fit is left alone, and so are buffers of whole numbers.
@@ -38,19 +169,19 @@ class WeightAveraging(Callback):
         avg_fn: (average, value, number of values in the average) -> new average; None gives all equal weight (Polyak
             and Juditsky 1992), which is for averages that start late.
         multi_avg_fn: the same in place for lists of tensors, as `torch.optim.swa_utils.get_ema_multi_avg_fn` makes it.
-        use_buffers: average floating-point buffers too, so that BatchNorm's statistics fit to the averaged weights.
+        use_buffers: average floating-point buffers too, so that BatchNorm's statistics fit the averaged weights.
         update_every_n_steps: update after every so many optimizer steps.
         update_starting_at_step: no update before this step, counted from 0.
         update_starting_at_epoch: no update before this epoch, counted from 0.
 
     Raises:
-        UsageError: an argument that cannot be meant, two callbacks that average, or nothing to average.
+        UsageError: an invalid argument, two callbacks that average, or nothing to average.
     """
 
     def __init__(
         self,
         avg_fn: AverageFunction | None = None,
-        multi_avg_fn: Callable[..., None] | None = None,
+        multi_avg_fn: _MultiAverageFunction | None = None,
         use_buffers: bool = True,
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
@@ -62,11 +193,10 @@ class WeightAveraging(Callback):
         _check_whole("update_starting_at_epoch", 0 if update_starting_at_epoch is None else update_starting_at_epoch)
         self.use_buffers, self.update_every_n_steps = use_buffers, update_every_n_steps
         self.update_starting_at_step, self.update_starting_at_epoch = update_starting_at_step, update_starting_at_epoch
-        self._average = RunningAverage(avg_fn, multi_avg_fn)
-        self._forget()
+        super().__init__(RunningAverage(avg_fn, multi_avg_fn))
 
     def _forget(self) -> None:
-        self._average.clear()
+        super()._forget()
         self._parameters: dict[str, Tensor] = {}
         self._buffers: set[str] = set()
         #: the step that was looked at last
@@ -88,23 +218,10 @@ class WeightAveraging(Callback):
             return False
         return (step_idx + 1) % self.update_every_n_steps == 0
 
-    @property
-    def num_averaged(self) -> int:
-        """How many values are in the average."""
-        return self._average.count
-
     # ---- training
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Forget an earlier fit; two averages of one module are refused."""
-        if stage != "fit":
-            return
-        if sum(isinstance(callback, WeightAveraging) for callback in trainer.callbacks) > 1:
-            raise UsageError("two callbacks average the weights of one module", fix="drop one of them")
-        self._forget()
-
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Find out what there is to average; go on with the average of a run that is resumed."""
+        """Find the tensors to average; go on with the average of a run that is resumed."""
         run = trainer.fit_run
         stored = module.state_dict(keep_vars=True)
         trained = trained_parameters(module, run.optimizers)
@@ -123,11 +240,11 @@ class WeightAveraging(Callback):
         self._is_training = True
         if self._last_step is None:
             self._last_step = run.global_step
-        # A checkpoint of another callback's may stand between a step and its update.
+        # A checkpoint that another callback wrote may lie between a step and its update.
         self._follow(trainer, module)
 
     def _join(self, trainer: Any, module: Any) -> None:
-        """Meet the average that a checkpoint held; which tensors it has stays as it was."""
+        """Go on with the average of a checkpoint; it keeps the tensors that it has."""
         available = self._parameters | {own_name(name): buffer for name, buffer in module.named_buffers()}
         self._average.join(available)
         self._buffers = set(self._average.tensors) - set(self._parameters)
@@ -146,7 +263,7 @@ class WeightAveraging(Callback):
             self._average.update(self._values(module))
 
     def _values(self, module: Any) -> dict[str, Tensor]:
-        """The tensors that are averaged, as they are now; buffers may have been assigned anew."""
+        """The tensors that are averaged, as they are now; a buffer may have been assigned a new tensor."""
         buffers = ((own_name(name), buffer) for name, buffer in module.named_buffers() if self._buffers)
         return self._parameters | {name: buffer for name, buffer in buffers if name in self._buffers}
 
@@ -158,7 +275,7 @@ class WeightAveraging(Callback):
             self._show(module, trainer.active_run)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        """Put the weights that train back, unless an outer evaluation still looks at the averages."""
+        """Put the weights that train back, unless an outer evaluation still uses the averages."""
         if self._shown_to is not None and self._shown_to is trainer.active_run:
             self._hide(module)
 
@@ -168,7 +285,7 @@ class WeightAveraging(Callback):
     def _show(self, module: Any, run: Any) -> None:
         values = self._values(module)
         self._held = {name: values[name].detach().clone() for name in self._average.tensors}
-        self._average.put_into(values)
+        copy_tensors(self._average.tensors, values)
         self._shown_to = run
 
     def _hide(self, module: Any) -> None:
@@ -184,7 +301,7 @@ class WeightAveraging(Callback):
             trainer.say(f"{type(self).__name__}: the run ended before the first update, so nothing was averaged")
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
-        """What processes have shares of is put together while they are all here."""
+        """Put sharded tensors together while all processes are still here."""
         self._average.tensors, self._held = whole(self._average.tensors), whole(self._held)
 
     def teardown(self, trainer: Any, module: Any, stage: str) -> None:
@@ -228,19 +345,19 @@ class WeightAveraging(Callback):
 class EMAWeightAveraging(WeightAveraging):
     """An exponential moving average of the weights, updated after optimizer steps.
 
-    It remembers about `1 / (1 - decay)` updates. A run that is not much longer ends close to its first weights, which
-    is said at the start: lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
+    It remembers about `1 / (1 - decay)` updates. A run that is not much longer ends close to its first weights, and a
+    message at the start says so. Lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
     `WeightAveraging` can do: `lambda a, w, n: a.lerp(w, 1 - min(0.999, (1 + n) / (10 + n)))`.
 
     Args:
         decay: weight of the average in each update, from 0 to below 1; the new weights have the rest.
-        use_buffers: as in `WeightAveraging`; so are the others.
-        update_every_n_steps: see there.
-        update_starting_at_step: see there.
-        update_starting_at_epoch: see there.
+        use_buffers: as in `WeightAveraging`.
+        update_every_n_steps: as in `WeightAveraging`.
+        update_starting_at_step: as in `WeightAveraging`.
+        update_starting_at_epoch: as in `WeightAveraging`.
 
     Raises:
-        UsageError: an argument that cannot be meant.
+        UsageError: an invalid argument.
     """
 
     def __init__(
@@ -260,7 +377,7 @@ class EMAWeightAveraging(WeightAveraging):
         self.decay = decay
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Say so if the run is too short for the decay."""
+        """Warn if the run is too short for the decay."""
         steps, memory = trainer.fit_run.total_steps, 1 / (1 - self.decay)
         updates = None if steps is None else steps // self.update_every_n_steps
         if updates is not None and updates < memory:
@@ -275,7 +392,7 @@ def _check_functions(avg_fn: Any, multi_avg_fn: Any) -> None:
         if function is not None and not callable(function):
             raise UsageError(f"{name}={function!r}: a function is needed", fix="torch.optim.swa_utils has some")
     if avg_fn is not None and multi_avg_fn is not None:
-        raise UsageError("avg_fn and multi_avg_fn are two answers to one question", fix="drop one of them")
+        raise UsageError("avg_fn and multi_avg_fn contradict each other", fix="drop one of them")
 
 
 def _check_whole(name: str, value: Any, least: int = 0) -> None:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from flashtask.core.checks import is_whole
-from flashtask.core.errors import UsageError
-from flashtask.trainer.averaging.annealing import annealed, check_annealing, constant_rates, set_rate
-from flashtask.trainer.averaging.batchnorm_statistics import (
-    layers_with_statistics,
-    parts_in_eval_mode,
-    refresh_statistics,
-)
-from flashtask.trainer.averaging.running_average import (
+from flashtask.core.checks import is_number, is_whole
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.metrics import is_metric, uncounted
+from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
+from flashtask.trainer.callbacks.weight_averaging import (
     AverageFunction,
+    AveragingCallback,
     RunningAverage,
     copy_tensors,
     replace_in_state,
     trained_parameters,
 )
-from flashtask.trainer.averaging.weight_averaging import WeightAveraging
-from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.loading import batch_size_of
+from flashtask.trainer.results import Results
+from flashtask.trainer.run import RunInterruptedError
 from flashtask.trainer.wrapping import own_name
 
-__all__ = ["StochasticWeightAveraging"]
+__all__ = ["StochasticWeightAveraging", "constant_rates"]
 
 
-class StochasticWeightAveraging(Callback):
+class StochasticWeightAveraging(AveragingCallback):
     """Averages the weights at the ends of the last epochs (Izmailov et al. 2018, arXiv:1803.05407).
 
-    Up to the start epoch everything is as without the callback. From there on schedulers stand still, the rates go from
-    where they are to `swa_lrs` and stay there, and the weights at the end of each epoch are averaged. At the end of
+    Up to the start epoch everything is as without the callback. From there on schedulers pause, the rates go from where
+    they are to `swa_lrs` and stay there, and the weights at the end of each epoch are averaged. At the end of
     training the averages are put into the module, and the statistics of BatchNorm layers that train are computed for
     them in one more pass over the training data.
 
@@ -53,7 +55,7 @@ class StochasticWeightAveraging(Callback):
         avg_fn: (average, value, number of values in the average) -> new average; None gives all equal weight.
 
     Raises:
-        UsageError: an argument that cannot be meant or that does not fit the run; BatchNorm in a module with
+        UsageError: an invalid argument, or one that does not fit the run; BatchNorm in a module with
             `automatic_optimization = False`; two callbacks that average.
         UnknownNameError: another annealing strategy.
     """
@@ -66,17 +68,16 @@ class StochasticWeightAveraging(Callback):
         annealing_strategy: str = "cos",
         avg_fn: AverageFunction | None = None,
     ) -> None:
-        check_annealing(swa_lrs, annealing_epochs, annealing_strategy)
+        _check_annealing(swa_lrs, annealing_epochs, annealing_strategy)
         _check_start(swa_epoch_start)
         if avg_fn is not None and not callable(avg_fn):
             raise UsageError(f"avg_fn={avg_fn!r}: a function is needed", fix="torch.optim.swa_utils.get_swa_avg_fn()")
         self.swa_lrs, self.swa_epoch_start = swa_lrs, swa_epoch_start
         self.annealing_epochs, self.annealing_strategy = annealing_epochs, annealing_strategy
-        self._average = RunningAverage(avg_fn)
-        self._forget()
+        super().__init__(RunningAverage(avg_fn))
 
     def _forget(self) -> None:
-        self._average.clear()
+        super()._forget()
         self._start = 0
         #: the epoch in which the rates began to change, and from what to what they go; None before it
         self._begun_at: int | None = None
@@ -87,26 +88,12 @@ class StochasticWeightAveraging(Callback):
         #: what the module held before the averages were put in; empty before that
         self._trained: dict[str, Tensor] = {}
 
-    @property
-    def num_averaged(self) -> int:
-        """How many epochs' weights are in the average."""
-        return self._average.count
-
     # ---- training
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Forget an earlier fit; two averages of one module are refused."""
-        if stage != "fit":
-            return
-        averaging = (StochasticWeightAveraging, WeightAveraging)
-        if sum(isinstance(callback, averaging) for callback in trainer.callbacks) > 1:
-            raise UsageError("two callbacks average the weights of one module", fix="drop one of them")
-        self._forget()
-
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Settle when it begins; go on with the average of a run that is resumed."""
+        """Settle when averaging begins; go on with the average of a run that is resumed."""
         run = trainer.fit_run
-        if not run.automatic and layers_with_statistics(module):
+        if not run.automatic and _layers_with_statistics(module):
             raise UsageError(
                 "StochasticWeightAveraging cannot compute BatchNorm's statistics with automatic_optimization = False",
                 why="that needs a pass of training steps that do not train, and these step the optimizers themselves",
@@ -117,7 +104,7 @@ class StochasticWeightAveraging(Callback):
         self._settle_rates(run, run.epoch)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Say when averaging begins."""
+        """Announce the averaging when it begins."""
         run = trainer.fit_run
         if run.epoch == self._begun_at and not run.batch_idx:
             rates = ", ".join(f"{rate:g}" for rate in self._targets)
@@ -134,7 +121,7 @@ class StochasticWeightAveraging(Callback):
             return
         if self._begun_at is not None and run.epoch >= self._begun_at:
             self._average.update(_parameters_of(run))
-            self._in_eval_mode = parts_in_eval_mode(module)
+            self._in_eval_mode = _parts_in_eval_mode(module)
         self._settle_rates(run, run.epoch + 1)
 
     def _settle_rates(self, run: FitRun, epoch: int) -> None:
@@ -153,12 +140,12 @@ class StochasticWeightAveraging(Callback):
             scheduled.is_paused = True
         passed = epoch - self._begun_at
         for group, rate, target in zip(groups, self._rates, self._targets, strict=True):
-            set_rate(group, annealed(rate, target, passed, self.annealing_epochs, self.annealing_strategy))
+            _set_rate(group, _annealed(rate, target, passed, self.annealing_epochs, self.annealing_strategy))
 
     # ---- the end
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Put the averages into the module, with statistics that fit to them, and into a file."""
+        """Put the averages into the module, with statistics that fit them, and into a file."""
         run = trainer.fit_run
         if not self._average.count:
             trainer.say(
@@ -172,8 +159,8 @@ class StochasticWeightAveraging(Callback):
         trained = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         last_epoch = int(run.history[-1]["epoch"])
         try:
-            self._average.put_into(tensors)
-            refreshed = refresh_statistics(run, last_epoch, self._in_eval_mode)
+            copy_tensors(self._average.tensors, tensors)
+            refreshed = _refresh_statistics(run, last_epoch, self._in_eval_mode)
         except BaseException:
             copy_tensors(trained, tensors)
             raise
@@ -250,7 +237,7 @@ def _first_epoch(run: FitRun, start: int | float) -> int:
         return start
     if epochs is None:
         raise UsageError(
-            f"swa_epoch_start={start} is a share of the run's epochs, and nobody knows how many there are",
+            f"swa_epoch_start={start} is a share of the run's epochs, whose number is not known",
             why="max_epochs is not given, and the training loader has no length",
             fix="swa_epoch_start=<epoch>, a whole number",
         )
@@ -258,7 +245,7 @@ def _first_epoch(run: FitRun, start: int | float) -> int:
 
 
 def _epochs_of(run: FitRun) -> int | None:
-    """How many epochs a run has, the last of which `max_steps` may cut short; None if nobody knows."""
+    """How many epochs a run has, the last of which `max_steps` may cut short; None if it is not known."""
     if run.max_steps < 0:
         return run.max_epochs
     epochs = 0
@@ -274,3 +261,180 @@ def _epochs_of(run: FitRun) -> int | None:
 
 def _parameters_of(run: FitRun) -> dict[str, Tensor]:
     return trained_parameters(run.module, run.optimizers)
+
+
+# ---- learning rates: functions of the epoch
+
+_CURVES: dict[str, Callable[[float], float]] = {
+    "cos": lambda share: (1 - math.cos(math.pi * share)) / 2,
+    "linear": lambda share: share,
+}
+
+
+def _check_annealing(rates: Any, epochs: Any, strategy: Any) -> None:
+    given = [] if rates is None else rates if isinstance(rates, (list, tuple)) else [rates]
+    is_empty = rates is not None and not given
+    if is_empty or not all(is_number(r) and r > 0 for r in given):
+        raise UsageError(f"swa_lrs={rates!r}: learning rates above 0 are needed", fix="swa_lrs=0.01")
+    if not is_whole(epochs, 0):
+        raise UsageError(
+            f"annealing_epochs={epochs!r}: a whole number of at least 0 is needed", fix="annealing_epochs=10"
+        )
+    if strategy not in _CURVES:
+        raise UnknownNameError("annealing strategy", str(strategy), _CURVES)
+
+
+def _annealed(rate: float, target: float, epoch: int, epochs: int, strategy: str) -> float:
+    """The rate of an epoch on the way from one rate to another, as `torch.optim.swa_utils.SWALR` has it.
+
+    Args:
+        rate: of epoch 0.
+        target: of all epochs from number `epochs` on.
+        epoch: counted from the beginning of the way.
+        epochs: length of the way.
+        strategy: `cos` or `linear`.
+    """
+    weight = _CURVES[strategy](min(1.0, epoch / epochs) if epochs else 1.0)
+    return target * weight + rate * (1 - weight)
+
+
+def constant_rates(groups: list[dict[str, Any]], given: float | Sequence[float] | None) -> list[float]:
+    """The rates that parameter groups are to have: those given, or half of what their optimizer was made with.
+
+    Raises:
+        UsageError: another number of rates than of groups.
+    """
+    if given is None:
+        return [0.5 * float(group.get("initial_lr", group["lr"])) for group in groups]
+    if not isinstance(given, Sequence):
+        return [float(given)] * len(groups)
+    # Two groups of one name are one to the user: the second holds the parameters without weight decay.
+    names = [group.get("name", number) for number, group in enumerate(groups)]
+    own = list(dict.fromkeys(names))
+    if len(given) != len(own):
+        raise UsageError(
+            f"swa_lrs has {len(given)} learning rates, and the optimizers have {len(own)} parameter groups",
+            fix="one rate for each group in their order, or swa_lrs=0.01 for all",
+        )
+    return [float(given[own.index(name)]) for name in names]
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a parameter group, in place where it is a tensor that compiled steps read."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+# ---- BatchNorm's statistics of weights that were not trained as they are
+
+
+def _layers_with_statistics(module: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of a module that keep running statistics."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+
+
+def _parts_in_eval_mode(module: nn.Module) -> list[str]:
+    """Names of the parts that are in eval mode, because they are frozen or a hook set them so."""
+    return [own_name(name) for name, part in module.named_modules() if not part.training]
+
+
+def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) -> int:
+    """Compute BatchNorm's statistics as means over one pass over the training data; nothing else changes.
+
+    It is `torch.optim.swa_utils.update_bn`, but through the module's own training step, so it takes any batch. The pass
+    has the order and the augmentation of an epoch; the generators are seeded for it and put back.
+
+    Args:
+        run: of the fit, between two epochs.
+        epoch: whose order and augmentation.
+        in_eval_mode: names of the parts that stay in eval mode, with the statistics they have.
+
+    Returns:
+        The number of layers whose statistics are new.
+
+    Raises:
+        RunInterruptedError: a signal came during the pass; the statistics are not to be used.
+    """
+    stays = set(in_eval_mode)
+    with _leaving_no_trace(run):
+        for name, part in run.module.named_modules():
+            part.training = own_name(name) not in stays
+        layers = [layer for layer in _layers_with_statistics(run.module) if layer.training]
+        if layers:
+            # Compiled parts would be compiled again for this pass alone, because its momentum differs.
+            with _cumulative(layers), torch.compiler.set_stance("force_eager"):
+                _pass_over_training_data(run, epoch)
+    return len(layers)
+
+
+@contextmanager
+def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Reset the statistics, and compute a mean over all batches in place of a moving average."""
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def _pass_over_training_data(run: FitRun, epoch: int) -> None:
+    """The forward half of an epoch's training steps.
+
+    Gradients are not turned off: a training step may need some of its own (a penalty, adversarial images).
+    """
+    for batch_idx, batch in enumerate(_batches(run, epoch)):
+        if run.interrupted_by is not None:
+            raise RunInterruptedError(run.interrupted_by)
+        run.batch_size = batch_size_of(batch)
+        moved = run.to_device(batch)
+        for _, arguments in run.turns():
+            run.moment = "training_step"
+            with run.inference_precision.forward():
+                run.training_step(moved, batch_idx, *arguments)
+    for optimizer in run.optimizers:
+        optimizer.zero_grad()
+
+
+def _batches(run: FitRun, epoch: int) -> Iterator[Any]:
+    if run.ordered is not None:
+        run.ordered.set_place(epoch, frozen=run.is_frozen(epoch))
+    elif hasattr(getattr(run.loader, "sampler", None), "set_epoch"):
+        run.loader.sampler.set_epoch(epoch)
+    return islice(iter(run.loader), run.limit)
+
+
+@contextmanager
+def _leaving_no_trace(run: FitRun) -> Iterator[None]:
+    """Put back what a training step changes besides BatchNorm: modes, buffers, metrics, logged values, generators."""
+    module = run.module
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = _other_buffers(module)
+    attributes = {name: getattr(run, name) for name in ("results", "loggers", "moment", "batch_size")}
+    run.results, run.loggers = Results(), []
+    states = generator_states()
+    # A loader that is not reordered draws its order and its transforms from these generators.
+    seed_generators(run.seed)
+    try:
+        with uncounted(part for part in module.modules() if is_metric(part)):
+            yield
+    finally:
+        set_generator_states(states)
+        vars(run).update(attributes)
+        for part, name, buffer, before in buffers:
+            buffer.copy_(before)
+            part._buffers[name] = buffer
+        for part, mode in modes:
+            part.training = mode
+
+
+def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """(module, name, buffer, copy) of all buffers but the statistics of BatchNorm."""
+    others = (part for part in module.modules() if not isinstance(part, _BatchNorm))
+    found = ((part, name, buffer) for part in others for name, buffer in part._buffers.items() if buffer is not None)
+    return [(part, name, buffer, buffer.clone()) for part, name, buffer in found]

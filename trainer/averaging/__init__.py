@@ -1,1 +1,0 @@
-"""Averages of weights: callbacks, and what they share."""
