@@ -306,13 +306,61 @@ def test_a_file_that_was_damaged_after_a_run_is_found_by_the_next(tmp_path, fold
         fit(tmp_path, folders, "second")
 
 
-def test_the_sanity_check_uses_features_that_are_there_and_makes_no_pass_of_its_own(tmp_path, folders):
+def test_the_sanity_check_computes_the_features_that_validation_needs(tmp_path, folders, capsys):
     first, second = Counted(), Counted()
     for name, counted in (("first", first), ("second", second)):
         trainer = Trainer(output_dir=tmp_path / name, max_epochs=1, precision="32", callbacks=[counted])
         trainer.finetune(model(), datamodule=data(folders), strategy="freeze")
-    assert first.images == 10 + 24 + 10  # two batches of five, then each image once
+        said = capsys.readouterr().err
+        assert said.index("10 validation images") < said.index("24 training images")
+    assert first.images == 24 + 10
     assert second.images == 0
+
+
+@pytest.mark.parametrize(("strategy", "epochs"), [(("freeze_unfreeze", 1), 2), ("freeze", 1)])
+def test_the_sanity_check_makes_no_pass_where_no_frozen_epoch_is_validated(tmp_path, folders, strategy, epochs):
+    counted = Counted()
+    trainer = Trainer(
+        output_dir=tmp_path / "run", max_epochs=epochs, precision="32", callbacks=[counted], check_val_every_n_epoch=2
+    )
+    trainer.finetune(model(), datamodule=data(folders), strategy=strategy, restore_best=False)
+    assert counted.images == 10 + epochs * 24 + (epochs - 1) * 10  # the sanity check's two batches of five first
+    assert len(FeatureStore().entries()) == 1
+
+
+def test_an_error_in_validation_is_found_before_training(tmp_path, folders):
+    for file in folders[1].rglob("*.*"):
+        os.utime(file, (1, 1))
+    fit(tmp_path, folders, "first", max_epochs=1)  # so that files are known to be good
+    damaged, steps = min(folders[1].rglob("*.*")), []
+    module, made = model(learning_rate=1e-3), data(folders, size=40)
+
+    class Late(Callback):
+        def on_fit_start(self, trainer, module):
+            damaged.write_bytes(b"nothing")
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            steps.append(batch_idx)
+
+    trainer = Trainer(output_dir=tmp_path / "run", max_epochs=1, precision="32", callbacks=[Late()])
+    with pytest.raises(BadDataError, match=damaged.name):
+        trainer.finetune(module, datamodule=made, strategy="freeze")
+    assert not steps
+
+
+def test_a_run_makes_one_copy_for_inference_and_lets_go_of_it(tmp_path, monkeypatch):
+    folders = colour_folders(tmp_path / "images", each=20), colour_folders(tmp_path / "val", each=20)
+    copies, real = [], ImageClassifier.inference_copy
+
+    def noted(module, precision):
+        copies.append(made := real(module, precision))
+        return made
+
+    monkeypatch.setattr(ImageClassifier, "inference_copy", noted)
+    phases = [Phase("head", epochs=2), Phase("all", epochs=1), Phase("head", epochs=1)]
+    trainer, _ = fit(tmp_path, folders, "run", strategy=phases, max_epochs=4)
+    assert len(copies) == 2  # before and after the backbone was trained
+    assert trainer.fit_run.loader.features.part._copy is None
 
 
 def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tmp_path, folders):

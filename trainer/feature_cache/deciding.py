@@ -11,7 +11,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.feature_cache.loaders import FeatureLoader
-from flashtask.trainer.feature_cache.sources import SampleFeatures
+from flashtask.trainer.feature_cache.sources import FrozenPart, SampleFeatures
 from flashtask.trainer.feature_cache.store import FeatureStore
 from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
@@ -42,16 +42,16 @@ def use_features(run: Any) -> None:
         raise UsageError(f"feature_cache={wanted!r} cannot be used: {reason}", fix='feature_cache="auto"')
     views = wanted if is_whole(wanted) else 1
     noun = run.module.sample_noun
-    run.loader = _wrapped(run, run.loader, views, f"training {noun}")
+    part = FrozenPart(run)
+    run.loader = _wrapped(part, run.loader, views, f"training {noun}")
     if run.validation is None:
         return
-    run.validation.loaders = [_wrapped(run, one, 1, f"validation {noun}") for one in run.validation.loaders]
+    run.validation.loaders = [_wrapped(part, one, 1, f"validation {noun}") for one in run.validation.loaders]
     if run.sanity is not None:
-        # A few batches are not worth a pass, and none goes through the backbone where that was done before.
+        # The features that it computes are those of the first validation; without one, its few batches need no pass.
+        only_known = not _validates_while_frozen(run)
         run.sanity.loaders = [
-            FeatureLoader(one.loader, one.features, one.epoch, only_known=True)
-            if isinstance(one, FeatureLoader)
-            else one
+            FeatureLoader(one.loader, one.features, one.epoch, only_known) if isinstance(one, FeatureLoader) else one
             for one in run.validation.loaders
         ]
 
@@ -68,7 +68,8 @@ def use_known_features(run: Any) -> None:
         return
     whole = all(limit is None for limit in run.limits)
     noun = f"{run.word} {run.module.sample_noun}"
-    loaders = [_wrapped(run, loader, 1, noun, epoch=lambda: 0) for loader in run.loaders]
+    part = FrozenPart(run)
+    loaders = [_wrapped(part, loader, 1, noun, epoch=lambda: 0) for loader in run.loaders]
     for loader in loaders:
         if isinstance(loader, FeatureLoader):
             loader.only_known = not (whole and loader.features.are_of_a_known_part())
@@ -127,15 +128,23 @@ def _of_any(run: Any, reason: str) -> str:
     return next(filter(None, run.strategy.gather(reason)), "")
 
 
-def _wrapped(run: Any, loader: Any, views: int, what: str, epoch: Callable[[], int | None] | None = None) -> Any:
+def _validates_while_frozen(run: Any) -> bool:
+    """Whether the whole backbone is frozen until the first epoch that ends with validation is over."""
+    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch
+    return (run.max_epochs is None or epochs <= run.max_epochs) and all(map(run.is_frozen, range(epochs)))
+
+
+def _wrapped(
+    part: FrozenPart, loader: Any, views: int, what: str, epoch: Callable[[], int | None] | None = None
+) -> Any:
     dataset = getattr(loader, "dataset", None)
     order = getattr(loader, "batch_sampler", None)
     if not isinstance(order, OrderedBatches) or not isinstance(dataset, SeededDataset):
         return loader
     if views == 1 and not dataset.repeats_itself():
         return loader
-    features = SampleFeatures(run, loader, views, what, FeatureStore())
-    return FeatureLoader(loader, features, epoch or partial(_frozen_epoch, run))
+    features = SampleFeatures(part, loader, views, what, FeatureStore())
+    return FeatureLoader(loader, features, epoch or partial(_frozen_epoch, part.run))
 
 
 def _frozen_epoch(run: Any) -> int | None:

@@ -38,6 +38,50 @@ _ROUND = 8
 _FORM = 2
 
 
+class FrozenPart:
+    """What computes the features of a run's loaders: its weights, and a copy of the module for inference.
+
+    Args:
+        run: whose module it is.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        #: a hash of weights and buffers, the same in every process; known after `renew`
+        self.weights = ""
+        #: those whose features it computes
+        self.sources: list[SampleFeatures] = []
+        # How often torch has written to the weights.
+        self._writes = -1
+        self._copy: Any = None
+
+    def renew(self) -> None:
+        """Find out whether the weights have changed; for every process."""
+        parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
+        if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
+            return
+        with strategy.whole_weights(self.run.module):
+            hashed = weights_hash(parts)
+            if len(set(strategy.gather(hashed))) > 1:
+                # Statistics of BatchNorm, for one, are each process's own until its next step.
+                _take_first(parts, strategy)
+                hashed = weights_hash(parts)
+        if hashed != self.weights:
+            self._copy = None
+        self._writes, self.weights = _writes(parts), hashed
+
+    def inference_copy(self) -> Any:
+        """The module's `inference_copy`: made once, and kept until all sources have their features."""
+        if self._copy is None:
+            self._copy = self.run.module.inference_copy(self.run.inference_precision)
+        return self._copy
+
+    def has_computed(self) -> None:
+        """Some features are there; the copy, which is as large as the module, goes with the last of them."""
+        if all(source.is_complete for source in self.sources):
+            self._copy = None
+
+
 class SampleFeatures:
     """The features of the samples that a loader goes through, each computed once for each view.
 
@@ -45,15 +89,18 @@ class SampleFeatures:
     which weights is agreed upon by all, in the same order, so every method that says so is called by every process.
 
     Args:
-        run: the fit run that they are for.
+        part: of the run that they are for.
         loader: of the engine's own order, over a `SeededDataset`.
         views: how often a sample is drawn anew; epoch `e` sees view `e % views`.
         what: what messages call the samples: `training images`.
         store: where features are looked for and left; None keeps them for this run alone.
     """
 
-    def __init__(self, run: Any, loader: DataLoader[Any], views: int, what: str, store: FeatureStore | None) -> None:
-        self.run, self.loader, self.views, self.what, self.store = run, loader, views, what, store
+    def __init__(
+        self, part: FrozenPart, loader: DataLoader[Any], views: int, what: str, store: FeatureStore | None
+    ) -> None:
+        self.run, self.part, self.loader = part.run, part, loader
+        self.views, self.what, self.store = views, what, store
         self.dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
         order = loader.batch_sampler
         assert isinstance(order, OrderedBatches)
@@ -62,9 +109,10 @@ class SampleFeatures:
         self.indices = np.unique(order.samples)
         self._views: dict[int, Features] = {}
         self._keys: dict[int, str | None] = {}
-        # Of the frozen part: how often torch has written to it, and what it holds.
-        self._writes, self._weights = -1, ""
+        # Those of the frozen part that the features belong to.
+        self._weights = ""
         self._targets: torch.Tensor | None = None
+        part.sources.append(self)
 
     @property
     def _batch_size(self) -> int:
@@ -90,19 +138,16 @@ class SampleFeatures:
 
     def renew(self) -> None:
         """Forget the features where the frozen part has been trained since they were computed; for every process."""
-        parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
-        if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
-            return
-        with strategy.whole_weights(self.run.module):
-            hashed = weights_hash(parts)
-            if len(set(strategy.gather(hashed))) > 1:
-                # Statistics of BatchNorm, for one, are each process's own until its next step.
-                _take_first(parts, strategy)
-                hashed = weights_hash(parts)
-        if strategy.reduce(int(hashed != self._weights), "max"):
+        self.part.renew()
+        if self.part.weights != self._weights:
             self._views.clear()
             self._keys.clear()
-        self._writes, self._weights = _writes(parts), hashed
+            self._weights = self.part.weights
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the features of all views are there."""
+        return len(self._views) == self.views
 
     def are_known(self, epoch: int) -> bool:
         """Whether the features of an epoch are there without running the frozen part; for every process."""
@@ -123,6 +168,7 @@ class SampleFeatures:
     def _view(self, number: int) -> Features:
         if not self.are_known(number):
             self._views[number] = self._computed(number)
+            self.part.has_computed()
         return self._views[number]
 
     def _stored(self, number: int) -> Features | None:
@@ -263,8 +309,7 @@ class SampleFeatures:
         if not lanes:
             yield from (self._of_batch(self.run.module, batch) for batch in batches)
             return
-        made = self.run.module.inference_copy(self.run.inference_precision)
-        yield from in_lanes(partial(self._of_batch, made), batches, lanes)
+        yield from in_lanes(partial(self._of_batch, self.part.inference_copy()), batches, lanes)
 
     def _lanes(self, num_samples: int) -> int:
         """How many; none for a module that cannot be copied, or whose own hooks want to see each batch."""
