@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flashtask.heads.solved_linear import SolvedLinearHead
-from flashtask.heads.solving import best_scale, check_positive, class_counts, sample_weights
+from flashtask.heads.closed_form import ClosedFormLinearHead, best_scale, check_positive, class_counts, sample_weights
 
 __all__ = ["RidgeHead"]
 
@@ -14,7 +13,7 @@ __all__ = ["RidgeHead"]
 _GRID: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 7))
 
 
-class RidgeHead(SolvedLinearHead):
+class RidgeHead(ClosedFormLinearHead):
     """Least squares on one-hot targets with a penalty on the squared weights, solved in float64.
 
     Features and targets are centred, so the bias is not penalised. The fitted values, which are shares of about 0 to 1,
@@ -48,7 +47,7 @@ class RidgeHead(SolvedLinearHead):
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
-        """Solve the regression; see `SolvableHead`.
+        """Solve the regression; see `ClosedFormHead`.
 
         Raises:
             BadDataError: features that are NaN or infinite.
