@@ -18,10 +18,10 @@ from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase,
 from flashtask.cli import run as flashtask
 from flashtask.core.cache import cache_folder
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.feature_store import FeatureStore, content_key
 from flashtask.core.known_files import content_hashes
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.trainer.feature_cache import loaders
-from flashtask.trainer.feature_cache.store import FeatureStore, content_key
+from flashtask.trainer import feature_cache
 
 EPOCHS = 3
 
@@ -197,7 +197,7 @@ def test_where_it_is_not_right_it_is_not_used_and_that_is_said(tmp_path, folders
         torch.manual_seed(7)
         options = {"module": Own(backbone="timm/test_resnet", pretrained=False)}
     fit(tmp_path, folders, "run", **options)
-    assert f"features are computed anew in each epoch: {why}" in capsys.readouterr().err.replace("\n", " ")
+    assert f"features are computed again in each epoch: {why}" in capsys.readouterr().err.replace("\n", " ")
     assert not FeatureStore().entries()
     with pytest.raises(UsageError, match="feature_cache=True cannot be used"):
         fit(tmp_path, folders, "again", feature_cache=True, **options)
@@ -375,7 +375,7 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
 
 @pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
 def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
-    monkeypatch.setattr(loaders, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
+    monkeypatch.setattr(feature_cache, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
     before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}
 
     class Threads(Callback):
@@ -480,7 +480,7 @@ def test_a_plan_says_whether_features_are_computed_once_and_why_not(folders, str
 def test_the_command_plan_says_it_in_words_and_in_json(folders, tmp_path, capsys):
     command = ["plan", str(folders[0]), "--backbone", "timm/test_resnet", "--no-pretrained", "--no-measure"]
     assert flashtask([*command, "--augment", "light"]) == 0
-    assert "features are computed anew in each epoch: the training data is augmented" in _unwrapped(capsys)
+    assert "features are computed again in each epoch: the training data is augmented" in _unwrapped(capsys)
     assert flashtask([*command, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["phases"][0]["features_once"] is True
