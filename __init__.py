@@ -69,13 +69,13 @@ if TYPE_CHECKING:
     from flashtask.trainer.custom_loops import TrainingEpochLoop as TrainingEpochLoop
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
+    from flashtask.trainer.finetuning.phase import LowRank as LowRank
     from flashtask.trainer.finetuning.phase import Phase as Phase
     from flashtask.trainer.finetuning.phase import Plateau as Plateau
-    from flashtask.trainer.finetuning.phases import Finetuning as Finetuning
-    from flashtask.trainer.finetuning.phases import Stage as Stage
     from flashtask.trainer.finetuning.plan import Plan as Plan
-    from flashtask.trainer.finetuning.selection import LowRank as LowRank
     from flashtask.trainer.finetuning.strategies import FINETUNING as FINETUNING
+    from flashtask.trainer.finetuning.strategies import Finetuning as Finetuning
+    from flashtask.trainer.finetuning.strategies import Stage as Stage
     from flashtask.trainer.fit_result import FitResult as FitResult
     from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
@@ -132,7 +132,7 @@ _HOMES = {
     "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
     "EvaluationLoop": "flashtask.trainer.custom_loops",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
-    "Finetuning": "flashtask.trainer.finetuning.phases",
+    "Finetuning": "flashtask.trainer.finetuning.strategies",
     "FitLoop": "flashtask.trainer.custom_loops",
     "FitResult": "flashtask.trainer.fit_result",
     "FlashtaskError": "flashtask.core.errors",
@@ -156,7 +156,7 @@ _HOMES = {
     "Logger": "flashtask.trainer.loggers.base",
     "Loop": "flashtask.trainer.custom_loops",
     "Loops": "flashtask.trainer.loop",
-    "LowRank": "flashtask.trainer.finetuning.selection",
+    "LowRank": "flashtask.trainer.finetuning.phase",
     "MLFlowLogger": "flashtask.trainer.loggers.mlflow_logger",
     "MPSAccelerator": "flashtask.trainer.placement.accelerators",
     "ManualOptimization": "flashtask.trainer.custom_loops",
@@ -182,7 +182,7 @@ _HOMES = {
     "ScaledPrecision": "flashtask.trainer.placement.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
     "SingleDevice": "flashtask.trainer.placement.strategies",
-    "Stage": "flashtask.trainer.finetuning.phases",
+    "Stage": "flashtask.trainer.finetuning.strategies",
     "StochasticWeightAveraging": "flashtask.trainer.callbacks.stochastic_weight_averaging",
     "Strategy": "flashtask.trainer.placement.strategies",
     "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",

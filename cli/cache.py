@@ -48,7 +48,7 @@ def cache(words: Sequence[str], params: Mapping[str, Any]) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from flashtask.trainer.feature_cache.store import FeatureStore
+    from flashtask.core.feature_store import FeatureStore
 
     store = FeatureStore()
     sizes = {kind: sum(_size(path) for path in _paths(kind)) for kind in _KINDS}

@@ -133,6 +133,7 @@ def check_names(recipe: Recipe) -> None:
         except UsageError as error:
             error.what = f"{recipe.origin(key)}: {error.what}"
             if key == "finetune.strategy" and (advice := advice_on_distribution(value)):
+                error.why = advice[0]
                 error.fix = f"--distributed {advice[1]}, or `strategy: {advice[1]}` in the recipe's `trainer`"
             raise
 

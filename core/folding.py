@@ -46,18 +46,19 @@ def folded_copy(module: nn.Module, example: Tensor, *, fuses: bool = False) -> n
         return None
     made = copy.deepcopy(module).eval()
     with torch.no_grad():
-        pairs, before = _followed(made, example, _is_norm)
+        pairs, _, before = _followed(made, example, _is_norm)
         if not pairs:
             return None
         for convolution, norm in pairs:
             _fold(made.get_submodule(convolution), made.get_submodule(norm))
             _replace(made, norm, _rest_of(made.get_submodule(norm)))
-        if not _is_same(before, made(example)):
+        pairs, sizes, after = _followed(made, example, _is_activation)
+        if not _is_same(before, after):
             return None
         if not fuses or _FUSED is None:
             return made
         fused = copy.deepcopy(made)
-        _fuse(fused, example)
+        _fuse(fused, dict(pairs), sizes)
         return fused if _is_same(before, fused(example)) else made
 
 
@@ -68,8 +69,13 @@ def _is_same(before: Tensor, after: Tensor) -> bool:
 
 def _followed(
     module: nn.Module, example: Tensor, follows: Callable[[nn.Module], bool]
-) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of (convolution, the layer that alone takes its output), each called once; and the module's output."""
+) -> tuple[list[tuple[str, str]], dict[str, torch.Size], Tensor]:
+    """Run a network once and see what follows what.
+
+    Returns:
+        Names of (convolution, the layer that alone takes its output), each called once; the height and width of what
+        goes into each of these layers, by name; the module's output.
+    """
     named = {name: part for name, part in module.named_modules() if _is_convolution(part) or follows(part)}
     events: list[tuple[str, bool, Tensor, int]] = []  # the tensors are held, so that no two have the same identity
 
@@ -101,7 +107,8 @@ def _followed(
     times = Counter(name for name, is_output, _, _ in events if is_output)
     taken = Counter(convolution for convolution, _ in pairs)
     once = [(c, n) for c, n in pairs if times[c] == times[n] == taken[c] == 1 and c not in changed]
-    return [(c, n) for c, n in once if follows(named[n])], output
+    sizes = {name: tensor.shape[2:] for name, is_output, tensor, _ in events if not is_output}
+    return [(c, n) for c, n in once if follows(named[n])], sizes, output
 
 
 def _is_convolution(part: nn.Module) -> bool:
@@ -188,38 +195,23 @@ def _padded_as_same(convolution: nn.Conv2d, height_and_width: torch.Size) -> tup
     return weight, padding
 
 
-def _fuse(module: nn.Module, example: Tensor) -> None:
-    """Replace each convolution that an activation follows, or that pads by itself, by one call of oneDNN."""
-    pairs, _ = _followed(module, example, _is_activation)
-    behind, sizes = dict(pairs), _input_sizes(module, example)
+def _fuse(module: nn.Module, behind: dict[str, str], sizes: dict[str, torch.Size]) -> None:
+    """Replace each convolution that an activation follows, or that pads by itself, by one call of oneDNN.
+
+    Args:
+        module: it is changed.
+        behind: name of a convolution -> name of the activation behind it.
+        sizes: height and width of what goes into each layer.
+    """
     for name, height_and_width in sizes.items():
         part = module.get_submodule(name)
-        assert isinstance(part, nn.Conv2d)
+        if not (isinstance(part, nn.Conv2d) and _is_convolution(part) and _is_ordinary(part)):
+            continue
         if name in behind:
             _replace(module, name, _FusedConvolution(part, module.get_submodule(behind[name]), height_and_width))
             _replace(module, behind[name], nn.Identity())
         elif type(part).__name__ == "Conv2dSame":
             _replace(module, name, _FusedConvolution(part, None, height_and_width))
-
-
-def _input_sizes(module: nn.Module, example: Tensor) -> dict[str, torch.Size]:
-    """Heights and widths of what goes into each convolution that oneDNN can be given as it is."""
-    sizes: dict[str, torch.Size] = {}
-
-    def note(name: str, given: tuple[Any, ...]) -> None:
-        sizes[name] = given[0].shape[2:]
-
-    handles = [
-        part.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Conv2d) and _is_convolution(part) and _is_ordinary(part)
-    ]
-    try:
-        module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sizes
 
 
 def _is_ordinary(part: nn.Conv2d) -> bool:

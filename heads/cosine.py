@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flashtask.heads.solving import check_positive
+from flashtask.heads.closed_form import check_positive
 
 __all__ = ["CosineHead"]
 

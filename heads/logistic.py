@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.heads.solved_linear import SolvedLinearHead
-from flashtask.heads.solving import check_positive, class_counts, sample_weights
+from flashtask.heads.closed_form import ClosedFormLinearHead, check_positive, class_counts, sample_weights
 
 __all__ = ["LogisticHead"]
 
@@ -22,7 +21,7 @@ _SHARE = 0.1
 _UNSEEN = 10.0
 
 
-class LogisticHead(SolvedLinearHead):
+class LogisticHead(ClosedFormLinearHead):
     """Cross-entropy plus a penalty on the squared weights, minimised by L-BFGS in float64.
 
     Features are standardised for the fit, and mean and deviation are folded into weights and bias afterwards, so the
@@ -64,7 +63,7 @@ class LogisticHead(SolvedLinearHead):
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
-        """Fit the regression; see `SolvableHead`.
+        """Fit the regression; see `ClosedFormHead`.
 
         Raises:
             BadDataError: features that are NaN or infinite.
@@ -140,7 +139,7 @@ class _Fit:
     def minimise(self, tolerance: float, max_iterations: int) -> tuple[int, float]:
         """Go to the minimum; gives the iterations it took and the largest entry of the gradient there."""
         iterations, largest = 0, self._largest_gradient()
-        # A line search that ends on rounding is begun anew once or twice, without the history that led it there.
+        # A line search that ends on rounding is started again once or twice, without the history that led it there.
         for _ in range(3):
             if largest <= tolerance or iterations >= max_iterations:
                 break

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flashtask.core.errors import UnknownNameError
-from flashtask.heads.solving import best_scale, check_features, check_positive, class_counts
+from flashtask.heads.closed_form import best_scale, check_features, check_positive, class_counts
 
 __all__ = ["PrototypeHead"]
 
@@ -68,7 +68,7 @@ class PrototypeHead(nn.Module):
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
-        """Take the mean of each class; see `SolvableHead`.
+        """Take the mean of each class; see `ClosedFormHead`.
 
         Raises:
             BadDataError: features that are NaN or infinite.

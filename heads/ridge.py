@@ -6,8 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from flashtask.core.errors import UsageError
-from flashtask.heads.solved_linear import SolvedLinearHead
-from flashtask.heads.solving import best_scale, check_positive, class_counts, finite_features, sample_weights
+from flashtask.heads.closed_form import (
+    ClosedFormLinearHead,
+    best_scale,
+    check_positive,
+    class_counts,
+    finite_features,
+    sample_weights,
+)
 
 __all__ = ["RidgeHead"]
 
@@ -15,7 +21,7 @@ __all__ = ["RidgeHead"]
 _GRID: tuple[float, ...] = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 7))
 
 
-class RidgeHead(SolvedLinearHead):
+class RidgeHead(ClosedFormLinearHead):
     """Least squares on one-hot targets, or on numbers, with a penalty on the squared weights, solved in float64.
 
     Features and targets are centred, so the bias is not penalised. The values that are fitted to classes, which are
@@ -52,7 +58,7 @@ class RidgeHead(SolvedLinearHead):
 
     @torch.no_grad()
     def solve(self, features: Tensor, targets: Tensor) -> str:
-        """Solve the regression; see `SolvableHead`.
+        """Solve the regression; see `ClosedFormHead`.
 
         Raises:
             BadDataError: features that are NaN or infinite.

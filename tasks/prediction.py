@@ -179,18 +179,19 @@ def inference_copy(task: Any, precision: Precision) -> Any:
     """
     made = copy.copy(task)
     made.training, made._modules = False, dict(task._modules)
-    for name in ("backbone", "head"):
-        if isinstance(task._modules.get(name), nn.Module):
-            made._modules[name] = copy.deepcopy(task._modules[name]).eval()
-    if all(tensor.dtype is torch.float32 for tensor in made.backbone.parameters()):
+    if isinstance(task._modules.get("head"), nn.Module):
+        made._modules["head"] = copy.deepcopy(task.head).eval()
+    is_float32 = all(tensor.dtype is torch.float32 for tensor in task.backbone.parameters())
+    folded = None
+    if is_float32:
         example = torch.randn(2, *task.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
         in_float32 = not isinstance(precision, MixedPrecision)
-        folded = folded_copy(made.backbone, example.to(task.device), fuses=in_float32 and task.device.type == "cpu")
-        made._modules["backbone"] = folded or made.backbone
-        if isinstance(precision, MixedPrecision):
-            # Autocast would convert the weights anew for each batch.
-            for part in made.backbone.modules():
-                if isinstance(part, nn.Conv2d):
-                    part.to(precision.computes_in)
+        folded = folded_copy(task.backbone, example.to(task.device), fuses=in_float32 and task.device.type == "cpu")
+    made._modules["backbone"] = folded or copy.deepcopy(task.backbone).eval()
+    if is_float32 and isinstance(precision, MixedPrecision):
+        # Autocast would convert the weights again for each batch.
+        for part in made.backbone.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(precision.computes_in)
     made.backbone.to(memory_format=torch.channels_last)
     return made

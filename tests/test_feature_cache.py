@@ -18,10 +18,10 @@ from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase,
 from flashtask.cli import run as flashtask
 from flashtask.core.cache import cache_folder
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.feature_store import FeatureStore, content_key
 from flashtask.core.known_files import content_hashes
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.trainer.feature_cache import loaders
-from flashtask.trainer.feature_cache.store import FeatureStore, content_key
+from flashtask.trainer import feature_cache
 
 EPOCHS = 3
 
@@ -197,7 +197,7 @@ def test_where_it_is_not_right_it_is_not_used_and_that_is_said(tmp_path, folders
         torch.manual_seed(7)
         options = {"module": Own(backbone="timm/test_resnet", pretrained=False)}
     fit(tmp_path, folders, "run", **options)
-    assert f"features are computed anew in each epoch: {why}" in capsys.readouterr().err.replace("\n", " ")
+    assert f"features are computed again in each epoch: {why}" in capsys.readouterr().err.replace("\n", " ")
     assert not FeatureStore().entries()
     with pytest.raises(UsageError, match="feature_cache=True cannot be used"):
         fit(tmp_path, folders, "again", feature_cache=True, **options)
@@ -306,13 +306,61 @@ def test_a_file_that_was_damaged_after_a_run_is_found_by_the_next(tmp_path, fold
         fit(tmp_path, folders, "second")
 
 
-def test_the_sanity_check_uses_features_that_are_there_and_makes_no_pass_of_its_own(tmp_path, folders):
+def test_the_sanity_check_computes_the_features_that_validation_needs(tmp_path, folders, capsys):
     first, second = Counted(), Counted()
     for name, counted in (("first", first), ("second", second)):
         trainer = Trainer(output_dir=tmp_path / name, max_epochs=1, precision="32", callbacks=[counted])
         trainer.finetune(model(), datamodule=data(folders), strategy="freeze")
-    assert first.images == 10 + 24 + 10  # two batches of five, then each image once
+        said = capsys.readouterr().err
+        assert said.index("10 validation images") < said.index("24 training images")
+    assert first.images == 24 + 10
     assert second.images == 0
+
+
+@pytest.mark.parametrize(("strategy", "epochs"), [(("freeze_unfreeze", 1), 2), ("freeze", 1)])
+def test_the_sanity_check_makes_no_pass_where_no_frozen_epoch_is_validated(tmp_path, folders, strategy, epochs):
+    counted = Counted()
+    trainer = Trainer(
+        output_dir=tmp_path / "run", max_epochs=epochs, precision="32", callbacks=[counted], check_val_every_n_epoch=2
+    )
+    trainer.finetune(model(), datamodule=data(folders), strategy=strategy, restore_best=False)
+    assert counted.images == 10 + epochs * 24 + (epochs - 1) * 10  # the sanity check's two batches of five first
+    assert len(FeatureStore().entries()) == 1
+
+
+def test_an_error_in_validation_is_found_before_training(tmp_path, folders):
+    for file in folders[1].rglob("*.*"):
+        os.utime(file, (1, 1))
+    fit(tmp_path, folders, "first", max_epochs=1)  # so that files are known to be good
+    damaged, steps = min(folders[1].rglob("*.*")), []
+    module, made = model(learning_rate=1e-3), data(folders, size=40)
+
+    class Late(Callback):
+        def on_fit_start(self, trainer, module):
+            damaged.write_bytes(b"nothing")
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            steps.append(batch_idx)
+
+    trainer = Trainer(output_dir=tmp_path / "run", max_epochs=1, precision="32", callbacks=[Late()])
+    with pytest.raises(BadDataError, match=damaged.name):
+        trainer.finetune(module, datamodule=made, strategy="freeze")
+    assert not steps
+
+
+def test_a_run_makes_one_copy_for_inference_and_lets_go_of_it(tmp_path, monkeypatch):
+    folders = colour_folders(tmp_path / "images", each=20), colour_folders(tmp_path / "val", each=20)
+    copies, real = [], ImageClassifier.inference_copy
+
+    def noted(module, precision):
+        copies.append(made := real(module, precision))
+        return made
+
+    monkeypatch.setattr(ImageClassifier, "inference_copy", noted)
+    phases = [Phase("head", epochs=2), Phase("all", epochs=1), Phase("head", epochs=1)]
+    trainer, _ = fit(tmp_path, folders, "run", strategy=phases, max_epochs=4)
+    assert len(copies) == 2  # before and after the backbone was trained
+    assert trainer.fit_run.loader.features.part._copy is None
 
 
 def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tmp_path, folders):
@@ -327,7 +375,7 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
 
 @pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
 def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
-    monkeypatch.setattr(loaders, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
+    monkeypatch.setattr(feature_cache, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
     before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}
 
     class Threads(Callback):
@@ -430,7 +478,7 @@ def test_a_plan_says_whether_features_are_computed_once_and_why_not(folders, str
 def test_the_command_plan_says_it_in_words_and_in_json(folders, tmp_path, capsys):
     command = ["plan", str(folders[0]), "--backbone", "timm/test_resnet", "--no-pretrained", "--no-measure"]
     assert flashtask([*command, "--augment", "light"]) == 0
-    assert "features are computed anew in each epoch: the training data is augmented" in _unwrapped(capsys)
+    assert "features are computed again in each epoch: the training data is augmented" in _unwrapped(capsys)
     assert flashtask([*command, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["phases"][0]["features_once"] is True

@@ -11,8 +11,8 @@ import torch
 from small import colour_folders
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Trainer
+from flashtask.core.feature_store import FeatureStore
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.trainer.feature_cache.store import FeatureStore
 
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
@@ -191,7 +191,7 @@ def test_where_one_process_cannot_use_features_none_does(tmp_path, folders, capf
 
     assert sum(fit(tmp_path, folders, 2, "run", callbacks=[InOne()])[2]) > IMAGES
     said = capfd.readouterr().err
-    assert said.count("features are computed anew in each epoch: Watching.on_train_batch_end is told of batches") == 1
+    assert said.count("features are computed again in each epoch: Watching.on_train_batch_end is told of batches") == 1
 
 
 class Perturbed(Callback):
@@ -236,7 +236,7 @@ def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, fol
     assert not FeatureStore().entries()
 
 
-# ---- heads that are solved
+# ---- closed-form heads
 
 
 @pytest.mark.parametrize("cache", ["auto", False])

@@ -172,15 +172,15 @@ def test_a_registered_strategy_is_found_by_name():
         (Finetuning, "a name, a tuple or an object"),
     ],
 )
-def test_a_strategy_that_cannot_be_meant_is_an_error(strategy, message):
+def test_an_invalid_strategy_is_an_error(tmp_path, strategy, message):
     with pytest.raises(UsageError, match=message):
-        resolve_finetuning(strategy)
+        quiet(tmp_path).finetune(net(), *loaders(), strategy=strategy)
 
 
 @pytest.mark.parametrize("name", ["auto", *STRATEGIES.names()])
-def test_every_strategy_of_distribution_is_sent_to_the_trainer_and_works_there(name):
+def test_every_strategy_of_distribution_is_sent_to_the_trainer_and_works_there(tmp_path, name):
     with pytest.raises(UsageError) as caught:
-        resolve_finetuning(name)
+        quiet(tmp_path).finetune(net(), *loaders(), strategy=name)
     assert f"fix: Trainer(strategy={name!r})" in str(caught.value)
     Trainer(strategy=name, logger=False)
 

@@ -443,7 +443,7 @@ def phases(*items):
         ({"phasen": []}, "strategy: there is no key 'phasen'(.|\n)*did you mean 'phases'"),
         ({"phases": {}}, r"strategy.phases: a list is needed"),
         (phases("head"), r"strategy.phases\[0\]: a phase has keys"),
-        (phases({"epochs": 2}), r"strategy.phases\[0\]: it does not say what trains"),
+        (phases({"epochs": 2}), r"strategy.phases\[0\]: `train` is missing"),
         (phases({"train": "heads"}), r"phases\[0\]\.train: 'heads' cannot be trained(.|\n)*did you mean 'head'"),
         (phases({"train": "all", "layer_decey": 1}), r"phases\[0\]: there is no key(.|\n)*'layer_decay'"),
         (phases({"train": {"layer": 1}}), r"phases\[0\]\.train: there is no 'layer'(.|\n)*'layers'"),
@@ -460,7 +460,7 @@ def phases(*items):
             r"until\.plateau: there is no(.|\n)*'patience'",
         ),
         (phases({"train": "head", "until": {"plateau": {"patience": 0}}}), r"until\.plateau\.patience: a whole"),
-        (phases({"train": "head", "epochs": 1, "until": {"epochs": 2}}), "it stands in the phase already"),
+        (phases({"train": "head", "epochs": 1, "until": {"epochs": 2}}), "the phase has it already"),
         (
             phases({"train": "all", "learning_rates": {"haed": 1}}),
             r"learning_rates: there is no key 'haed'(.|\n)*'head'",

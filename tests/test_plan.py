@@ -15,6 +15,7 @@ from test_phases import grouped
 from flashtask import GradientAccumulationScheduler, Phase, Plateau, Trainer
 from flashtask.cli import run as command
 from flashtask.core.errors import UsageError
+from flashtask.trainer.finetuning.plan import _MOST_MEASURED
 
 
 def trainer(**options) -> Trainer:
@@ -135,8 +136,6 @@ def test_the_estimate_of_time_is_of_the_right_order(tmp_path):
 
 
 def test_of_many_phases_some_are_measured_and_the_others_take_the_next_wider_one():
-    from flashtask.trainer.finetuning import measuring
-
     measured = []
 
     class Counting(Net):
@@ -147,7 +146,7 @@ def test_of_many_phases_some_are_measured_and_the_others_take_the_next_wider_one
     planned = trainer(max_epochs=30).plan(Counting(), *loaders(), strategy=strategy)
     assert len(planned.phases) == 21
     assert all(phase.seconds is not None for phase in planned.phases)
-    assert len(measured) - 1 <= measuring._MOST_MEASURED
+    assert len(measured) - 1 <= _MOST_MEASURED
 
 
 def test_a_head_that_is_solved_has_one_pass_and_no_steps(folder):

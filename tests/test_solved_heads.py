@@ -11,8 +11,8 @@ from torch import nn
 
 from flashtask.core.errors import BadDataError, UnknownNameError, UsageError
 from flashtask.heads import build_head
+from flashtask.heads.closed_form import ClosedFormHead, best_scale, sample_weights
 from flashtask.heads.ridge import _Ridge
-from flashtask.heads.solving import SolvableHead, best_scale, sample_weights
 
 SOLVED = [
     ("prototype", {}),
@@ -55,7 +55,7 @@ def test_a_solved_head_separates_clouds_and_is_as_sure_as_it_is_right(name, opti
     accuracy = float((predicted == targets[500:]).float().mean())
     assert accuracy > 0.85
     assert float(confidence.mean()) == pytest.approx(accuracy, abs=0.06)
-    assert isinstance(head, SolvableHead)
+    assert isinstance(head, ClosedFormHead)
     assert head.said.startswith(f"{name}: ")
 
 

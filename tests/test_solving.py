@@ -381,7 +381,7 @@ def test_a_pass_that_a_signal_ended_begins_anew(tmp_path, capsys, number):
     model.head = build_head("ridge", 16, 3)
     trainer = quiet(tmp_path / "killed", seed=3)
     trainer.finetune(model, *loaders(), strategy="freeze", ckpt_path="last")
-    assert "the pass over the frozen part begins anew" in capsys.readouterr().err
+    assert "the pass over the frozen part starts again" in capsys.readouterr().err
     assert len(model.modes) == 7
     assert trainer.fit_run.samples_seen == 50
     _, whole = solve(tmp_path / "whole", seed=3)

@@ -8,7 +8,7 @@ from small import loaders, net
 
 from flashtask import Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.finetuning.phases import Finetuning, Stage
+from flashtask.trainer.finetuning.strategies import Finetuning, Stage
 from flashtask.trainer.placement.accelerators import CPUAccelerator
 from flashtask.trainer.placement.placement import check_placement, resolve_placement
 from flashtask.trainer.placement.precision import MixedPrecision, Precision

@@ -1,24 +1,46 @@
-"""One pass over the frozen part of a module: the features that it gives for every sample, each once."""
+"""Features of the frozen part of a module: of each sample, computed once and kept for later runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
+from flashtask._version import __version__
+from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
+from flashtask.core.feature_store import Features, FeatureStore, content_key
+from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
+from flashtask.core.machine import num_cores
+from flashtask.core.seeding import SeededDataset
+from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.module import Module
+from flashtask.trainer.run import RunInterruptedError
 
-__all__ = ["FeaturePass", "FrozenFeatures", "rows_of_all"]
+__all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "rows_of_all"]
 
+#: Samples in a batch of the pass on an accelerator, at the least: without gradients larger ones cost little memory.
+_BATCH = 32
+#: Batches after which the processes agree again to go on.
+_ROUND = 8
 #: Bytes that one process sends to the others at a time.
 _PIECE = 1 << 25
+#: Raised when the same parts of a key would mean other features.
+_FORM = 2
 
 
 class FrozenFeatures(NamedTuple):
-    """What stands in a batch for its inputs, where the frozen part has been run on them already.
+    """Features in a batch, in the place of the inputs that they were computed from.
 
     Args:
         values: the features, (B, ...).
@@ -27,56 +49,351 @@ class FrozenFeatures(NamedTuple):
     values: Tensor
 
 
-class FeaturePass:
-    """Collects what a module's `frozen_features` gives for batches, on the CPU in float32.
+class FrozenPart:
+    """What computes the features of a run's loaders: its weights, and a copy of the module for inference.
 
     Args:
-        module: offers `frozen_features(batch)`.
+        run: whose module it is.
     """
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self._features: list[Tensor] = []
-        self._targets: list[Tensor] = []
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        #: a hash of weights and buffers, the same in every process; known after `renew`
+        self.weights = ""
+        #: the data whose features it computes
+        self.sources: list[SampleFeatures] = []
+        # How often torch has written to the weights.
+        self._writes = -1
+        self._copy: Any = None
 
-    @torch.no_grad()
-    def add(self, batch: Any) -> None:
-        """Take a batch, in eval mode; the caller has moved it and set the number format.
+    def renew(self) -> None:
+        """Find out whether the weights have changed; for every process."""
+        parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
+        if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
+            return
+        with strategy.whole_weights(self.run.module):
+            hashed = weights_hash(parts)
+            if len(set(strategy.gather(hashed))) > 1:
+                # Statistics of BatchNorm, for one, are each process's own until its next step.
+                _take_first(parts, strategy)
+                hashed = weights_hash(parts)
+        if hashed != self.weights:
+            self._copy = None
+        self._writes, self.weights = _writes(parts), hashed
 
-        Raises:
-            UsageError: `frozen_features` gave no features and targets of the same number of samples.
+    def inference_copy(self) -> Any:
+        """The module's `inference_copy`: made once, and kept until all sources have their features."""
+        if self._copy is None:
+            self._copy = self.run.module.inference_copy(self.run.inference_precision)
+        return self._copy
+
+    def release_copy(self) -> None:
+        """Drop the copy, which is as large as the module, if all sources have their features."""
+        if all(source.is_complete for source in self.sources):
+            self._copy = None
+
+
+class SampleFeatures:
+    """The features of the samples that a loader goes through, each computed once for each view.
+
+    Each of several processes computes a share and receives the others'. All of them agree on weights, keys and what
+    is stored, so methods that are marked "for every process" must be called by all, in the same order.
+
+    Args:
+        part: what computes them.
+        loader: of the engine's own order, over a `SeededDataset`.
+        views: how many random draws of a sample there are; epoch `e` sees view `e % views`.
+        what: what messages call the samples: `training images`.
+    """
+
+    def __init__(self, part: FrozenPart, loader: DataLoader[Any], views: int, what: str) -> None:
+        self.run, self.part, self.loader = part.run, part, loader
+        self.views, self.what, self.store = views, what, FeatureStore()
+        self.dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
+        order = loader.batch_sampler
+        assert isinstance(order, OrderedBatches)
+        self.order = order
+        # A sample that stands twice in an epoch has one row in each view, so views cannot tell the two apart.
+        self.indices = np.unique(order.samples)
+        self._views: dict[int, Features] = {}
+        self._keys: dict[int, str | None] = {}
+        # Of the frozen part, when the features were computed.
+        self._weights = ""
+        self._targets: Tensor | None = None
+        part.sources.append(self)
+
+    @property
+    def _batch_size(self) -> int:
+        return LANE_BATCH if self.run.device.type == "cpu" else max(self.order.own_size, _BATCH)
+
+    def prepare(self, epoch: int) -> None:
+        """Find the features of an epoch, or compute them."""
+        self._view(epoch % self.views)
+        self.part.release_copy()
+
+    def batch(self, places: Sequence[Any], epoch: int) -> tuple[FrozenFeatures, Any]:
+        """A batch of samples: their features and targets, as a loader would give inputs and targets."""
+        features = self._view(epoch % self.views)
+        indices = [place if isinstance(place, int) else place.index for place in places]
+        rows = np.searchsorted(self.indices, indices)
+        values = torch.from_numpy(features[rows])
+        return FrozenFeatures(values), self._targets_of(indices, rows)
+
+    def _targets_of(self, indices: list[int], rows: Any) -> Any:
+        if (known := self.dataset.targets_of(indices)) is not None:
+            return default_collate(list(known))
+        assert self._targets is not None
+        return self._targets[torch.from_numpy(rows)]
+
+    def renew(self) -> None:
+        """Forget the features where the frozen part has been trained since they were computed; for every process."""
+        self.part.renew()
+        if self.part.weights != self._weights:
+            self._views.clear()
+            self._keys.clear()
+            self._weights = self.part.weights
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the features of all views are there, of the weights as they are now."""
+        return len(self._views) == self.views and self._weights == self.part.weights
+
+    def are_known(self, epoch: int) -> bool:
+        """Whether the features of an epoch are in memory or in the store; for every process."""
+        number = epoch % self.views
+        if number not in self._views and (known := self._stored(number)) is not None:
+            self._views[number] = known
+        return number in self._views
+
+    def are_of_a_known_part(self) -> bool:
+        """Whether the store has features of any samples from a part with these weights; for every process."""
+        self.renew()
+        return bool(self.run.strategy.reduce(int(self.store.has_features_of(self._weights)), "max"))
+
+    def _view(self, number: int) -> Features:
+        if not self.are_known(number):
+            self._views[number] = self._computed(number)
+        return self._views[number]
+
+    def _stored(self, number: int) -> Features | None:
+        """The features of a view from the store; one machine of several may have them for all."""
+        if (key := self._key(number)) is None:
+            return None
+        if self._targets is None and self.dataset.targets_of([]) is None:
+            return None  # the pass is needed for the targets
+        known = self.store.open(key)
+        if known is not None and len(known) != len(self.indices):
+            known = None
+        have = self.run.strategy.gather(known is not None)
+        if not any(have):
+            return None
+        self._say(f"{self._counted(number)} are in the cache")
+        return known if all(have) else self._sent(number, known, have.index(True))
+
+    def _sent(self, number: int, known: Features | None, owner: int) -> Features:
+        """The features that one process has found, sent to all and stored where they were missing."""
+        is_owner = self.run.strategy.global_rank == owner
+        parts = rows_of_all(self.run.strategy, torch.from_numpy(np.array(known)) if is_owner else None)
+        sent = parts[owner]
+        assert sent is not None
+        if known is not None:
+            return known
+        self._keep(number, sent.numpy())
+        return sent.numpy()
+
+    def _computed(self, number: int) -> Features:
+        """The features of a view, computed, and stored for later runs if everything they depend on is known."""
+        started = time.monotonic()
+        is_fit = self.run.stage == "fit"
+        times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
+        self._say(f"computing {self._counted(number)}, {times}")
+        features = self._compute(number)
+        kept = self._keep(number, features)
+        spent = time.monotonic() - started
+        where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
+        rate = len(features) / max(spent, 1e-9)
+        self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
+        return features
+
+    def _keep(self, number: int, features: Features) -> bool:
+        """Store features, in one process of each machine; whether this one has done so."""
+        key = self._key(number)
+        if key is None or self.run.strategy.local_rank:
+            return False
+        return self.store.keep(key, features, self._about(number))
+
+    def _key(self, number: int) -> str | None:
+        """A hash of everything that the features of a view depend on, None if that is not known.
+
+        It is taken before the pass, so that a file that changes meanwhile does not get the old file's features. The
+        first of several processes looks at the files and sends the hash to the others.
         """
-        self.module.eval()
-        given = self.module.frozen_features(batch)
-        if not (isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(one, Tensor) for one in given)):
-            raise self._wrong(f"gave {type(given).__name__}")
-        features, targets = given
-        if not features.ndim or features.shape[:1] != targets.shape[:1]:
-            raise self._wrong(f"gave features {tuple(features.shape)} and targets {tuple(targets.shape)}")
-        self._features.append(features.detach().to("cpu", torch.float32))
-        self._targets.append(targets.detach().to("cpu"))
+        if number not in self._keys:
+            strategy = self.run.strategy
+            parts = self._parts(number) if strategy.global_rank == 0 else None
+            self._keys[number] = strategy.gather(None if parts is None else content_key(parts))[0]
+        return self._keys[number]
 
-    def collected(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """Features (N, ...) and targets (N, ...) of all batches so far, in the order of the pass.
+    def _counted(self, number: int) -> str:
+        view = f" (view {number + 1} of {self.views})" if self.views > 1 else ""
+        return f"the features of {len(self.indices):,} {self.what}{view}"
+
+    def _say(self, text: str) -> None:
+        if self.run.trainer.enable_model_summary:
+            self.run.trainer.say(text)
+
+    # ---- the pass
+
+    def _compute(self, number: int) -> Features:
+        """Each process computes its share of the samples and receives the others'."""
+        strategy = self.run.strategy
+        share = -(-len(self.indices) // strategy.world_size)
+        own = self.indices[strategy.global_rank * share : (strategy.global_rank + 1) * share]
+        values, targets = self._computed_of(own, number, -(-share // self._batch_size))
+        found = [part for part in rows_of_all(strategy, values) if part is not None]
+        if self._targets is None and self.dataset.targets_of([]) is None:
+            of_all = [part for part in rows_of_all(strategy, targets) if part is not None]
+            self._targets = torch.cat(of_all)
+        features: Features = (found[0] if len(found) == 1 else torch.cat(found)).numpy()
+        assert len(features) == len(self.indices)
+        return features
+
+    def _computed_of(self, indices: Any, number: int, batches: int) -> tuple[Tensor | None, Tensor | None]:
+        """Features and targets of these samples, None if there are none of them.
 
         Args:
-            strategy: of the run; every process is given what all of them have collected.
+            indices: of the dataset.
+            number: of the view.
+            batches: that the largest share has.
         """
-        sizes = strategy.gather([len(batch) for batch in self._features])
-        kept = (torch.cat(batches) if batches else None for batches in (self._features, self._targets))
-        features, targets = (_in_turn(rows_of_all(strategy, rows), sizes) for rows in kept)
-        return features, targets
+        found: Features | None = None
+        targets: list[Tensor] = []
+        row = 0
+        if self.run.device.type == "cpu":
+            keep_freed_memory()
+        module = self.run.module
+        whole = self.run.strategy.whole_weights(module)
+        with whole, _in_eval_mode(module), self._shown(batches) as show:
+            source = self._features_of_batches(self._pass(number, indices), len(indices))
+            for done in range(batches):
+                if done % _ROUND == 0 or self.run.strategy.world_size == 1:
+                    self._stop_if_interrupted()
+                if (given := next(source, None)) is None:
+                    continue
+                values, of_batch = given
+                if found is None:
+                    found = np.empty((len(indices), *values.shape[1:]), dtype=np.float32)
+                found[row : row + len(values)] = values.cpu().float().numpy()
+                row += len(values)
+                targets.append(of_batch)
+                show(len(values) * self.run.strategy.world_size)
+        self._stop_if_interrupted()
+        assert row == len(indices)
+        return None if found is None else torch.from_numpy(found), torch.cat(targets) if targets else None
 
-    def _wrong(self, what: str) -> UsageError:
-        return UsageError(
-            f"{type(self.module).__name__}.frozen_features {what}",
-            why="features and targets of every sample of the batch are needed",
-            fix="return self.backbone(inputs), targets",
+    def _stop_if_interrupted(self) -> None:
+        """Stop in every process if one of them has received a signal.
+
+        Raises:
+            RunInterruptedError: one has.
+        """
+        signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
+        if signal_number:
+            self.run.interrupted_by = signal_number
+            raise RunInterruptedError(signal_number)
+
+    def _shown(self, batches: int) -> AbstractContextManager[Callable[[int], None]]:
+        """The function to call after each batch of the pass: it moves the progress bar, if there is one."""
+        bars = [one for one in self.run.callbacks if isinstance(one, ProgressBar)]
+        return bars[0].during_pass("features", batches, self.run.module) if bars else nullcontext(lambda size: None)
+
+    def _features_of_batches(self, batches: Iterator[Any], num_samples: int) -> Iterator[tuple[Tensor, Any]]:
+        """Features and targets of one batch after the other; on a CPU each core computes batches of its own."""
+        lanes = self._lanes(num_samples)
+        if not lanes:
+            yield from (self._of_batch(self.run.module, batch) for batch in batches)
+            return
+        yield from in_lanes(partial(self._of_batch, self.part.inference_copy()), batches, lanes)
+
+    def _lanes(self, num_samples: int) -> int:
+        """How many threads compute; 0 for a module without an inference copy, or one that may not run in several."""
+        run = self.run
+        if type(run.module).inference_copy is Module.inference_copy or run.strategy.shares_weights:
+            return 0
+        return fitting_lanes(run.module, num_samples, num_cores())
+
+    def _of_batch(self, module: Any, batch: Any) -> tuple[Tensor, Any]:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+            raise UsageError(
+                "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
+            )
+        moved = self.run.to_device(batch)
+        with self.run.inference_precision.inference():
+            features: Tensor = module.frozen_features(moved)[0]
+        return features, batch[1]
+
+    def _pass(self, number: int, indices: Any) -> Iterator[Any]:
+        """Each of these samples once, in their order, as the epoch of the view would see it."""
+        own = self.loader
+        order = OrderedBatches(
+            indices,
+            self._batch_size,
+            shuffle=False,
+            drop_last=False,
+            seed=self.order.seed,
+            seeded=True,
         )
+        order.set_place(number, frozen=True)
+        workers: dict[str, Any] = {"prefetch_factor": own.prefetch_factor} if own.num_workers else {}
+        yield from DataLoader(
+            own.dataset,
+            batch_sampler=order,
+            num_workers=own.num_workers,
+            collate_fn=own.collate_fn,
+            pin_memory=own.pin_memory,
+            worker_init_fn=own.worker_init_fn,
+            multiprocessing_context=own.multiprocessing_context,
+            generator=torch.Generator(),
+            **workers,
+        )
+
+    # ---- what features depend on
+
+    def _parts(self, number: int) -> dict[str, Any] | None:
+        """Everything that the features of a view depend on; None if that is not known."""
+        run = self.run
+        frozen, contents = run.module.describe_frozen(), self.dataset.contents_of(self.indices.tolist())
+        if frozen is None or contents is None:
+            return None
+        draws = [] if self.dataset.repeats_itself() else [self.order.seed, number]
+        return {
+            "form": _FORM,
+            "flashtask": __version__,
+            "torch": str(torch.__version__),
+            "frozen": frozen,
+            "weights": self._weights,
+            "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+            "draws": draws,
+            "precision": run.inference_precision.name,
+            "memory_format": str(run.memory_format),
+            "device": run.device.type,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def _about(self, number: int) -> dict[str, Any]:
+        """What `flashtask cache` shows."""
+        frozen = self.run.module.describe_frozen() or {}
+        return {
+            "backbone": str(frozen.get("backbone", type(self.run.module).__name__)),
+            "samples": len(self.indices),
+            "precision": self.run.inference_precision.name,
+            "what": self._counted(number),
+            "weights": self._weights,
+        }
 
 
 def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
-    """The rows that each process has, in the order of their ranks; they are sent in pieces, to save memory.
+    """The rows that each process has, in the order of their ranks, sent in pieces to save memory.
 
     Args:
         strategy: over whose processes.
@@ -88,7 +405,7 @@ def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
     size = strategy.reduce(_PIECE if rows is None else max(1, _PIECE * len(rows) // max(1, rows.nbytes)), "min")
     parts: list[list[Tensor]] = [[] for _ in lengths]
     for first in range(0, max(lengths), size):
-        # A part of a tensor would be sent with all that it is a part of.
+        # A slice would be pickled with the whole tensor behind it.
         own = None if rows is None else rows[first : first + size].clone()
         for kept, part in zip(parts, strategy.gather(own), strict=True):
             if part is not None:
@@ -96,9 +413,35 @@ def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
     return [torch.cat(kept) if kept else None for kept in parts]
 
 
-def _in_turn(by_process: Sequence[Tensor | None], sizes: Sequence[Sequence[int]]) -> Tensor:
-    """The rows of the first batch of all processes, then those of the second, ...: the order of the data."""
-    batches = [
-        () if rows is None else torch.split(rows, list(own)) for rows, own in zip(by_process, sizes, strict=True)
-    ]
-    return torch.cat([part for parts in zip_longest(*batches) for part in parts if part is not None])
+def _writes(parts: Sequence[nn.Module]) -> int:
+    """How often torch has written to the weights and buffers of modules."""
+    held = (value for part in parts for value in part.state_dict(keep_vars=True).values())
+    return sum(of_this_process(value)._version for value in held)
+
+
+@torch.no_grad()
+def _take_first(parts: Sequence[nn.Module], strategy: Any) -> None:
+    """Weights and buffers of modules become those of the first process."""
+    for value in (one for part in parts for one in part.state_dict().values()):
+        value.copy_(strategy.gather(value.cpu() if strategy.global_rank == 0 else None)[0])
+
+
+def weights_hash(parts: Sequence[nn.Module]) -> str:
+    """A hash of the weights and buffers of modules: names, formats and values."""
+    found = hashlib.sha256()
+    for number, part in enumerate(parts):
+        for name, value in part.state_dict().items():
+            found.update(f"{number} {name} {value.dtype} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

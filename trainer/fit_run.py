@@ -19,9 +19,8 @@ from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.finetuning.freezing import Freezing
-from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.finetuning.progress import PhaseProgress
-from flashtask.trainer.finetuning.rates import set_base_rates
+from flashtask.trainer.finetuning.progress import PhaseProgress, set_base_rates
+from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.nan_guard import NanGuard
@@ -33,7 +32,7 @@ from flashtask.trainer.step_outputs import loss_in
 from flashtask.trainer.transfer import detached
 
 if TYPE_CHECKING:
-    from flashtask.trainer.solving import Solving
+    from flashtask.trainer.closed_form import ClosedFormFit
 
 __all__ = ["FitRun"]
 
@@ -72,7 +71,7 @@ class FitRun(Run):
         self.freezing: Freezing | None = None
         self.phases: PhaseProgress | None = None
         #: what takes the place of training where the head is solved and not trained
-        self.solving: Solving | None = None
+        self.solving: ClosedFormFit | None = None
         self.validation: EvaluationRun | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step

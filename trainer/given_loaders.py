@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.finetuning.phase import Phase
-from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.finetuning.strategies import FINETUNING
+from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
 from flashtask.trainer.placement.strategies import STRATEGIES
 
 __all__ = ["check_loader", "is_batch_list"]

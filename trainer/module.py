@@ -10,6 +10,7 @@ from torch import nn
 
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import BatchTransfer
+from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
 from flashtask.trainer.placement.precision import Precision, recorded_precision
@@ -261,8 +262,6 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         What the module computes stays the same up to rounding. A checkpoint keeps factors and weights apart, so merge
         after the last one has been written.
         """
-        from flashtask.trainer.finetuning.lora import merge
-
         merge(self)
         return self
 

@@ -18,14 +18,14 @@ from flashtask.core.metrics import is_metric
 from flashtask.core.seeding import derive_seed, seed_generators
 from flashtask.trainer.callbacks.base import Callback, keeps_state
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into, restore_run
+from flashtask.trainer.closed_form import ClosedFormFit, fits_in_closed_form, refuse_gradients
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, transfer_hooks
 from flashtask.trainer.distribution.agreement import facts_of_data, facts_of_module
-from flashtask.trainer.feature_cache.deciding import use_features, use_known_features
+from flashtask.trainer.feature_cache import use_features, use_known_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
-from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.finetuning.progress import PhaseProgress
-from flashtask.trainer.finetuning.rates import require_phase_groups
+from flashtask.trainer.finetuning.progress import PhaseProgress, require_phase_groups
+from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
@@ -35,7 +35,6 @@ from flashtask.trainer.optimizers import read_optimizers, require_no_closure
 from flashtask.trainer.placement.placement import Placement, resolve_placement
 from flashtask.trainer.placement.precision import record_precision
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes
-from flashtask.trainer.solving import Solving, require_solvable, will_be_solved
 
 __all__ = ["check_module", "data_of", "evaluation_run", "fit_run", "prepare"]
 
@@ -166,7 +165,7 @@ def _memory_format(trainer: Any, module: Module, run: Run) -> torch.memory_forma
 
 def _prepare_fit(run: FitRun) -> None:
     trainer, module, data = run.trainer, run.module, run.data
-    require_solvable(module, run.finetuning)
+    refuse_gradients(module, run.finetuning)
     trainer.open_output(run)
     seed_generators(run.seed)
     record_precision(module, trainer.precision)
@@ -219,9 +218,9 @@ def _prepare_fit(run: FitRun) -> None:
 def _add_training(run: FitRun) -> None:
     """Optimizers and schedulers; where the head is solved, the pass that takes their place."""
     module = run.module
-    require_solvable(module, run.finetuning)  # the data may have made the head
-    if will_be_solved(module, run.finetuning):
-        run.solving = Solving(run)
+    refuse_gradients(module, run.finetuning)  # the data may have made the head
+    if fits_in_closed_form(module, run.finetuning):
+        run.solving = ClosedFormFit(run)
         run.solving.prepare()
         return
     run.optimizers, run.schedulers = read_optimizers(module.configure_optimizers(), run)

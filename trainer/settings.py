@@ -11,7 +11,6 @@ from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.timing import read_duration
-from flashtask.trainer.feature_cache.settings import check_feature_cache
 from flashtask.trainer.profiling.profilers import resolve_profiler
 
 __all__ = ["check_settings"]
@@ -61,7 +60,6 @@ def check_settings(given: Mapping[str, Any]) -> None:
     if given["max_time"] is not None:
         read_duration(given["max_time"])
     resolve_profiler(given["profiler"])
-    check_feature_cache(given["feature_cache"])
 
 
 def _whole(least: int, most: int = sys.maxsize) -> Callable[[Any], bool]:
@@ -106,6 +104,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     **dict.fromkeys(_SWITCHES, (_switch, "True or False", "True")),
     **dict.fromkeys(_LIMITS, (_limit, "a whole number of batches, or a share of them from 0.0 to 1.0,", "0.5")),
     **dict.fromkeys(_FOLDERS, (_folder, "the path of a folder", '"runs/mine"')),
+    "feature_cache": (
+        lambda value: isinstance(value, bool) or value == "auto" or is_whole(value),
+        '"auto", True, False or a number of views',
+        '"auto"',
+    ),
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295", "42"),
     "gradient_clip_val": (_number, "None or a number of at least 0", "1.0"),
     "gradient_clip_algorithm": (_among("norm", "value"), '"norm" or "value"', '"norm"'),

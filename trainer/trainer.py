@@ -26,8 +26,7 @@ from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
-from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import make_loggers
@@ -35,6 +34,7 @@ from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
 from flashtask.trainer.older_names import todays_names
 from flashtask.trainer.placement.placement import check_placement
+from flashtask.trainer.placement.strategies import point_out_distribution
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
 from flashtask.trainer.profiling.profilers import resolve_profiler
 from flashtask.trainer.run_facts import RunFacts
@@ -610,4 +610,8 @@ class Trainer(RunFacts):
 
 def _finetuning(module: Module, strategy: Any) -> Finetuning:
     """The strategy that was given, else the module's own."""
-    return resolve_finetuning(module.default_strategy if strategy is None else strategy)
+    try:
+        return resolve_finetuning(module.default_strategy if strategy is None else strategy)
+    except UsageError as error:
+        point_out_distribution(error, strategy)
+        raise

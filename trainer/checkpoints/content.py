@@ -13,7 +13,7 @@ from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.base import keeps_state
 from flashtask.trainer.distribution.shards import whole
-from flashtask.trainer.finetuning.lora_files import describe_adapters
+from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
 from flashtask.trainer.provenance import data_counts

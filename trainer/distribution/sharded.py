@@ -15,10 +15,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from flashtask.trainer.closed_form import fits_in_closed_form
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
 from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule
-from flashtask.trainer.solving import will_be_solved
 
 __all__ = ["ForkedFullyShardedDataParallel", "FullyShardedDataParallel", "OffloadedFullyShardedDataParallel"]
 
@@ -98,7 +98,7 @@ class FullyShardedDataParallel(DataParallel):
     def setup(self, module: Any) -> None:
         """Share the module out, if it is to be fitted; the weights are those of the first process."""
         run = module.trainer.active_run
-        if run.stage != "fit" or self._of(module) is not None or will_be_solved(module, run.finetuning):
+        if run.stage != "fit" or self._of(module) is not None or fits_in_closed_form(module, run.finetuning):
             return
         self._check(module, run)
         blocks = blocks_of(module, self.auto_wrap_policy)

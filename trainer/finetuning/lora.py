@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,25 +20,25 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.checks import is_whole
+from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
 from flashtask.core.seeding import derive_seed, seeded_generators
-from flashtask.trainer.finetuning.selection import LowRank
+from flashtask.trainer.finetuning.phase import LowRank
 from flashtask.trainer.wrapping import own_name
 
 __all__ = [
-    "FACTORS",
     "Adaptation",
     "adapt",
     "adapted_layers",
-    "add_factors",
+    "describe_adapters",
     "factor_names",
     "merge",
     "merged_state_dict",
-    "weight_in",
+    "restore_adapters",
 ]
 
 #: the two factors of a layer, as its parameters are called
-FACTORS = ("lora_down", "lora_up")
+_FACTORS = ("lora_down", "lora_up")
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
@@ -159,11 +159,11 @@ def adapt(module: nn.Module, roots: Iterable[nn.Module], settings: LowRank, seed
         found, left_out = _find_layers(module, roots, settings)
         with seeded_generators(derive_seed("lora", seed)):
             for layer in found.values():
-                add_factors(layer, settings)
+                _add_factors(layer, settings)
         present = adapted_layers(module)
     else:
         left_out = {}
-    size = sum(getattr(layer, name).numel() for layer in present.values() for name in FACTORS)
+    size = sum(getattr(layer, name).numel() for layer in present.values() for name in _FACTORS)
     return Adaptation(list(present), size, left_out)
 
 
@@ -171,15 +171,15 @@ def _find_layers(
     module: nn.Module, roots: Iterable[nn.Module], settings: LowRank
 ) -> tuple[dict[str, Any], dict[str, int]]:
     inside = {id(part) for root in roots for part in root.modules()}
-    candidates = {own_name(n): p for n, p in module.named_modules() if id(p) in inside and weight_in(p) is not None}
+    candidates = {own_name(n): p for n, p in module.named_modules() if id(p) in inside and _weight_in(p) is not None}
     for pattern in settings.targets:
         if not any(_matches(name, pattern) for name in candidates):
             ends = {name.rpartition(".")[2] for name in candidates} | set(candidates)
             fix = did_you_mean(pattern, sorted(ends)) or 'targets: ["*"]'
             raise UsageError(f"lora.targets: no linear or convolutional layer is called {pattern!r}", fix=fix)
     wanted = {n: p for n, p in candidates.items() if any(_matches(n, pattern) for pattern in settings.targets)}
-    uses = Counter(id(weight_in(part)) for part in module.modules())
-    reasons = {name: _why_not(part, settings.rank, uses[id(weight_in(part))]) for name, part in wanted.items()}
+    uses = Counter(id(_weight_in(part)) for part in module.modules())
+    reasons = {name: _why_not(part, settings.rank, uses[id(_weight_in(part))]) for name, part in wanted.items()}
     found = {name: part for name, part in wanted.items() if not reasons[name]}
     left_out = Counter(reason for reason in reasons.values() if reason)
     if not found:
@@ -195,7 +195,7 @@ def _find_layers(
     return found, dict(left_out)
 
 
-def weight_in(part: nn.Module) -> Tensor | None:
+def _weight_in(part: nn.Module) -> Tensor | None:
     """The weight that could be adapted, None if this is no such layer."""
     kind = type(part)
     is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention)) or (
@@ -206,7 +206,7 @@ def weight_in(part: nn.Module) -> Tensor | None:
 
 
 def _why_not(part: nn.Module, rank: int, uses: int) -> str:
-    weight = weight_in(part)
+    weight = _weight_in(part)
     assert weight is not None
     if isinstance(part, _ConvNd) and part.groups == part.in_channels > 1:
         return "depthwise layers are left out"
@@ -219,9 +219,9 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def add_factors(layer: nn.Module, settings: LowRank) -> None:
+def _add_factors(layer: nn.Module, settings: LowRank) -> None:
     """Give a layer its factors: the first drawn from the process's generator, the second zero."""
-    weight = weight_in(layer)
+    weight = _weight_in(layer)
     assert weight is not None
     rows, columns = weight.shape[0], weight[0].numel()
     down = torch.empty(settings.rank, columns)
@@ -240,7 +240,7 @@ def adapted_layers(module: nn.Module) -> dict[str, Any]:
 
 def factor_names(module: nn.Module) -> set[str]:
     """The names of all factors."""
-    return {f"{name}.{factor}" for name in adapted_layers(module) for factor in FACTORS}
+    return {f"{name}.{factor}" for name in adapted_layers(module) for factor in _FACTORS}
 
 
 def merge(module: nn.Module) -> int:
@@ -250,7 +250,7 @@ def merge(module: nn.Module) -> int:
         for layer in layers.values():
             weight = _base_weight(layer)
             weight.copy_(_sum(layer))
-            for name in (*FACTORS, "lora_settings"):
+            for name in (*_FACTORS, "lora_settings"):
                 delattr(layer, name)
             layer.__class__ = layer.lora_base
     return len(layers)
@@ -270,8 +270,68 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
     for name, layer in module.named_modules(remove_duplicate=False):
         if isinstance(layer, _LowRankLayer):
             own = own_name(name)
-            for factor in FACTORS:
+            for factor in _FACTORS:
                 del state[f"{own}.{factor}" if f"{own}.{factor}" in state else f"{name}.{factor}"]
             key = f"{own}.{_weight_name(layer.lora_base)}"
             state[key if key in state else f"{name}.{_weight_name(layer.lora_base)}"] = _sum(layer)
     return state
+
+
+# ---- in checkpoints
+
+
+def describe_adapters(module: nn.Module) -> dict[str, Any]:
+    """`{"lora": ...}` for a checkpoint, from which `restore_adapters` makes the layers again; empty without any."""
+    layers = adapted_layers(module)
+    if not layers:
+        return {}
+    settings = next(iter(layers.values())).lora_settings
+    return {
+        "lora": {
+            "rank": settings.rank,
+            "alpha": settings.alpha,
+            "dropout": settings.dropout,
+            "targets": list(settings.targets),
+            "layers": list(layers),
+        }
+    }
+
+
+def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -> None:
+    """Give a module the factors that a checkpoint describes, if it has none; the weights are loaded afterwards.
+
+    Raises:
+        IntegrityError: the description is malformed, or does not fit the module or the file's own tensors.
+    """
+    described = content.get("lora")
+    if described is None or adapted_layers(module):
+        return
+    settings, names = _read_description(described, path)
+    parts = {own_name(name): part for name, part in module.named_modules()}
+    state = content["state_dict"]
+    for name in names:
+        weight = _weight_in(parts[name]) if name in parts else None
+        shapes = [tuple(state[key].shape) if (key := f"{name}.{one}") in state else () for one in _FACTORS]
+        if weight is None or shapes != [(settings.rank, weight[0].numel()), (weight.shape[0], settings.rank)]:
+            raise _damaged(path, f"layer {name!r} does not fit")
+        with seeded_generators(0):  # the values are replaced, and the process's generators stay where they are
+            _add_factors(parts[name], settings)
+
+
+def _read_description(described: Any, path: Any) -> tuple[LowRank, list[str]]:
+    if not isinstance(described, Mapping) or set(described) != {"rank", "alpha", "dropout", "targets", "layers"}:
+        raise _damaged(path, "it has other keys")
+    names = described["layers"]
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise _damaged(path, "its layers are not a list of names")
+    if not is_whole(described["rank"]) or len(set(names)) != len(names):
+        raise _damaged(path, "its rank is invalid, or a layer is listed twice")
+    try:
+        targets = tuple(described["targets"])
+        return LowRank(described["rank"], described["alpha"], described["dropout"], targets), list(names)
+    except (UsageError, TypeError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def _damaged(path: Any, why: str) -> IntegrityError:
+    return IntegrityError(f"{path}: its description of LoRA factors cannot be used", why=why)

@@ -1,21 +1,27 @@
-"""Where a run stands in its strategy: the ends of phases that depend on the run, and what they wait for."""
+"""The phases of a strategy in the course of a run: ends that depend on it, and the learning rates of each phase."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from torch.optim import Optimizer
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.finetuning.phase import Plateau
-from flashtask.trainer.finetuning.phases import Finetuning, Position
+from flashtask.trainer.finetuning.strategies import Finetuning, Position
 from flashtask.trainer.metric_order import best_mode
 
-__all__ = ["PhaseProgress"]
+__all__ = ["PhaseProgress", "require_phase_groups", "set_base_rates"]
+
+#: what schedules keep in a parameter group, and as a list with a place for each, that is a learning rate
+_IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
+_IN_SCHEDULES = ("base_lrs", "max_lrs", "_last_lr")
 
 
 class PhaseProgress:
-    """The part of a strategy that is state; what is frozen follows from it and the epoch alone.
+    """The state of a strategy in a run: what is frozen depends on it and on the epoch alone.
 
     Args:
         finetuning: the strategy, for the layers of a certain module.
@@ -45,7 +51,7 @@ class PhaseProgress:
         return self.first_steps[number] if number < len(self.first_steps) else None
 
     def enter(self, epoch: int, step: int) -> Position:
-        """An epoch begins; gives its phase."""
+        """Begin an epoch, and return its phase."""
         position = self.position(epoch)
         if position.number >= len(self.first_steps):
             self.first_steps += [step] * (position.number + 1 - len(self.first_steps))
@@ -55,7 +61,7 @@ class PhaseProgress:
     def leave(
         self, epoch: int, step: int, metrics: Mapping[str, float], fresh: Collection[str], measured: bool
     ) -> bool:
-        """An epoch is over; gives whether the last phase is over with it.
+        """End an epoch, and return whether the last phase is over with it.
 
         Args:
             epoch: that is over.
@@ -99,3 +105,53 @@ class PhaseProgress:
         self.ends = dict(state["ends"])
         self.first_steps = [*state["first_steps"]]
         self._best, self._waited = state["best"], state["waited"]
+
+
+def set_base_rates(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], rates: Mapping[str, float]) -> None:
+    """Give parameter groups the base rates of a phase; one that has its rate already is left as it is.
+
+    Args:
+        optimizers: whose groups have names, and keep their base rates.
+        schedulers: torch's, that change the rates of those groups.
+        rates: by name of the group.
+    """
+    for optimizer in optimizers:
+        own = [one for one in schedulers if getattr(one, "optimizer", None) is optimizer]
+        for index, group in enumerate(optimizer.param_groups):
+            rate, base = rates.get(group.get("name", "")), group.get("base_lr")
+            if rate is None or base is None or rate == base:
+                continue
+            group["base_lr"] = rate
+            for key in _IN_GROUPS:
+                if key in group:
+                    group[key] = _changed(group[key], base, rate)
+            for scheduler in own:
+                _change_schedule(scheduler, index, base, rate)
+
+
+def _change_schedule(scheduler: Any, index: int, base: float, rate: float) -> None:
+    for key in _IN_SCHEDULES:
+        values = getattr(scheduler, key, None)
+        if isinstance(values, list) and index < len(values):
+            values[index] = _changed(values[index], base, rate)
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _change_schedule(inner, index, base, rate)
+
+
+def _changed(value: float, base: float, rate: float) -> float:
+    return rate if value == base else value * (rate / base)
+
+
+def require_phase_groups(optimizers: Iterable[Optimizer], rates: Mapping[str, list[float]], module: Any) -> None:
+    """Refuse phases with rates of their own for a module whose optimizer does not have the strategy's groups.
+
+    Raises:
+        UsageError: with the line that gives it them.
+    """
+    held = {group.get("name") for optimizer in optimizers for group in optimizer.param_groups}
+    if not rates or not held >= set(rates):
+        raise UsageError(
+            f"the strategy has learning rates of its own, and {type(module).__name__} makes its optimizer without them",
+            why="what configure_optimizers returns is never edited",
+            fix="torch.optim.AdamW(self.trainer.fit_run.freezing.optimizer_groups(head=1e-3, backbone=1e-4))",
+        )

@@ -1,6 +1,6 @@
 """Strategies of distribution: over which processes a run is spread, and how these speak with each other.
 
-Not to be taken for finetuning strategies, which say what is frozen: those stand in trainer/finetuning/.
+Finetuning strategies are something else: they say what is frozen (trainer/finetuning/).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
 from flashtask.core.registry import Aliases, Registry, RegistryEntry
 from flashtask.trainer.finetuning.phase import Phase
-from flashtask.trainer.finetuning.phases import Finetuning
-from flashtask.trainer.finetuning.strategies import FINETUNING
+from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
 from flashtask.trainer.placement.devices import check_devices
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.placement.precision import Precision
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
-__all__ += ["advice_on_distribution", "check_strategy_name"]
+__all__ += ["advice_on_distribution", "check_strategy_name", "point_out_distribution"]
 
 T = TypeVar("T")
 
@@ -217,7 +216,7 @@ _NOT_HERE = {
     "tpu": "there is no TPU support",
     "xla": "there is no TPU support",
 }
-#: what is said of a strategy that stands where a finetuning strategy is needed
+#: why a strategy of distribution is not a finetuning strategy
 _OF_PROCESSES = "this is a strategy of distribution, and a finetuning strategy says what is trained"
 _SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fairscale")
 
@@ -304,6 +303,21 @@ def advice_on_distribution(strategy: Any) -> tuple[str, str] | None:
     if not nearest(strategy, FINETUNING.names()) and (close := nearest(strategy, STRATEGIES.names(), most=1)):
         return f"{close[0]!r} would be a strategy of distribution", close[0]
     return None
+
+
+def point_out_distribution(error: UsageError, strategy: Any) -> None:
+    """Let the error about a finetuning strategy say where a strategy of distribution belongs, if it is one.
+
+    Args:
+        error: it is changed.
+        strategy: what was given as a finetuning strategy.
+    """
+    given = strategy[0] if isinstance(strategy, (tuple, list)) and strategy else strategy
+    given = given.partition(":")[0] if isinstance(given, str) else given
+    if advice := advice_on_distribution(given):
+        error.why, meant = advice
+        given_here = f"Trainer(strategy={meant!r})" if isinstance(given, str) else f"Trainer(strategy={meant})"
+        error.fix = f"{given_here}; for finetuning choose one of: {', '.join(FINETUNING.names())}"
 
 
 def _first_word(name: str) -> str:

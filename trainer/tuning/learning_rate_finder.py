@@ -15,7 +15,7 @@ import torch
 from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.optimizers import read_optimizers
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,

@@ -19,7 +19,7 @@ from flashtask.trainer.callbacks.accumulation import GradientAccumulationSchedul
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.driving import drive
-from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.preparing import fit_run

@@ -36,7 +36,7 @@ class StoredFeatures:
         key: what it depends on, as a hash.
         size: bytes on disk.
         used: when it was last used, in seconds since 1970.
-        about: what a person is told of it: module, samples, precision, ...
+        about: what `flashtask cache` shows: module, samples, precision, ...
     """
 
     key: str
@@ -52,10 +52,10 @@ def content_key(parts: Mapping[str, Any]) -> str:
 
 
 class FeatureStore:
-    """The features that runs left for later ones.
+    """The features that earlier runs have computed.
 
     Args:
-        folder: where they are; the cache's own without one.
+        folder: where they are; by default one in the cache.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -79,10 +79,10 @@ class FeatureStore:
         return features
 
     def keep(self, key: str, features: Features, about: Mapping[str, Any]) -> bool:
-        """Write features under a key, and drop what was not used for longest where there would be too much.
+        """Write features under a key; the least recently used entries are dropped to stay within the limit.
 
         Returns:
-            Whether they are kept: not where they alone are too many, or the disk cannot take them.
+            Whether they are kept: not if they alone exceed the limit, or the disk is full.
         """
         if features.nbytes > self.limit:
             return False
@@ -100,11 +100,11 @@ class FeatureStore:
         return True
 
     def entries(self) -> list[StoredFeatures]:
-        """What there is, the last used first."""
+        """All entries, the last used first."""
         return sorted(self._entries(), key=lambda entry: entry.used, reverse=True)
 
     def has_features_of(self, weights: str) -> bool:
-        """Whether there are features that a part with these weights computed, of whatever samples."""
+        """Whether there are features of any samples that were computed with these weights."""
         return any(entry.about.get("weights") == weights for entry in self._entries())
 
     def remove(self, key: str) -> None:

@@ -1,34 +1,32 @@
-"""Heads that are solved on features instead of trained: the contract, checks of what they are given, temperature."""
+"""Closed-form heads, which are solved on features instead of trained by gradient steps: the contract and common parts.
+
+Some are found in closed form, some by a solver of their own; all need the features of every sample at once.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashtask.core.checks import is_number
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.heads.linear import LinearHead
 
-__all__ = [
-    "SolvableHead",
-    "best_scale",
-    "check_features",
-    "check_positive",
-    "class_counts",
-    "finite_features",
-    "sample_weights",
-]
+__all__ = ["ClosedFormHead", "ClosedFormLinearHead"]
+__all__ += ["best_scale", "check_features", "check_positive", "class_counts", "finite_features"]
+__all__ += ["sample_weights"]
 
 #: Least and most that `best_scale` multiplies scores by; separated classes would ask for ever more.
 _SCALES = (0.1, 100.0)
 
 
 @runtime_checkable
-class SolvableHead(Protocol):
-    """What a head offers that `freeze` solves in one pass over the frozen part, with no epochs."""
+class ClosedFormHead(Protocol):
+    """A head that `freeze` solves after one pass over the frozen part, without epochs."""
 
-    #: Gradient training makes no sense for it, so every other strategy is an error.
+    #: Whether every other strategy is an error, because gradient steps make no sense for it.
     requires_solving: ClassVar[bool]
 
     def solve(self, features: Tensor, targets: Tensor) -> str | None:
@@ -39,16 +37,16 @@ class SolvableHead(Protocol):
             targets: (N,) class indices.
 
         Returns:
-            What the user is told of it, in a line, or None.
+            A line about it for the user, or None.
         """
 
 
 def check_features(features: Tensor, targets: Tensor, num_features: int, num_outputs: int) -> tuple[Tensor, Tensor]:
-    """Features in float64 and targets, both on the CPU, after a look at both.
+    """Features in float64 and targets, both on the CPU.
 
     Raises:
         BadDataError: features that are NaN or infinite.
-        UsageError: shapes or classes that are not the head's.
+        UsageError: shapes or classes that do not fit the head.
     """
     features = finite_features(features, num_features)
     if targets.shape != features.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
@@ -75,7 +73,7 @@ def finite_features(features: Tensor, num_features: int) -> Tensor:
     if bad:
         raise BadDataError(
             f"the features of {bad} of {len(features)} samples are NaN or infinite",
-            why="no head can be solved on them; the backbone's weights, its inputs or its number format are to blame",
+            why="no head can be solved on them; the backbone's weights, its inputs or its number format are the cause",
             fix="precision=32, and a look at the images",
         )
     return features
@@ -97,7 +95,7 @@ def class_counts(targets: Tensor, num_outputs: int) -> Tensor:
 
 
 def sample_weights(targets: Tensor, num_outputs: int, *, balanced: bool) -> Tensor:
-    """The weight of each sample, 1 on average; balanced: each class that is there weighs the same."""
+    """The weight of each sample, 1 on average; balanced: each class that has samples weighs the same."""
     if not balanced:
         return torch.ones(len(targets), dtype=torch.float64)
     counts = class_counts(targets, num_outputs).double()
@@ -111,7 +109,7 @@ def best_scale(scores: Tensor, targets: Tensor, weights: Tensor | None = None, *
         scores: (N, classes) float64; of samples that the head has not seen, so that it is not made too sure.
         targets: (N,) class indices.
         weights: of samples, (N,).
-        otherwise: the answer where there is no score.
+        otherwise: the answer if there are no scores.
     """
     if not len(scores):
         return otherwise
@@ -128,3 +126,32 @@ def best_scale(scores: Tensor, targets: Tensor, weights: Tensor | None = None, *
         left, right = high - share * (high - low), low + share * (high - low)
         low, high = (low, right) if loss(left) <= loss(right) else (left, high)
     return float(10.0 ** ((low + high) / 2))
+
+
+class ClosedFormLinearHead(LinearHead):
+    """Base of `ridge` and `logistic`: a layer that starts at zero, so that every class is equally likely at first.
+
+    Args:
+        num_features: features a sample.
+        num_outputs: classes.
+
+    Shape: (B, num_features) floats to (B, num_outputs).
+    """
+
+    requires_solving: ClassVar[bool] = True
+
+    def __init__(self, num_features: int, num_outputs: int) -> None:
+        super().__init__(num_features, num_outputs)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The linear layer, which holds the solution."""
+        layer = self[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def checked(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Features in float64 and targets, as `check_features` gives them for this head."""
+        return check_features(features, targets, self.layer.in_features, self.layer.out_features)

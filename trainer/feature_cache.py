@@ -1,0 +1,239 @@
+"""The feature cache of a run: whether its loaders give features that are computed once, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from flashtask.core.checks import is_whole
+from flashtask.core.errors import UsageError
+from flashtask.core.seeding import SeededDataset
+from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.features import FrozenPart, SampleFeatures
+from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.module import Module
+
+__all__ = ["FeatureLoader", "plan_of_features", "use_features", "use_known_features", "why_not"]
+
+#: Hooks that are given a batch as the loader made it, by stage.
+_BATCH_HOOKS = {
+    stage: tuple(f"on_{word}_batch_{end}" for word in words for end in ("start", "end"))
+    for stage, words in {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}.items()
+}
+#: Multiplications in the forward pass of a step; with the gradients, some milliseconds of one thread.
+_SMALL = 1 << 25
+
+
+def use_features(run: Any) -> None:
+    """Let the loaders of a fit give features while its backbone is frozen, if they can be computed once.
+
+    Raises:
+        UsageError: `feature_cache` is not "auto", and they cannot.
+    """
+    wanted = run.trainer.feature_cache
+    if wanted is False or not run.is_frozen(run.epoch):
+        return
+    if reason := _of_any(run, why_not(run, run.callbacks)):
+        if wanted == "auto":
+            if run.trainer.enable_model_summary and not run.trainer.fast_dev_run:
+                run.trainer.say(f"features are computed again in each epoch: {reason}")
+            return
+        raise UsageError(f"feature_cache={wanted!r} cannot be used: {reason}", fix='feature_cache="auto"')
+    views = wanted if is_whole(wanted) else 1
+    noun = run.module.sample_noun
+    part = FrozenPart(run)
+    run.loader = _wrapped(part, run.loader, views, f"training {noun}")
+    if run.validation is None:
+        return
+    run.validation.loaders = [_wrapped(part, one, 1, f"validation {noun}") for one in run.validation.loaders]
+    if run.sanity is not None:
+        # The features that it computes are those of the first validation; without one, its few batches need no pass.
+        only_known = not _validates_while_frozen(run)
+        run.sanity.loaders = [
+            FeatureLoader(one.loader, one.features, one.epoch, only_known) if isinstance(one, FeatureLoader) else one
+            for one in run.validation.loaders
+        ]
+
+
+def use_known_features(run: Any) -> None:
+    """Let the loaders of `validate` and `test` give features that the store has for the backbone's present weights.
+
+    Features that are missing are computed and stored if there are some of other samples: then the backbone was frozen
+    in an earlier run, and is likely to be used again. A backbone that was trained is not.
+    """
+    if run.trainer.feature_cache is False or run.stage == "predict":
+        return
+    if _of_any(run, _not_by_itself(run, run.callbacks)):
+        return
+    whole = all(limit is None for limit in run.limits)
+    noun = f"{run.word} {run.module.sample_noun}"
+    part = FrozenPart(run)
+    loaders = [_wrapped(part, loader, 1, noun, epoch=lambda: 0) for loader in run.loaders]
+    for loader in loaders:
+        if isinstance(loader, FeatureLoader):
+            loader.only_known = not (whole and loader.features.are_of_a_known_part())
+    run.loaders = loaders
+
+
+def plan_of_features(run: Any, callbacks: Sequence[Any]) -> tuple[bool, str]:
+    """Whether a fit that is ready would compute features once, and a sentence that says so or why not.
+
+    Args:
+        run: of the fit.
+        callbacks: those that it would have.
+    """
+    wanted = run.trainer.feature_cache
+    if not run.is_frozen(run.epoch):
+        return False, "features are computed again in each epoch: the backbone trains from the first epoch on"
+    reason = "feature_cache=False" if wanted is False else why_not(run, callbacks)
+    if reason:
+        return False, f"features are computed again in each epoch: {reason}"
+    views = f" in {wanted} views" if is_whole(wanted) else ""
+    return True, f"features of the frozen backbone are computed once{views} unless they are in the cache already"
+
+
+def why_not(run: Any, callbacks: Sequence[Any]) -> str:
+    """Why features cannot be computed once for all epochs of a fit, in words; empty if they can.
+
+    Args:
+        run: of the fit.
+        callbacks: whose hooks are given its batches.
+    """
+    wanted, loader, order = run.trainer.feature_cache, run.loader, run.ordered
+    if reason := _not_by_itself(run, callbacks):
+        return reason
+    if order is None or not isinstance(loader.dataset, SeededDataset):
+        return "only flashtask's own datasets say whether a sample is the same in every epoch"
+    if not is_whole(wanted) and not loader.dataset.repeats_itself():
+        return "the training data is augmented at random, so every epoch sees other inputs"
+    if _samples_wanted(run) < order.length:
+        return "the run sees fewer samples than there are"
+    return ""
+
+
+def _not_by_itself(run: Any, callbacks: Sequence[Any]) -> str:
+    """Why the steps of a run cannot work on features, whatever the data is."""
+    if not run.module.takes_features(run.stage):
+        return f"the steps of {type(run.module).__name__} want the inputs themselves"
+    if any(hook is not None for hook in run.transfer):
+        return "batches are changed on their way to the device"
+    if watching := _watching(run, callbacks):
+        return f"{watching} is told of batches"
+    return ""
+
+
+def _of_any(run: Any, reason: str) -> str:
+    """The reason of the first process that has one: all must decide alike, or they would wait for each other."""
+    return next(filter(None, run.strategy.gather(reason)), "")
+
+
+def _validates_while_frozen(run: Any) -> bool:
+    """Whether the whole backbone is frozen until the first epoch that ends with validation is over."""
+    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch
+    return (run.max_epochs is None or epochs <= run.max_epochs) and all(map(run.is_frozen, range(epochs)))
+
+
+def _wrapped(
+    part: FrozenPart, loader: Any, views: int, what: str, epoch: Callable[[], int | None] | None = None
+) -> Any:
+    dataset = getattr(loader, "dataset", None)
+    order = getattr(loader, "batch_sampler", None)
+    if not isinstance(order, OrderedBatches) or not isinstance(dataset, SeededDataset):
+        return loader
+    if views == 1 and not dataset.repeats_itself():
+        return loader
+    return FeatureLoader(loader, SampleFeatures(part, loader, views, what), epoch or partial(_frozen_epoch, part.run))
+
+
+def _frozen_epoch(run: Any) -> int | None:
+    """The epoch of a fit if the whole backbone is frozen in it."""
+    epoch: int = run.epoch
+    return epoch if run.is_frozen(epoch) else None
+
+
+def _watching(run: Any, callbacks: Sequence[Any]) -> str:
+    """The first hook, of the user's module or callbacks, that is given batches; empty if there is none."""
+    for owner, base in [(run.module, Module), *((one, Callback) for one in callbacks)]:
+        if type(owner).__module__.partition(".")[0] == "flashtask":
+            continue  # the engine's own read only the number of a batch
+        for name in _BATCH_HOOKS[run.stage]:
+            method = getattr(owner, name, None)
+            if method is not None and getattr(method, "__func__", method) is not vars(base).get(name):
+                return f"{type(owner).__name__}.{name}"
+    return ""
+
+
+def _samples_wanted(run: Any) -> float:
+    """How many samples the frozen epochs of a run see at the most."""
+    per_epoch = run.ordered.length if run.limit is None else run.limit * run.ordered.batch_size
+    batches = float("inf") if run.max_steps < 0 else run.max_steps * run.accumulation(0)
+    epochs = 0
+    while run.is_frozen(epochs) and (run.max_epochs is None or epochs < run.max_epochs):
+        epochs += 1
+        if epochs * per_epoch >= run.ordered.length:
+            break
+    return float(min(epochs * per_epoch, batches * run.ordered.batch_size))
+
+
+class FeatureLoader:
+    """A loader that gives features in the epochs in which the whole backbone is frozen, else what `loader` gives.
+
+    The samples of a batch and their order stay the same; all other attributes are those of `loader`.
+
+    Args:
+        loader: with the engine's own order.
+        features: of its samples.
+        epoch: gives the epoch whose features are wanted now; None if the inputs themselves are.
+        only_known: give features only if they need not be computed.
+    """
+
+    def __init__(
+        self, loader: Any, features: SampleFeatures, epoch: Callable[[], int | None], only_known: bool = False
+    ) -> None:
+        self.loader, self.features, self.epoch, self.only_known = loader, features, epoch, only_known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch()
+        if epoch is not None:
+            self.features.renew()
+        if epoch is None or (self.only_known and not self.features.are_known(epoch)):
+            return iter(self.loader)
+        return self._features_of(epoch)
+
+    def _features_of(self, epoch: int) -> Iterator[Any]:
+        order = self.loader.batch_sampler
+        assert isinstance(order, OrderedBatches)
+        self.features.prepare(epoch)
+        with _fitting_threads(self.features.run, order.own_size):
+            for places in order:
+                yield self.features.batch(places, epoch)
+
+
+@contextmanager
+def _fitting_threads(run: Any, batch_size: int) -> Iterator[None]:
+    """Run steps on features in one thread if they are small: threads of a busy machine would wait for each other.
+
+    With both cores of two in use elsewhere, a step of a linear head on a batch of 32 took 90 ms with two threads, and
+    less than 3 ms with one.
+    """
+    threads = torch.get_num_threads()
+    frozen = {p for part in run.module.modules_to_freeze() for p in part.parameters()}
+    products = batch_size * sum(p.numel() for p in run.module.parameters() if p not in frozen)
+    if run.device.type != "cpu" or threads == 1 or products > _SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
