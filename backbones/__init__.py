@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flashtask.backbones.addresses import AddressSource
-from flashtask.backbones.filters import BACKBONE_FILTERS
-from flashtask.backbones.sources import LibrarySource, ZooSource
-from flashtask.core.registry import Registry
+from flashtask.backbones.backbone import BACKBONES
+from flashtask.backbones.search import BACKBONE_FILTERS
+from flashtask.backbones.sources import SOURCES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKBONES", "build_backbone", "build_pyramid"]
 
-_LIBRARIES = (
-    LibrarySource("timm", builder="flashtask.backbones.timm_provider", is_default=True),
-    LibrarySource("torchvision", builder="flashtask.backbones.torchvision_provider"),
-)
-BACKBONES: Registry[Callable[..., nn.Module | Backbone]] = Registry(
-    "backbone", group="flashtask.backbones", filters=BACKBONE_FILTERS
-)
-for _source in (ZooSource(_LIBRARIES), *_LIBRARIES, AddressSource()):
+BACKBONES.add_filters(BACKBONE_FILTERS)
+for _source in SOURCES:
     BACKBONES.add_source(_source)
 
 

@@ -14,9 +14,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from flashtask.backbones import BACKBONES
-from flashtask.backbones.backbone import Backbone
-from flashtask.backbones.weights import LAYERS_CHANGED, for_channels
+from flashtask.backbones.backbone import BACKBONES, Backbone
+from flashtask.backbones.weights import LAYERS_CHANGED
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
 from flashtask.core.foreign_weights import read_foreign_weights
 from flashtask.core.zoo import load_zoo
@@ -26,7 +25,7 @@ __all__ = ["build_model", "map_by_order", "packaged_state_dict", "packaged_tenso
 
 
 def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
-    """Build a backbone that stands under `backbones` in zoo.yaml.
+    """Build a backbone of zoo.yaml, or of a user's own zoo file.
 
     Args:
         name: its name there.
@@ -47,8 +46,8 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     if packaged is not None:
         _load(backbone.module, packaged_state_dict(name), in_chans)
     fields = {k: v for k, v in own.preprocessing.given().items() if not (k == "input_size" and "img_size" in options)}
-    known = for_channels(backbone.preprocessing, 3)
-    return replace(backbone, name=name, preprocessing=for_channels(replace(known, **fields), in_chans))
+    known = replace(backbone.preprocessing.for_channels(3), **fields)
+    return replace(backbone, name=name, preprocessing=known.for_channels(in_chans))
 
 
 def packaged_state_dict(name: str) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ import yaml
 
 from flashtask import Trainer
 from flashtask.backbones import BACKBONES, build_backbone
+from flashtask.backbones.building import build_without_values
 from flashtask.backbones.sources import library_names
-from flashtask.backbones.without_values import build_without_values
 from flashtask.cli.checks import check_arguments, check_names, check_shape, check_values
 from flashtask.cli.own_zoo import zoo_recipe
 from flashtask.core.errors import HubError, MissingInputError, UsageError
