@@ -32,14 +32,14 @@ def build_backbone(
     in_chans: int = 3,
     **options: Any,
 ) -> Backbone:
-    """Build a feature extractor by name or from where it lies, or wrap a module of the user's.
+    """Build a feature extractor by name or address, or wrap a user's module.
 
     Args:
         name: `resnet18` (the zoo's own entries, then timm), `resnet18.a1_in1k` (certain weights), `timm/NAME`,
             `torchvision/NAME`, a registered name; `hf-hub:org/name@revision`, `local-dir:FOLDER` (timm's layout),
             `checkpoint:FILE` (of a task) or a path to one of these; a module from images (B, C, H, W) to features, or a
             function `(pretrained, in_chans, **options)` that builds one.
-        pretrained: load weights; if there are none or they cannot be had, that is an error.
+        pretrained: load weights; if there are none, or they cannot be fetched, that is an error.
         in_chans: channels of the images, at least 1; weights for other channels are adapted.
         options: the builder's own arguments (`drop_path_rate`, `img_size`, ...); and `weights`, a file (safetensors,
             `.pth`, `.ckpt`) whose weights the architecture takes instead of its own.

@@ -34,7 +34,7 @@ def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, A
     canonical = BACKBONES.entry(name).name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
     built = call_builder(name, pretrained, in_chans, options)
     if isinstance(built, Backbone):
-        # A place knows its own name better: with the commit that was fetched.
+        # The name of an address is more exact: it has the commit that was fetched.
         return built if is_address(canonical) else replace(built, name=canonical)
     if isinstance(built, nn.Module):
         return _wrap(built, canonical, in_chans)
@@ -42,7 +42,7 @@ def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, A
 
 
 def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Any:
-    """What the function behind a registered name, or a function of the user's, builds.
+    """What the function behind a registered name, or a user's function, builds.
 
     Raises:
         UnknownNameError: it has no such option, or there is no such name.
@@ -65,12 +65,13 @@ def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[st
 def _arguments(
     name: str, function: Callable[..., Any], pretrained: bool, in_chans: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a function of the user's is called with: `pretrained` and `in_chans` if it has such parameters."""
+    """The arguments for a user's function: `pretrained` and `in_chans` if it has such parameters."""
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if in_chans != 3 and "in_chans" not in parameters and not takes_any:
         raise UsageError(
-            f"the function {name!r} cannot be told in_chans={in_chans}", fix=f"def {name}(pretrained, in_chans): ..."
+            f"in_chans={in_chans}, and the function {name!r} has no such parameter",
+            fix=f"def {name}(pretrained, in_chans): ...",
         )
     known = {"pretrained": pretrained, "in_chans": in_chans}
     return {**{key: value for key, value in known.items() if takes_any or key in parameters}, **options}
@@ -119,7 +120,7 @@ def _weights_file(name: Any, weights: Any, pretrained: bool) -> Path:
         architecture = name.partition(".")[0]
         example = "IMAGENET1K_V1" if name.startswith("torchvision/") else "a1_in1k"
         raise UsageError(
-            f"weights is no option that takes {weights!r}: it is a file ({', '.join(WEIGHT_SUFFIXES)}, .ckpt)",
+            f"weights is a file ({', '.join(WEIGHT_SUFFIXES)}, .ckpt), not {weights!r}",
             fix=f'known weights are part of the name: "{architecture}.{example}"',
         )
     if not pretrained:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.library_internals import tensor_tables
 
 __all__ = ["built_without_values", "default_layer_groups", "make_features_flat", "run_without_values"]
 
@@ -76,7 +77,7 @@ def _pooled_axes(shape: tuple[int, ...], declared: list[int], name: str) -> tupl
             return tuple(axis for axis in range(1, len(shape)) if axis != place)
     sizes = ", ".join(map(str, shape[1:]))
     raise UsageError(
-        f"the backbone {name!r} gives an output of shape (B, {sizes}), which is no features",
+        f"the backbone {name!r} gives an output of shape (B, {sizes}), which is not a vector of features",
         why=f"its num_features is {declared[-1]}" if declared else "",
         fix="let it return (B, F), (B, F, H, W) or (B, N, F), with its num_features = F",
     )
@@ -151,21 +152,20 @@ def _run(module: nn.Module, input_size: tuple[int, int, int]) -> Any:
 def _without_values(module: nn.Module) -> Iterator[None]:
     """Inside, the weights of a module have shapes alone.
 
-    torch's `functional_call` would leave those of a part that stands in two places (timm's CoaT) so for good.
+    torch's `functional_call` would not put back those of a part that is used in two places (timm's CoaT).
     """
-    before = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
-    shapes: dict[int, Any] = {}
+    tables: list[dict[str, Any]] = [table for part in module.modules() for table in tensor_tables(part)]
+    before = [(table, dict(table)) for table in tables]
+    shapes: dict[int, Tensor] = {}
     try:
-        for part, parameters, buffers in before:
-            for own, tensors in ((part._parameters, parameters), (part._buffers, buffers)):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        own[name] = shapes.setdefault(id(tensor), _shape_of(tensor))
+        for table, tensors in before:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    table[name] = shapes.setdefault(id(tensor), _shape_of(tensor))
         yield
     finally:
-        for part, parameters, buffers in before:
-            part._parameters.update(parameters)
-            part._buffers.update(buffers)
+        for table, tensors in before:
+            table.update(tensors)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     builder = BACKBONES.get(own.source)
     backbone = builder(pretrained=pretrained and packaged is None, in_chans=in_chans, **{**own.options, **options})
     if not isinstance(backbone, Backbone):
-        raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is no library's model")
+        raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is not the model of a library")
     if packaged is not None:
         _load(backbone.module, packaged_state_dict(name), in_chans)
     fields = {k: v for k, v in own.preprocessing.given().items() if not (k == "input_size" and "img_size" in options)}
@@ -110,7 +110,7 @@ def map_by_order(tensors: Mapping[str, Tensor], model: nn.Module, file: str) -> 
     for (theirs, tensor), (ours, own) in zip(tensors.items(), wanted.items(), strict=True):
         if tensor.shape != own.shape:
             raise IntegrityError(
-                f"{file} does not fit the model: {theirs!r} stands where {ours!r} should be",
+                f"{file} does not fit the model: {theirs!r} is where {ours!r} should be",
                 why=f"its shape is {tuple(tensor.shape)}, not {tuple(own.shape)}",
             )
     return dict(zip(wanted, tensors.values(), strict=True))

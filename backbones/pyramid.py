@@ -25,6 +25,7 @@ from flashtask.backbones.timm_provider import (
 )
 from flashtask.backbones.torchvision_provider import MAPS
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import extractor_graphs
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = ["Pyramid", "build"]
@@ -173,14 +174,15 @@ def _of_torchvision(backbone: Backbone, indices: tuple[int, ...] | None) -> Pyra
 
 def _give_lists(net: Any, *, channels_last: bool) -> None:
     """Let torchvision's extractor give a list of maps (B, C, H, W): in its graphs, since copies of it lose hooks."""
-    for graph in (net.train_graph, net.eval_graph):
+    train, evaluation = extractor_graphs(net)
+    for graph in (train, evaluation):
         end = next(node for node in reversed(graph.nodes) if node.op == "output")
         maps = list(end.args[0].values())
         if channels_last:
             with graph.inserting_before(end):
                 maps = [graph.call_method("permute", (node, 0, 3, 1, 2)) for node in maps]
         end.args = (maps,)
-    net.graph = net.train_graph if net.training else net.eval_graph
+    net.graph = train if net.training else evaluation
 
 
 def _stages(module: nn.Module, input_size: tuple[int, int, int]) -> list[str]:

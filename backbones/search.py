@@ -2,7 +2,7 @@
 
 A library is loaded only when asked about its model, and a fact that the source does not state is left out, never
 guessed. Sizes are counted once on the meta device and remembered in the cache folder, for one version of a library. A
-model of the user's, or of another package, is counted each time, for nothing says when it changes.
+user's own model, or one of another package, is counted each time, because nothing says when it changes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from flashtask.core.cache import cache_folder
 from flashtask.core.errors import StorageError, UnknownNameError, UsageError
 from flashtask.core.files import atomic_write_text
+from flashtask.core.library_internals import hub_weight_names
 from flashtask.core.registry import Registry, RegistryEntry
 from flashtask.core.search import Filter
 
@@ -142,11 +143,9 @@ def _timm_file_is_here(config: Any) -> bool:
 
 def _is_in_hub_cache(address: str, filename: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
-    from timm.models._hub import HF_WEIGHTS_NAME, _get_safe_alternatives
 
     repository, _, revision = address.partition("@")
-    wanted = filename or HF_WEIGHTS_NAME
-    names = [*_get_safe_alternatives(wanted), wanted]
+    names = hub_weight_names(filename)
     found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in names)
     return any(isinstance(path, str) for path in found)
 

@@ -129,7 +129,7 @@ class ZooSource:
         return self.names()
 
     def find(self, name: str) -> RegistryEntry | None:
-        """The entry of a name under `backbones` in zoo.yaml or in a zoo file of the user's."""
+        """The entry of a name under `backbones` in zoo.yaml or in a user's zoo file."""
         own = self._entries().get(name)
         if own is None:
             return None
@@ -254,12 +254,12 @@ def _address_entry(name: str, provider: str, address: HubAddress | Path) -> Regi
 
 
 def _load_address(provider: str, address: Any) -> Builder:
-    from flashtask.backbones import addresses
+    from flashtask.backbones.addresses import build_from_checkpoint, build_from_folder, build_from_hub
 
     builders: Mapping[str, Builder] = {
-        "hub": addresses.build_from_hub,
-        "folder": addresses.build_from_folder,
-        "checkpoint": addresses.build_from_checkpoint,
+        "hub": build_from_hub,
+        "folder": build_from_folder,
+        "checkpoint": build_from_checkpoint,
     }
     return partial(builders[provider], address)
 

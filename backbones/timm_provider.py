@@ -79,7 +79,9 @@ def build_model(
     if taken := {"num_classes", "features_only", "checkpoint_path"} & set(options):
         fixes = {"checkpoint_path": 'weights from a file: weights="FILE"', "features_only": f"build_pyramid({name!r})"}
         fix = next((fixes[option] for option in sorted(taken) if option in fixes), "")
-        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone: it gives pooled features", fix=fix)
+        raise UsageError(
+            f"{', '.join(sorted(taken))} is not an option of a backbone, which gives pooled features", fix=fix
+        )
     if weights is not None:
         known = KnownWeights(read_weights(weights), str(weights))
         module = build_with_weights(name, known, in_chans=in_chans, options=options)
@@ -89,7 +91,7 @@ def build_model(
 
 
 def create_model(name: str, *, pretrained: bool, in_chans: int, num_classes: int = 0, **options: Any) -> nn.Module:
-    """timm's own model, with what it logs and raises told as our errors."""
+    """timm's own model, silent, and with its errors as ours."""
     context = cache_only_without_network() if pretrained else nullcontext()
     with quiet_logs(*_LOGGERS), watched_loading() as loading, pretrained_errors(f"timm/{name}", pretrained), context:
         sizes: dict[str, Any] = {} if options.get("features_only") else {"num_classes": num_classes}

@@ -76,7 +76,7 @@ MAPS: dict[str, str] = {
     "SwinTransformer": r"features\.\d+",
     "VGG": r"features\.\d+",
 }
-# These two warn, and start slowly, unless told how to fill their weights.
+# These two warn, and start slowly, unless an option says how to fill their weights.
 _WITH_INIT_OPTION = ("googlenet", "inception_v3")
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
@@ -100,7 +100,7 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     weights = _find_weights(name, pretrained)
     if taken := {"num_classes"} & set(options):
         fix = f'the weights are part of the name: "torchvision/{architecture}.IMAGENET1K_V1"'
-        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone", fix=fix)
+        raise UsageError(f"{', '.join(sorted(taken))} is not an option of a backbone", fix=fix)
     if not pretrained and architecture in _WITH_INIT_OPTION:
         options.setdefault("init_weights", True)
     with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained), _as_tensors_alone():
@@ -154,7 +154,7 @@ def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     if hub_is_offline() and not file.exists():
         raise HubError(
-            f"the pretrained weights of 'torchvision/{name}' could not be had",
+            f"the pretrained weights of 'torchvision/{name}' could not be fetched",
             why=f"HF_HUB_OFFLINE is set and {file} does not exist",
             fix=fix_without_network(),
         )
@@ -163,7 +163,7 @@ def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
 
 
 def _check_cached_file(file: Path) -> None:
-    """Compare a downloaded file with the beginning of its sha256 that stands in its name, if it is there.
+    """Compare a downloaded file with the beginning of the sha256 in its name, if the file exists.
 
     Raises:
         IntegrityError: it is another file.

@@ -97,7 +97,7 @@ def cache_only_without_network() -> Iterator[None]:
 
 @contextmanager
 def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
-    """Tell whatever a library raises while it builds a model, or fetches its weights, as our errors.
+    """Turn whatever a library raises while it builds a model, or fetches its weights, into our errors.
 
     Raises:
         HubError: the weights could not be fetched.
@@ -112,7 +112,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
         why = f"{type(error).__name__}: {str(error).strip() or type(error).__name__}".splitlines()[0]
         if pretrained and _is_about_network(error):
             raise HubError(
-                f"the pretrained weights of {name!r} could not be had",
+                f"the pretrained weights of {name!r} could not be fetched",
                 why="HF_HUB_OFFLINE is set and they are not in the cache" if offline else why,
                 fix=fix_without_network(),
             ) from error
@@ -228,7 +228,7 @@ def classifier_paths(whole: Iterable[str], backbone: Iterable[str]) -> tuple[str
 
 
 def find_prefix(names: Iterable[str], wanted: Iterable[str], file: str) -> str | None:
-    """What stands in a file before all the names that a module wants (`""`, `module.`, `backbone.`, ...).
+    """What a file has before all the names that a module wants (`""`, `module.`, `backbone.`, ...).
 
     Only a prefix under which the file has every wanted name counts, so nothing is guessed.
 
@@ -252,7 +252,7 @@ def find_prefix(names: Iterable[str], wanted: Iterable[str], file: str) -> str |
 def backbone_tensors(
     state: Mapping[str, Tensor], wanted: Iterable[str], classifier: tuple[str, ...], file: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file that a backbone wants, under its own names. What is left aside is told on standard error.
+    """The tensors of a file that a backbone wants, under its own names; what is left aside is printed (stderr).
 
     Args:
         state: the tensors of the file.
@@ -364,7 +364,7 @@ def _needed(wanted: Iterable[str]) -> list[str]:
 
 
 def _coverage(names: Iterable[str], wanted: Iterable[str]) -> Counter[str]:
-    """How many of the wanted names stand behind each prefix."""
+    """How many of the wanted names each prefix has."""
     needed = set(_needed(wanted))
     found: Counter[str] = Counter()
     for name in names:

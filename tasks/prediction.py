@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.folding import folded_copy
 from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
+from flashtask.core.library_internals import give_own_part_table
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
@@ -209,15 +210,16 @@ def inference_copy(task: Any, precision: Precision) -> Any:
         precision: that the copy will compute in.
     """
     made = copy.copy(task)
-    made.training, made._modules = False, dict(task._modules)
+    made.training = False
+    parts = give_own_part_table(made)
     for name in ("backbone", "head"):
-        if isinstance(task._modules.get(name), nn.Module):
-            made._modules[name] = copy.deepcopy(task._modules[name]).eval()
+        if isinstance(part := parts.get(name), nn.Module):
+            parts[name] = copy.deepcopy(part).eval()
     if all(tensor.dtype is torch.float32 for tensor in made.backbone.parameters()):
         example = torch.randn(2, *task.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
         in_float32 = not isinstance(precision, MixedPrecision)
         folded = folded_copy(made.backbone, example.to(task.device), fuses=in_float32 and task.device.type == "cpu")
-        made._modules["backbone"] = folded or made.backbone
+        parts["backbone"] = folded or made.backbone
         if isinstance(precision, MixedPrecision):
             # Autocast would convert the weights anew for each batch.
             for part in made.backbone.modules():
