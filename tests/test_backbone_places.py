@@ -294,7 +294,7 @@ def test_weights_that_do_not_fit_name_the_file_and_the_first_names(tmp_path, nam
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {"weights": "IMAGENET1K_V1"}, "it is a file"),
+        ("resnet18", {"weights": "IMAGENET1K_V1"}, "weights is a file"),
         ("resnet18", {"weights": "w.pth", "pretrained": False}, "contradicts weights"),
         ("resnet18", {"checkpoint_path": "w.pth"}, "checkpoint_path is not an option"),
         (nn.Linear(2, 2), {"weights": "w.pth"}, "takes no options"),
