@@ -319,7 +319,7 @@ def test_packaged_weights_that_do_not_fit_are_refused():
     model = timm.create_model("test_resnet")
     tensors = {f"x{i}": tensor for i, tensor in enumerate(model.state_dict().values())}
     assert list(map_by_order(tensors, model, "f")) == list(model.state_dict())
-    with pytest.raises(IntegrityError, match="stands where 'conv1"):
+    with pytest.raises(IntegrityError, match="is where 'conv1"):
         map_by_order({**tensors, "x0": torch.zeros(1)}, model, "f")
     tensors.popitem()
     with pytest.raises(IntegrityError, match="tensors, and the model has"):
@@ -388,7 +388,7 @@ def test_features_in_the_last_place_are_found_by_num_features():
     [
         (Maps(num_features=5), "gives an output of shape"),
         (nn.Linear(3, 4), "cannot be run on images"),
-        (nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Unflatten(1, (1, 1, 2, 2))), "no features"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Unflatten(1, (1, 1, 2, 2))), "not a vector of features"),
     ],
 )
 def test_a_module_that_gives_no_features_is_an_error(module, message):
