@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flashtask.backbones.addresses import AddressSource
-from flashtask.backbones.filters import BACKBONE_FILTERS
-from flashtask.backbones.sources import LibrarySource, ZooSource
-from flashtask.core.registry import Registry
+from flashtask.backbones.backbone import BACKBONES
+from flashtask.backbones.search import BACKBONE_FILTERS
+from flashtask.backbones.sources import SOURCES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKBONES", "build_backbone", "build_pyramid"]
 
-_LIBRARIES = (
-    LibrarySource("timm", builder="flashtask.backbones.timm_provider", is_default=True),
-    LibrarySource("torchvision", builder="flashtask.backbones.torchvision_provider"),
-)
-BACKBONES: Registry[Callable[..., nn.Module | Backbone]] = Registry(
-    "backbone", group="flashtask.backbones", filters=BACKBONE_FILTERS
-)
-for _source in (ZooSource(_LIBRARIES), *_LIBRARIES, AddressSource()):
+BACKBONES.add_filters(BACKBONE_FILTERS)
+for _source in SOURCES:
     BACKBONES.add_source(_source)
 
 
@@ -39,14 +32,14 @@ def build_backbone(
     in_chans: int = 3,
     **options: Any,
 ) -> Backbone:
-    """Build a feature extractor by name or from where it lies, or wrap a module of the user's.
+    """Build a feature extractor by name or address, or wrap a user's module.
 
     Args:
         name: `resnet18` (the zoo's own entries, then timm), `resnet18.a1_in1k` (certain weights), `timm/NAME`,
             `torchvision/NAME`, a registered name; `hf-hub:org/name@revision`, `local-dir:FOLDER` (timm's layout),
             `checkpoint:FILE` (of a task) or a path to one of these; a module from images (B, C, H, W) to features, or a
             function `(pretrained, in_chans, **options)` that builds one.
-        pretrained: load weights; if there are none or they cannot be had, that is an error.
+        pretrained: load weights; if there are none, or they cannot be fetched, that is an error.
         in_chans: channels of the images, at least 1; weights for other channels are adapted.
         options: the builder's own arguments (`drop_path_rate`, `img_size`, ...); and `weights`, a file (safetensors,
             `.pth`, `.ckpt`) whose weights the architecture takes instead of its own.

@@ -1,94 +1,188 @@
-"""Backbones that are no registered name but a place: a hub repository, a folder in timm's layout, a checkpoint.
+"""Backbones from a hub repository, a folder in timm's layout, or a checkpoint of a task.
 
-Knowing that a text is such a place loads nothing and asks no network.
+What is found there is described by a registered name (`timm/resnet18`) and plain arguments. Checkpoints store this
+description, so a model that was trained on such a backbone loads when the repository, folder or file is gone.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.errors import UsageError
-from flashtask.core.hub.address import HubAddress, is_hub_address
-from flashtask.core.model_path import model_path
-from flashtask.core.registry import RegistryEntry
+from flashtask.backbones.backbone import (
+    BACKBONES,
+    CHECKPOINT_PREFIX,
+    FOLDER_PREFIX,
+    HUB_PREFIX,
+    Backbone,
+    is_address,
+)
+from flashtask.backbones.building import build
+from flashtask.backbones.descriptions import (
+    CONFIG_FILE,
+    WEIGHT_FILES,
+    TimmFolder,
+    check_model_args,
+    read_timm_folder,
+)
+from flashtask.backbones.timm_provider import as_backbone
+from flashtask.backbones.timm_provider import build_from_folder as build_timm_model
+from flashtask.backbones.weights import fill
+from flashtask.core.checkpoint import read_checkpoint
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.hub.address import HubAddress
+from flashtask.core.hub.snapshot import fetch
+from flashtask.core.preprocessing import stored_preprocessing
 
-__all__ = ["CHECKPOINT_PREFIX", "FOLDER_PREFIX", "HUB_PREFIX", "AddressSource", "is_address"]
-
-HUB_PREFIX = "hf-hub:"
-FOLDER_PREFIX = "local-dir:"
-CHECKPOINT_PREFIX = "checkpoint:"
-_WEIGHTS_ALONE = (".safetensors", ".pth", ".pt", ".bin")
-_PROVIDER = "flashtask.backbones.address_provider"
+__all__ = ["build_from_checkpoint", "build_from_folder", "build_from_hub"]
 
 
-class AddressSource:
-    """What `hf-hub:org/name@revision` (or `hf://`), `local-dir:FOLDER`, `checkpoint:FILE` and paths mean.
+def build_from_hub(
+    address: HubAddress,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a repository in timm's layout; its name has the commit that was fetched.
 
-    A path without a prefix counts where it cannot be a name: it begins with `/`, `./`, `../` or `~/`, or has a slash or
-    the ending `.ckpt` and exists. Registered names win, since this source is asked last.
+    Args:
+        address: repository and revision.
+        pretrained: fetch the weights; without, only the configuration is fetched.
+        in_chans: channels of the images; the first layer's weights are adapted.
+        architecture: what the repository holds, as checkpoints store it; without `pretrained` nothing is then fetched.
+        model_args: the arguments that belong to it.
+        options: further arguments of timm's builder, over those of the repository.
+
+    Raises:
+        HubError: the repository cannot be reached or read.
+        IntegrityError: a file is damaged or hostile, or it is another architecture than stored.
     """
-
-    def names(self) -> Iterator[str]:
-        """None: places cannot be listed."""
-        return iter(())
-
-    def spellings(self) -> Iterator[str]:
-        """None: places cannot be listed."""
-        return iter(())
-
-    def find(self, name: str) -> RegistryEntry | None:
-        """The entry of a place, whether or not it can be reached.
-
-        Raises:
-            UsageError: it is written as one and cannot be meant.
-        """
-        if is_hub_address(name):
-            address = HubAddress.parse(name)
-            return _entry(str(address).replace("hf://", HUB_PREFIX, 1), "hub", "build_from_hub", address)
-        for prefix, provider, builder in (
-            (FOLDER_PREFIX, "folder", "build_from_folder"),
-            (CHECKPOINT_PREFIX, "checkpoint", "build_from_checkpoint"),
-        ):
-            if name.startswith(prefix):
-                path = _absolute(name.removeprefix(prefix))
-                return _entry(f"{prefix}{path}", provider, builder, path)
-        return self._find_path(name)
-
-    def _find_path(self, name: str) -> RegistryEntry | None:
-        sure = name.startswith(("/", "./", "../", "~/", "~\\", ".\\", "..\\"))
-        if not sure and not ((os.sep in name or name.endswith(".ckpt")) and Path(name).exists()):
-            return None
-        path = _absolute(name)
-        if path.suffix in _WEIGHTS_ALONE:
-            raise UsageError(
-                f"{name} holds weights, and does not say of which architecture",
-                fix=f'name the architecture: build_backbone("resnet18", weights={name!r})',
-            )
-        if path.is_dir():
-            path = model_path(path, quiet=True)
-        return self.find(f"{CHECKPOINT_PREFIX if path.suffix == '.ckpt' else FOLDER_PREFIX}{path}")
+    pinned = f"{HUB_PREFIX}{address.repository}@{address.revision}" if address.is_pinned else None
+    if architecture is not None and not pretrained:
+        name = pinned or f"{HUB_PREFIX}{address.repository}"
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    snapshot = fetch(address, [CONFIG_FILE], optional=WEIGHT_FILES[:1] if pretrained else ())
+    if pretrained and not (snapshot.folder / WEIGHT_FILES[0]).is_file():
+        snapshot = fetch(replace(address, revision=snapshot.commit), [CONFIG_FILE, WEIGHT_FILES[1]])
+    folder = read_timm_folder(snapshot.folder, needs_weights=pretrained)
+    name = f"{HUB_PREFIX}{address.repository}@{snapshot.commit}"
+    _compare(name, folder, architecture, model_args)
+    return _from_timm(name, folder, pretrained, in_chans, options)
 
 
-def is_address(name: str) -> bool:
-    """Whether a canonical name is that of a place."""
-    return name.startswith((HUB_PREFIX, FOLDER_PREFIX, CHECKPOINT_PREFIX))
+def build_from_folder(
+    path: Path,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a folder in timm's layout; arguments and errors as `build_from_hub`.
+
+    Raises:
+        MissingInputError: there is no such folder, or a file is missing in it.
+    """
+    name = f"{FOLDER_PREFIX}{path}"
+    if architecture is not None and not pretrained:
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    folder = read_timm_folder(path, needs_weights=pretrained)
+    _compare(name, folder, architecture, model_args)
+    return _from_timm(name, folder, pretrained, in_chans, options)
 
 
-def _absolute(text: str) -> Path:
-    if not text:
-        raise UsageError("a backbone's address has no path", fix="local-dir:PATH")
-    return Path(os.path.abspath(Path(text).expanduser()))
+def build_from_checkpoint(
+    path: Path,
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    architecture: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Backbone:
+    """Build the backbone of a task's checkpoint; arguments and errors as `build_from_hub`.
+
+    Raises:
+        MissingInputError: there is no such file.
+        UsageError: the backbone was a module and not a name.
+    """
+    name = f"{CHECKPOINT_PREFIX}{path}"
+    if architecture is not None and not pretrained:
+        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    content = read_checkpoint(path)
+    arguments = content.get("hyper_parameters", {})
+    kind, stored = arguments.get("backbone"), dict(arguments.get("backbone_options") or {})
+    if not isinstance(kind, str):
+        raise UsageError(
+            f"{path} does not say how its backbone is built: it was given as a module",
+            fix="give the module, and load its weights: flashtask.read_checkpoint(path)['state_dict']",
+        )
+    found, found_args = _resolved(kind, stored, path)
+    if architecture not in (None, found):
+        raise _other_architecture(str(path), found, str(architecture))
+    backbone = _as_described(name, found, found_args, in_chans, options)
+    if pretrained:
+        state = {
+            key.removeprefix("backbone."): tensor
+            for key, tensor in content["state_dict"].items()
+            if key.startswith("backbone.")
+        }
+        fill(backbone.module, state, (), in_chans, str(path))
+    preprocessing = stored_preprocessing(content["preprocessing"])
+    return replace(backbone, preprocessing=preprocessing.for_channels(in_chans))
 
 
-def _entry(name: str, provider: str, builder: str, place: HubAddress | Path) -> RegistryEntry:
-    metadata = {"provider": provider, "source": str(place)}
-    return RegistryEntry(name, "backbone", metadata, partial(_load, builder, place))
+def _from_timm(name: str, folder: TimmFolder, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
+    module = build_timm_model(folder, in_chans=in_chans, pretrained=pretrained, **options)
+    preprocessing = folder.preprocessing.for_channels(in_chans)
+    if (size := options.get("img_size")) is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        preprocessing = replace(preprocessing, input_size=(in_chans, height, width))
+    description = {"architecture": f"timm/{folder.architecture}", "model_args": folder.model_args}
+    return replace(as_backbone(module, name, preprocessing), description=description)
 
 
-def _load(builder: str, place: HubAddress | Path) -> Callable[..., Any]:
-    return partial(getattr(importlib.import_module(_PROVIDER), builder), place)
+def _as_described(
+    name: str, architecture: str, model_args: Mapping[str, Any], in_chans: int, options: Mapping[str, Any]
+) -> Backbone:
+    """A backbone from its stored description alone, with random weights: no file is read and nothing is fetched."""
+    if not isinstance(architecture, str) or is_address(BACKBONES.entry(architecture).name):
+        raise IntegrityError(f"the backbone {name!r} is described by {architecture!r}, which is not a registered name")
+    try:
+        plain = check_model_args(model_args)
+    except UsageError as error:
+        raise IntegrityError(f"the description of the backbone {name!r} was refused: {error.what}") from error
+    built = build(architecture, pretrained=False, in_chans=in_chans, options={**plain, **options})
+    return replace(built, name=name, description={"architecture": architecture, "model_args": plain})
+
+
+def _resolved(kind: str, stored: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """The registered name and the arguments that a checkpoint's backbone was built by."""
+    rest = {key: value for key, value in stored.items() if key != "weights"}
+    if not is_address(kind):
+        return kind, rest
+    architecture, model_args = rest.pop("architecture", None), rest.pop("model_args", {})
+    if not isinstance(architecture, str):
+        raise IntegrityError(f"{path}: its backbone {kind!r} is an address, and nothing says what was there")
+    return architecture, {**model_args, **rest}
+
+
+def _compare(name: str, folder: TimmFolder, architecture: str | None, model_args: Mapping[str, Any] | None) -> None:
+    if architecture not in (None, f"timm/{folder.architecture}"):
+        raise _other_architecture(name, f"timm/{folder.architecture}", str(architecture))
+    if model_args is not None and dict(model_args) != folder.model_args:
+        raise _other_architecture(name, f"a model of {folder.model_args}", f"one of {dict(model_args)}")
+
+
+def _other_architecture(name: str, found: str, wanted: str) -> IntegrityError:
+    return IntegrityError(
+        f"{name} holds {found}, not {wanted}",
+        why="it was changed since the description was stored",
+        fix="leave `architecture` and `model_args` out of the backbone's options to use what is there now",
+    )

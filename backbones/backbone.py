@@ -1,17 +1,35 @@
-"""The contract of a backbone: a module from images to pooled features, and what others must know about it."""
+"""The contract of a backbone, and the registry of those that there are. Importing this loads no library."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.registry import Registry
 
-__all__ = ["Backbone", "check_groups"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "BACKBONES",
+    "CHECKPOINT_PREFIX",
+    "FOLDER_PREFIX",
+    "HUB_PREFIX",
+    "WEIGHT_SUFFIXES",
+    "Backbone",
+    "check_groups",
+    "is_address",
+]
+
+HUB_PREFIX = "hf-hub:"
+FOLDER_PREFIX = "local-dir:"
+CHECKPOINT_PREFIX = "checkpoint:"
+#: Files of weights alone, which do not say of which architecture.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
 @dataclass
@@ -25,8 +43,9 @@ class Backbone:
         name: the canonical registry name.
         layer_groups: names of the parameters of `module`, in groups ordered from the input to the output,
             each parameter in exactly one group.
-        description: of a backbone from a place (a hub repository, a folder, a checkpoint): the options by which
-            `build_backbone` makes the same module when the place is gone, without weights; empty for others.
+        description: of a backbone from an address (a hub repository, a folder, a checkpoint): the options by which
+            `build_backbone` makes the same module, without weights, when nothing is left at the address; empty for
+            others.
 
     Raises:
         UsageError: the groups do not cover the parameters exactly once.
@@ -41,6 +60,15 @@ class Backbone:
 
     def __post_init__(self) -> None:
         check_groups(self.module, self.layer_groups, self.name)
+
+
+#: Empty here, at the bottom of the room; `flashtask.backbones` itself adds the sources and the filters of searches.
+BACKBONES: Registry[Callable[..., nn.Module | Backbone]] = Registry("backbone", group="flashtask.backbones")
+
+
+def is_address(name: str) -> bool:
+    """Whether a canonical name is an address: of a hub repository, a folder or a checkpoint."""
+    return name.startswith((HUB_PREFIX, FOLDER_PREFIX, CHECKPOINT_PREFIX))
 
 
 def check_groups(module: nn.Module, groups: list[list[str]], name: str) -> None:

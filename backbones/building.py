@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from flashtask.backbones import BACKBONES
-from flashtask.backbones.addresses import is_address
-from flashtask.backbones.backbone import Backbone
-from flashtask.backbones.features import make_features_flat
-from flashtask.backbones.layer_groups import default_layer_groups
-from flashtask.backbones.weights import for_channels
+from flashtask.backbones.backbone import BACKBONES, WEIGHT_SUFFIXES, Backbone, is_address
+from flashtask.backbones.inspection import built_without_values, default_layer_groups, make_features_flat
 from flashtask.core.checks import is_whole
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.registry import check_options
 
-__all__ = ["build", "call_builder"]
+__all__ = ["build", "build_without_values", "call_builder", "preprocessing_of_module"]
 
 
 def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
@@ -36,7 +34,7 @@ def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, A
     canonical = BACKBONES.entry(name).name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
     built = call_builder(name, pretrained, in_chans, options)
     if isinstance(built, Backbone):
-        # A place knows its own name better: with the commit that was fetched.
+        # The name of an address is more exact: it has the commit that was fetched.
         return built if is_address(canonical) else replace(built, name=canonical)
     if isinstance(built, nn.Module):
         return _wrap(built, canonical, in_chans)
@@ -44,7 +42,7 @@ def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, A
 
 
 def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Any:
-    """What the function behind a registered name, or a function of the user's, builds.
+    """What the function behind a registered name, or a user's function, builds.
 
     Raises:
         UnknownNameError: it has no such option, or there is no such name.
@@ -67,22 +65,31 @@ def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[st
 def _arguments(
     name: str, function: Callable[..., Any], pretrained: bool, in_chans: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a function of the user's is called with: `pretrained` and `in_chans` if it has such parameters."""
+    """The arguments for a user's function: `pretrained` and `in_chans` if it has such parameters."""
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if in_chans != 3 and "in_chans" not in parameters and not takes_any:
         raise UsageError(
-            f"the function {name!r} cannot be told in_chans={in_chans}", fix=f"def {name}(pretrained, in_chans): ..."
+            f"in_chans={in_chans}, and the function {name!r} has no such parameter",
+            fix=f"def {name}(pretrained, in_chans): ...",
         )
     known = {"pretrained": pretrained, "in_chans": in_chans}
     return {**{key: value for key, value in known.items() if takes_any or key in parameters}, **options}
 
 
-def _with_weights(name: Any, pretrained: bool, in_chans: int, options: dict[str, Any]) -> Backbone:
-    """A named architecture with the weights of a file, under whatever prefix they stand there."""
-    from flashtask.backbones.file_weights import load_file, weights_file
+def build_without_values(name: str) -> Backbone:
+    """The backbone of a name with all its parameters on the meta device: shapes alone, without memory or time for them.
 
-    path = weights_file(name, options.pop("weights"), pretrained)
+    Raises:
+        UnknownNameError: no backbone has this name.
+        UsageError: it cannot be built on the meta device.
+    """
+    return built_without_values(lambda: build(name, pretrained=False, in_chans=3, options={}))
+
+
+def _with_weights(name: Any, pretrained: bool, in_chans: int, options: dict[str, Any]) -> Backbone:
+    """A named architecture with the weights of a file, whatever prefix their names have there."""
+    path = _weights_file(name, options.pop("weights"), pretrained)
     entry = BACKBONES.entry(name)
     if is_address(entry.name):
         raise UsageError(f"{name} has weights of its own: `weights` goes with the name of an architecture")
@@ -90,16 +97,54 @@ def _with_weights(name: Any, pretrained: bool, in_chans: int, options: dict[str,
         from flashtask.backbones.timm_provider import build_model
 
         return build_model(entry.name.removeprefix("timm/"), in_chans=in_chans, weights=path, **options)
+    from flashtask.backbones.weights import fill, read_weights
+
     built = build(name, pretrained=False, in_chans=in_chans, options=options)
-    load_file(built, path, in_chans)
+    fill(built.module, read_weights(path), _classifier(built), in_chans, str(path))
     return built
+
+
+def _weights_file(name: Any, weights: Any, pretrained: bool) -> Path:
+    """The file that the option `weights` names.
+
+    Raises:
+        UsageError: it is not a file of weights, or the backbone takes none.
+        MissingInputError: there is no such file.
+    """
+    if not isinstance(name, str):
+        raise UsageError(
+            "weights from a file go with the name of an architecture",
+            fix="load them yourself: module.load_state_dict(...)",
+        )
+    if not isinstance(weights, (str, os.PathLike)) or not str(weights).endswith((*WEIGHT_SUFFIXES, ".ckpt")):
+        architecture = name.partition(".")[0]
+        example = "IMAGENET1K_V1" if name.startswith("torchvision/") else "a1_in1k"
+        raise UsageError(
+            f"weights is a file ({', '.join(WEIGHT_SUFFIXES)}, .ckpt), not {weights!r}",
+            fix=f'known weights are part of the name: "{architecture}.{example}"',
+        )
+    if not pretrained:
+        raise UsageError("pretrained=False contradicts weights", fix=f"leave one of them out: weights={str(weights)!r}")
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise MissingInputError(f"there is no file {path}", fix=f"ls -l {path.parent}")
+    return path
+
+
+def _classifier(backbone: Backbone) -> tuple[str, ...]:
+    """The layers that the architecture has behind its features, where that is known."""
+    if backbone.name.startswith("torchvision/"):
+        from flashtask.backbones.torchvision_provider import classifier
+
+        return classifier(backbone.name.removeprefix("torchvision/").partition(".")[0], backbone.module)
+    config = getattr(backbone.module, "pretrained_cfg", None)
+    named = config.get("classifier") if isinstance(config, dict) else None
+    return (named,) if isinstance(named, str) else tuple(named or ())
 
 
 def _wrap(module: nn.Module, name: str, in_chans: int) -> Backbone:
     """A user's module; its own `preprocessing` and `num_features` count, and the latter is checked."""
-    preprocessing = getattr(module, "preprocessing", None)
-    if not isinstance(preprocessing, Preprocessing):
-        preprocessing = for_channels(Preprocessing(), in_chans)
+    preprocessing = preprocessing_of_module(module, in_chans)
     num_features = make_features_flat(module, preprocessing.input_size, name)
     declared = getattr(module, "num_features", num_features)
     if declared != num_features:
@@ -108,3 +153,9 @@ def _wrap(module: nn.Module, name: str, in_chans: int) -> Backbone:
             fix=f"self.num_features = {num_features}",
         )
     return Backbone(module, num_features, preprocessing, name, default_layer_groups(module))
+
+
+def preprocessing_of_module(module: nn.Module, in_chans: int) -> Preprocessing:
+    """A user's module may say in `preprocessing` how it wants its images; else the defaults hold."""
+    given = getattr(module, "preprocessing", None)
+    return given if isinstance(given, Preprocessing) else Preprocessing().for_channels(in_chans)

@@ -14,9 +14,8 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from flashtask.backbones import BACKBONES
-from flashtask.backbones.backbone import Backbone
-from flashtask.backbones.weights import LAYERS_CHANGED, for_channels
+from flashtask.backbones.backbone import BACKBONES, Backbone
+from flashtask.backbones.weights import LAYERS_CHANGED
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
 from flashtask.core.foreign_weights import read_foreign_weights
 from flashtask.core.zoo import load_zoo
@@ -26,7 +25,7 @@ __all__ = ["build_model", "map_by_order", "packaged_state_dict", "packaged_tenso
 
 
 def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
-    """Build a backbone that stands under `backbones` in zoo.yaml.
+    """Build a backbone of zoo.yaml, or of a user's own zoo file.
 
     Args:
         name: its name there.
@@ -43,12 +42,12 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     builder = BACKBONES.get(own.source)
     backbone = builder(pretrained=pretrained and packaged is None, in_chans=in_chans, **{**own.options, **options})
     if not isinstance(backbone, Backbone):
-        raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is no library's model")
+        raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is not the model of a library")
     if packaged is not None:
         _load(backbone.module, packaged_state_dict(name), in_chans)
     fields = {k: v for k, v in own.preprocessing.given().items() if not (k == "input_size" and "img_size" in options)}
-    known = for_channels(backbone.preprocessing, 3)
-    return replace(backbone, name=name, preprocessing=for_channels(replace(known, **fields), in_chans))
+    known = replace(backbone.preprocessing.for_channels(3), **fields)
+    return replace(backbone, name=name, preprocessing=known.for_channels(in_chans))
 
 
 def packaged_state_dict(name: str) -> dict[str, Tensor]:
@@ -111,7 +110,7 @@ def map_by_order(tensors: Mapping[str, Tensor], model: nn.Module, file: str) -> 
     for (theirs, tensor), (ours, own) in zip(tensors.items(), wanted.items(), strict=True):
         if tensor.shape != own.shape:
             raise IntegrityError(
-                f"{file} does not fit the model: {theirs!r} stands where {ours!r} should be",
+                f"{file} does not fit the model: {theirs!r} is where {ours!r} should be",
                 why=f"its shape is {tuple(tensor.shape)}, not {tuple(own.shape)}",
             )
     return dict(zip(wanted, tensors.values(), strict=True))

@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models._input import get_model_args
+from timm.models import get_model_args
 from torch import Tensor, nn
 
-from flashtask.backbones import BACKBONES
-from flashtask.backbones.backbone import Backbone, check_groups
+from flashtask.backbones.backbone import BACKBONES, Backbone, check_groups
 from flashtask.backbones.building import build as build_backbone
-from flashtask.backbones.building import call_builder
-from flashtask.backbones.features import run_without_values
-from flashtask.backbones.layer_groups import default_layer_groups
-from flashtask.backbones.timm_provider import create_model, layer_groups, preprocessing_of
-from flashtask.backbones.timm_weights import KnownWeights, build_with_weights
+from flashtask.backbones.building import call_builder, preprocessing_of_module
+from flashtask.backbones.inspection import default_layer_groups, run_without_values
+from flashtask.backbones.timm_provider import (
+    KnownWeights,
+    build_with_weights,
+    create_model,
+    layer_groups,
+    preprocessing_of,
+)
 from flashtask.backbones.torchvision_provider import MAPS
-from flashtask.backbones.weights import for_channels
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import extractor_graphs
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = ["Pyramid", "build"]
@@ -171,14 +174,15 @@ def _of_torchvision(backbone: Backbone, indices: tuple[int, ...] | None) -> Pyra
 
 def _give_lists(net: Any, *, channels_last: bool) -> None:
     """Let torchvision's extractor give a list of maps (B, C, H, W): in its graphs, since copies of it lose hooks."""
-    for graph in (net.train_graph, net.eval_graph):
+    train, evaluation = extractor_graphs(net)
+    for graph in (train, evaluation):
         end = next(node for node in reversed(graph.nodes) if node.op == "output")
         maps = list(end.args[0].values())
         if channels_last:
             with graph.inserting_before(end):
                 maps = [graph.call_method("permute", (node, 0, 3, 1, 2)) for node in maps]
         end.args = (maps,)
-    net.graph = net.train_graph if net.training else net.eval_graph
+    net.graph = train if net.training else evaluation
 
 
 def _stages(module: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
@@ -213,9 +217,7 @@ def _is_channels_last(module: nn.Module) -> bool:
 
 def _of_maps(module: nn.Module, name: str, in_chans: int, indices: tuple[int, ...] | None) -> Pyramid:
     """A user's module whose forward gives the list itself."""
-    preprocessing = getattr(module, "preprocessing", None)
-    if not isinstance(preprocessing, Preprocessing):
-        preprocessing = for_channels(Preprocessing(), in_chans)
+    preprocessing = preprocessing_of_module(module, in_chans)
     if indices is not None:
         raise UsageError(f"the module {name!r} gives its own list of maps", fix="leave out_indices out")
     return _finished(module, name, preprocessing, default_layer_groups(module))

@@ -1,11 +1,12 @@
-"""What backbones there are, without importing torch, timm or torchvision.
+"""Which names and addresses of backbones there are, without importing torch, timm or torchvision.
 
-A library's names are read from its source files: each model is a function under `@register_model`.
+A library's names are read from its source files: each model is a function under `@register_model`. An address is found
+from how it is written; nothing is loaded and no network is asked.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -14,8 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.errors import MissingInputError, did_you_mean
-from flashtask.core.registry import RegistryEntry
+from flashtask.backbones.backbone import CHECKPOINT_PREFIX, FOLDER_PREFIX, HUB_PREFIX, WEIGHT_SUFFIXES
+from flashtask.backbones.search import FACTS, own_facts
+from flashtask.core.errors import MissingInputError, UsageError, did_you_mean
+from flashtask.core.hub.address import HubAddress, is_hub_address
+from flashtask.core.model_path import model_path
+from flashtask.core.registry import RegistryEntry, Source
 from flashtask.core.zoo import (
     ZooFile,
     load_zoo,
@@ -30,7 +35,9 @@ from flashtask.core.zoo import (
 if TYPE_CHECKING:
     from flashtask.core.zoo_schema import OwnBackbone, Zoo
 
-__all__ = ["LibrarySource", "ZooSource", "library_names"]
+__all__ = ["SOURCES", "library_names"]
+
+Builder = Callable[..., Any]
 
 _MODEL = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
 
@@ -58,12 +65,12 @@ class LibrarySource:
 
     Args:
         library: import name of the library, and its key under `providers` in zoo.yaml.
-        builder: the module here whose `build_model(name, pretrained, in_chans, **options)` builds one.
+        load_builder: gives the function `(name, *, pretrained, in_chans, **options)` that builds one.
         is_default: bare names mean this library's.
     """
 
-    def __init__(self, library: str, *, builder: str, is_default: bool = False) -> None:
-        self.library, self._builder, self._is_default = library, builder, is_default
+    def __init__(self, library: str, load_builder: Callable[[], Builder], *, is_default: bool = False) -> None:
+        self.library, self._load_builder, self._is_default = library, load_builder, is_default
 
     def names(self) -> Iterator[str]:
         """`LIBRARY/NAME` of every architecture."""
@@ -82,7 +89,7 @@ class LibrarySource:
             return None
         name = f"{self.library}/{bare}"
         return RegistryEntry(
-            name, "backbone", self._metadata(bare), partial(self._load, bare), partial(self._facts, bare)
+            name, "backbone", self._metadata(bare), partial(self._load, bare), partial(FACTS[self.library], bare)
         )
 
     def _metadata(self, bare: str) -> dict[str, Any]:
@@ -98,12 +105,8 @@ class LibrarySource:
         }
         return {**metadata, "weights": tag} if tag else metadata
 
-    def _load(self, bare: str) -> Callable[..., Any]:
-        return partial(importlib.import_module(self._builder).build_model, bare)
-
-    def _facts(self, bare: str) -> dict[str, Any]:
-        facts: dict[str, Any] = importlib.import_module("flashtask.backbones.facts").FACTS[self.library](bare)
-        return facts
+    def _load(self, bare: str) -> Builder:
+        return partial(self._load_builder(), bare)
 
 
 class ZooSource:
@@ -126,7 +129,7 @@ class ZooSource:
         return self.names()
 
     def find(self, name: str) -> RegistryEntry | None:
-        """The entry of a name under `backbones` in zoo.yaml or in a zoo file of the user's."""
+        """The entry of a name under `backbones` in zoo.yaml or in a user's zoo file."""
         own = self._entries().get(name)
         if own is None:
             return None
@@ -138,7 +141,7 @@ class ZooSource:
         }
         if (file := own_file_of("backbones", name)) is not None:
             metadata["zoo_file"] = str(file.path)
-        return RegistryEntry(name, "backbone", metadata, partial(_load_own, name), partial(_own_facts, own))
+        return RegistryEntry(name, "backbone", metadata, partial(_load_own, name), partial(own_facts, own))
 
     def _entries(self) -> Mapping[str, OwnBackbone]:
         for file in own_zoo_files():
@@ -183,15 +186,10 @@ def _below(file: ZooFile) -> list[Zoo]:
     return [shipped_zoo(), *(each.zoo for each in own[:position])]
 
 
-def _own_facts(own: OwnBackbone) -> dict[str, Any]:
-    facts: dict[str, Any] = importlib.import_module("flashtask.backbones.facts").own_facts(own)
-    return facts
+def _load_own(name: str) -> Builder:
+    from flashtask.backbones.packaged import build_model
 
-
-def _load_own(name: str) -> Callable[..., Any]:
-    module = importlib.import_module("flashtask.backbones.packaged")
-    builder: Callable[..., Any] = partial(module.build_model, name)
-    return builder
+    return partial(build_model, name)
 
 
 def _installed_version(library: str) -> str:
@@ -199,3 +197,88 @@ def _installed_version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "unknown"
+
+
+class AddressSource:
+    """What `hf-hub:org/name@revision` (or `hf://`), `local-dir:FOLDER`, `checkpoint:FILE` and paths mean.
+
+    A path without a prefix counts where it cannot be a name: it begins with `/`, `./`, `../` or `~/`, or has a slash or
+    the ending `.ckpt` and exists. Registered names win, since this source is asked last.
+    """
+
+    def names(self) -> Iterator[str]:
+        """Nothing: addresses cannot be listed."""
+        return iter(())
+
+    spellings = names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of an address, whether or not it can be reached.
+
+        Raises:
+            UsageError: it is written like an address and is not valid.
+        """
+        if is_hub_address(name):
+            address = HubAddress.parse(name)
+            return _address_entry(str(address).replace("hf://", HUB_PREFIX, 1), "hub", address)
+        for prefix, provider in ((FOLDER_PREFIX, "folder"), (CHECKPOINT_PREFIX, "checkpoint")):
+            if name.startswith(prefix):
+                path = _absolute(name.removeprefix(prefix))
+                return _address_entry(f"{prefix}{path}", provider, path)
+        return self._find_path(name)
+
+    def _find_path(self, name: str) -> RegistryEntry | None:
+        sure = name.startswith(("/", "./", "../", "~/", "~\\", ".\\", "..\\"))
+        if not sure and not ((os.sep in name or name.endswith(".ckpt")) and Path(name).exists()):
+            return None
+        path = _absolute(name)
+        if path.suffix in WEIGHT_SUFFIXES:
+            raise UsageError(
+                f"{name} holds weights, and does not say of which architecture",
+                fix=f'name the architecture: build_backbone("resnet18", weights={name!r})',
+            )
+        if path.is_dir():
+            path = model_path(path, quiet=True)
+        return self.find(f"{CHECKPOINT_PREFIX if path.suffix == '.ckpt' else FOLDER_PREFIX}{path}")
+
+
+def _absolute(text: str) -> Path:
+    if not text:
+        raise UsageError("a backbone's address has no path", fix="local-dir:PATH")
+    return Path(os.path.abspath(Path(text).expanduser()))
+
+
+def _address_entry(name: str, provider: str, address: HubAddress | Path) -> RegistryEntry:
+    metadata = {"provider": provider, "source": str(address)}
+    return RegistryEntry(name, "backbone", metadata, partial(_load_address, provider, address))
+
+
+def _load_address(provider: str, address: Any) -> Builder:
+    from flashtask.backbones.addresses import build_from_checkpoint, build_from_folder, build_from_hub
+
+    builders: Mapping[str, Builder] = {
+        "hub": build_from_hub,
+        "folder": build_from_folder,
+        "checkpoint": build_from_checkpoint,
+    }
+    return partial(builders[provider], address)
+
+
+def _load_timm() -> Builder:
+    from flashtask.backbones.timm_provider import build_model
+
+    return build_model
+
+
+def _load_torchvision() -> Builder:
+    from flashtask.backbones.torchvision_provider import build_model
+
+    return build_model
+
+
+_LIBRARIES = (
+    LibrarySource("timm", _load_timm, is_default=True),
+    LibrarySource("torchvision", _load_torchvision),
+)
+#: The earlier ones win.
+SOURCES: tuple[Source, ...] = (ZooSource(_LIBRARIES), *_LIBRARIES, AddressSource())

@@ -1,9 +1,15 @@
-"""Backbones from torchvision's classification models: the last layer is swapped for one that does nothing."""
+"""Backbones from torchvision's classification models: the last layer is swapped for one that does nothing.
+
+torchvision compares a file of weights with its hash when it is downloaded and never again, and lets torch unpickle
+whatever it finds. Here the file is compared each time, and read as tensors alone.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -14,21 +20,20 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from flashtask.backbones.backbone import Backbone
-from flashtask.backbones.features import make_features_flat
-from flashtask.backbones.timm_weights import first_layers
-from flashtask.backbones.torchvision_files import as_tensors_alone, check_cached_file
+from flashtask.backbones.inspection import built_without_values, make_features_flat
 from flashtask.backbones.weights import (
     NO_WEIGHTS,
+    classifier_paths,
     fix_without_network,
-    for_channels,
-    hub_is_offline,
     pretrained_errors,
     quiet_logs,
 )
-from flashtask.core.errors import HubError, UnknownNameError, UsageError
+from flashtask.core.errors import HubError, IntegrityError, UnknownNameError, UsageError
+from flashtask.core.files import sha256_file
+from flashtask.core.hub.settings import hub_is_offline
 from flashtask.core.preprocessing import Preprocessing
 
-__all__ = ["LAYERS", "MAPS", "build_model", "first_convolution", "layer_groups", "whole_model"]
+__all__ = ["LAYERS", "MAPS", "build_model", "classifier", "layer_groups"]
 
 # What one layer's parameter names begin with, for each family. Names that match nothing (final norms,
 # position embeddings) belong to the layer before them.
@@ -71,8 +76,10 @@ MAPS: dict[str, str] = {
     "SwinTransformer": r"features\.\d+",
     "VGG": r"features\.\d+",
 }
-# These two warn, and start slowly, unless told how to fill their weights.
+# These two warn, and start slowly, unless an option says how to fill their weights.
 _WITH_INIT_OPTION = ("googlenet", "inception_v3")
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
 def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **options: Any) -> Backbone:
@@ -93,12 +100,12 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     weights = _find_weights(name, pretrained)
     if taken := {"num_classes"} & set(options):
         fix = f'the weights are part of the name: "torchvision/{architecture}.IMAGENET1K_V1"'
-        raise UsageError(f"{', '.join(sorted(taken))} is no option of a backbone", fix=fix)
+        raise UsageError(f"{', '.join(sorted(taken))} is not an option of a backbone", fix=fix)
     if not pretrained and architecture in _WITH_INIT_OPTION:
         options.setdefault("init_weights", True)
-    with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained), as_tensors_alone():
+    with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained), _as_tensors_alone():
         module = get_model(architecture, weights=weights if pretrained else None, **options)
-    preprocessing = for_channels(_preprocessing(module, weights), in_chans)
+    preprocessing = _preprocessing(module, weights).for_channels(in_chans)
     _take_off_classifier(module)
     if in_chans != 3:
         _adapt_first_convolution(module, in_chans)
@@ -147,12 +154,41 @@ def _find_weights(name: str, pretrained: bool) -> WeightsEnum | None:
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     if hub_is_offline() and not file.exists():
         raise HubError(
-            f"the pretrained weights of 'torchvision/{name}' could not be had",
+            f"the pretrained weights of 'torchvision/{name}' could not be fetched",
             why=f"HF_HUB_OFFLINE is set and {file} does not exist",
             fix=fix_without_network(),
         )
-    check_cached_file(file)
+    _check_cached_file(file)
     return weights
+
+
+def _check_cached_file(file: Path) -> None:
+    """Compare a downloaded file with the beginning of the sha256 in its name, if the file exists.
+
+    Raises:
+        IntegrityError: it is another file.
+    """
+    named = _HASH.search(file.name)
+    if named is None or not file.exists():
+        return
+    digest = sha256_file(file)
+    if not digest.startswith(named[1]):
+        why = f"its sha256 begins with {digest[: len(named[1])]}, not {named[1]}"
+        raise IntegrityError(f"{file} is not what its name says", why=why, fix=f"rm {file}")
+
+
+@contextmanager
+def _as_tensors_alone() -> Iterator[None]:
+    """Inside, `torch.load` means `weights_only=True` whoever calls it."""
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WEIGHTS_ONLY]
+        else:
+            os.environ[_WEIGHTS_ONLY] = before
 
 
 def _preprocessing(module: nn.Module, weights: WeightsEnum | None) -> Preprocessing:
@@ -180,23 +216,11 @@ def _take_off_classifier(module: nn.Module) -> None:
     module.set_submodule(last, nn.Identity())
 
 
-def whole_model(architecture: str, **options: Any) -> nn.Module:
-    """torchvision's model with its classifier and random weights, if possible without values."""
-    if architecture in _WITH_INIT_OPTION:
-        options.setdefault("init_weights", False)
-    try:
-        with torch.device("meta"):
-            whole: nn.Module = get_model(architecture, weights=None, **options)
-    except (NotImplementedError, RuntimeError):  # some families read numbers from tensors while they are built
-        whole = get_model(architecture, weights=None, **options)
-    return whole
-
-
-def first_convolution(module: nn.Module) -> tuple[str, ...]:
-    """The layers that see the image: those that timm names for a model of its own, else the first convolution."""
-    if getattr(module, "pretrained_cfg", None):
-        return first_layers(module)
-    return next(((name,) for name, inner in module.named_modules() if isinstance(inner, nn.Conv2d)), ())
+def classifier(architecture: str, backbone: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that torchvision's whole model has behind its features."""
+    options = {"init_weights": False} if architecture in _WITH_INIT_OPTION else {}
+    whole: nn.Module = built_without_values(lambda: get_model(architecture, weights=None, **options))
+    return classifier_paths(whole.state_dict(), backbone.state_dict())
 
 
 def _adapt_first_convolution(module: nn.Module, in_chans: int) -> None:

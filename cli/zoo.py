@@ -92,7 +92,7 @@ def _filtered(query: str, kind: str, filters: dict[str, Any]) -> list[dict[str, 
 
 
 def _say_counting(entries: Sequence[Any]) -> None:
-    from flashtask.backbones.sizes import remembered_sizes
+    from flashtask.backbones.search import remembered_sizes
 
     missing = len(entries) - len(remembered_sizes(entries))
     if missing > _MANY:
@@ -152,7 +152,7 @@ def _everything(registry: Any, name: str) -> dict[str, Any]:
     entry = registry.entry(name)
     values = {"name": entry.name, "kind": entry.kind, **entry.known()}
     if entry.kind == "backbone":
-        from flashtask.backbones.sizes import sizes_of
+        from flashtask.backbones.search import sizes_of
 
         size = sizes_of([entry]).get(entry.name)
         values |= vars(size) if size is not None else {}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import batch_norm_class
 
 __all__ = ["synchronize_batchnorm"]
 
@@ -33,7 +33,8 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> None:
 
 def _converted(part: nn.Module) -> nn.Module:
     """A part with torch's SyncBatchNorm in the place of each BatchNorm."""
-    if not isinstance(part, _BatchNorm):
+    base = batch_norm_class()
+    if not isinstance(part, base):
         for name, child in part.named_children():
             setattr(part, name, _converted(child))
         return part
@@ -43,7 +44,7 @@ def _converted(part: nn.Module) -> nn.Module:
 
         converted: nn.Module = convert_sync_batchnorm(part)  # type: ignore[no-untyped-call]
         return converted
-    if type(part).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+    if type(part).forward not in (base.forward, nn.SyncBatchNorm.forward):
         raise UsageError(
             f"sync_batchnorm=True: torch would put its own class in the place of {type(part).__qualname__}",
             why="it has a `forward` of its own, and what that adds would be lost",

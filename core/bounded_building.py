@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from flashtask.core.errors import IntegrityError
+from flashtask.core.library_internals import before_each_operation, makes_no_memory, on_meta
 
 __all__ = ["no_larger_than"]
 
@@ -30,47 +29,34 @@ def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
         IntegrityError: more is asked for.
     """
     size = sum(tensor.nbytes for tensor in weights.values() if isinstance(tensor, Tensor))
-    with _Bounds(4 * size + _SPARE_BYTES, 100 * len(weights) + _SPARE_OPERATIONS):
+    bounds = _Bounds(4 * size + _SPARE_BYTES, 100 * len(weights) + _SPARE_OPERATIONS)
+    with before_each_operation(bounds.count):
         yield
 
 
-class _Bounds(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Bounds:
     def __init__(self, most_bytes: int, most_operations: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._bytes, self._operations = most_bytes, most_operations
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
+    def count(self, operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._operations -= 1
-        if not _changes_or_views(func):
-            self._bytes -= _new_bytes(func, args, options)
+        if not makes_no_memory(operation):
+            self._bytes -= _new_bytes(operation, args, options)
         if self._bytes < 0 or self._operations < 0:
             raise IntegrityError(
                 "its settings describe a model that is out of all proportion to its weights",
                 why="building it would take more memory or time than they explain",
             )
-        return func(*args, **options)
 
 
-def _changes_or_views(func: Any) -> bool:
-    """Whether an operation makes no new memory: one on its arguments' own, or one with another view of it."""
-    return any(argument.alias_info is not None for argument in func._schema.arguments)
-
-
-def _new_bytes(func: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> int:
+def _new_bytes(operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> int:
     """The size of what an operation gives, found on the meta device; 0 where it depends on values."""
-    args, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, options))
+    args, options = on_meta((args, options))
     if "device" in options or not any(isinstance(one, Tensor) for one in args):
         options = {**options, "device": torch.device("meta")}
     options.pop("generator", None)
     try:
-        found = func(*args, **options)
+        found = operation(*args, **options)
     except (RuntimeError, TypeError):
         return 0
     found = found if isinstance(found, (list, tuple)) else (found,)

@@ -24,6 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from flashtask.core.codec_read import FACTORIES, NUMPY_SCALAR, STORED_AS, decode, dense_strides, tensor_names
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import layer_versions
 from flashtask.core.plain_json import canonical_json
 from flashtask.core.tensor_file import DTYPES
 
@@ -150,7 +151,7 @@ class _Encoder:
     def ordered(self, value: OrderedDict[Any, Any], path: Path) -> Any:
         node = {"$": "ordered", **self.pairs(value, path)}
         # Module.state_dict() hangs the version of each layer's layout on its result.
-        versions = getattr(value, "_metadata", None)
+        versions = layer_versions(value)
         if versions is not None:
             node["versions"] = self.encode(versions, (*path, "$versions"))
         return node

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flashtask.core.errors import IntegrityError
+from flashtask.core.library_internals import set_layer_versions
 from flashtask.core.plain_json import parse_json
 
 __all__ = ["FACTORIES", "NUMPY_SCALAR", "STORED_AS", "decode", "dense_strides", "tensor_names"]
@@ -139,7 +140,7 @@ class _Decoder:
     def ordered(self, node: dict[str, Any], depth: int) -> OrderedDict[Any, Any]:
         found = OrderedDict(self.pairs(node, depth))
         if "versions" in node:
-            found._metadata = self.decode(node["versions"], depth)  # type: ignore[attr-defined]
+            set_layer_versions(found, self.decode(node["versions"], depth))
         return found
 
     def default(self, node: dict[str, Any], depth: int) -> defaultdict[Any, Any]:

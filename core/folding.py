@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
+
+from flashtask.core.library_internals import change_count, forward_hooks, fused_convolution
 
 __all__ = ["TOLERANCE", "folded_copy"]
 
@@ -80,7 +83,7 @@ def _followed(
     events: list[tuple[str, bool, Tensor, int]] = []  # the tensors are held, so that no two have the same identity
 
     def note(name: str, is_output: bool, tensor: Tensor) -> None:
-        events.append((name, is_output, tensor, tensor._version))
+        events.append((name, is_output, tensor, change_count(tensor)))
 
     handles = []
     for name, part in named.items():
@@ -126,7 +129,7 @@ def _is_activation(part: nn.Module) -> bool:
 
 def _is_plain(part: nn.Module) -> bool:
     """Neither hooks nor parametrizations (which make another class of it) stand between its weights and its output."""
-    return not (part._forward_hooks or part._forward_pre_hooks or "parametrizations" in part._modules)
+    return not (forward_hooks(part) or is_parametrized(part))
 
 
 def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
@@ -149,8 +152,7 @@ def _rest_of(norm: nn.Module) -> nn.Module:
 
 # ---- a convolution with its padding and its activation in one call
 
-#: oneDNN's convolution with an activation, as torch's compiler calls it; None in a build without oneDNN.
-_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+_FUSED: Any = fused_convolution()
 
 
 class _FusedConvolution(nn.Module):

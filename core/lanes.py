@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flashtask.core.library_internals import forward_hooks
+
 __all__ = ["LANE_BATCH", "fitting_lanes", "in_lanes", "in_order"]
 
 #: Samples at a time for a lane: what fits into a core's cache.
@@ -34,13 +36,9 @@ def fitting_lanes(module: nn.Module, num_samples: int, cores: int) -> int:
     """
     if num_samples < _FEW or any(parameter.device.type != "cpu" for parameter in module.parameters()):
         return 0
-    parts = (*module.modules(), *(hook for part in module.modules() for hook in _hooks(part)))
+    parts = (*module.modules(), *(hook for part in module.modules() for hook in forward_hooks(part)))
     is_known = all(type(one).__module__.partition(".")[0] in _LIBRARIES for one in parts)
     return min(torch.get_num_threads(), cores, _MOST_LANES) if is_known else 0
-
-
-def _hooks(part: nn.Module) -> tuple[Any, ...]:
-    return (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
 
 
 def in_lanes(work: Callable[[Any], Any], jobs: Iterable[Any], lanes: int) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from flashtask.core.accuracy import Accuracy
+from flashtask.core.library_internals import metric_state
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -36,5 +37,4 @@ def uncounted(metrics: Iterable[Metric | Accuracy]) -> Iterator[None]:
 
 def _counted(metric: Metric | Accuracy) -> dict[str, Any]:
     """What a metric has counted so far, as attributes."""
-    counted = {name: deepcopy(getattr(metric, name)) for name in metric._defaults}
-    return counted | {name: getattr(metric, name) for name in ("_update_count", "_computed", "_forward_cache")}
+    return {name: deepcopy(getattr(metric, name)) for name in metric_state(metric)}

@@ -163,6 +163,14 @@ class Preprocessing:
         """The same values, each of them given."""
         return self if self.is_complete else self.filled_from(Preprocessing(**self._values()))
 
+    def for_channels(self, channels: int) -> Preprocessing:
+        """The same for images of another number of channels: each gets the mean of the known `mean` and `std`."""
+        known = self.input_size[0]
+        if known == channels:
+            return self
+        values = {name: (sum(getattr(self, name)) / known,) * channels for name in ("mean", "std")}
+        return Preprocessing(**{**self._values(), **values, "input_size": (channels, *self.input_size[1:])})
+
     def _values(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _DEFAULTS}
 

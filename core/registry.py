@@ -70,14 +70,11 @@ class Registry(Generic[T]):
         kind: what it holds, as messages call it: backbone, head, task.
         group: the entry point group by which installed packages add names, e.g. `flashtask.backbones`; a
             registry with one is listed by `flashtask zoo`.
-        filters: what `search` can ask for, the cheap ones first; `source` and `licence` if not given.
     """
 
-    def __init__(
-        self, kind: str, *, group: str | None = None, filters: Mapping[str, Filter] = METADATA_FILTERS
-    ) -> None:
+    def __init__(self, kind: str, *, group: str | None = None) -> None:
         self.kind, self.group = kind, group
-        self._filters = filters
+        self._filters: dict[str, Filter] = dict(METADATA_FILTERS)
         self._entries: dict[str, RegistryEntry] = {}
         self._sources: list[Source] = []
         self._removed: set[str] = set()
@@ -111,6 +108,10 @@ class Registry(Generic[T]):
     def add_source(self, source: Source) -> None:
         """Add a source of many names; names registered one by one and earlier sources win."""
         self._sources.append(source)
+
+    def add_filters(self, filters: Mapping[str, Filter]) -> None:
+        """Add what `search` can ask for besides `source` and `licence`: filters run in this order, cheap ones first."""
+        self._filters.update(filters)
 
     def get(self, name: str) -> T:
         """The object behind a name, loaded once.

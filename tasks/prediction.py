@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.folding import folded_copy
 from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
+from flashtask.core.library_internals import give_own_part_table
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
@@ -178,16 +179,17 @@ def inference_copy(task: Any, precision: Precision) -> Any:
         precision: that the copy will compute in.
     """
     made = copy.copy(task)
-    made.training, made._modules = False, dict(task._modules)
-    if isinstance(task._modules.get("head"), nn.Module):
-        made._modules["head"] = copy.deepcopy(task.head).eval()
+    made.training = False
+    parts = give_own_part_table(made)
+    if isinstance(head := parts.get("head"), nn.Module):
+        parts["head"] = copy.deepcopy(head).eval()
     is_float32 = all(tensor.dtype is torch.float32 for tensor in task.backbone.parameters())
     folded = None
     if is_float32:
         example = torch.randn(2, *task.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
         in_float32 = not isinstance(precision, MixedPrecision)
         folded = folded_copy(task.backbone, example.to(task.device), fuses=in_float32 and task.device.type == "cpu")
-    made._modules["backbone"] = folded or copy.deepcopy(task.backbone).eval()
+    parts["backbone"] = folded or copy.deepcopy(task.backbone).eval()
     if is_float32 and isinstance(precision, MixedPrecision):
         # Autocast would convert the weights again for each batch.
         for part in made.backbone.modules():

@@ -22,6 +22,7 @@ from torch import nn
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.lanes import fitting_lanes
+from flashtask.core.library_internals import is_from_compiler
 from flashtask.data.images import prepare_decoders
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
@@ -229,7 +230,7 @@ def _compiled(model: ImageClassifier, precision: Precision, batch: torch.Tensor)
             with precision.inference():
                 network(batch)
         except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if not is_from_compiler(error):
                 raise
             why = (str(error).strip().splitlines() or [""])[0]
             raise UsageError("torch.compile cannot compile this here", why=why, fix="leave out --compile") from error

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from flashtask.backbones import build_backbone
-from flashtask.backbones.stored import check_stored_backbone, stored_arguments
+from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError

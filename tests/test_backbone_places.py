@@ -17,9 +17,9 @@ from torch import nn
 import flashtask
 from flashtask import ImageClassificationData, ImageClassifier, Trainer
 from flashtask.backbones import BACKBONES, build_backbone
+from flashtask.backbones.descriptions import read_timm_folder
 from flashtask.backbones.packaged import packaged_state_dict
-from flashtask.backbones.timm_folder import read_timm_folder
-from flashtask.backbones.timm_weights import build_from_folder
+from flashtask.backbones.timm_provider import build_from_folder
 from flashtask.core.errors import IntegrityError, MissingInputError, UnknownNameError, UsageError
 
 
@@ -213,11 +213,11 @@ def test_a_folder_may_go_after_training_and_a_checkpoint_is_a_backbone_itself(vi
 def test_a_stored_description_of_another_architecture_is_refused(vit):
     with pytest.raises(IntegrityError, match="holds timm/test_vit, not timm/resnet18"):
         build_backbone(str(vit), architecture="timm/resnet18")
-    with pytest.raises(IntegrityError, match="no registered name"):
+    with pytest.raises(IntegrityError, match="not a registered name"):
         build_backbone(str(vit), pretrained=False, architecture="hf-hub:org/vit")
     with pytest.raises(IntegrityError, match="not one of"):
         build_backbone(str(vit), architecture="timm/test_vit", model_args={"depth": 9})
-    with pytest.raises(IntegrityError, match="'checkpoint_path', which is not for a file to say"):
+    with pytest.raises(IntegrityError, match="'checkpoint_path', which a file may not set"):
         build_backbone(str(vit), pretrained=False, architecture="timm/test_vit", model_args={"checkpoint_path": "x"})
 
 
@@ -294,9 +294,9 @@ def test_weights_that_do_not_fit_name_the_file_and_the_first_names(tmp_path, nam
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {"weights": "IMAGENET1K_V1"}, "it is a file"),
+        ("resnet18", {"weights": "IMAGENET1K_V1"}, "weights is a file"),
         ("resnet18", {"weights": "w.pth", "pretrained": False}, "contradicts weights"),
-        ("resnet18", {"checkpoint_path": "w.pth"}, "checkpoint_path is no option"),
+        ("resnet18", {"checkpoint_path": "w.pth"}, "checkpoint_path is not an option"),
         (nn.Linear(2, 2), {"weights": "w.pth"}, "takes no options"),
         ("./w.pth", {}, "does not say of which architecture"),
         ("hf-hub:org/name", {"weights": "w.pth"}, "has weights of its own"),

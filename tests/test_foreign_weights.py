@@ -201,7 +201,7 @@ def test_a_file_in_the_cache_of_torch_runs_nothing(tmp_path, monkeypatch, is_com
     folder.mkdir(parents=True)
     torch.save({"a": Runs(tmp_path / "canary")}, folder / "resnet18-f37072fd.pth")
     if not is_compared:
-        monkeypatch.setattr("flashtask.backbones.torchvision_provider.check_cached_file", lambda file: None)
+        monkeypatch.setattr("flashtask.backbones.torchvision_provider._check_cached_file", lambda file: None)
     with pytest.raises(IntegrityError if is_compared else UsageError, match=r"resnet18"):
         build_backbone("torchvision/resnet18")
     assert not (tmp_path / "canary").exists()

@@ -7,11 +7,10 @@ import torchvision
 from torch import nn
 
 from flashtask.backbones import build_backbone
-from flashtask.backbones.features import run_without_values
-from flashtask.backbones.layer_groups import default_layer_groups
+from flashtask.backbones.building import build_without_values
+from flashtask.backbones.inspection import default_layer_groups, run_without_values
 from flashtask.backbones.sources import library_names
 from flashtask.backbones.torchvision_provider import LAYERS
-from flashtask.backbones.without_values import build_without_values
 
 FAMILIES = [
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "mnasnet0_5"),

@@ -53,8 +53,29 @@ def wrong_imports(room: str, tree: ast.AST) -> list[str]:
     return wrong
 
 
+def imported_files(path: Path) -> set[Path]:
+    """The files of the package that a file imports, inside functions too; imports for types alone do not count."""
+    tree = parse(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    names = [name.split(".")[1:] for _, name in imported(tree) if name.startswith("flashtask.")]
+    places = [ROOT.joinpath(*name[:end]) for name in names for end in (len(name), len(name) - 1)]
+    return {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("room", ["backbones", "cli", "core", "data"])
+def test_the_files_of_a_room_have_one_order_from_top_to_bottom(room):
+    """No file imports one that imports it, directly or through others."""
+    left = {path: imported_files(path) - {path} for path in sorted((ROOT / room).rglob("*.py"))}
+    while bottom := [path for path, below in left.items() if not below & left.keys()]:
+        for path in bottom:
+            del left[path]
+    assert {name_of(path): sorted(map(name_of, below & left.keys())) for path, below in left.items()} == {}
 
 
 @pytest.mark.parametrize("path", ROOM_FILES, ids=name_of)

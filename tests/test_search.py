@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from flashtask import BACKBONES, HEADS, build_backbone
-from flashtask.backbones import sizes
-from flashtask.backbones.without_values import build_without_values
+from flashtask.backbones import search as sizes
+from flashtask.backbones.building import build_without_values
 from flashtask.core.cache import cache_folder
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Registry, RegistryEntry

@@ -10,7 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from flashtask.backbones.timm_folder import read_timm_folder, read_weights
+from flashtask.backbones.descriptions import read_timm_folder
+from flashtask.backbones.weights import read_weights
 from flashtask.core.errors import IntegrityError, MissingInputError
 from flashtask.core.foreign_config import CODE_KEYS
 from flashtask.core.preprocessing import Preprocessing

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from flashtask.backbones import BACKBONES, build_backbone
+from flashtask.backbones.building import build_without_values
 from flashtask.backbones.sources import library_names
-from flashtask.backbones.without_values import build_without_values
 from flashtask.cli.checks import check_names, check_sections, check_shape, check_values
 from flashtask.cli.recipe import zoo_recipe
 from flashtask.core.errors import HubError, MissingInputError, UsageError

@@ -12,7 +12,7 @@ import torch
 from torch.func import functional_call
 
 from flashtask.backbones import BACKBONES
-from flashtask.backbones.without_values import build_without_values
+from flashtask.backbones.building import build_without_values
 
 SAMPLE = 60
 

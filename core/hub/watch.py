@@ -22,11 +22,11 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from huggingface_hub import constants, set_client_factory
-from huggingface_hub.utils import _http
 
 from flashtask.core.errors import HubError, IntegrityError
 from flashtask.core.hub.clock import Clock
 from flashtask.core.hub.settings import endpoint
+from flashtask.core.library_internals import hub_client_factory
 
 __all__ = ["LostError", "PassingError", "Watch", "watching"]
 
@@ -151,8 +151,8 @@ class Watch:
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[None]:
     """Have all requests that this thread makes through the hub's client looked at."""
-    if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is not _watched_session:
-        _wrapped[0] = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    if (factory := hub_client_factory()) is not _watched_session:
+        _wrapped[0] = factory
         set_client_factory(_watched_session)
     watch.begin()
     token = _current.set(watch)
@@ -202,7 +202,7 @@ _users = 0
 _before_us = _settings()
 _current: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("watch", default=None)
 #: What made the sessions before; it may be the user's own, with a proxy or a certificate.
-_wrapped: list[Callable[[], Any]] = [_http.default_client_factory]
+_wrapped: list[Callable[[], Any]] = [hub_client_factory()]
 
 
 def _watched_session() -> Any:

@@ -13,9 +13,8 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from flashtask.backbones import build_backbone
-from flashtask.backbones.matching import shown
-from flashtask.backbones.timm_folder import TimmFolder, read_timm_folder, read_weights
-from flashtask.backbones.weights import quiet_logs, watched_loading
+from flashtask.backbones.descriptions import TimmFolder, read_timm_folder
+from flashtask.backbones.weights import quiet_logs, read_weights, shown, watched_loading
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.tasks.building import building_without_weights

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flashtask.backbones.timm_folder import read_weights
+from flashtask.backbones.weights import read_weights
 from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import stored_preprocessing
 from flashtask.tasks.pretrained.layout import CONFIG, HEAD, WEIGHTS, flashtask_part, read_config

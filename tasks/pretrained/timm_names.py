@@ -11,7 +11,9 @@ import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
+from flashtask.backbones.inspection import built_without_values
 from flashtask.core.errors import IntegrityError
+from flashtask.core.library_internals import timm_arguments
 from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
 from flashtask.tasks.pretrained.layout import plain
 
@@ -32,7 +34,7 @@ class TimmSource:
     def __init__(self, module: nn.Module, options: Mapping[str, Any]) -> None:
         self.config: dict[str, Any] = dict(vars(module)["pretrained_cfg"])
         self.architecture: str = self.config["architecture"]
-        kept: Mapping[str, Any] = getattr(module, "_model_args", None) or options
+        kept: Mapping[str, Any] = timm_arguments(module) or options
         self.arguments = {
             name: plain(value, f"backbone_options.{name}")
             for name, value in kept.items()
@@ -59,11 +61,9 @@ class TimmSource:
 
     def classifier_shape(self, num_outputs: int) -> torch.Size | None:
         """The shape of a classifier's weight in timm's whole model; None if it is no single layer of that name."""
-        try:
-            with torch.device("meta"):
-                whole = timm.create_model(self.architecture, num_classes=num_outputs, **self.arguments)
-        except (NotImplementedError, RuntimeError):  # some read numbers from tensors while they are built
-            whole = timm.create_model(self.architecture, num_classes=num_outputs, **self.arguments)
+        whole: nn.Module = built_without_values(
+            lambda: timm.create_model(self.architecture, num_classes=num_outputs, **self.arguments)
+        )
         shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
         found = {shapes.get(f"{name}.weight") for name in self.classifiers}
         return found.pop() if len(found) == 1 else None

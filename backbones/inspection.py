@@ -1,17 +1,25 @@
-"""How many features a module gives, found by running it, and pooling for modules that give maps or tokens."""
+"""What a module does not say of itself, from its structure and from running it: its blocks, its number of features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.library_internals import tensor_tables
 
-__all__ = ["make_features_flat", "run_without_values"]
+__all__ = ["built_without_values", "default_layer_groups", "make_features_flat", "run_without_values"]
+
+T = TypeVar("T")
+
+#: What layers make their weights with. Everything else (ranges, lists of widths) may be read while a model is built.
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+_ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def make_features_flat(module: nn.Module, input_size: tuple[int, int, int], name: str) -> int:
@@ -69,7 +77,7 @@ def _pooled_axes(shape: tuple[int, ...], declared: list[int], name: str) -> tupl
             return tuple(axis for axis in range(1, len(shape)) if axis != place)
     sizes = ", ".join(map(str, shape[1:]))
     raise UsageError(
-        f"the backbone {name!r} gives an output of shape (B, {sizes}), which is no features",
+        f"the backbone {name!r} gives an output of shape (B, {sizes}), which is not a vector of features",
         why=f"its num_features is {declared[-1]}" if declared else "",
         fix="let it return (B, F), (B, F, H, W) or (B, N, F), with its num_features = F",
     )
@@ -144,23 +152,94 @@ def _run(module: nn.Module, input_size: tuple[int, int, int]) -> Any:
 def _without_values(module: nn.Module) -> Iterator[None]:
     """Inside, the weights of a module have shapes alone.
 
-    torch's `functional_call` would leave those of a part that stands in two places (timm's CoaT) so for good.
+    torch's `functional_call` would not put back those of a part that is used in two places (timm's CoaT).
     """
-    before = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
-    shapes: dict[int, Any] = {}
+    tables: list[dict[str, Any]] = [table for part in module.modules() for table in tensor_tables(part)]
+    before = [(table, dict(table)) for table in tables]
+    shapes: dict[int, Tensor] = {}
     try:
-        for part, parameters, buffers in before:
-            for own, tensors in ((part._parameters, parameters), (part._buffers, buffers)):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        own[name] = shapes.setdefault(id(tensor), _shape_of(tensor))
+        for table, tensors in before:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    table[name] = shapes.setdefault(id(tensor), _shape_of(tensor))
         yield
     finally:
-        for part, parameters, buffers in before:
-            part._parameters.update(parameters)
-            part._buffers.update(buffers)
+        for table, tensors in before:
+            table.update(tensors)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
     empty = tensor.detach().to("meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def built_without_values(build: Callable[[], T]) -> T:
+    """What a function builds, with all parameters on the meta device: shapes alone, which cost neither memory nor time.
+
+    Raises:
+        UnknownNameError, UsageError, RuntimeError: as `build`.
+    """
+    everything: AbstractContextManager[Any] = torch.device("meta")
+    try:
+        with everything:
+            return build()
+    except UnknownNameError:
+        raise
+    except (UsageError, RuntimeError):
+        with _WeightsWithoutValues():  # some families read numbers from tensors while they are built
+            return build()
+
+
+class _WeightsWithoutValues(TorchFunctionMode):
+    """Puts what layers make their weights with on the meta device, and leaves every other tensor alone."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in _FACTORIES and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def default_layer_groups(module: nn.Module) -> list[list[str]]:
+    """One group for each block, in the order of registration; a part without blocks is one group.
+
+    Blocks are what a `Sequential`, `ModuleList` or `ModuleDict` holds, at any depth, with two matrices or kernels at
+    least. Parameters of the module itself come first; those of a norm beside blocks belong to the block before it; one
+    that two parts share belongs to the first.
+    """
+    shapes = {name: parameter.ndim for name, parameter in module.named_parameters()}
+    groups: list[list[str]] = []
+    for names in _parts(module, ""):
+        own = [name for name in names if name in shapes]
+        if groups and own and all(shapes[name] < 2 for name in own) and "." in own[0]:
+            groups[-1].extend(own)
+        elif own:
+            groups.append(own)
+        for name in own:
+            del shapes[name]
+    return groups
+
+
+def _parts(module: nn.Module, prefix: str) -> Iterator[list[str]]:
+    yield [prefix + name for name, _ in module.named_parameters(recurse=False)]
+    for name, child in module.named_children():
+        if _has_blocks(child):
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield [f"{prefix}{name}.{inner}" for inner, _ in child.named_parameters()]
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    """Whether a part is a row of blocks, or a stage: something with nearly all that it has in such rows."""
+    if isinstance(module, _ROWS):
+        return any(_is_block(child) for child in module.children())
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    rows = [child for child in module.children() if isinstance(child, _ROWS)]
+    inside = sum(parameter.numel() for row in rows if _has_blocks(row) for parameter in row.parameters())
+    return inside > whole * 0.6
+
+
+def _is_block(module: nn.Module) -> bool:
+    return sum(parameter.ndim > 1 for parameter in module.parameters()) > 1
