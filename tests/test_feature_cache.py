@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import warm
 from small import colour_folders
 from torch import nn
 
@@ -291,7 +290,8 @@ model = ImageClassifier("timm/test_resnet", pretrained=False, head={head!r})
 Trainer(max_epochs=2, output_dir={str(tmp_path / name)!r}).finetune(model, datamodule=data, strategy="freeze")
 print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))), sep="\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run(code)
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
