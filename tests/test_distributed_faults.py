@@ -110,8 +110,9 @@ def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path
     assert trainer.global_step
 
 
-def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path):
-    code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", "2"))
+@pytest.mark.parametrize("launcher", ["ddp_spawn", pytest.param("ddp", marks=pytest.mark.long)])
+def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path, launcher):
+    code, said = ended(start(launcher, "--fault", "freeze:1:5", "--frozen-after", "2"))
     assert code == 71
     assert said.count("process 1 of 2 (pid ") == 1
     assert "is frozen: no sign of life for 2 s, at step 5" in said
@@ -127,6 +128,7 @@ def test_c3_nobody_is_left_when_torchrun_is_killed(start):
     assert run.wait_until_gone(10) < 5
 
 
+@pytest.mark.long
 def test_c5_an_error_of_one_process_is_told_once_under_torchrun(start):
     code, said = ended(start("torchrun", "--fault", "data:1:5"))
     assert code == 1
@@ -136,14 +138,14 @@ def test_c5_an_error_of_one_process_is_told_once_under_torchrun(start):
     assert "terminate called" not in said
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_path, number, code):
-    run = start("ddp", "--pause", "0.1")
+@pytest.mark.parametrize("launcher", ["ddp_spawn", pytest.param("ddp", marks=pytest.mark.long)])
+def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_path, launcher):
+    run = start(launcher, "--pause", "0.1")
     pids = [run.wait_for_step(2, rank)[0] for rank in (0, 1)]
     for pid in pids:
-        os.kill(pid, number)
-    found, said = ended(run)
-    assert found == code
+        os.kill(pid, signal.SIGTERM)
+    code, said = ended(run)
+    assert code == 143
     assert said.count("continue from") == 1
     assert "Traceback" not in said
     assert (tmp_path / "run" / "last.ckpt").exists()

@@ -11,12 +11,18 @@ import pytest
 import task_runs
 import torch
 from small import colour_folders
-from task_runs import SIZES, classifier, data, go, trainer_of
+from task_runs import classifier, data, go, trainer_of
 
 from flashtask.data.threads import num_cores
 
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module", params=[(1, 5, 8, 9), pytest.param(range(1, 10), marks=pytest.mark.long)], ids=str)
+def sizes(request):
+    """Numbers of images; a step has 4."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def root(tmp_path_factory):
     whole = colour_folders(root / "whole", each=5)
     by_class = [sorted((whole / name).iterdir()) for name in task_runs.LABELS]
     files = [file for pair in zip(*by_class, strict=True) for file in pair]
-    for size in SIZES:
+    for size in range(1, 10):
         for file in files[:size]:
             for target in (root / str(size) / file.parent.name, root / "any" / str(size)):
                 target.mkdir(parents=True, exist_ok=True)
@@ -37,7 +43,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(root):
+def two(root, sizes):
     """What two processes found, by process, and what they said."""
     environment = {
         **os.environ,
@@ -45,7 +51,7 @@ def two(root):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "FLASHTASK_CACHE": str(root / "cache of two"),
     }
-    command = [sys.executable, "-W", "error", task_runs.__file__, str(root)]
+    command = [sys.executable, "-W", "error", task_runs.__file__, str(root), *map(str, sizes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = [torch.load(root / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -53,20 +59,20 @@ def two(root):
 
 
 @pytest.fixture(scope="module")
-def one(root):
-    return go(root, 1)
+def one(root, sizes):
+    return go(root, 1, sizes)
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_metrics_of_every_kind_count_each_image_once(one, two, verb):
-    for size in SIZES:
+def test_metrics_of_every_kind_count_each_image_once(one, two, verb, sizes):
+    for size in sizes:
         for of_process in two[0]:
             assert of_process[verb, size] == pytest.approx(one[verb, size], abs=TOLERANCE)
         assert len(one[verb, size]) == 4
 
 
-def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, two):
-    for size in SIZES[1:]:
+def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, two, sizes):
+    for size in sizes[1:]:
         for of_process in two[0]:
             assert of_process["steps", size] == one["steps", size]
             torch.testing.assert_close(of_process["weights", size], one["weights", size], rtol=0, atol=TOLERANCE)
@@ -77,9 +83,9 @@ def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, 
     assert changed.abs().max() > 1e-3
 
 
-def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two):
+def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two, sizes):
     """With 5 images, say, the second batch is one image: the other process takes part with one of its own."""
-    for size in SIZES[1:]:
+    for size in sizes[1:]:
         for row in two[0][0]["history", size]:
             assert row["train_seen"] == size
 
@@ -96,9 +102,9 @@ def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path, one):
             assert row[name] == pytest.approx(expected[name], abs=1e-5)
 
 
-def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
+def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two, sizes):
     task = classifier()
-    for size in SIZES:
+    for size in sizes:
         files = sorted(str(file) for file in (root / "any" / str(size)).iterdir())
         by_file = [prediction.probabilities for prediction in task.predict(files)]
         for of_process in two[0]:
@@ -111,8 +117,8 @@ def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
                 assert found.probabilities == pytest.approx(expected, abs=2e-3)  # model.predict computes in bfloat16
 
 
-def test_a_writer_is_told_the_places_of_its_samples_among_all(two):
-    for size in SIZES:
+def test_a_writer_is_told_the_places_of_its_samples_among_all(two, sizes):
+    for size in sizes:
         for of_process in two[0]:
             everywhere, by_process = of_process["places", size]
             assert everywhere == list(range(size))
@@ -136,5 +142,5 @@ def test_one_process_of_a_machine_checks_the_images_and_cores_are_shared_out(one
     assert one["counts"][0][1][0][1] == num_cores()
 
 
-def test_what_is_found_in_the_data_is_said_once(two):
-    assert two[1].count("are also training images") == len(SIZES[1:]) + 2
+def test_what_is_found_in_the_data_is_said_once(two, sizes):
+    assert two[1].count("are also training images") == len(sizes[1:]) + 2
