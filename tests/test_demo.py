@@ -45,7 +45,6 @@ def test_laying_out_again_keeps_whole_files_and_repairs_half_ones(tmp_path):
     assert whole.stat().st_mtime_ns == time_before
 
 
-@pytest.mark.slow
 def test_the_demo_runs_twice_and_says_the_number_of_its_own_run(tmp_path):
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     code = "import demo; demo.NUM_IMAGES, demo.EPOCHS = 48, 1; demo.main()"

@@ -12,8 +12,6 @@ import pytest
 from hostile.good import make_good_files
 from hostile.kinds import KINDS
 
-pytestmark = pytest.mark.slow
-
 HERE = Path(__file__).parent
 MEGABYTES, SECONDS = 1000, 10
 

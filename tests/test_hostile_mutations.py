@@ -14,7 +14,6 @@ def good(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 def test_h_a_few_hundred_damaged_files_load_or_are_refused(good, tmp_path):
     outcomes, defects = open_damaged(good, tmp_path, long=False)
     assert defects == []
