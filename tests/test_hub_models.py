@@ -156,11 +156,11 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
     [
         ("resnet18", {}, "model.safetensors"),
         ("resnet18", {}, "pytorch_model.bin"),
-        ("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors"),
+        pytest.param("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
         ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors"),
-        ("convnext_atto", {}, "model.safetensors"),
-        ("mobilenetv3_small_050", {}, "model.safetensors"),
-        ("dla34", {}, "model.safetensors"),
+        pytest.param("convnext_atto", {}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("mobilenetv3_small_050", {}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("dla34", {}, "model.safetensors", marks=pytest.mark.long),
     ],
 )
 def test_a_plain_timm_repository_is_a_classifier_with_timms_own_logits(hub, architecture, arguments, weights):
