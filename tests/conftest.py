@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def _do_not_wait_for_the_disk(descriptor: int) -> None:
-    """No test takes the power away, and the dozen files that a run syncs can take longer than training a small model."""
+    """No test takes the power away, and syncing the files of a run can take longer than training a small model."""
     os.fstat(descriptor)
 
 
