@@ -145,7 +145,16 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+#: One or two for each part of a recipe.
+FEW = {
+    *("the preprocessing of the model", "augment and split", "optimizer and schedule", "labels in another order"),
+    *("accumulation by epoch", "settings changed later", "precision and memory format", "steps and a time"),
+    *("callbacks by name", "callbacks as objects", "loggers by name", "a strategy", "phases", "fit"),
+}
+assert set(RUNS) > FEW
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in RUNS])
 def test_a_run_from_python_is_repeated_by_its_recipe(name, images, tmp_path, capsys):
     from_python(images, tmp_path / "first", **RUNS[name])
     assert "cannot hold" not in capsys.readouterr().err
