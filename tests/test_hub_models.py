@@ -155,7 +155,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
     ("architecture", "arguments", "weights"),
     [
         ("resnet18", {}, "model.safetensors"),
-        ("resnet18", {}, "pytorch_model.bin"),
+        ("test_resnet", {}, "pytorch_model.bin"),
         pytest.param("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
         ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors"),
         pytest.param("convnext_atto", {}, "model.safetensors", marks=pytest.mark.long),

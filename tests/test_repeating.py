@@ -181,7 +181,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if "list" in name or name == "callbacks" else ()) for name in COMMANDS],
+)
 def test_a_command_is_repeated_by_its_recipe_and_continued_by_itself(name, images, tmp_path, capsys):
     size = [] if name == "preprocessing" else ["data.from_folders.preprocessing={input_size: [3, 32, 32]}"]
     values = [*size, *(value for value in COMMANDS[name] if "=" in value)]
