@@ -110,9 +110,8 @@ def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path
     assert trainer.global_step
 
 
-@pytest.mark.parametrize("launcher", ["ddp_spawn", pytest.param("ddp", marks=pytest.mark.long)])
-def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path, launcher):
-    code, said = ended(start(launcher, "--fault", "freeze:1:5", "--frozen-after", "2"))
+def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path):
+    code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", "2"))
     assert code == 71
     assert said.count("process 1 of 2 (pid ") == 1
     assert "is frozen: no sign of life for 2 s, at step 5" in said
