@@ -165,6 +165,7 @@ def assert_nobody_is_left(tmp_path):
         assert str(tmp_path) not in command
 
 
+@pytest.mark.long
 def test_s102_ddp_starts_the_script_again_and_only_the_first_process_writes(tmp_path):
     done, _ = run_script(tmp_path, "trains")
     assert done.returncode == 0, done.stderr

@@ -157,7 +157,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
         ("resnet18", {}, "model.safetensors"),
         ("test_resnet", {}, "pytorch_model.bin"),
         pytest.param("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
-        ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors"),
+        pytest.param("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
         pytest.param("convnext_atto", {}, "model.safetensors", marks=pytest.mark.long),
         pytest.param("mobilenetv3_small_050", {}, "model.safetensors", marks=pytest.mark.long),
         pytest.param("dla34", {}, "model.safetensors", marks=pytest.mark.long),

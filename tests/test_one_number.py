@@ -171,6 +171,7 @@ def test_a_checkpoint_that_asks_for_an_unknown_format_is_refused(images, tmp_pat
             flashtask.load(tmp_path / "hostile.ckpt")
 
 
+@pytest.mark.long
 def test_the_script_that_compares_all_ways_finds_no_difference(images, tmp_path):
     fitted(tmp_path / "run", images)
     script = Path(__file__).parents[1] / "scripts" / "one_number.py"

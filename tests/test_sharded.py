@@ -1,12 +1,12 @@
 """`fsdp`: each process has its share of a model, and everything else is as with one process."""
 
 import copy
-import subprocess
 import sys
 from functools import partial
 
 import pytest
 import torch
+import warm
 from test_distribution import TOLERANCE, Small, assert_nobody_is_left, run_script, samples
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -125,7 +125,11 @@ def test_processes_with_different_numbers_of_batches_evaluate_together(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "clipping", [{"gradient_clip_val": 0.3}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}]
+    "clipping",
+    [
+        {"gradient_clip_val": 0.3},
+        pytest.param({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, marks=pytest.mark.long),
+    ],
 )
 def test_accumulated_gradients_are_clipped_as_with_one_process(tmp_path, clipping):
     class Sgd(Net):
@@ -410,7 +414,7 @@ def test_s119_fsdp_is_listed_and_loaded_only_when_it_is_asked_for():
     assert type(resolve_strategy("fsdp")) is FullyShardedDataParallel
     assert resolve_strategy("fsdp_cpu_offload").cpu_offload
     code = "import sys, flashtask; flashtask.Trainer(); print('torch.distributed.fsdp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert warm.run(code).stdout == "False\n"
 
 
 # ---- blocks

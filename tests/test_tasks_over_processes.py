@@ -11,18 +11,14 @@ import pytest
 import task_runs
 import torch
 from small import colour_folders
-from task_runs import classifier, data, go, trainer_of
+from task_runs import Places, classifier, data, go, trainer_of
 
 from flashtask.data.threads import num_cores
 
+#: Numbers of images; a step has 4.
+SIZES = range(1, 10)
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
-
-
-@pytest.fixture(scope="module", params=[(1, 5, 8, 9), pytest.param(range(1, 10), marks=pytest.mark.long)], ids=str)
-def sizes(request):
-    """Numbers of images; a step has 4."""
-    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,7 @@ def root(tmp_path_factory):
     whole = colour_folders(root / "whole", each=5)
     by_class = [sorted((whole / name).iterdir()) for name in task_runs.LABELS]
     files = [file for pair in zip(*by_class, strict=True) for file in pair]
-    for size in range(1, 10):
+    for size in SIZES:
         for file in files[:size]:
             for target in (root / str(size) / file.parent.name, root / "any" / str(size)):
                 target.mkdir(parents=True, exist_ok=True)
@@ -43,7 +39,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(root, sizes):
+def two(root):
     """What two processes found, by process, and what they said."""
     environment = {
         **os.environ,
@@ -51,7 +47,7 @@ def two(root, sizes):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "FLASHTASK_CACHE": str(root / "cache of two"),
     }
-    command = [sys.executable, "-W", "error", task_runs.__file__, str(root), *map(str, sizes)]
+    command = [sys.executable, "-W", "error", task_runs.__file__, str(root), *map(str, SIZES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = [torch.load(root / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -59,20 +55,22 @@ def two(root, sizes):
 
 
 @pytest.fixture(scope="module")
-def one(root, sizes):
-    return go(root, 1, sizes)
+def one(root):
+    return go(root, 1, SIZES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_metrics_of_every_kind_count_each_image_once(one, two, verb, sizes):
-    for size in sizes:
+def test_metrics_of_every_kind_count_each_image_once(one, two, verb):
+    for size in SIZES:
         for of_process in two[0]:
             assert of_process[verb, size] == pytest.approx(one[verb, size], abs=TOLERANCE)
         assert len(one[verb, size]) == 4
 
 
-def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, two, sizes):
-    for size in sizes[1:]:
+@pytest.mark.long
+def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, two):
+    for size in SIZES[1:]:
         for of_process in two[0]:
             assert of_process["steps", size] == one["steps", size]
             torch.testing.assert_close(of_process["weights", size], one["weights", size], rtol=0, atol=TOLERANCE)
@@ -83,15 +81,25 @@ def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, 
     assert changed.abs().max() > 1e-3
 
 
-def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two, sizes):
+@pytest.mark.long
+def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two):
     """With 5 images, say, the second batch is one image: the other process takes part with one of its own."""
-    for size in sizes[1:]:
+    for size in SIZES[1:]:
         for row in two[0][0]["history", size]:
             assert row["train_seen"] == size
 
 
-def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path, one):
-    processes = 4
+class InOrder(Places):
+    """Fails where a writer is told other places than those of the files."""
+
+    def write_on_epoch_end(self, trainer, module, predictions, batch_indices):
+        super().write_on_epoch_end(trainer, module, predictions, batch_indices)
+        assert self.all == list(range(5))
+        assert sorted(place for own in self.by_process for place in own) == self.all
+
+
+def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path):
+    processes, one = 4, go(root, 1, (1, 5))
     trainer = trainer_of(tmp_path, processes, strategy="ddp_spawn")
     (found,) = trainer.validate(classifier(), datamodule=data(processes, val_folder=root / "1"))
     assert found == pytest.approx(one["validate", 1], abs=TOLERANCE)
@@ -100,11 +108,17 @@ def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path, one):
     for row, expected in zip(trainer.fit_run.history, one["history", 5], strict=True):
         for name in ("train_loss", "train_right", "train_seen", "val_loss", "val_accuracy", "val_f1", "val_median"):
             assert row[name] == pytest.approx(expected[name], abs=1e-5)
+    folder = root / "any" / "5"
+    trainer = trainer_of(tmp_path, processes, strategy="ddp_spawn", callbacks=[InOrder()])
+    outputs = torch.cat(trainer.predict(classifier(), datamodule=data(processes, predict_folder=folder)))
+    plain = torch.cat(trainer_of(tmp_path, 1).predict(classifier(), datamodule=data(1, predict_folder=folder)))
+    torch.testing.assert_close(outputs, plain, rtol=0, atol=TOLERANCE)
 
 
-def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two, sizes):
+@pytest.mark.long
+def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
     task = classifier()
-    for size in sizes:
+    for size in SIZES:
         files = sorted(str(file) for file in (root / "any" / str(size)).iterdir())
         by_file = [prediction.probabilities for prediction in task.predict(files)]
         for of_process in two[0]:
@@ -117,14 +131,16 @@ def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two, 
                 assert found.probabilities == pytest.approx(expected, abs=2e-3)  # model.predict computes in bfloat16
 
 
-def test_a_writer_is_told_the_places_of_its_samples_among_all(two, sizes):
-    for size in sizes:
+@pytest.mark.long
+def test_a_writer_is_told_the_places_of_its_samples_among_all(two):
+    for size in SIZES:
         for of_process in two[0]:
             everywhere, by_process = of_process["places", size]
             assert everywhere == list(range(size))
             assert sorted(place for own in by_process for place in own) == list(range(size))
 
 
+@pytest.mark.long
 def test_ddp_computes_features_once_and_the_next_run_none(one, two):
     (first, _), (second, _) = two[0][0]["counts"]
     assert sum(first) == 9 + 8
@@ -134,6 +150,7 @@ def test_ddp_computes_features_once_and_the_next_run_none(one, two):
     assert two[1].count("computing the features of 9 training images") == 1
 
 
+@pytest.mark.long
 def test_one_process_of_a_machine_checks_the_images_and_cores_are_shared_out(one, two):
     """They were checked when the first run validated on them, so nobody decodes them again."""
     facts = two[0][0]["counts"][0][1]
@@ -142,5 +159,6 @@ def test_one_process_of_a_machine_checks_the_images_and_cores_are_shared_out(one
     assert one["counts"][0][1][0][1] == num_cores()
 
 
-def test_what_is_found_in_the_data_is_said_once(two, sizes):
-    assert two[1].count("are also training images") == len(sizes[1:]) + 2
+@pytest.mark.long
+def test_what_is_found_in_the_data_is_said_once(two):
+    assert two[1].count("are also training images") == len(SIZES[1:]) + 2

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from flashtask.backbones import BACKBONES
 from flashtask.backbones.without_values import build_without_values
 
-SAMPLE = 12
+SAMPLE = 8
 
 
 def spread(names, count):
