@@ -491,6 +491,7 @@ def test_groups_that_do_not_hold_every_parameter_once_are_refused():
             Backbone(module, 2, Preprocessing(), "x", groups)
 
 
+@pytest.mark.long
 def test_weights_without_a_network_fail_fast_and_say_so(tmp_path):
     """The hub's library alone would try again for most of a minute."""
     code = (

@@ -121,7 +121,7 @@ def test_a_second_run_with_another_head_and_rate_reads_no_image_and_runs_no_back
 @pytest.mark.parametrize(
     ("change", "runs"),
     [
-        (lambda root: None, 0),
+        pytest.param(lambda root: None, 0, marks=pytest.mark.long),
         (lambda root: _touch(root), 0),  # a new time and the same content
         (lambda root: _repaint(root), 24),
     ],
@@ -325,7 +325,7 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
+@pytest.mark.parametrize(("head", "inside"), [("mlp", 2), pytest.param("linear", 1, marks=pytest.mark.long)])
 def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
     monkeypatch.setattr(loaders, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
     before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}

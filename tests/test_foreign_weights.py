@@ -188,6 +188,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_h_the_system_sees_no_program_but_the_child_and_no_socket(tmp_path):
     torch.save({"a": Runs(tmp_path / "canary")}, tmp_path / "new.pth")

@@ -25,6 +25,7 @@ LONG = {
     ("a bare pickle", "weights"),
     ("a zip whose entries are one and the same", "weights"),
     ("a pickle whose tensor is expanded to 4 TB", "weights"),
+    ("a pickle of tuples that double 90 times and are hashed", "weights"),
     ("a pickle that calls os.system, as a folder's weights", "backbone"),
 }
 PARTS = {

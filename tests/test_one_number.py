@@ -92,7 +92,7 @@ def ways_to_a_score(trainer, data, checkpoint, paths, tmp_path):
     }
 
 
-@pytest.mark.parametrize("strategy", ["freeze", "no_freeze"])
+@pytest.mark.parametrize("strategy", [pytest.param("freeze", marks=pytest.mark.long), "no_freeze"])
 def test_every_way_to_a_score_gives_the_same_one(strategy, images, tmp_path):
     trainer, _, data = fitted(tmp_path / "run", images, strategy)
     checkpoint = tmp_path / "run" / "best.ckpt"
