@@ -50,7 +50,7 @@ def test_laying_out_again_keeps_whole_files_and_repairs_half_ones(tmp_path):
 )
 def test_the_demo_runs_and_says_the_number_of_its_own_run(tmp_path, monkeypatch, runs):
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import demo; demo.NUM_IMAGES, demo.EPOCHS = 24, 1; demo.main()"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import demo; demo.NUM_IMAGES, demo.EPOCHS = 48, 1; demo.main()"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(os.path.abspath(path) for path in sys.path if path))
     for run in runs:
         done = warm.run(code, tmp_path / "scripts")
