@@ -27,11 +27,11 @@ install: $(DONE)/demo
 demo: $(DONE)/demo
 	$(PYTHON) scripts/demo.py
 
-## make test      every promise, at a few of its cases (about 6 minutes)
+## make test      every promise, at a few of its cases (some minutes)
 test: $(DONE)/test
 	$(PYTEST)
 
-## make test-long all the other cases: every entry of the zoo, every launcher, thousands of damaged files (about half an hour)
+## make test-long all the other cases: every entry of the zoo, every launcher, thousands of damaged files
 test-long: $(DONE)/test
 	$(PYTEST) -m long
 
