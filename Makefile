@@ -10,7 +10,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test quick test-long lint types bench clean
+.PHONY: help install demo test test-long lint types bench clean
 
 # An environment that another checkout was installed into is installed again.
 ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
@@ -27,15 +27,11 @@ install: $(DONE)/demo
 demo: $(DONE)/demo
 	$(PYTHON) scripts/demo.py
 
-## make test      the whole suite
+## make test      every promise, at a few of its cases (some minutes)
 test: $(DONE)/test
 	$(PYTEST)
 
-## make quick     the suite without its slow tests
-quick: $(DONE)/test
-	$(PYTEST) -m "not slow and not long"
-
-## make test-long the tests that take minutes: every entry of the zoo, thousands of damaged files
+## make test-long all the other cases: every entry of the zoo, every launcher, thousands of damaged files
 test-long: $(DONE)/test
 	$(PYTEST) -m long
 

@@ -15,6 +15,14 @@ from flashtask.core import seeding
 
 torch.set_num_threads(1)
 
+
+def _do_not_wait_for_the_disk(descriptor: int) -> None:
+    """No test takes the power away, and syncing the files of a run can take longer than training a small model."""
+    os.fstat(descriptor)
+
+
+os.fsync = _do_not_wait_for_the_disk
+
 # Fixtures of a whole module run before the one below; they must not use the user's own cache either.
 _cache_of_modules = tempfile.TemporaryDirectory(prefix="flashtask-tests-")
 os.environ["FLASHTASK_CACHE"] = _cache_of_modules.name

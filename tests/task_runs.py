@@ -1,12 +1,13 @@
-"""The whole path of an image task, for data of 1 to 9 images: what test_tasks_over_processes.py compares.
+"""The whole path of an image task, for data of some images: what test_tasks_over_processes.py compares.
 
-`python task_runs.py FOLDER` goes it in two processes that `ddp` starts, and leaves what came of it in FOLDER.
+`python task_runs.py FOLDER SIZE...` goes it in two processes that `ddp` starts, and leaves what came of it in FOLDER.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from flashtask.core.accuracy import Accuracy
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.threads import num_cores
 
-SIZES = range(1, 10)
 #: Samples of a step, of all processes together.
 BATCH = 4
 LABELS = ("blue", "red")
@@ -121,11 +121,11 @@ def trainer_of(folder: Path, processes: int, **options: Any) -> Trainer:
     return Trainer(**{**quiet, **run, **several, **options})
 
 
-def go(root: Path, processes: int) -> dict[str, Any]:
+def go(root: Path, processes: int, sizes: Sequence[int]) -> dict[str, Any]:
     """Every verb, for every number of images; `root/N` is a folder of N, `root/any/N` the same without classes."""
     found: dict[str, Any] = {"counts": []}
     out = root / f"runs of {processes}"
-    for size in SIZES:
+    for size in sizes:
         folder, module, places = root / str(size), classifier(), Places()
         (found["validate", size],) = trainer_of(out, processes).validate(
             module, datamodule=data(processes, val_folder=folder)
@@ -157,5 +157,5 @@ def go(root: Path, processes: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     FOLDER = Path(sys.argv[1])
-    result = go(FOLDER, 2)
+    result = go(FOLDER, 2, [int(size) for size in sys.argv[2:]])
     torch.save(result, FOLDER / f"found-{os.environ['RANK']}.pt")

@@ -61,8 +61,8 @@ def test_torchvision_names_are_its_classification_models():
     [
         ("resnet18", 512, 224, "conv1.weight"),
         ("vit_tiny_patch16_224", 192, 224, "cls_token"),
-        ("convnext_atto", 320, 224, "stem.0.weight"),
-        ("mobilenetv3_small_100", 1024, 224, "conv_stem.weight"),
+        pytest.param("convnext_atto", 320, 224, "stem.0.weight", marks=pytest.mark.long),
+        pytest.param("mobilenetv3_small_100", 1024, 224, "conv_stem.weight", marks=pytest.mark.long),
         ("test_byobnet", 256, 160, "stem.conv.weight"),
     ],
 )
@@ -90,12 +90,12 @@ def test_timm_preprocessing_is_that_of_the_weights_named():
     ("name", "num_features", "num_groups"),
     [
         ("resnet18", 512, 9),
-        ("vgg11_bn", 4096, 10),
-        ("vit_b_16", 768, 13),
-        ("swin_t", 768, 16),
-        ("densenet121", 1024, 62),
+        pytest.param("vgg11_bn", 4096, 10, marks=pytest.mark.long),
+        pytest.param("vit_b_16", 768, 13, marks=pytest.mark.long),
+        pytest.param("swin_t", 768, 16, marks=pytest.mark.long),
+        pytest.param("densenet121", 1024, 62, marks=pytest.mark.long),
         ("squeezenet1_1", 512, 9),
-        ("googlenet", 1024, 12),
+        pytest.param("googlenet", 1024, 12, marks=pytest.mark.long),
         ("mobilenet_v3_small", 1024, 14),
     ],
 )
@@ -491,6 +491,7 @@ def test_groups_that_do_not_hold_every_parameter_once_are_refused():
             Backbone(module, 2, Preprocessing(), "x", groups)
 
 
+@pytest.mark.long
 def test_weights_without_a_network_fail_fast_and_say_so(tmp_path):
     """The hub's library alone would try again for most of a minute."""
     code = (

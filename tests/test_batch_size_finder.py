@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from fingerprints import fingerprint, of_files, of_process
 from small import colour_folders, digest
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
@@ -120,20 +119,17 @@ def test_s28_no_more_than_max_batch_size_is_looked_for(tmp_path):
 
 def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
     Images.steps.clear()
-    found = search(tmp_path, Images())
+    found = search(tmp_path, Images(channels=16))
     assert [size for size, _ in Images.steps] == [2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
     assert [point.batch_size for point in found.points] == [2, 4, 8, 16, 32]
     assert all(a.memory < b.memory for a, b in zip(found.points, found.points[1:], strict=False))
 
 
 LINE = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from test_batch_size_finder import Images, needed_at, search
-module = Images()
+search(Path("."), Images(samples=4, channels=16))  # what is loaded on first use is loaded
+module = Images(channels=16)
 found = search(Path("."), module)
 print(found.points[-1].memory, found.expected_memory(128), needed_at(128, Path("."), module))
 """
@@ -149,7 +145,6 @@ def needed_at(batch_size, folder, module):
     return watch.peak - before
 
 
-@pytest.mark.slow
 def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     """At 128 samples, four times the largest measured, no more memory is needed than was said, and not much less.
 
@@ -163,17 +158,14 @@ def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
 
 
 LIMITED = """
-import resource, sys, json
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
+import json, resource
 from pathlib import Path
 from test_batch_size_finder import Images, quiet, search
 from flashtask.core.memory import _of_status
-search(Path("."), Images(samples=4))  # what is loaded on first use is loaded
+search(Path("."), Images(samples=4, channels=16))  # what is loaded on first use is loaded
 limit = _of_status("VmPeak", Path("/proc")) + {megabytes} * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-module = Images()
+module = Images(channels={channels})
 found = search(Path("."), module, mode={mode!r})
 print(json.dumps([found.batch_size, found.bound, found.memory.name, found.expected_memory(found.batch_size),
                   found.memory.free, module.batch_size]))
@@ -182,24 +174,20 @@ quiet(Path("."), max_steps=3, logger=False, enable_checkpointing=False).fit(modu
 """
 
 
-def limited(tmp_path, megabytes, mode):
+def limited(tmp_path, megabytes, mode, channels=16):
     """A search, and a fit with what it found, in a process that may use so much more memory and no more."""
-    return alone(tmp_path, LIMITED, megabytes=megabytes, mode=mode)
+    return alone(tmp_path, LIMITED, megabytes=megabytes, mode=mode, channels=channels)
 
 
 def alone(tmp_path, code, **values):
     """Runs code in a process of its own: a heap that other tests left in pieces takes up to a fifth more."""
-    code = code.format(tests=str(Path(__file__).parent), **values)
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    return subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    with contextlib.chdir(tmp_path):
+        return warm.run(code.format(**values))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_s28_memory_bounds_the_batch_size_and_a_fit_with_it_fits(tmp_path, mode):
-    done = limited(tmp_path, 700, mode)
+    done = limited(tmp_path, 300, mode)
     assert done.returncode == 0, done.stderr
     size, bound, name, expected, free, given = json.loads(done.stdout)
     assert (bound, name, given) == ("memory", "`ulimit -v`", size)
@@ -211,9 +199,8 @@ def test_s28_memory_bounds_the_batch_size_and_a_fit_with_it_fits(tmp_path, mode)
         assert expected > 0.7 * free
 
 
-@pytest.mark.slow
 def test_s28_where_nothing_fits_that_is_said(tmp_path):
-    done = limited(tmp_path, 8, "power")
+    done = limited(tmp_path, 8, "power", channels=64)
     assert done.returncode == 1
     assert "OutOfMemoryError" in done.stderr
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -67,8 +69,17 @@ def of(found, work):
     return [rate for rate in found["rates"] if rate["work"] == work]
 
 
-def test_every_number_format_and_layout_is_measured_with_and_without_training(capsys):
-    found = measured(capsys)
+@pytest.fixture(scope="module")
+def fast_bfloat16():
+    """What is measured where the processor computes bfloat16."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(CPUAccelerator, "computes_bfloat16", lambda self, device: True)
+        assert run(["bench", SMALL, *QUICK, "--json"]) == 0
+    return json.loads(printed.getvalue())
+
+
+def test_every_number_format_and_layout_is_measured_with_and_without_training(fast_bfloat16):
+    found = fast_bfloat16
     formats = [f"{name}, {layout}" for name in ("32", "bf16-mixed") for layout in ("contiguous", "channels_last")]
     for work in ("forward", "train"):
         assert [rate["option"] for rate in of(found, work)] == formats
@@ -83,10 +94,12 @@ def test_every_number_format_and_layout_is_measured_with_and_without_training(ca
     assert small["min"] > large["max"]
 
 
-@pytest.mark.parametrize("has_bfloat16", [False, True])
-def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(has_bfloat16, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_bfloat16", [pytest.param(False, marks=pytest.mark.long), True])
+def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(
+    has_bfloat16, fast_bfloat16, capsys, tmp_path, monkeypatch
+):
     monkeypatch.setattr(CPUAccelerator, "computes_bfloat16", lambda self, device: has_bfloat16)
-    found = measured(capsys)
+    found = fast_bfloat16 if has_bfloat16 else measured(capsys)
     task = ImageClassifier(SMALL, num_classes=2, pretrained=False)
     trainer = Trainer(accelerator="cpu", max_steps=1, output_dir=tmp_path / "run")
     trainer.fit(task, [(torch.randn(2, *task.preprocessing.input_size), torch.tensor([0, 1]))])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from small import Net, loaders, net
 from test_model_checkpoint import Scripted, epoch_in, files, fit, quiet
 from test_resume import state_digest
@@ -118,8 +117,7 @@ def test_an_error_in_the_middle_of_a_step_leaves_the_last_file_as_it_was_and_say
 
 
 FULL_DISK = """
-import resource, signal, sys
-sys.path.insert(0, {tests!r})
+import resource, signal
 from pathlib import Path
 from flashtask import Callback, ModelCheckpoint
 from flashtask.core.errors import StorageError
@@ -140,13 +138,13 @@ except StorageError as error:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "filename", "kept"), [(2, "{epoch}", ["epoch=1.ckpt", "epoch=0.ckpt"]), (1, "best", ["best.ckpt"])]
 )
 def test_a_full_disk_leaves_the_files_that_were_there_and_counts_no_other(tmp_path, k, filename, kept):
-    script = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), k=k, filename=filename)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = FULL_DISK.format(folder=str(tmp_path / "run"), k=k, filename=filename)
+    done = warm.run(script)
+    assert done.returncode == 0, done.stderr
     what, counted = done.stdout.splitlines()
     assert "File too large" in what
     assert counted.split() == kept
@@ -156,7 +154,6 @@ def test_a_full_disk_leaves_the_files_that_were_there_and_counts_no_other(tmp_pa
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
 from pathlib import Path
 from flashtask import ModelCheckpoint
 from test_model_checkpoint import fit
@@ -198,11 +195,11 @@ while True:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", ["", 'save_last="link"'])
+@pytest.mark.parametrize("options", ["", pytest.param('save_last="link"', marks=pytest.mark.long)])
 def test_a_kill_between_any_two_files_leaves_none_too_few_and_none_too_many(tmp_path, options):
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), options=options)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = KILLED.format(folder=str(tmp_path), options=options)
+    done = warm.run(script)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) >= 8
     assert set(lines) == {"epoch=3.ckpt epoch=4.ckpt last.ckpt summary.json"}

@@ -114,7 +114,6 @@ def free_port(first=12_000, last=20_000):
 # ---- who starts them
 
 
-@pytest.mark.slow
 def test_the_console_script_is_started_again_and_reaches_the_weights_of_one_process(images, one, tmp_path):
     script = tmp_path / "flashtask"  # as pip writes it
     script.write_text("import sys\nfrom flashtask.cli import main\nsys.exit(main())\n")
@@ -143,7 +142,7 @@ def test_forked_processes_train_from_a_recipe_that_asks_for_them(images, one, tm
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "flashtask")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_s117_torchrun_starts_the_processes_and_one_speaks(images, one, tmp_path):
     shutil.copytree(images, tmp_path / "images")
     bad = tmp_path / "images" / "train" / "red" / "bad.png"

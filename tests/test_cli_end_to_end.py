@@ -164,7 +164,7 @@ def test_a_run_on_a_terminal_shows_its_progress_and_ends_well(images, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(images, tmp_path):
-    long = [*OPTIONS.split(), "--epochs", "6"]
+    long = [*OPTIONS.split(), "--epochs", "4"]
     assert run(["finetune", str(images), *long, "--output-dir", str(tmp_path / "WHOLE")]) == 0
     argv = ["finetune", str(images), *long, "--output-dir", str(tmp_path / "KILLED")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -63,8 +63,16 @@ def scores_of(model, path):
 # ---- formats
 
 
-@pytest.mark.parametrize("how", ["--format", "--output"])
-@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize(
+    ("how", "form"),
+    [
+        ("--format", "csv"),
+        ("--output", "json"),
+        ("--format", "jsonl"),
+        *(pytest.param(how, form, marks=pytest.mark.long) for how, form in (("--output", "csv"), ("--format", "json"))),
+        pytest.param("--output", "jsonl", marks=pytest.mark.long),
+    ],
+)
 def test_scores_all_gives_the_score_of_every_label_in_the_models_order(form, how, model, photos, tmp_path, capsys):
     options = ["--format", form] if how == "--format" else ["--output", str(tmp_path / f"out.{form.upper()}")]
     assert run(["predict", model, photos, "--scores", "all", *options]) == 0

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,16 +45,15 @@ def test_laying_out_again_keeps_whole_files_and_repairs_half_ones(tmp_path):
     assert whole.stat().st_mtime_ns == time_before
 
 
-@pytest.mark.slow
-def test_the_demo_runs_twice_and_says_the_number_of_its_own_run(tmp_path):
+@pytest.mark.parametrize(
+    "runs", [["demo/runs/000"], pytest.param(["demo/runs/000", "demo/runs/001"], marks=pytest.mark.long)]
+)
+def test_the_demo_runs_and_says_the_number_of_its_own_run(tmp_path, monkeypatch, runs):
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import demo; demo.NUM_IMAGES, demo.EPOCHS = 48, 1; demo.main()"
-    folders = [str(tmp_path / "scripts"), *(os.path.abspath(path) for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    for run in ("demo/runs/000", "demo/runs/001"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import demo; demo.NUM_IMAGES, demo.EPOCHS = 48, 1; demo.main()"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(os.path.abspath(path) for path in sys.path if path))
+    for run in runs:
+        done = warm.run(code, tmp_path / "scripts")
         assert done.returncode == 0, done.stderr
         best = json.loads((tmp_path / run / "summary.json").read_text())["best"]
         assert f"\nvalidation accuracy: {best['val_accuracy']:.4f}\n" in done.stdout

@@ -78,6 +78,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_no_thread_of_the_group_is_left_at_the_end_of_python(undisturbed):
     # Such threads can abort a process whose work is done: "terminate called without an active exception".
     left = [file.read_text().split() for file in undisturbed.glob("threads-*.txt")]
@@ -85,6 +86,7 @@ def test_no_thread_of_the_group_is_left_at_the_end_of_python(undisturbed):
     assert not [name for names in left for name in names if "gloo" in name or "tcpstore" in name]
 
 
+@pytest.mark.long
 def test_a8_a_killed_process_under_torchrun_with_restarts_ends_with_the_same_bits(start, tmp_path, undisturbed):
     code, said = ended(start("torchrun", "--fault", "kill:1:17", restarts=1))
     assert code == 0, said
@@ -127,6 +129,7 @@ def test_c3_nobody_is_left_when_torchrun_is_killed(start):
     assert run.wait_until_gone(10) < 5
 
 
+@pytest.mark.long
 def test_c5_an_error_of_one_process_is_told_once_under_torchrun(start):
     code, said = ended(start("torchrun", "--fault", "data:1:5"))
     assert code == 1
@@ -136,14 +139,15 @@ def test_c5_an_error_of_one_process_is_told_once_under_torchrun(start):
     assert "terminate called" not in said
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_path, number, code):
-    run = start("ddp", "--pause", "0.1")
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["ddp", "ddp_spawn"])
+def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_path, launcher):
+    run = start(launcher, "--pause", "0.1")
     pids = [run.wait_for_step(2, rank)[0] for rank in (0, 1)]
     for pid in pids:
-        os.kill(pid, number)
-    found, said = ended(run)
-    assert found == code
+        os.kill(pid, signal.SIGTERM)
+    code, said = ended(run)
+    assert code == 143
     assert said.count("continue from") == 1
     assert "Traceback" not in said
     assert (tmp_path / "run" / "last.ckpt").exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from flashtask import Module, Trainer
+from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.distribution.group import cores_of
@@ -75,7 +75,7 @@ def fitted(tmp_path, processes, count, name="", **options):
 # ---- the same numbers
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
+@pytest.mark.parametrize("count", [1, 3, 9, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4, 5, 6, 7, 8, 33))])
 def test_two_processes_reach_the_weights_and_metrics_of_one(tmp_path, count):
     one, first = fitted(tmp_path, 1, count)
     two, second = fitted(tmp_path, 2, count)
@@ -86,7 +86,7 @@ def test_two_processes_reach_the_weights_and_metrics_of_one(tmp_path, count):
     assert second.callback_metrics == pytest.approx(first.callback_metrics, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("count", [5, 9, 13])
+@pytest.mark.parametrize("count", [9, *(pytest.param(n, marks=pytest.mark.long) for n in (5, 13))])
 def test_uneven_shares_of_an_accumulation_group_count_as_they_should(tmp_path, count):
     one, _ = fitted(tmp_path, 1, count, accumulate_grad_batches=3)
     two, _ = fitted(tmp_path, 2, count, accumulate_grad_batches=3)
@@ -165,6 +165,7 @@ def assert_nobody_is_left(tmp_path):
         assert str(tmp_path) not in command
 
 
+@pytest.mark.long
 def test_s102_ddp_starts_the_script_again_and_only_the_first_process_writes(tmp_path):
     done, _ = run_script(tmp_path, "trains")
     assert done.returncode == 0, done.stderr
@@ -274,12 +275,17 @@ def test_c6_half_an_environment_is_refused(environment, said):
 # ---- faults
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "ddp_spawn"])
+FAILS = "process 1 of 2 failed: ValueError: the third step is too much for me"
+KILLED = "process 1 was ended by SIGKILL"
+
+
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "said", "strategy"),
     [
-        ("fails", "process 1 of 2 failed: ValueError: the third step is too much for me"),
-        ("killed", "process 1 was ended by SIGKILL"),
+        ("killed", KILLED, "ddp_spawn"),
+        pytest.param("killed", KILLED, "ddp", marks=pytest.mark.long),
+        pytest.param("fails", FAILS, "ddp_spawn", marks=pytest.mark.long),
+        pytest.param("fails", FAILS, "ddp", marks=pytest.mark.long),
     ],
 )
 def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_path, strategy, what, said):
@@ -299,6 +305,20 @@ def test_c1_c3_when_the_first_process_is_killed_the_others_end_with_it(tmp_path,
     assert_nobody_is_left(tmp_path)
 
 
+class Stops(Callback):
+    """Process 1 alone wants to stop, in the second epoch."""
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.strategy.global_rank == 1 and trainer.current_epoch == 1:
+            trainer.should_stop = True
+
+
 def test_c5_a_stop_that_one_process_wants_stops_all_after_the_same_epoch(tmp_path):
+    _, trainer = fitted(tmp_path, 2, 20, max_epochs=4, callbacks=[Stops()])
+    assert (trainer.current_epoch, trainer.global_step) == (2, 10)
+
+
+@pytest.mark.long
+def test_c5_a_stop_is_the_same_where_the_script_is_started_again(tmp_path):
     done, _ = run_script(tmp_path, "stops")
     assert sorted(done.stdout.splitlines()) == ["0: epoch 2, step 10", "1: epoch 2, step 10"]

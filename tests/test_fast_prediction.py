@@ -159,8 +159,15 @@ def test_a_layer_with_a_hook_or_weights_made_anew_is_not_folded():
     assert folded_copy(normed, images_of(16)) is None
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("32", 1e-5), ("bf16-mixed", 0.05)])
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize(
+    ("lanes", "precision", "tolerance"),
+    [
+        (1, "32", 1e-5),
+        (3, "32", 1e-5),
+        (3, "bf16-mixed", 0.05),
+        pytest.param(1, "bf16-mixed", 0.05, marks=pytest.mark.long),
+    ],
+)
 def test_lanes_give_the_results_of_the_plain_way(precision, tolerance, lanes, task, paths, monkeypatch):
     monkeypatch.setattr(task, "default_precision", precision)
     items = [Image.open(path).convert("RGB") if number % 7 == 3 else path for number, path in enumerate(paths)]

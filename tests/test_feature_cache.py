@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import warm
 from small import colour_folders
 from torch import nn
 
@@ -122,7 +121,7 @@ def test_a_second_run_with_another_head_and_rate_reads_no_image_and_runs_no_back
 @pytest.mark.parametrize(
     ("change", "runs"),
     [
-        (lambda root: None, 0),
+        pytest.param(lambda root: None, 0, marks=pytest.mark.long),
         (lambda root: _touch(root), 0),  # a new time and the same content
         (lambda root: _repaint(root), 24),
     ],
@@ -291,7 +290,8 @@ model = ImageClassifier("timm/test_resnet", pretrained=False, head={head!r})
 Trainer(max_epochs=2, output_dir={str(tmp_path / name)!r}).finetune(model, datamodule=data, strategy="freeze")
 print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))), sep="\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = warm.run(code)
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
@@ -373,7 +373,7 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("head", "inside"), [("linear", 1), ("mlp", 2)])
+@pytest.mark.parametrize(("head", "inside"), [("mlp", 2), pytest.param("linear", 1, marks=pytest.mark.long)])
 def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
     monkeypatch.setattr(feature_cache, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
     before, seen = torch.get_num_threads(), {"pass": set(), "step": set()}

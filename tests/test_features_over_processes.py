@@ -239,7 +239,7 @@ def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, fol
 # ---- closed-form heads
 
 
-@pytest.mark.parametrize("cache", ["auto", False])
+@pytest.mark.parametrize("cache", ["auto", pytest.param(False, marks=pytest.mark.long)])
 def test_a_head_that_is_solved_is_that_of_one_process(tmp_path, folders, monkeypatch, cache):
     """14 images are two batches of six and one of two: a process that has nothing left of it adds nothing."""
     found = fit(tmp_path, folders, 3, "several", module=model(head="prototype"), feature_cache=cache)

@@ -104,26 +104,41 @@ def test_an_older_torch_does_not_read_pickles(tmp_path, monkeypatch):
         read_foreign_weights(tmp_path / "a.pth")
 
 
-# What the file would do if `weights_only` had a hole: the walls behind it are tried without it.
+# What the file would do if `weights_only` had a hole: the walls behind it are tried without it, by a fork for each act.
 BEHIND = """
-import os, socket, sys
+import json, os, socket, sys
 import flashtask.core.foreign_weights_child as child
 child._leave_the_network()
 try:
     socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=5).close()
-    print("connected")
+    network = "connected"
 except OSError:
-    print("no network")
+    network = "no network"
 import torch
-child._limit(1000, 5)
-try:
-    torch.ones(10**9)
-except RuntimeError:
-    print("no memory")
-sys.addaudithook(child._forbid)
-sys.stdout.flush()
-exec(sys.argv[2])
-print("went on")
+
+def attempt(act):
+    child._limit(1000, 5)
+    try:
+        torch.ones(10**9)
+    except RuntimeError:
+        print("no memory")
+    sys.addaudithook(child._forbid)
+    sys.stdout.flush()
+    exec(act)
+    print("went on", flush=True)
+
+results = []
+for act in sys.argv[2:]:
+    here, there = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.dup2(there, 1), os.dup2(there, 2)
+        attempt(act)
+        os._exit(0)
+    os.close(there)
+    with open(here) as file:
+        said = file.read()
+    results.append([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said])
+print(json.dumps([network, results]))
 """
 ACTS = [
     "os.system('touch canary')",
@@ -135,19 +150,29 @@ ACTS = [
 ]
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_behind_weights_only_there_is_no_network_memory_program_or_file(tmp_path, act):
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory):
+    """What was said of the network, and act -> (exit code, what was said)."""
+    folder = tmp_path_factory.mktemp("behind")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        command = [sys.executable, "-c", BEHIND, str(server.getsockname()[1]), act]
+        command = [sys.executable, "-c", BEHIND, str(server.getsockname()[1]), *ACTS]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    lines = done.stdout.split("\n")
-    assert "no memory" in lines
-    assert "went on" not in lines
-    assert done.returncode == 76, done.stderr
-    assert "what weights never need" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-    if "no network" not in lines:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    network, results = json.loads(done.stdout)
+    return network, dict(zip(ACTS, results, strict=True))
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_behind_weights_only_there_is_no_network_memory_program_or_file(behind, act):
+    network, results = behind
+    code, said = results[act]
+    assert "no memory" in said.split("\n")
+    assert "went on" not in said.split("\n")
+    assert code == 76, said
+    assert "what weights never need" in said
+    if network != "no network":
         pytest.skip("this system gives no process a network of its own")
 
 
@@ -163,6 +188,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_h_the_system_sees_no_program_but_the_child_and_no_socket(tmp_path):
     torch.save({"a": Runs(tmp_path / "canary")}, tmp_path / "new.pth")

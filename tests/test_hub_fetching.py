@@ -577,7 +577,6 @@ def start(hub, folder):
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=-1, stderr=-1, text=True)
 
 
-@pytest.mark.slow
 def test_four_processes_at_once_fetch_the_same_repository(hub, tmp_path):
     hub.reset()
     hub.delay = 0.02
@@ -610,7 +609,6 @@ def killed_then_finished(hub, folder, kills, seed, *, at_once, longest):
     assert {name for name in names if not name.endswith(".incomplete")} == {sha256(WEIGHTS), git_hash(CONFIG)}
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_is_finished_by_the_next(hub, tmp_path):
     hub.delay = 0.05
     killed_then_finished(hub, tmp_path, 4, 1, at_once=1, longest=1.2)

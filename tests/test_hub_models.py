@@ -155,12 +155,12 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
     ("architecture", "arguments", "weights"),
     [
         ("resnet18", {}, "model.safetensors"),
-        ("resnet18", {}, "pytorch_model.bin"),
-        ("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors"),
-        ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors"),
-        ("convnext_atto", {}, "model.safetensors"),
-        ("mobilenetv3_small_050", {}, "model.safetensors"),
-        ("dla34", {}, "model.safetensors"),
+        ("test_resnet", {}, "pytorch_model.bin"),
+        pytest.param("vit_tiny_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("deit_tiny_distilled_patch16_224", {"img_size": 64}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("convnext_atto", {}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("mobilenetv3_small_050", {}, "model.safetensors", marks=pytest.mark.long),
+        pytest.param("dla34", {}, "model.safetensors", marks=pytest.mark.long),
     ],
 )
 def test_a_plain_timm_repository_is_a_classifier_with_timms_own_logits(hub, architecture, arguments, weights):

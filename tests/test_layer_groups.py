@@ -17,6 +17,8 @@ FAMILIES = [
     *("maxvit_t", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5"),
     *("squeezenet1_0", "swin_v2_t", "vgg11_bn", "vit_b_32"),
 ]
+#: With branches, with blocks in blocks, with attention, with a head of several layers.
+DIFFERENT = ("densenet121", "inception_v3", "resnet18", "swin_v2_t", "vgg11_bn", "vit_b_32")
 
 
 def running_order(module, input_size):
@@ -47,7 +49,9 @@ def check_order(backbone):
     assert sorted(grouped) == sorted(name for name, _ in backbone.module.named_parameters())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.long) for name in FAMILIES]
+)
 def test_groups_of_every_family_of_torchvision_follow_the_run(name):
     backbone = build_without_values(f"torchvision/{name}")
     check_order(backbone)
@@ -70,10 +74,10 @@ def test_groups_of_every_model_of_torchvision_follow_the_run(name):
     [
         ("resnet18", 9),
         ("vit_tiny_patch16_224", 13),
-        ("convnext_atto", 14),
-        ("swin_tiny_patch4_window7_224", 13),
+        pytest.param("convnext_atto", 14, marks=pytest.mark.long),
+        pytest.param("swin_tiny_patch4_window7_224", 13, marks=pytest.mark.long),
         ("pit_ti_224", 16),  # timm has no matcher for these three
-        ("poolformer_s12", 16),
+        pytest.param("poolformer_s12", 16, marks=pytest.mark.long),
         ("csatv2", 22),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
@@ -192,9 +193,6 @@ def test_s45_a_fit_that_starts_anew_takes_no_rows_of_an_older_one(tmp_path):
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = sys.argv[2:]
-import torch
-torch.set_num_threads(1)
 from small import loaders
 from flashtask.trainer.loggers.base import make_loggers
 from test_loggers import Failing, quiet, stepping
@@ -205,8 +203,7 @@ quiet(sys.argv[1], make_loggers(True), kill, log_every_n_steps=1).fit(stepping()
 
 def test_s45_s60_a_run_that_was_killed_loses_and_doubles_no_row(tmp_path):
     run = tmp_path / "run"
-    arguments = [sys.executable, "-c", KILLED, str(run), str(Path(__file__).parent), *filter(None, sys.path)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = warm.run(KILLED, run)
     assert done.returncode == -9, done.stderr
     resumed = quiet(run, TensorBoardLogger(), log_every_n_steps=1)
     resumed.fit(stepping(), *loaders(), ckpt_path=run / "last.ckpt")

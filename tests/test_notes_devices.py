@@ -249,6 +249,7 @@ def test_s102_ddp_with_all_gpus_is_one_process_where_there_is_none(capsys):
     assert "there is no CUDA device here, so the CPU is used" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_s102_ddp_starts_the_file_again_with_its_arguments_and_these_variables(tmp_path):
     """`MASTER_ADDR=... MASTER_PORT=... WORLD_SIZE=2 NODE_RANK=0 LOCAL_RANK=0 python my_file.py --devices 2 --etc`"""
     (tmp_path / "my_file.py").write_text(

@@ -92,7 +92,7 @@ def ways_to_a_score(trainer, data, checkpoint, paths, tmp_path):
     }
 
 
-@pytest.mark.parametrize("strategy", ["freeze", "no_freeze"])
+@pytest.mark.parametrize("strategy", [pytest.param("freeze", marks=pytest.mark.long), "no_freeze"])
 def test_every_way_to_a_score_gives_the_same_one(strategy, images, tmp_path):
     trainer, _, data = fitted(tmp_path / "run", images, strategy)
     checkpoint = tmp_path / "run" / "best.ckpt"
@@ -161,17 +161,17 @@ def test_auto_and_32_record_nothing_and_a_later_fit_in_32_forgets_what_was_recor
     assert model.default_precision == "auto"
 
 
-@pytest.mark.parametrize("name", ["float8", 16, ["bf16-mixed"], "auto"])
-def test_a_checkpoint_that_asks_for_an_unknown_format_is_refused(name, images, tmp_path):
+def test_a_checkpoint_that_asks_for_an_unknown_format_is_refused(images, tmp_path):
     fitted(tmp_path / "run", images)
     content = read_checkpoint(tmp_path / "run" / "best.ckpt")
     content.pop("hyperparameters", None)
-    write_checkpoint(tmp_path / "hostile.ckpt", {**content, "inference_precision": name})
-    with pytest.raises(IntegrityError, match=r"hostile\.ckpt.*inference_precision"):
-        flashtask.load(tmp_path / "hostile.ckpt")
+    for name in ("float8", 16, ["bf16-mixed"], "auto"):
+        write_checkpoint(tmp_path / "hostile.ckpt", {**content, "inference_precision": name})
+        with pytest.raises(IntegrityError, match=r"hostile\.ckpt.*inference_precision"):
+            flashtask.load(tmp_path / "hostile.ckpt")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_that_compares_all_ways_finds_no_difference(images, tmp_path):
     fitted(tmp_path / "run", images)
     script = Path(__file__).parents[1] / "scripts" / "one_number.py"

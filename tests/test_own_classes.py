@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from small import colour_folders
 from torch import nn
 from torchmetrics.classification import MulticlassF1Score
@@ -248,9 +247,9 @@ def test_an_object_that_the_network_is_built_of_is_asked_for(images, tmp_path):
 def test_the_command_line_predicts_with_it_and_says_why_it_cannot_validate(images, tmp_path, capsys):
     """In a process that has never seen the class."""
     path = trained(Weighted, images, tmp_path / "run")
-    command = [sys.executable, "-m", "flashtask"]
-    done = subprocess.run([*command, "predict", path, images, "--format", "csv"], capture_output=True, text=True)
-    assert done.returncode == 0
+    code = "import sys\nfrom flashtask.cli import run\nsys.exit(run(['predict', *sys.argv[1:], '--format', 'csv']))"
+    done = warm.run(code, path, images)
+    assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 17
     assert "predicts without the loss and metrics of Weighted" in done.stderr
     assert run(["validate", str(path), str(images)]) == 2

@@ -86,7 +86,6 @@ def test_only_one_file_holds_the_version():
     assert holding == ["_version.py"]
 
 
-@pytest.mark.slow
 def test_the_sdist_holds_what_a_wheel_needs(archives):
     with tarfile.open(archives[0]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
@@ -95,7 +94,6 @@ def test_the_sdist_holds_what_a_wheel_needs(archives):
     assert not [name for name in names if ".venv" in name or name.startswith(("demo", "runs", ".link"))]
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_nothing_else(archives):
     with zipfile.ZipFile(archives[1]) as file:
         names = set(file.namelist())
@@ -107,7 +105,6 @@ def test_the_wheel_holds_every_module_and_nothing_else(archives):
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["elsewhere", "in the checkout"])
 def test_the_installed_wheel_is_what_is_imported(place, installed, checkout, tmp_path):
     cwd = tmp_path if place == "elsewhere" else checkout
@@ -117,7 +114,6 @@ def test_the_installed_wheel_is_what_is_imported(place, installed, checkout, tmp
     assert python("-m", "flashtask", "--version", cwd=cwd, path=(installed,)) == version
 
 
-@pytest.mark.slow
 def test_an_editable_install_is_the_checkout(checkout, tmp_path):
     python("-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     executable = tmp_path / "venv" / "bin" / "python"
@@ -134,7 +130,6 @@ def test_an_editable_install_is_the_checkout(checkout, tmp_path):
     assert python(command, "--version", cwd=checkout, executable=executable) == version
 
 
-@pytest.mark.slow
 def test_building_leaves_nothing_in_the_checkout_that_git_would_see(archives, checkout):
     left = {path.name for path in checkout.iterdir()} - {path.name for path in ROOT.iterdir()}
     assert left <= {"flashtask.egg-info", "build", "__pycache__"}

@@ -183,15 +183,25 @@ OPTIONS = [
 ]
 
 
-def test_the_command_prints_80_columns_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "lora:4",
+        "gradual:1",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("freeze_unfreeze:1", "layer_decay:0.75", "freeze_unfreeze:7")
+        ),
+    ],
+)
+def test_the_command_prints_80_columns_and_leaves_nothing(folder, tmp_path, monkeypatch, capsys, strategy):
     monkeypatch.chdir(tmp_path)
-    for strategy in ("freeze_unfreeze:1", "layer_decay:0.75", "lora:4", "gradual:1", "freeze_unfreeze:7"):
-        assert command(["plan", str(folder), *OPTIONS, "--strategy", strategy]) == 0
-        out = capsys.readouterr().out
-        assert max(len(line) for line in out.splitlines()) <= 80
-        assert f"strategy {strategy}" in out
-        assert "MiB" in out or "GiB" in out
-        assert "estimated time of the run" in out
+    assert command(["plan", str(folder), *OPTIONS, "--strategy", strategy]) == 0
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert f"strategy {strategy}" in out
+    assert "MiB" in out or "GiB" in out
+    assert "estimated time of the run" in out
     assert list(tmp_path.iterdir()) == []
 
 

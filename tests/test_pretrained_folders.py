@@ -47,6 +47,8 @@ ARCHITECTURES = {
     "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 2},
     "dla34": {},
 }
+#: They differ in where their last layer is, and in how many there are.
+DIFFERENT = ("resnet18", "deit_tiny_distilled_patch16_224", "convnext_atto")
 #: They pool before the last layers, so any size will do.
 SMALL = Preprocessing(input_size=64)
 
@@ -90,7 +92,10 @@ def folder(tmp_path):
 # ---- plain timm
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.long) for name in ARCHITECTURES],
+)
 def test_plain_timm_gives_the_logits_of_a_linear_head(architecture, tmp_path):
     task = classifier(f"timm/{architecture}", backbone_options=ARCHITECTURES[architecture])
     folder = task.save_pretrained(tmp_path / "model")

@@ -42,11 +42,13 @@ def check_contract(pyramid):
     [
         ("test_resnet", (32, 32, 48, 192, 96), (2, 4, 8, 16, 32)),
         ("test_convnext", (24, 32, 48, 64), (4, 8, 16, 32)),
-        ("swin_tiny_patch4_window7_224", (96, 192, 384, 768), (4, 8, 16, 32)),  # channels last inside
+        pytest.param("swin_tiny_patch4_window7_224", (96, 192, 384, 768), (4, 8, 16, 32), marks=pytest.mark.long),
         ("test_vit", (64,), (16,)),
         ("torchvision/resnet18", (64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
-        ("torchvision/shufflenet_v2_x0_5", (24, 24, 48, 96, 1024), (2, 4, 8, 16, 32)),
-        ("torchvision/swin_t", (96, 192, 384, 768), (4, 8, 16, 32)),
+        pytest.param(
+            "torchvision/shufflenet_v2_x0_5", (24, 24, 48, 96, 1024), (2, 4, 8, 16, 32), marks=pytest.mark.long
+        ),
+        ("torchvision/swin_t", (96, 192, 384, 768), (4, 8, 16, 32)),  # channels last inside, as timm's
         ("torchvision/mobilenet_v3_small", (16, 16, 24, 48, 576), (2, 4, 8, 16, 32)),
         ("torchvision/squeezenet1_1", (64, 128, 256, 512), (2, 4, 8, 16)),
     ],

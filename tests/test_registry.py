@@ -164,6 +164,7 @@ def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(install
     assert run_python(code, [installed]) == "True flashtask-example-zoo 0.1.0 False example_tiny (2, 3)"
 
 
+@pytest.mark.long
 def test_an_installed_package_is_found_by_filters_and_by_the_command(installed):
     code = (
         "import json, os; from flashtask.cli import run; from flashtask import BACKBONES, HEADS, TASKS;"

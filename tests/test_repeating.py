@@ -145,7 +145,15 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+#: At least one for each part of a recipe.
+FEW = {
+    *("the preprocessing of the model", "augment and split", "optimizer and schedule", "settings changed later"),
+    *("precision and memory format", "callbacks as objects", "loggers by name", "phases", "fit"),
+}
+assert set(RUNS) > FEW
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in RUNS])
 def test_a_run_from_python_is_repeated_by_its_recipe(name, images, tmp_path, capsys):
     from_python(images, tmp_path / "first", **RUNS[name])
     assert "cannot hold" not in capsys.readouterr().err
@@ -172,7 +180,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if "list" in name or name == "callbacks" else ()) for name in COMMANDS],
+)
 def test_a_command_is_repeated_by_its_recipe_and_continued_by_itself(name, images, tmp_path, capsys):
     size = [] if name == "preprocessing" else ["data.from_folders.preprocessing={input_size: [3, 32, 32]}"]
     values = [*size, *(value for value in COMMANDS[name] if "=" in value)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from small import Net, digest, loaders, net
 from torch.utils.data import DataLoader
 
@@ -231,9 +230,7 @@ def test_0_1_and_4_workers_give_the_same_bits(tmp_path):
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, {tests!r})
 import torch
-torch.set_num_threads(1)
 from pathlib import Path
 from small import Net, loaders, net
 from flashtask import Trainer
@@ -252,31 +249,29 @@ trainer.fit(Slow(), *loaders(), ckpt_path=last if last.exists() else None)
 """
 
 
-@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     """SIGKILL at random times, also while files are written; the last start is left alone."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    subprocess.run([sys.executable, script, whole], check=True)
+    assert warm.run(SCRIPT, whole).returncode == 0
     times = random.Random(5)
     kills = 0
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, script, killed])
         (killed / "started").unlink(missing_ok=True)
-        while not (killed / "started").exists() and process.poll() is None:
+        process = warm.start(SCRIPT, killed)
+        while not (killed / "started").exists() and process.is_alive():
             time.sleep(0.01)
         time.sleep(times.uniform(0.02, 0.5))
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         for leftover in killed.glob("metrics.csv"):
             if (killed / "last.ckpt").exists():
                 continue
             leftover.unlink()  # a start that was killed before its first checkpoint begins anew
     assert kills >= 4
-    subprocess.run([sys.executable, script, killed], check=True)
+    assert warm.run(SCRIPT, killed).returncode == 0
     assert state_digest(killed / "last.ckpt") == state_digest(whole / "last.ckpt")
     epochs = [line.split(",")[0] for line in (killed / "metrics.csv").read_text().splitlines()[1:]]
     assert epochs == [str(epoch) for epoch in range(20)]

@@ -97,7 +97,9 @@ def difference(one, two):
 # ---- the same numbers
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    "count", [1, pytest.param(3, marks=pytest.mark.long), 5, pytest.param(8, marks=pytest.mark.long)]
+)
 def test_s114_fsdp_reaches_the_weights_and_metrics_of_one_process(tmp_path, count):
     one, first = fitted(tmp_path / "1", 1, count)
     two, second = fitted(tmp_path / "2", 2, count)
@@ -123,7 +125,11 @@ def test_processes_with_different_numbers_of_batches_evaluate_together(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "clipping", [{"gradient_clip_val": 0.3}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}]
+    "clipping",
+    [
+        {"gradient_clip_val": 0.3},
+        pytest.param({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, marks=pytest.mark.long),
+    ],
 )
 def test_accumulated_gradients_are_clipped_as_with_one_process(tmp_path, clipping):
     class Sgd(Net):
@@ -160,7 +166,9 @@ def test_blocks_that_are_computed_again_have_the_same_gradients(tmp_path):
     assert "forward" not in vars(again.backbone[1])
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-mixed", *(pytest.param(name, marks=pytest.mark.long) for name in ("16-mixed", "bf16-true"))]
+)
 def test_number_formats_are_those_of_one_process(tmp_path, precision):
     one, _ = fitted(tmp_path / "1", 1, 8, precision=precision)
     two, _ = fitted(tmp_path / "2", 2, 8, precision=precision)
@@ -263,7 +271,10 @@ def plain(content):
     return shapes, held, states["param_groups"][0]["params"]
 
 
-def test_checkpoints_are_those_of_one_process_and_are_read_by_any_number(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "then"), [(2, 1), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((1, 2), (2, 2)))]
+)
+def test_checkpoints_are_those_of_one_process_and_are_read_by_any_number(tmp_path, first, then):
     whole, _ = fitted(tmp_path / "whole", 1, 22)
     files = {}
     for processes in (1, 2):
@@ -271,13 +282,12 @@ def test_checkpoints_are_those_of_one_process_and_are_read_by_any_number(tmp_pat
         files[processes] = tmp_path / str(processes) / "last.ckpt"
     one, two = (read_checkpoint(files[processes]) for processes in (1, 2))
     assert plain(one) == plain(two)
-    for first, then in ((2, 1), (1, 2), (2, 2)):
-        again, trainer = fitted(tmp_path / f"{first}-{then}", then, 22, ckpt_path=files[first], max_steps=7)
-        assert difference(again, whole) > 1e-3
-        last = tmp_path / f"{first}-{then}" / "last.ckpt"
-        again, trainer = fitted(tmp_path / f"{first}-{then}-{first}", first, 22, ckpt_path=last)
-        assert trainer.global_step == 12
-        assert difference(again, whole) <= TOLERANCE
+    again, trainer = fitted(tmp_path / "then", then, 22, ckpt_path=files[first], max_steps=7)
+    assert difference(again, whole) > 1e-3
+    last = tmp_path / "then" / "last.ckpt"
+    again, trainer = fitted(tmp_path / "first again", first, 22, ckpt_path=last)
+    assert trainer.global_step == 12
+    assert difference(again, whole) <= TOLERANCE
     assert torch.equal(weights_of(Net.load_from_checkpoint(last)), weights_of(read_as_module(last)))
 
 

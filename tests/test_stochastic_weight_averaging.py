@@ -535,13 +535,13 @@ def undisturbed(request, tmp_path_factory):
         ("train_batch_end", 9),  # in the middle of epoch 1, before the start
         ("epoch_end", 3),  # the last moment before the start
         ("train_epoch_start", 4),  # the first one after it
-        ("train_batch_end", 3 * 7 + 2),
+        pytest.param("train_batch_end", 3 * 7 + 2, marks=pytest.mark.long),
         ("epoch_end", 4),
-        ("train_batch_start", 4 * 7 + 6),
+        pytest.param("train_batch_start", 4 * 7 + 6, marks=pytest.mark.long),
         ("validation_batch_end", 2 + 4 * 7 + 3),
-        ("train_batch_end", 6 * 7),
+        pytest.param("train_batch_end", 6 * 7, marks=pytest.mark.long),
         ("validation_batch_end", 2 + 5 * 7 + 3),
-        ("epoch_end", 6),
+        pytest.param("epoch_end", 6, marks=pytest.mark.long),
     ],
 )
 def test_s32_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, undisturbed, moment, count):

@@ -485,6 +485,7 @@ def test_predicted_features_can_be_trained_on(tmp_path):
     assert layer.weight.grad is not None
 
 
+@pytest.mark.long
 def test_a_compiled_backbone_is_frozen_and_saved_under_its_own_names(tmp_path):
     data = small_data(tmp_path)
     model, plain = ImageClassifier(**OPTIONS), ImageClassifier(**OPTIONS)

@@ -11,10 +11,12 @@ import pytest
 import task_runs
 import torch
 from small import colour_folders
-from task_runs import SIZES, classifier, data, go, trainer_of
+from task_runs import Places, classifier, data, go, trainer_of
 
 from flashtask.data.threads import num_cores
 
+#: Numbers of images; a step has 4.
+SIZES = range(1, 10)
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
 
@@ -45,7 +47,7 @@ def two(root):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "FLASHTASK_CACHE": str(root / "cache of two"),
     }
-    command = [sys.executable, "-W", "error", task_runs.__file__, str(root)]
+    command = [sys.executable, "-W", "error", task_runs.__file__, str(root), *map(str, SIZES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = [torch.load(root / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -54,9 +56,10 @@ def two(root):
 
 @pytest.fixture(scope="module")
 def one(root):
-    return go(root, 1)
+    return go(root, 1, SIZES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_metrics_of_every_kind_count_each_image_once(one, two, verb):
     for size in SIZES:
@@ -65,6 +68,7 @@ def test_metrics_of_every_kind_count_each_image_once(one, two, verb):
         assert len(one[verb, size]) == 4
 
 
+@pytest.mark.long
 def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, two):
     for size in SIZES[1:]:
         for of_process in two[0]:
@@ -77,6 +81,7 @@ def test_training_on_images_reaches_the_weights_and_metrics_of_one_process(one, 
     assert changed.abs().max() > 1e-3
 
 
+@pytest.mark.long
 def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two):
     """With 5 images, say, the second batch is one image: the other process takes part with one of its own."""
     for size in SIZES[1:]:
@@ -84,8 +89,17 @@ def test_metric_objects_of_training_do_not_count_a_sample_that_fills_a_step(two)
             assert row["train_seen"] == size
 
 
-def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path, one):
-    processes = 4
+class InOrder(Places):
+    """Fails where a writer is told other places than those of the files."""
+
+    def write_on_epoch_end(self, trainer, module, predictions, batch_indices):
+        super().write_on_epoch_end(trainer, module, predictions, batch_indices)
+        assert self.all == list(range(5))
+        assert sorted(place for own in self.by_process for place in own) == self.all
+
+
+def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path):
+    processes, one = 4, go(root, 1, (1, 5))
     trainer = trainer_of(tmp_path, processes, strategy="ddp_spawn")
     (found,) = trainer.validate(classifier(), datamodule=data(processes, val_folder=root / "1"))
     assert found == pytest.approx(one["validate", 1], abs=TOLERANCE)
@@ -94,8 +108,14 @@ def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path, one):
     for row, expected in zip(trainer.fit_run.history, one["history", 5], strict=True):
         for name in ("train_loss", "train_right", "train_seen", "val_loss", "val_accuracy", "val_f1", "val_median"):
             assert row[name] == pytest.approx(expected[name], abs=1e-5)
+    folder = root / "any" / "5"
+    trainer = trainer_of(tmp_path, processes, strategy="ddp_spawn", callbacks=[InOrder()])
+    outputs = torch.cat(trainer.predict(classifier(), datamodule=data(processes, predict_folder=folder)))
+    plain = torch.cat(trainer_of(tmp_path, 1).predict(classifier(), datamodule=data(1, predict_folder=folder)))
+    torch.testing.assert_close(outputs, plain, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
     task = classifier()
     for size in SIZES:
@@ -111,6 +131,7 @@ def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
                 assert found.probabilities == pytest.approx(expected, abs=2e-3)  # model.predict computes in bfloat16
 
 
+@pytest.mark.long
 def test_a_writer_is_told_the_places_of_its_samples_among_all(two):
     for size in SIZES:
         for of_process in two[0]:
@@ -119,6 +140,7 @@ def test_a_writer_is_told_the_places_of_its_samples_among_all(two):
             assert sorted(place for own in by_process for place in own) == list(range(size))
 
 
+@pytest.mark.long
 def test_ddp_computes_features_once_and_the_next_run_none(one, two):
     (first, _), (second, _) = two[0][0]["counts"]
     assert sum(first) == 9 + 8
@@ -128,6 +150,7 @@ def test_ddp_computes_features_once_and_the_next_run_none(one, two):
     assert two[1].count("computing the features of 9 training images") == 1
 
 
+@pytest.mark.long
 def test_one_process_of_a_machine_checks_the_images_and_cores_are_shared_out(one, two):
     """They were checked when the first run validated on them, so nobody decodes them again."""
     facts = two[0][0]["counts"][0][1]
@@ -136,5 +159,6 @@ def test_one_process_of_a_machine_checks_the_images_and_cores_are_shared_out(one
     assert one["counts"][0][1][0][1] == num_cores()
 
 
+@pytest.mark.long
 def test_what_is_found_in_the_data_is_said_once(two):
     assert two[1].count("are also training images") == len(SIZES[1:]) + 2

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flashtask
+from flashtask import FlashtaskError
+
 THIRD_PARTY = Path(__file__).parent / "third_party"
 MODEL = "--task example_brightness --backbone example_tiny --no-pretrained --strategy no_freeze --lr 0.01"
 
@@ -48,32 +51,32 @@ def test_a_task_of_another_package_trains_from_the_command_line_with_its_own_los
     assert "task: example_brightness" in (run_folder / "recipe.yaml").read_text()
 
 
-def test_its_checkpoint_is_loaded_by_name_and_predicts_numbers(installed, run_folder):
+def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with_its_own_metric(installed, run_folder):
     images = [run_folder.parent / "data" / name / "0.png" for name in ("0.1", "0.9")]
     code = (
         "import sys, flashtask\n"
+        "from flashtask.cli import run\n"
         "early = 'flashtask_example_task' in sys.modules\n"
-        "task = flashtask.load(sys.argv[1])\n"
-        "dark, bright = (float(number) for number in task.predict(sys.argv[2:]))\n"
-        "print(early, type(task).__name__, task.training, dark < 0.5 < bright)"
+        "path, data, *images = sys.argv[1:]\n"
+        "task = flashtask.load(path)\n"
+        "dark, bright = (float(number) for number in task.predict(images))\n"
+        "print(early, type(task).__name__, task.training, dark < 0.5 < bright, flush=True)\n"
+        "sys.exit(run(['validate', path, data, '--json', '--quiet']))"
     )
-    printed = python(installed, "-c", code, str(run_folder / "best.ckpt"), *map(str, images))
+    paths = [run_folder / "best.ckpt", run_folder.parent / "data", *images]
+    printed, metrics = python(installed, "-c", code, *map(str, paths)).splitlines()
     assert printed.split() == ["False", "BrightnessRegressor", "False", "True"]
-
-
-def test_its_checkpoint_is_validated_with_its_own_metric(installed, run_folder):
-    arguments = ["validate", str(run_folder / "best.ckpt"), str(run_folder.parent / "data"), "--json", "--quiet"]
-    assert json.loads(python(installed, "-m", "flashtask", *arguments))["val_mean_error"] < 0.2
+    assert json.loads(metrics)["val_mean_error"] < 0.2
 
 
 def test_without_the_package_the_error_names_the_missing_task(run_folder):
-    code = "import sys, flashtask\ntry: flashtask.load(sys.argv[1])\nexcept flashtask.FlashtaskError as e: print(e)"
-    assert "example_brightness" in python(None, "-c", code, str(run_folder / "best.ckpt"))
+    with pytest.raises(FlashtaskError, match="example_brightness"):
+        flashtask.load(run_folder / "best.ckpt")
 
 
-def python(installed: Path | None, *arguments: str) -> str:
-    """What a process prints that finds this flashtask, and the installed package if one is given."""
-    folders = [*([str(installed)] if installed else []), *(os.path.abspath(path) for path in sys.path if path)]
+def python(installed: Path, *arguments: str) -> str:
+    """What a process prints that finds this flashtask, and the installed package."""
+    folders = [str(installed), *(os.path.abspath(path) for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,6 @@ def numbers(content):
     return content["data"]["from_folders"]["batch_size"], model["learning_rate"], model["backbone_learning_rate"]
 
 
-@pytest.mark.slow
 def test_s33_auto_is_searched_for_printed_and_written_down_as_numbers(data, capsys):
     code = run(["finetune", data, *SMALL, "--epochs", "1", "--lr", "auto", "--batch-size", "auto", "--output-dir", "a"])
     printed = capsys.readouterr()
@@ -76,7 +75,6 @@ def test_s28_auto_in_a_recipe_means_the_same(data, capsys):
     assert numbers(recipe_of("a")) == (8, 0.02, 0.02)
 
 
-@pytest.mark.slow
 def test_tune_prints_what_it_finds_and_writes_nothing(data, capsys):
     before = of_files(Path())
     assert run(["tune", data, *SMALL, "--strategy", "freeze"]) == 0

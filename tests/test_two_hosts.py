@@ -18,8 +18,6 @@ from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
-pytestmark = pytest.mark.slow
-
 MODEL = ["--backbone", "test_vit", "--no-pretrained", "--strategy", "no_freeze", "--optimizer", "sgd", "--lr", "0.05"]
 TRAIN = [*MODEL, "--precision", "32", "--num-workers", "0", "--epochs", "2", "--seed", "3", "--accelerator", "cpu"]
 SPACES = [f"flashtask-{os.getpid()}-{number}" for number in (1, 2)]
@@ -96,8 +94,29 @@ def weights(folder):
     return torch.cat([one.double().flatten() for one in state.values() if one.is_floating_point()])
 
 
-@pytest.mark.parametrize("names", [pytest.param("right", marks=pytest.mark.long), "each its own as 127.0.1.1"])
-def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_path, names):
+def torchrun(number):
+    """The start of a command on one of the machines."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29400", "--rdzv-id", "test"]
+    # Where its name does not lead to its address, torchrun has to be told which machine the rendezvous is on.
+    return [*command, "--rdzv-conf", f"is_host={1 - number}"]
+
+
+def by_hand(number):
+    """The same for who sets the variables of the environment, as pods have them."""
+    numbers = {"RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": 29500}
+    return ["env", *(f"{name}={value}" for name, value in numbers.items()), sys.executable]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "names"),
+    [
+        (by_hand, "each its own as 127.0.1.1"),
+        pytest.param(torchrun, "each its own as 127.0.1.1", marks=pytest.mark.long),
+        pytest.param(torchrun, "right", marks=pytest.mark.long),
+    ],
+)
+def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_path, launcher, names):
     hosts = []
     for number in range(2):
         lines = [f"{address} host{n + 1}" for n, address in enumerate(ADDRESSES)]
@@ -107,15 +126,8 @@ def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_pat
         hosts[number].write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
     one = ["finetune", str(images), *TRAIN, "--quiet", "--batch-size", "4", "--output-dir", str(tmp_path / "one")]
     assert run(one) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29400", "--rdzv-id", "test"]
     flashtask = ["-m", "flashtask", "finetune", images, *TRAIN, "--batch-size", "2", "--distributed", "ddp"]
-    # Where its name does not lead to its address, torchrun has to be told which machine the rendezvous is on.
-    told = on_both(
-        [[*command, "--rdzv-conf", f"is_host={1 - number}", *flashtask, "--output-dir", "RUN"] for number in range(2)],
-        tmp_path,
-        hosts,
-    )
+    told = on_both([[*launcher(number), *flashtask, "--output-dir", "RUN"] for number in range(2)], tmp_path, hosts)
     assert (weights(tmp_path / "one") - weights(tmp_path / "RUN")).abs().max() <= 1e-6
     (first, first_errors), (second, second_errors) = told
     assert "run folder: RUN" in first
@@ -150,10 +162,7 @@ def test_an_interface_that_joins_nobody_is_named_with_those_that_there_are(machi
     )
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
-    both = []
-    for rank in range(2):
-        numbers = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": 29500}
-        both.append(["env", *(f"{k}={v}" for k, v in numbers.items()), sys.executable, "-c", code])
+    both = [[*by_hand(rank), "-c", code] for rank in range(2)]
     start = time.monotonic()
     told = [out for out, _ in on_both(both, tmp_path, [hosts] * 2, {"GLOO_SOCKET_IFNAME": "lo"})]
     assert time.monotonic() - start < 60

@@ -53,7 +53,13 @@ def test_a_recipe_of_the_zoo_can_be_run_as_it_stands(name):
     assert load_zoo().recipes[name].description
 
 
-@pytest.mark.parametrize("name", list(load_zoo().backbones))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number in (0, 3, 9) else pytest.mark.long)
+        for number, name in enumerate(load_zoo().backbones)
+    ],
+)
 def test_a_backbone_of_the_zoo_is_built_with_its_weights_or_says_how_they_are_had(name):
     """With weights where they are on this machine; everywhere else the shapes, and the error for the weights."""
     own, known = load_zoo().backbones[name], BACKBONES.entry(name).known()
