@@ -72,7 +72,7 @@ def _measure(
     options_of_data = _below("data.from_folders.", options)
     if not is_table_name(source):
         refuse_columns(options_of_data)
-    datamodule = task.data_class.for_evaluation(source, _PARTS[verb], task.targets, **options_of_data)
+    datamodule = task.data_class.for_evaluation(source, _PARTS[verb], task.target_description, **options_of_data)
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**_below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)

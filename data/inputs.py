@@ -171,7 +171,7 @@ def input_of(given: Any) -> Input:
 def _is_one(given: Any) -> bool:
     """Whether this is read as a whole, rather than gone through."""
     if isinstance(given, np.ndarray):
-        return given.dtype.kind not in "UO"
+        return given.dtype.kind not in "UTO"  # text or paths
     kinds = (Input, str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     return isinstance(given, kinds) or _is_tensor(given) or hasattr(given, "read")
 

@@ -64,7 +64,7 @@ class RidgeHead(ClosedFormLinearHead):
             BadDataError: features that are NaN or infinite.
             UsageError: shapes or classes that are not the head's.
         """
-        if targets.is_floating_point():
+        if targets.is_floating_point() and targets.ndim == 2:
             return self._solve_numbers(features, targets)
         layer = self.layer
         features, targets = self.checked(features, targets)

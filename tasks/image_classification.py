@@ -88,8 +88,8 @@ class ImageClassifier(Task):
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.multi_label, self.loss_fn, self.class_weights = multi_label, loss_fn, class_weights
-        self.more_metrics = metrics
+        self.multi_label, self._loss_fn, self._class_weights = multi_label, loss_fn, class_weights
+        self._more_metrics = metrics
         self._weight: torch.Tensor | None = None
         #: With several labels: from which probability on each label applies, in the order of the labels.
         self.thresholds: tuple[float, ...] | None = None
@@ -104,7 +104,7 @@ class ImageClassifier(Task):
         builder = self._head.builder
         if not getattr(builder, "requires_solving", False):
             return
-        chosen = {"multi_label": self.multi_label, "class_weights": self.class_weights is not None}
+        chosen = {"multi_label": self.multi_label, "class_weights": self._class_weights is not None}
         for name, is_chosen in chosen.items():
             if is_chosen:
                 fix = 'head_options={"balanced": True}' if name == "class_weights" else 'head="linear"'
@@ -115,10 +115,10 @@ class ImageClassifier(Task):
 
         In train mode with smoothing and class weights.
         """
-        if not isinstance(self.loss_fn, str):
-            own: torch.Tensor = self.loss_fn(outputs, targets)
+        if not isinstance(self._loss_fn, str):
+            own: torch.Tensor = self._loss_fn(outputs, targets)
             return own
-        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[self.loss_fn]
+        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[self._loss_fn]
         if not self.training:
             return named(outputs, targets, None, 0.0)
         weight = None if self._weight is None else self._weight.to(outputs.device)
@@ -137,10 +137,10 @@ class ImageClassifier(Task):
             own = {"map": MeanAveragePrecision(num_outputs), "f1": LabelsF1(num_outputs)}
         else:
             own = {"accuracy": Accuracy(num_outputs)}
-        if self.more_metrics:
+        if self._more_metrics:
             from flashtask.tasks.metrics import label_metrics, named_metrics
 
-            own |= named_metrics(self.more_metrics, {} if self.multi_label else label_metrics, num_outputs)
+            own |= named_metrics(self._more_metrics, {} if self.multi_label else label_metrics, num_outputs)
         return own
 
     def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,13 +174,13 @@ class ImageClassifier(Task):
         """At the start of a fit: how the targets are read, for the checkpoint, and the class weights."""
         described = getattr(datamodule, "targets", None) or {}
         if described.get("fields"):
-            self._targets = {name: value for name, value in described.items() if name != "labels"}
-        if self.class_weights is None:
+            self._target_description = {name: value for name, value in described.items() if name != "labels"}
+        if self._class_weights is None:
             return
         counts: Any = data_counts(datamodule).get("train")
         labels = self.labels or tuple(map(str, range(self.num_classes or 0)))
         num_samples = datamodule.sizes()["train"] if self.multi_label and counts else None
-        self._weight = class_weights(self.class_weights, labels, counts, num_samples)
+        self._weight = class_weights(self._class_weights, labels, counts, num_samples)
 
     def _give_thresholds(self) -> None:
         """A fit chooses thresholds in each validation; every other verb measures with those that are stored."""

@@ -62,7 +62,7 @@ class ImageRegressor(Task):
         check_loss(loss_fn, NUMBER_LOSSES)
         super().__init__(backbone, head, num_targets, **options)
         self.save_hyperparameters()
-        self.num_targets, self.loss_fn, self.more_metrics = num_targets, loss_fn, metrics
+        self.num_targets, self._loss_fn, self._more_metrics = num_targets, loss_fn, metrics
         self._reader: NumberReader | None = None
         builder = self._head.builder
         if getattr(builder, "requires_solving", False) and not getattr(builder, "solves_numbers", False):
@@ -73,7 +73,7 @@ class ImageRegressor(Task):
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The chosen loss of outputs and targets (B, num_targets), in units of the standard deviation."""
-        chosen = NUMBER_LOSSES[self.loss_fn] if isinstance(self.loss_fn, str) else self.loss_fn
+        chosen = NUMBER_LOSSES[self._loss_fn] if isinstance(self._loss_fn, str) else self._loss_fn
         return chosen(outputs, targets)
 
     def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ class ImageRegressor(Task):
         """Mean absolute error, root mean squared error, R2 and rank correlation; of several numbers their means."""
         from flashtask.tasks.metrics import regression_metrics
 
-        return regression_metrics(self.more_metrics, num_outputs)
+        return regression_metrics(self._more_metrics, num_outputs)
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Take the scale of the data in a first fit; a trained model keeps its own, so its head keeps its meaning.
@@ -136,7 +136,7 @@ class ImageRegressor(Task):
             self.trainer.say(self._reader.describe())
 
     def _read_scale(self) -> None:
-        self._reader = None if self.targets is None else NumberReader.from_dict(self.targets)
+        self._reader = None if self.target_description is None else NumberReader.from_dict(self.target_description)
 
     def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Number]:
         """A `Number` an image, with the names of the columns that the model was trained on."""

@@ -110,7 +110,7 @@ class Task(Module):
     pretrained_from: dict[str, str] | None = None
     #: Settings of the class that the arguments of the object replace.
     _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
-    _targets: dict[str, Any] | None = None
+    _target_description: dict[str, Any] | None = None
     #: The head is not the one that came with these weights.
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
@@ -195,9 +195,9 @@ class Task(Module):
         self._preprocessing = value if value.is_complete else filled
 
     @property
-    def targets(self) -> dict[str, Any] | None:
+    def target_description(self) -> dict[str, Any] | None:
         """How the targets of the training data are read, as `TargetReader.to_dict` says it; None if it is not known."""
-        return self._targets
+        return self._target_description
 
     # ---- what a task of your own defines
 
@@ -304,10 +304,10 @@ class Task(Module):
         """
         if not hasattr(datamodule, "use_targets"):
             return
-        if self.targets is not None:
-            datamodule.use_targets(self.targets)
+        if self.target_description is not None:
+            datamodule.use_targets(self.target_description)
         elif self._begins_a_fit():
-            self._targets = datamodule.targets
+            self._target_description = datamodule.targets
 
     def _begins_a_fit(self) -> bool:
         return self.trainer is not None and self.trainer.active_run is self.trainer.fit_run
@@ -525,8 +525,8 @@ class Task(Module):
         if self.pretrained_from is not None:
             own["pretrained_from"] = dict(self.pretrained_from)
         described = self._class_of_weights or describe_class(type(self))
-        if self.targets is not None:
-            own["targets"] = dict(self.targets)
+        if self.target_description is not None:
+            own["targets"] = dict(self.target_description)
         return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
@@ -571,7 +571,7 @@ class Task(Module):
         self.provenance = provenance_in(checkpoint)
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         targets = checkpoint.get("targets")
-        self._targets = dict(targets) if isinstance(targets, dict) else None
+        self._target_description = dict(targets) if isinstance(targets, dict) else None
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             self._awaits_size = False

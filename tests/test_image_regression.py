@@ -77,8 +77,8 @@ def test_metrics_are_in_the_unit_of_the_data_and_equal_what_the_rows_count_to(ta
     (again,) = trainer.validate(model, datamodule=data)
     assert again == pytest.approx({name: metrics[name] for name in again}, rel=1e-5)
     train = wanted(table, [name for name in (f"{n:02}.png" for n in range(40)) if name not in names])
-    assert model.targets["mean"] == [pytest.approx(train.mean())]
-    assert model.targets["std"] == [pytest.approx(train.std())]
+    assert model.target_description["mean"] == [pytest.approx(train.mean())]
+    assert model.target_description["std"] == [pytest.approx(train.std())]
 
 
 def test_a_file_gives_the_same_number_by_every_way(table, tmp_path, capsys):
@@ -142,7 +142,7 @@ def test_cached_features_give_the_losses_of_computed_ones(table, tmp_path):
 
 def test_a_trained_model_keeps_its_scale_on_other_data(table, tmp_path):
     _, model, _ = fitted(table, tmp_path / "run")
-    before = model.targets
+    before = model.target_description
     other = tmp_path / "other.csv"
     rows = list(csv.reader(table.read_text().splitlines()))
     lines = [rows[0], *([name, str(float(a) * 3), b] for name, a, b in rows[1:])]
@@ -152,7 +152,7 @@ def test_a_trained_model_keeps_its_scale_on_other_data(table, tmp_path):
     Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False).finetune(
         again, datamodule=data
     )
-    assert again.targets == before
+    assert again.target_description == before
 
 
 def test_loaders_of_numbers_need_no_data_class(tmp_path):

@@ -495,3 +495,11 @@ def test_inputs_know_no_labels(tmp_path, opened):
     features = embedder.predict(path)
     assert torch.equal(embedder.predict(np.array(opened(path))), features)
     assert torch.equal(embedder.predict(tmp_path)[0], features)
+
+
+def test_text_of_numpy_is_a_list_of_paths(tmp_path):
+    """As a column of pandas, or of a table, gives it."""
+    paths = [str(write_image(tmp_path / name)) for name in ("a.png", "b.png")]
+    for dtype in (object, str, np.dtypes.StringDType()):
+        inputs, single = read_inputs(np.array(paths, dtype=dtype))
+        assert ([one.path for one in inputs], single) == (paths, False)

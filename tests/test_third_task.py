@@ -50,5 +50,5 @@ def test_a_task_in_one_file_goes_through_every_command(registered, tmp_path, cap
     assert "the predictions of angle have no such scores" in capsys.readouterr().err
 
     again = flashtask.load(model.save_pretrained(tmp_path / "saved"))
-    assert again.targets == model.targets == {"kind": "angle", "fields": ["direction"]}
+    assert again.target_description == model.target_description == {"kind": "angle", "fields": ["direction"]}
     assert again.predict(paths[0]).degrees == pytest.approx(predicted[0].degrees, abs=1e-3)
