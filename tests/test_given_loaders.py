@@ -234,11 +234,12 @@ def test_pictures_are_predicted_at_the_size_of_the_batches_that_were_trained_on(
 
 
 def test_a_preprocessing_of_the_users_own_or_of_the_data_is_left_as_it_is(tmp_path, capsys):
-    own = Preprocessing(input_size=(3, 40, 40), crop_pct=0.5)
     model = classifier()
-    model.preprocessing = own
+    model.preprocessing = Preprocessing(input_size=(3, 40, 40), crop_pct=0.5)
+    own = model.preprocessing
     trainer(max_epochs=1).finetune(model, DataLoader(SAMPLES, 4), strategy="freeze")
-    assert model.preprocessing == own
+    assert model.preprocessing is own
+    assert (own.input_size, own.crop_pct) == ((3, 40, 40), 0.5)
     data = ImageClassificationData.from_folders(colour_folders(tmp_path / "train", each=2))
     fresh = classifier()
     before = fresh.preprocessing
