@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from flashtask.cli.inputs import checkpoint_source
-from flashtask.cli.options import EVALUATE, given
+from flashtask.cli.options import CONSTRUCTOR, EVALUATE, OF_TABLES, given
 from flashtask.cli.processes import check_distributed, launched
 from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
@@ -41,7 +41,10 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
     check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
     source = _data_source(data, _PARTS[verb])
-    options = {key: value for key, (_, value) in given(EVALUATE, params).items()}
+    said = given(EVALUATE, params)
+    if not is_table_name(source):
+        refuse_columns(flag for key, (flag, _) in said.items() if key.startswith(f"data.{OF_TABLES}."))
+    options = {key: value for key, (_, value) in said.items()}
     # Standard output is for the metrics alone.
     with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
         metrics = _measure(verb, checkpoint, source, options, strategy)
@@ -69,10 +72,10 @@ def _measure(
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)
-    options_of_data = _below("data.from_folders.", options)
-    if not is_table_name(source):
-        refuse_columns(options_of_data)
-    datamodule = task.data_class.for_evaluation(source, _PARTS[verb], task.target_description, **options_of_data)
+    columns = _below(f"data.{OF_TABLES}.", options)
+    datamodule = task.data_class.for_evaluation(
+        source, _PARTS[verb], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns
+    )
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**_below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)

@@ -37,6 +37,7 @@ __all__ = [
     "EVERYWHERE",
     "FINETUNE",
     "GROUPS",
+    "OF_TABLES",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -51,6 +52,8 @@ GROUPS = ("Data", "Model", "Finetuning", "Training", "Hardware", "Output", "Sele
 
 #: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
 CONSTRUCTOR = "from_folders"
+#: The constructor of data in tables.
+OF_TABLES = "from_csv"
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ _POLICY = one_of(["error", "skip"])
 _COLUMNS = (
     Option(
         "--input",
-        f"{_DATA}.input_field",
+        f"data.{OF_TABLES}.input_field",
         text,
         "Of a table: the column of the images.",
         "COLUMN",
@@ -151,7 +154,7 @@ _COLUMNS = (
     ),
     Option(
         "--target",
-        f"{_DATA}.target_fields",
+        f"data.{OF_TABLES}.target_fields",
         names,
         "Of a table: the column of the targets, or several: a,b.",
         "COLUMN",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flashtask.cli.beginning import check_beginning
 from flashtask.cli.checks import check_names, check_shape, check_values, require_whole
-from flashtask.cli.options import CONSTRUCTOR, FINETUNE, given, kinds_by_key
+from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
 from flashtask.core.errors import UsageError, did_you_mean
@@ -22,8 +22,6 @@ __all__ = ["fill_in", "requested_recipe", "require_data"]
 
 #: the task of a recipe that names none
 DEFAULT_TASK = "image_classification"
-#: the constructor of data in tables
-_OF_TABLES = "from_csv"
 _FOLDERS = ("train_folder", "val_folder", "test_folder", "predict_folder")
 
 
@@ -46,7 +44,10 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     check_shape(recipe)
     if data and is_table_name(data):
         _expect_table(recipe, data)
-    for key, (flag, value) in given(FINETUNE, params).items():
+    options = given(FINETUNE, params)
+    if recipe.constructor != OF_TABLES:
+        refuse_columns(flag for key, (flag, _) in options.items() if key.startswith(f"data.{OF_TABLES}."))
+    for key, (flag, value) in options.items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)
     for text in params["set"]:
         recipe.set_from_text(text)
@@ -118,11 +119,9 @@ def require_data(recipe: Recipe) -> None:
     """
     section = f"data.{recipe.constructor}"
     places = recipe.get(section) or {}
-    needed = {CONSTRUCTOR: "train_folder", _OF_TABLES: "train_file"}.get(recipe.constructor)
+    needed = {CONSTRUCTOR: "train_folder", OF_TABLES: "train_file"}.get(recipe.constructor)
     if not places or (needed and not places.get(needed)):
         raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
-    if recipe.constructor == CONSTRUCTOR:
-        refuse_columns(places)
     for name in _FOLDERS:
         if places.get(name):
             existing_folder(places[name], name)
@@ -131,18 +130,16 @@ def require_data(recipe: Recipe) -> None:
             raise missing_file(file)
 
 
-def refuse_columns(arguments: Mapping[str, Any]) -> None:
-    """Folders have no columns that could be named.
+def refuse_columns(flags: Iterable[str]) -> None:
+    """Refuse options that name columns where the data is not a table.
 
     Raises:
-        UsageError: `--input` or `--target` is given.
+        UsageError: there is such an option.
     """
-    for name, flag in (("input_field", "--input"), ("target_fields", "--target")):
-        if arguments.get(name) is not None:
-            raise UsageError(
-                f"{flag} names a column of a table, and DATA is a folder",
-                fix=f"a CSV file as DATA, or leave out {flag}",
-            )
+    for flag in flags:
+        raise UsageError(
+            f"{flag} names a column, and DATA is not a table", fix=f"a CSV file as DATA, or leave out {flag}"
+        )
 
 
 def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, str | None]:
@@ -186,19 +183,19 @@ def _expect_table(recipe: Recipe, data: str) -> None:
     if not os.path.isfile(data):
         raise missing_file(data)
     before = recipe.constructor
-    if before not in (CONSTRUCTOR, _OF_TABLES):
+    if before not in (CONSTRUCTOR, OF_TABLES):
         raise UsageError(f"{recipe.origin(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
     said = [(key.rpartition(".")[2], value, recipe.origin(key)) for key, value in recipe.leaves() if key[:5] == "data."]
     recipe.remove("data")
-    recipe.set(f"data.{_OF_TABLES}", {}, "DATA")
+    recipe.set(f"data.{OF_TABLES}", {}, "DATA")
     for name, value, origin in said:
         if name not in _FOLDERS and not name.endswith("_file"):
-            recipe.set(f"data.{_OF_TABLES}.{name}", value, origin)
+            recipe.set(f"data.{OF_TABLES}.{name}", value, origin)
 
 
 def _put_table(recipe: Recipe, data: str) -> None:
     """DATA is the table to train on; `--set` may name others."""
-    section = f"data.{_OF_TABLES}"
+    section = f"data.{OF_TABLES}"
     recipe.set(f"{section}.train_file", absolute(data, Path.cwd()), "DATA")
     if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")

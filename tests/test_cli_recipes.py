@@ -15,7 +15,7 @@ from flashtask.cli import bench
 from flashtask.cli import run as command_line
 from flashtask.cli.commands import flashtask
 from flashtask.cli.kinds import AUTO
-from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, TABLES, Option
+from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, OF_TABLES, TABLES, Option
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
@@ -112,6 +112,8 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
         f"data.{CONSTRUCTOR}.value_range": "as found in training",
         "zoo": "$FLASHTASK_ZOO",
+        f"data.{OF_TABLES}.input_field": "the one that names images",
+        f"data.{OF_TABLES}.target_fields": "the only other one",
     }
     of_results = {"trainer.precision": "32, or what the run was asked for"}  # test_one_number.py sees that it is
     for option, its_words in [*((one, words) for one in FINETUNE), *((one, words | of_results) for one in EVALUATE)]:
@@ -188,6 +190,7 @@ def test_every_recipe_key_of_the_table_is_an_argument_of_what_it_goes_to():
 
     takers = {
         "data.from_folders": ImageClassificationData.from_folders,
+        "data.from_csv": ImageClassificationData.from_csv,
         "model": TASKS.get("image_classification"),
         "trainer": Trainer,
     }

@@ -178,7 +178,7 @@ def test_a_test_folder_alone_is_matched_to_the_labels_of_a_model(root):
     assert data.num_classes == 3
     assert data.missing_classes["test"] == ("ants",)
     data.setup("test")
-    assert data.test_dataloader().dataset.targets == [2, 2, 0]
+    assert data.test_dataloader().dataset.targets.tolist() == [2, 2, 0]
     with pytest.raises(BadDataError, match=r"\+ only in test_folder: cows\n.*- only in the model: ants"):
         data.set_labels(["bees", "ants"])
     for labels, text in (("ab", "list of names"), ([1, 2], "list of names"), (["a", "a"], "twice: 'a'")):
