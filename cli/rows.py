@@ -68,7 +68,7 @@ def _write_table(predictions: Iterable[Any], stream: TextIO, columns: Columns) -
     widths: list[int] = []
     for number, prediction in enumerate(predictions):
         row = prediction.as_row(**columns.options)
-        cells = list(_cells(row))
+        cells = [(shown_name(title), cell) for title, cell in _cells(row)]
         if not number:
             widths = [max(len(title), label_width if isinstance(cell, str) else 6) for title, cell in cells]
             if stream.isatty():
@@ -88,11 +88,11 @@ def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, str | float]]:
     if labels is not None and "label" in row:  # the best ones, of which the first is `label`
         for pair in zip(labels, scores, strict=True):
             yield from zip(("label", "score"), pair, strict=True)
-    elif labels is not None:
-        yield "labels", ", ".join(f"{label} {score:.4f}" for label, score in zip(labels, scores, strict=True)) or "-"
     for name, value in row.items():
         if name not in ("path", "labels", "scores") and not (name in ("label", "score") and labels is not None):
             yield name.removeprefix("score_"), value
+    if labels is not None and "label" not in row:  # last, because nobody knows how long it becomes
+        yield "labels", ", ".join(f"{label} {score:.4f}" for label, score in zip(labels, scores, strict=True)) or "-"
 
 
 def _line(path: str, path_width: int, cells: Sequence[tuple[str, bool]], widths: Sequence[int]) -> str:

@@ -300,7 +300,7 @@ def test_predict_refuses_a_task_without_labels(images, tmp_path, capsys):
     content = {**task.describe(), "state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}
     write_checkpoint(tmp_path / "embedder.ckpt", content)
     assert run(["predict", str(tmp_path / "embedder.ckpt"), str(images / "test")]) == 2
-    assert "a task without labels (image_embedding)" in capsys.readouterr().err
+    assert "the predictions of image_embedding in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("verb", "part"), [("validate", "val"), ("test", "test")])
