@@ -7,6 +7,8 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DONE = $(VENV)/.flashtask
 # One torch thread a process and a process a core: the tests are many small models.
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+# One file builds every backbone, so here tests are shared out one by one.
+PYTEST_LONG = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -33,7 +35,7 @@ test: $(DONE)/test
 
 ## make test-long all the other cases: every entry of the zoo, every launcher, thousands of damaged files
 test-long: $(DONE)/test
-	$(PYTEST) -m long
+	$(PYTEST_LONG) -m long
 
 ## make lint      ruff: mistakes and layout; size and structure of the package against scripts/house.json
 lint: $(DONE)/dev
