@@ -20,7 +20,7 @@ Moments = Generator[tuple[Any, ...], None, None]
 
 
 class Loops:
-    """The four functions of the engine, and the beginnings and ends that custom_loops.py shares with them.
+    """The four functions of the engine, and their beginnings and ends, which loops as objects (lightning1/) call too.
 
     Replace one by subclassing: `trainer.loops = MyLoops()`.
     """

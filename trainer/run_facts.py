@@ -103,11 +103,11 @@ class RunFacts:
 
     @property
     def module(self) -> Any:
-        """The module of the run that is worked on, else of the last fit; also `model`, `lightning_module`."""
+        """The module of the run that is worked on, else of the last fit; also `model`."""
         run = self.active_run or self.fit_run
         return run.module if run is not None else None
 
-    model = lightning_module = module
+    model = module
 
     @property
     def datamodule(self) -> Any:

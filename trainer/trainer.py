@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
@@ -22,7 +21,6 @@ from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.custom_loops import LoopTree, TreeLoop
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
@@ -30,26 +28,25 @@ from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.lightning1.trainer import Lightning1Trainer
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
-from flashtask.trainer.older_names import todays_names
 from flashtask.trainer.placement.placement import check_placement
 from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
 from flashtask.trainer.profiling.profilers import resolve_profiler
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.script_arguments import add_arguments, given_arguments
 from flashtask.trainer.settings import check_settings
 
 __all__ = ["Trainer"]
 
 
-class Trainer(RunFacts):
+class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/older_names.py.
+    replacement is named: trainer/lightning1/arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
@@ -153,8 +150,7 @@ class Trainer(RunFacts):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "older", "__class__")}
         if older:
-            # The same trainer in today's words.
-            Trainer.__init__(self, **todays_names(older, given))
+            Trainer.__init__(self, **Trainer._todays_names(older, given))
             return
         super().__init__()
         check_settings(given)
@@ -200,7 +196,6 @@ class Trainer(RunFacts):
         if fast_dev_run:
             self._run_briefly(int(fast_dev_run))
         self.loops = Loops()
-        self._loop_tree: LoopTree | None = None
         self._restored_best: Path | None = None
 
     def _run_briefly(self, batches: int) -> None:
@@ -218,26 +213,6 @@ class Trainer(RunFacts):
         Callbacks and loggers that are objects are the same objects, unless they are among the changes.
         """
         return Trainer(**{**self.arguments, "seed": self.seed, **changes})
-
-    # ---- scripts with an argparse parser of their own
-
-    @classmethod
-    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Give a parser an option for each argument of the trainer (`--max_epochs`), except those it has already."""
-        return add_arguments(parser, cls)
-
-    @classmethod
-    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
-        """The trainer that a parsed command line asks for; what is no argument of a trainer is left to the script.
-
-        Args:
-            namespace: what `parser.parse_args()` gave.
-            changes: arguments that win over the namespace's, such as `callbacks`.
-
-        Raises:
-            UsageError: a value that an argument cannot have.
-        """
-        return cls(**{**given_arguments(namespace, cls), **changes})
 
     # ---- verbs
 
@@ -471,30 +446,6 @@ class Trainer(RunFacts):
         """Tell the user something: a line on standard error, from the first process."""
         if self.is_global_zero:
             print(text, file=sys.stderr, flush=True)
-
-    # ---- loops of one's own (custom_loops.py); made when they are first asked for
-
-    fit_loop, validate_loop = TreeLoop(), TreeLoop()
-    test_loop, predict_loop = TreeLoop(), TreeLoop()
-
-    @property
-    def loop_tree(self) -> LoopTree:
-        """The loops that go through a run in the place of the page."""
-        if self._loop_tree is None:
-            self._loop_tree = LoopTree(self)
-        return self._loop_tree
-
-    @property
-    def has_own_loops(self) -> bool:
-        """Whether something else than the page's own functions goes through a run."""
-        tree = self._loop_tree
-        return (tree is not None and tree.is_changed) or type(self.loops) is not Loops or bool(vars(self.loops))
-
-    @property
-    def _path(self) -> Loops | LoopTree:
-        """What goes through a run: the page, unless somebody has replaced a loop."""
-        tree = self._loop_tree
-        return tree if tree is not None and tree.is_changed else self.loops
 
     # ---- how a verb is carried out
 
