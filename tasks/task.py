@@ -48,7 +48,7 @@ from flashtask.trainer.optimizers import (
     weight_decay_of,
 )
 from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.provenance import provenance_in
+from flashtask.trainer.run_record import provenance_in
 from flashtask.trainer.wrapping import own_name, parameters_by_name
 
 if TYPE_CHECKING:

@@ -15,11 +15,9 @@ from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
-from flashtask.trainer.provenance import provenance_of
 from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
-from flashtask.trainer.run_recipe import recipe_of, told_of_recipe
+from flashtask.trainer.run_record import announce, provenance_of, recipe_of, summary_of, told_of_recipe
 from flashtask.trainer.signals import stopping_at_the_next_step
-from flashtask.trainer.summary import announce, summary_of
 from flashtask.trainer.torch_switches import switches
 
 __all__ = ["drive"]

@@ -16,8 +16,7 @@ from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.finetuning.lora_files import describe_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
-from flashtask.trainer.provenance import data_counts
-from flashtask.trainer.run_settings import settings_of
+from flashtask.trainer.run_record import data_counts, settings_of
 
 __all__ = ["ONLY_FOR_RESUMING", "checkpoint_content", "environment", "weights_only"]
 

@@ -23,7 +23,7 @@ from flashtask.trainer.finetuning.lora_files import restore_adapters
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.placement.precision import take_formats, take_recorded_precision
-from flashtask.trainer.run_settings import settings_of
+from flashtask.trainer.run_record import settings_of
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
