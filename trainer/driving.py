@@ -13,11 +13,10 @@ from flashtask.core.errors import FlashtaskError
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
-from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
-from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
-from flashtask.trainer.run_record import announce, provenance_of, recipe_of, summary_of, told_of_recipe
-from flashtask.trainer.signals import stopping_at_the_next_step
+from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run_record import announce, provenance_of, summary_of, told_of_recipe
+from flashtask.trainer.signals import RunInterruptedError, stopping_at_the_next_step
 from flashtask.trainer.torch_switches import switches
 
 __all__ = ["drive"]
@@ -36,8 +35,7 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
     """
     with run.strategy.launch(), _ending_well(run):
         run.strategy.begin(run)
-        prepare(run)
-        run.is_prepared = True
+        run.prepare()
         if isinstance(run, FitRun):
             _begin(run)
         with _circumstances(run), closing(loop(run)) as moments:
@@ -98,7 +96,7 @@ def _circumstances(run: Run) -> Iterator[None]:
 def _begin(run: FitRun) -> None:
     """The run folder's files, and what is said before training."""
     trainer = run.trainer
-    run.recipe = recipe_of(run)
+    run.begin()
     if trainer.run_folder is not None:
         trainer.run_folder.write_recipe(run.recipe)
         if told := told_of_recipe(run.recipe):

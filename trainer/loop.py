@@ -76,7 +76,6 @@ class Loops:
                 return
             outputs = None
             for optimizer, arguments in run.turns():
-                run.moment = "training_step"
                 with run.forward():
                     outputs = run.training_step(batch, batch_idx, *arguments)
                 loss = run.loss_of(outputs)

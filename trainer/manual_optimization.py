@@ -36,7 +36,7 @@ class ManualOptimizer:
         run.tell("before_optimizer_step", self.optimizer)
         run.guard.hold_back(self.optimizer)
         result = run.precision.step(self.optimizer, closure and partial(self._evaluated, closure))
-        run.has_stepped = True
+        run.note_step()
         return result
 
     def _evaluated(self, closure: Callable[[], Any]) -> Any:

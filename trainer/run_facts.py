@@ -76,7 +76,7 @@ class RunFacts:
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
         if self.fit_run is not None:
-            self.fit_run.stop_reason = (self.fit_run.stop_reason or "trainer.should_stop was set") if value else ""
+            self.fit_run.stop("trainer.should_stop was set") if value else self.fit_run.go_on()
 
     @property
     def is_global_zero(self) -> bool:

@@ -96,8 +96,7 @@ class Solving:
     def prepare(self) -> None:
         """One pass over every sample, without optimizers."""
         run = self.run
-        run.training_step, run.automatic, run.keeps_outputs = self.step, False, False
-        run.max_epochs, run.max_steps = 1, -1
+        run.replace_training(self)
         if run.ordered is not None:
             run.ordered.drop_last = False  # a sample that is left out of an epoch has its turn in the next
 
@@ -124,7 +123,7 @@ class Solving:
         self._agree()
         if isinstance(said, str) and run.trainer.enable_model_summary:
             run.trainer.say(said)
-        run.stop_reason = SOLVED
+        run.stop(SOLVED)
 
     def _agree(self) -> None:
         """Every process has solved the same problem; rounding depends on threads, so the first one's head counts."""

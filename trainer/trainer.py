@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
 from flashtask.trainer.placement.placement import check_placement
-from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
+from flashtask.trainer.preparing import check_module, data_of
 from flashtask.trainer.profiling.profilers import resolve_profiler
+from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
@@ -197,6 +197,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             self._run_briefly(int(fast_dev_run))
         self.loops = Loops()
         self._restored_best: Path | None = None
+        #: run folder, fit and restored checkpoint before the fit that is being made ready
+        self._before: tuple[RunFolder | None, FitRun | None, Path | None] = (None, None, None)
 
     def _run_briefly(self, batches: int) -> None:
         """So many batches of everything, once, leaving nothing behind."""
@@ -243,7 +245,7 @@ class Trainer(RunFacts, Lightning1Trainer):
             return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        run = fit_run(self, module, data, None, self.checkpoint_file(ckpt_path))
+        run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
         drive(run, self._path.fit)
         return self._result_of(run)
 
@@ -281,8 +283,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         loaders = train_dataloader if train_dataloaders is None else train_dataloaders
         module = check_module(model)
         data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
-        run = fit_run(self, module, data, _finetuning(module, strategy), self.checkpoint_file(ckpt_path))
-        run.restores_best = restore_best
+        resume_from = self.checkpoint_file(ckpt_path)
+        finetuning = _finetuning(module, strategy)
+        run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
         drive(run, self._path.fit)
         return self._result_of(run)
 
@@ -474,8 +477,12 @@ class Trainer(RunFacts, Lightning1Trainer):
             found.append(GradientNormMonitor(self.track_grad_norm))
         return found
 
-    def open_output(self, run: FitRun) -> None:
-        """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
+    def open_output(self, run: FitRun) -> Path | None:
+        """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of.
+
+        Returns:
+            The checkpoint to continue from: the run's own, or the last one of an earlier attempt of torchrun.
+        """
         if isinstance(self.active_run, FitRun) or getattr(self.active_run, "parent", None) is not None:
             raise UsageError(
                 "this trainer is in the middle of a fit",
@@ -489,19 +496,18 @@ class Trainer(RunFacts, Lightning1Trainer):
         found = (None if folder is None else folder.path, earlier)
         self._claimed_folder, earlier = self.strategy.gather(found)[0]
         if earlier is not None:
-            run.resume_from = earlier
             self.say(f"torchrun has started this again: going on from {earlier}")
-        before = (self.run_folder, self.fit_run, self._restored_best)
-        run.put_back = partial(self._speak_of, *before)
+        self._before = (self.run_folder, self.fit_run, self._restored_best)
         self._speak_of(folder, run, None)
+        return earlier or run.resume_from
 
     def _speak_of(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
         self.run_folder, self.fit_run, self._restored_best = folder, run, restored_best
 
     def forget(self, run: FitRun) -> None:
-        """A fit that never got ready: the one before it is spoken of again."""
+        """A fit that never got ready: its predecessor is the trainer's fit again."""
         if self.fit_run is run:
-            run.put_back()
+            self._speak_of(*self._before)
 
     def _last_of_an_earlier_attempt(self) -> Path | None:
         """Where torchrun has started the script again: the `last.ckpt` that it wrote before."""
@@ -531,7 +537,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         content = read_checkpoint(path)
         load_checkpoint_into(run.module, content, path)
         self._restored_best = path
-        run.metrics, run.has_best = best_metrics_of(run, checkpoint, content["metrics"]), True
+        run.take_best(best_metrics_of(run, checkpoint, content["metrics"]))
 
     def _evaluate(
         self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True
@@ -546,13 +552,12 @@ class Trainer(RunFacts, Lightning1Trainer):
         if dataloaders is None and datamodule is None and fitted is not None and reusable:
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
-        run = evaluation_run(self, module, data, stage)
-        run.weights_from = self.checkpoint_file(ckpt_path, continues=False)
-        run.keeps_outputs = run.keeps_outputs and keeps_outputs
+        weights_from = self.checkpoint_file(ckpt_path, continues=False)
+        run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
         drive(run, self._path.evaluate)
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
-        if run.weights_from is not None and is_fitted and str(run.weights_from.absolute()) in own:
-            self._restored_best = run.weights_from  # another file's weights say nothing of this fit
+        if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
+            self._restored_best = weights_from  # another file's weights say nothing of this fit
         if stage == "predict":
             return run.outputs_of_pass if keeps_outputs else None
         self._last_metrics = run.results_of_pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
-from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loading import batch_size_of
-from flashtask.trainer.results import Results
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.wrapping import own_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["layers_with_statistics", "parts_in_eval_mode", "refresh_statistics"]
 
@@ -83,12 +83,7 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
     for batch_idx, batch in enumerate(_batches(run, epoch)):
         if run.interrupted_by is not None:
             raise RunInterruptedError(run.interrupted_by)
-        run.batch_size = batch_size_of(batch)
-        moved = run.to_device(batch)
-        for _, arguments in run.turns():
-            run.moment = "training_step"
-            with run.inference_precision.forward():
-                run.training_step(moved, batch_idx, *arguments)
+        run.forward_only(batch, batch_idx)
     for optimizer in run.optimizers:
         optimizer.zero_grad()
 
@@ -107,17 +102,14 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
     module = run.module
     modes = [(part, part.training) for part in module.modules()]
     buffers = _other_buffers(module)
-    attributes = {name: getattr(run, name) for name in ("results", "loggers", "moment", "batch_size")}
-    run.results, run.loggers = Results(), []
     states = generator_states()
     # Of a loader that was left alone: its order and its transforms draw from here.
     seed_generators(run.seed)
     try:
-        with uncounted(part for part in module.modules() if is_metric(part)):
+        with run.logging_nothing(), uncounted(part for part in module.modules() if is_metric(part)):
             yield
     finally:
         set_generator_states(states)
-        vars(run).update(attributes)
         for part, name, buffer, before in buffers:
             buffer.copy_(before)
             part._buffers[name] = buffer

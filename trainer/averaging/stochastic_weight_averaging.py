@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -25,8 +25,10 @@ from flashtask.trainer.averaging.running_average import (
 )
 from flashtask.trainer.averaging.weight_averaging import WeightAveraging
 from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.wrapping import own_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["StochasticWeightAveraging"]
 
@@ -194,7 +196,7 @@ class StochasticWeightAveraging(Callback):
             trainer.save_checkpoint(path, weights_only=True)
             said.append(f"it is in {path}")
         if run.restores_best:
-            run.restores_best = False
+            run.keep_last_weights()
             said.append("the best epoch's weights are not put back over it")
         trainer.say("; ".join(said))
 

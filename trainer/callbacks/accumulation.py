@@ -66,4 +66,4 @@ class GradientAccumulationScheduler(Callback):
                 f"accumulate_grad_batches={given} contradicts a GradientAccumulationScheduler",
                 fix="drop one of them",
             )
-        trainer.fit_run.accumulation = self.batches_for_a_step
+        trainer.fit_run.accumulate(self.batches_for_a_step)

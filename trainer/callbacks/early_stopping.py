@@ -124,7 +124,7 @@ class EarlyStopping(Callback):
         run = trainer.fit_run
         ended_here = self.stopping_reason == "patience" and run.stop_reason == self.stopping_reason_message
         if ended_here and self.wait_count < self.patience:
-            run.stop_reason = ""
+            run.go_on()
             self._go_on()
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
@@ -140,7 +140,7 @@ class EarlyStopping(Callback):
         self.stopping_reason, message = self._judge(score, tie_break(run.metrics))
         if self.stopping_reason:
             self.stopped_epoch, self.stopping_reason_message = run.epoch, message
-            run.stop_reason = run.stop_reason or message
+            run.stop(message)
             trainer.say(f"epoch {run.epoch}: stopping, {message}")
         elif self.verbose:
             bad = f"{self.wait_count} of {self.patience} bad epochs" if self.wait_count else "the best so far"

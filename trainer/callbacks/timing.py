@@ -111,13 +111,14 @@ class Timer(Callback):
         """A fit whose time was up goes on if it is resumed with more of it; without, it ends at once."""
         run = trainer.fit_run
         if self._stop_reason and run.stop_reason == self._stop_reason and self.time_remaining() != 0:
-            run.stop_reason = self._stop_reason = ""
+            self._stop_reason = ""
+            run.go_on()
         self._look(trainer)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the clock; the step that is being accumulated is still taken."""
         if self.interval == "step" and self._look(trainer):
-            trainer.fit_run.is_leaving = True
+            trainer.fit_run.leave()
 
     def on_epoch_end(self, trainer: Any, module: Any) -> None:
         """Look at the clock after an epoch."""
@@ -129,7 +130,8 @@ class Timer(Callback):
             return False
         run = trainer.fit_run
         if not run.stop_reason:
-            run.stop_reason = self._stop_reason = f"the time of {self.duration} is up"
+            self._stop_reason = f"the time of {self.duration} is up"
+            run.stop(self._stop_reason)
             if self.verbose:
                 trainer.say(f"epoch {run.epoch}: stopping, {self._stop_reason}")
         return True

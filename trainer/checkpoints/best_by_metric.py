@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
 from flashtask.core.errors import UnknownNameError
 from flashtask.trainer.checkpoints.best_files import BestFiles, SavedFile
 from flashtask.trainer.checkpoints.names import NameTemplate
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.metric_order import tie_break
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["BestByMetric"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UsageError
 from flashtask.trainer.callbacks.base import Callback
@@ -16,8 +16,10 @@ from flashtask.trainer.checkpoints.folder import CheckpointFolder
 from flashtask.trainer.checkpoints.moments import Frequency, RestingPlace, is_last_epoch
 from flashtask.trainer.checkpoints.saving import save_together, write_last_files
 from flashtask.trainer.checkpoints.settings import check_checkpoint_settings, template_of
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.metric_order import best_mode
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["ModelCheckpoint"]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.callbacks.timing import read_duration
-from flashtask.trainer.fit_run import FitRun
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["Frequency", "RestingPlace", "is_last_epoch"]
 

@@ -42,18 +42,20 @@ def use_features(run: Any) -> None:
         raise UsageError(f"feature_cache={wanted!r} cannot be used: {reason}", fix='feature_cache="auto"')
     views = wanted if is_whole(wanted) else 1
     noun = run.module.sample_noun
-    run.loader = _wrapped(run, run.loader, views, f"training {noun}")
+    run.read_from(_wrapped(run, run.loader, views, f"training {noun}"))
     if run.validation is None:
         return
-    run.validation.loaders = [_wrapped(run, one, 1, f"validation {noun}") for one in run.validation.loaders]
+    run.validation.read_from([_wrapped(run, one, 1, f"validation {noun}") for one in run.validation.loaders])
     if run.sanity is not None:
         # A few batches are not worth a pass, and none goes through the backbone where that was done before.
-        run.sanity.loaders = [
-            FeatureLoader(one.loader, one.features, one.epoch, only_known=True)
-            if isinstance(one, FeatureLoader)
-            else one
-            for one in run.validation.loaders
-        ]
+        run.sanity.read_from(
+            [
+                FeatureLoader(one.loader, one.features, one.epoch, only_known=True)
+                if isinstance(one, FeatureLoader)
+                else one
+                for one in run.validation.loaders
+            ]
+        )
 
 
 def use_known_features(run: Any) -> None:
@@ -72,7 +74,7 @@ def use_known_features(run: Any) -> None:
     for loader in loaders:
         if isinstance(loader, FeatureLoader):
             loader.only_known = not (whole and loader.features.are_of_a_known_part())
-    run.loaders = loaders
+    run.read_from(loaders)
 
 
 def plan_of_features(run: Any, callbacks: Sequence[Any]) -> tuple[bool, str]:

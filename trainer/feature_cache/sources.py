@@ -26,7 +26,7 @@ from flashtask.trainer.feature_cache.store import Features, FeatureStore, conten
 from flashtask.trainer.features import FrozenFeatures, rows_of_all
 from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
 
 __all__ = ["SampleFeatures", "weights_hash"]
 
@@ -249,7 +249,7 @@ class SampleFeatures:
         """
         signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
         if signal_number:
-            self.run.interrupted_by = signal_number
+            self.run.interrupt(signal_number)
             raise RunInterruptedError(signal_number)
 
     def _shown(self, batches: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from flashtask.core.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.run import Run, RunExtension
 from flashtask.trainer.tuning.trials import Trial
 
 __all__ = ["Measured", "measure_phases"]
@@ -41,7 +43,7 @@ class Measured(NamedTuple):
     how: str
 
 
-class _Clock(Callback):
+class _Clock(Callback, RunExtension):
     """Keeps the weights where they are, and notes when batches end."""
 
     def __init__(self) -> None:
@@ -58,13 +60,13 @@ class _Clock(Callback):
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["lr"] = 0.0
         self.ahead = getattr(run.loader, "num_workers", 0) * (getattr(run.loader, "prefetch_factor", None) or 0)
-        run.max_steps = max(_STEPS, _STEPS + self.ahead // run.accumulation(0))
-        if run.solving is not None:
-            # Of the pass a part is looked at, on which no head could be solved; it has no optimizer steps.
-            batches = _STEPS + self.ahead
-            run.solving, run.max_steps = None, -1
-            run.limit = batches if run.limit is None else min(batches, run.limit)
+        if run.solving is None:
+            run.limit_steps(_STEPS + self.ahead // run.accumulation(0))
         self._began = time.perf_counter()
+
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a pass for a head that is solved a part is looked at, and on a part no head is solved."""
+        return (lambda: None) if name == "finish_pass" else call
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the time."""
@@ -72,7 +74,9 @@ class _Clock(Callback):
         _wait_for(run.device)
         self.ends.append(time.perf_counter())
         is_enough = run.global_step >= _STEPS or not run.automatic
-        run.is_leaving = run.is_leaving or (is_enough and self.ends[-1] - self._began > _MOST_SECONDS)
+        is_whole = run.solving is not None and len(self.ends) >= _STEPS + self.ahead
+        if is_whole or (is_enough and self.ends[-1] - self._began > _MOST_SECONDS):
+            run.leave()
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
         """Note the time."""

@@ -18,7 +18,6 @@ from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.finetuning.rates import set_base_rates
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.preparing import fit_run
 from flashtask.trainer.tuning.trials import batches_a_step, trial
 
 __all__ = ["GroupPlan", "PhasePlan", "Plan", "plan"]
@@ -136,8 +135,8 @@ def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning,
         yield from ()
 
     with trial(quiet, module, data) as copies:
-        run = fit_run(quiet, copies.module, copies.data, finetuning, None)
-        run.accumulation = _accumulation(trainer)
+        run = FitRun(quiet, copies.module, copies.data, finetuning)
+        run.accumulate(_accumulation(trainer))
         drive(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:

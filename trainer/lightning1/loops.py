@@ -20,7 +20,7 @@ from typing import Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.loop import Moments
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
 
 __all__ = [
     "EvaluationEpochLoop",

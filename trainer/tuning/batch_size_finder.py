@@ -160,7 +160,7 @@ class _Watcher(Callback):
         """Wait no longer for a step."""
         run = trainer.fit_run
         if not run.automatic and self._batches >= self._most_batches:
-            run.is_leaving = True
+            run.leave()
 
     def _check(self, size: int) -> None:
         if size != self.batch_size and size != self.samples:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,10 @@ from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.phases import Finetuning
+from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
+from flashtask.trainer.run import Run, RunExtension
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,
     beginning_of,
@@ -80,7 +84,7 @@ class RangeTest:
         return [self.min_lr * (self.max_lr / self.min_lr) ** share for share in shares]
 
 
-class _Sweep(Callback):
+class _Sweep(Callback, RunExtension):
     """Gives every step its rate, and notes its loss.
 
     Every parameter group gets what `configure_optimizers` gives it at that rate: the groups of a module move in
@@ -110,10 +114,14 @@ class _Sweep(Callback):
             )
         run.schedulers.clear()
         self._groups = self._follow(module, run)
-        step = run.training_step
-        run.training_step = lambda *arguments: self._finite(run, step(*arguments))
 
-    def _follow(self, module: Any, run: Any) -> list[tuple[dict[str, Any], float, float]]:
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The step of training: a loss that is not finite ends the sweep and not the run."""
+        if name != "training_step" or not isinstance(run, FitRun):
+            return call
+        return lambda *arguments: self._finite(run, call(*arguments))
+
+    def _follow(self, module: Module, run: FitRun) -> list[tuple[dict[str, Any], float, float]]:
         """Each parameter group with (a, b) where its rate is `a + b * (the module's rate)`."""
         base = self.value.value
         self.value.give(2 * base)
@@ -132,7 +140,7 @@ class _Sweep(Callback):
             for group, (single, _), slope in zip(optimizer.param_groups, rates, slopes, strict=True)
         ]
 
-    def _finite(self, run: Any, outputs: Any) -> Any:
+    def _finite(self, run: FitRun, outputs: Any) -> Any:
         """What the step returned, or None (no loss, no gradients) at a rate that is too high for any loss."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, torch.Tensor) or math.isfinite(loss.item()):
@@ -162,11 +170,12 @@ class _Sweep(Callback):
         if limit is not None and self.smoothed[-1] > lowest + (limit - 1) * abs(lowest):
             self._end(trainer.fit_run, f"the loss rose to more than {limit:g} times its lowest")
 
-    def _end(self, run: Any, why: str) -> None:
-        self.ended_by, run.is_leaving = why, True
+    def _end(self, run: FitRun, why: str) -> None:
+        self.ended_by = why
+        run.leave()
 
 
-def learning_rate_of(module: Any, attribute: str | None) -> NamedValue:
+def learning_rate_of(module: Module, attribute: str | None) -> NamedValue:
     """The learning rate of a module, in every place where it stands.
 
     Raises:

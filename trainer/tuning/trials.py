@@ -22,7 +22,6 @@ from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.preparing import fit_run
 
 __all__ = ["Trial", "batches_a_step", "trial"]
 
@@ -56,7 +55,7 @@ class Trial:
     def __init__(self, trainer: Any, module: Module, data: DataModule) -> None:
         self.trainer, self.module, self.data = trainer, module, data
         #: where the copies will be trained
-        self.device: torch.device = fit_run(trainer, module, data, None, None).device
+        self.device: torch.device = FitRun(trainer, module, data).device
 
     def fit(
         self,
@@ -79,7 +78,7 @@ class Trial:
         changes = {**_SILENT, "max_steps": steps, "accumulate_grad_batches": batches_a_step, "callbacks": [callback]}
         search = self.trainer.with_changes(**{**changes, **settings})
         search.loops = self.trainer.loops
-        run = fit_run(search, self.module, self.data, finetuning, None)
+        run = FitRun(search, self.module, self.data, finetuning)
         drive(run, search.loops.fit)
         return run
 
