@@ -128,8 +128,8 @@ class ImageClassifier(Task):
 
         The same classes in another order stay in the model's order where the data can take it.
         """
-        run = None if self.trainer is None else self.trainer.active_run
-        begins = run is not None and run is self.trainer.fit_run and run.resume_from is None
+        fit = None if self.trainer is None else self.trainer.fit_run
+        begins = fit is not None and self.trainer.active_run is fit and fit.resume_from is None
         if not (begins and found) or self._classes_are_given or self.head is None:
             return False
         if self.labels is None:

@@ -22,7 +22,7 @@ from flashtask.trainer.torch_switches import switches
 __all__ = ["drive"]
 
 
-def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
+def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
     """Go through the moments of a run, in every process of its strategy, and tell callbacks and module of each.
 
     Args:
@@ -48,7 +48,7 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
 
 
 @contextmanager
-def _ending_well(run: Any) -> Iterator[None]:
+def _ending_well(run: FitRun | EvaluationRun) -> Iterator[None]:
     """Whatever happens inside: those who listen are told of an error, and what was done for the run is undone."""
     trainer = run.trainer
     # A verb may be called in a hook of another: what belongs to that one is put back.
@@ -141,7 +141,7 @@ def _end(run: Run, error: BaseException | None) -> None:
             last_first.callback(active.abandon)
 
 
-def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
+def _as_users_see_it(run: FitRun | EvaluationRun, error: BaseException) -> BaseException:
     """What is raised: an interruption after the place was saved, a named lack of memory, or the error as it is."""
     if not isinstance(error, RunInterruptedError):
         return as_users_see_it(error, run.batch_size)
@@ -149,7 +149,7 @@ def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
     if isinstance(active, EvaluationRun) and active.is_open:
         active.abandon()
     checkpoint = run.trainer.checkpoint_callback
-    if checkpoint is not None and not run.done:
+    if checkpoint is not None and isinstance(run, FitRun) and not run.done:
         stopped = f"stopped in epoch {run.epoch} after {run.samples} samples"
         try:
             path = checkpoint.write_last(run.trainer)

@@ -10,9 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import nearest
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["LEVELS", "MOMENTS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
 
@@ -74,8 +78,8 @@ LEVELS: dict[str, tuple[bool, bool]] = {
 
 
 def listeners(
-    trainer: Any,
-    module: Any,
+    trainer: Trainer,
+    module: Module,
     callbacks: Iterable[Any],
     module_base: type,
     callback_base: type,

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def check_module(module: Any) -> Module:
+def check_module(module: object) -> Module:
     """The module itself, or an error that says what was given instead."""
     if not isinstance(module, Module):
         raise UsageError(

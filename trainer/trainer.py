@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
@@ -20,7 +22,7 @@ from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.phases import Finetuning
@@ -39,7 +41,13 @@ from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
 from flashtask.trainer.settings import check_settings
 
+if TYPE_CHECKING:
+    from flashtask.trainer.finetuning.plan import Plan
+    from flashtask.trainer.tuning.tune import TuningResult
+
 __all__ = ["Trainer"]
+
+PathLike = str | os.PathLike[str]
 
 
 class Trainer(RunFacts, Lightning1Trainer):
@@ -221,11 +229,11 @@ class Trainer(RunFacts, Lightning1Trainer):
     @named_arguments
     def fit(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
-        ckpt_path: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: PathLike | None = None,
         strategy: Any = None,
     ) -> FitResult:
         """Train; with a finetuning strategy it is the same as `finetune`.
@@ -252,12 +260,12 @@ class Trainer(RunFacts, Lightning1Trainer):
     @named_arguments
     def finetune(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
-        ckpt_path: Any = None,
+        ckpt_path: PathLike | None = None,
         restore_best: bool = True,
         *,
         train_dataloader: Any = None,
@@ -297,42 +305,55 @@ class Trainer(RunFacts, Lightning1Trainer):
 
     @named_arguments
     def validate(
-        self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
-    ) -> Any:
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
         """Run validation; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
+        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
 
     @named_arguments
-    def test(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
         """Run a test; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
+        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
 
     @named_arguments
     def predict(
         self,
-        model: Any = None,
+        model: Module | None = None,
         dataloaders: Any = None,
-        ckpt_path: Any = None,
-        datamodule: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
         return_predictions: bool = True,
-    ) -> Any:
+    ) -> list[Any] | None:
         """What `predict_step` returns for each batch, in order: a list (of lists, where there are several loaders).
 
-        With `return_predictions=False` they are not kept, only given to callbacks such as a prediction writer.
+        With `return_predictions=False` they are not kept, only given to callbacks such as a prediction writer, and None
+        is returned.
         """
-        return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=return_predictions)
+        keeps = return_predictions
+        run = self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=keeps)
+        return run.outputs_of_pass if keeps else None
 
     @named_arguments
     def tune(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
-        learning_rate: Any = None,
-        batch_size: Any = None,
-    ) -> Any:
+        learning_rate: bool | Mapping[str, Any] | None = None,
+        batch_size: bool | str | Mapping[str, Any] | None = None,
+    ) -> TuningResult:
         """Find a learning rate or a batch size and set it on the module or its data; nothing else changes.
 
         Args:
@@ -368,13 +389,13 @@ class Trainer(RunFacts, Lightning1Trainer):
     @named_arguments
     def plan(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
         measure: bool = True,
-    ) -> Any:
+    ) -> Plan:
         """What `finetune` would do: phases, parameters, rates, steps, memory and time. Nothing is trained or written.
 
         Args:
@@ -395,7 +416,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         return plan(self, module, data, _finetuning(module, strategy), measure=measure)
 
     @named_arguments
-    def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
+    def save_checkpoint(self, path: PathLike, weights_only: bool = False) -> None:
         """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.
 
         Raises:
@@ -452,7 +473,7 @@ class Trainer(RunFacts, Lightning1Trainer):
 
     # ---- how a verb is carried out
 
-    def callbacks_of(self, stage: str) -> list[Any]:
+    def callbacks_of(self, stage: str) -> list[Callback]:
         """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
         given = [*self.callbacks, *self._from_arguments()]
         own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
@@ -540,8 +561,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         run.take_best(best_metrics_of(run, checkpoint, content["metrics"]))
 
     def _evaluate(
-        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True
-    ) -> Any:
+        self,
+        stage: str,
+        model: Module | None,
+        dataloaders: Any,
+        ckpt_path: PathLike | None,
+        datamodule: DataModule | None,
+        keeps_outputs: bool = True,
+    ) -> EvaluationRun:
         fitted = self.fit_run
         if model is None and fitted is None:
             raise UsageError(f"trainer.{stage}() needs a model, or a fit first", fix=f"trainer.{stage}(model, ...)")
@@ -558,10 +585,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit
-        if stage == "predict":
-            return run.outputs_of_pass if keeps_outputs else None
-        self._last_metrics = run.results_of_pass
-        return run.metrics_of_loaders()
+        if stage != "predict":
+            self._last_metrics = run.results_of_pass
+        return run
 
 
 def _finetuning(module: Module, strategy: Any) -> Finetuning:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Layer", "ModelSummary", "layers_of", "table_of"]
 
@@ -77,11 +81,11 @@ class ModelSummary(Callback):
         self.max_depth = max_depth
         self._is_said = False
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Each fit is told once."""
         self._is_said = False
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Say it in the first epoch: before that, nothing has been frozen."""
         if self._is_said:
             return

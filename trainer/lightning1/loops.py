@@ -16,11 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.loop import Moments
 from flashtask.trainer.signals import RunInterruptedError
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = [
     "EvaluationEpochLoop",
@@ -51,7 +55,7 @@ class Loop:
         return self._trainer
 
     @trainer.setter
-    def trainer(self, trainer: Any) -> None:
+    def trainer(self, trainer: Trainer) -> None:
         self.__dict__["_trainer"] = trainer
         for child in self.children().values():
             child.trainer = trainer
@@ -322,10 +326,10 @@ class TreeLoop:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, trainer: Any, owner: type) -> Any:
+    def __get__(self, trainer: Trainer, owner: type) -> Any:
         return self if trainer is None else getattr(trainer.loop_tree, self.name)
 
-    def __set__(self, trainer: Any, loop: Any) -> None:
+    def __set__(self, trainer: Trainer, loop: Any) -> None:
         setattr(trainer.loop_tree, self.name, loop)
 
 
@@ -338,7 +342,7 @@ def _shape(owner: Any) -> dict[str, Any]:
 class LoopTree:
     """The loops of a trainer whose user has used one, called in place of `trainer.loops`."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.fit_loop: Loop = FitLoop()
         self.validate_loop: Loop = EvaluationLoop()
@@ -355,15 +359,15 @@ class LoopTree:
     @property
     def is_changed(self) -> bool:
         """Whether a loop or an attribute of one was replaced."""
-        return _shape(self) != _shape(LoopTree(None))
+        return _shape(self) != _shape(LoopTree(self._trainer))
 
-    def fit(self, run: Any) -> Moments:
+    def fit(self, run: FitRun) -> Moments:
         """A fit by its loop; the loops tell of their moments themselves."""
         self.fit_loop.trainer = self._trainer  # another trainer may have it too
         self.fit_loop.run()
         yield from ()
 
-    def evaluate(self, run: Any) -> Moments:
+    def evaluate(self, run: FitRun) -> Moments:
         """An evaluation by the loop of its stage."""
         loop: Loop = getattr(self, f"{run.stage}_loop")
         loop.trainer = self._trainer

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from flashtask.trainer.lightning1.arguments import add_arguments, given_arguments, todays_names
 from flashtask.trainer.lightning1.loops import LoopTree, TreeLoop
 from flashtask.trainer.loop import Loops
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["OLDER_HOOKS", "Lightning1Trainer"]
 
@@ -77,7 +80,7 @@ class Lightning1Trainer:
     def loop_tree(self) -> LoopTree:
         """The loops that go through a run in place of `loops`, once one of them is changed."""
         if self._loop_tree is None:
-            self._loop_tree = LoopTree(self)
+            self._loop_tree = LoopTree(cast("Trainer", self))
         return self._loop_tree
 
     @property

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from flashtask.trainer.tuning.learning_rate_curve import (
 )
 from flashtask.trainer.tuning.named_values import NamedValue
 from flashtask.trainer.tuning.trials import Trial, batches_a_step
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["RangeTest", "find_learning_rate", "learning_rate_of"]
 
@@ -102,9 +105,9 @@ class _Sweep(Callback, RunExtension):
         self._loss: float | None = None
         self._steps = 0
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Learn how the optimizer's rates follow the module's; schedules do not take part."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.automatic or len(run.optimizers) != 1:
             raise UsageError(
                 "a range test needs one optimizer, which the trainer steps",
@@ -148,17 +151,17 @@ class _Sweep(Callback, RunExtension):
         self._end(run, f"the loss became {loss.item()}")
         return None
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         """The rate of the step that this batch belongs to."""
         self._steps = trainer.global_step
         for group, constant, slope in self._groups:
             group["lr"] = constant + slope * self.planned[self._steps]
 
-    def on_before_backward(self, trainer: Any, module: Any, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
         """A batch of an accumulation group comes with its share of the group's loss."""
         self._loss = (self._loss or 0.0) + loss.item()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the step, keep its loss; end the sweep where it has risen too far."""
         if trainer.global_step == self._steps or self._loss is None or self.ended_by:
             return
@@ -168,7 +171,7 @@ class _Sweep(Callback, RunExtension):
         self.smoothed = smoothed(self.losses, self.test.smoothing)
         limit, lowest = self.test.early_stop_threshold, min(self.smoothed)
         if limit is not None and self.smoothed[-1] > lowest + (limit - 1) * abs(lowest):
-            self._end(trainer.fit_run, f"the loss rose to more than {limit:g} times its lowest")
+            self._end(trainer.current_fit, f"the loss rose to more than {limit:g} times its lowest")
 
     def _end(self, run: FitRun, why: str) -> None:
         self.ended_by = why

@@ -6,7 +6,7 @@ import copy
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Trial", "batches_a_step", "trial"]
 
@@ -52,7 +55,7 @@ class Trial:
         data: a copy, which knows the copy of the module.
     """
 
-    def __init__(self, trainer: Any, module: Module, data: DataModule) -> None:
+    def __init__(self, trainer: Trainer, module: Module, data: DataModule) -> None:
         self.trainer, self.module, self.data = trainer, module, data
         #: where the copies will be trained
         self.device: torch.device = FitRun(trainer, module, data).device
@@ -83,7 +86,7 @@ class Trial:
         return run
 
 
-def batches_a_step(trainer: Any) -> dict[int, int]:
+def batches_a_step(trainer: Trainer) -> dict[int, int]:
     """How many batches make one optimizer step, by the epoch from which on they do."""
     plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     given = plans[0] if plans else trainer.accumulate_grad_batches
@@ -91,7 +94,7 @@ def batches_a_step(trainer: Any) -> dict[int, int]:
 
 
 @contextmanager
-def trial(trainer: Any, module: Module, data: DataModule) -> Iterator[Trial]:
+def trial(trainer: Trainer, module: Module, data: DataModule) -> Iterator[Trial]:
     """Copies to try something on; random generators stand where they stood when the block ends, however it ends.
 
     Raises:
@@ -118,7 +121,7 @@ def _copies(module: Module, data: DataModule) -> tuple[Module, DataModule]:
             fix="make what cannot be copied in setup(self, stage), or give it a __deepcopy__",
         ) from error
     for made in copies:
-        made.trainer = None
+        made.trainer = None  # type: ignore[assignment]
     for part in copies[0].modules():
         _bind_again(part, memo)
     return copies
