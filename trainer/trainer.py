@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,12 @@ from flashtask.trainer.lightning1.trainer import Lightning1Trainer
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
+from flashtask.trainer.placement.accelerators import Accelerator
 from flashtask.trainer.placement.placement import check_placement
+from flashtask.trainer.placement.precision import Precision
+from flashtask.trainer.placement.strategies import Strategy
 from flashtask.trainer.preparing import check_module, data_of
-from flashtask.trainer.profiling.profilers import resolve_profiler
+from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 PathLike = str | os.PathLike[str]
+#: A name that a registry lists, alone or with options: `("early_stopping", {"patience": 3})`.
+Named = str | tuple[str, Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
 
 
 class Trainer(RunFacts, Lightning1Trainer):
@@ -115,19 +121,19 @@ class Trainer(RunFacts, Lightning1Trainer):
         min_epochs: int | None = None,
         max_steps: int = -1,
         min_steps: int | None = None,
-        max_time: Any = None,
-        accelerator: Any = "auto",
-        devices: Any = "auto",
+        max_time: str | timedelta | dict[str, float] | None = None,
+        accelerator: str | Accelerator = "auto",
+        devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
-        strategy: Any = "auto",
+        strategy: str | Strategy = "auto",
         sync_batchnorm: bool = False,
-        precision: Any = None,
-        plugins: Any = None,
+        precision: str | int | Precision | None = None,
+        plugins: Precision | Strategy | Sequence[Precision | Strategy] | None = None,
         memory_format: str | None = None,
         seed: int | None = None,
-        default_root_dir: Any = None,
-        output_dir: Any = None,
-        callbacks: Any = None,
+        default_root_dir: PathLike | None = None,
+        output_dir: PathLike | None = None,
+        callbacks: Callback | Named | Sequence[Callback | Named] | None = None,
         logger: Any = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
@@ -149,7 +155,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         detect_anomaly: bool = False,
         deterministic: bool | str | None = None,
         benchmark: bool | None = None,
-        profiler: Any = None,
+        profiler: Profiler | Named | None = None,
         use_distributed_sampler: bool = True,
         feature_cache: bool | int | str = "auto",
         auto_lr_find: bool = False,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,10 @@ from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.phases import Finetuning
 from flashtask.trainer.run import Run, RunExtension
 from flashtask.trainer.tuning.trials import Trial
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Measured", "measure_phases"]
 
@@ -53,9 +57,9 @@ class _Clock(Callback, RunExtension):
         #: batches that processes load ahead; these are there at once, and the others may not be
         self.ahead = 0
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Nothing is learned, so that no step can diverge."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         run.schedulers.clear()
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["lr"] = 0.0
@@ -68,9 +72,9 @@ class _Clock(Callback, RunExtension):
         """Of a pass for a head that is solved a part is looked at, and on a part no head is solved."""
         return (lambda: None) if name == "finish_pass" else call
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the time."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         _wait_for(run.device)
         self.ends.append(time.perf_counter())
         is_enough = run.global_step >= _STEPS or not run.automatic
@@ -78,12 +82,12 @@ class _Clock(Callback, RunExtension):
         if is_whole or (is_enough and self.ends[-1] - self._began > _MOST_SECONDS):
             run.leave()
 
-    def on_validation_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Note the time."""
         self._validation_began = time.perf_counter()
 
     def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Note the time since the batch before."""
         now = time.perf_counter()

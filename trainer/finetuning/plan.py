@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,6 +19,9 @@ from flashtask.trainer.finetuning.rates import set_base_rates
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.tuning.trials import batches_a_step, trial
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["GroupPlan", "PhasePlan", "Plan", "plan"]
 
@@ -116,7 +119,7 @@ class Plan:
         return asdict(self)
 
 
-def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:
+def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:
     """Look at a run that was made ready on copies, and if wanted take a few steps of each phase on them.
 
     Args:
@@ -146,7 +149,7 @@ def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning,
     return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
 
 
-def _accumulation(trainer: Any) -> Any:
+def _accumulation(trainer: Trainer) -> Callable[[int], int]:
     steps = batches_a_step(trainer)
     return lambda epoch: steps[max(start for start in steps if start <= epoch)]
 
