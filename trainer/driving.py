@@ -1,4 +1,4 @@
-"""Driving a run: making it ready, going through its moments, telling those who listen, ending well whatever happens."""
+"""Driving a run: prepare it, go through its moments and call their hooks, and clean up whatever happens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
 
 @contextmanager
 def _ending_well(run: FitRun | EvaluationRun) -> Iterator[None]:
-    """Whatever happens inside: those who listen are told of an error, and what was done for the run is undone."""
+    """Call the hooks of an error, and undo what was done for the run, whatever happens inside."""
     trainer = run.trainer
     # A verb may be called in a hook of another: what belongs to that one is put back.
     outer = (run.module.trainer, run.data.trainer, trainer.active_run)
@@ -94,7 +94,7 @@ def _circumstances(run: Run) -> Iterator[None]:
 
 
 def _begin(run: FitRun) -> None:
-    """The run folder's files, and what is said before training."""
+    """Write the run folder's first files, and print what will be trained."""
     trainer = run.trainer
     run.begin()
     if trainer.run_folder is not None:

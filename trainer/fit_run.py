@@ -257,7 +257,7 @@ class FitRun(Run):
         """Settle what describes the run: from here on its settings are those that count."""
         self.recipe = recipe_of(self)
 
-    # ---- what others may want of it
+    # ---- what callbacks and extensions call
 
     def stop(self, reason: str) -> None:
         """End the fit after this epoch; of several reasons the first one counts."""
@@ -321,7 +321,7 @@ class FitRun(Run):
             if nested is not None:  # whose listeners are those of this run
                 nested._extend_parts(extension)
 
-    # ---- where the run stands
+    # ---- position and limits
 
     @property
     def done(self) -> bool:
@@ -374,7 +374,7 @@ class FitRun(Run):
     # ---- what the loop asks for
 
     def start_epoch(self) -> None:
-        """Settle what is frozen, set modes, and begin at the place in the epoch where the run stands."""
+        """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
         self.fresh_metrics.clear()
         self.skip_epoch = False
@@ -560,7 +560,7 @@ class FitRun(Run):
 
         Raises:
             DivergedError: it is NaN or infinite.
-            UsageError: there is no loss in what was returned.
+            UsageError: what was returned holds no loss.
         """
         if outputs is None or not self.automatic:
             return None
@@ -600,7 +600,7 @@ class FitRun(Run):
         trainer = self.trainer
         if trainer.gradient_clip_val or trainer.detect_anomaly:
             norm = clip(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-            # With a gradient scaler an overflow is no divergence: the scaler skips that step.
+            # With a gradient scaler an overflow does not mean divergence: the scaler skips that step.
             if norm is not None and not self.precision.skips_overflow:
                 self.check_finite("the norm of the gradients", norm)
         self.guard.hold_back(optimizer)

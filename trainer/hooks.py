@@ -47,7 +47,7 @@ MOMENTS = (
     "exception",
 )
 
-#: Methods of a module that are told of the outputs of a whole epoch; they have no `on_` before their names.
+#: Methods of a module that get the outputs of a whole epoch; they have no `on_` before their names.
 _OUTPUT_HOOKS = {
     "training_outputs": "training_epoch_end",
     "validation_outputs": "validation_epoch_end",
@@ -85,7 +85,7 @@ def listeners(
     callback_base: type,
     engine: Mapping[str, Callable[..., Any]],
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
-    """Who is told of each moment: moment -> the bound methods that somebody wrote.
+    """The hooks of each moment: moment -> the bound methods that somebody wrote.
 
     Callbacks come before the module; then the engine's own part, which writes down what they logged; and those that
     write checkpoints last, so that nothing changes behind them.

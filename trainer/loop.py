@@ -2,7 +2,7 @@
 
 Each is a generator that yields the moments of a run as `(name, *arguments)`. The trainer drives them and tells
 callbacks and module (`on_<name>`). State lives in the run, never here; no context (autocast, no_grad) is held across a
-`yield`, because whoever is told of a moment may do anything.
+`yield`, because a hook may do anything.
 """
 
 from __future__ import annotations

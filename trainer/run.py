@@ -108,16 +108,16 @@ class Run:
         self.loggers: list[Logger] = []
         #: ready to be driven
         self.is_prepared = False
-        #: moment -> who is told of it
+        #: moment -> the hooks that are called
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
-        """What the engine itself does when a moment is told, after everybody but checkpoints: moment -> function."""
+        """What the engine does at a moment, after all hooks but those that write checkpoints: moment -> function."""
         return {}
 
     def tell(self, moment: str, *arguments: Any) -> None:
-        """Tell those who listen that a moment has come."""
+        """Call the hooks of a moment."""
         active = self.trainer.active_run or self
         before, active.moment = active.moment, moment
         for call in self.listeners.get(moment, ()):
@@ -383,7 +383,7 @@ class EvaluationRun(Run):
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
         """The batches of one loader, on the device, with their numbers."""
         self.loader_number = number if len(self.loaders) > 1 else None
-        if self._asking is None:  # not before: whoever is told of the start may change weights
+        if self._asking is None:  # not before: a hook of the start may change weights
             self._asking = ExitStack()
             self._asking.enter_context(self.strategy.whole_weights(self.module))
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):

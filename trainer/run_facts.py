@@ -1,4 +1,4 @@
-"""What a trainer tells of its runs: where the fit stands, what was measured, what it works with."""
+"""Properties of a trainer that look into its runs: position, metrics, data, optimizers, files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["RunFacts"]
 class RunFacts:
     """Base of `Trainer`: properties that look into its runs."""
 
-    #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
+    #: the last fit, running or over: the one of `callback_metrics`, `save_checkpoint` and `ckpt_path="best"`
     fit_run: FitRun | None = None
     #: the run that is worked on now
     active_run: Run | None = None

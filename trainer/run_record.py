@@ -1,4 +1,4 @@
-"""The record of a run: recipe and settings, what is said at its start, its summary, and where weights come from."""
+"""The record of a run: recipe and settings, the announcement at its start, its summary, the origin of weights."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def recipe_of(run: FitRun) -> dict[str, Any] | None:
 
 
 def told_of_recipe(recipe: Mapping[str, Any] | None) -> str:
-    """What is said at the start of a run of what its recipe cannot hold; empty if there is nothing."""
+    """A sentence about what the recipe of a run cannot hold; empty if it holds everything."""
     lost = (recipe or {}).get("not_saved")
     if not lost:
         return ""
@@ -207,14 +207,14 @@ def settings_of(run: FitRun) -> dict[str, Any]:
     return settings if size is None else {**settings, "batch_size": size}
 
 
-# ---- what is said before training
+# ---- the announcement before training
 
-#: Of more phases than these, the first ones and the last are told.
+#: Of more phases than these, the first ones and the last are announced.
 _MOST_PHASES = 6
 
 
 def announce(run: FitRun) -> list[str]:
-    """What is said before training: seed, device, formats, processes; what trains from when on, at which rates."""
+    """The lines printed before training: seed, device, formats, processes; what trains from which epoch on; rates."""
     layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
     several = f", {run.strategy.world_size} processes ({run.strategy.name})" if run.strategy.world_size > 1 else ""
     lines = [f"seed {run.seed}, {run.device.type}, {_formats(run)}, {layout}{several}"]

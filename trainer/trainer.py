@@ -77,7 +77,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         sync_batchnorm: on GPUs, let BatchNorm see the batches of all processes.
         precision: `32`, `bf16-mixed`, `16-mixed`, `64-true`, `16-true`, `bf16-true`, `auto`, or a `Precision`; None
             leaves it to the module (tasks: `auto`).
-        plugins: a `Precision` or `Strategy` of your own, or a list of them.
+        plugins: a `Precision` or `Strategy` object, or a list of them.
         memory_format: `contiguous`, `channels_last` or `auto`; None leaves it to the module (tasks: `auto`).
         seed: of order, augmentation and model; None means that of the last `seed_everything`, else 0.
         default_root_dir: run folders are made in `runs/` below it; the working folder if not given.
@@ -86,7 +86,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         logger: True for the CSV log and TensorBoard's where it is installed, False for none, or a `Logger`, a name that
             `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
-        enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
+        enable_progress_bar: show progress; a line an epoch if the output is not a terminal.
         enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
@@ -101,7 +101,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
         track_grad_norm: log this norm of all gradients (2 for the 2-norm, `inf`); -1 for none.
         detect_anomaly: find the operation that makes a gradient NaN; slow.
-        deterministic: let torch use deterministic algorithms alone; `warn` only warns where there is none.
+        deterministic: let torch use deterministic algorithms alone; `warn` only warns if there is not one.
         benchmark: let cuDNN try which algorithm is fastest.
         profiler: `simple`, `advanced`, `pytorch`, or a `Profiler`.
         use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
@@ -111,7 +111,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
-        UsageError: an argument that cannot be meant; the nearest right one is named.
+        UsageError: an invalid argument; the message names the nearest valid one.
     """
 
     def __init__(
@@ -505,7 +505,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         return found
 
     def open_output(self, run: FitRun) -> Path | None:
-        """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of.
+        """Claim the run folder before anything expensive happens, and make this the trainer's fit.
 
         Returns:
             The checkpoint to continue from: the run's own, or the last one of an earlier attempt of torchrun.
@@ -525,16 +525,16 @@ class Trainer(RunFacts, Lightning1Trainer):
         if earlier is not None:
             self.say(f"torchrun has started this again: going on from {earlier}")
         self._before = (self.run_folder, self.fit_run, self._restored_best)
-        self._speak_of(folder, run, None)
+        self._set_fit(folder, run, None)
         return earlier or run.resume_from
 
-    def _speak_of(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
+    def _set_fit(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
         self.run_folder, self.fit_run, self._restored_best = folder, run, restored_best
 
     def forget(self, run: FitRun) -> None:
         """A fit that never got ready: its predecessor is the trainer's fit again."""
         if self.fit_run is run:
-            self._speak_of(*self._before)
+            self._set_fit(*self._before)
 
     def _last_of_an_earlier_attempt(self) -> Path | None:
         """Where torchrun has started the script again: the `last.ckpt` that it wrote before."""

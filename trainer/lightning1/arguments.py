@@ -69,7 +69,7 @@ _INSTEAD = {
     "num_processes": 'accelerator="cpu", devices=...',
     "prepare_data_per_node": "leave it out: prepare_data runs once per node",
     "process_position": "callbacks=[ProgressBar()]",
-    "reload_dataloaders_every_epoch": "leave it out: the order of samples is drawn anew every epoch",
+    "reload_dataloaders_every_epoch": "leave it out: the order of samples is drawn again every epoch",
     "resume_from_checkpoint": "trainer.fit(model, ..., ckpt_path=...)",
     "stochastic_weight_avg": "callbacks=[StochasticWeightAveraging()]",
     "terminate_on_nan": "leave it out: a NaN always ends a run before it touches the weights",

@@ -107,7 +107,7 @@ class Loop:
         """Put loops in the places of children: `fit_loop.connect(epoch_loop=mine)`.
 
         Raises:
-            UnknownNameError: there is no such child.
+            UnknownNameError: the loop has no such child.
             UsageError: it is a class, or no loop.
         """
         for name, loop in loops.items():
@@ -125,8 +125,8 @@ class Loop:
             loops: by the name of the child, a class or a loop.
 
         Raises:
-            UnknownNameError: there is no such child.
-            UsageError: it is no loop.
+            UnknownNameError: the loop has no such child.
+            UsageError: it is not a loop.
         """
         for name, given in loops.items():
             loop = given() if isinstance(given, type) else given
