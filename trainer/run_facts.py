@@ -68,17 +68,6 @@ class RunFacts:
         return self.active_run
 
     @property
-    def current_evaluation(self) -> EvaluationRun:
-        """The validation, test or prediction that is worked on now.
-
-        Raises:
-            UsageError: none is running.
-        """
-        if not isinstance(self.active_run, EvaluationRun):
-            raise UsageError("this trainer is evaluating nothing now", fix="call this in a hook of an evaluation")
-        return self.active_run
-
-    @property
     def current_epoch(self) -> int:
         """The epoch of the fit run, counted from 0."""
         return self.fit_run.epoch if self.fit_run is not None else 0

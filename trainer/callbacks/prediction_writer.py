@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.loading import OrderedBatches
-from flashtask.trainer.run import taken_in_turn
+from flashtask.trainer.run import EvaluationRun, taken_in_turn
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
@@ -72,7 +72,7 @@ class BasePredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
         """Count from the first sample of each loader."""
-        run = trainer.current_evaluation
+        run = _prediction(trainer)
         if self.write_interval != "batch" and not run.keeps_outputs:
             raise UsageError(
                 f"write_interval={self.write_interval!r} needs predictions that are kept to the end",
@@ -85,7 +85,7 @@ class BasePredictionWriter(Callback):
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Hand a batch over, with the places of its samples."""
-        run = trainer.current_evaluation
+        run = _prediction(trainer)
         start, size = self._samples[dataloader_idx], run.batch_size
         order = getattr(run.loaders[dataloader_idx], "batch_sampler", None)
         if isinstance(order, OrderedBatches):
@@ -101,7 +101,13 @@ class BasePredictionWriter(Callback):
         """Hand everything over."""
         if self.write_interval == "batch":
             return
-        run = trainer.current_evaluation
+        run = _prediction(trainer)
         by_process = run.strategy.gather(self._indices) if run.shares_loaders else [self._indices]
         of_all = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         self.write_on_epoch_end(trainer, module, run.outputs_of_pass, of_all if len(of_all) > 1 else of_all[0])
+
+
+def _prediction(trainer: Trainer) -> EvaluationRun:
+    run = trainer.current_run
+    assert isinstance(run, EvaluationRun)
+    return run
