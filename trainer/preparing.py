@@ -109,7 +109,7 @@ def memory_format_of(run: Run) -> torch.memory_format:
 
 
 def want_gradients(wanted: Mapping[nn.Parameter, bool]) -> None:
-    """Put back which parameters want gradients."""
+    """Set `requires_grad` of each parameter to the value that is given for it."""
     for parameter, before in wanted.items():
         parameter.requires_grad_(before)
 

@@ -117,7 +117,7 @@ class Run:
         return {}
 
     def tell(self, moment: str, *arguments: Any) -> None:
-        """Call the hooks of a moment."""
+        """Call the hooks of a moment; one that returns -1 before a training batch skips the rest of the epoch."""
         active = self.trainer.active_run or self
         before, active.moment = active.moment, moment
         for call in self.listeners.get(moment, ()):
