@@ -58,15 +58,6 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from flashtask.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
-    from flashtask.trainer.custom_loops import EvaluationEpochLoop as EvaluationEpochLoop
-    from flashtask.trainer.custom_loops import EvaluationLoop as EvaluationLoop
-    from flashtask.trainer.custom_loops import FitLoop as FitLoop
-    from flashtask.trainer.custom_loops import Loop as Loop
-    from flashtask.trainer.custom_loops import ManualOptimization as ManualOptimization
-    from flashtask.trainer.custom_loops import OptimizerLoop as OptimizerLoop
-    from flashtask.trainer.custom_loops import PredictionLoop as PredictionLoop
-    from flashtask.trainer.custom_loops import TrainingBatchLoop as TrainingBatchLoop
-    from flashtask.trainer.custom_loops import TrainingEpochLoop as TrainingEpochLoop
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
     from flashtask.trainer.finetuning.phase import LowRank as LowRank
@@ -77,6 +68,15 @@ if TYPE_CHECKING:
     from flashtask.trainer.finetuning.strategies import Finetuning as Finetuning
     from flashtask.trainer.finetuning.strategies import Stage as Stage
     from flashtask.trainer.fit_result import FitResult as FitResult
+    from flashtask.trainer.lightning1.loops import EvaluationEpochLoop as EvaluationEpochLoop
+    from flashtask.trainer.lightning1.loops import EvaluationLoop as EvaluationLoop
+    from flashtask.trainer.lightning1.loops import FitLoop as FitLoop
+    from flashtask.trainer.lightning1.loops import Loop as Loop
+    from flashtask.trainer.lightning1.loops import ManualOptimization as ManualOptimization
+    from flashtask.trainer.lightning1.loops import OptimizerLoop as OptimizerLoop
+    from flashtask.trainer.lightning1.loops import PredictionLoop as PredictionLoop
+    from flashtask.trainer.lightning1.loops import TrainingBatchLoop as TrainingBatchLoop
+    from flashtask.trainer.lightning1.loops import TrainingEpochLoop as TrainingEpochLoop
     from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.base import Logger as Logger
@@ -129,11 +129,11 @@ _HOMES = {
     "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
     "EMAWeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
-    "EvaluationEpochLoop": "flashtask.trainer.custom_loops",
-    "EvaluationLoop": "flashtask.trainer.custom_loops",
+    "EvaluationEpochLoop": "flashtask.trainer.lightning1.loops",
+    "EvaluationLoop": "flashtask.trainer.lightning1.loops",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.strategies",
-    "FitLoop": "flashtask.trainer.custom_loops",
+    "FitLoop": "flashtask.trainer.lightning1.loops",
     "FitResult": "flashtask.trainer.fit_result",
     "FlashtaskError": "flashtask.core.errors",
     "GradientAccumulationScheduler": "flashtask.trainer.callbacks.accumulation",
@@ -154,18 +154,18 @@ _HOMES = {
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
     "LightningModule": "flashtask.trainer.module:Module",
     "Logger": "flashtask.trainer.loggers.base",
-    "Loop": "flashtask.trainer.custom_loops",
+    "Loop": "flashtask.trainer.lightning1.loops",
     "Loops": "flashtask.trainer.loop",
     "LowRank": "flashtask.trainer.finetuning.phase",
     "MLFlowLogger": "flashtask.trainer.loggers.mlflow_logger",
     "MPSAccelerator": "flashtask.trainer.placement.accelerators",
-    "ManualOptimization": "flashtask.trainer.custom_loops",
+    "ManualOptimization": "flashtask.trainer.lightning1.loops",
     "MixedPrecision": "flashtask.trainer.placement.precision",
     "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
     "Number": "flashtask.tasks.predictions",
-    "OptimizerLoop": "flashtask.trainer.custom_loops",
+    "OptimizerLoop": "flashtask.trainer.lightning1.loops",
     "PROFILERS": "flashtask.trainer.profiling.profilers",
     "PassThrough": "flashtask.trainer.profiling.profilers",
     "Phase": "flashtask.trainer.finetuning.phase",
@@ -173,7 +173,7 @@ _HOMES = {
     "Plateau": "flashtask.trainer.finetuning.phase",
     "Precision": "flashtask.trainer.placement.precision",
     "Prediction": "flashtask.tasks.predictions",
-    "PredictionLoop": "flashtask.trainer.custom_loops",
+    "PredictionLoop": "flashtask.trainer.lightning1.loops",
     "Preprocessing": "flashtask.core.preprocessing",
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
@@ -194,8 +194,8 @@ _HOMES = {
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",
     "Timer": "flashtask.trainer.callbacks.timing",
     "Trainer": "flashtask.trainer.trainer",
-    "TrainingBatchLoop": "flashtask.trainer.custom_loops",
-    "TrainingEpochLoop": "flashtask.trainer.custom_loops",
+    "TrainingBatchLoop": "flashtask.trainer.lightning1.loops",
+    "TrainingEpochLoop": "flashtask.trainer.lightning1.loops",
     "TrainingTypePluginsRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
     "TruePrecision": "flashtask.trainer.placement.precision",
     "TuningResult": "flashtask.trainer.tuning.tune",

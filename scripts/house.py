@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
-    "by_name hooks hyperparameters loading metric_order rates run_settings signals",
+    "by_name hooks hyperparameters loading metric_order rates signals",
     "step_outputs text_table torch_switches transfer wrapping",
     "datamodule",
     "finetuning",
@@ -34,25 +34,24 @@ TRAINER_LAYERS = (
     "distribution",
     "placement",
     "manual_optimization nan_guard optimizers",
-    # the run, and what listens to it
-    "results run",
+    "results",
+    # what a run calls, and what it leaves behind
     "callbacks",
-    "fit_run",
     "loggers profiling",
-    # what a run leaves behind
-    "run_folder run_recipe",
-    "checkpoints provenance",
-    "fit_result run_facts summary",
+    "run_folder run_record",
+    "checkpoints",
     # what is trained
     "module",
-    "averaging",
-    "features feature_cache solving",
+    "closed_form feature_cache features",
+    # the run
+    "given_loaders preparing",
+    "run",
+    "fit_run",
+    "fit_result run_facts",
     # verbs
-    "custom_loops given_loaders loop",
-    "preparing",
-    "driving",
+    "driving loop",
     "tuning",
-    "older_names script_arguments settings trainer",
+    "lightning1 settings trainer",
 )
 
 #: Sizes may exceed the stored number by this share: a fix of three lines needs no new numbers.

@@ -17,7 +17,8 @@ from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 from flashtask.trainer.datamodule import GivenLoaders
-from flashtask.trainer.provenance import data_counts
+from flashtask.trainer.run import EvaluationRun
+from flashtask.trainer.run_record import data_counts
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -192,7 +193,9 @@ class ImageClassifier(Task):
     def on_validation_end(self) -> None:
         """In a fit, take the thresholds that were best on the validation data."""
         run = self.trainer.active_run
-        if self.multi_label and run.parent is not None and not run.is_sanity_check:
+        if not self.multi_label or not isinstance(run, EvaluationRun):
+            return
+        if run.parent is not None and not run.is_sanity_check:
             self.thresholds = self.metrics["val"]["f1"].chosen  # type: ignore[index]
             self.metrics["test"]["f1"].thresholds = self.thresholds  # type: ignore[index]
 
@@ -249,8 +252,8 @@ class ImageClassifier(Task):
 
         The same classes in another order stay in the model's order where the data can take it.
         """
-        run = None if self.trainer is None else self.trainer.active_run
-        begins = run is not None and run is self.trainer.fit_run and run.resume_from is None
+        fit = None if self.trainer is None else self.trainer.fit_run
+        begins = fit is not None and self.trainer.active_run is fit and fit.resume_from is None
         if not (begins and found) or self._classes_are_given or self.head is None:
             return False
         if self.labels is None:

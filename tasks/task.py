@@ -56,7 +56,7 @@ from flashtask.trainer.optimizers import (
     weight_decay_of,
 )
 from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.provenance import provenance_in
+from flashtask.trainer.run_record import provenance_in
 from flashtask.trainer.wrapping import own_name, parameters_by_name
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class Task(Module):
             UsageError: the data's own is for another number of channels.
         """
         if self._lack is not None and self.trainer is not None:
-            self._lack.require_none(self.trainer.active_run.stage)
+            self._lack.require_none(self.trainer.current_run.stage)
         self._agree_on_preprocessing(datamodule)
         self.agree_on_targets(datamodule)
         self._awaits_size = False
@@ -446,7 +446,7 @@ class Task(Module):
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
         if self.head is None and self._head.kind is not None:
             raise self._unknown_outputs()
-        run = self.trainer.fit_run
+        run = self.trainer.current_fit
         freezing = run.freezing or Freezing(self, resolve_finetuning("no_freeze"))
         rates = {"head": self.learning_rate, "backbone": self.backbone_learning_rate}
         decays = weight_decay_of(self._optimizer, self._optimizer_options) != 0
@@ -578,7 +578,7 @@ class Task(Module):
             if self.trainer is None:
                 self._preprocessing_of_weights = self.preprocessing  # else it is the run's, and stands in its recipe
             else:
-                self._agree_on_preprocessing(self.trainer.active_run.data)
+                self._agree_on_preprocessing(self.trainer.current_run.data)
 
     def resolved_hyperparameters(self) -> dict[str, Any]:
         """The learning rates, if the task has such arguments: one may follow from the other, both may be found.

@@ -15,7 +15,8 @@ from test_resume import SignalAt, state_digest, undisturbed  # noqa: F401 - a fi
 from flashtask import Callback, EarlyStopping, Loops, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import seed_generators
-from flashtask.trainer.custom_loops import (
+from flashtask.trainer.hooks import MOMENTS
+from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
     FitLoop,
@@ -26,7 +27,6 @@ from flashtask.trainer.custom_loops import (
     TrainingBatchLoop,
     TrainingEpochLoop,
 )
-from flashtask.trainer.hooks import MOMENTS
 
 ROOT = Path(__file__).parent.parent
 

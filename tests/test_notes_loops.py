@@ -11,7 +11,7 @@ from torch import nn
 import flashtask as pl
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.custom_loops import (
+from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
     FitLoop,

@@ -31,7 +31,7 @@ from flashtask import (
 from flashtask.cli import run as cli
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.heads import build_head
-from flashtask.trainer.custom_loops import FitLoop
+from flashtask.trainer.lightning1.loops import FitLoop
 
 TINY = "timm/test_resnet"
 

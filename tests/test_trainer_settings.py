@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -121,3 +123,19 @@ def test_arguments_that_belong_elsewhere_say_where():
         Trainer(strategy="freeze")
     with pytest.raises(UsageError, match="ckpt_path"):
         Trainer(resume_from_checkpoint="last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("verb", "returned"),
+    [
+        ("fit", "FitResult"),
+        ("finetune", "FitResult"),
+        ("validate", "list[dict[str, float]]"),
+        ("test", "list[dict[str, float]]"),
+        ("predict", "list[Any] | None"),
+        ("tune", "TuningResult"),
+        ("plan", "Plan"),
+    ],
+)
+def test_a_verb_says_what_it_returns(verb, returned):
+    assert inspect.signature(getattr(Trainer, verb)).return_annotation == returned

@@ -101,8 +101,7 @@ class ClosedFormFit:
     def prepare(self) -> None:
         """One pass over every sample, without optimizers."""
         run = self.run
-        run.training_step, run.automatic, run.keeps_outputs = self.step, False, False
-        run.max_epochs, run.max_steps = 1, -1
+        run.replace_training(self)
         if run.ordered is not None:
             run.ordered.drop_last = False  # a sample that is left out of an epoch has its turn in the next
 
@@ -150,7 +149,7 @@ class ClosedFormFit:
         self._agree()
         if isinstance(said, str) and run.trainer.enable_model_summary:
             run.trainer.say(said)
-        run.stop_reason = SOLVED
+        run.stop(SOLVED)
 
     def _collected(self) -> tuple[Tensor, Tensor]:
         """Features (N, ...) and targets (N, ...) of all processes, in the order of the data."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.hyperparameters import HyperparametersMixin
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "transfer_hooks"]
 
@@ -34,8 +38,8 @@ class DataModule(BatchTransfer, HyperparametersMixin):
     the stage has no data.
     """
 
-    #: Set by the trainer for the length of a run.
-    trainer: Any = None
+    #: Set by the trainer for the length of a run; None outside of one.
+    trainer: Trainer = None  # type: ignore[assignment]
 
     @property
     def augments_while_frozen(self) -> bool:
@@ -81,7 +85,7 @@ class DataModule(BatchTransfer, HyperparametersMixin):
 class GivenLoaders(DataModule):
     """Loaders that were passed to a verb; what was not passed is asked of the module, if it has such a method."""
 
-    def __init__(self, module: Any, **given: Any) -> None:
+    def __init__(self, module: Module, **given: Any) -> None:
         self._module, self._given = module, given
 
     def prepare_data(self) -> None:
@@ -122,7 +126,7 @@ class GivenLoaders(DataModule):
         return self._loader("predict")
 
 
-def transfer_hooks(data: DataModule, module: Any) -> tuple[Any, Any, Any]:
+def transfer_hooks(data: DataModule, module: Module) -> tuple[Any, Any, Any]:
     """The hooks around moving a batch: those that the data module overrides, else the module's, else None."""
     found: list[Any] = []
     for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):

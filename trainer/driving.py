@@ -1,4 +1,4 @@
-"""Driving a run: making it ready, going through its moments, telling those who listen, ending well whatever happens."""
+"""Driving a run: prepare it, go through its moments and call their hooks, and clean up whatever happens."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from flashtask.core.errors import FlashtaskError
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loop import Moments
-from flashtask.trainer.preparing import prepare
 from flashtask.trainer.profiling.attaching import profiling
-from flashtask.trainer.provenance import provenance_of
-from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError
-from flashtask.trainer.run_recipe import recipe_of, told_of_recipe
-from flashtask.trainer.signals import stopping_at_the_next_step
-from flashtask.trainer.summary import announce, summary_of
+from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run_record import announce, provenance_of, summary_of, told_of_recipe
+from flashtask.trainer.signals import RunInterruptedError, stopping_at_the_next_step
 from flashtask.trainer.torch_switches import switches
 
 __all__ = ["drive"]
 
 
-def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
+def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
     """Go through the moments of a run, in every process of its strategy, and tell callbacks and module of each.
 
     Args:
@@ -38,8 +35,7 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
     """
     with run.strategy.launch(), _ending_well(run):
         run.strategy.begin(run)
-        prepare(run)
-        run.is_prepared = True
+        run.prepare()
         if isinstance(run, FitRun):
             _begin(run)
         with _circumstances(run), closing(loop(run)) as moments:
@@ -52,8 +48,8 @@ def drive(run: Any, loop: Callable[[Any], Moments]) -> None:
 
 
 @contextmanager
-def _ending_well(run: Any) -> Iterator[None]:
-    """Whatever happens inside: those who listen are told of an error, and what was done for the run is undone."""
+def _ending_well(run: FitRun | EvaluationRun) -> Iterator[None]:
+    """Call the hooks of an error, and undo what was done for the run, whatever happens inside."""
     trainer = run.trainer
     # A verb may be called in a hook of another: what belongs to that one is put back.
     outer = (run.module.trainer, run.data.trainer, trainer.active_run)
@@ -98,9 +94,9 @@ def _circumstances(run: Run) -> Iterator[None]:
 
 
 def _begin(run: FitRun) -> None:
-    """The run folder's files, and what is said before training."""
+    """Write the run folder's first files, and print what will be trained."""
     trainer = run.trainer
-    run.recipe = recipe_of(run)
+    run.begin()
     if trainer.run_folder is not None:
         trainer.run_folder.write_recipe(run.recipe)
         if told := told_of_recipe(run.recipe):
@@ -145,7 +141,7 @@ def _end(run: Run, error: BaseException | None) -> None:
             last_first.callback(active.abandon)
 
 
-def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
+def _as_users_see_it(run: FitRun | EvaluationRun, error: BaseException) -> BaseException:
     """What is raised: an interruption after the place was saved, a named lack of memory, or the error as it is."""
     if not isinstance(error, RunInterruptedError):
         return as_users_see_it(error, run.batch_size)
@@ -153,7 +149,7 @@ def _as_users_see_it(run: Any, error: BaseException) -> BaseException:
     if isinstance(active, EvaluationRun) and active.is_open:
         active.abandon()
     checkpoint = run.trainer.checkpoint_callback
-    if checkpoint is not None and not run.done:
+    if checkpoint is not None and isinstance(run, FitRun) and not run.done:
         stopped = f"stopped in epoch {run.epoch} after {run.samples} samples"
         try:
             path = checkpoint.write_last(run.trainer)

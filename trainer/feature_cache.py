@@ -46,17 +46,21 @@ def use_features(run: Any) -> None:
     views = wanted if is_whole(wanted) else 1
     noun = run.module.sample_noun
     part = FrozenPart(run)
-    run.loader = _wrapped(part, run.loader, views, f"training {noun}")
+    run.read_from(_wrapped(part, run.loader, views, f"training {noun}"))
     if run.validation is None:
         return
-    run.validation.loaders = [_wrapped(part, one, 1, f"validation {noun}") for one in run.validation.loaders]
+    run.validation.read_from([_wrapped(part, one, 1, f"validation {noun}") for one in run.validation.loaders])
     if run.sanity is not None:
         # The features that it computes are those of the first validation; without one, its few batches need no pass.
         only_known = not _validates_while_frozen(run)
-        run.sanity.loaders = [
-            FeatureLoader(one.loader, one.features, one.epoch, only_known) if isinstance(one, FeatureLoader) else one
-            for one in run.validation.loaders
-        ]
+        run.sanity.read_from(
+            [
+                FeatureLoader(one.loader, one.features, one.epoch, only_known)
+                if isinstance(one, FeatureLoader)
+                else one
+                for one in run.validation.loaders
+            ]
+        )
 
 
 def use_known_features(run: Any) -> None:
@@ -76,7 +80,7 @@ def use_known_features(run: Any) -> None:
     for loader in loaders:
         if isinstance(loader, FeatureLoader):
             loader.only_known = not (whole and loader.features.are_of_a_known_part())
-    run.loaders = loaders
+    run.read_from(loaders)
 
 
 def plan_of_features(run: Any, callbacks: Sequence[Any]) -> tuple[bool, str]:

@@ -25,7 +25,7 @@ from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
 
 __all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "rows_of_all"]
 
@@ -299,7 +299,7 @@ class SampleFeatures:
         """
         signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
         if signal_number:
-            self.run.interrupted_by = signal_number
+            self.run.interrupt(signal_number)
             raise RunInterruptedError(signal_number)
 
     def _shown(self, batches: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -4,56 +4,85 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim import Optimizer
 
+from flashtask.core.allocator import keep_freed_memory
+from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.metrics import is_metric, uncounted
-from flashtask.core.seeding import generator_states, set_generator_states
+from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
+from flashtask.trainer.checkpoints.restoring import restore_run
+from flashtask.trainer.closed_form import ClosedFormFit, fits_in_closed_form, refuse_gradients
+from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.distribution.agreement import facts_of_data
+from flashtask.trainer.feature_cache import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
-from flashtask.trainer.finetuning.progress import PhaseProgress, set_base_rates
+from flashtask.trainer.finetuning.lora import adapt, adapted_layers
+from flashtask.trainer.finetuning.progress import PhaseProgress, require_phase_groups, set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
+from flashtask.trainer.module import Module
 from flashtask.trainer.nan_guard import NanGuard
-from flashtask.trainer.optimizers import ScheduledRate
-from flashtask.trainer.placement.placement import Placement
+from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
+from flashtask.trainer.placement.precision import Precision, record_precision
+from flashtask.trainer.preparing import (
+    check_state_keys,
+    check_training_data,
+    evaluation_loaders,
+    leave_optimization_to_module,
+    limit_of,
+    training_loader,
+    want_gradients,
+)
 from flashtask.trainer.rates import learning_rates
-from flashtask.trainer.run import EvaluationRun, Run, RunInterruptedError, at_most
+from flashtask.trainer.run import EvaluationRun, Run, RunExtension, Wrapped, as_it_takes, at_most
+from flashtask.trainer.run_record import recipe_of
+from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.step_outputs import loss_in
 from flashtask.trainer.transfer import detached
 
 if TYPE_CHECKING:
-    from flashtask.trainer.closed_form import ClosedFormFit
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["FitRun"]
+
+#: methods of a precision that an extension may wrap -> names of the parts
+_PRECISION_PARTS = {"backward": "backward", "unscale": "unscale", "step": "optimizer_step", "update": "scale_update"}
 
 
 class FitRun(Run):
     """Training: optimizers, progress, and the runs of validation that nest in it."""
 
-    stage = "fit"
+    stage, word = "fit", "train"
+    _parts: Mapping[str, str] = {
+        name: name
+        for name in ("training_step", "to_device", "clip_gradients", "count_step", "finish_pass", "close_epoch")
+    }
 
     def __init__(
         self,
-        trainer: Any,
-        module: Any,
-        data: Any,
-        placement: Placement,
+        trainer: Trainer,
+        module: Module,
+        data: DataModule,
         finetuning: Finetuning | None = None,
+        *,
         resume_from: Path | None = None,
+        restores_best: bool = False,
     ) -> None:
-        super().__init__(trainer, module, data, placement)
+        super().__init__(trainer, module, data)
+        placement = self.placement
         self.finetuning, self.resume_from = finetuning, resume_from
-        #: what describes it in names and numbers (`recipe_of`), settled when it begins
+        #: what describes it in names and numbers, settled when it begins
         self.recipe: dict[str, Any] | None = None
         #: what the recipe of the run that is continued could not hold
         self.lost_before: dict[str, str] = {}
@@ -70,17 +99,15 @@ class FitRun(Run):
         self.schedulers: list[ScheduledRate] = []
         self.freezing: Freezing | None = None
         self.phases: PhaseProgress | None = None
-        #: what takes the place of training where the head is solved and not trained
+        #: what computes the head, if it is solved and not trained
         self.solving: ClosedFormFit | None = None
         self.validation: EvaluationRun | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
         self.automatic: bool = module.automatic_optimization
         self.keeps_outputs = False
-        #: let the trainer speak of the fit before this one again
-        self.put_back: Callable[[], None] = lambda: None
         #: put the best epoch's weights back at the end
-        self.restores_best = False
+        self.restores_best = restores_best
         #: they have been put back, and `metrics` are that epoch's
         self.has_best = False
         # progress: this is what a checkpoint holds
@@ -116,7 +143,184 @@ class FitRun(Run):
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
 
-    # ---- where the run stands
+    # ---- making it ready
+
+    def prepare(self) -> None:
+        """Claim the run folder, set up data, freezing and optimizers, and restore the checkpoint that is continued."""
+        trainer, module, data = self.trainer, self.module, self.data
+        refuse_gradients(module, self.finetuning)
+        self.resume_from = trainer.open_output(self)
+        seed_generators(self.seed)
+        record_precision(module, trainer.precision)
+        self.loggers = trainer.loggers if trainer.is_global_zero else []
+        self._start()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        check_state_keys(self)
+        for part in module.modules():
+            if is_metric(part):
+                part.reset()  # what a run that failed may have left
+        # An error in a turn of one of several optimizers leaves the parameters of the others switched off.
+        self.undo.append(partial(want_gradients, {p: p.requires_grad for p in module.parameters()}))
+        if self.finetuning is not None:
+            self.freezing = Freezing(module, self.finetuning)
+            self.phases = PhaseProgress(self.freezing.finetuning, module)
+            if (most := self.finetuning.length) is not None:
+                self.max_epochs = most if self.max_epochs is None else min(most, self.max_epochs)
+        content = None if self.resume_from is None else read_checkpoint(self.resume_from)
+        if content is not None and "datamodule" in content:
+            with put_to_use(str(self.resume_from)):
+                data.load_state_dict(content["datamodule"])  # its loaders may depend on it
+        loader = data.train_dataloader()
+        check_training_data(loader, module)
+        self.loader, self.limit = training_loader(trainer, loader, self.seed)
+        self.strategy.agree(lambda: facts_of_data(self))
+        self.training_step = self._step_of_module()
+        self.keeps_outputs = hasattr(module, "training_epoch_end")
+        self._add_validation()
+        self._add_training()
+        if self.strategy.global_rank:
+            # Dropout is to fall on other numbers in each process; weights are those of the first one.
+            seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
+        if content is not None:
+            self.lost_before = dict((content.get("recipe") or {}).get("not_saved") or {})
+            restore_run(self, self.resume_from, content)
+            self.sanity = None
+            if self.solving is not None:
+                self.solving.resume()
+        use_features(self)
+        self._finish_preparing()
+
+    def _adapt(self) -> None:
+        """Give the layers that LoRA trains their factors, before anybody looks at the parameters."""
+        settings = None if self.finetuning is None else self.finetuning.lora
+        if settings is not None:
+            adaptation = adapt(self.module, self.module.modules_to_freeze(), settings, self.seed)
+            if self.trainer.enable_model_summary:
+                self.trainer.say(str(adaptation))
+        elif adapted_layers(self.module):
+            raise UsageError(
+                "the model has LoRA factors, and this run would not train them",
+                fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
+            )
+
+    def _step_of_module(self) -> Callable[..., Any]:
+        """The module's step, followed by its `training_step_end` if there is one."""
+        module = self.module
+        step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
+        step_end = getattr(module, "training_step_end", None)
+        if step_end is None:
+            return step
+
+        def step_and_end(*arguments: Any) -> Any:
+            outputs = step(*arguments)
+            self.moment = "training_step_end"
+            changed = step_end(outputs)
+            return outputs if changed is None else changed
+
+        return step_and_end
+
+    def _add_validation(self) -> None:
+        """The runs of validation that nest in this one: after epochs, and the sanity check before the first."""
+        trainer, module = self.trainer, self.module
+        writes_step = type(module).validation_step is not Module.validation_step
+        if not writes_step and isinstance(self.data, GivenLoaders) and self.data.has("val"):
+            trainer.say(f"{type(module).__name__} has no validation_step: the validation data is not used")
+        if not writes_step or trainer.overfit_batches:
+            return
+        loaders = evaluation_loaders(trainer, module, self.data.val_dataloader(), "val")
+        limits = [limit_of(trainer.limit_val_batches, loader) for loader in loaders]
+        if all(limit == 0 for limit in limits):
+            return
+        self.validation = EvaluationRun.inside(self, loaders, limits, leaves_no_trace=False)
+        if steps := trainer.num_sanity_val_steps:
+            few = limits if steps < 0 else [at_most(steps, limit) for limit in limits]
+            self.sanity = EvaluationRun.inside(self, loaders, few, leaves_no_trace=True)
+
+    def _add_training(self) -> None:
+        """Optimizers and schedules; where the head is solved, the pass that collects its features."""
+        module = self.module
+        refuse_gradients(module, self.finetuning)  # the data may have made the head
+        if fits_in_closed_form(module, self.finetuning):
+            ClosedFormFit(self).prepare()
+            return
+        self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
+        if self.freezing is not None and self.freezing.finetuning.has_rates:
+            require_phase_groups(self.optimizers, self.freezing.rates, module)
+        if self.automatic:
+            require_no_closure(self.optimizers)
+        else:
+            leave_optimization_to_module(self)
+
+    def begin(self) -> None:
+        """Settle what describes the run: from here on its settings are those that count."""
+        self.recipe = recipe_of(self)
+
+    # ---- what callbacks and extensions call
+
+    def stop(self, reason: str) -> None:
+        """End the fit after this epoch; of several reasons the first one counts."""
+        self.stop_reason = self.stop_reason or reason
+
+    def go_on(self) -> None:
+        """Forget why the fit was to end: a run that is resumed has more patience or time."""
+        self.stop_reason = ""
+
+    def leave(self) -> None:
+        """End the fit at the next step; the epoch keeps its place, to be continued by another run."""
+        self.is_leaving = True
+
+    def interrupt(self, signal_number: int) -> None:
+        """End the fit at the next step because of a signal."""
+        self.interrupted_by, self.is_leaving = signal_number, True
+
+    def skip_rest(self) -> None:
+        """Leave out the rest of the epoch."""
+        self.skip_epoch = True
+
+    def note_step(self) -> None:
+        """With manual optimization: the module has let an optimizer step."""
+        self.has_stepped = True
+
+    def accumulate(self, batches_a_step: Callable[[int], int]) -> None:
+        """Set how many batches make one optimizer step, by epoch; before the optimizers are made."""
+        self.accumulation = batches_a_step
+
+    def limit_steps(self, steps: int) -> None:
+        """End after so many optimizer steps, whatever `max_steps` says."""
+        self.max_steps = steps
+
+    def read_from(self, loader: Any) -> None:
+        """Take the batches from another loader, which gives the same samples in the same order."""
+        self.loader = loader
+
+    def replace_training(self, solving: ClosedFormFit) -> None:
+        """One pass in which each batch goes to `solving.step`, without optimizers; at its end `solving.finish`."""
+        self.solving = solving
+        self.training_step, self.automatic, self.keeps_outputs = solving.step, False, False
+        self.max_epochs, self.max_steps = 1, -1
+
+    def keep_last_weights(self) -> None:
+        """Do not put the best epoch's weights back at the end."""
+        self.restores_best = False
+
+    def take_best(self, metrics: dict[str, float]) -> None:
+        """The best epoch's weights have been put back: its metrics are the run's."""
+        self.metrics, self.has_best = metrics, True
+
+    def _extend_parts(self, extension: RunExtension) -> None:
+        super()._extend_parts(extension)
+        precision = self.precision
+        parts = [(name, part, getattr(precision, name)) for name, part in _PRECISION_PARTS.items()]
+        wrapped = {name: extension.wrap_call(self, part, call) for name, part, call in parts}
+        if any(wrapped[name] is not call for name, _, call in parts):
+            self.precision = cast("Precision", Wrapped(precision, wrapped))
+        self.loader = extension.wrap_loader(self, self.loader)
+        for nested in (self.validation, self.sanity):
+            if nested is not None:  # whose listeners are those of this run
+                nested._extend_parts(extension)
+
+    # ---- position and limits
 
     @property
     def done(self) -> bool:
@@ -169,7 +373,7 @@ class FitRun(Run):
     # ---- what the loop asks for
 
     def start_epoch(self) -> None:
-        """Settle what is frozen, set modes, and begin at the place in the epoch where the run stands."""
+        """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
         self.fresh_metrics.clear()
         self.skip_epoch = False
@@ -243,6 +447,10 @@ class FitRun(Run):
                 fix="a smaller batch_size, drop_last=False, or limit_train_batches above 0",
             )
         self._exhausted = self.skip_epoch or not group or self.batch_idx == self.batches_in_epoch
+        self.finish_pass()
+
+    def finish_pass(self) -> None:
+        """Where an epoch's batches end: a head that is solved is computed here."""
         if self.solving is not None:
             self.solving.finish()
 
@@ -273,12 +481,22 @@ class FitRun(Run):
         return batches
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The context of a step's forward pass.
+        """The context of a step's forward pass; what is logged in it belongs to `training_step`.
 
         With `precision="auto"` only steps in which the backbone trains may round: a head on a frozen backbone is
         trained on the features that it is given later.
         """
+        self.moment = "training_step"
         return self._step_precision.forward()
+
+    def forward_only(self, batch: Any, batch_idx: int) -> None:
+        """The forward half of a training step, in the precision of evaluation."""
+        self.batch_size = batch_size_of(batch)
+        moved = self.to_device(batch)
+        for _, arguments in self.turns():
+            self.moment = "training_step"
+            with self.inference_precision.forward():
+                self.training_step(moved, batch_idx, *arguments)
 
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
@@ -341,7 +559,7 @@ class FitRun(Run):
 
         Raises:
             DivergedError: it is NaN or infinite.
-            UsageError: there is no loss in what was returned.
+            UsageError: what was returned holds no loss.
         """
         if outputs is None or not self.automatic:
             return None
@@ -381,7 +599,7 @@ class FitRun(Run):
         trainer = self.trainer
         if trainer.gradient_clip_val or trainer.detect_anomaly:
             norm = clip(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-            # With a gradient scaler an overflow is no divergence: the scaler skips that step.
+            # With a gradient scaler an overflow does not mean divergence: the scaler skips that step.
             if norm is not None and not self.precision.skips_overflow:
                 self.check_finite("the norm of the gradients", norm)
         self.guard.hold_back(optimizer)
@@ -479,7 +697,7 @@ class FitRun(Run):
             return
         measured = self.validation is None or self.validates
         if self.phases.leave(self.epoch, self.global_step, self.metrics, self.fresh_metrics, measured):
-            self.stop_reason = self.stop_reason or "the last phase of the strategy is over"
+            self.stop("the last phase of the strategy is over")
 
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""

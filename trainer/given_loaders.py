@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -15,12 +15,15 @@ from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
 from flashtask.trainer.placement.strategies import STRATEGIES
 
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+
 __all__ = ["check_loader", "is_batch_list"]
 
 _PARTS = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
 
 
-def check_loader(value: Any, stage: str, module: Any) -> None:
+def check_loader(value: Any, stage: str, module: Module) -> None:
     """Refuse what cannot be a loader, or a list of them; what is iterable and not known otherwise is left alone.
 
     Args:
@@ -52,7 +55,7 @@ def is_batch_list(given: Any) -> bool:
     return isinstance(first, (torch.Tensor, tuple, dict)) or isinstance(inner, torch.Tensor)
 
 
-def _described(value: Any, stage: str, module: Any) -> tuple[str, str]:
+def _described(value: Any, stage: str, module: Module) -> tuple[str, str]:
     """What a value is in words, and the fix; empty words where it may be a loader."""
     if _is_strategy(value):
         return _described_strategy(value)
@@ -86,7 +89,7 @@ def _a(value: Any) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _fix_of_path(value: Any, stage: str, module: Any) -> str:
+def _fix_of_path(value: Any, stage: str, module: Module) -> str:
     path = os.fspath(value)
     data_class = getattr(module, "data_class", None)
     if stage == "predict" and hasattr(module, "predict"):

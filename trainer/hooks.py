@@ -10,9 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import nearest
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["LEVELS", "MOMENTS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
 
@@ -43,7 +47,7 @@ MOMENTS = (
     "exception",
 )
 
-#: Methods of a module that are told of the outputs of a whole epoch; they have no `on_` before their names.
+#: Methods of a module that get the outputs of a whole epoch; they have no `on_` before their names.
 _OUTPUT_HOOKS = {
     "training_outputs": "training_epoch_end",
     "validation_outputs": "validation_epoch_end",
@@ -74,14 +78,14 @@ LEVELS: dict[str, tuple[bool, bool]] = {
 
 
 def listeners(
-    trainer: Any,
-    module: Any,
+    trainer: Trainer,
+    module: Module,
     callbacks: Iterable[Any],
     module_base: type,
     callback_base: type,
     engine: Mapping[str, Callable[..., Any]],
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
-    """Who is told of each moment: moment -> the bound methods that somebody wrote.
+    """The hooks of each moment: moment -> the bound methods that somebody wrote.
 
     Callbacks come before the module; then the engine's own part, which writes down what they logged; and those that
     write checkpoints last, so that nothing changes behind them.
@@ -90,7 +94,7 @@ def listeners(
     """
     callbacks = list(callbacks)
     for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
-        _report_misspelled(owner, base)
+        _report_misspelled(owner, base, trainer.older_hooks)
     report_misspelled_methods(module, module_base, _METHODS, depth=5)
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
     for moment in MOMENTS:
@@ -120,25 +124,6 @@ def listeners(
 def _is_written(owner: Any, name: str, base: type) -> bool:
     method = getattr(owner, name, None)
     return method is not None and getattr(method, "__func__", method) is not base.__dict__.get(name)
-
-
-#: What only older trainers call -> what takes its place here.
-_OLDER = {
-    "on_batch_start": "on_train_batch_start",
-    "on_batch_end": "on_train_batch_end",
-    "on_epoch_start": "on_train_epoch_start",
-    "on_init_start": "setup",
-    "on_init_end": "setup",
-    "on_keyboard_interrupt": "on_exception",
-    "on_pretrain_routine_start": "on_fit_start",
-    "on_pretrain_routine_end": "on_fit_start",
-    "on_validation_model_eval": "on_validation_start",
-    "configure_callbacks": "Trainer(callbacks=...)",
-    "configure_gradient_clipping": "Trainer(gradient_clip_val=...)",
-    "lr_scheduler_step": "automatic_optimization = False",
-    "optimizer_step": "on_before_optimizer_step",
-    "optimizer_zero_grad": "on_before_zero_grad",
-}
 
 
 #: What a module may write beside hooks.
@@ -188,11 +173,11 @@ def report_misspelled_methods(owner: Any, base: type, methods: Iterable[str], *,
             warnings.warn(told, stacklevel=depth)
 
 
-def _report_misspelled(owner: Any, base: type) -> None:
+def _report_misspelled(owner: Any, base: type, older: Mapping[str, str]) -> None:
     known = {f"on_{moment}" for moment in MOMENTS} | set(_OTHER_HOOKS)
     for name in dir(type(owner)):
-        if name in _OLDER:
-            told = f"{type(owner).__name__}.{name} is never called: did you mean {_OLDER[name]}?"
+        if name in older:
+            told = f"{type(owner).__name__}.{name} is never called: did you mean {older[name]}?"
             warnings.warn(told, stacklevel=4)
         elif name.startswith("on_") and name not in known and not hasattr(base, name):
             close = nearest(name, known, most=1)

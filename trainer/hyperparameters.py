@@ -10,9 +10,12 @@ import os
 import types
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import MissingInputError, UsageError
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = [
     "Hyperparameters",
@@ -158,7 +161,7 @@ class HyperparametersMixin:
 # ---- what a checkpoint holds
 
 
-def plain_hyperparameters(module: Any) -> dict[str, Any]:
+def plain_hyperparameters(module: HyperparametersMixin) -> dict[str, Any]:
     """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
     hparams = module.hparams
     if _is_omegaconf(hparams):
@@ -169,7 +172,7 @@ def plain_hyperparameters(module: Any) -> dict[str, Any]:
     return {str(key): _plain(value) for key, value in dict(hparams).items()}
 
 
-def hyperparameters_content(module: Any) -> dict[str, Any]:
+def hyperparameters_content(module: HyperparametersMixin) -> dict[str, Any]:
     """What a checkpoint says about the hyper-parameters.
 
     Returns:

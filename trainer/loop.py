@@ -2,7 +2,7 @@
 
 Each is a generator that yields the moments of a run as `(name, *arguments)`. The trainer drives them and tells
 callbacks and module (`on_<name>`). State lives in the run, never here; no context (autocast, no_grad) is held across a
-`yield`, because whoever is told of a moment may do anything.
+`yield`, because a hook may do anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Moments = Generator[tuple[Any, ...], None, None]
 
 
 class Loops:
-    """The four functions of the engine, and the beginnings and ends that custom_loops.py shares with them.
+    """The four functions of the engine, and their beginnings and ends, which loops as objects (lightning1/) call too.
 
     Replace one by subclassing: `trainer.loops = MyLoops()`.
     """
@@ -76,7 +76,6 @@ class Loops:
                 return
             outputs = None
             for optimizer, arguments in run.turns():
-                run.moment = "training_step"
                 with run.forward():
                     outputs = run.training_step(batch, batch_idx, *arguments)
                 loss = run.loss_of(outputs)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.trainer.distribution.shards import whole
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["ManualOptimizer", "clip", "train_only"]
 
@@ -21,7 +24,7 @@ class ManualOptimizer:
     Everything else (`param_groups`, `state`, ...) is the optimizer's own.
     """
 
-    def __init__(self, optimizer: Optimizer, run: Any) -> None:
+    def __init__(self, optimizer: Optimizer, run: FitRun) -> None:
         self.optimizer, self._run = optimizer, run
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +39,7 @@ class ManualOptimizer:
         run.tell("before_optimizer_step", self.optimizer)
         run.guard.hold_back(self.optimizer)
         result = run.precision.step(self.optimizer, closure and partial(self._evaluated, closure))
-        run.has_stepped = True
+        run.note_step()
         return result
 
     def _evaluated(self, closure: Callable[[], Any]) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flashtask.core.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["best_mode", "direction_of", "mode_of_module", "rank", "tie_break"]
 
@@ -42,7 +45,7 @@ def direction_of(metric: str) -> str | None:
     return None
 
 
-def best_mode(owner: str, metric: str, mode: str | None, module: Any) -> str:
+def best_mode(owner: str, metric: str, mode: str | None, module: Module) -> str:
     """`max` or `min`: as given, else as the module says of its own metric, else as the name of the metric says.
 
     Args:
@@ -62,7 +65,7 @@ def best_mode(owner: str, metric: str, mode: str | None, module: Any) -> str:
     return found
 
 
-def _asking_for_mode(owner: str, metric: str, module: Any) -> UsageError:
+def _asking_for_mode(owner: str, metric: str, module: Module) -> UsageError:
     """The error for a name without a known direction; a name like that of a usual metric is most likely mistyped."""
     error = UnknownNameError("metric to monitor", metric, {module.monitor: 0, "val_loss": 0})
     example = f'{owner}(monitor={metric!r}, mode="max"), or mode="min" where less is better'
@@ -74,7 +77,7 @@ def _asking_for_mode(owner: str, metric: str, module: Any) -> UsageError:
     )
 
 
-def mode_of_module(module: Any) -> str:
+def mode_of_module(module: Module) -> str:
     """`max` or `min` for the module's own metric.
 
     A `monitor_mode` counts for the `monitor` of the same class or of a parent; a class that changes `monitor` alone

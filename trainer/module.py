@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from flashtask.trainer.placement.precision import Precision, recorded_precision
 from flashtask.trainer.results import LogSettings
 from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
 
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
+
 __all__ = ["Module"]
 
 
@@ -28,8 +31,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
     _hparams_are_stored = True
 
-    #: Set by the trainer for the length of a run.
-    trainer: Any = None
+    #: Set by the trainer for the length of a run; None outside of one.
+    trainer: Trainer = None  # type: ignore[assignment]
     #: False: `training_step` computes gradients and steps `self.optimizers()` itself, and returns what it likes.
     automatic_optimization: bool = True
     #: The metric by which checkpoints are ranked, and whether more is better (`max`) or less (`min`).
@@ -345,7 +348,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             return
         shown = logger and trainer
         settings = LogSettings(prog_bar, shown, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx)
-        self.trainer.active_run.log(name, value, settings, batch_size)
+        self.trainer.current_run.log(name, value, settings, batch_size)
 
     def log_dict(self, values: dict[str, Any], **options: Any) -> None:
         """Log several values with the same options."""

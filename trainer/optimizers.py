@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -16,6 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 from flashtask.trainer.metric_order import direction_of
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = [
     "ScheduledRate",
@@ -89,7 +93,7 @@ class ScheduledRate:
             raise UnknownNameError("metric to monitor", str(self.monitor), metrics)
 
 
-def read_optimizers(returned: Any, run: Any = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
+def read_optimizers(returned: Any, run: FitRun | None = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
     """What `configure_optimizers` returned, as two lists.
 
     Accepts an optimizer, a list or tuple of them, two lists (optimizers, schedulers), a dictionary with `optimizer` and
@@ -138,7 +142,7 @@ def _is_named(value: Any) -> bool:
     return isinstance(value[0], str) and all(isinstance(part, Mapping) for part in value[1:])
 
 
-def _optimizer(given: Any, run: Any) -> Optimizer | None:
+def _optimizer(given: Any, run: FitRun | None) -> Optimizer | None:
     if given is None or isinstance(given, Optimizer):
         return given
     if run is None or not _is_named(given):
@@ -176,7 +180,7 @@ def _read_dict(config: dict[str, Any]) -> tuple[Any, Any]:
     return config["optimizer"], scheduler
 
 
-def _read_scheduler(config: Any, optimizer: Optimizer | None, run: Any) -> ScheduledRate | None:
+def _read_scheduler(config: Any, optimizer: Optimizer | None, run: FitRun | None) -> ScheduledRate | None:
     if not isinstance(config, dict):
         config = {"scheduler": config}
     _check_keys("a scheduler's settings", config, _SETTINGS)
@@ -187,7 +191,7 @@ def _read_scheduler(config: Any, optimizer: Optimizer | None, run: Any) -> Sched
     return _named_scheduler(config, optimizer, run)
 
 
-def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: Any) -> ScheduledRate | None:
+def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: FitRun | None) -> ScheduledRate | None:
     if optimizer is None or run is None:
         raise UsageError(
             f"the scheduler {config['scheduler']!r} is named, and there is not one optimizer that it could be for",
@@ -211,7 +215,7 @@ def _check_keys(whose: str, given: Mapping[Any, Any], known: Iterable[str]) -> N
             raise UsageError(f"{whose}: there is no {key!r}", fix=did_you_mean(str(key), known) or choices)
 
 
-def _classes(module: Any, base: type, left_out: Iterable[str]) -> dict[str, Any]:
+def _classes(module: ModuleType, base: type, left_out: Iterable[str]) -> dict[str, Any]:
     found = {n: c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base}
     return {name.lower(): c for name, c in found.items() if name not in left_out and not name.startswith("_")}
 

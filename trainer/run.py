@@ -4,22 +4,76 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
+from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
+from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
+from flashtask.trainer.datamodule import DataModule, transfer_hooks
+from flashtask.trainer.distribution.agreement import facts_of_module
+from flashtask.trainer.feature_cache import use_known_features
+from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.loggers.base import Logger
+from flashtask.trainer.module import Module
 from flashtask.trainer.placement.placement import Placement
+from flashtask.trainer.preparing import evaluation_loaders, limit_of, memory_format_of, placement_of, training_loader
 from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.transfer import channels_last, move_to_device
 
-__all__ = ["EvaluationRun", "Run", "RunInterruptedError", "as_it_takes", "at_most", "taken_in_turn"]
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.trainer import Trainer
+
+__all__ = ["EvaluationRun", "Run", "RunExtension", "Wrapped", "as_it_takes", "at_most", "taken_in_turn"]
+
+
+class RunExtension:
+    """Base of what takes part in a run where hooks do not reach: a profiler, a range test, a measurement.
+
+    `run.extend(extension)` hands it the parts of a run that has been prepared; what a method returns takes the part's
+    place. A callback that derives from this class too is applied by itself, before the first moment.
+    """
+
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that the loop calls.
+
+        Args:
+            run: the fit run or, for `validation_step` and its like, the evaluation run.
+            name: `training_step`, `validation_step`, `test_step`, `predict_step`, `to_device`, `backward`, `unscale`,
+                `clip_gradients`, `optimizer_step`, `scale_update`, `count_step`, `finish_pass` or `close_epoch`.
+            call: what is called now.
+        """
+        return call
+
+    def wrap_listener(self, run: Run, moment: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook of a callback or of the module."""
+        return call
+
+    def wrap_loader(self, run: Run, loader: Any) -> Any:
+        """What the batches of a run come from."""
+        return loader
+
+
+class Wrapped:
+    """An object some of whose methods are replaced; everything else is its own."""
+
+    def __init__(self, inner: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
+        self._inner = inner
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_inner"), name)
 
 
 class Run:
@@ -27,10 +81,15 @@ class Run:
 
     #: `fit`, `validate`, `test` or `predict`
     stage = ""
+    #: the first word of its moments: `train`, `validation`, `test` or `predict`
+    word = ""
+    #: its methods that an extension may wrap: attribute -> name of the part
+    _parts: Mapping[str, str] = {"to_device": "to_device"}
 
-    def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement) -> None:
+    def __init__(self, trainer: Trainer, module: Module, data: DataModule, placement: Placement | None = None) -> None:
         self.trainer, self.module, self.data = trainer, module, data
-        self.placement, self.strategy = placement, placement.strategy
+        self.placement = placement = placement or placement_of(trainer, module)
+        self.strategy = placement.strategy
         self.device = placement.device
         self.precision, self.inference_precision = placement.precision, placement.inference_precision
         self.memory_format: torch.memory_format = torch.contiguous_format
@@ -43,29 +102,104 @@ class Run:
         self.loader_number: int | None = None
         #: the hooks around moving a batch, None for those that nobody wrote: before, move, after
         self.transfer: tuple[Any, Any, Any] = (None, None, None)
-        self.callbacks: list[Any] = []
+        self.callbacks: list[Callback] = []
         #: the `teardown` of each `setup` that was begun, in the order of beginning
         self.undo: list[Callable[[], Any]] = []
-        self.loggers: list[Any] = []
+        self.loggers: list[Logger] = []
         #: ready to be driven
         self.is_prepared = False
-        #: moment -> who is told of it
+        #: moment -> the hooks that are called
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
-        """What the engine itself does when a moment is told, after everybody but checkpoints: moment -> function."""
+        """What the engine does at a moment, after all hooks but those that write checkpoints: moment -> function."""
         return {}
 
     def tell(self, moment: str, *arguments: Any) -> None:
-        """Tell those who listen that a moment has come."""
-        active = self.trainer.active_run
+        """Call the hooks of a moment; one that returns -1 before a training batch skips the rest of the epoch."""
+        active = self.trainer.active_run or self
         before, active.moment = active.moment, moment
         for call in self.listeners.get(moment, ()):
             answer = call(*arguments)
             if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
-                self.trainer.fit_run.skip_epoch = True
+                self.skip_rest()
         active.moment = before
+
+    def skip_rest(self) -> None:
+        """What a hook wants that returns -1; only a fit has a rest to skip."""
+
+    def prepare(self) -> None:
+        """Make the run ready for its loop: at its start, or where its checkpoint was written."""
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        """The common beginning of every verb: the data is fetched, meets the module, and is set up."""
+        trainer, module, data, stage = self.trainer, self.module, self.data, self.stage
+        self.callbacks = trainer.callbacks_of(stage)
+        module.trainer = data.trainer = trainer
+        trainer.active_run = self
+        report_misspelled_data_methods(data, DataModule)
+        self.listeners = listeners(trainer, module, self.callbacks, Module, Callback, self.own_part)
+        if self.strategy.local_rank == 0:
+            data.prepare_data()
+        self.strategy.barrier("prepare_data")
+        module.connect(data)
+        self._set_up_data(stage)
+        module.data_is_set_up(data)
+        self.undo.append(partial(module.teardown, stage))
+        module.setup(stage)
+        self.undo += [partial(callback.teardown, trainer, module, stage) for callback in reversed(self.callbacks)]
+        for callback in self.callbacks:
+            callback.setup(trainer, module, stage)
+        self.memory_format = memory_format_of(self)
+        module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.precision.convert_module(module)
+        if trainer.sync_batchnorm and self.strategy.world_size > 1:
+            from flashtask.core.batchnorm import synchronize_batchnorm
+
+            synchronize_batchnorm(module, self.device)
+        self.strategy.agree(lambda: facts_of_module(module))
+        self._adapt()
+        self.strategy.setup(module)
+        self.transfer = transfer_hooks(data, module)
+
+    def _set_up_data(self, stage: str) -> None:
+        """`setup` of the data module; its `teardown` follows at the end of the run, also if `setup` fails half-way."""
+        self.undo.append(partial(self.data.teardown, stage))
+        self.data.setup(stage)
+
+    def _adapt(self) -> None:
+        """Change layers before anybody looks at the parameters; only a fit does."""
+
+    def _finish_preparing(self) -> None:
+        for callback in self.callbacks:
+            if isinstance(callback, RunExtension):
+                self.extend(callback)
+        self.is_prepared = True
+
+    def extend(self, extension: RunExtension) -> None:
+        """Let an extension wrap what the run calls, tells and reads batches from."""
+        for moment, calls in self.listeners.items():
+            self.listeners[moment] = tuple(extension.wrap_listener(self, moment, call) for call in calls)
+        self._extend_parts(extension)
+
+    def _extend_parts(self, extension: RunExtension) -> None:
+        for attribute, name in self._parts.items():
+            call = getattr(self, attribute)
+            wrapped = extension.wrap_call(self, name, call)
+            if wrapped is not call:
+                setattr(self, attribute, wrapped)
+
+    @contextmanager
+    def logging_nothing(self) -> Iterator[None]:
+        """Values that are logged inside the block are dropped; moment and size of the batch are put back after it."""
+        before = self.results, self.loggers, self.moment, self.batch_size
+        self.results, self.loggers = Results(), []
+        try:
+            yield
+        finally:
+            self.results, self.loggers, self.moment, self.batch_size = before
 
     def log(self, name: str, value: Any, settings: LogSettings, batch_size: int | None) -> None:
         """Keep a value, or each value of a dictionary, under the moment that runs now."""
@@ -104,14 +238,6 @@ class Run:
         return batch
 
 
-class RunInterruptedError(Exception):
-    """A signal asked the run to stop; its place in the epoch has been kept."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-
 def at_most(length: int | None, limit: int | None) -> int | None:
     """The smaller of a length and a limit, either of which may be unknown."""
     return limit if length is None else length if limit is None else min(length, limit)
@@ -140,27 +266,36 @@ class EvaluationRun(Run):
         trainer: whose verb it is.
         module: to evaluate.
         data: its data module.
-        placement: where it runs, and in which number format.
         stage: `validate`, `test` or `predict`.
-        parent: the fit run it nests in, or None.
+        keeps_outputs: `predict` and `*_epoch_end(outputs)` get the outputs of all batches.
+        weights_from: the checkpoint whose weights are loaded first.
+        parent: the fit run it nests in, which has prepared everything for it.
     """
 
-    def __init__(self, trainer: Any, module: Any, data: Any, placement: Placement, stage: str, parent: Any) -> None:
-        super().__init__(trainer, module, data, placement)
-        self.stage, self.parent = stage, parent
-        self.precision = placement.inference_precision
-        #: the first word of its moments
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: Module,
+        data: DataModule,
+        stage: str,
+        *,
+        keeps_outputs: bool = True,
+        weights_from: Path | None = None,
+        parent: FitRun | None = None,
+    ) -> None:
+        super().__init__(trainer, module, data, None if parent is None else parent.placement)
+        self.stage, self.parent, self.weights_from = stage, parent, weights_from
+        self.precision = self.inference_precision
         self.word = {"validate": "validation"}.get(stage, stage)
+        self._parts = {"to_device": "to_device", "step": f"{self.word}_step"}
         self.loaders: list[Any] = []
         #: for each loader, batches at the most, or None
         self.limits: list[int | None] = []
-        self.keeps_outputs = stage == "predict" or hasattr(module, f"{self.word}_epoch_end")
+        self.keeps_outputs = keeps_outputs and (stage == "predict" or hasattr(module, f"{self.word}_epoch_end"))
         self.outputs: list[list[Any]] = []
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
         self.samples_seen = self._batches_seen = 0
-        #: the checkpoint whose weights are loaded first, or None
-        self.weights_from: Path | None = None
         self._step = as_it_takes(getattr(module, f"{self.word}_step"))
         self._step_end = getattr(module, f"{self.word}_step_end", None)
         self._has_all_outputs = False
@@ -168,6 +303,60 @@ class EvaluationRun(Run):
         self._outer: Run | None = None
         #: what holds while the module is asked for a batch
         self._asking: ExitStack | None = None
+
+    @classmethod
+    def inside(cls, fit: FitRun, loaders: list[Any], limits: list[int | None], *, leaves_no_trace: bool) -> Self:
+        """The validation of a fit, which is ready: it has the fit's place, callbacks and hooks.
+
+        Args:
+            fit: whose validation it is.
+            loaders: to validate on.
+            limits: for each loader, batches at the most, or None.
+            leaves_no_trace: nothing is logged: the sanity check.
+        """
+        made = cls(fit.trainer, fit.module, fit.data, "validate", parent=fit)
+        made.memory_format, made.transfer = fit.memory_format, fit.transfer
+        made.loaders, made.limits = loaders, limits
+        made.callbacks, made.listeners = fit.callbacks, fit.listeners
+        made.loggers = [] if leaves_no_trace else fit.loggers
+        return made
+
+    def prepare(self) -> None:
+        """Load the weights and the data; with `overfit_batches` the data is that of training."""
+        trainer, stage, step = self.trainer, self.stage, f"{self.word}_step"
+        if stage != "predict" and getattr(type(self.module), step) is getattr(Module, step):
+            raise UsageError(f"{type(self.module).__name__} has no {step}", fix=f"def {step}(self, batch, batch_idx)")
+        self._start()
+        if self.weights_from is not None:
+            load_checkpoint_into(self.module, read_checkpoint(self.weights_from), self.weights_from)
+        if not self._takes_training_data():
+            short = {"validate": "val"}.get(stage, stage)
+            self.loaders = evaluation_loaders(trainer, self.module, getattr(self.data, f"{short}_dataloader")(), short)
+            if not self.loaders:
+                raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
+            self.limits = [limit_of(getattr(trainer, f"limit_{short}_batches"), loader) for loader in self.loaders]
+            use_known_features(self)
+        self._finish_preparing()
+
+    def _takes_training_data(self) -> bool:
+        """With `overfit_batches`, take the few batches that are trained on; whether there are any."""
+        if not self.trainer.overfit_batches or self.stage == "predict":
+            return False
+        self._set_up_data("fit")
+        loader = self.data.train_dataloader()
+        if loader is None:
+            return False
+        few, limit = training_loader(self.trainer, loader, self.trainer.seed)
+        self.loaders, self.limits = [few], [limit]
+        return True
+
+    def read_from(self, loaders: list[Any]) -> None:
+        """Take the batches from other loaders, which give the same samples in the same order."""
+        self.loaders = loaders
+
+    def _extend_parts(self, extension: RunExtension) -> None:
+        super()._extend_parts(extension)
+        self.loaders = [extension.wrap_loader(self, loader) for loader in self.loaders]
 
     @property
     def is_sanity_check(self) -> bool:
@@ -194,7 +383,7 @@ class EvaluationRun(Run):
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:
         """The batches of one loader, on the device, with their numbers."""
         self.loader_number = number if len(self.loaders) > 1 else None
-        if self._asking is None:  # not before: whoever is told of the start may change weights
+        if self._asking is None:  # not before: a hook of the start may change weights
             self._asking = ExitStack()
             self._asking.enter_context(self.strategy.whole_weights(self.module))
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):

@@ -1,4 +1,4 @@
-"""What a trainer tells of its runs: where the fit stands, what was measured, what it works with."""
+"""Properties of a trainer that look into its runs: position, metrics, data, optimizers, files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+
 from flashtask.core.errors import UsageError
 from flashtask.core.model_path import model_path
+from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.base import CSVLogger, Logger, SilentLogger
+from flashtask.trainer.module import Module
+from flashtask.trainer.optimizers import ScheduledRate
 from flashtask.trainer.placement.strategies import Strategy
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
@@ -21,13 +27,13 @@ __all__ = ["RunFacts"]
 class RunFacts:
     """Base of `Trainer`: properties that look into its runs."""
 
-    #: the last fit, running or over: what `callback_metrics`, `save_checkpoint` and `ckpt_path="best"` speak of
+    #: the last fit, running or over: the one of `callback_metrics`, `save_checkpoint` and `ckpt_path="best"`
     fit_run: FitRun | None = None
     #: the run that is worked on now
     active_run: Run | None = None
     run_folder: RunFolder | None = None
     strategy: Strategy
-    callbacks: list[Any]
+    callbacks: list[Callback]
     default_root_dir: Path
     enable_checkpointing: bool
     fast_dev_run: bool | int
@@ -38,6 +44,28 @@ class RunFacts:
 
     def __init__(self) -> None:
         self._last_metrics = {}
+
+    @property
+    def current_fit(self) -> FitRun:
+        """The fit that is running, else the last one.
+
+        Raises:
+            UsageError: there was none.
+        """
+        if self.fit_run is None:
+            raise UsageError("this trainer has fitted nothing yet", fix="trainer.fit(model, datamodule=data)")
+        return self.fit_run
+
+    @property
+    def current_run(self) -> Run:
+        """The run that is worked on now.
+
+        Raises:
+            UsageError: nothing is running.
+        """
+        if self.active_run is None:
+            raise UsageError("this trainer is running nothing now", fix="call this in a hook or a step")
+        return self.active_run
 
     @property
     def current_epoch(self) -> int:
@@ -76,7 +104,7 @@ class RunFacts:
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
         if self.fit_run is not None:
-            self.fit_run.stop_reason = (self.fit_run.stop_reason or "trainer.should_stop was set") if value else ""
+            self.fit_run.stop("trainer.should_stop was set") if value else self.fit_run.go_on()
 
     @property
     def is_global_zero(self) -> bool:
@@ -102,15 +130,15 @@ class RunFacts:
         return self._claimed_folder
 
     @property
-    def module(self) -> Any:
-        """The module of the run that is worked on, else of the last fit; also `model`, `lightning_module`."""
+    def module(self) -> Module | None:
+        """The module of the run that is worked on, else of the last fit; also `model`."""
         run = self.active_run or self.fit_run
         return run.module if run is not None else None
 
-    model = lightning_module = module
+    model = module
 
     @property
-    def datamodule(self) -> Any:
+    def datamodule(self) -> DataModule | None:
         """The data module of the run that is worked on, else of the last fit."""
         run = self.active_run or self.fit_run
         return run.data if run is not None else None
@@ -149,18 +177,18 @@ class RunFacts:
         return next(iter(self.checkpoint_callbacks), None)
 
     @property
-    def optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[Optimizer]:
         """The optimizers of the fit."""
         return self.fit_run.optimizers if self.fit_run is not None else []
 
     @property
-    def lr_scheduler_configs(self) -> list[Any]:
+    def lr_scheduler_configs(self) -> list[ScheduledRate]:
         """The schedulers of the fit with their settings."""
         return self.fit_run.schedulers if self.fit_run is not None else []
 
     @property
-    def logger(self) -> Any:
-        """The first logger that the user chose, else the CSV log; None without any, a silent one in a brief run."""
+    def logger(self) -> Logger | None:
+        """The first logger that the user chose, else the CSV log; None without any, silent with `fast_dev_run`."""
         if not self.loggers and self.fast_dev_run:
             return SilentLogger()
         return next((one for one in self.loggers if type(one) is not CSVLogger), next(iter(self.loggers), None))

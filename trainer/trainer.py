@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from functools import partial
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
@@ -22,34 +23,43 @@ from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.custom_loops import LoopTree, TreeLoop
-from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.lightning1.trainer import Lightning1Trainer
 from flashtask.trainer.loggers.base import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
-from flashtask.trainer.older_names import todays_names
+from flashtask.trainer.placement.accelerators import Accelerator
 from flashtask.trainer.placement.placement import check_placement
-from flashtask.trainer.placement.strategies import point_out_distribution
-from flashtask.trainer.preparing import check_module, data_of, evaluation_run, fit_run
-from flashtask.trainer.profiling.profilers import resolve_profiler
+from flashtask.trainer.placement.precision import Precision
+from flashtask.trainer.placement.strategies import Strategy, point_out_distribution
+from flashtask.trainer.preparing import check_module, data_of
+from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
+from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.script_arguments import add_arguments, given_arguments
 from flashtask.trainer.settings import check_settings
+
+if TYPE_CHECKING:
+    from flashtask.trainer.finetuning.plan import Plan
+    from flashtask.trainer.tuning.tune import TuningResult
 
 __all__ = ["Trainer"]
 
+PathLike = str | os.PathLike[str]
+#: A name that a registry lists, alone or with options: `("early_stopping", {"patience": 3})`.
+Named = str | tuple[str, Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
 
-class Trainer(RunFacts):
+
+class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/older_names.py.
+    replacement is named: trainer/lightning1/arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
@@ -66,7 +76,7 @@ class Trainer(RunFacts):
         sync_batchnorm: on GPUs, let BatchNorm see the batches of all processes.
         precision: `32`, `bf16-mixed`, `16-mixed`, `64-true`, `16-true`, `bf16-true`, `auto`, or a `Precision`; None
             leaves it to the module (tasks: `auto`).
-        plugins: a `Precision` or `Strategy` of your own, or a list of them.
+        plugins: a `Precision` or `Strategy` object, or a list of them.
         memory_format: `contiguous`, `channels_last` or `auto`; None leaves it to the module (tasks: `auto`).
         seed: of order, augmentation and model; None means that of the last `seed_everything`, else 0.
         default_root_dir: run folders are made in `runs/` below it; the working folder if not given.
@@ -75,7 +85,7 @@ class Trainer(RunFacts):
         logger: True for the CSV log and TensorBoard's where it is installed, False for none, or a `Logger`, a name that
             `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
-        enable_progress_bar: show progress; where the output is no terminal, a line an epoch.
+        enable_progress_bar: show progress; a line an epoch if the output is not a terminal.
         enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
@@ -90,7 +100,7 @@ class Trainer(RunFacts):
         gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
         track_grad_norm: log this norm of all gradients (2 for the 2-norm, `inf`); -1 for none.
         detect_anomaly: find the operation that makes a gradient NaN; slow.
-        deterministic: let torch use deterministic algorithms alone; `warn` only warns where there is none.
+        deterministic: let torch use deterministic algorithms alone; `warn` only warns if there is not one.
         benchmark: let cuDNN try which algorithm is fastest.
         profiler: `simple`, `advanced`, `pytorch`, or a `Profiler`.
         use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
@@ -100,7 +110,7 @@ class Trainer(RunFacts):
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
-        UsageError: an argument that cannot be meant; the nearest right one is named.
+        UsageError: an invalid argument; the message names the nearest valid one.
     """
 
     def __init__(
@@ -110,19 +120,19 @@ class Trainer(RunFacts):
         min_epochs: int | None = None,
         max_steps: int = -1,
         min_steps: int | None = None,
-        max_time: Any = None,
-        accelerator: Any = "auto",
-        devices: Any = "auto",
+        max_time: str | timedelta | dict[str, float] | None = None,
+        accelerator: str | Accelerator = "auto",
+        devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
-        strategy: Any = "auto",
+        strategy: str | Strategy = "auto",
         sync_batchnorm: bool = False,
-        precision: Any = None,
-        plugins: Any = None,
+        precision: str | int | Precision | None = None,
+        plugins: Precision | Strategy | Sequence[Precision | Strategy] | None = None,
         memory_format: str | None = None,
         seed: int | None = None,
-        default_root_dir: Any = None,
-        output_dir: Any = None,
-        callbacks: Any = None,
+        default_root_dir: PathLike | None = None,
+        output_dir: PathLike | None = None,
+        callbacks: Callback | Named | Sequence[Callback | Named] | None = None,
         logger: Any = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
@@ -144,7 +154,7 @@ class Trainer(RunFacts):
         detect_anomaly: bool = False,
         deterministic: bool | str | None = None,
         benchmark: bool | None = None,
-        profiler: Any = None,
+        profiler: Profiler | Named | None = None,
         use_distributed_sampler: bool = True,
         feature_cache: bool | int | str = "auto",
         auto_lr_find: bool = False,
@@ -153,8 +163,7 @@ class Trainer(RunFacts):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "older", "__class__")}
         if older:
-            # The same trainer in today's words.
-            Trainer.__init__(self, **todays_names(older, given))
+            Trainer.__init__(self, **Trainer._todays_names(older, given))
             return
         super().__init__()
         check_settings(given)
@@ -200,8 +209,9 @@ class Trainer(RunFacts):
         if fast_dev_run:
             self._run_briefly(int(fast_dev_run))
         self.loops = Loops()
-        self._loop_tree: LoopTree | None = None
         self._restored_best: Path | None = None
+        #: run folder, fit and restored checkpoint before the fit that is being made ready
+        self._before: tuple[RunFolder | None, FitRun | None, Path | None] = (None, None, None)
 
     def _run_briefly(self, batches: int) -> None:
         """So many batches of everything, once, leaving nothing behind."""
@@ -219,36 +229,16 @@ class Trainer(RunFacts):
         """
         return Trainer(**{**self.arguments, "seed": self.seed, **changes})
 
-    # ---- scripts with an argparse parser of their own
-
-    @classmethod
-    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Give a parser an option for each argument of the trainer (`--max_epochs`), except those it has already."""
-        return add_arguments(parser, cls)
-
-    @classmethod
-    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
-        """The trainer that a parsed command line asks for; what is no argument of a trainer is left to the script.
-
-        Args:
-            namespace: what `parser.parse_args()` gave.
-            changes: arguments that win over the namespace's, such as `callbacks`.
-
-        Raises:
-            UsageError: a value that an argument cannot have.
-        """
-        return cls(**{**given_arguments(namespace, cls), **changes})
-
     # ---- verbs
 
     @named_arguments
     def fit(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
-        ckpt_path: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: PathLike | None = None,
         strategy: Any = None,
     ) -> FitResult:
         """Train; with a finetuning strategy it is the same as `finetune`.
@@ -268,19 +258,19 @@ class Trainer(RunFacts):
             return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        run = fit_run(self, module, data, None, self.checkpoint_file(ckpt_path))
+        run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
         drive(run, self._path.fit)
         return self._result_of(run)
 
     @named_arguments
     def finetune(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
-        ckpt_path: Any = None,
+        ckpt_path: PathLike | None = None,
         restore_best: bool = True,
         *,
         train_dataloader: Any = None,
@@ -306,8 +296,9 @@ class Trainer(RunFacts):
         loaders = train_dataloader if train_dataloaders is None else train_dataloaders
         module = check_module(model)
         data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
-        run = fit_run(self, module, data, _finetuning(module, strategy), self.checkpoint_file(ckpt_path))
-        run.restores_best = restore_best
+        resume_from = self.checkpoint_file(ckpt_path)
+        finetuning = _finetuning(module, strategy)
+        run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
         drive(run, self._path.fit)
         return self._result_of(run)
 
@@ -319,42 +310,55 @@ class Trainer(RunFacts):
 
     @named_arguments
     def validate(
-        self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None
-    ) -> Any:
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
         """Run validation; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
+        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
 
     @named_arguments
-    def test(self, model: Any = None, dataloaders: Any = None, ckpt_path: Any = None, datamodule: Any = None) -> Any:
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
+    ) -> list[dict[str, float]]:
         """Run a test; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
+        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
 
     @named_arguments
     def predict(
         self,
-        model: Any = None,
+        model: Module | None = None,
         dataloaders: Any = None,
-        ckpt_path: Any = None,
-        datamodule: Any = None,
+        ckpt_path: PathLike | None = None,
+        datamodule: DataModule | None = None,
         return_predictions: bool = True,
-    ) -> Any:
+    ) -> list[Any] | None:
         """What `predict_step` returns for each batch, in order: a list (of lists, where there are several loaders).
 
-        With `return_predictions=False` they are not kept, only given to callbacks such as a prediction writer.
+        With `return_predictions=False` they are not kept, only given to callbacks such as a prediction writer, and None
+        is returned.
         """
-        return self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=return_predictions)
+        keeps = return_predictions
+        run = self._evaluate("predict", model, dataloaders, ckpt_path, datamodule, keeps_outputs=keeps)
+        return run.outputs_of_pass if keeps else None
 
     @named_arguments
     def tune(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
-        learning_rate: Any = None,
-        batch_size: Any = None,
-    ) -> Any:
+        learning_rate: bool | Mapping[str, Any] | None = None,
+        batch_size: bool | str | Mapping[str, Any] | None = None,
+    ) -> TuningResult:
         """Find a learning rate or a batch size and set it on the module or its data; nothing else changes.
 
         Args:
@@ -390,13 +394,13 @@ class Trainer(RunFacts):
     @named_arguments
     def plan(
         self,
-        model: Any,
+        model: Module,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
-        datamodule: Any = None,
+        datamodule: DataModule | None = None,
         strategy: Any = None,
         measure: bool = True,
-    ) -> Any:
+    ) -> Plan:
         """What `finetune` would do: phases, parameters, rates, steps, memory and time. Nothing is trained or written.
 
         Args:
@@ -417,7 +421,7 @@ class Trainer(RunFacts):
         return plan(self, module, data, _finetuning(module, strategy), measure=measure)
 
     @named_arguments
-    def save_checkpoint(self, path: Any, weights_only: bool = False) -> None:
+    def save_checkpoint(self, path: PathLike, weights_only: bool = False) -> None:
         """Write the fit run's state to a file; after best weights were put back, the best epoch's whole state.
 
         Raises:
@@ -472,33 +476,9 @@ class Trainer(RunFacts):
         if self.is_global_zero:
             print(text, file=sys.stderr, flush=True)
 
-    # ---- loops of one's own (custom_loops.py); made when they are first asked for
-
-    fit_loop, validate_loop = TreeLoop(), TreeLoop()
-    test_loop, predict_loop = TreeLoop(), TreeLoop()
-
-    @property
-    def loop_tree(self) -> LoopTree:
-        """The loops that go through a run in the place of the page."""
-        if self._loop_tree is None:
-            self._loop_tree = LoopTree(self)
-        return self._loop_tree
-
-    @property
-    def has_own_loops(self) -> bool:
-        """Whether something else than the page's own functions goes through a run."""
-        tree = self._loop_tree
-        return (tree is not None and tree.is_changed) or type(self.loops) is not Loops or bool(vars(self.loops))
-
-    @property
-    def _path(self) -> Loops | LoopTree:
-        """What goes through a run: the page, unless somebody has replaced a loop."""
-        tree = self._loop_tree
-        return tree if tree is not None and tree.is_changed else self.loops
-
     # ---- how a verb is carried out
 
-    def callbacks_of(self, stage: str) -> list[Any]:
+    def callbacks_of(self, stage: str) -> list[Callback]:
         """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
         given = [*self.callbacks, *self._from_arguments()]
         own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
@@ -523,8 +503,12 @@ class Trainer(RunFacts):
             found.append(GradientNormMonitor(self.track_grad_norm))
         return found
 
-    def open_output(self, run: FitRun) -> None:
-        """Claim the run folder before anything expensive happens, and make this the fit that everything speaks of."""
+    def open_output(self, run: FitRun) -> Path | None:
+        """Claim the run folder before anything expensive happens, and make this the trainer's fit.
+
+        Returns:
+            The checkpoint to continue from: the run's own, or the last one of an earlier attempt of torchrun.
+        """
         if isinstance(self.active_run, FitRun) or getattr(self.active_run, "parent", None) is not None:
             raise UsageError(
                 "this trainer is in the middle of a fit",
@@ -538,19 +522,18 @@ class Trainer(RunFacts):
         found = (None if folder is None else folder.path, earlier)
         self._claimed_folder, earlier = self.strategy.gather(found)[0]
         if earlier is not None:
-            run.resume_from = earlier
             self.say(f"torchrun has started this again: going on from {earlier}")
-        before = (self.run_folder, self.fit_run, self._restored_best)
-        run.put_back = partial(self._speak_of, *before)
-        self._speak_of(folder, run, None)
+        self._before = (self.run_folder, self.fit_run, self._restored_best)
+        self._set_fit(folder, run, None)
+        return earlier or run.resume_from
 
-    def _speak_of(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
+    def _set_fit(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
         self.run_folder, self.fit_run, self._restored_best = folder, run, restored_best
 
     def forget(self, run: FitRun) -> None:
-        """A fit that never got ready: the one before it is spoken of again."""
+        """A fit that never got ready: its predecessor is the trainer's fit again."""
         if self.fit_run is run:
-            run.put_back()
+            self._set_fit(*self._before)
 
     def _last_of_an_earlier_attempt(self) -> Path | None:
         """Where torchrun has started the script again: the `last.ckpt` that it wrote before."""
@@ -580,11 +563,17 @@ class Trainer(RunFacts):
         content = read_checkpoint(path)
         load_checkpoint_into(run.module, content, path)
         self._restored_best = path
-        run.metrics, run.has_best = best_metrics_of(run, checkpoint, content["metrics"]), True
+        run.take_best(best_metrics_of(run, checkpoint, content["metrics"]))
 
     def _evaluate(
-        self, stage: str, model: Any, dataloaders: Any, ckpt_path: Any, datamodule: Any, keeps_outputs: bool = True
-    ) -> Any:
+        self,
+        stage: str,
+        model: Module | None,
+        dataloaders: Any,
+        ckpt_path: PathLike | None,
+        datamodule: DataModule | None,
+        keeps_outputs: bool = True,
+    ) -> EvaluationRun:
         fitted = self.fit_run
         if model is None and fitted is None:
             raise UsageError(f"trainer.{stage}() needs a model, or a fit first", fix=f"trainer.{stage}(model, ...)")
@@ -595,17 +584,15 @@ class Trainer(RunFacts):
         if dataloaders is None and datamodule is None and fitted is not None and reusable:
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
-        run = evaluation_run(self, module, data, stage)
-        run.weights_from = self.checkpoint_file(ckpt_path, continues=False)
-        run.keeps_outputs = run.keeps_outputs and keeps_outputs
+        weights_from = self.checkpoint_file(ckpt_path, continues=False)
+        run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
         drive(run, self._path.evaluate)
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
-        if run.weights_from is not None and is_fitted and str(run.weights_from.absolute()) in own:
-            self._restored_best = run.weights_from  # another file's weights say nothing of this fit
-        if stage == "predict":
-            return run.outputs_of_pass if keeps_outputs else None
-        self._last_metrics = run.results_of_pass
-        return run.metrics_of_loaders()
+        if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
+            self._restored_best = weights_from  # another file's weights say nothing of this fit
+        if stage != "predict":
+            self._last_metrics = run.results_of_pass
+        return run
 
 
 def _finetuning(module: Module, strategy: Any) -> Finetuning:

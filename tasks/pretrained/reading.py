@@ -12,6 +12,7 @@ from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import stored_preprocessing
 from flashtask.tasks.pretrained.layout import CONFIG, HEAD, WEIGHTS, flashtask_part, read_config
 from flashtask.tasks.pretrained.timm_names import split_classifier
+from flashtask.trainer.run_record import PROVENANCE
 
 __all__ = ["folder_content"]
 
@@ -44,8 +45,7 @@ def folder_content(folder: Path) -> dict[str, Any]:
 
 def _known(provenance: dict[str, Any] | None) -> dict[str, Any]:
     """What a folder tells of the run that made it; it may have none, or only say where its weights came from."""
-    keys = ("epoch", "global_step", "metrics", "environment", "recipe", "data_counts", "pretrained_from")
-    return {key: value for key, value in (provenance or {}).items() if key in keys}
+    return {key: value for key, value in (provenance or {}).items() if key in PROVENANCE}
 
 
 def _check_preprocessing(part: dict[str, Any], folder: Path) -> None:

@@ -29,7 +29,7 @@ from flashtask.tasks.pretrained.paths import without_places
 from flashtask.tasks.pretrained.timm_names import TimmSource, gives_the_same, join_classifier, linear_layer
 from flashtask.trainer.finetuning.lora import merged_state_dict
 from flashtask.trainer.hyperparameters import hyperparameters_content
-from flashtask.trainer.provenance import provenance_of
+from flashtask.trainer.run_record import provenance_of
 from flashtask.trainer.wrapping import unwrapped
 
 if TYPE_CHECKING:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["GradientAccumulationScheduler", "accumulation_by_epoch"]
 
@@ -56,7 +60,7 @@ class GradientAccumulationScheduler(Callback):
         """How many batches make one optimizer step in an epoch (counted from 0)."""
         return next((batches for start, batches in reversed(self.scheduling.items()) if start <= epoch), 1)
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Set it on the run before the optimizers are made; two contradicting settings are refused."""
         if stage != "fit":
             return
@@ -66,4 +70,4 @@ class GradientAccumulationScheduler(Callback):
                 f"accumulate_grad_batches={given} contradicts a GradientAccumulationScheduler",
                 fix="drop one of them",
             )
-        trainer.fit_run.accumulation = self.batches_for_a_step
+        trainer.current_fit.accumulate(self.batches_for_a_step)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.metric_order import best_mode, rank, tie_break
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["EarlyStopping"]
 
@@ -110,7 +115,7 @@ class EarlyStopping(Callback):
         for name in _STATE:
             setattr(self, name, state.get(name))  # a checkpoint of 0.1 does not have all of them
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Settle what is watched, and forget an earlier fit."""
         if stage != "fit":
             return
@@ -119,17 +124,17 @@ class EarlyStopping(Callback):
         self._mode = best_mode("EarlyStopping", self._name, self.mode, module)
         self._loss_decides = self._name == module.monitor and self._name != "val_loss"
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """A fit that ended for lack of patience goes on if it is resumed with more of it."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         ended_here = self.stopping_reason == "patience" and run.stop_reason == self.stopping_reason_message
         if ended_here and self.wait_count < self.patience:
-            run.stop_reason = ""
+            run.go_on()
             self._go_on()
 
-    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the metric; checkpoints are written after this, so they know the outcome."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         try:
             if not self._is_due(run):
                 return
@@ -140,17 +145,17 @@ class EarlyStopping(Callback):
         self.stopping_reason, message = self._judge(score, tie_break(run.metrics))
         if self.stopping_reason:
             self.stopped_epoch, self.stopping_reason_message = run.epoch, message
-            run.stop_reason = run.stop_reason or message
+            run.stop(message)
             trainer.say(f"epoch {run.epoch}: stopping, {message}")
         elif self.verbose:
             bad = f"{self.wait_count} of {self.patience} bad epochs" if self.wait_count else "the best so far"
             trainer.say(f"epoch {run.epoch}: {self._name} {score:.6g}, {bad}")
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Nothing of the monitored name was logged: the fit ends here, and can be continued from its last epoch."""
         self._raise_unknown()
 
-    def on_train_end(self, trainer: Any, module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
         """The same after the last epoch."""
         self._raise_unknown()
 
@@ -158,7 +163,7 @@ class EarlyStopping(Callback):
         if self._unknown is not None:
             raise self._unknown
 
-    def _is_due(self, run: Any) -> bool:
+    def _is_due(self, run: FitRun) -> bool:
         """Whether there is a value of this epoch to look at.
 
         Raises:

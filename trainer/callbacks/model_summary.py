@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,6 +13,10 @@ from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.text_table import text_table
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Layer", "ModelSummary", "layers_of"]
 
@@ -66,11 +70,11 @@ class ModelSummary(Callback):
         self.max_depth = max_depth
         self._is_printed = False
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Print it once in each fit."""
         self._is_printed = False
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Print it in the first epoch: before that, nothing has been frozen."""
         if self._is_printed:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,6 +14,10 @@ from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.results import LogSettings
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["DeviceStatsMonitor", "GradientNormMonitor", "LearningRateMonitor"]
 
@@ -45,9 +49,9 @@ class LearningRateMonitor(Callback):
         self.logging_interval = logging_interval
         self.log_momentum, self.log_weight_decay = log_momentum, log_weight_decay
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Find names for the rates."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         watched = _named_optimizers(run.optimizers, run.schedulers)
         chosen = [(name, optimizer, self.logging_interval or interval) for name, optimizer, interval in watched]
         self._watched = {
@@ -62,16 +66,16 @@ class LearningRateMonitor(Callback):
             if asked and all(read(group) is None for group in groups):
                 raise UsageError(f"LearningRateMonitor({key}=True): no optimizer has it", fix=f"drop {key}")
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Log what is watched by epoch."""
         self._log(trainer, "epoch")
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         """Log what is watched by step, for a step whose values are given to the loggers."""
         if _step_is_logged(trainer):
             self._log(trainer, "step")
 
-    def _log(self, trainer: Any, interval: str) -> None:
+    def _log(self, trainer: Trainer, interval: str) -> None:
         for name, optimizer in self._watched[interval]:
             for label, group in _labelled_groups(name, optimizer):
                 _log(trainer, label, group["lr"])
@@ -100,9 +104,9 @@ class DeviceStatsMonitor(Callback):
         self.cpu_stats = cpu_stats
         self.filter_keys = None if filter_keys is None else set(filter_keys)
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Find out what there is to log."""
-        device = trainer.fit_run.device
+        device = trainer.current_fit.device
         self._with_cpu = device.type == "cpu" if self.cpu_stats is None else self.cpu_stats
         unknown = (self.filter_keys or set()) - set(self._read(device))
         # Some of CUDA's counters are there only after something was allocated.
@@ -112,11 +116,11 @@ class DeviceStatsMonitor(Callback):
                 fix=f"choose from {', '.join(self._read(device))}",
             )
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         """Log the device's values; none of them waits for the device."""
         if not _step_is_logged(trainer):
             return
-        for key, value in self._read(trainer.fit_run.device).items():
+        for key, value in self._read(trainer.current_fit.device).items():
             if self.filter_keys is None or key in self.filter_keys:
                 _log(trainer, f"device/{key}", value)
 
@@ -157,19 +161,20 @@ class GradientNormMonitor(Callback):
         """One for each norm."""
         return f"GradientNormMonitor({self.norm_type})"
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Say so if the run is too short for anything to be logged."""
-        steps = trainer.fit_run.total_steps
+        steps = trainer.current_fit.total_steps
         if steps is not None and steps < trainer.log_every_n_steps:
             every = trainer.log_every_n_steps
             trainer.say(f"no norm of gradients will be logged: {steps} steps in all, log_every_n_steps={every}")
 
-    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         """Log the norm; it is read when the value is shown."""
         if not _step_is_logged(trainer):
             return
         own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        gradients = {name: p.grad.float() for name, p in module.named_parameters() if id(p) in own}
+        named = ((name, p.grad) for name, p in module.named_parameters() if id(p) in own)
+        gradients = {name: gradient.float() for name, gradient in named if gradient is not None}
         if not gradients:
             return
         norms = {name: torch.linalg.vector_norm(grad, self.norm_type) for name, grad in gradients.items()}
@@ -196,17 +201,17 @@ def _cpu_stats() -> dict[str, float]:
     }
 
 
-def _step_is_logged(trainer: Any) -> bool:
+def _step_is_logged(trainer: Trainer) -> bool:
     """Whether the step that the batch belongs to is one whose values go to the loggers."""
-    step: int = trainer.fit_run.global_step + 1
+    step: int = trainer.current_fit.global_step + 1
     every: int = trainer.log_every_n_steps
     return step % every == 0
 
 
-def _log(trainer: Any, name: str, value: Any) -> None:
+def _log(trainer: Trainer, name: str, value: Any) -> None:
     """Keep a value under the moment that runs now, as `Module.log` would."""
     # A value of the whole run counts once, however large the batch is.
-    trainer.active_run.log(name, value, LogSettings(), batch_size=1)
+    trainer.current_run.log(name, value, LogSettings(), batch_size=1)
 
 
 def _named_optimizers(optimizers: list[Optimizer], schedulers: list[Any]) -> Iterator[tuple[str, Optimizer, str]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.loading import OrderedBatches
-from flashtask.trainer.run import taken_in_turn
+from flashtask.trainer.run import EvaluationRun, taken_in_turn
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["BasePredictionWriter"]
 
@@ -42,8 +46,8 @@ class BasePredictionWriter(Callback):
 
     def write_on_batch_end(
         self,
-        trainer: Any,
-        module: Any,
+        trainer: Trainer,
+        module: Module,
         prediction: Any,
         batch_indices: list[int],
         batch: Any,
@@ -52,10 +56,12 @@ class BasePredictionWriter(Callback):
     ) -> None:
         """Write what was predicted for a batch."""
 
-    def write_on_epoch_end(self, trainer: Any, module: Any, predictions: list[Any], batch_indices: list[Any]) -> None:
+    def write_on_epoch_end(
+        self, trainer: Trainer, module: Module, predictions: list[Any], batch_indices: list[Any]
+    ) -> None:
         """Write what was predicted for all batches: lists with one item a batch, within one a loader if several."""
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Look whether what the interval needs is written, before anything is predicted."""
         for name in _NEEDED[self.write_interval]:
             if getattr(type(self), name) is getattr(BasePredictionWriter, name):
@@ -64,9 +70,9 @@ class BasePredictionWriter(Callback):
                     fix=f"def {name}(self, trainer, module, ...)",
                 )
 
-    def on_predict_start(self, trainer: Any, module: Any) -> None:
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
         """Count from the first sample of each loader."""
-        run = trainer.active_run
+        run = _prediction(trainer)
         if self.write_interval != "batch" and not run.keeps_outputs:
             raise UsageError(
                 f"write_interval={self.write_interval!r} needs predictions that are kept to the end",
@@ -76,10 +82,10 @@ class BasePredictionWriter(Callback):
         self._indices = [[] for _ in run.loaders]
 
     def on_predict_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Hand a batch over, with the places of its samples."""
-        run = trainer.active_run
+        run = _prediction(trainer)
         start, size = self._samples[dataloader_idx], run.batch_size
         order = getattr(run.loaders[dataloader_idx], "batch_sampler", None)
         if isinstance(order, OrderedBatches):
@@ -91,11 +97,17 @@ class BasePredictionWriter(Callback):
         if self.write_interval != "batch":
             self._indices[dataloader_idx].append(indices)
 
-    def on_predict_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Hand everything over."""
         if self.write_interval == "batch":
             return
-        run = trainer.active_run
+        run = _prediction(trainer)
         by_process = run.strategy.gather(self._indices) if run.shares_loaders else [self._indices]
         of_all = [taken_in_turn(of_loader) for of_loader in zip(*by_process, strict=True)]
         self.write_on_epoch_end(trainer, module, run.outputs_of_pass, of_all if len(of_all) > 1 else of_all[0])
+
+
+def _prediction(trainer: Trainer) -> EvaluationRun:
+    run = trainer.current_run
+    assert isinstance(run, EvaluationRun)
+    return run

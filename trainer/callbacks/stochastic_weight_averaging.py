@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from flashtask.trainer.callbacks.weight_averaging import (
     replace_in_state,
     trained_parameters,
 )
-from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loading import batch_size_of
-from flashtask.trainer.results import Results
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.wrapping import own_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["StochasticWeightAveraging", "constant_rates"]
 
@@ -181,7 +181,7 @@ class StochasticWeightAveraging(AveragingCallback):
             trainer.save_checkpoint(path, weights_only=True)
             said.append(f"it is in {path}")
         if run.restores_best:
-            run.restores_best = False
+            run.keep_last_weights()
             said.append("the best epoch's weights are not put back over it")
         trainer.say("; ".join(said))
 
@@ -391,12 +391,7 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
     for batch_idx, batch in enumerate(_batches(run, epoch)):
         if run.interrupted_by is not None:
             raise RunInterruptedError(run.interrupted_by)
-        run.batch_size = batch_size_of(batch)
-        moved = run.to_device(batch)
-        for _, arguments in run.turns():
-            run.moment = "training_step"
-            with run.inference_precision.forward():
-                run.training_step(moved, batch_idx, *arguments)
+        run.forward_only(batch, batch_idx)
     for optimizer in run.optimizers:
         optimizer.zero_grad()
 
@@ -415,17 +410,14 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
     module = run.module
     modes = [(part, part.training) for part in module.modules()]
     buffers = _other_buffers(module)
-    attributes = {name: getattr(run, name) for name in ("results", "loggers", "moment", "batch_size")}
-    run.results, run.loggers = Results(), []
     states = generator_states()
     # A loader that is not reordered draws its order and its transforms from these generators.
     seed_generators(run.seed)
     try:
-        with uncounted(part for part in module.modules() if is_metric(part)):
+        with run.logging_nothing(), uncounted(part for part in module.modules() if is_metric(part)):
             yield
     finally:
         set_generator_states(states)
-        vars(run).update(attributes)
         for part, name, buffer, before in buffers:
             buffer.copy_(before)
             part._buffers[name] = buffer

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import time
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["TimeLimit", "Timer", "read_duration"]
 
@@ -99,7 +103,7 @@ class Timer(Callback):
         self._spent |= state["elapsed"]
         self._stop_reason = state["stop_reason"]
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """The clocks of the stages that come now begin at zero."""
         for name in ("train", "validate") if stage == "fit" else (stage,):
             self._spent[name] = 0.0
@@ -107,67 +111,69 @@ class Timer(Callback):
         if stage == "fit":
             self._stop_reason = ""
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """A fit whose time was up goes on if it is resumed with more of it; without, it ends at once."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if self._stop_reason and run.stop_reason == self._stop_reason and self.time_remaining() != 0:
-            run.stop_reason = self._stop_reason = ""
+            self._stop_reason = ""
+            run.go_on()
         self._look(trainer)
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the clock; the step that is being accumulated is still taken."""
         if self.interval == "step" and self._look(trainer):
-            trainer.fit_run.is_leaving = True
+            trainer.current_fit.leave()
 
-    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the clock after an epoch."""
         self._look(trainer)
 
-    def _look(self, trainer: Any) -> bool:
+    def _look(self, trainer: Trainer) -> bool:
         """Whether the time is up; the first time, the fit is asked to stop."""
         if self.time_remaining() != 0:
             return False
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.stop_reason:
-            run.stop_reason = self._stop_reason = f"the time of {self.duration} is up"
+            self._stop_reason = f"the time of {self.duration} is up"
+            run.stop(self._stop_reason)
             if self.verbose:
                 trainer.say(f"epoch {run.epoch}: stopping, {self._stop_reason}")
         return True
 
-    def on_train_start(self, trainer: Any, module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of training."""
         self._start("train")
 
-    def on_train_end(self, trainer: Any, module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
         """Stop it."""
         self._stop("train")
 
-    def on_validation_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of validation; the sanity check does not count."""
         if not trainer.sanity_checking:
             self._start("validate")
 
-    def on_validation_end(self, trainer: Any, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         """Stop it."""
         self._stop("validate")
 
-    def on_test_start(self, trainer: Any, module: Any) -> None:
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of the test."""
         self._start("test")
 
-    def on_test_end(self, trainer: Any, module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
         """Stop it."""
         self._stop("test")
 
-    def on_predict_start(self, trainer: Any, module: Any) -> None:
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of prediction."""
         self._start("predict")
 
-    def on_predict_end(self, trainer: Any, module: Any) -> None:
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
         """Stop it."""
         self._stop("predict")
 
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """Stop all clocks."""
         for stage in _STAGES:
             self._stop(stage)

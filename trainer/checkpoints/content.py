@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.base import keeps_state
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
-from flashtask.trainer.provenance import data_counts
-from flashtask.trainer.run_settings import settings_of
+from flashtask.trainer.run_record import data_counts, settings_of
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["checkpoint_content", "environment", "weights_only"]
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.checks import is_whole
@@ -23,8 +23,10 @@ from flashtask.trainer.checkpoints.kept_files import (
     SavedFile,
     is_last_name,
 )
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.metric_order import best_mode, tie_break
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["Frequency", "ModelCheckpoint"]
 

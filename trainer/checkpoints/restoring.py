@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
@@ -20,10 +20,12 @@ from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.checkpoints.content import environment
 from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.placement.precision import take_formats, take_recorded_precision
-from flashtask.trainer.run_settings import settings_of
+from flashtask.trainer.run_record import settings_of
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
@@ -189,7 +191,6 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
             callback.load_state_dict(states[callback.state_key])
     if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
         run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
-    run.lost_before = dict((content.get("recipe") or {}).get("not_saved") or {})
     progress = dict(content["progress"])
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)

@@ -6,13 +6,19 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flashtask._version import __version__
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import plain_hyperparameters
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.run import Run
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["facts_at_start", "facts_of_data", "facts_of_module", "require_the_same"]
 
@@ -26,7 +32,7 @@ _OWN = frozenset(
 )
 
 
-def facts_at_start(run: Any) -> dict[str, str]:
+def facts_at_start(run: Run) -> dict[str, str]:
     """The verb, what continues it, the trainer's arguments, the module and the versions, each as a short text."""
     facts = {"the verb": run.stage, "flashtask": __version__, "torch": str(torch.__version__)}
     for name in ("resume_from", "weights_from"):
@@ -38,13 +44,13 @@ def facts_at_start(run: Any) -> dict[str, str]:
     return facts
 
 
-def facts_of_module(module: Any) -> dict[str, str]:
+def facts_of_module(module: Module) -> dict[str, str]:
     """Names and shapes of what it holds."""
     held = [(name, tuple(one.shape)) for name, one in (*module.named_parameters(), *module.named_buffers())]
     return {f"shape of {name}": "x".join(map(str, shape)) or "a number" for name, shape in held}
 
 
-def facts_of_data(run: Any) -> dict[str, str]:
+def facts_of_data(run: FitRun) -> dict[str, str]:
     """How many samples there are to train on, and how they are put into batches."""
     ordered = getattr(run, "ordered", None)
     if ordered is None:
@@ -57,7 +63,7 @@ def facts_of_data(run: Any) -> dict[str, str]:
     }
 
 
-def _arguments(trainer: Any) -> Sequence[tuple[str, Any]]:
+def _arguments(trainer: Trainer) -> Sequence[tuple[str, Any]]:
     return list(trainer.arguments.items())
 
 

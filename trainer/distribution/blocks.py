@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.finetuning.lora import factor_names
 from flashtask.trainer.wrapping import parameters_by_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["blocks_of"]
 
@@ -20,7 +23,7 @@ _ATOMS = (nn.MultiheadAttention, nn.RNNBase)
 _SHARE = 64
 
 
-def blocks_of(module: Any, kinds: Collection[type[nn.Module]] | None = None) -> list[nn.Module]:
+def blocks_of(module: Module, kinds: Collection[type[nn.Module]] | None = None) -> list[nn.Module]:
     """The blocks, none inside another, in the order in which they were registered.
 
     Without kinds they come from the module's layer groups, as its backbone tells them; a module without a backbone
@@ -55,7 +58,7 @@ def _of_kinds(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[n
             yield from _of_kinds(child, kinds)
 
 
-def _groups(module: Any) -> dict[int, int]:
+def _groups(module: Module) -> dict[int, int]:
     """The number of the group that each parameter is in; those of the head are in none."""
     try:
         names = module.layer_groups()

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -52,6 +52,10 @@ from flashtask.trainer.distribution.reports import (
 from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.run import Run
 
 __all__ = ["DataParallel", "DataParallelWithUnused", "ForkedDataParallel"]
 
@@ -198,7 +202,7 @@ class DataParallel(Strategy):
                 "a process ended before it met the others", why="it did not come to the verb that this one is in"
             )
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """All processes are in the same verb, with the same arguments, or none begins."""
         self._run = run
         self.agree(lambda: facts_at_start(run))
@@ -270,7 +274,7 @@ class DataParallel(Strategy):
         what = f"the processes lost each other at step {self._where()[0]}"
         return of_a_bystander(ProcessLostError(what, why=lines[0]))
 
-    def setup(self, module: nn.Module) -> None:
+    def setup(self, module: Module) -> None:
         """Weights and buffers are those of rank 0: a model may have been drawn at random, in each process another."""
         if self.world_size > 1:
             agree_on((*module.parameters(), *module.buffers()))
@@ -291,7 +295,7 @@ class DataParallel(Strategy):
             own = torch.zeros_like(one) if one.grad is None else one.grad
             one.grad = reduced(own * (samples / total), "sum")
 
-    def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_step(self, module: Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step as torch's DistributedDataParallel calls it."""
         if self.world_size == 1:
             return step

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,10 @@ from flashtask.trainer.closed_form import fits_in_closed_form
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
 from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.run import Run
 
 __all__ = ["ForkedFullyShardedDataParallel", "FullyShardedDataParallel", "OffloadedFullyShardedDataParallel"]
 
@@ -95,10 +99,12 @@ class FullyShardedDataParallel(DataParallel):
                 while len(self._recomputing) > recomputing:
                     self._recomputing.pop().end()
 
-    def setup(self, module: Any) -> None:
+    def setup(self, module: Module) -> None:
         """Share the module out, if it is to be fitted; the weights are those of the first process."""
-        run = module.trainer.active_run
-        if run.stage != "fit" or self._of(module) is not None or fits_in_closed_form(module, run.finetuning):
+        run = module.trainer.fit_run
+        if run is None or run is not module.trainer.active_run:
+            return
+        if self._of(module) is not None or fits_in_closed_form(module, run.finetuning):
             return
         self._check(module, run)
         blocks = blocks_of(module, self.auto_wrap_policy)
@@ -119,7 +125,7 @@ class FullyShardedDataParallel(DataParallel):
             )
         )
 
-    def wrap_step(self, module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_step(self, module: Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step between the hooks that put the weights together and share the gradients out."""
         sharded = self._of(module)
         return super().wrap_step(module, step) if sharded is None else partial(sharded.step, step)
@@ -137,7 +143,7 @@ class FullyShardedDataParallel(DataParallel):
     def _of(self, module: nn.Module) -> ShardedModule | None:
         return next((one for one in self._sharded if one.module is module), None)
 
-    def _check(self, module: Any, run: Any) -> None:
+    def _check(self, module: Module, run: Run) -> None:
         if self.cpu_offload and (self._device.type == "cpu" or self.world_size == 1):
             raise UsageError(
                 "cpu_offload=True does nothing here",

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from flashtask.trainer.distribution.group import agree_on
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.transfer import without_views
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["Recomputing", "ShardedModule"]
 
@@ -49,7 +52,7 @@ class ShardedModule:
 
     def __init__(
         self,
-        module: Any,
+        module: Module,
         blocks: Collection[nn.Module],
         *,
         mesh: DeviceMesh,
@@ -58,7 +61,7 @@ class ShardedModule:
     ) -> None:
         self.module, self._mesh = module, mesh
         self.blocks: list[Any] = list(blocks)
-        self._run = module.trainer.fit_run
+        self._run = module.trainer.current_fit
         self._is_whole, self._is_syncing = False, True
         agree_on([*module.parameters(), *module.buffers()])
         for parameter in module.parameters():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["SharedStep"]
 
@@ -26,7 +29,7 @@ class _Step(nn.Module):
 class SharedStep:
     """Wraps anew when other parameters train; where none does, nothing is to be agreed upon."""
 
-    def __init__(self, module: Any, step: Callable[..., Any], find_unused_parameters: bool) -> None:
+    def __init__(self, module: Module, step: Callable[..., Any], find_unused_parameters: bool) -> None:
         self.module, self.step, self.find_unused_parameters = module, step, find_unused_parameters
         self._wrapped: dict[tuple[int, ...], DistributedDataParallel] = {}
 
@@ -39,7 +42,7 @@ class SharedStep:
 
     def __call__(self, *arguments: Any) -> Any:
         """Take the step; in the last batch of an accumulation group gradients are exchanged."""
-        run = self.module.trainer.fit_run
+        run = self.module.trainer.current_fit
         trained = tuple(id(one) for one in self.module.parameters() if one.requires_grad)
         if not trained or not run.automatic:
             return self.step(*arguments)

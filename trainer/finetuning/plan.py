@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,8 +26,11 @@ from flashtask.trainer.finetuning.progress import set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.preparing import fit_run
+from flashtask.trainer.run import Run, RunExtension
 from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["GroupPlan", "PhasePlan", "Plan", "plan"]
 
@@ -133,7 +136,7 @@ class Plan:
         return asdict(self)
 
 
-def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:
+def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:
     """Look at a run that was made ready on copies, and if wanted take a few steps of each phase on them.
 
     Args:
@@ -152,8 +155,8 @@ def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning,
         yield from ()
 
     with trial(quiet, module, data) as copies:
-        run = fit_run(quiet, copies.module, copies.data, finetuning, None)
-        run.accumulation = _accumulation(trainer)
+        run = FitRun(quiet, copies.module, copies.data, finetuning)
+        run.accumulate(_accumulation(trainer))
         drive(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:
@@ -163,7 +166,7 @@ def plan(trainer: Any, module: Module, data: DataModule, finetuning: Finetuning,
     return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
 
 
-def _accumulation(trainer: Any) -> Any:
+def _accumulation(trainer: Trainer) -> Callable[[int], int]:
     steps = batches_a_step(trainer)
     return lambda epoch: steps[max(start for start in steps if start <= epoch)]
 
@@ -317,7 +320,7 @@ class Measured(NamedTuple):
     how: str
 
 
-class _Clock(Callback):
+class _Clock(Callback, RunExtension):
     """Keeps the weights where they are, and notes when batches end."""
 
     def __init__(self) -> None:
@@ -327,35 +330,37 @@ class _Clock(Callback):
         #: batches that processes load ahead; these are there at once, and the others may not be
         self.ahead = 0
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Nothing is learned, so that no step can diverge."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         run.schedulers.clear()
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["lr"] = 0.0
         self.ahead = getattr(run.loader, "num_workers", 0) * (getattr(run.loader, "prefetch_factor", None) or 0)
-        run.max_steps = max(_STEPS, _STEPS + self.ahead // run.accumulation(0))
-        if run.solving is not None:
-            # Of the pass a part is looked at, on which no head could be solved; it has no optimizer steps.
-            batches = _STEPS + self.ahead
-            run.solving, run.max_steps = None, -1
-            run.limit = batches if run.limit is None else min(batches, run.limit)
+        if run.solving is None:
+            run.limit_steps(_STEPS + self.ahead // run.accumulation(0))
         self._began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Do not solve a head: only a part of the pass is measured."""
+        return (lambda: None) if name == "finish_pass" else call
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the time."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         _wait_for(run.device)
         self.ends.append(time.perf_counter())
         is_enough = run.global_step >= _STEPS or not run.automatic
-        run.is_leaving = run.is_leaving or (is_enough and self.ends[-1] - self._began > _MOST_SECONDS)
+        is_whole = run.solving is not None and len(self.ends) >= _STEPS + self.ahead
+        if is_whole or (is_enough and self.ends[-1] - self._began > _MOST_SECONDS):
+            run.leave()
 
-    def on_validation_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Note the time."""
         self._validation_began = time.perf_counter()
 
     def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Note the time since the batch before."""
         now = time.perf_counter()

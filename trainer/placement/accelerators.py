@@ -8,7 +8,7 @@ import torch
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Aliases, Registry
-from flashtask.trainer.placement.devices import check_devices, device_indices, devices_of_gpus
+from flashtask.trainer.placement.devices import check_devices, device_indices
 
 __all__ = [
     "ACCELERATORS",
@@ -19,7 +19,6 @@ __all__ = [
     "accelerator_of",
     "check_accelerator",
     "check_devices",
-    "devices_of_gpus",
     "resolve_accelerator",
     "resolve_device",
 ]

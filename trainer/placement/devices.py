@@ -1,8 +1,7 @@
-"""Which devices a run takes: what `devices` and the `gpus` of 1.x mean, and whether they are here."""
+"""Which devices a run takes: what `devices` means, and whether they are here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checks import is_whole
@@ -11,7 +10,7 @@ from flashtask.core.errors import UsageError
 if TYPE_CHECKING:
     from flashtask.trainer.placement.accelerators import Accelerator
 
-__all__ = ["check_devices", "device_indices", "devices_of_gpus", "unoccupied"]
+__all__ = ["check_devices", "device_indices"]
 
 
 def check_devices(devices: Any, most: int | None = 1) -> int | tuple[int, ...] | None:
@@ -91,79 +90,3 @@ def device_indices(devices: Any, accelerator: Accelerator, most: int | None = 1)
             fix=f"devices=1{cores}",
         )
     return indices
-
-
-def devices_of_gpus(gpus: Any, auto_select: bool = False) -> tuple[str, Any, str]:
-    """What `gpus` of 1.x means: the accelerator's name, `devices`, and what the user has to be told, or an empty text.
-
-    Args:
-        gpus: None, 0 or an empty list for the CPU, -1 for all (the CPU where there is none, which is told), how many,
-            or their numbers, also as text.
-        auto_select: for a number of them, take those that nobody uses.
-
-    Raises:
-        UsageError: CUDA devices that are not here, or nothing that can be meant.
-    """
-    if gpus is None or (not isinstance(gpus, bool) and gpus in (0, "0", [], ())):
-        return "cpu", 1, ""
-    try:
-        wanted = None if gpus == "auto" else check_devices(gpus, None)
-    except UsageError:
-        wanted = None
-    if wanted is None:
-        raise UsageError(
-            f"gpus={gpus!r}: a number of GPUs, their own numbers, -1 for all or 0 for none is needed",
-            fix='accelerator="gpu", devices=1',
-        )
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == -1 and not count:
-        return "cpu", 1, f"gpus={gpus!r}: there is no CUDA device here, so the CPU is used"
-    return "cuda", _cuda_devices(gpus, wanted, count, auto_select), ""
-
-
-def _cuda_devices(gpus: Any, wanted: int | tuple[int, ...], count: int, auto_select: bool) -> Any:
-    highest = max(wanted) + 1 if isinstance(wanted, tuple) else wanted
-    if highest > count:
-        raise UsageError(
-            f"gpus={gpus!r}: the CUDA devices here are: {', '.join(map(str, range(count))) or 'none'}",
-            fix='gpus=0 for the CPU, or accelerator="auto", devices=1 for what is here',
-        )
-    if not auto_select or wanted == -1:
-        return list(wanted) if isinstance(wanted, tuple) else wanted
-    if isinstance(wanted, tuple):
-        raise UsageError(
-            f"gpus={gpus!r} says which ones, and auto_select_gpus=True chooses them", fix=f"gpus={len(wanted)}"
-        )
-    return unoccupied([_memory(index) for index in range(count)], wanted)
-
-
-def _memory(index: int) -> tuple[int, int]:
-    """Free and total bytes of a CUDA device; one that lets nobody else in has nothing free."""
-    import torch
-
-    try:
-        return torch.cuda.mem_get_info(index)
-    except RuntimeError:
-        return 0, 1
-
-
-def unoccupied(memory: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """The numbers of the devices with the most free memory; one that has less than half of its own free is in use.
-
-    Args:
-        memory: free and total bytes of each device.
-        count: how many are wanted.
-
-    Raises:
-        UsageError: fewer are free.
-    """
-    free = [index for index, (left, total) in enumerate(memory) if 2 * left >= total]
-    if len(free) < count:
-        raise UsageError(
-            f"gpus={count}, auto_select_gpus=True: only {len(free)} of {len(memory)} CUDA devices are unoccupied",
-            why="less than half of the memory of the others is free",
-            fix=f"gpus={len(free)}, or name them: gpus={list(range(count))}",
-        )
-    return sorted(sorted(free, key=lambda index: -memory[index][0])[:count])

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from flashtask.trainer.module import Module
     from flashtask.trainer.placement.accelerators import Accelerator
     from flashtask.trainer.placement.precision import Precision
+    from flashtask.trainer.run import Run
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
 __all__ += ["advice_on_distribution", "check_strategy_name", "point_out_distribution"]
@@ -86,7 +88,7 @@ class Strategy:
         """Around a whole verb: what stands inside is run by every process, those that are started here too."""
         yield
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """Hear of the run that is about to be made ready, as each process does."""
 
     def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
@@ -99,7 +101,7 @@ class Strategy:
             UsageError: another process has something else; in each of them.
         """
 
-    def setup(self, module: nn.Module) -> None:
+    def setup(self, module: Module) -> None:
         """Make the module ready: agree on its weights, or share them out.
 
         It is on its device and has its number format; optimizers are made after this.
@@ -108,7 +110,7 @@ class Strategy:
     def begin_evaluation(self, module: nn.Module) -> None:
         """Make the module the same in every process: what follows is validation, test or prediction."""
 
-    def wrap_step(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_step(self, module: Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The training step as it is called: through a wrapper where processes must agree about gradients."""
         return step
 

@@ -1,4 +1,4 @@
-"""A profiler at a run: what the run calls is replaced by the same with a watch around it. Without one nothing is."""
+"""A profiler at a run: an extension that puts a watch around what the run calls. Without a profiler there is none."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.profiling.profilers import PassThrough, Profiler
-from flashtask.trainer.run import EvaluationRun
+from flashtask.trainer.run import Run, RunExtension, Wrapped
 
-__all__ = ["attach", "profiling"]
+__all__ = ["profiling"]
 
-#: method of a fit run, of its precision -> what the action is called
-_OF_A_FIT = {
-    "training_step": "training_step",
+#: names of parts that say too little to somebody who reads a profile -> what the action is called
+_ACTIONS = {
     "to_device": "batch_to_device",
-    "clip_gradients": "clip_gradients",
     "count_step": "schedules_and_logs",
     "close_epoch": "values_of_epoch",
 }
-_OF_PRECISION = {"backward": "backward", "unscale": "unscale", "step": "optimizer_step", "update": "scale_update"}
+#: parts that a profile leaves out
+_TOO_SMALL = ("finish_pass",)
 
 
 @contextmanager
-def profiling(profiler: Profiler, run: Any) -> Iterator[None]:
+def profiling(profiler: Profiler, run: Run) -> Iterator[None]:
     """Watch a prepared run for the length of the block, and report at its end, also after an error.
 
     A verb in a hook of another is a part of that one's profile.
@@ -36,7 +34,7 @@ def profiling(profiler: Profiler, run: Any) -> Iterator[None]:
     if profiler.filename is not None:
         profiler.folder(run)  # an error before the run, not after it
     is_outermost = profiler.depth == 0
-    attach(profiler, run)
+    run.extend(_Watch(profiler))
     if is_outermost:
         profiler.begin(run)
     profiler.depth += 1
@@ -50,28 +48,23 @@ def profiling(profiler: Profiler, run: Any) -> Iterator[None]:
                 profiler.report(run)
 
 
-def attach(profiler: Profiler, run: Any) -> None:
-    """Put a watch around every hook, step, part of a step and fetched batch of a prepared run."""
-    for moment, calls in run.listeners.items():
-        run.listeners[moment] = tuple(_watched(profiler, call, _name_of(call, moment)) for call in calls)
-    if isinstance(run, EvaluationRun):
-        _attach_to_evaluation(profiler, run)
-        return
-    assert isinstance(run, FitRun)
-    for name, action in _OF_A_FIT.items():
-        setattr(run, name, _watched(profiler, getattr(run, name), action))
-    methods = {name: _watched(profiler, getattr(run.precision, name), a) for name, a in _OF_PRECISION.items()}
-    run.precision = _Watched(run.precision, **methods)  # type: ignore[assignment]
-    run.loader = _WatchedLoader(run.loader, profiler, "train_batch")
-    for nested in (run.validation, run.sanity):
-        if nested is not None:
-            _attach_to_evaluation(profiler, nested)
+class _Watch(RunExtension):
+    """A watch around every hook, step, part of a step and fetched batch."""
 
+    def __init__(self, profiler: Profiler) -> None:
+        self.profiler = profiler
 
-def _attach_to_evaluation(profiler: Profiler, run: EvaluationRun) -> None:
-    for name, action in (("step", f"{run.word}_step"), ("to_device", "batch_to_device")):
-        setattr(run, name, _watched(profiler, getattr(run, name), action))
-    run.loaders = [_WatchedLoader(loader, profiler, f"{run.word}_batch") for loader in run.loaders]
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The action has the name of the part, or one that says more."""
+        return call if name in _TOO_SMALL else _watched(self.profiler, call, _ACTIONS.get(name, name))
+
+    def wrap_listener(self, run: Run, moment: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The action says which hook of what it is."""
+        return _watched(self.profiler, call, _name_of(call, moment))
+
+    def wrap_loader(self, run: Run, loader: Any) -> Any:
+        """The fetching of batches, and the start of the loader."""
+        return _WatchedLoader(loader, self.profiler, f"{run.word}_batch")
 
 
 def _watched(profiler: Profiler, call: Callable[..., Any], action: str) -> Callable[..., Any]:
@@ -90,22 +83,11 @@ def _name_of(call: Callable[..., Any], moment: str) -> str:
     return f"{name} of {'a function' if owner is None else type(owner).__name__}"
 
 
-class _Watched:
-    """An object some of whose methods are watched; everything else is its own."""
-
-    def __init__(self, inner: Any, **methods: Callable[..., Any]) -> None:
-        self._inner = inner
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_inner"), name)
-
-
-class _WatchedLoader(_Watched):
-    """A loader the fetching of whose batches is watched; its start, where workers are made, under a name of its own."""
+class _WatchedLoader(Wrapped):
+    """A loader whose fetching of batches is watched; its start, which makes workers, is an action of its own."""
 
     def __init__(self, inner: Any, profiler: Profiler, action: str) -> None:
-        super().__init__(inner)
+        super().__init__(inner, {})
         self._profiler, self._action = profiler, action
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from flashtask.core.files import atomic_write_text
 from flashtask.core.registry import Registry
 from flashtask.trainer.by_name import NamedPart, make_parts
 from flashtask.trainer.text_table import text_table
+
+if TYPE_CHECKING:
+    from flashtask.trainer.run import Run
 
 __all__ = ["PROFILERS", "AdvancedProfiler", "PassThrough", "Profiler", "PyTorchProfiler", "SimpleProfiler"]
 __all__ += ["resolve_profiler"]
@@ -50,10 +53,10 @@ class Profiler(NamedPart):
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename = "profile.txt" if filename is None and dirpath is not None else filename
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """A verb starts: forget an earlier one."""
 
-    def end(self, run: Any) -> None:
+    def end(self, run: Run) -> None:
         """The verb is over."""
 
     def start(self, action: str) -> None:
@@ -75,7 +78,7 @@ class Profiler(NamedPart):
         """What was found, in lines of at most 80 characters; empty if nothing is to be said."""
         return ""
 
-    def report(self, run: Any) -> None:
+    def report(self, run: Run) -> None:
         """Say the summary, or write it to the file, where the verbs of a trainer stand one after the other.
 
         Raises:
@@ -94,7 +97,7 @@ class Profiler(NamedPart):
         atomic_write_text(path, f"{before}{text}\n")
         self._written |= {path}
 
-    def folder(self, run: Any) -> Path:
+    def folder(self, run: Run) -> Path:
         """The folder of what is written; it is made if it is not there.
 
         Raises:
@@ -122,10 +125,13 @@ class SimpleProfiler(Profiler):
 
     def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
         super().__init__(dirpath, filename)
-        self.begin(None)
+        self._reset()
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """Start from nothing."""
+        self._reset()
+
+    def _reset(self) -> None:
         self.calls: dict[str, int] = defaultdict(int)
         #: seconds of each action, and of the whole verb
         self.seconds: dict[str, float] = defaultdict(float)
@@ -133,7 +139,7 @@ class SimpleProfiler(Profiler):
         self._started: dict[str, list[float]] = defaultdict(list)
         self._began = time.perf_counter()
 
-    def end(self, run: Any) -> None:
+    def end(self, run: Run) -> None:
         """Settle how long the verb took."""
         self.total = time.perf_counter() - self._began
 
@@ -176,12 +182,12 @@ class AdvancedProfiler(Profiler):
         super().__init__(dirpath, filename)
         self.rows, self._profile = rows, cProfile.Profile()
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """Start from nothing."""
         self._profile = cProfile.Profile()
         self._profile.enable()
 
-    def end(self, run: Any) -> None:
+    def end(self, run: Run) -> None:
         """Stop looking."""
         self._profile.disable()
 
@@ -213,7 +219,7 @@ class PyTorchProfiler(Profiler):
         self._profile: torch.profiler.profile | None = None
         self._records: dict[str, list[Any]] = defaultdict(list)
 
-    def begin(self, run: Any) -> None:
+    def begin(self, run: Run) -> None:
         """Start recording."""
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if run.device.type == "cuda":
@@ -224,8 +230,11 @@ class PyTorchProfiler(Profiler):
         self._left, self._is_recording = self.steps, True
         self._profile.start()
 
-    def end(self, run: Any) -> None:
+    def end(self, run: Run) -> None:
         """End the recording, if it has not ended yet."""
+        self._stop()
+
+    def _stop(self) -> None:
         assert self._profile is not None
         if self._is_recording:
             self._is_recording = False
@@ -235,7 +244,7 @@ class PyTorchProfiler(Profiler):
         """Name what is recorded from here on; a step too many ends the recording."""
         if action in _STEPS and self._profile is not None:
             if not self._left:
-                self.end(None)
+                self._stop()
             self._left -= 1
         record: Any = torch.profiler.record_function(action)
         record.__enter__()
@@ -264,7 +273,7 @@ class PyTorchProfiler(Profiler):
         heads = ("operation", "calls", "own CPU ms", "own GPU ms")[: 4 if on_gpu else 3]
         return text_table(heads, [row[: len(heads)] for row in rows[: self.rows]])
 
-    def report(self, run: Any) -> None:
+    def report(self, run: Run) -> None:
         """The table, and the trace where there is a folder for it."""
         super().report(run)
         assert self._profile is not None

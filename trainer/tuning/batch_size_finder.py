@@ -7,7 +7,7 @@ So there a few small sizes are trained on, and the line through their peaks of m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,11 @@ from flashtask.trainer.tuning.batch_size_search import (
 from flashtask.trainer.tuning.named_values import NamedValue
 from flashtask.trainer.tuning.trials import Trial, batches_a_step
 
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
+
 __all__ = ["batch_size_in", "find_batch_size"]
 
 #: What is measured on a CPU: enough for a line, small enough for any machine.
@@ -41,7 +46,7 @@ _STEPS = 2
 _SHARE = 0.8
 
 
-def batch_size_in(module: Any, data: Any, name: str) -> NamedValue:
+def batch_size_in(module: Module, data: Any, name: str) -> NamedValue:
     """The batch size of a module or its data module, in every place where it stands.
 
     Raises:
@@ -130,9 +135,9 @@ class _Watcher(Callback):
         self.bytes_in_workers = 0.0
         self._batches, self._is_checked = 0, False
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Look at the loader; nothing is learned, so that no step can diverge."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         run.schedulers.clear()
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["lr"] = 0.0
@@ -142,10 +147,10 @@ class _Watcher(Callback):
         if size is not None:
             self._check(size)
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         """Look at the first batch."""
         self._batches += 1
-        loader = trainer.fit_run.loader
+        loader = trainer.current_fit.loader
         if self._batches > 1:
             return
         if not self._is_checked:  # a loader or batch sampler of the user's own
@@ -156,11 +161,11 @@ class _Watcher(Callback):
             ahead = workers * ((loader.prefetch_factor or 0) + 1)
             self.bytes_in_workers = ahead * _bytes_of(batch) / max(1, batch_size_of(batch))
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Wait no longer for a step."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.automatic and self._batches >= self._most_batches:
-            run.is_leaving = True
+            run.leave()
 
     def _check(self, size: int) -> None:
         if size != self.batch_size and size != self.samples:
@@ -257,7 +262,7 @@ def _tried(attempts: _Attempts, size: int) -> MemoryPoint | None:
     return MemoryPoint(size, torch.cuda.max_memory_allocated(attempts.trial.device) if is_cuda else 0)
 
 
-def _samples_of(run: Any) -> int | None:
+def _samples_of(run: FitRun) -> int | None:
     if run.ordered is not None:
         return int(run.ordered.length)
     try:

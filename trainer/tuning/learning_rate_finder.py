@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +17,10 @@ from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.callbacks.base import Callback
 from flashtask.trainer.finetuning.strategies import Finetuning
+from flashtask.trainer.fit_run import FitRun
+from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
+from flashtask.trainer.run import Run, RunExtension
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,
     beginning_of,
@@ -26,6 +30,9 @@ from flashtask.trainer.tuning.learning_rate_curve import (
 )
 from flashtask.trainer.tuning.named_values import NamedValue
 from flashtask.trainer.tuning.trials import Trial, batches_a_step
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["RangeTest", "find_learning_rate", "learning_rate_of"]
 
@@ -80,7 +87,7 @@ class RangeTest:
         return [self.min_lr * (self.max_lr / self.min_lr) ** share for share in shares]
 
 
-class _Sweep(Callback):
+class _Sweep(Callback, RunExtension):
     """Gives every step its rate, and notes its loss.
 
     Every parameter group gets what `configure_optimizers` gives it at that rate: the groups of a module move in
@@ -98,9 +105,9 @@ class _Sweep(Callback):
         self._loss: float | None = None
         self._steps = 0
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Learn how the optimizer's rates follow the module's; schedules do not take part."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.automatic or len(run.optimizers) != 1:
             raise UsageError(
                 "a range test needs one optimizer, which the trainer steps",
@@ -110,10 +117,14 @@ class _Sweep(Callback):
             )
         run.schedulers.clear()
         self._groups = self._follow(module, run)
-        step = run.training_step
-        run.training_step = lambda *arguments: self._finite(run, step(*arguments))
 
-    def _follow(self, module: Any, run: Any) -> list[tuple[dict[str, Any], float, float]]:
+    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The step of training: a loss that is not finite ends the sweep and not the run."""
+        if name != "training_step" or not isinstance(run, FitRun):
+            return call
+        return lambda *arguments: self._finite(run, call(*arguments))
+
+    def _follow(self, module: Module, run: FitRun) -> list[tuple[dict[str, Any], float, float]]:
         """Each parameter group with (a, b) where its rate is `a + b * (the module's rate)`."""
         base = self.value.value
         self.value.give(2 * base)
@@ -132,7 +143,7 @@ class _Sweep(Callback):
             for group, (single, _), slope in zip(optimizer.param_groups, rates, slopes, strict=True)
         ]
 
-    def _finite(self, run: Any, outputs: Any) -> Any:
+    def _finite(self, run: FitRun, outputs: Any) -> Any:
         """What the step returned, or None (no loss, no gradients) at a rate that is too high for any loss."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, torch.Tensor) or math.isfinite(loss.item()):
@@ -140,17 +151,17 @@ class _Sweep(Callback):
         self._end(run, f"the loss became {loss.item()}")
         return None
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
         """The rate of the step that this batch belongs to."""
         self._steps = trainer.global_step
         for group, constant, slope in self._groups:
             group["lr"] = constant + slope * self.planned[self._steps]
 
-    def on_before_backward(self, trainer: Any, module: Any, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
         """A batch of an accumulation group comes with its share of the group's loss."""
         self._loss = (self._loss or 0.0) + loss.item()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the step, keep its loss; end the sweep where it has risen too far."""
         if trainer.global_step == self._steps or self._loss is None or self.ended_by:
             return
@@ -160,13 +171,14 @@ class _Sweep(Callback):
         self.smoothed = smoothed(self.losses, self.test.smoothing)
         limit, lowest = self.test.early_stop_threshold, min(self.smoothed)
         if limit is not None and self.smoothed[-1] > lowest + (limit - 1) * abs(lowest):
-            self._end(trainer.fit_run, f"the loss rose to more than {limit:g} times its lowest")
+            self._end(trainer.current_fit, f"the loss rose to more than {limit:g} times its lowest")
 
-    def _end(self, run: Any, why: str) -> None:
-        self.ended_by, run.is_leaving = why, True
+    def _end(self, run: FitRun, why: str) -> None:
+        self.ended_by = why
+        run.leave()
 
 
-def learning_rate_of(module: Any, attribute: str | None) -> NamedValue:
+def learning_rate_of(module: Module, attribute: str | None) -> NamedValue:
     """The learning rate of a module, in every place where it stands.
 
     Raises:

@@ -6,7 +6,7 @@ import copy
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.preparing import fit_run
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Trial", "batches_a_step", "trial"]
 
@@ -53,10 +55,10 @@ class Trial:
         data: a copy, which knows the copy of the module.
     """
 
-    def __init__(self, trainer: Any, module: Module, data: DataModule) -> None:
+    def __init__(self, trainer: Trainer, module: Module, data: DataModule) -> None:
         self.trainer, self.module, self.data = trainer, module, data
         #: where the copies will be trained
-        self.device: torch.device = fit_run(trainer, module, data, None, None).device
+        self.device: torch.device = FitRun(trainer, module, data).device
 
     def fit(
         self,
@@ -79,12 +81,12 @@ class Trial:
         changes = {**_SILENT, "max_steps": steps, "accumulate_grad_batches": batches_a_step, "callbacks": [callback]}
         search = self.trainer.with_changes(**{**changes, **settings})
         search.loops = self.trainer.loops
-        run = fit_run(search, self.module, self.data, finetuning, None)
+        run = FitRun(search, self.module, self.data, finetuning)
         drive(run, search.loops.fit)
         return run
 
 
-def batches_a_step(trainer: Any) -> dict[int, int]:
+def batches_a_step(trainer: Trainer) -> dict[int, int]:
     """How many batches make one optimizer step, by the epoch from which on they do."""
     plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     given = plans[0] if plans else trainer.accumulate_grad_batches
@@ -92,7 +94,7 @@ def batches_a_step(trainer: Any) -> dict[int, int]:
 
 
 @contextmanager
-def trial(trainer: Any, module: Module, data: DataModule) -> Iterator[Trial]:
+def trial(trainer: Trainer, module: Module, data: DataModule) -> Iterator[Trial]:
     """Copies to try something on; random generators stand where they stood when the block ends, however it ends.
 
     Raises:
@@ -119,7 +121,7 @@ def _copies(module: Module, data: DataModule) -> tuple[Module, DataModule]:
             fix="make what cannot be copied in setup(self, stage), or give it a __deepcopy__",
         ) from error
     for made in copies:
-        made.trainer = None
+        made.trainer = None  # type: ignore[assignment]
     for part in copies[0].modules():
         _bind_again(part, memo)
     return copies

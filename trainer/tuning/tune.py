@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.closed_form import refuse_tuning
@@ -18,6 +18,9 @@ from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve
 from flashtask.trainer.tuning.learning_rate_finder import RangeTest, find_learning_rate, learning_rate_of
 from flashtask.trainer.tuning.pictures import check_picture
 from flashtask.trainer.tuning.trials import trial
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["TuningResult", "tune"]
 
@@ -36,7 +39,7 @@ class TuningResult:
 
 
 def tune(
-    trainer: Any,
+    trainer: Trainer,
     module: Module,
     data: DataModule,
     *,
@@ -90,7 +93,7 @@ def tune(
 
 
 def _find_size(
-    trainer: Any, module: Module, data: DataModule, finetuning: Finetuning | None, options: BatchSizeOptions
+    trainer: Trainer, module: Module, data: DataModule, finetuning: Finetuning | None, options: BatchSizeOptions
 ) -> BatchSizeSearch:
     _say(trainer, "looking for a batch size: a few steps of training at small sizes")
     with trial(trainer, module, data) as copies:
@@ -98,7 +101,7 @@ def _find_size(
 
 
 def _find_rate(
-    trainer: Any,
+    trainer: Trainer,
     module: Module,
     data: DataModule,
     finetuning: Finetuning | None,
@@ -115,7 +118,7 @@ def _find_rate(
     return curve
 
 
-def _say(trainer: Any, line: str) -> None:
+def _say(trainer: Trainer, line: str) -> None:
     if trainer.enable_progress_bar:
         trainer.say(line)
 

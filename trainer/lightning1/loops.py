@@ -1,7 +1,7 @@
 """Loops as objects, in the manner of Lightning 1.x: `trainer.fit_loop = MyLoop()`, `replace`, `connect`.
 
-An adapter over the page in loop.py. The tree is made when it is first asked for; as long as nothing in it has been
-replaced, a trainer goes through the page itself and pays nothing. The loops of a fit are
+An adapter over loop.py, whose functions it calls for everything that has an order. The tree is made when it is first
+used; until something in it is replaced, a trainer runs loop.py itself and pays nothing. The loops of a fit are
 
     FitLoop                       an epoch after the other
       TrainingEpochLoop             a group of batches after the other, then validation
@@ -16,11 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.loop import Moments
-from flashtask.trainer.run import RunInterruptedError
+from flashtask.trainer.signals import RunInterruptedError
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = [
     "EvaluationEpochLoop",
@@ -51,7 +55,7 @@ class Loop:
         return self._trainer
 
     @trainer.setter
-    def trainer(self, trainer: Any) -> None:
+    def trainer(self, trainer: Trainer) -> None:
         self.__dict__["_trainer"] = trainer
         for child in self.children().values():
             child.trainer = trainer
@@ -103,7 +107,7 @@ class Loop:
         """Put loops in the places of children: `fit_loop.connect(epoch_loop=mine)`.
 
         Raises:
-            UnknownNameError: there is no such child.
+            UnknownNameError: the loop has no such child.
             UsageError: it is a class, or no loop.
         """
         for name, loop in loops.items():
@@ -121,8 +125,8 @@ class Loop:
             loops: by the name of the child, a class or a loop.
 
         Raises:
-            UnknownNameError: there is no such child.
-            UsageError: it is no loop.
+            UnknownNameError: the loop has no such child.
+            UsageError: it is not a loop.
         """
         for name, given in loops.items():
             loop = given() if isinstance(given, type) else given
@@ -139,7 +143,7 @@ class Loop:
             raise RuntimeError(f"on_{moment} raised StopIteration") from error
 
     def go_through(self, moments: Moments) -> None:
-        """Go through a part of the page in loop.py, telling of each of its moments."""
+        """Go through a part of loop.py, telling of each of its moments."""
         with closing(moments):
             for moment in moments:
                 self.tell(*moment)
@@ -176,13 +180,13 @@ class FitLoop(Loop):
 
 
 class _Reading(Loop):
-    """A loop over what an iterator gives, which is let go of at the end, whatever happened."""
+    """A loop over an iterator, which is released at the end, also after an error."""
 
     _source: Iterator[Any] = iter(())
 
     @property
     def done(self) -> bool:
-        """The loader decides, by its end."""
+        """Never: the iterator's `StopIteration` ends the loop."""
         return False
 
     def run(self, *arguments: Any) -> Any:
@@ -206,7 +210,7 @@ class TrainingEpochLoop(_Reading):
         super().connect(**{name: loop for name, loop in given.items() if loop is not None}, **loops)
 
     def on_run_start(self, *arguments: Any) -> None:
-        """Settle what is frozen, and begin at the place where the run stands."""
+        """Freeze what the epoch freezes, and continue where the run is in it."""
         run = self.trainer.fit_run
         self.go_through(self.trainer.loops.begin_epoch(run))
         self._source = run.groups()
@@ -228,7 +232,7 @@ class _Once(Loop):
     """A loop of one turn."""
 
     def on_run_start(self, *arguments: Any) -> None:
-        """Begin anew."""
+        """Allow one turn."""
         self._is_done = False
 
     @property
@@ -237,7 +241,7 @@ class _Once(Loop):
         return self._is_done
 
     def on_advance_end(self) -> None:
-        """That was it."""
+        """Count the turn."""
         self._is_done = True
 
 
@@ -249,7 +253,7 @@ class TrainingBatchLoop(_Once):
         self.manual_loop: Loop = ManualOptimization()
 
     def advance(self, *arguments: Any) -> None:
-        """Hand the group on."""
+        """Pass the group to the loop below that fits the module."""
         loop = self.optimizer_loop if self.trainer.fit_run.automatic else self.manual_loop
         loop.run(*arguments)
 
@@ -258,7 +262,7 @@ class OptimizerLoop(_Once):
     """A step of each optimizer from a group of batches."""
 
     def advance(self, *arguments: Any) -> None:
-        """The step as the page has it; the arguments are the group and the number of its first batch."""
+        """The step of loop.py; the arguments are the group and the number of its first batch."""
         self.go_through(self.trainer.loops.step(self.trainer.fit_run, arguments[0]))
 
 
@@ -304,7 +308,7 @@ class EvaluationEpochLoop(_Reading):
     """The batches of one loader."""
 
     def on_run_start(self, *arguments: Any) -> None:
-        """Begin; the arguments are the evaluation run and the number of the loader."""
+        """Open the loader; the arguments are the evaluation run and the number of the loader."""
         run, number = arguments
         self._source = run.batches(number)
 
@@ -312,7 +316,7 @@ class EvaluationEpochLoop(_Reading):
         """One batch."""
         run, number = arguments
         batch, batch_idx = next(self._source)
-        # In a generator, where a StopIteration of the step is an error; here it would end the loop.
+        # The generator turns a StopIteration of the module's step into an error; here it would end the loop.
         self.go_through(self.trainer.loops.measure(run, number, batch, batch_idx))
 
 
@@ -322,10 +326,10 @@ class TreeLoop:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, trainer: Any, owner: type) -> Any:
+    def __get__(self, trainer: Trainer, owner: type) -> Any:
         return self if trainer is None else getattr(trainer.loop_tree, self.name)
 
-    def __set__(self, trainer: Any, loop: Any) -> None:
+    def __set__(self, trainer: Trainer, loop: Any) -> None:
         setattr(trainer.loop_tree, self.name, loop)
 
 
@@ -336,9 +340,9 @@ def _shape(owner: Any) -> dict[str, Any]:
 
 
 class LoopTree:
-    """The loops of a trainer whose user has asked for one, in the place of the page's functions."""
+    """The loops of a trainer whose user has used one, called in place of `trainer.loops`."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.fit_loop: Loop = FitLoop()
         self.validate_loop: Loop = EvaluationLoop()
@@ -354,16 +358,16 @@ class LoopTree:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything in it is not as it was made: a loop, or an attribute of one."""
-        return _shape(self) != _shape(LoopTree(None))
+        """Whether a loop or an attribute of one was replaced."""
+        return _shape(self) != _shape(LoopTree(self._trainer))
 
-    def fit(self, run: Any) -> Moments:
+    def fit(self, run: FitRun) -> Moments:
         """A fit by its loop; the loops tell of their moments themselves."""
         self.fit_loop.trainer = self._trainer  # another trainer may have it too
         self.fit_loop.run()
         yield from ()
 
-    def evaluate(self, run: Any) -> Moments:
+    def evaluate(self, run: FitRun) -> Moments:
         """An evaluation by the loop of its stage."""
         loop: Loop = getattr(self, f"{run.stage}_loop")
         loop.trainer = self._trainer

@@ -1,23 +1,46 @@
-"""The recipe of a run: what describes it in names and numbers, so that it can be run again, and what it cannot hold."""
+"""The record of a run: recipe and settings, the announcement at its start, its summary, the origin of weights."""
 
 from __future__ import annotations
 
 import inspect
+import platform
 from collections.abc import Iterator, Mapping
-from typing import Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from flashtask._version import __version__
 from flashtask.core.zoo import own_zoo_files
 from flashtask.trainer.by_name import NOT_PLAIN, WATCHING, plain_setting, recipe_of_part
-from flashtask.trainer.callbacks.names import CALLBACKS
-from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.hyperparameters import find_not_saved
+from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.finetuning.freezing import Freezing
+from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.loggers.base import LOGGERS
 from flashtask.trainer.placement.accelerators import ACCELERATORS
 from flashtask.trainer.placement.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
 from flashtask.trainer.placement.strategies import STRATEGIES
 from flashtask.trainer.profiling.profilers import PROFILERS, PassThrough
+from flashtask.trainer.rates import target_rates
 
-__all__ = ["recipe_of", "told_of_recipe"]
+if TYPE_CHECKING:
+    from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.trainer import Trainer
+
+__all__ = [
+    "PROVENANCE",
+    "announce",
+    "data_counts",
+    "provenance_in",
+    "provenance_of",
+    "recipe_of",
+    "settings_of",
+    "summary_of",
+    "told_of_recipe",
+]
+
+# ---- the recipe: what describes a run in names and numbers, so that it can be run again
 
 #: What each section says in its own way, where a run writes, and what only `tune` reads.
 _LEFT_OUT = (
@@ -57,7 +80,7 @@ def recipe_of(run: FitRun) -> dict[str, Any] | None:
 
 
 def told_of_recipe(recipe: Mapping[str, Any] | None) -> str:
-    """What is said at the start of a run of what its recipe cannot hold; empty if there is nothing."""
+    """A sentence about what the recipe of a run cannot hold; empty if it holds everything."""
     lost = (recipe or {}).get("not_saved")
     if not lost:
         return ""
@@ -150,8 +173,11 @@ def _brings_precision(run: FitRun) -> bool:
     return bool(run.trainer.arguments["plugins"]) or run.strategy.precision_plugin is not None
 
 
-def _named(trainer: Any, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def _named(trainer: Trainer, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Callbacks, loggers and the profiler by name."""
+    # Callbacks know checkpoints, and checkpoints this module.
+    from flashtask.trainer.callbacks.names import CALLBACKS
+
     parts: dict[str, tuple[Any, Any]] = {"callbacks": (trainer.callbacks, CALLBACKS)}
     given = trainer.arguments["logger"]
     if given is False:
@@ -169,3 +195,122 @@ def _named(trainer: Any, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
             forms = [form for form in forms if form != {"csv": {}}] or forms  # it is there in any case
         if forms:
             yield name, forms
+
+
+# ---- settings: what decides a run's numbers beside its seed, compared when a run is resumed
+
+_SETTINGS_OF_TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+
+
+def settings_of(run: FitRun) -> dict[str, Any]:
+    """Finetuning strategy, accumulation, gradient clipping and, where the loader tells it, batch size of a fit run."""
+    settings = {name: getattr(run.trainer, name) for name in _SETTINGS_OF_TRAINER}
+    settings["strategy"] = run.freezing.finetuning.recipe() if run.freezing is not None else "no_freeze"
+    size = getattr(run.loader, "batch_size", None) if run.ordered is None else run.ordered.batch_size
+    return settings if size is None else {**settings, "batch_size": size}
+
+
+# ---- the announcement before training
+
+#: Of more phases than these, the first ones and the last are announced.
+_MOST_PHASES = 6
+
+
+def announce(run: FitRun) -> list[str]:
+    """The lines printed before training: seed, device, formats, processes; what trains from which epoch on; rates."""
+    layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
+    several = f", {run.strategy.world_size} processes ({run.strategy.name})" if run.strategy.world_size > 1 else ""
+    lines = [f"seed {run.seed}, {run.device.type}, {_formats(run)}, {layout}{several}"]
+    if run.freezing is None:
+        return lines
+    if run.solving is not None:
+        return [*lines, f"finetuning {run.freezing.finetuning.name}: one pass, then the head is solved on the features"]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in target_rates(run.optimizers).items())
+    return [*lines, f"finetuning {run.freezing.finetuning.name}, {rates}", *_describe_phases(run, run.freezing)]
+
+
+def _formats(run: FitRun) -> str:
+    training, inference = run.precision.name, run.inference_precision.name
+    return training if training == inference else f"{training} for training steps, {inference} for evaluation"
+
+
+def _describe_phases(run: FitRun, freezing: Freezing) -> list[str]:
+    total = sum(p.numel() for p in run.module.parameters())
+    strategy, last = freezing.finetuning, run.max_epochs
+    lines = []
+    for number, (start, phase) in enumerate(zip(strategy.starts, strategy.phases, strict=True)):
+        when = f"from epoch {start}" if start is not None else f"after {strategy.phases[number - 1].end}"
+        never = "; the run ends before" if start is not None and last is not None and start >= last else ""
+        lines.append(f"  {when}: {freezing.count(number):,} of {total:,} parameters train ({phase.train}){never}")
+    if len(lines) <= _MOST_PHASES:
+        return lines
+    return [*lines[: _MOST_PHASES - 1], f"  ... {len(lines) - _MOST_PHASES} more phases", lines[-1]]
+
+
+# ---- summary.json
+
+
+def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any]:
+    """Task, backbone, strategy, completed epochs, the best epoch's metrics, time, size and versions."""
+    if checkpoint is not None and checkpoint.best_epoch is not None:
+        best = dict(checkpoint.best_metrics)
+    else:
+        best = dict(run.history[-1]) if run.history else {}
+    return {
+        "task": run.module.describe().get("task"),
+        "backbone": plain_hyperparameters(run.module).get("backbone"),
+        "strategy": run.freezing.finetuning.name if run.freezing is not None else None,
+        "epochs": len(run.history),
+        "steps": run.global_step,
+        "best": best,
+        "seconds": round(run.seconds, 3),
+        f"{run.module.sample_noun}_per_second": round(run.samples_seen / run.training_seconds, 2)
+        if run.training_seconds
+        else None,
+        "parameters": sum(p.numel() for p in run.module.parameters()),
+        "trainable_parameters": sum(p.numel() for p in run.module.parameters() if p.requires_grad),
+        "seed": run.seed,
+        "device": run.device.type,
+        "precision": run.precision.name,
+        "stopped": run.stop_reason or None,
+        "versions": {
+            "flashtask": __version__,
+            "torch": str(torch.__version__),
+            **{name: metadata.version(name) for name in ("torchmetrics", *run.module.libraries)},
+            "python": platform.python_version(),
+        },
+    }
+
+
+# ---- provenance: the run that made a module's weights, for checkpoints and model cards
+
+#: What a checkpoint or a folder that was saved says of the run that made its weights.
+PROVENANCE = ("epoch", "global_step", "metrics", "environment", "recipe", "data_counts", "pretrained_from")
+
+
+def data_counts(data: DataModule) -> dict[str, dict[str, int]]:
+    """Samples of each class by part of the data (`train`, `val`), as far as the data module knows them."""
+    counts: dict[str, dict[str, int]] = getattr(data, "counts", dict)()
+    return counts
+
+
+def provenance_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint says of the run that wrote it; None if no run wrote it."""
+    if "epoch" not in content:
+        return None
+    return {key: content.get(key) for key in PROVENANCE}
+
+
+def provenance_of(run: FitRun) -> dict[str, Any]:
+    """The same from a run, at its present state."""
+    from flashtask.trainer.checkpoints.content import environment  # which needs this module
+
+    return {
+        "epoch": int(run.history[-1]["epoch"]) if run.history else run.epoch,
+        "global_step": run.global_step,
+        "metrics": dict(run.metrics),
+        "environment": environment(run),
+        "recipe": run.recipe,
+        "data_counts": data_counts(run.data),
+        "pretrained_from": run.module.describe().get("pretrained_from"),
+    }

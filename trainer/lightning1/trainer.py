@@ -1,0 +1,95 @@
+"""What Lightning 1.x gave a trainer beside its verbs: argparse, loops as objects, older names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from flashtask.trainer.lightning1.arguments import add_arguments, given_arguments, todays_names
+from flashtask.trainer.lightning1.loops import LoopTree, TreeLoop
+from flashtask.trainer.loop import Loops
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
+
+__all__ = ["OLDER_HOOKS", "Lightning1Trainer"]
+
+#: Hooks that only older trainers call -> what takes their place here.
+OLDER_HOOKS = {
+    "on_batch_start": "on_train_batch_start",
+    "on_batch_end": "on_train_batch_end",
+    "on_epoch_start": "on_train_epoch_start",
+    "on_init_start": "setup",
+    "on_init_end": "setup",
+    "on_keyboard_interrupt": "on_exception",
+    "on_pretrain_routine_start": "on_fit_start",
+    "on_pretrain_routine_end": "on_fit_start",
+    "on_validation_model_eval": "on_validation_start",
+    "configure_callbacks": "Trainer(callbacks=...)",
+    "configure_gradient_clipping": "Trainer(gradient_clip_val=...)",
+    "lr_scheduler_step": "automatic_optimization = False",
+    "optimizer_step": "on_before_optimizer_step",
+    "optimizer_zero_grad": "on_before_zero_grad",
+}
+
+
+class Lightning1Trainer:
+    """Base of `Trainer` for scripts that were written for Lightning 1.x: what connects the engine with this folder."""
+
+    loops: Loops
+    module: Any
+    _loop_tree: LoopTree | None = None
+
+    #: hooks that this trainer does not call -> what to write instead
+    older_hooks: Mapping[str, str] = OLDER_HOOKS
+
+    @property
+    def lightning_module(self) -> Any:
+        """The same as `module`."""
+        return self.module
+
+    @classmethod
+    def _todays_names(cls, older: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        return todays_names(cls, older, given)
+
+    @classmethod
+    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Give a parser an option for each argument of the trainer (`--max_epochs`), except those it has already."""
+        return add_arguments(parser, cls)
+
+    @classmethod
+    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
+        """The trainer that a parsed command line asks for; other options of the script are ignored.
+
+        Args:
+            namespace: what `parser.parse_args()` gave.
+            changes: arguments that win over the namespace's, such as `callbacks`.
+
+        Raises:
+            UsageError: a value that an argument cannot have.
+        """
+        return cls(**{**given_arguments(namespace, cls), **changes})
+
+    # ---- loops as objects, made when they are first asked for
+
+    fit_loop, validate_loop = TreeLoop(), TreeLoop()
+    test_loop, predict_loop = TreeLoop(), TreeLoop()
+
+    @property
+    def loop_tree(self) -> LoopTree:
+        """The loops that go through a run in place of `loops`, once one of them is changed."""
+        if self._loop_tree is None:
+            self._loop_tree = LoopTree(cast("Trainer", self))
+        return self._loop_tree
+
+    @property
+    def has_own_loops(self) -> bool:
+        """Whether something other than the functions of loop.py goes through a run."""
+        return self._path is not self.loops or type(self.loops) is not Loops or bool(vars(self.loops))
+
+    @property
+    def _path(self) -> Loops | LoopTree:
+        """What goes through a run: `loops`, unless somebody has replaced a loop object."""
+        tree = self._loop_tree
+        return tree if tree is not None and tree.is_changed else self.loops
