@@ -52,7 +52,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     sample_noun: str = "samples"
     #: A fit has changed the weights since they were made, or read from a file.
     was_fitted: bool = False
-    #: The run that made the weights, as `trainer.provenance` tells it; None where nothing is known of it.
+    #: The run that made the weights, as `run_record.provenance_of` describes it; None where nothing is known of it.
     provenance: dict[str, Any] | None = None
 
     def __init__(self) -> None:
