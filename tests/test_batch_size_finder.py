@@ -128,8 +128,8 @@ def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
 LINE = """
 from pathlib import Path
 from test_batch_size_finder import Images, needed_at, search
-search(Path("."), Images(samples=4, channels=16))  # what is loaded on first use is loaded
-module = Images(channels=16)
+search(Path("."), Images(samples=4))  # what is loaded on first use is loaded
+module = Images()
 found = search(Path("."), module)
 print(found.points[-1].memory, found.expected_memory(128), needed_at(128, Path("."), module))
 """
