@@ -59,6 +59,7 @@ class ImageClassifier(Task):
     monitor = "val_accuracy"
     monitor_mode = "max"
     prediction_class = Label
+    pipeline_tag = "image-classification"
 
     def __init__(
         self,

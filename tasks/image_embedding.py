@@ -22,6 +22,7 @@ class ImageEmbedder(Task):
     """
 
     name = "image_embedding"
+    pipeline_tag = "image-feature-extraction"
 
     def __init__(self, backbone: str | nn.Module = "resnet18", **options: Any) -> None:
         super().__init__(backbone, head=None, **options)

@@ -106,6 +106,8 @@ class Task(Module):
     default_memory_format = "auto"
     libraries = ("timm", "torchvision")
     sample_noun = "images"
+    #: What the hub calls such models, if it has a word for them.
+    pipeline_tag: ClassVar[str | None] = None
     #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
     pretrained_from: dict[str, str] | None = None
     #: Settings of the class that the arguments of the object replace.
@@ -379,11 +381,11 @@ class Task(Module):
         step = self.shared_step(batch[:2] if isinstance(batch, (list, tuple)) else batch)
         self._log_loss(step, part)
         self._add_metrics()
-        metrics = self.metrics[part]
+        metrics, inputs = self.metrics[part], self.metric_inputs(step)
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
             assert is_metric(metric)
-            metric.update(*self.metric_inputs(step))
+            metric.update(*inputs)
             self.log(f"{part}_{name}", metric)
 
     # ---- optimizers and freezing

@@ -7,8 +7,10 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_data_config
 
 import flashtask
 from flashtask import ImageClassifier, ImageRegressionData, ImageRegressor, Number, Trainer
@@ -98,6 +100,22 @@ def test_a_file_gives_the_same_number_by_every_way(table, tmp_path, capsys):
     capsys.readouterr()
     assert run(["predict", str(tmp_path / "run"), paths[0]]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["path", "brightness"]
+
+
+def test_the_model_card_says_what_plain_timm_gives(table, tmp_path):
+    _, model, data = fitted(table, tmp_path / "run")
+    folder = model.save_pretrained(tmp_path / "saved")
+    card = (folder / "README.md").read_text()
+    assert card.split("---\n")[2].lstrip().startswith("# Image regressor: test_resnet, brightness")
+    assert "from flashtask import ImageRegressor" in card
+    mean, std = (model.target_description[name][0] for name in ("mean", "std"))
+    assert f"mean {mean:.6g} and std {std:.6g}" in card
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    path = table.parent / data.split_manifest()[0]
+    transform = create_transform(**resolve_data_config({}, model=plain), is_training=False)
+    with torch.no_grad():
+        output = float(plain(transform(Image.open(path).convert("RGB"))[None]))
+    assert output * std + mean == pytest.approx(model.predict(path).value, rel=1e-4)
 
 
 def test_from_the_command_line_and_repeated_from_its_recipe(table, tmp_path, capsys):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import yaml
 
 from flashtask.core.zoo import load_zoo
+from flashtask.tasks import TASKS
+
+if TYPE_CHECKING:
+    from flashtask.tasks.task import Task
 
 __all__ = ["PLACE", "model_card"]
 
 #: Stands for the repository until the folder is pushed to one.
 PLACE = "ORG/NAME"
 
-_PIPELINES = {"image_classification": "image-classification", "image_embedding": "image-feature-extraction"}
-_CLASSES = {"image_classification": "ImageClassifier", "image_embedding": "ImageEmbedder"}
 _MOST_LABELS = 100
 
 
@@ -36,7 +39,7 @@ def model_card(config: Mapping[str, Any], licence: str | None = None) -> str:
 
 
 def _front_matter(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | None) -> dict[str, Any]:
-    layout, pipeline = part["weights"]["timm"], _PIPELINES.get(part["task"])
+    layout, pipeline = part["weights"]["timm"], _class_of(part).pipeline_tag
     provenance = part["provenance"] or {}
     front: dict[str, Any] = {"library_name": "timm" if layout == "whole" else "flashtask"}
     front |= {"license": licence} if licence else {}
@@ -49,15 +52,33 @@ def _front_matter(config: Mapping[str, Any], part: Mapping[str, Any], licence: s
 
 
 def _title(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
-    labels, task = part["labels"], part["task"]
-    what = f"{len(labels)} classes" if labels else f"{config.get('num_features', 'its')} features an image"
-    kinds = {"image_classification": "Image classifier", "image_embedding": "Image features"}
-    return f"# {kinds.get(task, task)}: {config['architecture']}, {what}"
+    """The kind of model in words, its architecture, and what it gives for an image."""
+    labels, targets = part["labels"], _targets(part)
+    what = f"{config.get('num_features', 'its')} features an image"
+    if targets.get("kind") == "number":
+        what = ", ".join(map(_one_line, targets.get("fields") or ["a number"]))
+    elif labels:
+        what = f"{len(labels)} {'labels' if targets.get('kind') == 'labels' else 'classes'}"
+    words = re.findall("[A-Z][a-z]*", _class_of(part).__name__)
+    return f"# {' '.join(words).capitalize()}: {config['architecture']}, {what}"
+
+
+def _class_of(part: Mapping[str, Any]) -> type[Task]:
+    """The class of the task, or the base of all where none is registered."""
+    from flashtask.tasks.task import Task
+
+    return TASKS.get(part["task"]) if part["task"] in TASKS else Task
+
+
+def _targets(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the targets were read; empty if the file does not say."""
+    found = part["more"].get("targets")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _use(part: Mapping[str, Any]) -> Iterator[str]:
     yield "## Use"
-    name = _CLASSES.get(part["task"], "Task")
+    name = _class_of(part).__name__
     lines = [f"from flashtask import {name}", f'model = {name}.from_pretrained("{PLACE}")']
     yield "\n".join(["```python", *lines, 'print(model.predict("image.jpg"))', "```"])
     build = f'timm.create_model("hf-hub:{PLACE}", pretrained=True'
@@ -66,11 +87,26 @@ def _use(part: Mapping[str, Any]) -> Iterator[str]:
         "backbone": f"Plain timm reads the backbone, without the head: `{build}, num_classes=0)`.",
         "none": "flashtask alone reads it: timm has no model with these weights.",
     }[part["weights"]["timm"]]
+    if part["weights"]["timm"] == "whole" and (outputs := _outputs_of_timm(part)):
+        yield outputs
     size = part["preprocessing"]["input_size"]
     yield (
         f"Images are {size[0]} x {size[1]} x {size[2]} (channels, height, width); how they are resized, cropped and "
         "normalised stands in `config.json`, and flashtask does it by itself."
     )
+
+
+def _outputs_of_timm(part: Mapping[str, Any]) -> str:
+    """What plain timm's outputs mean where they are not logits of classes."""
+    targets = _targets(part)
+    if targets.get("kind") == "number":
+        mean, std = (", ".join(f"{value:.6g}" for value in targets[name]) for name in ("mean", "std"))
+        return f"Its outputs are scaled: a number is `output * std + mean`, with mean {mean} and std {std}."
+    thresholds = part["more"].get("thresholds")
+    if targets.get("kind") == "labels" and isinstance(thresholds, list):
+        shown = ", ".join(f"{value:.2f}" for value in thresholds[:_MOST_LABELS])
+        return f"Its outputs are logits: a label applies where `sigmoid(output)` reaches its threshold ({shown})."
+    return ""
 
 
 def _labels(part: Mapping[str, Any]) -> Iterator[str]:
