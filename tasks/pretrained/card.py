@@ -39,7 +39,7 @@ def model_card(config: Mapping[str, Any], licence: str | None = None) -> str:
 
 
 def _front_matter(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | None) -> dict[str, Any]:
-    layout, pipeline = part["weights"]["timm"], _class_of(part).pipeline_tag
+    layout, pipeline = part["weights"]["timm"], getattr(_class_of(part), "pipeline_tag", None)
     provenance = part["provenance"] or {}
     front: dict[str, Any] = {"library_name": "timm" if layout == "whole" else "flashtask"}
     front |= {"license": licence} if licence else {}
@@ -59,15 +59,18 @@ def _title(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
         what = ", ".join(map(_one_line, targets.get("fields") or ["a number"]))
     elif labels:
         what = f"{len(labels)} {'labels' if targets.get('kind') == 'labels' else 'classes'}"
-    words = re.findall("[A-Z][a-z]*", _class_of(part).__name__)
+    words = re.findall("[A-Z][a-z]*", _class_name(part))
     return f"# {' '.join(words).capitalize()}: {config['architecture']}, {what}"
 
 
-def _class_of(part: Mapping[str, Any]) -> type[Task]:
-    """The class of the task, or the base of all where none is registered."""
-    from flashtask.tasks.task import Task
+def _class_of(part: Mapping[str, Any]) -> type[Task] | None:
+    """The class of the task, None where none is registered."""
+    return TASKS.get(part["task"]) if part["task"] in TASKS else None
 
-    return TASKS.get(part["task"]) if part["task"] in TASKS else Task
+
+def _class_name(part: Mapping[str, Any]) -> str:
+    kind = _class_of(part)
+    return "Task" if kind is None else kind.__name__
 
 
 def _targets(part: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,7 +81,7 @@ def _targets(part: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _use(part: Mapping[str, Any]) -> Iterator[str]:
     yield "## Use"
-    name = _class_of(part).__name__
+    name = _class_name(part)
     lines = [f"from flashtask import {name}", f'model = {name}.from_pretrained("{PLACE}")']
     yield "\n".join(["```python", *lines, 'print(model.predict("image.jpg"))', "```"])
     build = f'timm.create_model("hf-hub:{PLACE}", pretrained=True'
