@@ -79,6 +79,12 @@ class ImageClassifier(Task):
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
         check_loss(loss_fn, known)
         check_weights(class_weights)
+        for option, is_given in (("class_weights", class_weights is not None), ("label_smoothing", label_smoothing)):
+            if is_given and not isinstance(loss_fn, str):
+                raise UsageError(
+                    f"{option} is for the losses by name, and loss_fn is a callable, which would not get it",
+                    fix=f"loss_fn with it built in, or {option} left out",
+                )
         if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
             raise UsageError(f"label_smoothing must be from 0 to below 1, not {label_smoothing!r}")
         if labels is not None and len(set(labels)) != len(labels):
@@ -174,8 +180,8 @@ class ImageClassifier(Task):
 
     def _settle_training(self, datamodule: Any) -> None:
         """At the start of a fit: how the targets are read, for the checkpoint, and the class weights."""
-        described = getattr(datamodule, "targets", None) or {}
-        if described.get("fields"):
+        described = getattr(datamodule, "targets", None)
+        if isinstance(described, Mapping) and described.get("fields"):
             self._target_description = {name: value for name, value in described.items() if name != "labels"}
         if self._class_weights is None:
             return

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from small import colour_folders
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import flashtask
-from flashtask import ImageClassificationData, ImageClassifier, Label, Labels, Trainer
+from flashtask import DataModule, ImageClassificationData, ImageClassifier, Label, Labels, Trainer
 from flashtask.cli import run
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
@@ -213,6 +214,8 @@ def test_a_model_with_a_loss_of_its_own_still_predicts_elsewhere(tmp_path, capsy
         ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, or a callable"),
         ({"class_weights": "balanecd"}, "class_weights must be balanced"),
         ({"class_weights": {"a": -1}}, "class_weights must be balanced"),
+        ({"loss_fn": functional.cross_entropy, "class_weights": "balanced"}, "class_weights is for the losses by name"),
+        ({"loss_fn": functional.cross_entropy, "label_smoothing": 0.1}, "label_smoothing is for the losses by name"),
         ({"class_weights": "balanced", "head": "ridge"}, "class_weights needs a head that is trained by gradient"),
         ({"multi_label": True, "head": "ridge"}, "multi_label needs a head that is trained by gradient"),
     ],
@@ -233,6 +236,19 @@ def test_weights_for_other_classes_and_unknown_metrics_are_refused(tmp_path):
     ):
         with pytest.raises((UsageError, UnknownNameError), match=words):
             trained(folders, **options)
+
+
+def test_a_data_module_of_ones_own_may_call_anything_targets():
+    class Own(DataModule):
+        def __init__(self):
+            self.targets = torch.tensor([0, 1, 0, 1])
+
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(torch.rand(4, 3, 32, 32), self.targets), 4)
+
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.finetune(ImageClassifier("timm/test_resnet", num_classes=2, pretrained=False), datamodule=Own())
+    assert trainer.callback_metrics["train_loss"] > 0
 
 
 # ---- records
