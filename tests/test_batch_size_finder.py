@@ -75,6 +75,21 @@ class Images(Module):
         return DataLoader(TensorDataset(inputs, torch.zeros(self.samples).long()), batch_size=self.batch_size)
 
 
+class Pointwise(Images):
+    """Keeps some megabytes of activations for each sample, and needs no working memory beside them."""
+
+    def __init__(self):
+        super().__init__(size=256)
+        self.backbone = torch.nn.Linear(1, 1)
+        self.head = torch.nn.Linear(3, 2)
+
+    def training_step(self, batch, batch_idx):
+        maps = batch[0] * self.backbone.weight
+        for _ in range(6):
+            maps = torch.sigmoid(maps)
+        return torch.nn.functional.cross_entropy(self.head(maps.mean((2, 3))), batch[1])
+
+
 class Loading(DataModule):
     def __init__(self, batch_size=4, samples=40, size=8, **loading):
         self.batch_size, self.samples, self.size, self.loading = batch_size, samples, size, loading
@@ -127,8 +142,8 @@ def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
 
 LINE = """
 from pathlib import Path
-from test_batch_size_finder import Images, needed_at, search
-module = Images()
+from test_batch_size_finder import Pointwise, needed_at, search
+module = Pointwise()
 found = search(Path("."), module)
 print(found.points[-1].memory, found.expected_memory(128), needed_at(128, Path("."), module))
 """
@@ -147,13 +162,14 @@ def needed_at(batch_size, folder, module):
 def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     """At 128 samples, four times the largest measured, no more memory is needed than was said, and not much less.
 
-    With AVX2 convolutions take their memory in steps: 2342 MiB were expected and 1165 needed.
+    Pointwise operations take memory in proportion to the batch on every processor. Convolutions do not: the library
+    behind them takes working memory in steps that depend on the processor, so no line through small sizes is exact.
     """
     done = alone(tmp_path, LINE)
     assert done.returncode == 0, done.stderr
     measured, expected, needed = map(int, done.stdout.split())
     assert needed > 1.5 * measured
-    assert needed <= expected <= 2.5 * needed
+    assert needed <= expected <= 1.5 * needed
 
 
 LIMITED = """
