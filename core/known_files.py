@@ -1,4 +1,4 @@
-"""What was found out about files, remembered by path, size and time of change, so that a second look reads no file.
+"""What was found out about files, remembered by path, size and times, so that a second look reads no file.
 
 Two things are remembered: the hash of a file's content, and what a check, which has a name, found out about it.
 """
@@ -18,8 +18,9 @@ from flashtask.core.files import sha256_file
 
 __all__ = ["content_hashes", "known_notes", "remember_notes", "stamps_of"]
 
-# A file that changed a moment ago may change again within the same tick of its file system's clock.
-_SETTLED = 2.0
+# Seconds in which a file may change again within the same tick of its file system's clock: that of the time of
+# modification, which programs can also set, and that of the time of change, which the kernel sets.
+_SETTLED, _TICK = 2.0, 0.1
 _CHUNK = 500
 #: Notes of one kind at the most; the oldest are dropped first.
 _MOST = 2_000_000
@@ -31,13 +32,17 @@ _TABLES = (
 
 
 def stamps_of(paths: Sequence[str]) -> dict[str, str]:
-    """What tells a file from a changed one, by path. Missing: what is not there, or changed in the last two seconds."""
-    settled, found = time.time() - _SETTLED, {}
+    """What tells a file from a changed one, by path. Missing: what is not there, or changed a moment ago.
+
+    The time of change (`st_ctime`) is part of it, because `tar`, `cp -a` and `rsync -t` give new content the size and
+    the time of modification of the old.
+    """
+    now, found = time.time(), {}
     for path in paths:
         with suppress(OSError):
             status = os.stat(path)
-            if status.st_mtime < settled:
-                found[path] = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+            if status.st_mtime < now - _SETTLED and status.st_ctime < now - _TICK:
+                found[path] = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
     return found
 
 

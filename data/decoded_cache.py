@@ -29,7 +29,7 @@ def fitting_cache_bytes() -> int:
 
 
 class DecodedCache:
-    """Decoded pictures by what was done to them, their path, size and time of change.
+    """Decoded pictures by what was done to them, their path, size and times of modification and change.
 
     Nothing is ever thrown out: what does not fit is decoded each time. Worker processes see what was there when they
     were forked and add nothing; a copy that is sent to another process is empty.
@@ -80,4 +80,4 @@ def _key(first: FirstSteps, path: str) -> tuple[Any, ...] | None:
         file = os.stat(path)
     except OSError:
         return None  # reading it says why
-    return first, path, file.st_size, file.st_mtime_ns
+    return first, path, file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from flashtask import Module
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
+
+
+def made_long_ago(files: Iterable[str | os.PathLike[str]], second: int = 1) -> None:
+    """Date files back, and wait until the kernel's own time of change, which nobody can set, counts as past too."""
+    for file in files:
+        os.utime(file, (second, second))
+    time.sleep(0.15)
 
 
 def colour_folders(root: Path, each: int = 8, classes: tuple[str, ...] = ("blue", "red"), size: int = 40) -> Path:

@@ -7,6 +7,7 @@ import os
 import PIL
 import pytest
 from image_trees import write_image
+from small import made_long_ago
 
 from flashtask.cli import run as flashtask
 from flashtask.core import known_files
@@ -90,42 +91,54 @@ def read_by_the_check(paths, channels=3):
     return sorted(read), [image.path for image in bad]
 
 
-def made_long_ago(path, second=1):
-    os.utime(path, (second, second))
-
-
 def test_a_good_image_is_read_once_until_it_changes_and_a_bad_one_each_time(tmp_path):
     paths = some_images(tmp_path, 4, bad=(1,))
-    for path in paths:
-        made_long_ago(path)
+    made_long_ago(paths)
     assert read_by_the_check(paths) == (paths, [paths[1]])
     assert read_by_the_check(paths) == ([paths[1]], [paths[1]])
     size = os.path.getsize(paths[2])
     with open(paths[2], "r+b") as file:
         file.seek(size // 2)
         file.write(b"\xff" * 20)
-    made_long_ago(paths[2], 2)
+    made_long_ago([paths[2]], 2)
     assert os.path.getsize(paths[2]) == size
     assert read_by_the_check(paths) == (paths[1:3], paths[1:3])
     assert read_by_the_check(paths) == (paths[1:3], paths[1:3])
 
 
+def test_new_content_behind_the_same_size_inode_and_time_of_modification_is_read(tmp_path):
+    """As `rsync --inplace -t`, `tar` and `cp -a` over the same names leave it."""
+    (path,) = some_images(tmp_path, 1)
+    made_long_ago([path])
+    before = os.stat(path)
+    assert read_by_the_check([path]) == ([path], [])
+    first = known_files.content_hashes([path])
+    assert read_by_the_check([path]) == ([], [])
+    with open(path, "r+b") as file:
+        file.write(b"\xff" * 20)
+    made_long_ago([path])
+    after = os.stat(path)
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert read_by_the_check([path]) == ([path], [path])
+    assert known_files.content_hashes([path]) != first
+
+
 def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path):
     paths = some_images(tmp_path, 2)
-    made_long_ago(paths[0])
+    made_long_ago([paths[0]])
     read_by_the_check(paths)
     assert read_by_the_check(paths) == ([paths[1]], [])
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path):
     (path,) = some_images(tmp_path, 1)
-    made_long_ago(path)
+    made_long_ago([path])
 
     def replaced_meanwhile(name):
         load_image(name)
         with open(name, "wb") as file:
             file.write(b"<html>")
-        made_long_ago(name, 2)
+        made_long_ago([name], 2)
 
     assert find_bad_images([path], 3, replaced_meanwhile) == []
     assert read_by_the_check([path]) == ([path], [path])
@@ -134,8 +147,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path):
 @pytest.mark.parametrize("other", ["channels", "pillow", "cleared"])
 def test_what_was_checked_otherwise_is_checked_again(tmp_path, monkeypatch, other):
     paths = some_images(tmp_path, 2)
-    for path in paths:
-        made_long_ago(path)
+    made_long_ago(paths)
     read_by_the_check(paths)
     if other == "pillow":
         monkeypatch.setattr(PIL, "__version__", "0.0")
@@ -147,8 +159,7 @@ def test_what_was_checked_otherwise_is_checked_again(tmp_path, monkeypatch, othe
 def test_leaks_are_found_again_without_reading_what_was_hashed(tmp_path, monkeypatch):
     train, val = some_images(tmp_path / "train", 3), some_images(tmp_path / "val", 3)
     (tmp_path / "val" / "001.png").write_bytes((tmp_path / "train" / "002.png").read_bytes())
-    for path in train + val:
-        made_long_ago(path)
+    made_long_ago(train + val)
     found = find_leaks(train, val)
     assert (val[1], train[2]) in found
     monkeypatch.setattr(known_files, "sha256_file", lambda path: pytest.fail(f"{path} is read again"))
@@ -157,8 +168,7 @@ def test_leaks_are_found_again_without_reading_what_was_hashed(tmp_path, monkeyp
 
 def test_without_a_place_for_notes_every_image_is_read(tmp_path, monkeypatch):
     paths = some_images(tmp_path / "images", 2)
-    for path in paths:
-        made_long_ago(path)
+    made_long_ago(paths)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "file" / "cache"))
     assert read_by_the_check(paths) == read_by_the_check(paths) == (paths, [])

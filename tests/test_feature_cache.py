@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import warm
-from small import colour_folders
+from small import colour_folders, made_long_ago
 from torch import nn
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase, Trainer
@@ -135,8 +135,7 @@ def test_features_belong_to_the_content_of_files(tmp_path, folders, change, runs
 
 
 def _touch(root):
-    for file in root.rglob("*.*"):
-        os.utime(file, (1, 1))
+    made_long_ago(root.rglob("*.*"))
 
 
 def _repaint(root):
@@ -265,8 +264,7 @@ def test_a_backbone_of_the_users_own_is_cached_for_the_run_alone(tmp_path, folde
 
 def test_a_warm_start_opens_no_image(tmp_path, folders):
     """In processes of their own, every file that is opened is noted."""
-    for file in (one for folder in folders for one in folder.rglob("*.*")):
-        os.utime(file, (1, 1))
+    made_long_ago(one for folder in folders for one in folder.rglob("*.*"))
     first = _opened_by(tmp_path, folders, "first", "linear")
     assert len(first) == 24 + 10
     assert _opened_by(tmp_path, folders, "second", "mlp") == set()
@@ -296,12 +294,11 @@ print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))),
 
 
 def test_a_file_that_was_damaged_after_a_run_is_found_by_the_next(tmp_path, folders):
-    for file in folders[0].rglob("*.*"):
-        os.utime(file, (1, 1))
+    made_long_ago(folders[0].rglob("*.*"))
     fit(tmp_path, folders, "first")
     file = min(folders[0].rglob("*.*"))
     file.write_bytes(b"\x00" * file.stat().st_size)
-    os.utime(file, (2, 2))
+    made_long_ago([file], 2)
     with pytest.raises(BadDataError, match="1 of 34 images cannot be read"):
         fit(tmp_path, folders, "second")
 
@@ -329,8 +326,7 @@ def test_the_sanity_check_makes_no_pass_where_no_frozen_epoch_is_validated(tmp_p
 
 
 def test_an_error_in_validation_is_found_before_training(tmp_path, folders):
-    for file in folders[1].rglob("*.*"):
-        os.utime(file, (1, 1))
+    made_long_ago(folders[1].rglob("*.*"))
     fit(tmp_path, folders, "first", max_epochs=1)  # so that files are known to be good
     damaged, steps = min(folders[1].rglob("*.*")), []
     module, made = model(learning_rate=1e-3), data(folders, size=40)
@@ -519,7 +515,7 @@ def test_hashes_of_files_are_remembered_until_a_file_changes(tmp_path, monkeypat
     files = [tmp_path / name for name in "abc"]
     for file in files:
         file.write_text(file.name)
-        os.utime(file, (1, 1))
+    made_long_ago(files)
     read = []
     real = known_files.sha256_file
     monkeypatch.setattr(known_files, "sha256_file", lambda path: read.append(str(path)) or real(path))
@@ -528,7 +524,7 @@ def test_hashes_of_files_are_remembered_until_a_file_changes(tmp_path, monkeypat
     assert content_hashes(paths) == first
     assert len(read) == 3
     files[1].write_text("other")
-    os.utime(files[1], (2, 2))
+    made_long_ago([files[1]], 2)
     assert content_hashes(paths)[1] != first[1]
     assert read[3:] == [paths[1]]
     files[2].write_text("young")  # changed just now: not trusted yet

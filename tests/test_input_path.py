@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +116,15 @@ def test_the_cache_reads_a_file_once_until_it_changes(paths, monkeypatch):
     assert cache.read(first, paths[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 32 * 32
     with pytest.raises(MissingInputError):
         cache.read(first, paths[0] + "x")
+    bitmaps = [paths[0] + ".bmp", paths[0] + ".new.bmp"]  # of one size whatever they show
+    for bitmap, colour in zip(bitmaps, ("red", "blue"), strict=True):
+        Image.new("RGB", (50, 40), colour).save(bitmap)
+        os.utime(bitmap, (1, 1))
+    assert cache.read(first, bitmaps[0])[0, 0].tolist() == [255, 0, 0]
+    time.sleep(0.05)  # a tick of the file system's clock
+    Path(bitmaps[0]).write_bytes(Path(bitmaps[1]).read_bytes())
+    os.utime(bitmaps[0], (1, 1))
+    assert cache.read(first, bitmaps[0])[0, 0].tolist() == [0, 0, 255]
 
 
 def test_the_cache_keeps_to_its_limit_and_gives_the_rest_all_the_same(paths):

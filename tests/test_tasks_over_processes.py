@@ -10,7 +10,7 @@ import sys
 import pytest
 import task_runs
 import torch
-from small import colour_folders
+from small import colour_folders, made_long_ago
 from task_runs import Places, classifier, data, go, trainer_of
 
 from flashtask.data.threads import num_cores
@@ -33,8 +33,7 @@ def root(tmp_path_factory):
             for target in (root / str(size) / file.parent.name, root / "any" / str(size)):
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target / f"{file.parent.name}-{file.name}")
-    for file in root.rglob("*.png"):
-        os.utime(file, (1, 1))
+    made_long_ago(root.rglob("*.png"))
     return root
 
 

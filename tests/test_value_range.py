@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import digest
+from small import digest, made_long_ago
 
 from flashtask import ImageClassificationData, ImageClassifier, Preprocessing, Trainer, load, read_checkpoint
 from flashtask.cli import run as flashtask
@@ -231,7 +231,7 @@ def test_data_that_meets_another_model_finds_its_range_again(tmp_path):
 
 def test_the_bounds_of_files_are_remembered(tmp_path, monkeypatch):
     root = tree(tmp_path)
-    monkeypatch.setattr("flashtask.core.known_files._SETTLED", -10)  # files that were made a moment ago count
+    made_long_ago(root.rglob("*.png"))
     first = data_of(root)
     first.setup("fit")
     monkeypatch.setattr(checks, "bounds_of_file", lambda path: pytest.fail(f"{path} is read again"))
