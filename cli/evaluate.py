@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from flashtask.cli.inputs import checkpoint_source
+from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, OF_TABLES, given
 from flashtask.cli.processes import check_distributed, launched
 from flashtask.cli.request import refuse_columns

@@ -58,7 +58,7 @@ def check_zoo(path: str) -> None:
         MissingInputError: there is no such file.
         UsageError: what is wrong first, with the file, line and column.
     """
-    from flashtask.cli.checks import check_names, check_sections, check_shape, check_values
+    from flashtask.cli.recipe_checks import check_names, check_sections, check_shape, check_values
 
     file = use_zoo_file(path, check_own_zoo)
     for name, backbone in file.zoo.backbones.items():

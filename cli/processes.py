@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from typing import Any, TypeVar
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
+from flashtask.trainer.devices.process_strategies import STRATEGIES, check_strategy_name
+from flashtask.trainer.devices.selection import check_devices
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.finetuning.strategies import FINETUNING
-from flashtask.trainer.placement.devices import check_devices
-from flashtask.trainer.placement.strategies import STRATEGIES, check_strategy_name
 
 __all__ = ["OF_THE_MACHINE", "SHARED", "agreed", "are_several", "check_distributed", "device_of", "heard", "here"]
 __all__ += ["is_distributed", "launched", "refuse_search", "require_same", "silence"]
@@ -95,7 +95,7 @@ def launched(options: Mapping[str, Any]) -> Iterator[Any]:
     if not are_several(options):
         yield None
         return
-    from flashtask.trainer.placement.placement import check_placement
+    from flashtask.trainer.devices.device_plan import check_placement
 
     said = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **_said(options)}
     strategy = check_placement(**said, precision=None, plugins=None)
@@ -120,7 +120,7 @@ def device_of(strategy: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _placed(strategy: Any, options: Mapping[str, Any]) -> Any:
-    from flashtask.trainer.placement.placement import resolve_placement
+    from flashtask.trainer.devices.device_plan import resolve_placement
 
     said = {"accelerator": "auto", "devices": "auto", **_said(options), "strategy": strategy}
     return resolve_placement(**said, precision=None, plugins=None, default_precision="32")

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.beginning import check_beginning
-from flashtask.cli.checks import check_names, check_shape, check_values, require_whole
+from flashtask.cli.model_source import check_beginning
 from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
+from flashtask.cli.recipe_checks import check_names, check_shape, check_values, require_whole
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.beginning import is_same_beginning
-from flashtask.cli.checks import lost_from
 from flashtask.cli.kinds import AUTO
+from flashtask.cli.model_source import is_same_beginning
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
 from flashtask.cli.processes import are_several
 from flashtask.cli.recipe import Recipe, read_recipe
+from flashtask.cli.recipe_checks import lost_from
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.plain_json import read_json
 from flashtask.core.registry import Registry
@@ -190,7 +190,7 @@ def _plain(key: str, value: Any) -> Any:
     from flashtask.trainer.by_name import named_form
     from flashtask.trainer.callbacks.names import CALLBACKS
     from flashtask.trainer.callbacks.timing import read_duration
-    from flashtask.trainer.loggers.base import LOGGERS
+    from flashtask.trainer.loggers.logger import LOGGERS
     from flashtask.trainer.profiling.profilers import PROFILERS
 
     registries: dict[str, Registry[Any]] = {

@@ -14,7 +14,7 @@ import click
 from flashtask.cli.own_zoo import check_zoo, use_option
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.registry import RegistryEntry
-from flashtask.core.search import is_expression, name_matcher
+from flashtask.core.registry_search import is_expression, name_matcher
 from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.tasks.own_zoo import REGISTRIES
 

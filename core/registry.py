@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.core.search import METADATA_FILTERS, Filter, search
+from flashtask.core.registry_search import METADATA_FILTERS, Filter, search
 
 __all__ = ["Aliases", "Registry", "RegistryEntry", "Source", "check_options"]
 

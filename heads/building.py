@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.core.registry import check_options
 from flashtask.heads import HEADS
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from flashtask.core.accuracy import Accuracy
-from flashtask.core.checks import is_number
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.number_checks import is_number
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction

@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.folding import folded_copy
-from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.library_internals import give_own_part_table
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.worker_threads import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
 from flashtask.data.inputs import input_of
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
-from flashtask.trainer.placement.precision import MixedPrecision, Precision, inference_precision
+from flashtask.trainer.devices.precision import MixedPrecision, Precision, inference_precision
 
 __all__ = ["evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
 

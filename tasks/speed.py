@@ -21,19 +21,19 @@ from torch import nn
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
-from flashtask.core.lanes import fitting_lanes
 from flashtask.core.library_internals import is_from_compiler
+from flashtask.core.worker_threads import fitting_lanes
 from flashtask.data.images import prepare_decoders
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.image_classification import ImageClassifier
 from flashtask.tasks.prediction import evaluating, predictions_of
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.batch_transfer import channels_last
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.devices.precision import Precision, resolve_precision
 from flashtask.trainer.optimizers import make_optimizer
-from flashtask.trainer.placement.precision import Precision, resolve_precision
 from flashtask.trainer.trainer import Trainer
-from flashtask.trainer.transfer import channels_last
 
 __all__ = ["PHOTOGRAPH", "AutoChoice", "Rate", "Speed", "auto_choice", "prepared_speed"]
 

@@ -20,10 +20,10 @@ from torch import nn
 from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
-from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
+from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
@@ -36,13 +36,14 @@ from flashtask.tasks.batches import (
     images_of,
     preprocessing_for,
 )
-from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
-from flashtask.tasks.origin import as_begun_from
+from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.tasks.predictions import Prediction
+from flashtask.tasks.recipe_source import as_begun_from
+from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
@@ -55,7 +56,6 @@ from flashtask.trainer.optimizers import (
     name_and_options,
     weight_decay_of,
 )
-from flashtask.trainer.placement.precision import Precision
 from flashtask.trainer.run_record import provenance_in
 from flashtask.trainer.wrapping import own_name, parameters_by_name
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from flashtask import BACKBONES, ImageClassifier, Trainer
 from flashtask.cli import run
-from flashtask.core.lanes import fitting_lanes
+from flashtask.core.worker_threads import fitting_lanes
 from flashtask.data.threads import num_cores
 from flashtask.tasks.speed import Rate, auto_choice, prepared_speed
-from flashtask.trainer.placement.accelerators import CPUAccelerator
+from flashtask.trainer.devices.accelerators import CPUAccelerator
 
 QUICK = ["--seconds", "0.01", "--batch-size", "2", "--accelerator", "cpu"]
 SMALL = "timm/test_efficientnet"

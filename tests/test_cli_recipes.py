@@ -21,12 +21,12 @@ from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
-from flashtask.core.lanes import _FEW, LANE_BATCH
+from flashtask.core.worker_threads import _FEW, LANE_BATCH
 from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.layout import DEFAULT_VAL_SPLIT
 from flashtask.tasks import TASKS, prediction
-from flashtask.tasks.building import building_without_weights
+from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.tasks.image_classification import ImageClassifier
 from flashtask.tasks.task import Task
 from flashtask.trainer.optimizers import weight_decay_of
@@ -186,7 +186,7 @@ def test_the_page_says_what_may_differ_on_resume():
 
 def test_every_recipe_key_of_the_table_is_an_argument_of_what_it_goes_to():
     """A key that nothing takes would be an option that is ignored."""
-    from flashtask.cli.checks import check_arguments
+    from flashtask.cli.recipe_checks import check_arguments
 
     takers = {
         "data.from_folders": ImageClassificationData.from_folders,
@@ -290,8 +290,8 @@ def test_a_recipe_knows_where_each_value_was_said(folders):
 
 def test_the_words_of_options_are_those_of_the_engine():
     from flashtask.cli.options import _DEVICE, _NUMBER_FORMAT
-    from flashtask.trainer.placement.accelerators import ACCELERATORS
-    from flashtask.trainer.placement.precision import _NAMES
+    from flashtask.trainer.devices.accelerators import ACCELERATORS
+    from flashtask.trainer.devices.precision import _NAMES
 
     for word in ("auto", "gpu", *ACCELERATORS.names()):
         assert _DEVICE(word) == word

@@ -24,9 +24,9 @@ from flashtask.trainer.distribution.agreement import require_the_same
 from flashtask.trainer.distribution.data_parallel import DataParallel
 from flashtask.trainer.distribution.environment import Place
 from flashtask.trainer.distribution.group import listen
+from flashtask.trainer.distribution.heartbeat import Sign, is_gone, this_machine
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import how_it_ended, of_a_bystander, report_of
-from flashtask.trainer.distribution.signs import Sign, is_gone, this_machine
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.run_folder import RunFolder
 

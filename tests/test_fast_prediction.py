@@ -21,7 +21,7 @@ from flashtask import ImageClassifier
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import BadDataError
 from flashtask.core.folding import TOLERANCE, _FusedConvolution, folded_copy
-from flashtask.core.lanes import fitting_lanes, in_order
+from flashtask.core.worker_threads import fitting_lanes, in_order
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Fitting
 from flashtask.tasks.prediction import predictions_of

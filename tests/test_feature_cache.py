@@ -15,7 +15,7 @@ from torch import nn
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase, Trainer
 from flashtask.cli import run as flashtask
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.feature_store import FeatureStore, content_key
 from flashtask.core.known_files import content_hashes

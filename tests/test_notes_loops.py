@@ -11,6 +11,9 @@ from torch import nn
 import flashtask as pl
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
+from flashtask.trainer.devices.accelerators import Accelerator
+from flashtask.trainer.devices.precision import Precision
+from flashtask.trainer.devices.process_strategies import STRATEGIES, Strategy
 from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
@@ -22,9 +25,6 @@ from flashtask.trainer.lightning1.loops import (
     TrainingBatchLoop,
     TrainingEpochLoop,
 )
-from flashtask.trainer.placement.accelerators import Accelerator
-from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.placement.strategies import STRATEGIES, Strategy
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from flashtask.cli import run
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.trainer.placement.accelerators import CPUAccelerator
+from flashtask.trainer.devices.accelerators import CPUAccelerator
 
 #: Of each class: enough that a folder is predicted in lanes, and a group of them is not.
 EACH = 20

@@ -20,7 +20,7 @@ from small import colour_folders
 
 from flashtask import BACKBONES, HEADS, TASKS, ImageClassifier, build_backbone, build_head, load, use_zoo
 from flashtask.cli import run
-from flashtask.cli.inputs import checkpoint_source
+from flashtask.cli.input_paths import checkpoint_source
 from flashtask.core import zoo as core_zoo
 from flashtask.core.errors import HubError, IntegrityError, MissingInputError, UsageError
 

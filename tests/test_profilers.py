@@ -12,7 +12,7 @@ from small import Net, digest, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.profiling.profilers import (
     PROFILERS,
     AdvancedProfiler,
@@ -262,7 +262,7 @@ def test_profilers_without_one_nothing_of_a_run_is_replaced(tmp_path):
     assert "to_device" not in vars(run)
     assert "step" not in vars(run.validation)
     assert type(run.loader) is torch.utils.data.DataLoader
-    assert type(run.precision).__module__ == "flashtask.trainer.placement.precision"
+    assert type(run.precision).__module__ == "flashtask.trainer.devices.precision"
 
 
 def test_profilers_one_of_ones_own_needs_only_start_and_stop(tmp_path):

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from flashtask import ImageClassifier, seeded
 from flashtask.core.seeding import generator_states, seed_everything, set_generator_states
-from flashtask.trainer.loading import rebuild_loader
+from flashtask.trainer.data_loaders import rebuild_loader
 
 
 class Noisy(Dataset):

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Tens
 from flashtask import Callback, Module, Trainer
 from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
+from flashtask.trainer.devices.device_plan import resolve_placement
+from flashtask.trainer.devices.process_strategies import Strategy
 from flashtask.trainer.distribution.data_parallel import ForkedDataParallel
 from flashtask.trainer.distribution.environment import place_in
-from flashtask.trainer.placement.placement import resolve_placement
-from flashtask.trainer.placement.strategies import Strategy
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
 #: Sums are taken in another order.
@@ -144,7 +144,7 @@ def test_s105_several_machines_need_somebody_who_starts_the_processes(tmp_path):
 
 
 def test_s99_s101_each_process_has_the_gpu_of_its_number(monkeypatch):
-    from flashtask.trainer.placement.accelerators import CPUAccelerator
+    from flashtask.trainer.devices.accelerators import CPUAccelerator
 
     class Four(CPUAccelerator):
         name = "four"

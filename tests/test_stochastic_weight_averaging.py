@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from flashtask import EarlyStopping, LearningRateMonitor, Trainer, read_checkpoint, seeded
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging, constant_rates
 from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging
 

@@ -8,11 +8,11 @@ from small import loaders, net
 
 from flashtask import Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.devices.accelerators import CPUAccelerator
+from flashtask.trainer.devices.device_plan import check_placement, resolve_placement
+from flashtask.trainer.devices.precision import MixedPrecision, Precision
+from flashtask.trainer.devices.process_strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning, Stage
-from flashtask.trainer.placement.accelerators import CPUAccelerator
-from flashtask.trainer.placement.placement import check_placement, resolve_placement
-from flashtask.trainer.placement.precision import MixedPrecision, Precision
-from flashtask.trainer.placement.strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
 
 NOTHING = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "precision": None, "plugins": None}
 

@@ -9,8 +9,8 @@ import torch
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.loggers.base import CSVLogger, Logger
-from flashtask.trainer.placement.accelerators import resolve_device
+from flashtask.trainer.devices.accelerators import resolve_device
+from flashtask.trainer.loggers.logger import CSVLogger, Logger
 
 NOT_NONE = [
     "max_steps",

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 

@@ -18,7 +18,7 @@ class BatchTransfer:
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""
-        from flashtask.trainer.transfer import move_to_device
+        from flashtask.trainer.batch_transfer import move_to_device
 
         return move_to_device(batch, device)
 

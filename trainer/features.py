@@ -18,12 +18,12 @@ from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.feature_store import Features, FeatureStore, content_key
-from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
+from flashtask.core.worker_threads import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.data_loaders import OrderedBatches
 from flashtask.trainer.distribution.shards import of_this_process
-from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
 

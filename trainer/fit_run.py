@@ -19,23 +19,26 @@ from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
+from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.checkpoints.restoring import restore_run
-from flashtask.trainer.closed_form import ClosedFormFit, fits_in_closed_form, refuse_gradients
+from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
 from flashtask.trainer.feature_cache import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
-from flashtask.trainer.finetuning.progress import PhaseProgress, require_phase_groups, set_base_rates
+from flashtask.trainer.finetuning.phase_ends import PhaseProgress, require_phase_groups, set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
 from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
-from flashtask.trainer.placement.precision import Precision, record_precision
-from flashtask.trainer.preparing import (
+from flashtask.trainer.rates import learning_rates
+from flashtask.trainer.run import EvaluationRun, Run, RunExtension, Wrapped, as_it_takes, at_most
+from flashtask.trainer.run_preparation import (
     check_state_keys,
     check_training_data,
     evaluation_loaders,
@@ -44,12 +47,9 @@ from flashtask.trainer.preparing import (
     training_loader,
     want_gradients,
 )
-from flashtask.trainer.rates import learning_rates
-from flashtask.trainer.run import EvaluationRun, Run, RunExtension, Wrapped, as_it_takes, at_most
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.step_outputs import loss_in
-from flashtask.trainer.transfer import detached
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer

@@ -10,10 +10,10 @@ from torch import nn
 
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import BatchTransfer
+from flashtask.trainer.devices.precision import Precision, recorded_precision
 from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
-from flashtask.trainer.placement.precision import Precision, recorded_precision
 from flashtask.trainer.results import LogSettings
 from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.core.metrics import is_metric
+from flashtask.trainer.batch_transfer import move_to_device
 from flashtask.trainer.hooks import LEVELS
-from flashtask.trainer.transfer import move_to_device
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

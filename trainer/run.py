@@ -16,20 +16,26 @@ from torch import nn
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.batch_transfer import channels_last, move_to_device
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.datamodule import DataModule, transfer_hooks
+from flashtask.trainer.devices.device_plan import Placement
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
-from flashtask.trainer.loggers.base import Logger
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.placement import Placement
-from flashtask.trainer.preparing import evaluation_loaders, limit_of, memory_format_of, placement_of, training_loader
 from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.run_preparation import (
+    evaluation_loaders,
+    limit_of,
+    memory_format_of,
+    placement_of,
+    training_loader,
+)
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.transfer import channels_last, move_to_device
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun

@@ -14,12 +14,12 @@ from flashtask._version import __version__
 from flashtask.core.zoo import own_zoo_files
 from flashtask.trainer.by_name import NOT_PLAIN, WATCHING, plain_setting, recipe_of_part
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.devices.accelerators import ACCELERATORS
+from flashtask.trainer.devices.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
+from flashtask.trainer.devices.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
-from flashtask.trainer.loggers.base import LOGGERS
-from flashtask.trainer.placement.accelerators import ACCELERATORS
-from flashtask.trainer.placement.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
-from flashtask.trainer.placement.strategies import STRATEGIES
+from flashtask.trainer.loggers.logger import LOGGERS
 from flashtask.trainer.profiling.profilers import PROFILERS, PassThrough
 from flashtask.trainer.rates import target_rates
 

@@ -13,7 +13,8 @@ from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.argument_checks import check_settings
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
 from flashtask.trainer.callbacks.names import make_callbacks
@@ -24,28 +25,27 @@ from flashtask.trainer.checkpoints.content import weights_only as without_what_r
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.devices.accelerators import Accelerator
+from flashtask.trainer.devices.device_plan import check_placement
+from flashtask.trainer.devices.precision import Precision
+from flashtask.trainer.devices.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.distribution.attempts import was_begun_by_us
-from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.lightning1.trainer import Lightning1Trainer
-from flashtask.trainer.loggers.base import make_loggers
+from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
+from flashtask.trainer.loggers.logger import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.accelerators import Accelerator
-from flashtask.trainer.placement.placement import check_placement
-from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.placement.strategies import Strategy, point_out_distribution
-from flashtask.trainer.preparing import check_module, data_of
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.settings import check_settings
+from flashtask.trainer.run_lifecycle import drive
+from flashtask.trainer.run_preparation import check_module, data_of
 
 if TYPE_CHECKING:
-    from flashtask.trainer.finetuning.plan import Plan
+    from flashtask.trainer.finetuning_plan import Plan
     from flashtask.trainer.tuning.tune import TuningResult
 
 __all__ = ["Trainer"]
@@ -59,7 +59,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/lightning1/arguments.py.
+    replacement is named: trainer/lightning1/older_arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
@@ -414,7 +414,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         Returns:
             A `Plan`.
         """
-        from flashtask.trainer.finetuning.plan import plan
+        from flashtask.trainer.finetuning_plan import plan
 
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashtask.core.atomic_folders import atomic_folder, require_replaceable
 from flashtask.core.errors import UsageError
-from flashtask.core.folders import atomic_folder, require_replaceable
 from flashtask.core.hub.address import HubAddress, branch_address
 from flashtask.core.hub.upload import upload_folder
 from flashtask.tasks.pretrained.card import PLACE
-from flashtask.tasks.pretrained.layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.results import LogSettings
 

@@ -8,7 +8,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.registry import Registry
 from flashtask.trainer.by_name import make_parts
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.model_summary import ModelSummary
 from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, GradientNormMonitor, LearningRateMonitor

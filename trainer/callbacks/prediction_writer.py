@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.loading import OrderedBatches
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.data_loaders import OrderedBatches
 from flashtask.trainer.run import EvaluationRun, taken_in_turn
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.metrics import is_metric, uncounted
+from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
 from flashtask.trainer.callbacks.weight_averaging import (
     AverageFunction,

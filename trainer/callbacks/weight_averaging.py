@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_number, is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.distribution.shards import as_held, whole
 from flashtask.trainer.wrapping import own_name
 

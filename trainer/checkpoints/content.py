@@ -11,7 +11,7 @@ import torch
 
 from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.trainer.callbacks.callback import keeps_state
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters

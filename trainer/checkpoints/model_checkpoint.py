@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import write_checkpoint
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.timing import read_duration
 from flashtask.trainer.checkpoints.content import checkpoint_content, weights_only
 from flashtask.trainer.checkpoints.kept_files import (

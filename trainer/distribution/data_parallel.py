@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
+from flashtask.trainer.devices.process_strategies import REDUCTIONS, Strategy
 from flashtask.trainer.distribution.agreement import facts_at_start, require_the_same
 from flashtask.trainer.distribution.environment import Place, place_in
 from flashtask.trainer.distribution.group import (
@@ -51,7 +52,6 @@ from flashtask.trainer.distribution.reports import (
 )
 from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
-from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

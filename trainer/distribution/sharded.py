@@ -15,7 +15,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.closed_form import fits_in_closed_form
+from flashtask.trainer.closed_form_fit import fits_in_closed_form
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
 from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule

@@ -22,9 +22,9 @@ from typing import Any
 
 from flashtask.core.errors import ProcessLostError
 from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.heartbeat import Endings, Sign, is_gone, read_sign, start_of, this_machine
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import CONTINUE, error_in, how_it_ended
-from flashtask.trainer.distribution.signs import Endings, Sign, is_gone, read_sign, start_of, this_machine
 
 __all__ = ["Watchdog"]
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
 from flashtask.trainer.wrapping import own_name

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
+from flashtask.trainer.run_lifecycle import drive
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.placement.accelerators import Accelerator, check_accelerator, resolve_accelerator
-from flashtask.trainer.placement.devices import check_devices, device_indices
-from flashtask.trainer.placement.precision import Precision, check_precision, inference_precision, resolve_precision
-from flashtask.trainer.placement.strategies import Strategy, automatic_strategy, resolve_strategy
+from flashtask.trainer.devices.accelerators import Accelerator, check_accelerator, resolve_accelerator
+from flashtask.trainer.devices.precision import Precision, check_precision, inference_precision, resolve_precision
+from flashtask.trainer.devices.process_strategies import Strategy, automatic_strategy, resolve_strategy
+from flashtask.trainer.devices.selection import check_devices, device_indices
 
 __all__ = ["Placement", "check_placement", "resolve_placement"]
 

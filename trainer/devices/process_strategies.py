@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
 from flashtask.core.registry import Aliases, Registry, RegistryEntry
+from flashtask.trainer.devices.selection import check_devices
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
-from flashtask.trainer.placement.devices import check_devices
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from flashtask.trainer.devices.accelerators import Accelerator
+    from flashtask.trainer.devices.precision import Precision
     from flashtask.trainer.module import Module
-    from flashtask.trainer.placement.accelerators import Accelerator
-    from flashtask.trainer.placement.precision import Precision
     from flashtask.trainer.run import Run
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
@@ -61,8 +61,8 @@ class Strategy:
 
     def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
         # They load torch; the names of strategies are looked at without it.
-        from flashtask.trainer.placement.accelerators import check_accelerator
-        from flashtask.trainer.placement.precision import check_precision
+        from flashtask.trainer.devices.accelerators import check_accelerator
+        from flashtask.trainer.devices.precision import check_precision
 
         self.accelerator: Accelerator | None = None if accelerator is None else check_accelerator(accelerator)
         self.precision_plugin: Precision | str | None = (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flashtask.cli.beginning import BEGINNING
+from flashtask.cli.model_source import BEGINNING
 from flashtask.cli.options import kinds_by_key
 from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
@@ -114,8 +114,8 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.backbones import BACKBONES
     from flashtask.heads import HEADS
     from flashtask.tasks import TASKS
+    from flashtask.trainer.devices.process_strategies import advice_on_distribution
     from flashtask.trainer.finetuning.strategies import resolve_finetuning
-    from flashtask.trainer.placement.strategies import advice_on_distribution
 
     check_distributed(recipe.get("trainer.strategy"), recipe.origin("trainer.strategy"))
     checks: dict[str, Callable[[Any], Any]] = {

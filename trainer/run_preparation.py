@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import keeps_state
+from flashtask.trainer.data_loaders import length_of, rebuild_loader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.devices.device_plan import Placement, resolve_placement
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
-from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.placement import Placement, resolve_placement
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun

@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, IntegrityError, UsageError, did_you_mean
-from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
-from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
-from flashtask.trainer.transfer import in_dtype
+from flashtask.trainer.batch_transfer import in_dtype
+from flashtask.trainer.devices.accelerators import Accelerator, accelerator_of
+from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
 
 __all__ = [
     "MixedPrecision",
