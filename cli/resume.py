@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.kinds import AUTO
-from flashtask.cli.model_source import is_same_beginning
+from flashtask.cli.model_source import is_same_source
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
 from flashtask.cli.processes import are_several
@@ -166,10 +166,10 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
     different = []
     for key, value in requested.leaves():
         if key in free:
-            own.set(key, value, requested.origin(key))
+            own.set(key, value, requested.source_of(key))
         elif value == AUTO and key in searched:
             continue  # it was found when the run began
-        elif key == "model.from" and is_same_beginning(own.get(key), value):
+        elif key == "model.from" and is_same_source(own.get(key), value):
             continue
         elif _plain(key, value) != _plain(key, own.get(key, _default(key))):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")

@@ -113,8 +113,8 @@ def _plain_entries(kind: str) -> Iterator[dict[str, Any]]:
     """Checkpoints and recipes, which stand in the zoo alone."""
     for name, entry in getattr(load_zoo(), f"{kind}s").items():
         file = own_file_of(f"{kind}s", name)
-        origin = {} if file is None else {"zoo_file": str(file.path)}
-        yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **origin}
+        source = {} if file is None else {"zoo_file": str(file.path)}
+        yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **source}
 
 
 def _plain(entry: RegistryEntry) -> dict[str, Any]:

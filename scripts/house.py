@@ -48,7 +48,7 @@ TRAINER_LAYERS = (
     "run",
     "fit_run",
     "fit_result run_facts",
-    # verbs
+    # stages
     "loop run_lifecycle",
     "tuning",
     "finetuning_plan",

@@ -191,7 +191,7 @@ class ImageClassifier(Task):
         self._weight = class_weights(self._class_weights, labels, counts, num_samples)
 
     def _give_thresholds(self) -> None:
-        """A fit chooses thresholds in each validation; every other verb measures with those that are stored."""
+        """A fit chooses thresholds in each validation; every other stage measures with those that are stored."""
         if self.multi_label:
             for part, metrics in self.metrics.items():
                 is_chosen = part == "val" and self._begins_a_fit()

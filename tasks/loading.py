@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.checkpoint import put_to_use, read_checkpoint
+from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.tasks import TASKS
@@ -26,7 +26,7 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
     """The task in a checkpoint, a folder or a repository, in eval mode. No data and no code are needed or run.
 
     What only a loss or a metric needs may be missing: a class of the user's own that changes nothing else, or an
-    argument that no file can hold. Then the model predicts, which is said, and any other verb names what it needs.
+    argument that no file can hold. Then the model predicts, which is said, and any other stage names what it needs.
 
     Args:
         path: of a checkpoint, or its https address; a run folder, which means its best checkpoint, else its last; a
@@ -44,7 +44,7 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
     source = find_source(path)
     content = _content(source, map_location)
     kind = _registered(content, source) if task is None else _given_class(task, content, source)
-    with put_to_use(source.path):
+    with error_context(source.path):
         with_all, lack = with_stand_ins(kind, content, source.path)
     loaded = _built_for_prediction(kind, with_all, content, source, map_location)
     if is_of_a_child(kind, content):
@@ -54,8 +54,8 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
         loaded._class_of_weights = {key: content[key] for key in ("task", "own_class")}
     if lack is not None:
         loaded._lack = lack
-        verbs = "train" if lack.only_to_train else "validate, test or train"
-        print(f"{source.path} predicts without {lack.what}; to {verbs}: {lack.fix}", file=sys.stderr)
+        stages = "train" if lack.only_to_train else "validate, test or train"
+        print(f"{source.path} predicts without {lack.what}; to {stages}: {lack.fix}", file=sys.stderr)
     return loaded
 
 
@@ -123,7 +123,7 @@ def _registered(content: Mapping[str, Any], source: Source) -> type[Task]:
     """
     name = _task_name(content, source)
     try:
-        with put_to_use(source.path):
+        with error_context(source.path):
             return TASKS.get(name)
     except UnknownNameError as error:
         own = class_in_file(content) or "MyTask"
@@ -177,7 +177,7 @@ def _built(
     classes = {name: given[name] for name in ("labels", "num_classes") if given.get(name) is not None}
     head = {name: given[name] for name in OF_THE_HEAD if given.get(name) is not None}
     own = {name: value for name, value in given.items() if name not in ("labels", "num_classes", *OF_THE_HEAD)}
-    with put_to_use(source.path):
+    with error_context(source.path):
         content, is_partial = _without_own_parts(cls, content, source)
     task: Task
     try:
@@ -193,7 +193,7 @@ def _built(
     if classes:
         task.change_classes(**classes)
     task._has_new_head, task._has_other_weights = bool(head), False
-    task.pretrained_from = source.origin
+    task.pretrained_from = source.record
     return task.to(map_location) if map_location is not None and source.is_folder else task
 
 

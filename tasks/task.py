@@ -42,7 +42,7 @@ from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.tasks.predictions import Prediction
-from flashtask.tasks.recipe_source import as_begun_from
+from flashtask.tasks.recipe_source import recipe_arguments
 from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
@@ -57,7 +57,7 @@ from flashtask.trainer.optimizers import (
     weight_decay_of,
 )
 from flashtask.trainer.run_record import provenance_in
-from flashtask.trainer.wrapping import own_name, parameters_by_name
+from flashtask.trainer.wrapping import parameters_by_name, unwrapped_name
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -442,7 +442,7 @@ class Task(Module):
 
     def layer_groups(self) -> list[list[str]]:
         """The backbone's own layer groups, under the task's names."""
-        return [[own_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
+        return [[unwrapped_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
@@ -539,7 +539,7 @@ class Task(Module):
         """
         arguments = {**plain_hyperparameters(self), **self.resolved_hyperparameters()}
         if self.pretrained_from is not None:
-            arguments = as_begun_from(self.pretrained_from, arguments, has_new_head=self._has_new_head)
+            arguments = recipe_arguments(self.pretrained_from, arguments, has_new_head=self._has_new_head)
         lost = {f"model.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
         whole = {name: value for name, value in arguments.items() if not any(find_not_saved(value))}
         found: dict[str, Any] = {"model": whole}

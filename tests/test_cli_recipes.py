@@ -21,7 +21,7 @@ from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
-from flashtask.core.worker_threads import _FEW, LANE_BATCH
+from flashtask.core.worker_threads import _FEW, THREAD_BATCH
 from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.layout import DEFAULT_VAL_SPLIT
@@ -132,8 +132,8 @@ def test_the_backbones_rate_is_a_tenth_where_it_is_pretrained_as_the_help_says()
 
 def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
     shown = {command: {option.flag: option.default for option in options} for command, options in TABLES.items()}
-    lanes, few, plain = LANE_BATCH, _FEW, prediction._BATCH_SIZE
-    assert shown["predict"]["--batch-size"] == f"{lanes} for {few} images and more on a CPU, else {plain}"
+    threaded, few, plain = THREAD_BATCH, _FEW, prediction._BATCH_SIZE
+    assert shown["predict"]["--batch-size"] == f"{threaded} for {few} images and more on a CPU, else {plain}"
     assert shown["predict"]["--num-workers"] == f"0 on a CPU, else up to {loaders._MOST}"
     assert shown["bench"]["--batch-size"] == str(bench._BATCH_SIZE)
     assert shown["bench"]["--seconds"] == f"{bench._SECONDS:g}"
@@ -282,9 +282,9 @@ def test_a_recipe_knows_where_each_value_was_said(folders):
     Path("r.yaml").write_text("model:\n  backbone: resnet18\n")
     recipe = read_recipe(Path("r.yaml"))
     recipe.set("trainer.seed", 1, "--seed")
-    assert recipe.origin("model.backbone") == "r.yaml, line 2, column 3"
-    assert recipe.origin("model.head") == "r.yaml, line 1, column 1"
-    assert recipe.origin("trainer") == recipe.origin("trainer.seed") == "--seed"
+    assert recipe.source_of("model.backbone") == "r.yaml, line 2, column 3"
+    assert recipe.source_of("model.head") == "r.yaml, line 1, column 1"
+    assert recipe.source_of("trainer") == recipe.source_of("trainer.seed") == "--seed"
     assert dict(recipe.leaves()) == {"model.backbone": "resnet18", "trainer.seed": 1}
 
 

@@ -38,7 +38,7 @@ FILES = {
         from flashtask.trainer import hooks
 
         class Run:
-            "What changes while a verb is carried out."
+            "What changes while a stage is carried out."
 
             def __init__(self, module: "Any", name: Any | None, free) -> None: ...
 
@@ -166,7 +166,7 @@ def test_a_worse_number_fails_and_is_named_with_both_values(house, stored, packa
 
 def test_places_of_a_worse_number_are_shown(house, stored, package):
     write(package, "trainer/data_loaders.py", "import flashtask.trainer.run\n")
-    assert "    trainer.loading imports trainer.run\n" in house("--check")[1]
+    assert "    trainer.data_loaders imports trainer.run\n" in house("--check")[1]
 
 
 def test_of_many_places_some_are_shown(house, stored, package):

@@ -321,7 +321,7 @@ def test_s115_flags_set_up_accelerator_strategy_and_precision():
     trainer = Trainer(gpus=0, precision=16, max_epochs=1)
     trainer.fit(Net(), *loaders())
     run = trainer.fit_run
-    assert (run.placement.accelerator.name, run.strategy.name, run.precision.name) == ("cpu", "single", "16-mixed")
+    assert (run.device_plan.accelerator.name, run.strategy.name, run.precision.name) == ("cpu", "single", "16-mixed")
 
 
 def test_s118_a_strategy_and_a_precision_of_ones_own_are_set():

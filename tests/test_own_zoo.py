@@ -333,9 +333,9 @@ def test_a_checkpoint_says_which_zoo_file_it_needs(trained, capsys):
     assert f"flashtask.use_zoo({str(zoo)!r})" in caught.value.fix
     assert run(["predict", "--zoo", str(zoo), str(checkpoint), str(image)]) == 0
     capsys.readouterr()
-    for verb in ("validate", "test"):
+    for stage in ("validate", "test"):
         core_zoo._used.clear()
-        assert run([verb, str(checkpoint), str(trained / "photos"), "--zoo", str(zoo), "--json", "--quiet"]) == 0
+        assert run([stage, str(checkpoint), str(trained / "photos"), "--zoo", str(zoo), "--json", "--quiet"]) == 0
         assert json.loads(capsys.readouterr().out)
     assert load(checkpoint).preprocessing.input_size == (3, 64, 64)
     core_zoo._used.clear()

@@ -1,4 +1,4 @@
-"""Checkpoints as the trainer's verbs and `load_from_checkpoint` use them."""
+"""Checkpoints as the trainer's stages and `load_from_checkpoint` use them."""
 
 from __future__ import annotations
 

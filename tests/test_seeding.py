@@ -30,8 +30,8 @@ def epochs(dataset, workers: int = 0, shuffle: bool = False) -> list[dict[int, l
     loader = rebuild_loader(DataLoader(dataset, batch_size=2, shuffle=shuffle, **options), seed=3, training=True)
     found = []
     for epoch in range(3):
-        if hasattr(loader.batch_sampler, "set_place"):
-            loader.batch_sampler.set_place(epoch)
+        if hasattr(loader.batch_sampler, "set_position"):
+            loader.batch_sampler.set_position(epoch)
         seen: dict[int, list[float]] = {}
         for indices, noise in loader:
             for index, value in zip(indices.tolist(), noise.tolist(), strict=True):

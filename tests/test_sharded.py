@@ -297,7 +297,7 @@ def read_as_module(path):
     return module
 
 
-def test_after_a_fit_the_module_is_whole_and_every_verb_goes_on(tmp_path):
+def test_after_a_fit_the_module_is_whole_and_every_stage_goes_on(tmp_path):
     one, first = fitted(tmp_path / "1", 1, 9)
     two, second = fitted(tmp_path / "2", 2, 9)
     data = samples(9)

@@ -83,7 +83,7 @@ class DataModule(BatchTransfer, HyperparametersMixin):
 
 
 class GivenLoaders(DataModule):
-    """Loaders that were passed to a verb; what was not passed is asked of the module, if it has such a method."""
+    """Loaders that were passed to a stage; what was not passed is asked of the module, if it has such a method."""
 
     def __init__(self, module: Module, **given: Any) -> None:
         self._module, self._given = module, given

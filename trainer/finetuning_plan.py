@@ -26,7 +26,7 @@ from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.run import Run, RunExtension
-from flashtask.trainer.run_lifecycle import drive
+from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     with trial(quiet, module, data) as copies:
         run = FitRun(quiet, copies.module, copies.data, finetuning)
         run.accumulate(_accumulation(trainer))
-        drive(run, look)  # type: ignore[arg-type]
+        execute(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:
         return planned

@@ -1,4 +1,4 @@
-"""The record of a run: recipe and settings, the announcement at its start, its summary, the origin of weights."""
+"""The record of a run: recipe and settings, the announcement at its start, its summary, the source of weights."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ def _settings(run: FitRun, lost: dict[str, str]) -> dict[str, Any]:
             lost[f"trainer.{name}"] = f"<{type(given).__name__}>"
         elif value != defaults[name]:
             settings[name] = value
-    settings |= dict(_placement(run, lost)) | {"seed": run.seed} | dict(_named(trainer, lost))
+    settings |= dict(_devices_and_precision(run, lost)) | {"seed": run.seed} | dict(_named(trainer, lost))
     return {name: settings[name] for name in defaults if name in settings}
 
 
-def _placement(run: FitRun, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def _devices_and_precision(run: FitRun, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Precision, strategy and accelerator: by name, also where they were given as objects that have one."""
-    given, place, precision = run.trainer.arguments, run.placement, run.trainer.precision
+    given, place, precision = run.trainer.arguments, run.device_plan, run.trainer.precision
     if precision is None and type(place.precision) in _NAMED_PRECISIONS and not _brings_precision(run):
         yield "precision", str(run.module.default_precision)
     elif isinstance(precision, (str, int)):

@@ -1,4 +1,4 @@
-"""`Trainer`: configuration and verbs. What changes during a verb lives in its run."""
+"""`Trainer`: configuration and methods (`fit`, `test`, ...). What changes during a run lives in the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.devices.accelerators import Accelerator
-from flashtask.trainer.devices.device_plan import check_placement
+from flashtask.trainer.devices.device_plan import check_device_plan
 from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.devices.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.distribution.attempts import was_begun_by_us
@@ -41,7 +41,7 @@ from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.run_lifecycle import drive
+from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.run_preparation import check_module, data_of
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.max_steps, self.max_time = max_steps, max_time
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.sync_batchnorm = sync_batchnorm
-        self.strategy = check_placement(
+        self.strategy = check_device_plan(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -229,7 +229,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         """
         return Trainer(**{**self.arguments, "seed": self.seed, **changes})
 
-    # ---- verbs
+    # ---- fit, validate, test, predict, tune
 
     @named_arguments
     def fit(
@@ -259,7 +259,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
-        drive(run, self._path.fit)
+        execute(run, self._path.fit)
         return self._result_of(run)
 
     @named_arguments
@@ -299,7 +299,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         resume_from = self.checkpoint_file(ckpt_path)
         finetuning = _finetuning(module, strategy)
         run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
-        drive(run, self._path.fit)
+        execute(run, self._path.fit)
         return self._result_of(run)
 
     def _result_of(self, run: FitRun) -> FitResult:
@@ -476,7 +476,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if self.is_global_zero:
             print(text, file=sys.stderr, flush=True)
 
-    # ---- how a verb is carried out
+    # ---- how a run is carried out
 
     def callbacks_of(self, stage: str) -> list[Callback]:
         """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
@@ -586,7 +586,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
         weights_from = self.checkpoint_file(ckpt_path, continues=False)
         run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
-        drive(run, self._path.evaluate)
+        execute(run, self._path.evaluate)
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit

@@ -85,7 +85,7 @@ def pull(address: HubAddress, folder: Path) -> str:
         for name in (CONFIG, WEIGHTS, HEAD, CARD, "pytorch_model.bin"):
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, place / name)
-    return source.origin["commit"]
+    return source.record["commit"]
 
 
 def _copy_own(given: Path, folder: Path, licence: str | None) -> None:

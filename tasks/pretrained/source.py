@@ -28,11 +28,11 @@ class Source:
 
     Args:
         path: a folder or a checkpoint file.
-        origin: what a checkpoint that is trained from it says: `{"repository", "commit"}` or `{"path", "sha256"}`.
+        record: what a checkpoint that is trained from it says: `{"repository", "commit"}` or `{"path", "sha256"}`.
     """
 
     path: Path
-    origin: dict[str, str]
+    record: dict[str, str]
 
     @property
     def is_folder(self) -> bool:

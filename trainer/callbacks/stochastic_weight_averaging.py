@@ -25,7 +25,7 @@ from flashtask.trainer.callbacks.weight_averaging import (
     trained_parameters,
 )
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.wrapping import own_name
+from flashtask.trainer.wrapping import unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -154,7 +154,7 @@ class StochasticWeightAveraging(AveragingCallback):
             )
             return
         stored = module.state_dict()
-        buffers = {own_name(name): buffer for name, buffer in module.named_buffers()}
+        buffers = {unwrapped_name(name): buffer for name, buffer in module.named_buffers()}
         tensors = _parameters_of(run) | {name: buffer for name, buffer in buffers.items() if name in stored}
         trained = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         last_epoch = int(run.history[-1]["epoch"])
@@ -337,7 +337,7 @@ def _layers_with_statistics(module: nn.Module) -> list[_BatchNorm]:
 
 def _parts_in_eval_mode(module: nn.Module) -> list[str]:
     """Names of the parts that are in eval mode, because they are frozen or a hook set them so."""
-    return [own_name(name) for name, part in module.named_modules() if not part.training]
+    return [unwrapped_name(name) for name, part in module.named_modules() if not part.training]
 
 
 def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) -> int:
@@ -360,7 +360,7 @@ def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) 
     stays = set(in_eval_mode)
     with _leaving_no_trace(run):
         for name, part in run.module.named_modules():
-            part.training = own_name(name) not in stays
+            part.training = unwrapped_name(name) not in stays
         layers = [layer for layer in _layers_with_statistics(run.module) if layer.training]
         if layers:
             # Compiled parts would be compiled again for this pass alone, because its momentum differs.
@@ -398,7 +398,7 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
 
 def _batches(run: FitRun, epoch: int) -> Iterator[Any]:
     if run.ordered is not None:
-        run.ordered.set_place(epoch, frozen=run.is_frozen(epoch))
+        run.ordered.set_position(epoch, frozen=run.is_frozen(epoch))
     elif hasattr(getattr(run.loader, "sampler", None), "set_epoch"):
         run.loader.sampler.set_epoch(epoch)
     return islice(iter(run.loader), run.limit)

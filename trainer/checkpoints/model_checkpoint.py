@@ -251,7 +251,7 @@ class ModelCheckpoint(Callback):
         if trainer.active_run is not run:
             trainer.active_run.abandon()
         # At the end of an epoch some hooks may have been called and others not.
-        is_between_steps = not run.group_is_open and run.moment != "train_epoch_end"
+        is_between_steps = not run.group_is_open and run.current_hook != "train_epoch_end"
         try:
             if not is_between_steps or self._resting_place != _place_of(run):
                 raise UsageError("the error came in the middle of a step or of the end of an epoch")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from flashtask.core.checkpoint import put_to_use, read_checkpoint
+from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import argument_fix
 from flashtask.core.model_path import model_path
@@ -50,7 +50,7 @@ def module_from_content(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The same from the content that `read_checkpoint` returned; `path` is for messages."""
-    with put_to_use(path):
+    with error_context(path):
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
         module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
@@ -153,7 +153,7 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
         UsageError: the file's labels are not the module's, in the same order.
         IntegrityError: names or shapes of weights are not the module's.
     """
-    with put_to_use(path):
+    with error_context(path):
         state = _weights_in(content)
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
@@ -171,7 +171,7 @@ def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
             f"{path} holds weights only and cannot be resumed",
             fix="load its weights with load_from_checkpoint and begin a new run",
         )
-    with put_to_use(path):
+    with error_context(path):
         _restore(run, path, content)
 
 

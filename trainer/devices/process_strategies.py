@@ -85,7 +85,7 @@ class Strategy:
 
     @contextmanager
     def launch(self) -> Iterator[None]:
-        """Around a whole verb: what stands inside is run by every process, those that are started here too."""
+        """Around a whole stage: its content is run by every process, those that are started here too."""
         yield
 
     def begin(self, run: Run) -> None:
@@ -257,10 +257,10 @@ def automatic_strategy(devices: Any, num_nodes: int = 1) -> str:
     Raises:
         UsageError: the environment says that this is one of several processes, and not which one.
     """
-    from flashtask.trainer.distribution.environment import place_in
+    from flashtask.trainer.distribution.environment import process_info
 
-    place = place_in()
-    if place is not None and place.world_size > 1:
+    process = process_info()
+    if process is not None and process.world_size > 1:
         return "ddp"
     wanted = check_devices(devices, None)
     several = wanted is not None and wanted != 1 and not (isinstance(wanted, tuple) and len(wanted) == 1)

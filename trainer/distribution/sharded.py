@@ -181,7 +181,7 @@ class OffloadedFullyShardedDataParallel(FullyShardedDataParallel):
 
 
 class ForkedFullyShardedDataParallel(FullyShardedDataParallel, ForkedDataParallel):
-    """As `fsdp`, by processes that are forked where the verb is called: for notebooks."""
+    """As `fsdp`, by processes that are forked where the method is called: for notebooks."""
 
     name = "fsdp_spawn"
 

@@ -1,4 +1,4 @@
-"""What Lightning 1.x gave a trainer beside its verbs: argparse, loops as objects, older names."""
+"""What Lightning 1.x gave a trainer beside its methods: argparse, loops as objects, older names."""
 
 from __future__ import annotations
 
