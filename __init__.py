@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.callback import Callback as Callback
     from flashtask.trainer.callbacks.callback import LambdaCallback as LambdaCallback
+    from flashtask.trainer.callbacks.callback_registry import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
     from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
     from flashtask.trainer.callbacks.monitors import LearningRateMonitor as LearningRateMonitor
-    from flashtask.trainer.callbacks.names import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
     from flashtask.trainer.callbacks.stochastic_weight_averaging import (
@@ -69,11 +69,11 @@ if TYPE_CHECKING:
     from flashtask.trainer.devices.precision import Precision as Precision
     from flashtask.trainer.devices.precision import ScaledPrecision as ScaledPrecision
     from flashtask.trainer.devices.precision import TruePrecision as TruePrecision
-    from flashtask.trainer.devices.process_strategies import STRATEGIES as STRATEGIES
-    from flashtask.trainer.devices.process_strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
-    from flashtask.trainer.devices.process_strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
-    from flashtask.trainer.devices.process_strategies import SingleDevice as SingleDevice
-    from flashtask.trainer.devices.process_strategies import Strategy as Strategy
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as STRATEGIES
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
+    from flashtask.trainer.distribution.process_strategies import SingleDevice as SingleDevice
+    from flashtask.trainer.distribution.process_strategies import Strategy as Strategy
     from flashtask.trainer.finetuning.phase import LowRank as LowRank
     from flashtask.trainer.finetuning.phase import Phase as Phase
     from flashtask.trainer.finetuning.phase import Plateau as Plateau
@@ -91,9 +91,9 @@ if TYPE_CHECKING:
     from flashtask.trainer.lightning1.loops import PredictionLoop as PredictionLoop
     from flashtask.trainer.lightning1.loops import TrainingBatchLoop as TrainingBatchLoop
     from flashtask.trainer.lightning1.loops import TrainingEpochLoop as TrainingEpochLoop
-    from flashtask.trainer.loggers.logger import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.logger import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.logger import Logger as Logger
+    from flashtask.trainer.loggers.logger_registry import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger as MLFlowLogger
     from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
     from flashtask.trainer.loggers.wandb_logger import WandbLogger as WandbLogger
@@ -120,7 +120,7 @@ _HOMES = {
     "Backbone": "flashtask.backbones.backbone",
     "BasePredictionWriter": "flashtask.trainer.callbacks.prediction_writer",
     "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
-    "CALLBACKS": "flashtask.trainer.callbacks.names",
+    "CALLBACKS": "flashtask.trainer.callbacks.callback_registry",
     "CPUAccelerator": "flashtask.trainer.devices.accelerators",
     "CSVLogger": "flashtask.trainer.loggers.logger",
     "CUDAAccelerator": "flashtask.trainer.devices.accelerators",
@@ -145,7 +145,7 @@ _HOMES = {
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "ImageRegressionData": "flashtask.data.image_regression",
     "ImageRegressor": "flashtask.tasks.image_regression",
-    "LOGGERS": "flashtask.trainer.loggers.logger",
+    "LOGGERS": "flashtask.trainer.loggers.logger_registry",
     "Label": "flashtask.tasks.predictions",
     "Labels": "flashtask.tasks.predictions",
     "LambdaCallback": "flashtask.trainer.callbacks.callback",
@@ -178,14 +178,14 @@ _HOMES = {
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
     "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
-    "STRATEGIES": "flashtask.trainer.devices.process_strategies",
+    "STRATEGIES": "flashtask.trainer.distribution.process_strategies",
     "ScaledPrecision": "flashtask.trainer.devices.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
-    "SingleDevice": "flashtask.trainer.devices.process_strategies",
+    "SingleDevice": "flashtask.trainer.distribution.process_strategies",
     "Stage": "flashtask.trainer.finetuning.strategies",
     "StochasticWeightAveraging": "flashtask.trainer.callbacks.stochastic_weight_averaging",
-    "Strategy": "flashtask.trainer.devices.process_strategies",
-    "StrategyRegistry": "flashtask.trainer.devices.process_strategies:STRATEGIES",
+    "Strategy": "flashtask.trainer.distribution.process_strategies",
+    "StrategyRegistry": "flashtask.trainer.distribution.process_strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
@@ -196,7 +196,7 @@ _HOMES = {
     "Trainer": "flashtask.trainer.trainer",
     "TrainingBatchLoop": "flashtask.trainer.lightning1.loops",
     "TrainingEpochLoop": "flashtask.trainer.lightning1.loops",
-    "TrainingTypePluginsRegistry": "flashtask.trainer.devices.process_strategies:STRATEGIES",
+    "TrainingTypePluginsRegistry": "flashtask.trainer.distribution.process_strategies:STRATEGIES",
     "TruePrecision": "flashtask.trainer.devices.precision",
     "TuningResult": "flashtask.trainer.tuning.tune",
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",

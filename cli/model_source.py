@@ -58,8 +58,8 @@ def build_model(task_class: Any, arguments: Mapping[str, Any]) -> Any:
     """
     if arguments.get("from") is None:
         return task_class(**arguments)
-    from flashtask.tasks.loading import pretrained_task
     from flashtask.tasks.pretrained.source import find_source
+    from flashtask.tasks.stored_task import pretrained_task
 
     source = find_source(arguments["from"], sha256=arguments.get("from_sha256") or "")
     return pretrained_task(task_class, source, {k: v for k, v in arguments.items() if k not in SOURCE_KEYS})

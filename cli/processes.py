@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from typing import Any, TypeVar
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
-from flashtask.trainer.devices.process_strategies import STRATEGIES, check_strategy_name
 from flashtask.trainer.devices.selection import check_devices
 from flashtask.trainer.distribution.environment import ProcessInfo, process_info
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, check_strategy_name
 from flashtask.trainer.finetuning.strategies import FINETUNING
 
 __all__ = ["OF_THE_MACHINE", "SHARED", "agreed", "are_several", "check_distributed", "device_of", "heard", "here"]
@@ -95,7 +95,7 @@ def launched(options: Mapping[str, Any]) -> Iterator[Any]:
     if not are_several(options):
         yield None
         return
-    from flashtask.trainer.devices.device_plan import check_device_plan
+    from flashtask.trainer.device_plan import check_device_plan
 
     said = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **_said(options)}
     strategy = check_device_plan(**said, precision=None, plugins=None)
@@ -120,7 +120,7 @@ def device_of(strategy: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _placed(strategy: Any, options: Mapping[str, Any]) -> Any:
-    from flashtask.trainer.devices.device_plan import resolve_device_plan
+    from flashtask.trainer.device_plan import resolve_device_plan
 
     said = {"accelerator": "auto", "devices": "auto", **_said(options), "strategy": strategy}
     return resolve_device_plan(**said, precision=None, plugins=None, default_precision="32")

@@ -116,7 +116,7 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.backbones import BACKBONES
     from flashtask.heads import HEADS
     from flashtask.tasks import TASKS
-    from flashtask.trainer.devices.process_strategies import advice_on_distribution
+    from flashtask.trainer.distribution.process_strategies import advice_on_distribution
     from flashtask.trainer.finetuning.strategies import resolve_finetuning
 
     check_distributed(recipe.get("trainer.strategy"), recipe.source_of("trainer.strategy"))

@@ -188,9 +188,9 @@ def _plain(key: str, value: Any) -> Any:
     from flashtask.backbones import BACKBONES
     from flashtask.data.arguments import read_preprocessing
     from flashtask.trainer.by_name import named_form
-    from flashtask.trainer.callbacks.names import CALLBACKS
+    from flashtask.trainer.callbacks.callback_registry import CALLBACKS
     from flashtask.trainer.callbacks.timing import read_duration
-    from flashtask.trainer.loggers.logger import LOGGERS
+    from flashtask.trainer.loggers.logger_registry import LOGGERS
     from flashtask.trainer.profiling.profilers import PROFILERS
 
     registries: dict[str, Registry[Any]] = {

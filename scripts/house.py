@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
-    "batch_transfer by_name data_loaders hooks hyperparameters metric_order rates signals",
+    "batch_transfer by_name data_loaders hooks hyperparameters metric_order rates run_extension signals",
     "step_outputs text_table torch_switches wrapping",
     "datamodule",
     "finetuning",
     # where it is computed, and how a step changes weights
-    "distribution",
     "devices",
+    "distribution",
+    "device_plan",
     "manual_optimization nan_guard optimizers",
     "results",
     # what a run calls, and what it leaves behind

@@ -673,8 +673,8 @@ class Task(Module):
             IntegrityError: a file is damaged or hostile.
             UsageError: it holds another task, or an argument belongs to the weights.
         """
-        from flashtask.tasks.loading import pretrained_task
         from flashtask.tasks.pretrained.source import find_source
+        from flashtask.tasks.stored_task import pretrained_task
 
         found = find_source(source, revision, bare_is_hub=True)
         return cast("Self", pretrained_task(cls, found, given, map_location))

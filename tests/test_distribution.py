@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.data_loaders import OrderedBatches
-from flashtask.trainer.devices.process_strategies import STRATEGIES
 from flashtask.trainer.distribution.environment import ProcessInfo, process_info
 from flashtask.trainer.distribution.group import cores_of
+from flashtask.trainer.distribution.process_strategies import STRATEGIES
 
 SCRIPT = Path(__file__).parent / "distributed_script.py"
 #: Sums are taken in another order.

@@ -11,7 +11,7 @@ from small import Net, loaders, net
 
 from flashtask import FINETUNING, STRATEGIES, Callback, Finetuning, Stage, Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.devices.process_strategies import SingleDevice
+from flashtask.trainer.distribution.process_strategies import SingleDevice
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 

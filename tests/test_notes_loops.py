@@ -13,7 +13,7 @@ from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.devices.accelerators import Accelerator
 from flashtask.trainer.devices.precision import Precision
-from flashtask.trainer.devices.process_strategies import STRATEGIES, Strategy
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, Strategy
 from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,

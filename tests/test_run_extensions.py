@@ -11,7 +11,7 @@ import torch
 from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
-from flashtask.trainer.run import RunExtension
+from flashtask.trainer.run_extension import RunExtension
 
 ROOT = Path(__file__).resolve().parents[1]
 OWNERS = {ROOT / "trainer" / name for name in ("run.py", "fit_run.py")}

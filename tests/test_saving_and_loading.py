@@ -11,7 +11,7 @@ from test_resume import state_digest
 
 from flashtask import Callback, CSVLogger, DataModule, ModelCheckpoint, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UsageError
-from flashtask.trainer.devices.process_strategies import Strategy
+from flashtask.trainer.distribution.process_strategies import Strategy
 
 
 class Worsening(Net):

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Tens
 from flashtask import Callback, Module, Trainer
 from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
-from flashtask.trainer.devices.device_plan import resolve_device_plan
-from flashtask.trainer.devices.process_strategies import Strategy
+from flashtask.trainer.device_plan import resolve_device_plan
 from flashtask.trainer.distribution.data_parallel import ForkedDataParallel
 from flashtask.trainer.distribution.environment import process_info
+from flashtask.trainer.distribution.process_strategies import Strategy
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
 #: Sums are taken in another order.

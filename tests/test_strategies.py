@@ -8,10 +8,10 @@ from small import loaders, net
 
 from flashtask import Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.device_plan import check_device_plan, resolve_device_plan
 from flashtask.trainer.devices.accelerators import CPUAccelerator
-from flashtask.trainer.devices.device_plan import check_device_plan, resolve_device_plan
 from flashtask.trainer.devices.precision import MixedPrecision, Precision
-from flashtask.trainer.devices.process_strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning, Stage
 
 NOTHING = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "precision": None, "plugins": None}

@@ -7,6 +7,7 @@ iterable datasets are left alone. (`overfit_batches` takes the dataset's first s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader"]
+__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader", "taken_in_turn"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -87,6 +88,18 @@ class OrderedBatches(Sampler[list[Any]]):
             else:
                 own_seeds = seeds[part].tolist()
                 yield [SampleKey(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
+
+
+def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+    """The order of the data from the shares of processes: the parts of the first batch of each, then of the second, ...
+
+    Args:
+        by_process: what each process has for its batches, in the order of ranks.
+    """
+    return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
+
+
+_MISSING = object()
 
 
 def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

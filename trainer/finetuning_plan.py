@@ -25,7 +25,8 @@ from flashtask.trainer.finetuning.phase_ends import set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.run import Run, RunExtension
+from flashtask.trainer.run import Run
+from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
 

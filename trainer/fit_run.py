@@ -37,7 +37,8 @@ from flashtask.trainer.module import Module
 from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
 from flashtask.trainer.rates import learning_rates
-from flashtask.trainer.run import EvaluationRun, Run, RunExtension, Wrapped, as_it_takes, at_most
+from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most
+from flashtask.trainer.run_extension import RunExtension, Wrapped
 from flashtask.trainer.run_preparation import (
     check_state_keys,
     check_training_data,
@@ -241,7 +242,7 @@ class FitRun(Run):
         """Optimizers and schedules; where the head is solved, the pass that collects its features."""
         module = self.module
         refuse_gradients(module, self.finetuning)  # the data may have made the head
-        if fits_in_closed_form(module, self.finetuning):
+        if self.solves_head:
             ClosedFormFit(self).prepare()
             return
         self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
@@ -251,6 +252,11 @@ class FitRun(Run):
             require_no_closure(self.optimizers)
         else:
             leave_optimization_to_module(self)
+
+    @property
+    def solves_head(self) -> bool:
+        """Whether the head is fitted in closed form, in one pass and without an optimizer."""
+        return fits_in_closed_form(self.module, self.finetuning)
 
     def begin(self) -> None:
         """Settle what describes the run: from here on its settings are those that count."""

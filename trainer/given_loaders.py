@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.devices.process_strategies import STRATEGIES
+from flashtask.trainer.distribution.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
 

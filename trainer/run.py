@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,15 +19,16 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.batch_transfer import channels_last, move_to_device
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, taken_in_turn
 from flashtask.trainer.datamodule import DataModule, transfer_hooks
-from flashtask.trainer.devices.device_plan import DevicePlan
+from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
 from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_preparation import (
     device_plan_of,
     evaluation_loaders,
@@ -41,45 +42,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["EvaluationRun", "Run", "RunExtension", "Wrapped", "as_it_takes", "at_most", "taken_in_turn"]
-
-
-class RunExtension:
-    """Base of what takes part in a run where hooks do not reach: a profiler, a range test, a measurement.
-
-    `run.extend(extension)` hands it the parts of a run that has been prepared; what a method returns takes the part's
-    place. A callback that derives from this class too is applied by itself, before the first hook.
-    """
-
-    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that the loop calls.
-
-        Args:
-            run: the fit run or, for `validation_step` and its like, the evaluation run.
-            name: `training_step`, `validation_step`, `test_step`, `predict_step`, `to_device`, `backward`, `unscale`,
-                `clip_gradients`, `optimizer_step`, `scale_update`, `count_step`, `finish_pass` or `close_epoch`.
-            call: what is called now.
-        """
-        return call
-
-    def wrap_listener(self, run: Run, hook: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook of a callback or of the module."""
-        return call
-
-    def wrap_loader(self, run: Run, loader: Any) -> Any:
-        """What the batches of a run come from."""
-        return loader
-
-
-class Wrapped:
-    """An object some of whose methods are replaced; everything else is its own."""
-
-    def __init__(self, inner: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
-        self._inner = inner
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_inner"), name)
+__all__ = ["EvaluationRun", "Run", "as_it_takes", "at_most"]
 
 
 class Run:
@@ -257,14 +220,6 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     if len(parameters) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return step
     return lambda batch, *numbers: step(batch)
-
-
-def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
-    """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
-    return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
-
-
-_MISSING = object()
 
 
 class EvaluationRun(Run):

@@ -13,7 +13,7 @@ from flashtask.core.model_path import model_path
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.devices.process_strategies import Strategy
+from flashtask.trainer.distribution.process_strategies import Strategy
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.logger import CSVLogger, Logger, SilentLogger
 from flashtask.trainer.module import Module

@@ -14,7 +14,7 @@ from flashtask.core.number_checks import is_whole
 from flashtask.trainer.callbacks.callback import keeps_state
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
-from flashtask.trainer.devices.device_plan import DevicePlan, resolve_device_plan
+from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
 from flashtask.trainer.module import Module
 

@@ -15,9 +15,9 @@ from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
 from flashtask.trainer.argument_checks import check_settings
 from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.callbacks.callback_registry import make_callbacks
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
-from flashtask.trainer.callbacks.names import make_callbacks
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.callbacks.timing import TimeLimit
 from flashtask.trainer.checkpoints.content import checkpoint_content
@@ -25,16 +25,16 @@ from flashtask.trainer.checkpoints.content import weights_only as without_what_r
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.device_plan import check_device_plan
 from flashtask.trainer.devices.accelerators import Accelerator
-from flashtask.trainer.devices.device_plan import check_device_plan
 from flashtask.trainer.devices.precision import Precision
-from flashtask.trainer.devices.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.distribution.attempts import was_begun_by_us
+from flashtask.trainer.distribution.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
-from flashtask.trainer.loggers.logger import make_loggers
+from flashtask.trainer.loggers.logger_registry import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,12 +42,15 @@ def push_task(
 
 
 @contextmanager
-def prepared_folder(given: Path, address: HubAddress, licence: str | None = None) -> Iterator[Path]:
+def prepared_folder(
+    given: Path, address: HubAddress, load: Callable[[Path], Task], licence: str | None = None
+) -> Iterator[Path]:
     """The folder that will be pushed.
 
     Args:
         given: a checkpoint file, or a folder of `save_pretrained`.
         address: where it will be pushed.
+        load: gives the task that a checkpoint holds.
         licence: of the weights.
 
     Raises:
@@ -60,8 +63,6 @@ def prepared_folder(given: Path, address: HubAddress, licence: str | None = None
         if given.is_dir() and (given / CONFIG).is_file():
             _copy_own(given, folder, licence)
         else:
-            from flashtask.tasks.loading import load
-
             load(given).save_pretrained(folder, licence=licence)
         _fill_in_place(folder, address)
         yield folder

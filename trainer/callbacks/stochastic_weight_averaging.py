@@ -90,6 +90,17 @@ class StochasticWeightAveraging(AveragingCallback):
 
     # ---- training
 
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Refuse strategies that share the weights out, before they do so."""
+        super().setup(trainer, module, stage)
+        strategy = trainer.strategy
+        if stage == "fit" and strategy.shares_weights and strategy.world_size > 1:
+            raise UsageError(
+                f"StochasticWeightAveraging does not work with strategy={strategy.name!r}",
+                why="it runs the module at the end of the fit, outside of a step",
+                fix='WeightAveraging(update_starting_at_epoch=...), or strategy="ddp"',
+            )
+
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Settle when averaging begins; go on with the average of a run that is resumed."""
         run = trainer.fit_run

@@ -17,12 +17,11 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import argument_fix
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
-from flashtask.trainer.checkpoints.content import environment
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
-from flashtask.trainer.run_record import settings_of
+from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun

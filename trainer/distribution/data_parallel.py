@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
-from flashtask.trainer.devices.process_strategies import REDUCTIONS, Strategy
 from flashtask.trainer.distribution.agreement import facts_at_start, require_the_same
 from flashtask.trainer.distribution.environment import ProcessInfo, process_info
 from flashtask.trainer.distribution.group import (
@@ -41,6 +40,7 @@ from flashtask.trainer.distribution.launching import (
     start_again,
     started,
 )
+from flashtask.trainer.distribution.process_strategies import REDUCTIONS, Strategy
 from flashtask.trainer.distribution.reports import (
     CONTINUE,
     error_in,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.profiling.profilers import PassThrough, Profiler
-from flashtask.trainer.run import Run, RunExtension, Wrapped
+from flashtask.trainer.run_extension import RunExtension, Wrapped
+
+if TYPE_CHECKING:
+    from flashtask.trainer.run import Run
 
 __all__ = ["profiling"]
 

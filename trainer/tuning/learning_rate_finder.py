@@ -20,7 +20,8 @@ from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
-from flashtask.trainer.run import Run, RunExtension
+from flashtask.trainer.run import Run
+from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,
     beginning_of,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.closed_form_fit import refuse_tuning
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.devices.process_strategies import automatic_strategy
+from flashtask.trainer.distribution.process_strategies import automatic_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size

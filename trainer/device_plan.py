@@ -10,8 +10,8 @@ import torch
 from flashtask.core.errors import UsageError
 from flashtask.trainer.devices.accelerators import Accelerator, check_accelerator, resolve_accelerator
 from flashtask.trainer.devices.precision import Precision, check_precision, inference_precision, resolve_precision
-from flashtask.trainer.devices.process_strategies import Strategy, automatic_strategy, resolve_strategy
 from flashtask.trainer.devices.selection import check_devices, device_indices
+from flashtask.trainer.distribution.process_strategies import Strategy, automatic_strategy, resolve_strategy
 
 __all__ = ["DevicePlan", "check_device_plan", "resolve_device_plan"]
 

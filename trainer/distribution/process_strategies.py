@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
-from flashtask.core.registry import Aliases, Registry, RegistryEntry
+from flashtask.core.registry import Aliases, LazySource, Registry
 from flashtask.trainer.devices.selection import check_devices
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
@@ -155,42 +154,17 @@ class SingleDevice(Strategy):
     name = "single"
 
 
-class _Distributed:
-    """The strategies of several processes: their module is imported when one of them is asked for."""
-
-    _rooms: ClassVar = {
-        "data_parallel": {
-            "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
-            "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
-            "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
-        },
-        "sharded": {
-            "fsdp": ("FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
-            "fsdp_cpu_offload": ("OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
-            "fsdp_spawn": ("ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
-        },
-    }
-    _classes: ClassVar = {
-        name: (f"flashtask.trainer.distribution.{room}", *entry)
-        for room, entries in _rooms.items()
-        for name, entry in entries.items()
-    }
-
-    def names(self) -> Iterable[str]:
-        """Their names."""
-        return self._classes
-
-    spellings = names
-
-    def find(self, name: str) -> RegistryEntry | None:
-        """The entry of one of them."""
-        if name not in self._classes:
-            return None
-        module, attribute, description = self._classes[name]
-        metadata = {"provider": "flashtask", "description": description}
-        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(module), attribute))
-
-
+_DISTRIBUTED = {
+    "ddp": ("data_parallel:DataParallel", "a process for each device; the script is started again in each"),
+    "ddp_spawn": ("data_parallel:ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
+    "ddp_find_unused_parameters": (
+        "data_parallel:DataParallelWithUnused",
+        "ddp where not every parameter is in every loss",
+    ),
+    "fsdp": ("sharded:FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
+    "fsdp_cpu_offload": ("sharded:OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
+    "fsdp_spawn": ("sharded:ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
+}
 _SPELLINGS = {
     "auto": "single",
     "single_device": "single",
@@ -200,7 +174,7 @@ _SPELLINGS = {
     "ddp_find_unused_parameters_false": "ddp",
     "ddp_spawn_find_unused_parameters_false": "ddp_spawn",
 }
-STRATEGIES.add_source(_Distributed())
+STRATEGIES.add_source(LazySource("strategy", "flashtask.trainer.distribution", _DISTRIBUTED))
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
 #: first word of a name that others use -> what is to be said of it
