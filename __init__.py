@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from flashtask.tasks.predictions import Prediction as Prediction
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
-    from flashtask.trainer.callbacks.base import Callback as Callback
-    from flashtask.trainer.callbacks.base import LambdaCallback as LambdaCallback
+    from flashtask.trainer.callbacks.callback import Callback as Callback
+    from flashtask.trainer.callbacks.callback import LambdaCallback as LambdaCallback
+    from flashtask.trainer.callbacks.callback_registry import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
     from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
     from flashtask.trainer.callbacks.monitors import LearningRateMonitor as LearningRateMonitor
-    from flashtask.trainer.callbacks.names import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
     from flashtask.trainer.callbacks.stochastic_weight_averaging import (
@@ -60,13 +60,27 @@ if TYPE_CHECKING:
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
+    from flashtask.trainer.devices.accelerators import ACCELERATORS as ACCELERATORS
+    from flashtask.trainer.devices.accelerators import Accelerator as Accelerator
+    from flashtask.trainer.devices.accelerators import CPUAccelerator as CPUAccelerator
+    from flashtask.trainer.devices.accelerators import CUDAAccelerator as CUDAAccelerator
+    from flashtask.trainer.devices.accelerators import MPSAccelerator as MPSAccelerator
+    from flashtask.trainer.devices.precision import MixedPrecision as MixedPrecision
+    from flashtask.trainer.devices.precision import Precision as Precision
+    from flashtask.trainer.devices.precision import ScaledPrecision as ScaledPrecision
+    from flashtask.trainer.devices.precision import TruePrecision as TruePrecision
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as STRATEGIES
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
+    from flashtask.trainer.distribution.process_strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
+    from flashtask.trainer.distribution.process_strategies import SingleDevice as SingleDevice
+    from flashtask.trainer.distribution.process_strategies import Strategy as Strategy
     from flashtask.trainer.finetuning.phase import LowRank as LowRank
     from flashtask.trainer.finetuning.phase import Phase as Phase
     from flashtask.trainer.finetuning.phase import Plateau as Plateau
-    from flashtask.trainer.finetuning.plan import Plan as Plan
     from flashtask.trainer.finetuning.strategies import FINETUNING as FINETUNING
     from flashtask.trainer.finetuning.strategies import Finetuning as Finetuning
     from flashtask.trainer.finetuning.strategies import Stage as Stage
+    from flashtask.trainer.finetuning_plan import Plan as Plan
     from flashtask.trainer.fit_result import FitResult as FitResult
     from flashtask.trainer.lightning1.loops import EvaluationEpochLoop as EvaluationEpochLoop
     from flashtask.trainer.lightning1.loops import EvaluationLoop as EvaluationLoop
@@ -77,29 +91,15 @@ if TYPE_CHECKING:
     from flashtask.trainer.lightning1.loops import PredictionLoop as PredictionLoop
     from flashtask.trainer.lightning1.loops import TrainingBatchLoop as TrainingBatchLoop
     from flashtask.trainer.lightning1.loops import TrainingEpochLoop as TrainingEpochLoop
-    from flashtask.trainer.loggers.base import LOGGERS as LOGGERS
-    from flashtask.trainer.loggers.base import CSVLogger as CSVLogger
-    from flashtask.trainer.loggers.base import Logger as Logger
+    from flashtask.trainer.loggers.logger import CSVLogger as CSVLogger
+    from flashtask.trainer.loggers.logger import Logger as Logger
+    from flashtask.trainer.loggers.logger_registry import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger as MLFlowLogger
     from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
     from flashtask.trainer.loggers.wandb_logger import WandbLogger as WandbLogger
     from flashtask.trainer.loop import Loops as Loops
     from flashtask.trainer.module import Module as LightningModule  # noqa: F401
     from flashtask.trainer.module import Module as Module
-    from flashtask.trainer.placement.accelerators import ACCELERATORS as ACCELERATORS
-    from flashtask.trainer.placement.accelerators import Accelerator as Accelerator
-    from flashtask.trainer.placement.accelerators import CPUAccelerator as CPUAccelerator
-    from flashtask.trainer.placement.accelerators import CUDAAccelerator as CUDAAccelerator
-    from flashtask.trainer.placement.accelerators import MPSAccelerator as MPSAccelerator
-    from flashtask.trainer.placement.precision import MixedPrecision as MixedPrecision
-    from flashtask.trainer.placement.precision import Precision as Precision
-    from flashtask.trainer.placement.precision import ScaledPrecision as ScaledPrecision
-    from flashtask.trainer.placement.precision import TruePrecision as TruePrecision
-    from flashtask.trainer.placement.strategies import STRATEGIES as STRATEGIES
-    from flashtask.trainer.placement.strategies import STRATEGIES as StrategyRegistry  # noqa: F401, N811
-    from flashtask.trainer.placement.strategies import STRATEGIES as TrainingTypePluginsRegistry  # noqa: F401, N811
-    from flashtask.trainer.placement.strategies import SingleDevice as SingleDevice
-    from flashtask.trainer.placement.strategies import Strategy as Strategy
     from flashtask.trainer.profiling.profilers import PROFILERS as PROFILERS
     from flashtask.trainer.profiling.profilers import AdvancedProfiler as AdvancedProfiler
     from flashtask.trainer.profiling.profilers import PassThrough as PassThrough
@@ -113,18 +113,18 @@ if TYPE_CHECKING:
 
 #: public name -> the module that defines it
 _HOMES = {
-    "ACCELERATORS": "flashtask.trainer.placement.accelerators",
-    "Accelerator": "flashtask.trainer.placement.accelerators",
+    "ACCELERATORS": "flashtask.trainer.devices.accelerators",
+    "Accelerator": "flashtask.trainer.devices.accelerators",
     "AdvancedProfiler": "flashtask.trainer.profiling.profilers",
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
     "BasePredictionWriter": "flashtask.trainer.callbacks.prediction_writer",
     "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
-    "CALLBACKS": "flashtask.trainer.callbacks.names",
-    "CPUAccelerator": "flashtask.trainer.placement.accelerators",
-    "CSVLogger": "flashtask.trainer.loggers.base",
-    "CUDAAccelerator": "flashtask.trainer.placement.accelerators",
-    "Callback": "flashtask.trainer.callbacks.base",
+    "CALLBACKS": "flashtask.trainer.callbacks.callback_registry",
+    "CPUAccelerator": "flashtask.trainer.devices.accelerators",
+    "CSVLogger": "flashtask.trainer.loggers.logger",
+    "CUDAAccelerator": "flashtask.trainer.devices.accelerators",
+    "Callback": "flashtask.trainer.callbacks.callback",
     "DataModule": "flashtask.trainer.datamodule",
     "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
     "EMAWeightAveraging": "flashtask.trainer.callbacks.weight_averaging",
@@ -145,22 +145,22 @@ _HOMES = {
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "ImageRegressionData": "flashtask.data.image_regression",
     "ImageRegressor": "flashtask.tasks.image_regression",
-    "LOGGERS": "flashtask.trainer.loggers.base",
+    "LOGGERS": "flashtask.trainer.loggers.logger_registry",
     "Label": "flashtask.tasks.predictions",
     "Labels": "flashtask.tasks.predictions",
-    "LambdaCallback": "flashtask.trainer.callbacks.base",
+    "LambdaCallback": "flashtask.trainer.callbacks.callback",
     "LearningRateCurve": "flashtask.trainer.tuning.learning_rate_curve",
     "LearningRateMonitor": "flashtask.trainer.callbacks.monitors",
     "LightningDataModule": "flashtask.trainer.datamodule:DataModule",
     "LightningModule": "flashtask.trainer.module:Module",
-    "Logger": "flashtask.trainer.loggers.base",
+    "Logger": "flashtask.trainer.loggers.logger",
     "Loop": "flashtask.trainer.lightning1.loops",
     "Loops": "flashtask.trainer.loop",
     "LowRank": "flashtask.trainer.finetuning.phase",
     "MLFlowLogger": "flashtask.trainer.loggers.mlflow_logger",
-    "MPSAccelerator": "flashtask.trainer.placement.accelerators",
+    "MPSAccelerator": "flashtask.trainer.devices.accelerators",
     "ManualOptimization": "flashtask.trainer.lightning1.loops",
-    "MixedPrecision": "flashtask.trainer.placement.precision",
+    "MixedPrecision": "flashtask.trainer.devices.precision",
     "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
@@ -169,23 +169,23 @@ _HOMES = {
     "PROFILERS": "flashtask.trainer.profiling.profilers",
     "PassThrough": "flashtask.trainer.profiling.profilers",
     "Phase": "flashtask.trainer.finetuning.phase",
-    "Plan": "flashtask.trainer.finetuning.plan",
+    "Plan": "flashtask.trainer.finetuning_plan",
     "Plateau": "flashtask.trainer.finetuning.phase",
-    "Precision": "flashtask.trainer.placement.precision",
+    "Precision": "flashtask.trainer.devices.precision",
     "Prediction": "flashtask.tasks.predictions",
     "PredictionLoop": "flashtask.trainer.lightning1.loops",
     "Preprocessing": "flashtask.core.preprocessing",
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
     "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
-    "STRATEGIES": "flashtask.trainer.placement.strategies",
-    "ScaledPrecision": "flashtask.trainer.placement.precision",
+    "STRATEGIES": "flashtask.trainer.distribution.process_strategies",
+    "ScaledPrecision": "flashtask.trainer.devices.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
-    "SingleDevice": "flashtask.trainer.placement.strategies",
+    "SingleDevice": "flashtask.trainer.distribution.process_strategies",
     "Stage": "flashtask.trainer.finetuning.strategies",
     "StochasticWeightAveraging": "flashtask.trainer.callbacks.stochastic_weight_averaging",
-    "Strategy": "flashtask.trainer.placement.strategies",
-    "StrategyRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
+    "Strategy": "flashtask.trainer.distribution.process_strategies",
+    "StrategyRegistry": "flashtask.trainer.distribution.process_strategies:STRATEGIES",
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
@@ -196,8 +196,8 @@ _HOMES = {
     "Trainer": "flashtask.trainer.trainer",
     "TrainingBatchLoop": "flashtask.trainer.lightning1.loops",
     "TrainingEpochLoop": "flashtask.trainer.lightning1.loops",
-    "TrainingTypePluginsRegistry": "flashtask.trainer.placement.strategies:STRATEGIES",
-    "TruePrecision": "flashtask.trainer.placement.precision",
+    "TrainingTypePluginsRegistry": "flashtask.trainer.distribution.process_strategies:STRATEGIES",
+    "TruePrecision": "flashtask.trainer.devices.precision",
     "TuningResult": "flashtask.trainer.tuning.tune",
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
     "WeightAveraging": "flashtask.trainer.callbacks.weight_averaging",

@@ -13,8 +13,8 @@ from torch import nn
 
 from flashtask.backbones.backbone import BACKBONES, WEIGHT_SUFFIXES, Backbone, is_address
 from flashtask.backbones.inspection import built_without_values, default_layer_groups, make_features_flat
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import MissingInputError, UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.registry import check_options
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import StorageError, UnknownNameError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.library_internals import hub_weight_names
 from flashtask.core.registry import Registry, RegistryEntry
-from flashtask.core.search import Filter
+from flashtask.core.registry_search import Filter
 
 if TYPE_CHECKING:
     from flashtask.core.zoo_schema import OwnBackbone, PackagedWeights

@@ -181,7 +181,7 @@ def _as_json(speed: Speed, facts: Mapping[str, Any]) -> dict[str, Any]:
             "precision": auto.precision,
             "inference_precision": auto.inference_precision,
             "memory_format": auto.memory_format,
-            "lanes": speed.lanes,
+            "lanes": speed.num_threads,
             "why": _why(speed),
         },
         "keeps_freed_memory": speed.keeps_memory,

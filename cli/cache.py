@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import UnknownNameError, UsageError
 
 __all__ = ["cache"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from flashtask.cli.inputs import checkpoint_source
+from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, OF_TABLES, given
 from flashtask.cli.processes import check_distributed, launched
 from flashtask.cli.request import refuse_columns
@@ -25,11 +25,11 @@ __all__ = ["evaluate"]
 _PARTS = {"validate": "val", "test": "test"}
 
 
-def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None:
+def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None:
     """Run the command.
 
     Args:
-        verb: `validate` or `test`.
+        stage: `validate` or `test`.
         ckpt: a checkpoint of a task.
         data: a folder that holds val/ (test/), or the folder of class folders itself; or a table.
         params: the options of the command.
@@ -40,14 +40,14 @@ def evaluate(verb: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None
     """
     check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
-    source = _data_source(data, _PARTS[verb])
+    source = _data_source(data, _PARTS[stage])
     said = given(EVALUATE, params)
     if not is_table_name(source):
         refuse_columns(flag for key, (flag, _) in said.items() if key.startswith(f"data.{OF_TABLES}."))
     options = {key: value for key, (_, value) in said.items()}
     # Standard output is for the metrics alone.
     with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
-        metrics = _measure(verb, checkpoint, source, options, strategy)
+        metrics = _measure(stage, checkpoint, source, options, strategy)
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
@@ -66,7 +66,7 @@ def _data_source(data: str, part: str) -> Path:
 
 
 def _measure(
-    verb: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any
+    stage: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any
 ) -> dict[str, float]:
     from flashtask import load
     from flashtask.trainer.trainer import Trainer
@@ -74,12 +74,12 @@ def _measure(
     task = load(checkpoint)
     columns = _below(f"data.{OF_TABLES}.", options)
     datamodule = task.data_class.for_evaluation(
-        source, _PARTS[verb], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns
+        source, _PARTS[stage], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns
     )
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**_below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)
-    (metrics,) = getattr(trainer, verb)(task, datamodule=datamodule)
+    (metrics,) = getattr(trainer, stage)(task, datamodule=datamodule)
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -32,15 +32,15 @@ def use_option(params: Mapping[str, Any]) -> None:
 def use_recipe_zoo(recipe: Recipe) -> None:
     """Take the files of a recipe's `zoo` into use; errors as `use_option`, with where the recipe names the file."""
     files = recipe.get("zoo") or []
-    _use([files] if isinstance(files, str) else files, recipe.origin("zoo"))
+    _use([files] if isinstance(files, str) else files, recipe.source_of("zoo"))
 
 
-def _use(files: list[str], origin: str) -> None:
+def _use(files: list[str], source: str) -> None:
     for file in files:
         try:
             use_zoo(file)
         except FlashtaskError as error:
-            error.what = error.what if file in error.what and "line" in error.what else f"{origin}: {error.what}"
+            error.what = error.what if file in error.what and "line" in error.what else f"{source}: {error.what}"
             raise
     if own_zoo_files():
         check_own_zoo()
@@ -58,7 +58,7 @@ def check_zoo(path: str) -> None:
         MissingInputError: there is no such file.
         UsageError: what is wrong first, with the file, line and column.
     """
-    from flashtask.cli.checks import check_names, check_sections, check_shape, check_values
+    from flashtask.cli.recipe_checks import check_names, check_sections, check_shape, check_values
 
     file = use_zoo_file(path, check_own_zoo)
     for name, backbone in file.zoo.backbones.items():

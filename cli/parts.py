@@ -6,12 +6,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from flashtask.cli.beginning import build_model
-from flashtask.cli.checks import check_sections
 from flashtask.cli.kinds import AUTO
+from flashtask.cli.model_source import build_model
 from flashtask.cli.options import CONSTRUCTOR
 from flashtask.cli.own_zoo import use_recipe_zoo
 from flashtask.cli.recipe import Recipe
+from flashtask.cli.recipe_checks import check_sections
 from flashtask.cli.request import fill_in
 
 __all__ = ["SEARCHED", "Parts", "build_parts"]

@@ -16,7 +16,7 @@ from flashtask.core.errors import UsageError
 from flashtask.trainer.text_table import text_table, wrapped
 
 if TYPE_CHECKING:
-    from flashtask.trainer.finetuning.plan import PhasePlan, Plan
+    from flashtask.trainer.finetuning_plan import PhasePlan, Plan
 
 __all__ = ["plan"]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flashtask.cli.inputs import checkpoint_source, image_inputs
+from flashtask.cli.input_paths import checkpoint_source, image_inputs
 from flashtask.cli.options import PREDICT, given
 from flashtask.cli.output import require_writable_file
 from flashtask.cli.processes import check_distributed, device_of, launched

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from typing import Any, TypeVar
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
-from flashtask.trainer.distribution.environment import Place, place_in
+from flashtask.trainer.devices.selection import check_devices
+from flashtask.trainer.distribution.environment import ProcessInfo, process_info
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, check_strategy_name
 from flashtask.trainer.finetuning.strategies import FINETUNING
-from flashtask.trainer.placement.devices import check_devices
-from flashtask.trainer.placement.strategies import STRATEGIES, check_strategy_name
 
 __all__ = ["OF_THE_MACHINE", "SHARED", "agreed", "are_several", "check_distributed", "device_of", "heard", "here"]
 __all__ += ["is_distributed", "launched", "refuse_search", "require_same", "silence"]
@@ -29,12 +29,12 @@ REPORTS = "FLASHTASK_REPORTS"
 T = TypeVar("T")
 
 
-def check_distributed(name: Any, origin: str = "--distributed") -> None:
+def check_distributed(name: Any, source: str = "--distributed") -> None:
     """A strategy of distribution has this name; torch is not loaded for that.
 
     Args:
         name: None and `auto` say nothing.
-        origin: where it was said.
+        source: where it was said.
 
     Raises:
         UnknownNameError: none has, with near matches.
@@ -42,7 +42,7 @@ def check_distributed(name: Any, origin: str = "--distributed") -> None:
     """
     if name is None or name == "auto" or not isinstance(name, str):
         return
-    shown = origin if origin.startswith("--") else f"{origin}: trainer.strategy"
+    shown = source if source.startswith("--") else f"{source}: trainer.strategy"
     if name.partition(":")[0] in FINETUNING:
         raise UsageError(f"{shown}: {name!r} says what is trained, not by how many processes", fix=f"--strategy {name}")
     try:
@@ -59,13 +59,13 @@ def is_distributed(name: Any) -> bool:
     return name in STRATEGIES
 
 
-def here() -> Place | None:
+def here() -> ProcessInfo | None:
     """Which of several processes that somebody has started this is; None for one alone, or where that is unclear."""
     try:
-        place = place_in()
+        process = process_info()
     except UsageError:
         return None  # the command that needs to know tells it
-    return place if place is not None and place.world_size > 1 else None
+    return process if process is not None and process.world_size > 1 else None
 
 
 def are_several(options: Mapping[str, Any]) -> bool:
@@ -77,7 +77,7 @@ def are_several(options: Mapping[str, Any]) -> bool:
     devices = check_devices(options.get("devices") or "auto", None)
     many = devices is not None and (len(devices) > 1 if isinstance(devices, tuple) else devices != 1)
     distributed = options.get("strategy") not in (None, "auto", "single", "single_device")
-    return many or distributed or (options.get("num_nodes") or 1) > 1 or place_in() is not None
+    return many or distributed or (options.get("num_nodes") or 1) > 1 or process_info() is not None
 
 
 @contextmanager
@@ -95,10 +95,10 @@ def launched(options: Mapping[str, Any]) -> Iterator[Any]:
     if not are_several(options):
         yield None
         return
-    from flashtask.trainer.placement.placement import check_placement
+    from flashtask.trainer.device_plan import check_device_plan
 
     said = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **_said(options)}
-    strategy = check_placement(**said, precision=None, plugins=None)
+    strategy = check_device_plan(**said, precision=None, plugins=None)
     _placed(strategy, options)
     with strategy.launch(), ExitStack() as stack:
         if not strategy.is_global_zero:
@@ -120,10 +120,10 @@ def device_of(strategy: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _placed(strategy: Any, options: Mapping[str, Any]) -> Any:
-    from flashtask.trainer.placement.placement import resolve_placement
+    from flashtask.trainer.device_plan import resolve_device_plan
 
     said = {"accelerator": "auto", "devices": "auto", **_said(options), "strategy": strategy}
-    return resolve_placement(**said, precision=None, plugins=None, default_precision="32")
+    return resolve_device_plan(**said, precision=None, plugins=None, default_precision="32")
 
 
 def _said(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def silence() -> Iterator[None]:
         yield
 
 
-def heard(text: str, error: BaseException, place: Place | None) -> str:
+def heard(text: str, error: BaseException, process: ProcessInfo | None) -> str:
     """What a process tells of what ended it: the first on each machine all of it, another a line.
 
     Nothing where the first of them tells the same: of a process that `ddp` started, and of what was typed for all.
@@ -195,13 +195,13 @@ def heard(text: str, error: BaseException, place: Place | None) -> str:
     Args:
         text: all of it.
         error: that ended the command.
-        place: as `here` gives it.
+        process: as `here` gives it.
     """
-    if place is None or not place.rank or isinstance(error, ProcessLostError):
+    if process is None or not process.rank or isinstance(error, ProcessLostError):
         return text
-    if REPORTS in os.environ or (isinstance(error, UsageError) and place.local_rank):
+    if REPORTS in os.environ or (isinstance(error, UsageError) and process.local_rank):
         return ""
-    if place.local_rank:
+    if process.local_rank:
         text = text.splitlines()[0]
-    who, what = f"process {place.rank} of {place.world_size}", text.removeprefix("error: ")
+    who, what = str(process), text.removeprefix("error: ")
     return what if what.startswith(who) else f"{who}: {what}"

@@ -27,11 +27,12 @@ def push(model: str, repository: str, params: Mapping[str, Any]) -> None:
     address = branch_address(repository, params["revision"])
     path = model_path(model)
     from flashtask.core.hub.upload import require_login, upload_folder
+    from flashtask.tasks.loading import load
     from flashtask.tasks.pretrained.pushing import prepared_folder
 
     if not params["dry_run"]:
         require_login(address)
-    with prepared_folder(path, address, params["licence"]) as folder:
+    with prepared_folder(path, address, load, params["licence"]) as folder:
         _list_files(folder, address)
         if params["dry_run"]:
             click.echo("nothing was pushed (--dry-run)")

@@ -30,11 +30,11 @@ class Recipe:
 
     Args:
         values: `{"model": {"backbone": "resnet18"}, ...}`.
-        origins: dotted key -> where it was said: `recipe.yaml, line 3, column 5`, `--backbone`, `--set`.
+        sources: dotted key -> where it was said: `recipe.yaml, line 3, column 5`, `--backbone`, `--set`.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a dotted key."""
@@ -45,7 +45,7 @@ class Recipe:
             found = found[part]
         return found
 
-    def set(self, key: str, value: Any, origin: str) -> None:
+    def set(self, key: str, value: Any, source: str) -> None:
         """Give a dotted key a value; what was there before is forgotten.
 
         Raises:
@@ -56,9 +56,9 @@ class Recipe:
         for part in parents:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise UsageError(f"{origin}: {key} cannot be set, because {part} is {inner!r}")
+                raise UsageError(f"{source}: {key} cannot be set, because {part} is {inner!r}")
         inner[last] = value
-        self.origins[self.here(key)] = origin
+        self.sources[self.here(key)] = source
 
     def remove(self, key: str) -> Any:
         """Take a dotted key out, and give its value (None if there is none)."""
@@ -77,14 +77,14 @@ class Recipe:
         data = self.values.get("data")
         return str(next(iter(data))) if isinstance(data, dict) and data else CONSTRUCTOR
 
-    def origin(self, key: str) -> str:
-        """Where a key was said, or the nearest key around it or below it that has an origin."""
+    def source_of(self, key: str) -> str:
+        """The source of a key, or of the nearest key around it or below it that has one."""
         around = key
         while around:
-            if around in self.origins:
-                return self.origins[around]
+            if around in self.sources:
+                return self.sources[around]
             around = around.rpartition(".")[0]
-        return next((origin for known, origin in self.origins.items() if known.startswith(f"{key}.")), "recipe")
+        return next((source for known, source in self.sources.items() if known.startswith(f"{key}.")), "recipe")
 
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """Every dotted key whose value holds no keys of its own, with that value.
@@ -151,7 +151,7 @@ def _recipe_at(document: YamlDocument, path: tuple[str, ...], folder: Path) -> R
     recipe = Recipe(content, dict(_origins(document, content, path, len(path))))
     for key, value in list(recipe.leaves()):
         if is_path(key):
-            recipe.set(key, absolute_value(key, value, folder), recipe.origin(key))
+            recipe.set(key, absolute_value(key, value, folder), recipe.source_of(key))
     return recipe
 
 

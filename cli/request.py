@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.beginning import check_beginning
-from flashtask.cli.checks import check_names, check_shape, check_values, require_whole
+from flashtask.cli.model_source import check_source
 from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
+from flashtask.cli.recipe_checks import check_names, check_shape, check_values, require_whole
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
@@ -59,7 +59,7 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     use_recipe_zoo(recipe)
     check_values(recipe)
     check_names(recipe)
-    check_beginning(recipe)
+    check_source(recipe)
     return recipe
 
 
@@ -79,12 +79,14 @@ def _call_distributed_by_its_name(recipe: Recipe) -> None:
     key, name = "trainer.distributed", "trainer.strategy"
     if recipe.get(key) is None:
         return
-    origin = recipe.origin(key)
-    if recipe.get(name) is not None and not recipe.origin(name).startswith("--"):
-        raise UsageError(f"{origin}: `distributed` and `strategy` ({recipe.origin(name)}) are the same", fix="drop one")
+    source = recipe.source_of(key)
+    if recipe.get(name) is not None and not recipe.source_of(name).startswith("--"):
+        raise UsageError(
+            f"{source}: `distributed` and `strategy` ({recipe.source_of(name)}) are the same", fix="drop one"
+        )
     value = recipe.remove(key)
     if recipe.get(name) is None:
-        recipe.set(name, value, origin)
+        recipe.set(name, value, source)
 
 
 def _forget_nulls(recipe: Recipe) -> None:
@@ -158,13 +160,13 @@ def _put_data(recipe: Recipe, data: str) -> None:
         return
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
-            f"{recipe.origin(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
+            f"{recipe.source_of(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
             fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
         )
     section = f"data.{CONSTRUCTOR}"
     layout = resolve_layout(existing_folder(data, "DATA"))
     for name in _FOLDERS:
-        if not recipe.origin(f"{section}.{name}").startswith("--"):
+        if not recipe.source_of(f"{section}.{name}").startswith("--"):
             recipe.remove(f"{section}.{name}")
     for name, folder in zip(_FOLDERS, (layout.train, layout.val, layout.test, layout.predict), strict=True):
         if folder is not None and recipe.get(f"{section}.{name}") is None:
@@ -184,13 +186,15 @@ def _expect_table(recipe: Recipe, data: str) -> None:
         raise missing_file(data)
     before = recipe.constructor
     if before not in (CONSTRUCTOR, OF_TABLES):
-        raise UsageError(f"{recipe.origin(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
-    said = [(key.rpartition(".")[2], value, recipe.origin(key)) for key, value in recipe.leaves() if key[:5] == "data."]
+        raise UsageError(f"{recipe.source_of(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
+    said = [
+        (key.rpartition(".")[2], value, recipe.source_of(key)) for key, value in recipe.leaves() if key[:5] == "data."
+    ]
     recipe.remove("data")
     recipe.set(f"data.{OF_TABLES}", {}, "DATA")
-    for name, value, origin in said:
+    for name, value, source in said:
         if name not in _FOLDERS and not name.endswith("_file"):
-            recipe.set(f"data.{OF_TABLES}.{name}", value, origin)
+            recipe.set(f"data.{OF_TABLES}.{name}", value, source)
 
 
 def _put_table(recipe: Recipe, data: str) -> None:

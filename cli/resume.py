@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashtask.cli.beginning import is_same_beginning
-from flashtask.cli.checks import lost_from
 from flashtask.cli.kinds import AUTO
+from flashtask.cli.model_source import is_same_source
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import SEARCHED
 from flashtask.cli.processes import are_several
 from flashtask.cli.recipe import Recipe, read_recipe
+from flashtask.cli.recipe_checks import lost_from
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.plain_json import read_json
 from flashtask.core.registry import Registry
@@ -166,10 +166,10 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
     different = []
     for key, value in requested.leaves():
         if key in free:
-            own.set(key, value, requested.origin(key))
+            own.set(key, value, requested.source_of(key))
         elif value == AUTO and key in searched:
             continue  # it was found when the run began
-        elif key == "model.from" and is_same_beginning(own.get(key), value):
+        elif key == "model.from" and is_same_source(own.get(key), value):
             continue
         elif _plain(key, value) != _plain(key, own.get(key, _default(key))):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
@@ -188,9 +188,9 @@ def _plain(key: str, value: Any) -> Any:
     from flashtask.backbones import BACKBONES
     from flashtask.data.arguments import read_preprocessing
     from flashtask.trainer.by_name import named_form
-    from flashtask.trainer.callbacks.names import CALLBACKS
+    from flashtask.trainer.callbacks.callback_registry import CALLBACKS
     from flashtask.trainer.callbacks.timing import read_duration
-    from flashtask.trainer.loggers.base import LOGGERS
+    from flashtask.trainer.loggers.logger_registry import LOGGERS
     from flashtask.trainer.profiling.profilers import PROFILERS
 
     registries: dict[str, Registry[Any]] = {

@@ -14,7 +14,7 @@ import click
 from flashtask.cli.own_zoo import check_zoo, use_option
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.registry import RegistryEntry
-from flashtask.core.search import is_expression, name_matcher
+from flashtask.core.registry_search import is_expression, name_matcher
 from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.tasks.own_zoo import REGISTRIES
 
@@ -113,8 +113,8 @@ def _plain_entries(kind: str) -> Iterator[dict[str, Any]]:
     """Checkpoints and recipes, which stand in the zoo alone."""
     for name, entry in getattr(load_zoo(), f"{kind}s").items():
         file = own_file_of(f"{kind}s", name)
-        origin = {} if file is None else {"zoo_file": str(file.path)}
-        yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **origin}
+        source = {} if file is None else {"zoo_file": str(file.path)}
+        yield {"name": name, "kind": kind, **entry.model_dump(exclude_defaults=True, exclude={"override"}), **source}
 
 
 def _plain(entry: RegistryEntry) -> dict[str, Any]:

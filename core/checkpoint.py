@@ -20,7 +20,7 @@ from flashtask.core.errors import FlashtaskError, IntegrityError, UsageError
 from flashtask.core.model_path import model_path
 from flashtask.core.tensor_file import FORMAT, damaged, read_tensor_file, write_tensor_file
 
-__all__ = ["MapLocation", "put_to_use", "read_checkpoint", "read_header", "write_checkpoint"]
+__all__ = ["MapLocation", "error_context", "read_checkpoint", "read_header", "write_checkpoint"]
 
 _UNFIT = (
     LookupError,
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: MapLocation = No
         IntegrityError: the file is damaged, hostile, not a checkpoint, or of a newer format.
         UsageError: there is no such device here.
     """
-    to_device = _placement(map_location)
+    to_device = _moving_to(map_location)
     if os.path.isdir(path):
         path = model_path(path)
     tree, tensors = read_tensor_file(path)
@@ -92,7 +92,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def put_to_use(path: str | os.PathLike[str]) -> Iterator[None]:
+def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around whatever takes in the content of a file: every error names the file.
 
     A whole digest says that a file is as it was written, not that what it holds fits: a place in it may be missing, or
@@ -120,7 +120,7 @@ def _tensor_name(path: tuple[Any, ...]) -> str:
     return "@" + "/".join(str(part)[:200] for part in path)
 
 
-def _placement(location: MapLocation) -> Callable[[Tensor], Tensor]:
+def _moving_to(location: MapLocation) -> Callable[[Tensor], Tensor]:
     if isinstance(location, dict):
         location = location.get("cpu")
     if location is None:

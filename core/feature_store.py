@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import StorageError
 from flashtask.core.files import atomic_write, atomic_write_text, remove_partials
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.files import sha256_file
 
 __all__ = ["content_hashes", "known_notes", "remember_notes", "stamps_of"]

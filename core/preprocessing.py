@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashtask.core.checks import is_number
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean, key_fix
 from flashtask.core.keywords import named_arguments
+from flashtask.core.number_checks import is_number
 
 __all__ = ["TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "stored_preprocessing"]
 

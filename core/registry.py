@@ -10,14 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.core.search import METADATA_FILTERS, Filter, search
+from flashtask.core.registry_search import METADATA_FILTERS, Filter, search
 
-__all__ = ["Aliases", "Registry", "RegistryEntry", "Source", "check_options"]
+__all__ = ["Aliases", "LazySource", "Registry", "RegistryEntry", "Source", "check_options", "imported"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
@@ -286,6 +287,39 @@ def _credit(point: EntryPoint) -> dict[str, str]:
 
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+class LazySource:
+    """Names of this package whose modules are imported when a name is asked for.
+
+    Args:
+        kind: what the registry holds.
+        package: that the modules are in.
+        targets: name -> (`module:attribute`, description).
+    """
+
+    def __init__(self, kind: str, package: str, targets: Mapping[str, tuple[str, str]]) -> None:
+        self.kind, self.package, self._targets = kind, package, dict(targets)
+
+    def names(self) -> Iterable[str]:
+        """The names, in the order given."""
+        return self._targets
+
+    spellings = names
+
+    def find(self, name: str) -> RegistryEntry | None:
+        """The entry of a name; nothing is imported for it."""
+        if name not in self._targets:
+            return None
+        target, description = self._targets[name]
+        metadata = {"provider": "flashtask", "description": description}
+        return RegistryEntry(name, self.kind, metadata, partial(imported, f"{self.package}.{target}"))
+
+
+def imported(target: str) -> Any:
+    """The object that `package.module:attribute` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 class Aliases:

@@ -21,7 +21,7 @@ from flashtask.core.errors import UsageError
 
 __all__ = [
     "GENERATORS",
-    "Place",
+    "SampleKey",
     "SeededDataset",
     "derive_seed",
     "fresh_seed",
@@ -114,7 +114,7 @@ def sample_seeds(
     return mixed
 
 
-class Place(NamedTuple):
+class SampleKey(NamedTuple):
     """What the sampler hands to a seeded dataset instead of a bare index: it crosses to workers with the index.
 
     Args:
@@ -124,7 +124,7 @@ class Place(NamedTuple):
         frozen: whether the whole frozen-able part of the module (the backbone) is frozen in this epoch.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a place
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a key
     epoch: int
     seed: int
     frozen: bool = False
@@ -203,17 +203,17 @@ def _check_numpy_state(state: Any) -> None:
 
 
 class SeededDataset(Dataset[Any]):
-    """A map-style dataset whose random draws depend on the sample's place alone.
+    """A map-style dataset whose random draws depend on the sample's key alone.
 
-    The engine's sampler gives it a `Place`. For a bare integer (a user's own loop, sampler or `ConcatDataset`) the seed
-    is drawn from torch's default generator, so that such a sample varies as that of any other dataset does.
-    Subclasses define `__len__` and `sample(place)`, and name in `generators` what their transforms draw from.
+    The sampler of the engine yields `SampleKey`s. For a bare integer (a loop, sampler or `ConcatDataset` of the user)
+    the seed is drawn from the default generator of torch, so that the sample varies as in any other dataset.
+    Subclasses define `__len__` and `sample(key)`, and name in `generators` what their transforms draw from.
     """
 
     generators: Sequence[str] = GENERATORS
 
-    def sample(self, place: Place) -> Any:
-        """One sample; global generators are already set from `place.seed`."""
+    def sample(self, key: SampleKey) -> Any:
+        """One sample; global generators are already set from `key.seed`."""
         raise NotImplementedError
 
     def repeats_itself(self) -> bool:
@@ -231,20 +231,20 @@ class SeededDataset(Dataset[Any]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, place: Place | int) -> Any:
-        with self.drawing(place) as place:
-            return self.sample(place)
+    def __getitem__(self, key: SampleKey | int) -> Any:
+        with self.drawing(key) as key:
+            return self.sample(key)
 
     @contextmanager
-    def drawing(self, place: Place | int) -> Iterator[Place]:
-        """Around what draws for one sample: the generators are set from its place, and put back."""
-        if not isinstance(place, Place):
-            place = Place(int(place), 0, int(torch.empty((), dtype=torch.int64).random_()))
+    def drawing(self, key: SampleKey | int) -> Iterator[SampleKey]:
+        """Around what draws for one sample: the generators are set from its key, and put back."""
+        if not isinstance(key, SampleKey):
+            key = SampleKey(int(key), 0, int(torch.empty((), dtype=torch.int64).random_()))
         if not self.generators:
-            yield place
+            yield key
             return
-        with seeded_generators(place.seed, self.generators):
-            yield place
+        with seeded_generators(key.seed, self.generators):
+            yield key
 
 
 class _Seeded(SeededDataset):
@@ -254,8 +254,8 @@ class _Seeded(SeededDataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def sample(self, place: Place) -> Any:
-        return self.dataset[place.index]
+    def sample(self, key: SampleKey) -> Any:
+        return self.dataset[key.index]
 
 
 def seeded(dataset: Dataset[Any], generators: Sequence[str] = GENERATORS) -> SeededDataset:

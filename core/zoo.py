@@ -7,7 +7,6 @@ by the rooms that have it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import FlashtaskError, UsageError, did_you_mean
 from flashtask.core.files import missing_file
-from flashtask.core.registry import RegistryEntry
+from flashtask.core.registry import RegistryEntry, imported
 from flashtask.core.yaml_reader import YamlDocument, read_yaml
 
 if TYPE_CHECKING:
@@ -247,6 +246,5 @@ class ShippedSource:
 
 def _load(target: str, options: Mapping[str, Any] | None) -> Any:
     """The object, or a builder with other defaults; arguments that it is called with replace them."""
-    module, _, attribute = target.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
+    found = imported(target)
     return found if options is None else partial(found, **options)

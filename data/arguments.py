@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from flashtask.core.errors import UsageError
 from flashtask.core.known_files import content_hashes
-from flashtask.core.seeding import Place, SeededDataset
+from flashtask.core.seeding import SampleKey, SeededDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Pixels
 from flashtask.data.threads import in_threads
@@ -93,57 +93,57 @@ class ImageFileDataset(SeededDataset):
         hashes = content_hashes([self.paths[index] for index in indices])
         return [f"{hashed} {self.channels} {how}" for hashed in hashes]
 
-    def sample(self, place: Place) -> Sample:
+    def sample(self, key: SampleKey) -> Sample:
         """Decode and transform one sample."""
-        return self._transformed(place, self._decode(place))
+        return self._transformed(key, self._decode(key))
 
-    def __getitems__(self, places: Sequence[Place | int]) -> list[Sample]:
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """The samples of a batch. Threads do what draws no random numbers: decoding, and the evaluation transform."""
-        whole = [self._transform(place) for place in places]
-        if len(places) and all(isinstance(transform, Evaluation) for transform in whole):
-            return self._evaluated(places, whole[0])
+        whole = [self._transform(key) for key in keys]
+        if len(keys) and all(isinstance(transform, Evaluation) for transform in whole):
+            return self._evaluated(keys, whole[0])
         # The rest draws from global generators, which one thread at a time can set.
-        decoded = in_threads(self._decode, places)
-        return [self._drawn(place, pixels) for place, pixels in zip(places, decoded, strict=True)]
+        decoded = in_threads(self._decode, keys)
+        return [self._drawn(key, pixels) for key, pixels in zip(keys, decoded, strict=True)]
 
-    def _evaluated(self, places: Sequence[Place | int], transform: Any) -> Samples:
-        images = torch.empty((len(places), *transform.shape))
+    def _evaluated(self, keys: Sequence[SampleKey | int], transform: Any) -> Samples:
+        images = torch.empty((len(keys), *transform.shape))
 
         def write(row: int) -> None:
-            transform.rest(self._decode(places[row]), images[row])
+            transform.rest(self._decode(keys[row]), images[row])
 
-        in_threads(write, range(len(places)))
-        samples = Samples(self._with_target(place, image) for place, image in zip(places, images, strict=True))
+        in_threads(write, range(len(keys)))
+        samples = Samples(self._with_target(key, image) for key, image in zip(keys, images, strict=True))
         samples.images = images
-        samples.targets = self.targets_of([_index(place) for place in places])
+        samples.targets = self.targets_of([_index(key) for key in keys])
         return samples
 
-    def _drawn(self, place: Place | int, pixels: Pixels) -> Sample:
+    def _drawn(self, key: SampleKey | int, pixels: Pixels) -> Sample:
         """The rest of the transform, with the generators set as around any sample."""
-        with self.drawing(place) as place:
-            return self._transformed(place, pixels)
+        with self.drawing(key) as key:
+            return self._transformed(key, pixels)
 
-    def _decode(self, place: Place | int) -> Pixels:
-        first = first_steps(self._transform(place), self.channels)
-        return self._cache.read(first, self.paths[_index(place)])
+    def _decode(self, key: SampleKey | int) -> Pixels:
+        first = first_steps(self._transform(key), self.channels)
+        return self._cache.read(first, self.paths[_index(key)])
 
-    def _transform(self, place: Place | int) -> Transform:
-        is_frozen = isinstance(place, Place) and place.frozen
+    def _transform(self, key: SampleKey | int) -> Transform:
+        is_frozen = isinstance(key, SampleKey) and key.frozen
         return self.augmentation.frozen if is_frozen else self.augmentation.trained
 
-    def _transformed(self, place: Place, pixels: Pixels) -> Sample:
-        transform = self._transform(place)
+    def _transformed(self, key: SampleKey, pixels: Pixels) -> Sample:
+        transform = self._transform(key)
         if isinstance(transform, Evaluation):
-            return self._with_target(place, transform.rest(pixels))
+            return self._with_target(key, transform.rest(pixels))
         image = Image.fromarray(pixels)
-        return self._with_target(place, transform(image if self.channels == 1 else image.convert("RGB")))
+        return self._with_target(key, transform(image if self.channels == 1 else image.convert("RGB")))
 
-    def _with_target(self, place: Place | int, image: torch.Tensor) -> Sample:
+    def _with_target(self, key: SampleKey | int, image: torch.Tensor) -> Sample:
         if self.targets is None:
             return image
-        target = self.targets[_index(place)]
+        target = self.targets[_index(key)]
         return image, torch.from_numpy(target.copy()) if target.ndim else target.item()
 
 
-def _index(place: Place | int) -> int:
-    return place.index if isinstance(place, Place) else int(place)
+def _index(key: SampleKey | int) -> int:
+    return key.index if isinstance(key, SampleKey) else int(key)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed
 
 __all__ = ["check_share", "grouped_split", "stratified_split"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.registry import Registry
+from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
+from flashtask.core.registry import Registry, check_options
 from flashtask.core.zoo import ShippedSource
 
 if TYPE_CHECKING:
@@ -42,6 +44,18 @@ def build_head(name: str | nn.Module, num_features: int, num_outputs: int, **opt
         UnknownNameError: no head or no option has this name.
         UsageError: a size below 1, options for a ready module, or a builder that gives no module.
     """
-    from flashtask.heads.building import build
+    from torch import nn
 
-    return build(name, num_features, num_outputs, options)
+    if isinstance(name, nn.Module):
+        if options:
+            raise UsageError(f"a head that is a module takes no options, but {', '.join(options)} was given")
+        return name
+    for what, value in (("num_features", num_features), ("num_outputs", num_outputs)):
+        if not is_whole(value):
+            raise UsageError(f"{what} of the head {name!r} must be a whole number of at least 1, not {value!r}")
+    builder = HEADS.get(name)
+    check_options(f"head {name!r}", builder, options, given=2)
+    head = builder(num_features, num_outputs, **options)
+    if not isinstance(head, nn.Module):
+        raise UsageError(f"the head {name!r} built a {type(head).__name__}, not a torch.nn.Module")
+    return head

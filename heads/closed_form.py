@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from flashtask.core.checks import is_number
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.number_checks import is_number
 from flashtask.heads.linear import LinearHead
 
 __all__ = ["ClosedFormHead", "ClosedFormLinearHead"]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.heads.closed_form import ClosedFormLinearHead, check_positive, class_counts, sample_weights
 
 __all__ = ["LogisticHead"]

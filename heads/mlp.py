@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.number_checks import is_whole
 
 __all__ = ["MLPHead"]
 

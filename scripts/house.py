@@ -26,13 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
-    "by_name hooks hyperparameters loading metric_order rates signals",
-    "step_outputs text_table torch_switches transfer wrapping",
+    "batch_transfer by_name data_loaders hooks hyperparameters metric_order rates run_extension signals",
+    "step_outputs text_table torch_switches wrapping",
     "datamodule",
     "finetuning",
     # where it is computed, and how a step changes weights
+    "devices",
     "distribution",
-    "placement",
+    "device_plan",
     "manual_optimization nan_guard optimizers",
     "results",
     # what a run calls, and what it leaves behind
@@ -42,16 +43,17 @@ TRAINER_LAYERS = (
     "checkpoints",
     # what is trained
     "module",
-    "closed_form feature_cache features",
+    "closed_form_fit feature_cache features",
     # the run
-    "given_loaders preparing",
+    "given_loaders run_preparation",
     "run",
     "fit_run",
     "fit_result run_facts",
-    # verbs
-    "driving loop",
+    # stages
+    "loop run_lifecycle",
     "tuning",
-    "lightning1 settings trainer",
+    "finetuning_plan",
+    "argument_checks lightning1 trainer",
 )
 
 #: Sizes may exceed the stored number by this share: a fix of three lines needs no new numbers.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.data.download import download_data
 
 __all__ = ["local_file"]

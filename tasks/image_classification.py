@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from flashtask.core.accuracy import Accuracy
-from flashtask.core.checks import is_number
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.number_checks import is_number
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction
@@ -191,7 +191,7 @@ class ImageClassifier(Task):
         self._weight = class_weights(self._class_weights, labels, counts, num_samples)
 
     def _give_thresholds(self) -> None:
-        """A fit chooses thresholds in each validation; every other verb measures with those that are stored."""
+        """A fit chooses thresholds in each validation; every other stage measures with those that are stored."""
         if self.multi_label:
             for part, metrics in self.metrics.items():
                 is_chosen = part == "val" and self._begins_a_fit()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
+from flashtask.core.number_checks import is_number
 
 __all__ = ["LABELS_LOSSES", "LABEL_LOSSES", "NUMBER_LOSSES", "check_loss", "check_weights", "class_weights"]
 

@@ -48,15 +48,15 @@ class Lack:
     only_to_train: bool = False
 
     def require_none(self, stage: str) -> None:
-        """Refuse a verb that needs it.
+        """Refuse a stage that needs it.
 
         Raises:
             UsageError: it does.
         """
         if stage != "predict" and (stage == "fit" or not self.only_to_train):
-            verb = {"fit": "training", "validate": "validation"}.get(stage, stage)
+            name = {"fit": "training", "validate": "validation"}.get(stage, stage)
             why = "no file can hold it; this model was loaded without, and only predicts"
-            raise UsageError(f"{verb} needs {self.what}", why=why, fix=self.fix)
+            raise UsageError(f"{name} needs {self.what}", why=why, fix=self.fix)
 
 
 def describe_class(kind: type[Task]) -> dict[str, Any]:

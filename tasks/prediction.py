@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.folding import folded_copy
-from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.library_internals import give_own_part_table
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
 from flashtask.data.inputs import input_of
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
-from flashtask.trainer.placement.precision import MixedPrecision, Precision, inference_precision
+from flashtask.trainer.devices.precision import MixedPrecision, Precision, inference_precision
 
 __all__ = ["evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
 
-#: Images at a time where they are not computed in lanes: what keeps a device busy.
+#: Images at a time where they are not computed in worker threads: what keeps a device busy.
 _BATCH_SIZE = 64
 
 
@@ -110,11 +110,11 @@ def predictions_of(
     num_workers: int | None = None,
     *,
     cache: DecodedCache | None = None,
-    lanes: int | None = None,
+    num_threads: int | None = None,
 ) -> Iterator[Any]:
     """What `Task.predictions` gives, one result after the other, as fast as the device can.
 
-    On a CPU each lane, a thread with its share of the cores, decodes and computes batches of its own, on a copy of the
+    On a CPU each worker thread, with its share of the cores, decodes and computes batches of its own, on a copy of the
     network with BatchNorm folded into the convolutions. In float32, which is what `auto` means here, scores are those
     of the plain path to 1e-5, however many images there are; in a mixed format both round, each in its own way.
 
@@ -124,19 +124,21 @@ def predictions_of(
         batch_size: images at a time; None means 16 on a CPU, whose caches hold that much, else 64.
         num_workers: processes that load, for the plain path; None decides by itself.
         cache: where decoded pictures may lie already.
-        lanes: threads that compute; None decides by itself. 0 takes the plain path.
+        num_threads: that compute; None decides by itself. 0 takes the plain path.
     """
-    lanes = _fitting_lanes(task, len(items), num_workers) if lanes is None else lanes
-    if not lanes:
+    num_threads = _fitting_threads(task, len(items), num_workers) if num_threads is None else num_threads
+    if not num_threads:
         yield from _plainly(task, items, batch_size or _BATCH_SIZE, num_workers)
         return
     remaining = iter(items)
-    for outputs in _in_lanes(task, _Images(items, task.preprocessing, cache), batch_size or LANE_BATCH, lanes):
+    for outputs in _in_worker_threads(
+        task, _Images(items, task.preprocessing, cache), batch_size or THREAD_BATCH, num_threads
+    ):
         yield from task.to_predictions(outputs, paths_of(islice(remaining, len(outputs))))
 
 
-def _fitting_lanes(task: Any, num_images: int, num_workers: int | None) -> int:
-    return 0 if num_workers else fitting_lanes(task, num_images, num_cores())
+def _fitting_threads(task: Any, num_images: int, num_workers: int | None) -> int:
+    return 0 if num_workers else fitting_threads(task, num_images, num_cores())
 
 
 def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int | None) -> Iterator[Any]:
@@ -150,13 +152,13 @@ def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int 
         yield from task.to_predictions(outputs, paths)
 
 
-def _in_lanes(task: Any, images: _Images, batch_size: int, lanes: int) -> Iterator[torch.Tensor]:
+def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads: int) -> Iterator[torch.Tensor]:
     """Outputs of one batch after the other, in order."""
     keep_freed_memory()
     prepare_decoders()
     precision = inference_precision(task.default_precision, task.device)
     made = task.inference_copy(precision)
-    size = max(1, min(batch_size, -(-len(images) // lanes)))
+    size = max(1, min(batch_size, -(-len(images) // num_threads)))
 
     def outputs_of(start: int) -> torch.Tensor:
         rows = range(start, min(start + size, len(images)))
@@ -168,7 +170,7 @@ def _in_lanes(task: Any, images: _Images, batch_size: int, lanes: int) -> Iterat
             outputs: torch.Tensor = made.predict_step(batch, 0)
         return outputs
 
-    yield from in_lanes(outputs_of, range(0, len(images), size), lanes)
+    yield from in_worker_threads(outputs_of, range(0, len(images), size), num_threads)
 
 
 def inference_copy(task: Any, precision: Precision) -> Any:

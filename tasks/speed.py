@@ -21,19 +21,19 @@ from torch import nn
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
-from flashtask.core.lanes import fitting_lanes
 from flashtask.core.library_internals import is_from_compiler
+from flashtask.core.worker_threads import fitting_threads
 from flashtask.data.images import prepare_decoders
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.image_classification import ImageClassifier
 from flashtask.tasks.prediction import evaluating, predictions_of
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.batch_transfer import channels_last
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.devices.precision import Precision, resolve_precision
 from flashtask.trainer.optimizers import make_optimizer
-from flashtask.trainer.placement.precision import Precision, resolve_precision
 from flashtask.trainer.trainer import Trainer
-from flashtask.trainer.transfer import channels_last
 
 __all__ = ["PHOTOGRAPH", "AutoChoice", "Rate", "Speed", "auto_choice", "prepared_speed"]
 
@@ -95,14 +95,14 @@ class Speed:
     Args:
         task: with random weights.
         auto: what a Trainer takes.
-        lanes: threads in which prediction computes; 0 if it takes the plain path.
+        num_threads: threads in which prediction computes; 0 if it takes the plain path.
         keeps_memory: the C library was told to keep freed memory, as prediction tells it.
         rates: in the order of the table; those without rounds have not been measured.
     """
 
     task: ImageClassifier
     auto: AutoChoice
-    lanes: int
+    num_threads: int
     keeps_memory: bool
     rates: list[Rate]
 
@@ -138,8 +138,8 @@ class _Look(Callback):
         """Look at the run."""
         run = trainer.active_run
         layout = next(name for name, layout in _LAYOUTS.items() if layout is run.memory_format)
-        has_bfloat16 = run.placement.accelerator.computes_bfloat16(run.device)
-        training, inference = run.placement.precision.name, run.placement.inference_precision.name
+        has_bfloat16 = run.device_plan.accelerator.computes_bfloat16(run.device)
+        training, inference = run.device_plan.precision.name, run.device_plan.inference_precision.name
         self.found = AutoChoice(run.device, training, inference, layout, has_bfloat16)
 
 
@@ -184,10 +184,10 @@ def prepared_speed(
     images = torch.randn(batch_size, *task.preprocessing.input_size, device=auto.device)
     with tempfile.TemporaryDirectory(prefix="flashtask-bench-") as folder:
         small, large = (_picture(Path(folder), size) for size in (PHOTOGRAPH, _CAMERA))
-        lanes = fitting_lanes(task, _ENDLESS, num_cores())
-        rates = [*_network(task, auto, images, compiled), *_prediction(task, small, lanes)]
+        num_threads = fitting_threads(task, _ENDLESS, num_cores())
+        rates = [*_network(task, auto, images, compiled), *_prediction(task, small, num_threads)]
         rates += [*_decoding(task, small, PHOTOGRAPH), *_decoding(task, large, _CAMERA)]
-        yield Speed(task, auto, lanes, keeps_memory, rates)
+        yield Speed(task, auto, num_threads, keeps_memory, rates)
 
 
 def _network(task: ImageClassifier, auto: AutoChoice, images: torch.Tensor, compiled: bool) -> Iterator[Rate]:
@@ -270,17 +270,17 @@ def _repeat(step: Callable[[], object], images: int, device: torch.device, secon
     return count, time.perf_counter() - began
 
 
-def _prediction(task: ImageClassifier, path: str, lanes: int) -> Iterator[Rate]:
+def _prediction(task: ImageClassifier, path: str, num_threads: int) -> Iterator[Rate]:
     """From files to predictions, as `flashtask predict` does: decoding included."""
-    yield Rate("predict", "files, plain network", partial(_predict, task, path, 0), not lanes)
-    if lanes:
-        folded = f"files, BatchNorm folded, {lanes} {'lane' if lanes == 1 else 'lanes'}"
-        yield Rate("predict", folded, partial(_predict, task, path, lanes), is_auto=True)
+    yield Rate("predict", "files, plain network", partial(_predict, task, path, 0), not num_threads)
+    if num_threads:
+        folded = f"files, BatchNorm folded, {num_threads} {'lane' if num_threads == 1 else 'lanes'}"
+        yield Rate("predict", folded, partial(_predict, task, path, num_threads), is_auto=True)
 
 
-def _predict(task: ImageClassifier, path: str, lanes: int, seconds: float) -> tuple[int, float]:
+def _predict(task: ImageClassifier, path: str, num_threads: int, seconds: float) -> tuple[int, float]:
     """Timed from the first result on, so that copying the network does not count."""
-    predictions = predictions_of(task, [path] * _ENDLESS, num_workers=0, lanes=lanes)
+    predictions = predictions_of(task, [path] * _ENDLESS, num_workers=0, num_threads=num_threads)
     with closing(cast("Generator[Any, None, None]", predictions)) as results:
         next(results)
         began, count = time.perf_counter(), 0

@@ -20,10 +20,10 @@ from torch import nn
 from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
-from flashtask.core.checks import is_number
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
+from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
@@ -36,13 +36,14 @@ from flashtask.tasks.batches import (
     images_of,
     preprocessing_for,
 )
-from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
-from flashtask.tasks.origin import as_begun_from
+from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, fetches_weights
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.tasks.predictions import Prediction
+from flashtask.tasks.recipe_source import recipe_arguments
+from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
@@ -55,9 +56,8 @@ from flashtask.trainer.optimizers import (
     name_and_options,
     weight_decay_of,
 )
-from flashtask.trainer.placement.precision import Precision
 from flashtask.trainer.run_record import provenance_in
-from flashtask.trainer.wrapping import own_name, parameters_by_name
+from flashtask.trainer.wrapping import parameters_by_name, unwrapped_name
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -442,7 +442,7 @@ class Task(Module):
 
     def layer_groups(self) -> list[list[str]]:
         """The backbone's own layer groups, under the task's names."""
-        return [[own_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
+        return [[unwrapped_name(f"backbone.{name}") for name in group] for group in self._layer_groups]
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, with a parameter group for the head and one for each part that trains later."""
@@ -539,7 +539,7 @@ class Task(Module):
         """
         arguments = {**plain_hyperparameters(self), **self.resolved_hyperparameters()}
         if self.pretrained_from is not None:
-            arguments = as_begun_from(self.pretrained_from, arguments, has_new_head=self._has_new_head)
+            arguments = recipe_arguments(self.pretrained_from, arguments, has_new_head=self._has_new_head)
         lost = {f"model.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
         whole = {name: value for name, value in arguments.items() if not any(find_not_saved(value))}
         found: dict[str, Any] = {"model": whole}
@@ -673,8 +673,8 @@ class Task(Module):
             IntegrityError: a file is damaged or hostile.
             UsageError: it holds another task, or an argument belongs to the weights.
         """
-        from flashtask.tasks.loading import pretrained_task
         from flashtask.tasks.pretrained.source import find_source
+        from flashtask.tasks.stored_task import pretrained_task
 
         found = find_source(source, revision, bare_is_hub=True)
         return cast("Self", pretrained_task(cls, found, given, map_location))

@@ -122,7 +122,7 @@ def trainer_of(folder: Path, processes: int, **options: Any) -> Trainer:
 
 
 def go(root: Path, processes: int, sizes: Sequence[int]) -> dict[str, Any]:
-    """Every verb, for every number of images; `root/N` is a folder of N, `root/any/N` the same without classes."""
+    """Every stage, for every number of images; `root/N` is a folder of N, `root/any/N` the same without classes."""
     found: dict[str, Any] = {"counts": []}
     out = root / f"runs of {processes}"
     for size in sizes:

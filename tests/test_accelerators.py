@@ -8,8 +8,7 @@ from small import loaders, net
 
 from flashtask import Module, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.lightning1.arguments import devices_of_gpus, unoccupied
-from flashtask.trainer.placement.accelerators import (
+from flashtask.trainer.devices.accelerators import (
     ACCELERATORS,
     Accelerator,
     CPUAccelerator,
@@ -20,7 +19,8 @@ from flashtask.trainer.placement.accelerators import (
     resolve_accelerator,
     resolve_device,
 )
-from flashtask.trainer.placement.devices import check_devices, device_indices
+from flashtask.trainer.devices.selection import check_devices, device_indices
+from flashtask.trainer.lightning1.older_arguments import devices_of_gpus, unoccupied
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an MPS device here")

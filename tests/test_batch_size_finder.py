@@ -18,7 +18,7 @@ from flashtask import DataModule, ImageClassificationData, ImageClassifier, Modu
 from flashtask.core.errors import OutOfMemoryError, UsageError
 from flashtask.core.memory import MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
-from flashtask.trainer.preparing import data_of
+from flashtask.trainer.run_preparation import data_of
 from flashtask.trainer.tuning.batch_size_finder import _Attempts, _by_trying, batch_size_in
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,

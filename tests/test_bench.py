@@ -14,10 +14,10 @@ from torch import nn
 
 from flashtask import BACKBONES, ImageClassifier, Trainer
 from flashtask.cli import run
-from flashtask.core.lanes import fitting_lanes
+from flashtask.core.worker_threads import fitting_threads
 from flashtask.data.threads import num_cores
 from flashtask.tasks.speed import Rate, auto_choice, prepared_speed
-from flashtask.trainer.placement.accelerators import CPUAccelerator
+from flashtask.trainer.devices.accelerators import CPUAccelerator
 
 QUICK = ["--seconds", "0.01", "--batch-size", "2", "--accelerator", "cpu"]
 SMALL = "timm/test_efficientnet"
@@ -109,7 +109,7 @@ def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(
         assert [rate["option"] for rate in of(found, work) if rate["is_auto"]] == [f"{precision.name}, {layout}"]
     auto = found["auto"]
     assert (auto["precision"], auto["memory_format"], found["device"]) == (taken.precision.name, layout, "cpu")
-    lanes = fitting_lanes(task, 1000, num_cores())
+    lanes = fitting_threads(task, 1000, num_cores())
     assert lanes >= 1
     assert auto["lanes"] == lanes
     (predicted,) = (rate["option"] for rate in of(found, "predict") if rate["is_auto"])

@@ -16,7 +16,7 @@ from small import Net, loaders, net
 from flashtask import Callback, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.callbacks.model_summary import ModelSummary, layers_of
 from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor, LearningRateMonitor
 from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter

@@ -19,20 +19,20 @@ from flashtask.core.errors import DivergedError, UnknownNameError
 
 
 class FailAt(Callback):
-    """Raises an error at a moment of the run."""
+    """Raises an error in a hook of the run."""
 
-    def __init__(self, moment, count, error):
+    def __init__(self, hook, count, error):
         self.count, self.error = count, error
-        setattr(self, f"on_{moment}", self._moment)
+        setattr(self, f"on_{hook}", self._hook)
 
-    def _moment(self, *arguments):
+    def _hook(self, *arguments):
         self.count -= 1
         if self.count == 0:
             raise self.error
 
 
 @pytest.mark.parametrize(
-    ("moment", "count", "error", "step"),
+    ("hook", "count", "error", "step"),
     [
         ("validation_batch_end", 4, RuntimeError("broken"), 4),
         ("train_epoch_start", 2, RuntimeError("broken"), None),
@@ -41,11 +41,11 @@ class FailAt(Callback):
         ("validation_batch_end", 4, DivergedError("the loss became nan"), None),
     ],
 )
-def test_an_error_between_two_steps_keeps_the_place_if_that_is_wanted(tmp_path, moment, count, error, step):
+def test_an_error_between_two_steps_keeps_the_place_if_that_is_wanted(tmp_path, hook, count, error, step):
     for wanted in (False, True):
         checkpoint = ModelCheckpoint(every_n_train_steps=99, save_on_exception=wanted)
         with pytest.raises(type(error)):
-            fit(tmp_path / str(wanted), [1.0] * 3, checkpoint, FailAt(moment, count, error))
+            fit(tmp_path / str(wanted), [1.0] * 3, checkpoint, FailAt(hook, count, error))
     assert not (tmp_path / "False" / "last.ckpt").exists()
     assert (tmp_path / "True" / "last.ckpt").exists() == (step is not None)
     if step is not None:

@@ -303,14 +303,14 @@ def test_predict_refuses_a_task_without_labels(images, tmp_path, capsys):
     assert "the predictions of image_embedding in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("verb", "part"), [("validate", "val"), ("test", "test")])
-def test_metrics_are_one_flat_object_alone_on_stdout(verb, part, finished, images, capsys):
-    assert run([verb, str(finished / "best.ckpt"), str(images), "--json"]) == 0
+@pytest.mark.parametrize(("stage", "part"), [("validate", "val"), ("test", "test")])
+def test_metrics_are_one_flat_object_alone_on_stdout(stage, part, finished, images, capsys):
+    assert run([stage, str(finished / "best.ckpt"), str(images), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert set(metrics) == {f"{part}_loss", f"{part}_accuracy"}
-    assert run([verb, str(finished / "best.ckpt"), str(images / part), "--json", "--batch-size", "3"]) == 0
+    assert run([stage, str(finished / "best.ckpt"), str(images / part), "--json", "--batch-size", "3"]) == 0
     assert json.loads(capsys.readouterr().out) == pytest.approx(metrics, rel=0.01)
-    assert run([verb, str(finished / "best.ckpt"), str(images)]) == 0
+    assert run([stage, str(finished / "best.ckpt"), str(images)]) == 0
     assert f"{part}_accuracy  {metrics[f'{part}_accuracy']:.4f}\n" in capsys.readouterr().out
 
 

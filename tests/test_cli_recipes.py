@@ -21,12 +21,12 @@ from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
-from flashtask.core.lanes import _FEW, LANE_BATCH
+from flashtask.core.worker_threads import _FEW, THREAD_BATCH
 from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.layout import DEFAULT_VAL_SPLIT
 from flashtask.tasks import TASKS, prediction
-from flashtask.tasks.building import building_without_weights
+from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.tasks.image_classification import ImageClassifier
 from flashtask.tasks.task import Task
 from flashtask.trainer.optimizers import weight_decay_of
@@ -132,8 +132,8 @@ def test_the_backbones_rate_is_a_tenth_where_it_is_pretrained_as_the_help_says()
 
 def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
     shown = {command: {option.flag: option.default for option in options} for command, options in TABLES.items()}
-    lanes, few, plain = LANE_BATCH, _FEW, prediction._BATCH_SIZE
-    assert shown["predict"]["--batch-size"] == f"{lanes} for {few} images and more on a CPU, else {plain}"
+    threaded, few, plain = THREAD_BATCH, _FEW, prediction._BATCH_SIZE
+    assert shown["predict"]["--batch-size"] == f"{threaded} for {few} images and more on a CPU, else {plain}"
     assert shown["predict"]["--num-workers"] == f"0 on a CPU, else up to {loaders._MOST}"
     assert shown["bench"]["--batch-size"] == str(bench._BATCH_SIZE)
     assert shown["bench"]["--seconds"] == f"{bench._SECONDS:g}"
@@ -186,7 +186,7 @@ def test_the_page_says_what_may_differ_on_resume():
 
 def test_every_recipe_key_of_the_table_is_an_argument_of_what_it_goes_to():
     """A key that nothing takes would be an option that is ignored."""
-    from flashtask.cli.checks import check_arguments
+    from flashtask.cli.recipe_checks import check_arguments
 
     takers = {
         "data.from_folders": ImageClassificationData.from_folders,
@@ -282,16 +282,16 @@ def test_a_recipe_knows_where_each_value_was_said(folders):
     Path("r.yaml").write_text("model:\n  backbone: resnet18\n")
     recipe = read_recipe(Path("r.yaml"))
     recipe.set("trainer.seed", 1, "--seed")
-    assert recipe.origin("model.backbone") == "r.yaml, line 2, column 3"
-    assert recipe.origin("model.head") == "r.yaml, line 1, column 1"
-    assert recipe.origin("trainer") == recipe.origin("trainer.seed") == "--seed"
+    assert recipe.source_of("model.backbone") == "r.yaml, line 2, column 3"
+    assert recipe.source_of("model.head") == "r.yaml, line 1, column 1"
+    assert recipe.source_of("trainer") == recipe.source_of("trainer.seed") == "--seed"
     assert dict(recipe.leaves()) == {"model.backbone": "resnet18", "trainer.seed": 1}
 
 
 def test_the_words_of_options_are_those_of_the_engine():
     from flashtask.cli.options import _DEVICE, _NUMBER_FORMAT
-    from flashtask.trainer.placement.accelerators import ACCELERATORS
-    from flashtask.trainer.placement.precision import _NAMES
+    from flashtask.trainer.devices.accelerators import ACCELERATORS
+    from flashtask.trainer.devices.precision import _NAMES
 
     for word in ("auto", "gpu", *ACCELERATORS.names()):
         assert _DEVICE(word) == word

@@ -1,4 +1,4 @@
-"""Loops as objects: the same bits and moments as the page, and every part of them can be replaced."""
+"""Loops as objects: the same bits and hooks as the page, and every part of them can be replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from test_resume import SignalAt, state_digest, undisturbed  # noqa: F401 - a fi
 from flashtask import Callback, EarlyStopping, Loops, Trainer, read_checkpoint
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import seed_generators
-from flashtask.trainer.hooks import MOMENTS
+from flashtask.trainer.hooks import HOOKS
 from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
@@ -55,18 +55,18 @@ def with_loops(folder, **options):
 
 
 class Told(Callback):
-    """Every moment with the whole numbers it came with, the step and the epoch."""
+    """Every hook with the whole numbers it came with, the step and the epoch."""
 
     def __init__(self):
-        self.moments = []
-        for moment in MOMENTS:
-            setattr(self, f"on_{moment}", self._noting(moment))
+        self.hooks = []
+        for hook in HOOKS:
+            setattr(self, f"on_{hook}", self._noting(hook))
 
-    def _noting(self, moment):
+    def _noting(self, hook):
         def note(trainer, module, *arguments):
             numbers = tuple(one for one in arguments if isinstance(one, int))
             state = (module.training, torch.is_grad_enabled())
-            self.moments.append((moment, *numbers, trainer.global_step, trainer.current_epoch, *state))
+            self.hooks.append((hook, *numbers, trainer.global_step, trainer.current_epoch, *state))
 
         return note
 
@@ -135,14 +135,14 @@ CASES = {
 
 
 def outcome(run, kind):
-    """Weights, everything else that a checkpoint holds, rows without times, and the moments."""
+    """Weights, everything else that a checkpoint holds, rows without times, and the hooks."""
     told = Told()
     run.callbacks = [*run.callbacks, told]
     torch.manual_seed(1)
     module = kind()
     run.fit(module, *loaders())
     rows = [{n: v for n, v in row.items() if "second" not in n} for row in run.fit_run.history]
-    return digest(module), state_digest(run.output_dir / "last.ckpt"), rows, run.fit_run.stop_reason, told.moments
+    return digest(module), state_digest(run.output_dir / "last.ckpt"), rows, run.fit_run.stop_reason, told.hooks
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES.values(), ids=CASES)
@@ -219,16 +219,16 @@ class Inputs(Net):
         return self(batch[0])
 
 
-@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
-def test_s107_every_verb_has_its_loop_with_the_same_outcome(tmp_path, verb):
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_s107_every_stage_has_its_loop_with_the_same_outcome(tmp_path, stage):
     module, found = Inputs(), []
     for made in (trainer(tmp_path / "page"), trainer(tmp_path / "loops")):
         told = Told()
         made.callbacks = [told]
         if found:
-            assert isinstance(getattr(made, f"{verb}_loop"), EvaluationLoop)
-        values = getattr(made, verb)(module, loaders()[1])
-        found.append(([value.tolist() for value in values] if verb == "predict" else values, told.moments))
+            assert isinstance(getattr(made, f"{stage}_loop"), EvaluationLoop)
+        values = getattr(made, stage)(module, loaders()[1])
+        found.append(([value.tolist() for value in values] if stage == "predict" else values, told.hooks))
     assert found[0] == found[1]
     assert len(found[0][1]) > 10
 
@@ -237,7 +237,7 @@ def test_s107_every_verb_has_its_loop_with_the_same_outcome(tmp_path, verb):
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
+    ("hook", "count"),
     [
         ("train_batch_start", 3),
         ("train_batch_end", 10),
@@ -252,13 +252,13 @@ def test_s109_a_fit_stopped_in_an_epoch_goes_on_with_the_same_bits(
     tmp_path,
     undisturbed,  # noqa: F811
     first,
-    moment,
+    hook,
     count,
 ):
     """Loops and page continue each other's runs."""
     stop, go_on = (with_loops, trainer) if first == "loops" else (trainer, with_loops)
     with pytest.raises(SystemExit) as stopped:
-        stop(tmp_path, callbacks=SignalAt(moment, count, signal.SIGTERM)).fit(net(), *loaders())
+        stop(tmp_path, callbacks=SignalAt(hook, count, signal.SIGTERM)).fit(net(), *loaders())
     assert stopped.value.code == 143
     go_on(tmp_path).fit(net(seed=9), *loaders(), ckpt_path="last")
     assert state_digest(tmp_path / "last.ckpt") == undisturbed
@@ -271,7 +271,7 @@ def test_s109_ctrl_c_in_a_fit_loop_saves_the_place(tmp_path):
     assert (saved["epoch"], saved["progress"]["samples"], saved["global_step"]) == (1, 16, 9)
 
 
-def test_other_verbs_work_after_a_fit_that_was_interrupted(tmp_path):
+def test_other_stages_work_after_a_fit_that_was_interrupted(tmp_path):
     for name, make in (("page", trainer), ("loops", with_loops)):
         run, module = make(tmp_path / name, callbacks=SignalAt("train_batch_end", 9, signal.SIGINT)), net()
         with pytest.raises(KeyboardInterrupt):
@@ -305,7 +305,7 @@ def test_an_error_in_a_loop_reaches_the_callbacks_and_the_user(tmp_path):
     run.fit_loop = Broken()
     with pytest.raises(RuntimeError, match="no epoch today"):
         run.fit(net(), *loaders())
-    assert told.moments[-1][0] == "exception"
+    assert told.hooks[-1][0] == "exception"
 
 
 @pytest.mark.parametrize("where", ["validation_step", "on_validation_batch_start", "training_step"])
@@ -636,7 +636,7 @@ def test_the_examples_of_the_guide_run(tmp_path, monkeypatch):
     again.loops = names["OftenValidated"]()
     again.fit(names["Net"](), names["data"], names["data"])
     # the sanity check, six times ten steps, and two ends of epochs
-    assert [moment[0] for moment in told.moments].count("validation_start") == 1 + 6 + 2
+    assert [hook[0] for hook in told.hooks].count("validation_start") == 1 + 6 + 2
     exec(until, names)
     losses = [row["train_loss"] for row in names["trainer"].fit_run.history]
     assert 1 < len(losses) < 50

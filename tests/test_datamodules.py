@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 from flashtask import Callback, DataModule, Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
 
-#: verb -> the loaders that it asks for
-VERBS = {
+#: stage -> the loaders that it asks for
+STAGES = {
     "fit": ["train_dataloader", "val_dataloader"],
     "validate": ["val_dataloader"],
     "test": ["test_dataloader"],
@@ -78,22 +78,22 @@ class Predicting(Net):
         return self(batch[0])
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_s79_s80_s81_s82_a_verb_prepares_sets_up_asks_for_its_loaders_and_tears_down(tmp_path, verb):
+@pytest.mark.parametrize("stage", STAGES)
+def test_s79_s80_s81_s82_a_stage_prepares_sets_up_asks_for_its_loaders_and_tears_down(tmp_path, stage):
     data = Data()
-    getattr(quiet(tmp_path, max_epochs=2), verb)(Predicting(), datamodule=data)
-    assert data.told == ["prepare_data", f"setup {verb}", *VERBS[verb], f"teardown {verb}"]
+    getattr(quiet(tmp_path, max_epochs=2), stage)(Predicting(), datamodule=data)
+    assert data.told == ["prepare_data", f"setup {stage}", *STAGES[stage], f"teardown {stage}"]
     assert data.trainer is None
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_s81_s84_after_an_error_on_exception_and_teardown_are_called_in_every_verb(tmp_path, verb):
+@pytest.mark.parametrize("stage", STAGES)
+def test_s81_s84_after_an_error_on_exception_and_teardown_are_called_in_every_verb(tmp_path, stage):
     data, module = Data(), Predicting()
     module.fails = True
     with pytest.raises(RuntimeError, match="broken"):
-        getattr(quiet(tmp_path), verb)(module, datamodule=data)
-    assert data.told[-2:] == ["on_exception broken", f"teardown {verb}"]
-    assert data.told.count(f"teardown {verb}") == 1
+        getattr(quiet(tmp_path), stage)(module, datamodule=data)
+    assert data.told[-2:] == ["on_exception broken", f"teardown {stage}"]
+    assert data.told.count(f"teardown {stage}") == 1
 
 
 def test_s84_on_exception_hears_of_an_interruption_too(tmp_path):
@@ -115,9 +115,9 @@ def test_s13_s82_a_stage_whose_loader_is_not_written_has_no_data(tmp_path):
     trainer = quiet(tmp_path)
     trainer.fit(net(), OnlyTraining())
     assert "val_loss" not in trainer.callback_metrics
-    for verb in ("validate", "test", "predict"):
-        with pytest.raises(UsageError, match=f"nothing to {verb} on"):
-            getattr(trainer, verb)(net(), datamodule=OnlyTraining())
+    for stage in ("validate", "test", "predict"):
+        with pytest.raises(UsageError, match=f"nothing to {stage} on"):
+            getattr(trainer, stage)(net(), datamodule=OnlyTraining())
     with pytest.raises(UsageError, match="nothing to train on"):
         quiet(tmp_path, output_dir=tmp_path / "other").fit(net(), DataModule())
 
@@ -137,7 +137,7 @@ def test_s82_several_loaders_of_a_stage_are_gone_through_one_after_the_other(tmp
     assert seen == [(number, index) for number in (0, 1) for index in (0, 1, 2)]
 
 
-def test_s82_the_data_of_the_fit_serves_later_verbs_and_other_data_takes_its_place(tmp_path):
+def test_s82_the_data_of_the_fit_serves_later_stages_and_other_data_takes_its_place(tmp_path):
     data, other, trainer = Data(), Data(), quiet(tmp_path)
     trainer.fit(net(), data)
     data.told.clear()
@@ -185,10 +185,10 @@ def test_s85_module_data_and_callbacks_hear_the_same_stage_names(tmp_path):
             heard.append(("module down", stage))
 
     module, data, trainer = Hearing(), Data(), quiet(tmp_path, callbacks=Watch())
-    for verb in ("fit", "validate", "test", "predict"):
+    for stage in ("fit", "validate", "test", "predict"):
         heard.clear()
-        getattr(trainer, verb)(module, datamodule=data)
-        assert {stage for _, stage in heard} == {verb}
+        getattr(trainer, stage)(module, datamodule=data)
+        assert {stage for _, stage in heard} == {stage}
         assert sorted(who for who, _ in heard) == ["callback", "callback down", "module", "module down"]
 
 

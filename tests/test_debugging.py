@@ -76,8 +76,8 @@ def _shifted(loader, by):
 
 
 def all_verbs(trainer, module, data):
-    for verb in (trainer.fit, trainer.validate, trainer.test, trainer.predict):
-        verb(module, datamodule=data)
+    for method in (trainer.fit, trainer.validate, trainer.test, trainer.predict):
+        method(module, datamodule=data)
     return module
 
 

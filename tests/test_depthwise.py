@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from flashtask import Module, Trainer
-from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
-from flashtask.trainer.placement.precision import resolve_precision
+from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
+from flashtask.trainer.devices.precision import resolve_precision
 
 #: kernel, stride, padding, dilation, bias
 SHAPES = [

@@ -22,11 +22,11 @@ from flashtask.core.errors import BadDataError, DivergedError, ProcessLostError,
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.distribution.agreement import require_the_same
 from flashtask.trainer.distribution.data_parallel import DataParallel
-from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.environment import ProcessInfo
 from flashtask.trainer.distribution.group import listen
+from flashtask.trainer.distribution.heartbeat import Heartbeat, is_gone, this_machine
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import how_it_ended, of_a_bystander, report_of
-from flashtask.trainer.distribution.signs import Sign, is_gone, this_machine
 from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.run_folder import RunFolder
 
@@ -116,7 +116,7 @@ def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stack
     code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", "2"))
     assert code == 71
     assert said.count("process 1 of 2 (pid ") == 1
-    assert "is frozen: no sign of life for 2 s, at step 5" in said
+    assert "is frozen: no heartbeat for 2 s, at step 5" in said
     assert "backward" in (tmp_path / "run" / "stacks-0.txt").read_text()
 
 
@@ -303,8 +303,8 @@ def test_c1_how_a_process_ended_is_told(code, said):
 
 def test_c1_who_only_missed_another_is_not_the_one_that_failed(tmp_path):
     """Process 1 found process 2 gone, and ended first where its code was asked for."""
-    place = Place(1, 4, 1, 4, "127.0.0.1", 1, "flashtask")
-    missed = report_of(of_a_bystander(ProcessLostError("process 2 ended")), place, is_of_the_group=True)
+    process = ProcessInfo(1, 4, 1, 4, "127.0.0.1", 1, "flashtask")
+    missed = report_of(of_a_bystander(ProcessLostError("process 2 ended")), process, is_of_the_group=True)
     (tmp_path / "1.json").write_text(json.dumps(missed))
     codes = {1: 71, 2: -9, 3: 0}
     others = Others({rank: partial(codes.get, rank) for rank in codes}, dict.fromkeys(codes, 0), tmp_path)
@@ -321,12 +321,12 @@ def test_c1_who_only_missed_another_is_not_the_one_that_failed(tmp_path):
 @pytest.fixture
 def watchdog():
     store = PrefixStore("test", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-    made = Watchdog(Place(0, 2, 0, 2, "127.0.0.1", 0, "environment"), store, 5.0, lambda: (0, None))
+    made = Watchdog(ProcessInfo(0, 2, 0, 2, "127.0.0.1", 0, "environment"), store, 5.0, lambda: (0, None))
     yield made
     made.close()
 
 
-def test_c5_what_ended_one_verb_does_not_end_the_next(watchdog):
+def test_c5_what_ended_one_stage_does_not_end_the_next(watchdog):
     with watchdog.on_guard():
         with watchdog.on_guard():
             watchdog.tell_failure({"rank": 1})
@@ -337,13 +337,13 @@ def test_c5_what_ended_one_verb_does_not_end_the_next(watchdog):
 
 
 def test_c1_pids_of_another_machine_are_not_looked_for_on_this_one():
-    mine = Sign(1, 0, 2**22 + 1, 1, platform.node(), this_machine())
+    mine = Heartbeat(1, 0, 2**22 + 1, 1, platform.node(), this_machine())
     assert is_gone(mine)
     assert not is_gone(replace(mine, machine="another, of the same name"))
 
 
 class ValidatesInside(Callback):
-    """A verb in a hook of another."""
+    """A stage in a hook of another."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch_idx == 2:
@@ -353,7 +353,7 @@ class ValidatesInside(Callback):
             assert len(trainer.strategy._steps) == steps > 0
 
 
-def test_a_verb_inside_of_another_leaves_it_as_it_was(tmp_path):
+def test_a_stage_inside_of_another_leaves_it_as_it_was(tmp_path):
     trainer = forked(tmp_path, callbacks=[ValidatesInside()])
     trainer.fit(Validates(), loader())
     assert trainer.global_step == 5

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.distribution.environment import Place, place_in
+from flashtask.trainer.data_loaders import OrderedBatches
+from flashtask.trainer.distribution.environment import ProcessInfo, process_info
 from flashtask.trainer.distribution.group import cores_of
-from flashtask.trainer.loading import OrderedBatches
-from flashtask.trainer.placement.strategies import STRATEGIES
+from flashtask.trainer.distribution.process_strategies import STRATEGIES
 
 SCRIPT = Path(__file__).parent / "distributed_script.py"
 #: Sums are taken in another order.
@@ -219,18 +219,18 @@ MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORL
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "process"),
     [
         ({}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
-        (TORCHRUN, Place(3, 4, 1, 2, "here", 29400, "torchrun")),
+        (TORCHRUN, ProcessInfo(3, 4, 1, 2, "here", 29400, "torchrun")),
         (
             {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0"},
-            Place(1, 2, 0, 1, "pod-0", 29500, "environment"),
+            ProcessInfo(1, 2, 0, 1, "pod-0", 29500, "environment"),
         ),
         (
             {**SLURM, "SLURM_STEP_NODELIST": "gpu[07-09,12],cpu1", "SLURM_JOB_ID": "123"},
-            Place(5, 8, 1, 4, "gpu07", 12123, "slurm"),
+            ProcessInfo(5, 8, 1, 4, "gpu07", 12123, "slurm"),
         ),
         (
             {
@@ -240,21 +240,21 @@ MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORL
                 "MASTER_ADDR": "a",
                 "MASTER_PORT": "1",
             },
-            Place(5, 8, 1, 3, "a", 1, "slurm"),
+            ProcessInfo(5, 8, 1, 3, "a", 1, "slurm"),
         ),
-        ({**MPI, "MASTER_ADDR": "a", "MASTER_PORT": "1"}, Place(1, 2, 1, 2, "a", 1, "mpi")),
+        ({**MPI, "MASTER_ADDR": "a", "MASTER_PORT": "1"}, ProcessInfo(1, 2, 1, 2, "a", 1, "mpi")),
     ],
 )
-def test_s105_s117_who_started_this_process_says_which_it_is(environment, place):
-    assert place_in(environment) == place
+def test_s105_s117_who_started_this_process_says_which_it_is(environment, process):
+    assert process_info(environment) == process
 
 
 def test_s105_a_task_of_slurm_has_its_own_cores_and_others_share_them(monkeypatch):
-    place = Place(0, 4, 0, 4, "a", 1, "slurm")
-    assert cores_of(place, 8) == 2
+    process = ProcessInfo(0, 4, 0, 4, "a", 1, "slurm")
+    assert cores_of(process, 8) == 2
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    assert [cores_of(place, cores) for cores in (8, 64)] == [8, 8]
-    assert cores_of(replace(place, launcher="torchrun"), 8) == 2
+    assert [cores_of(process, cores) for cores in (8, 64)] == [8, 8]
+    assert cores_of(replace(process, launcher="torchrun"), 8) == 2
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_s105_a_task_of_slurm_has_its_own_cores_and_others_share_them(monkeypatc
 )
 def test_c6_half_an_environment_is_refused(environment, said):
     with pytest.raises(UsageError, match=said):
-        place_in(environment)
+        process_info(environment)
 
 
 # ---- faults

@@ -634,7 +634,7 @@ def test_s89_a_modules_logger_can_be_used_in_a_brief_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fit", "finetune", "validate", "test", "predict", "tune"])
-def test_a_mistyped_argument_of_a_verb_is_told_with_the_right_one(tmp_path, name):
+def test_a_mistyped_argument_of_a_method_is_told_with_the_right_one(tmp_path, name):
     with pytest.raises(UnknownNameError) as caught:
         getattr(quiet(tmp_path), name)(net(), datamodul=Data())
     assert f"no argument of {name}() named 'datamodul'" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The fast way to predict: folded, in lanes, in order, and with the results of the plain way."""
+"""The fast way to predict: folded, in worker threads, in order, and with the results of the plain way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flashtask import ImageClassifier
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import BadDataError
 from flashtask.core.folding import TOLERANCE, _FusedConvolution, folded_copy
-from flashtask.core.lanes import fitting_lanes, in_order
+from flashtask.core.worker_threads import fitting_threads, in_order
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Fitting
 from flashtask.tasks.prediction import predictions_of
@@ -160,7 +160,7 @@ def test_a_layer_with_a_hook_or_weights_made_anew_is_not_folded():
 
 
 @pytest.mark.parametrize(
-    ("lanes", "precision", "tolerance"),
+    ("num_threads", "precision", "tolerance"),
     [
         (1, "32", 1e-5),
         (3, "32", 1e-5),
@@ -168,11 +168,11 @@ def test_a_layer_with_a_hook_or_weights_made_anew_is_not_folded():
         pytest.param(1, "bf16-mixed", 0.05, marks=pytest.mark.long),
     ],
 )
-def test_lanes_give_the_results_of_the_plain_way(precision, tolerance, lanes, task, paths, monkeypatch):
+def test_worker_threads_give_the_results_of_the_plain_way(precision, tolerance, num_threads, task, paths, monkeypatch):
     monkeypatch.setattr(task, "default_precision", precision)
     items = [Image.open(path).convert("RGB") if number % 7 == 3 else path for number, path in enumerate(paths)]
-    plain = list(predictions_of(task, items, lanes=0))
-    fast = list(predictions_of(task, items, 6, lanes=lanes, cache=DecodedCache(2**22)))
+    plain = list(predictions_of(task, items, num_threads=0))
+    fast = list(predictions_of(task, items, 6, num_threads=num_threads, cache=DecodedCache(2**22)))
     assert [one.path for one in fast] == [one.path for one in plain]
     assert len(fast) == IMAGES
     for ours, theirs in zip(fast, plain, strict=True):
@@ -184,7 +184,7 @@ def test_lanes_give_the_results_of_the_plain_way(precision, tolerance, lanes, ta
 def test_prediction_leaves_the_task_as_it_was(task, paths):
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     threads, kinds = torch.get_num_threads(), [type(part) for part in task.modules()]
-    list(predictions_of(task, paths, lanes=2))
+    list(predictions_of(task, paths, num_threads=2))
     assert [type(part) for part in task.modules()] == kinds
     assert torch.get_num_threads() == threads
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
@@ -202,29 +202,29 @@ def test_each_lane_computes_with_its_share_of_the_threads(task, paths, monkeypat
     monkeypatch.setattr(ImageClassifier, "predict_step", watched)
     torch.set_num_threads(2)
     try:
-        list(predictions_of(task, paths, 4, lanes=2))
+        list(predictions_of(task, paths, 4, num_threads=2))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
     assert {threads for _, threads in seen} == {1}
-    assert all(name.startswith("flashtask-lane") for name, _ in seen)
+    assert all(name.startswith("flashtask-worker") for name, _ in seen)
 
 
 def test_a_network_of_ones_own_is_not_run_in_several_threads(task):
     own = copy.deepcopy(task)
     own.backbone.add_module("own", type("Own", (nn.Identity,), {})())
-    assert fitting_lanes(own, 1000, 4) == 0
-    assert fitting_lanes(task, 1000, 4) >= 1
-    assert fitting_lanes(task, 5, 4) == 0
+    assert fitting_threads(own, 1000, 4) == 0
+    assert fitting_threads(task, 1000, 4) >= 1
+    assert fitting_threads(task, 5, 4) == 0
 
 
 def test_a_bad_file_in_a_lane_is_told_and_the_threads_end(task, paths, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    results = predictions_of(task, [*paths, str(bad)], 4, lanes=2)
+    results = predictions_of(task, [*paths, str(bad)], 4, num_threads=2)
     with pytest.raises(BadDataError, match=r"bad\.png"):
         list(results)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("flashtask-lane")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("flashtask-worker")]
 
 
 def test_jobs_are_not_begun_long_before_their_results_are_wanted():

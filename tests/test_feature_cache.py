@@ -15,7 +15,7 @@ from torch import nn
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Phase, Trainer
 from flashtask.cli import run as flashtask
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.feature_store import FeatureStore, content_key
 from flashtask.core.known_files import content_hashes
@@ -394,40 +394,40 @@ def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, fold
 # ---- validation and test
 
 
-def evaluated(module, verb, folder, **options):
+def evaluated(module, stage, folder, **options):
     counted = Counted()
     trainer = Trainer(precision="32", enable_progress_bar=False, callbacks=[counted], logger=False, **options)
     made = ImageClassificationData.from_folders(
-        **{f"{'val' if verb == 'validate' else verb}_folder": folder}, batch_size=5, num_workers=0
+        **{f"{'val' if stage == 'validate' else stage}_folder": folder}, batch_size=5, num_workers=0
     )
     made.preprocessing = Preprocessing(input_size=(3, 32, 32))
-    (metrics,) = getattr(trainer, verb)(module, datamodule=made)
+    (metrics,) = getattr(trainer, stage)(module, datamodule=made)
     return counted.images, metrics
 
 
-@pytest.mark.parametrize("verb", ["validate", "test"])
-def test_verbs_use_and_leave_features_of_a_backbone_that_was_frozen(tmp_path, folders, capsys, verb):
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_stages_use_and_leave_features_of_a_backbone_that_was_frozen(tmp_path, folders, capsys, stage):
     _, module = fit(tmp_path, folders, "first")
-    plainly, expected = evaluated(module, verb, folders[1], feature_cache=False)
+    plainly, expected = evaluated(module, stage, folders[1], feature_cache=False)
     assert plainly == 10
-    images, metrics = evaluated(module, verb, folders[1])
+    images, metrics = evaluated(module, stage, folders[1])
     assert images == 0  # the fit validated on them
     others = colour_folders(tmp_path / "others", each=3)
-    assert evaluated(module, verb, others)[0] == 6
+    assert evaluated(module, stage, others)[0] == 6
     assert "once for this model's backbone" in capsys.readouterr().err
-    assert evaluated(module, verb, others)[0] == 0
+    assert evaluated(module, stage, others)[0] == 0
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=1e-5)
 
 
-def test_verbs_leave_nothing_of_a_backbone_that_was_trained(tmp_path, folders):
+def test_stages_leave_nothing_of_a_backbone_that_was_trained(tmp_path, folders):
     _, module = fit(tmp_path, folders, "run", strategy="no_freeze", max_epochs=1)
     for _ in range(2):
         assert evaluated(module, "test", folders[1])[0] == 10
     assert not FeatureStore().entries()
 
 
-def test_verbs_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folders):
+def test_stages_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folders):
     _, module = fit(tmp_path, folders, "first")
     before = {entry.key for entry in FeatureStore().entries()}
     others = colour_folders(tmp_path / "others", each=3)

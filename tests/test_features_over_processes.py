@@ -119,11 +119,11 @@ def test_features_serve_the_frozen_epochs_and_each_view(tmp_path, folders, monke
     assert_same(found, fit(tmp_path, folders, 1, "one", settings=settings, **options))
 
 
-def test_verbs_use_and_leave_features_in_every_process(tmp_path, folders, capfd):
+def test_stages_use_and_leave_features_in_every_process(tmp_path, folders, capfd):
     _, module, _ = fit(tmp_path, folders, 2, "first")
     others = colour_folders(tmp_path / "others", each=2)
     found = {}
-    for name, verb, part, folder, processes in (
+    for name, stage, part, folder, processes in (
         ("known", "validate", "val_folder", folders[1], 2),
         ("computed", "test", "test_folder", others, 2),
         ("again", "test", "test_folder", others, 2),
@@ -134,7 +134,7 @@ def test_verbs_use_and_leave_features_in_every_process(tmp_path, folders, capfd)
         trainer = trainer_of(tmp_path, processes, name, callbacks=[counted], feature_cache=cache)
         made = ImageClassificationData.from_folders(**{part: folder}, batch_size=3, num_workers=0)
         made.preprocessing = Preprocessing(input_size=(3, 32, 32))
-        (metrics,) = getattr(trainer, verb)(module, datamodule=made)
+        (metrics,) = getattr(trainer, stage)(module, datamodule=made)
         found[name] = (counted.by_process, metrics)
     assert [found[name][0] for name in ("known", "computed", "again", "plain")] == [[0, 0], [2, 2], [0, 0], [4]]
     assert found["again"][1] == pytest.approx(found["plain"][1], abs=TOLERANCE)
@@ -154,7 +154,7 @@ class Machines(Callback):
     def setup(self, trainer, module, stage):
         rank = trainer.strategy.global_rank
         os.environ["FLASHTASK_CACHE"] = str(self.root / str(rank))
-        trainer.strategy.place = replace(trainer.strategy.place, local_rank=0, local_world_size=1)
+        trainer.strategy.process = replace(trainer.strategy.process, local_rank=0, local_world_size=1)
 
 
 def stored(root, machine):
@@ -195,10 +195,10 @@ def test_where_one_process_cannot_use_features_none_does(tmp_path, folders, capf
 
 
 class Perturbed(Callback):
-    """In the second process the backbone is another one, from a moment on."""
+    """In the second process the backbone is another one, from the given hook on."""
 
-    def __init__(self, moment):
-        setattr(self, moment, self.perturb)
+    def __init__(self, hook):
+        setattr(self, hook, self.perturb)
 
     @torch.no_grad()
     def perturb(self, trainer, module, stage=None):

@@ -11,9 +11,9 @@ from small import Net, loaders, net
 
 from flashtask import FINETUNING, STRATEGIES, Callback, Finetuning, Stage, Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.distribution.process_strategies import SingleDevice
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
-from flashtask.trainer.placement.strategies import SingleDevice
 
 
 def quiet(tmp_path, **options):

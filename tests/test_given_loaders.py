@@ -72,9 +72,9 @@ def classifier(**options):
 def test_a_strategy_in_the_place_of_a_loader_is_answered_with_the_call_that_was_meant(strategy, fix, tmp_path):
     data = ImageClassificationData.from_folders(colour_folders(tmp_path / "train", each=2))
     for given in ((data, strategy), (DataLoader(SAMPLES, 4), strategy)):
-        for verb in (trainer().finetune, trainer().fit):
+        for method in (trainer().finetune, trainer().fit):
             with pytest.raises(UsageError, match="the validation data must be a DataLoader or a DataModule") as caught:
-                verb(classifier(), *given)
+                method(classifier(), *given)
             assert caught.value.fix.endswith(fix)
     with pytest.raises(UsageError, match="the training data must be a DataLoader or a DataModule"):
         trainer().finetune(classifier(), strategy, datamodule=data)
@@ -102,9 +102,9 @@ def test_what_is_not_a_loader_is_refused_with_the_one_to_give(given, what, fix):
     assert caught.value.what.startswith("the training data must be a DataLoader or a DataModule, not ")
     assert what in caught.value.what
     assert fix in caught.value.fix
-    for verb in (trainer().validate, trainer().test, trainer().predict):
+    for method in (trainer().validate, trainer().test, trainer().predict):
         with pytest.raises(UsageError, match="data must be a DataLoader or a DataModule"):
-            verb(classifier(), [given] if isinstance(given, (Dataset, str)) else given)
+            method(classifier(), [given] if isinstance(given, (Dataset, str)) else given)
 
 
 def test_what_a_method_returns_is_looked_at_too():
@@ -146,9 +146,9 @@ def test_batches_that_come_once_serve_one_epoch_alone():
     ],
 )
 def test_samples_in_the_place_of_batches_are_named(given):
-    for verb in (trainer().finetune, trainer().validate):
+    for method in (trainer().finetune, trainer().validate):
         with pytest.raises(UsageError, match=r"images \(B, C, H, W\).* this one is a single sample\n  fix: DataLoader"):
-            verb(classifier(), given)
+            method(classifier(), given)
     with pytest.raises(UsageError, match=r"this one is a single image \(3, 32, 32\)"):
         trainer().predict(classifier(), given)
 

@@ -38,7 +38,7 @@ FILES = {
         from flashtask.trainer import hooks
 
         class Run:
-            "What changes while a verb is carried out."
+            "What changes while a stage is carried out."
 
             def __init__(self, module: "Any", name: Any | None, free) -> None: ...
 
@@ -147,7 +147,7 @@ WORSE = {
     "file names that occur twice or more inside one room": ("trainer/callbacks/run.py", "x = 1\n"),
     "modules imported by exactly one other": ("core/names.py", "import flashtask.core.settings\n"),
     "modules in import circles": ("core/errors.py", "import flashtask.core.settings\n"),
-    "imports of a higher layer in trainer/": ("trainer/loading.py", "import flashtask.trainer.run\n"),
+    "imports of a higher layer in trainer/": ("trainer/data_loaders.py", "import flashtask.trainer.run\n"),
     "parts of trainer/ that TRAINER_LAYERS leaves out": ("trainer/unheard_of.py", "x = 1\n"),
     "public parameters typed Any": ("core/names.py", "class A:\n    def __init__(self, value: Any): ...\n"),
     "parameters `module: Any`": ("core/names.py", "async def _f(module: Any): ...\n"),
@@ -165,8 +165,8 @@ def test_a_worse_number_fails_and_is_named_with_both_values(house, stored, packa
 
 
 def test_places_of_a_worse_number_are_shown(house, stored, package):
-    write(package, "trainer/loading.py", "import flashtask.trainer.run\n")
-    assert "    trainer.loading imports trainer.run\n" in house("--check")[1]
+    write(package, "trainer/data_loaders.py", "import flashtask.trainer.run\n")
+    assert "    trainer.data_loaders imports trainer.run\n" in house("--check")[1]
 
 
 def test_of_many_places_some_are_shown(house, stored, package):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from flashtask import ImageClassificationData, ImageClassifier
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.core.seeding import Place, sample_seeds
+from flashtask.core.seeding import SampleKey, sample_seeds
 from flashtask.data import threads
 from flashtask.data.datasets import ImageFileDataset, collate
 from flashtask.data.decoded_cache import DecodedCache, fitting_cache_bytes
@@ -55,10 +55,10 @@ def photo(tmp_path_factory):
     return path
 
 
-def places(frozen: bool = False) -> list[Place]:
+def keys(frozen: bool = False) -> list[SampleKey]:
     order = [3, 1, 5, 0, 4, 2, 6, 3]
     seeds = sample_seeds(order, 7, 2, [0] * 7 + [1])
-    return [Place(i, 2, int(seed), frozen) for i, seed in zip(order, seeds, strict=True)]
+    return [SampleKey(i, 2, int(seed), frozen) for i, seed in zip(order, seeds, strict=True)]
 
 
 def draws_from_everything(image):
@@ -73,10 +73,10 @@ def test_a_batch_from_threads_and_cache_is_the_samples_one_by_one(augment, froze
     together = ImageFileDataset(paths, range(7), train_transform(SMALL, augment), cache=DecodedCache(2**24))
     state = torch.get_rng_state()
     for _ in range(2):  # the second time from the cache
-        images, labels = collate(together.__getitems__(places(frozen)))
-        assert labels.tolist() == [place.index for place in places()]
-        for image, place in zip(images, places(frozen), strict=True):
-            assert torch.equal(image, alone[place][0])
+        images, labels = collate(together.__getitems__(keys(frozen)))
+        assert labels.tolist() == [key.index for key in keys()]
+        for image, key in zip(images, keys(frozen), strict=True):
+            assert torch.equal(image, alone[key][0])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -85,7 +85,7 @@ def test_files_are_decoded_in_threads_and_random_steps_are_drawn_in_the_callers(
     read = Decoding.read
     monkeypatch.setattr(Decoding, "read", lambda *a: (decoding.add(threading.get_ident()), read(*a))[1])
     data = ImageFileDataset(paths, None, train_transform(SMALL, lambda i: (drawing.add(threading.get_ident()), i)[1]))
-    collate(data.__getitems__(places()))
+    collate(data.__getitems__(keys()))
     assert threading.get_ident() not in decoding
     assert drawing == {threading.get_ident()}
 

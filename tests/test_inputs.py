@@ -269,9 +269,9 @@ def test_one_pil_image_many_times_is_never_read_by_two_threads_at_once(name, mod
     path = tmp_path / name
     photo(400, 300).save(path)
     expected = model.predict(path).scores
-    for lanes in (0, 4):
+    for num_threads in (0, 4):
         for image in (opened(path), opened(io.BytesIO(path.read_bytes()))):
-            results = list(predictions_of(model, [image] * 64, 2, lanes=lanes))
+            results = list(predictions_of(model, [image] * 64, 2, num_threads=num_threads))
             assert [one.scores for one in results] == [pytest.approx(expected, abs=1e-4)] * 64
 
 

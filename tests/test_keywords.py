@@ -51,7 +51,7 @@ def test_the_fields_names_and_mistyped_ones_lead_to_the_right_argument(call, nam
 
 
 @pytest.mark.parametrize(
-    ("verb", "name", "fix"),
+    ("method", "name", "fix"),
     [
         ("finetune", "dm", "did you mean 'datamodule'?"),
         ("fit", "train_loader", "did you mean 'train_dataloaders'?"),
@@ -65,9 +65,9 @@ def test_the_fields_names_and_mistyped_ones_lead_to_the_right_argument(call, nam
         ("save_checkpoint", "weight_only", "did you mean 'weights_only'?"),
     ],
 )
-def test_every_verb_answers_a_name_that_it_does_not_have(verb, name, fix):
-    with pytest.raises(UnknownNameError, match=rf"no argument of {verb}\(\) named '{name}'") as caught:
-        getattr(Trainer(logger=False), verb)(ImageClassifier(**TINY), **{name: 1})
+def test_every_method_answers_a_name_that_it_does_not_have(method, name, fix):
+    with pytest.raises(UnknownNameError, match=rf"no argument of {method}\(\) named '{name}'") as caught:
+        getattr(Trainer(logger=False), method)(ImageClassifier(**TINY), **{name: 1})
     assert caught.value.fix == fix
 
 
@@ -93,7 +93,7 @@ def test_methods_of_a_task_answer_too():
 
 def test_other_names_lead_to_arguments_that_there_are():
     calls = (Task, ImageClassifier, from_folders, from_root, Trainer, Preprocessing, flashtask.load, Task.predict)
-    calls += tuple(getattr(Trainer, verb) for verb in ("fit", "finetune", "validate", "test", "predict", "tune"))
+    calls += tuple(getattr(Trainer, method) for method in ("fit", "finetune", "validate", "test", "predict", "tune"))
     there = {name for call in calls for name in inspect.signature(call).parameters}
     named = {right.partition("=")[0] for rights in _OTHER_NAMES.values() for right in rights}
     assert named | set(_PLACES) <= there

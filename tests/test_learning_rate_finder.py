@@ -27,7 +27,7 @@ from flashtask import (
 )
 from flashtask.core.errors import OutputError, UsageError
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
-from flashtask.trainer.preparing import data_of
+from flashtask.trainer.run_preparation import data_of
 from flashtask.trainer.tuning.learning_rate_curve import smoothed, steepest
 from flashtask.trainer.tuning.tune import tune
 

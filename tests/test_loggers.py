@@ -18,7 +18,8 @@ from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import HubError, OutputError, UnknownNameError, UsageError
-from flashtask.trainer.loggers.base import LOGGERS, CSVLogger, Logger, make_loggers
+from flashtask.trainer.loggers.logger import CSVLogger, Logger
+from flashtask.trainer.loggers.logger_registry import LOGGERS, make_loggers
 from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger
 from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
 from flashtask.trainer.loggers.values import flat_values, plain_value
@@ -194,7 +195,7 @@ def test_s45_a_fit_that_starts_anew_takes_no_rows_of_an_older_one(tmp_path):
 KILLED = """
 import os, signal, sys
 from small import loaders
-from flashtask.trainer.loggers.base import make_loggers
+from flashtask.trainer.loggers.logger_registry import make_loggers
 from test_loggers import Failing, quiet, stepping
 kill = Failing(12, lambda: os.kill(os.getpid(), signal.SIGKILL))
 quiet(sys.argv[1], make_loggers(True), kill, log_every_n_steps=1).fit(stepping(), *loaders())
@@ -239,7 +240,7 @@ def test_s44_without_tensorboard_the_csv_log_is_written_alone(monkeypatch):
 
 def test_s44_choosing_loggers_imports_none_of_their_libraries():
     code = (
-        "import sys; from flashtask.trainer.loggers.base import make_loggers; "
+        "import sys; from flashtask.trainer.loggers.logger_registry import make_loggers; "
         "make_loggers([*make_loggers(True), 'wandb', 'mlflow'][1:]); "
         "print(sorted({'torch', 'tensorboard', 'wandb', 'mlflow'} & set(sys.modules)))"
     )

@@ -91,7 +91,7 @@ def test_s10_a_module_a_datamodule_and_a_trainer_are_all_that_training_takes(tmp
     assert float(cross_entropy(module, batch).detach()) < before / 2
 
 
-def test_s11_each_verb_runs_the_step_of_its_own_over_the_data_of_its_own(tmp_path):
+def test_s11_each_stage_runs_the_step_of_its_own_over_the_data_of_its_own(tmp_path):
     module, trainer, data = Counting(), quiet(tmp_path, max_epochs=1, num_sanity_val_steps=0), Data()
     trainer.fit(module, data)
     assert module.calls == {"training": 2, "validation": 3, "test": 0, "predict": 0}
@@ -125,8 +125,8 @@ def test_s12_forward_is_needed_for_inference_only(tmp_path):
         trainer.predict(Headless(), Data())
 
 
-@pytest.mark.parametrize(("verb", "word"), [("validate", "validation"), ("test", "test")])
-def test_s12_the_step_end_and_epoch_end_hooks_of_evaluation_get_what_steps_return(tmp_path, verb, word):
+@pytest.mark.parametrize(("stage", "word"), [("validate", "validation"), ("test", "test")])
+def test_s12_the_step_end_and_epoch_end_hooks_of_evaluation_get_what_steps_return(tmp_path, stage, word):
     seen = []
 
     class Collecting(Net):
@@ -143,7 +143,7 @@ def test_s12_the_step_end_and_epoch_end_hooks_of_evaluation_get_what_steps_retur
 
     for end in ("step", "step_end", "epoch_end"):
         setattr(Collecting, f"{word}_{end}", getattr(Collecting, f"_{end}"))
-    (metrics,) = getattr(quiet(tmp_path), verb)(Collecting(), loaders(samples=20, batch_size=8)[1])
+    (metrics,) = getattr(quiet(tmp_path), stage)(Collecting(), loaders(samples=20, batch_size=8)[1])
     assert seen == [{"index": index, "rows": rows, "ended": True} for index, rows in enumerate((8, 8, 4))]
     assert metrics == {"rows": 20.0, "last": 2.0}
 
@@ -332,14 +332,14 @@ def test_s20_validate_alone_goes_over_all_validation_data_and_changes_nothing(tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("verb", "step"), [("validate", "validation_step"), ("test", "test_step")])
-def test_s25_a_verb_without_its_step_is_refused_before_any_data_is_touched(tmp_path, verb, step):
+@pytest.mark.parametrize(("stage", "step"), [("validate", "validation_step"), ("test", "test_step")])
+def test_s25_a_stage_without_its_step_is_refused_before_any_data_is_touched(tmp_path, stage, step):
     class Watched(Data):
         def prepare_data(self):
             raise AssertionError("data was prepared")
 
     with pytest.raises(UsageError, match=f"Least has no {step}") as caught:
-        getattr(quiet(tmp_path), verb)(Least(), Watched())
+        getattr(quiet(tmp_path), stage)(Least(), Watched())
     assert f"def {step}(self, batch, batch_idx)" in caught.value.fix
 
 

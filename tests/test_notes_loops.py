@@ -11,6 +11,9 @@ from torch import nn
 import flashtask as pl
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
+from flashtask.trainer.devices.accelerators import Accelerator
+from flashtask.trainer.devices.precision import Precision
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, Strategy
 from flashtask.trainer.lightning1.loops import (
     EvaluationEpochLoop,
     EvaluationLoop,
@@ -22,9 +25,6 @@ from flashtask.trainer.lightning1.loops import (
     TrainingBatchLoop,
     TrainingEpochLoop,
 )
-from flashtask.trainer.placement.accelerators import Accelerator
-from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.placement.strategies import STRATEGIES, Strategy
 
 
 @pytest.fixture(autouse=True)
@@ -321,7 +321,7 @@ def test_s115_flags_set_up_accelerator_strategy_and_precision():
     trainer = Trainer(gpus=0, precision=16, max_epochs=1)
     trainer.fit(Net(), *loaders())
     run = trainer.fit_run
-    assert (run.placement.accelerator.name, run.strategy.name, run.precision.name) == ("cpu", "single", "16-mixed")
+    assert (run.device_plan.accelerator.name, run.strategy.name, run.precision.name) == ("cpu", "single", "16-mixed")
 
 
 def test_s118_a_strategy_and_a_precision_of_ones_own_are_set():

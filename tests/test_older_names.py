@@ -8,8 +8,8 @@ from small import loaders, net
 
 from flashtask import Callback, EarlyStopping, ModelCheckpoint, ProgressBar, Timer, Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.callbacks.names import CALLBACKS, make_callbacks
-from flashtask.trainer.lightning1.arguments import _INSTEAD, UNDERSTOOD
+from flashtask.trainer.callbacks.callback_registry import CALLBACKS, make_callbacks
+from flashtask.trainer.lightning1.older_arguments import _INSTEAD, UNDERSTOOD
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 

@@ -20,9 +20,9 @@ from flashtask.cli import run
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.trainer.placement.accelerators import CPUAccelerator
+from flashtask.trainer.devices.accelerators import CPUAccelerator
 
-#: Of each class: enough that a folder is predicted in lanes, and a group of them is not.
+#: Of each class: enough that a folder is predicted in worker threads, and a group of them is not.
 EACH = 20
 
 
@@ -130,7 +130,7 @@ def test_training_steps_round_only_while_the_backbone_trains(images, tmp_path):
     assert (weights(trained) - weights(trained_in_float32)).abs().max() > 1e-4
 
 
-def test_a_format_that_was_asked_for_counts_for_every_verb_and_is_recorded(images, tmp_path):
+def test_a_format_that_was_asked_for_counts_for_every_stage_and_is_recorded(images, tmp_path):
     _, model, data = fitted(tmp_path / "run", images, precision="bf16-mixed")
     checkpoint = tmp_path / "run" / "best.ckpt"
     assert read_checkpoint(checkpoint)["inference_precision"] == "bf16-mixed"

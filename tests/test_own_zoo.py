@@ -20,7 +20,7 @@ from small import colour_folders
 
 from flashtask import BACKBONES, HEADS, TASKS, ImageClassifier, build_backbone, build_head, load, use_zoo
 from flashtask.cli import run
-from flashtask.cli.inputs import checkpoint_source
+from flashtask.cli.input_paths import checkpoint_source
 from flashtask.core import zoo as core_zoo
 from flashtask.core.errors import HubError, IntegrityError, MissingInputError, UsageError
 
@@ -333,9 +333,9 @@ def test_a_checkpoint_says_which_zoo_file_it_needs(trained, capsys):
     assert f"flashtask.use_zoo({str(zoo)!r})" in caught.value.fix
     assert run(["predict", "--zoo", str(zoo), str(checkpoint), str(image)]) == 0
     capsys.readouterr()
-    for verb in ("validate", "test"):
+    for stage in ("validate", "test"):
         core_zoo._used.clear()
-        assert run([verb, str(checkpoint), str(trained / "photos"), "--zoo", str(zoo), "--json", "--quiet"]) == 0
+        assert run([stage, str(checkpoint), str(trained / "photos"), "--zoo", str(zoo), "--json", "--quiet"]) == 0
         assert json.loads(capsys.readouterr().out)
     assert load(checkpoint).preprocessing.input_size == (3, 64, 64)
     core_zoo._used.clear()

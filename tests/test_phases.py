@@ -180,7 +180,7 @@ def test_a_phase_ends_when_its_metric_no_longer_gets_better(tmp_path):
     ],
 )
 def test_what_counts_as_a_plateau(plateau, values, ends_after):
-    from flashtask.trainer.finetuning.progress import PhaseProgress
+    from flashtask.trainer.finetuning.phase_ends import PhaseProgress
 
     class Own(Module):
         monitor, monitor_mode = "own", "max"

@@ -15,7 +15,7 @@ from test_phases import grouped
 from flashtask import GradientAccumulationScheduler, Phase, Plateau, Trainer
 from flashtask.cli import run as command
 from flashtask.core.errors import UsageError
-from flashtask.trainer.finetuning.plan import _MOST_MEASURED
+from flashtask.trainer.finetuning_plan import _MOST_MEASURED
 
 
 def trainer(**options) -> Trainer:

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 from flashtask import Module, Trainer, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
-from flashtask.trainer.placement.accelerators import CPUAccelerator
-from flashtask.trainer.placement.precision import (
+from flashtask.trainer.devices.accelerators import CPUAccelerator
+from flashtask.trainer.devices.precision import (
     MixedPrecision,
     Precision,
     ScaledPrecision,

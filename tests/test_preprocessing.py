@@ -143,7 +143,7 @@ def quiet(folder, **options):
     return Trainer(output_dir=folder, enable_progress_bar=False, enable_model_summary=False, **options)
 
 
-def test_the_resolved_record_is_the_models_and_what_every_verb_uses(tmp_path):
+def test_the_resolved_record_is_the_models_and_what_every_stage_uses(tmp_path):
     data, model = small_data(tmp_path), ImageClassifier(**TINY)
     model.preprocessing = backbones = replace(BACKBONE, decode="scaled", value_range=None)
     data.preprocessing = Preprocessing(input_size=48)

@@ -24,6 +24,7 @@ from flashtask import (
     Trainer,
     read_checkpoint,
 )
+from flashtask.core.atomic_folders import atomic_folder
 from flashtask.core.errors import (
     IntegrityError,
     MissingInputError,
@@ -32,7 +33,6 @@ from flashtask.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from flashtask.core.folders import atomic_folder
 from flashtask.core.foreign_config import CODE_KEYS
 
 LABELS = ["cat", "dog", "eel"]

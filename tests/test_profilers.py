@@ -12,7 +12,7 @@ from small import Net, digest, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import OutputError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.profiling.profilers import (
     PROFILERS,
     AdvancedProfiler,
@@ -128,7 +128,7 @@ def test_profilers_report_also_when_a_run_fails(tmp_path, capsys):
     assert re.search(r"^training_step +1 ", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_profilers_a_verb_in_a_hook_belongs_to_the_outer_one(tmp_path, capsys):
+def test_profilers_a_stage_in_a_hook_belongs_to_the_outer_one(tmp_path, capsys):
     class Testing(Callback):
         def on_train_epoch_end(self, trainer, module):
             trainer.test(module, loaders()[1])
@@ -140,7 +140,7 @@ def test_profilers_a_verb_in_a_hook_belongs_to_the_outer_one(tmp_path, capsys):
     assert profiler.depth == 0
 
 
-def test_profilers_each_verb_starts_from_nothing(tmp_path):
+def test_profilers_each_stage_starts_from_nothing(tmp_path):
     profiler = SimpleProfiler()
     trainer = quiet(tmp_path, profiler)
     trainer.fit(net(), *loaders())
@@ -262,7 +262,7 @@ def test_profilers_without_one_nothing_of_a_run_is_replaced(tmp_path):
     assert "to_device" not in vars(run)
     assert "step" not in vars(run.validation)
     assert type(run.loader) is torch.utils.data.DataLoader
-    assert type(run.precision).__module__ == "flashtask.trainer.placement.precision"
+    assert type(run.precision).__module__ == "flashtask.trainer.devices.precision"
 
 
 def test_profilers_one_of_ones_own_needs_only_start_and_stop(tmp_path):

@@ -98,9 +98,9 @@ def test_what_was_changed_goes_into_the_checkpoint_and_comes_back(tmp_path, trai
 
 def test_a_resumed_run_validation_test_and_prediction_are_strict(tmp_path, trained):
     other = data(tmp_path, "green", "red")
-    for verb in ("validate", "test"):
+    for stage in ("validate", "test"):
         with pytest.raises(BadDataError, match="green"):
-            getattr(quiet(tmp_path / "run"), verb)(flashtask.load(trained), datamodule=other)
+            getattr(quiet(tmp_path / "run"), stage)(flashtask.load(trained), datamodule=other)
     with pytest.raises(BadDataError, match="green"):
         quiet(tmp_path / "run").finetune(flashtask.load(trained), datamodule=other, ckpt_path=trained)
 

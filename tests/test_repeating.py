@@ -43,7 +43,7 @@ def images(tmp_path_factory):
     return colour_folders(tmp_path_factory.mktemp("images") / "train", each=8, size=40)
 
 
-def from_python(images, folder, *, data=(), model=(), trainer=(), finetune=(), change=None, verb="finetune"):
+def from_python(images, folder, *, data=(), model=(), trainer=(), finetune=(), change=None, method="finetune"):
     """A short run of two epochs; `change` is given the data, the model and the trainer before it starts."""
     seed_everything(3, verbose=False)
     settings = {"val_split": 0.25, "batch_size": 4, "num_workers": 0, "preprocessing": {"input_size": [3, 32, 32]}}
@@ -54,7 +54,7 @@ def from_python(images, folder, *, data=(), model=(), trainer=(), finetune=(), c
     runner = Trainer(output_dir=folder, **{**quiet, **dict(trainer)})
     if change is not None:
         change(made, module, runner)
-    if verb == "fit":
+    if method == "fit":
         runner.fit(module, datamodule=made)
     else:
         runner.finetune(module, datamodule=made, **{"strategy": "no_freeze", **dict(finetune)})
@@ -141,7 +141,7 @@ RUNS = {
         "finetune": {"strategy": [Phase("head", epochs=1), Phase("all", factors={"head": 0.5}, layer_decay=0.5)]}
     },
     "factors": {"finetune": {"strategy": ("lora", 2)}},
-    "fit": {"verb": "fit"},
+    "fit": {"method": "fit"},
 }
 
 

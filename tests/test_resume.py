@@ -53,13 +53,13 @@ def digest_of(value) -> str:
 
 
 class SignalAt(Callback):
-    """Sends this process a signal at a moment of the run."""
+    """Sends this process a signal in a hook of the run."""
 
-    def __init__(self, moment: str, count: int, number: int) -> None:
+    def __init__(self, hook: str, count: int, number: int) -> None:
         self.count, self.number = count, number
-        setattr(self, f"on_{moment}", self._moment)
+        setattr(self, f"on_{hook}", self._hook)
 
-    def _moment(self, *arguments) -> None:
+    def _hook(self, *arguments) -> None:
         self.count -= 1
         if self.count == 0:
             os.kill(os.getpid(), self.number)
@@ -79,7 +79,7 @@ def test_a_run_continued_after_an_epoch_has_the_same_bits(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
+    ("hook", "count"),
     [
         ("train_batch_start", 3),
         ("train_batch_end", 10),
@@ -89,9 +89,9 @@ def test_a_run_continued_after_an_epoch_has_the_same_bits(tmp_path, undisturbed)
         ("train_batch_start", 1),
     ],
 )
-def test_a_run_stopped_by_sigterm_anywhere_continues_with_the_same_bits(tmp_path, undisturbed, moment, count):
+def test_a_run_stopped_by_sigterm_anywhere_continues_with_the_same_bits(tmp_path, undisturbed, hook, count):
     with pytest.raises(SystemExit) as stopped:
-        trainer(tmp_path, callbacks=SignalAt(moment, count, signal.SIGTERM)).fit(net(), *loaders())
+        trainer(tmp_path, callbacks=SignalAt(hook, count, signal.SIGTERM)).fit(net(), *loaders())
     assert stopped.value.code == 143
     trainer(tmp_path).fit(net(seed=9), *loaders(), ckpt_path=tmp_path / "last.ckpt")
     assert state_digest(tmp_path / "last.ckpt") == undisturbed

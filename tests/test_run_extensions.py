@@ -11,7 +11,7 @@ import torch
 from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
-from flashtask.trainer.run import RunExtension
+from flashtask.trainer.run_extension import RunExtension
 
 ROOT = Path(__file__).resolve().parents[1]
 OWNERS = {ROOT / "trainer" / name for name in ("run.py", "fit_run.py")}
@@ -74,7 +74,7 @@ def test_nobody_outside_sets_an_attribute_of_a_run(path):
         ("run.max_steps, other = 3, 4", False),
         ("trainer.fit_run.stop_reason = ''", False),
         ("self.run.limit += 1", False),
-        ("active = trainer.active_run\nactive.moment = 'x'", False),
+        ("active = trainer.active_run\nactive.current_hook = 'x'", False),
         ("def f(of: FitRun | None):\n    of.loader = None", False),
         ("if (nested := run.validation) is not None:\n    nested.loaders = []", False),
         ("made = EvaluationRun(trainer, module, data, 'test')\nmade.loaders = []", False),
@@ -99,15 +99,15 @@ class Doubling(Callback, RunExtension):
 
     def __init__(self):
         self.parts: list[tuple[str, str]] = []
-        self.moments: set[str] = set()
+        self.hooks: set[str] = set()
         self.batches = 0
 
     def wrap_call(self, run, name, call):
         self.parts.append((run.stage, name))
         return (lambda *arguments: 2 * call(*arguments)) if name == "training_step" else call
 
-    def wrap_listener(self, run, moment, call):
-        self.moments.add(moment)
+    def wrap_listener(self, run, hook, call):
+        self.hooks.add(hook)
         return call
 
     def wrap_loader(self, run, loader):
@@ -152,7 +152,7 @@ def test_a_callback_that_is_an_extension_wraps_steps_loaders_and_hooks(tmp_path)
         *("count_step", "finish_pass", "close_epoch"),
     }
     assert ("validate", "validation_step") in extension.parts
-    assert "train_batch_end" in extension.moments
+    assert "train_batch_end" in extension.hooks
 
 
 def test_an_extension_may_change_what_batches_come_from(tmp_path):

@@ -24,13 +24,13 @@ def trainer(folder, **options):
 
 
 class At(Callback):
-    """Calls a function at a moment, the nth time it comes."""
+    """Calls a function in a hook, the nth time it is called."""
 
-    def __init__(self, moment, function, count=1):
+    def __init__(self, hook, function, count=1):
         self.count, self.function = count, function
-        setattr(self, f"on_{moment}", self._moment)
+        setattr(self, f"on_{hook}", self._hook)
 
-    def _moment(self, trainer, module, *arguments):
+    def _hook(self, trainer, module, *arguments):
         self.count -= 1
         return self.function(trainer, module) if self.count == 0 else None
 

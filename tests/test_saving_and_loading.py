@@ -1,4 +1,4 @@
-"""Checkpoints as the trainer's verbs and `load_from_checkpoint` use them."""
+"""Checkpoints as the trainer's stages and `load_from_checkpoint` use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from test_resume import state_digest
 
 from flashtask import Callback, CSVLogger, DataModule, ModelCheckpoint, Trainer, read_checkpoint
 from flashtask.core.errors import OutputError, UsageError
-from flashtask.trainer.placement.strategies import Strategy
+from flashtask.trainer.distribution.process_strategies import Strategy
 
 
 class Worsening(Net):

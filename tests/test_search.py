@@ -17,10 +17,10 @@ from torchvision.models import get_model_weights
 from flashtask import BACKBONES, HEADS, build_backbone
 from flashtask.backbones import search as sizes
 from flashtask.backbones.building import build_without_values
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Registry, RegistryEntry
-from flashtask.core.search import is_expression
+from flashtask.core.registry_search import is_expression
 
 
 def found(pattern="", **filters):

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from flashtask import ImageClassifier, seeded
 from flashtask.core.seeding import generator_states, seed_everything, set_generator_states
-from flashtask.trainer.loading import rebuild_loader
+from flashtask.trainer.data_loaders import rebuild_loader
 
 
 class Noisy(Dataset):
@@ -30,8 +30,8 @@ def epochs(dataset, workers: int = 0, shuffle: bool = False) -> list[dict[int, l
     loader = rebuild_loader(DataLoader(dataset, batch_size=2, shuffle=shuffle, **options), seed=3, training=True)
     found = []
     for epoch in range(3):
-        if hasattr(loader.batch_sampler, "set_place"):
-            loader.batch_sampler.set_place(epoch)
+        if hasattr(loader.batch_sampler, "set_position"):
+            loader.batch_sampler.set_position(epoch)
         seen: dict[int, list[float]] = {}
         for indices, noise in loader:
             for index, value in zip(indices.tolist(), noise.tolist(), strict=True):

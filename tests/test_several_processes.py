@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Tens
 from flashtask import Callback, Module, Trainer
 from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
+from flashtask.trainer.device_plan import resolve_device_plan
 from flashtask.trainer.distribution.data_parallel import ForkedDataParallel
-from flashtask.trainer.distribution.environment import place_in
-from flashtask.trainer.placement.placement import resolve_placement
-from flashtask.trainer.placement.strategies import Strategy
+from flashtask.trainer.distribution.environment import process_info
+from flashtask.trainer.distribution.process_strategies import Strategy
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
 #: Sums are taken in another order.
@@ -82,7 +82,7 @@ def assert_as_with_one(tmp_path, make, **options):
 
 def placed(**given):
     settings = {"accelerator": "cpu", "devices": "auto", "strategy": None, "precision": None, "plugins": None}
-    return resolve_placement(**{**settings, **given}, default_precision="32")
+    return resolve_device_plan(**{**settings, **given}, default_precision="32")
 
 
 def started(monkeypatch, rank=1, size=4, local=2, launcher="torchrun"):
@@ -144,7 +144,7 @@ def test_s105_several_machines_need_somebody_who_starts_the_processes(tmp_path):
 
 
 def test_s99_s101_each_process_has_the_gpu_of_its_number(monkeypatch):
-    from flashtask.trainer.placement.accelerators import CPUAccelerator
+    from flashtask.trainer.devices.accelerators import CPUAccelerator
 
     class Four(CPUAccelerator):
         name = "four"
@@ -176,11 +176,11 @@ def test_s105_strategies_of_one_machine_say_so(tmp_path, strategy):
 )
 def test_s105_node_rank_and_local_rank_say_which_process_this_is(node, local, further, rank):
     said = {"WORLD_SIZE": "4", "NODE_RANK": str(node), "LOCAL_RANK": str(local), "MASTER_ADDR": "a", **further}
-    assert place_in(said).rank == rank
+    assert process_info(said).rank == rank
     if further:
         del said["LOCAL_WORLD_SIZE"]
         with pytest.raises(UsageError, match="LOCAL_WORLD_SIZE is not"):
-            place_in(said)
+            process_info(said)
 
 
 @pytest.mark.parametrize(("node", "said"), [("2", "there are num_nodes=2 machines"), ("one", "is no whole number")])

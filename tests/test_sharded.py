@@ -16,9 +16,9 @@ from flashtask import Callback, EMAWeightAveraging, GradientNormMonitor, Module,
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.trainer.distribution.blocks import blocks_of
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, resolve_strategy
 from flashtask.trainer.distribution.sharded import ForkedFullyShardedDataParallel, FullyShardedDataParallel
 from flashtask.trainer.nan_guard import NanGuard
-from flashtask.trainer.placement.strategies import STRATEGIES, resolve_strategy
 
 
 class Block(nn.Module):
@@ -297,7 +297,7 @@ def read_as_module(path):
     return module
 
 
-def test_after_a_fit_the_module_is_whole_and_every_verb_goes_on(tmp_path):
+def test_after_a_fit_the_module_is_whole_and_every_stage_goes_on(tmp_path):
     one, first = fitted(tmp_path / "1", 1, 9)
     two, second = fitted(tmp_path / "2", 2, 9)
     data = samples(9)

@@ -164,24 +164,24 @@ def test_epoch_0_is_written_as_any_other(tmp_path):
 
 
 class Told(Callback):
-    """The moments, in their order."""
+    """The hooks, in their order."""
 
     def __init__(self):
-        self.moments = []
+        self.hooks = []
         for name in vars(Callback):
             if name.startswith("on_") and not name.endswith("_checkpoint"):
-                setattr(self, name, lambda *arguments, moment=name: self.moments.append(moment))
+                setattr(self, name, lambda *arguments, hook=name: self.hooks.append(hook))
 
 
 def test_every_moment_of_a_fit_is_told_except_those_of_steps(tmp_path):
     told = Told()
     solve(tmp_path, callbacks=[told], num_sanity_val_steps=1)
-    short = [m.removeprefix("on_") for m in told.moments if "batch" not in m]
+    short = [m.removeprefix("on_") for m in told.hooks if "batch" not in m]
     validation = ["validation_start", "validation_epoch_start", "validation_epoch_end", "validation_end"]
     sanity = ["sanity_check_start", *validation, "sanity_check_end"]
     epoch = ["train_start", "train_epoch_start", *validation, "train_epoch_end", "epoch_end", "train_end"]
     assert short == ["fit_start", *sanity, *epoch, "fit_end"]
-    assert told.moments.count("on_train_batch_end") == 7
+    assert told.hooks.count("on_train_batch_end") == 7
 
 
 def test_callbacks_and_settings_of_epochs_and_steps_do_not_disturb(tmp_path):

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from flashtask import EarlyStopping, LearningRateMonitor, Trainer, read_checkpoint, seeded
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging, constant_rates
 from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging
 
@@ -308,7 +308,7 @@ def test_s32_the_pass_leaves_no_other_trace(tmp_path):
                 "counted": module.accuracy._update_count,
                 "modes": [part.training for part in module.modules()],
                 "logged": dict(trainer.fit_run.results.epoch_values()),
-                "moment": trainer.active_run.moment,
+                "hook": trainer.active_run.current_hook,
                 "gradients": sum(p.grad is not None for p in module.parameters()),
             }
         )
@@ -318,7 +318,7 @@ def test_s32_the_pass_leaves_no_other_trace(tmp_path):
     trainer = quiet(tmp_path, before, StochasticWeightAveraging(0.05, 4), after, max_epochs=None, max_steps=39)
     trainer.fit(Watched(), *loaders())
     assert found[0] | {"gradients": 0} == found[1] | {"gradients": 0}
-    assert (found[0]["seen"], found[0]["counted"], found[0]["moment"]) == ((5 * 50 + 4 * 8, 39), 4, "train_end")
+    assert (found[0]["seen"], found[0]["counted"], found[0]["hook"]) == ((5 * 50 + 4 * 8, 39), 4, "train_end")
 
 
 def test_s32_the_pass_takes_the_limit_and_the_augmentation_of_training(tmp_path):
@@ -501,8 +501,8 @@ def assert_equal_trees(found, expected, where="state"):
         assert found == expected, where
 
 
-def signal_at(moment, count):
-    """Ask the run to end when a moment has come so many times."""
+def signal_at(hook, count):
+    """Ask the run to end when a hook has been called so many times."""
     left = [count]
 
     def look(*arguments):
@@ -510,7 +510,7 @@ def signal_at(moment, count):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return LambdaCallback(**{f"on_{moment}": look})
+    return LambdaCallback(**{f"on_{hook}": look})
 
 
 def stepped(seed=1):
@@ -530,10 +530,10 @@ def undisturbed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
+    ("hook", "count"),
     [
         ("train_batch_end", 9),  # in the middle of epoch 1, before the start
-        ("epoch_end", 3),  # the last moment before the start
+        ("epoch_end", 3),  # the last hook before the start
         ("train_epoch_start", 4),  # the first one after it
         pytest.param("train_batch_end", 3 * 7 + 2, marks=pytest.mark.long),
         ("epoch_end", 4),
@@ -544,11 +544,11 @@ def undisturbed(request, tmp_path_factory):
         pytest.param("epoch_end", 6, marks=pytest.mark.long),
     ],
 )
-def test_s32_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, undisturbed, moment, count):
+def test_s32_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, undisturbed, hook, count):
     accumulate, expected, final = undisturbed
     options = {"accumulate_grad_batches": accumulate}
     with pytest.raises(SystemExit):
-        quiet(tmp_path, averaging(), signal_at(moment, count), **options).fit(stepped(), *loaders())
+        quiet(tmp_path, averaging(), signal_at(hook, count), **options).fit(stepped(), *loaders())
     module = stepped(seed=9)
     quiet(tmp_path, averaging(), **options).fit(module, *loaders(), ckpt_path=tmp_path / "last.ckpt")
     assert digest(module) == final

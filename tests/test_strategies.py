@@ -8,11 +8,11 @@ from small import loaders, net
 
 from flashtask import Trainer
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.trainer.device_plan import check_device_plan, resolve_device_plan
+from flashtask.trainer.devices.accelerators import CPUAccelerator
+from flashtask.trainer.devices.precision import MixedPrecision, Precision
+from flashtask.trainer.distribution.process_strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning, Stage
-from flashtask.trainer.placement.accelerators import CPUAccelerator
-from flashtask.trainer.placement.placement import check_placement, resolve_placement
-from flashtask.trainer.placement.precision import MixedPrecision, Precision
-from flashtask.trainer.placement.strategies import STRATEGIES, SingleDevice, Strategy, resolve_strategy
 
 NOTHING = {"accelerator": "auto", "devices": "auto", "strategy": "auto", "precision": None, "plugins": None}
 
@@ -45,7 +45,7 @@ class Wide(Strategy):
 
 
 def placed(**given):
-    return resolve_placement(**{**NOTHING, "accelerator": "cpu", **given}, default_precision="32")
+    return resolve_device_plan(**{**NOTHING, "accelerator": "cpu", **given}, default_precision="32")
 
 
 # ---- names
@@ -142,8 +142,8 @@ def test_s118_names_come_to_objects():
 
 
 def test_s118_without_a_precision_the_modules_own_is_used():
-    assert resolve_placement(**NOTHING, default_precision="64-true").precision.name == "64-true"
-    assert resolve_placement(**{**NOTHING, "precision": 32}, default_precision="64-true").precision.name == "32"
+    assert resolve_device_plan(**NOTHING, default_precision="64-true").precision.name == "64-true"
+    assert resolve_device_plan(**{**NOTHING, "precision": 32}, default_precision="64-true").precision.name == "32"
 
 
 def test_s118_a_strategy_brings_its_accelerator_and_precision(tmp_path):
@@ -185,7 +185,7 @@ def test_s118_plugins_are_strategies_and_precisions():
 )
 def test_s118_what_contradicts_or_means_nothing_is_told_before_any_device_is_asked(given, words):
     with pytest.raises(UsageError) as caught:
-        check_placement(**{**NOTHING, **given})
+        check_device_plan(**{**NOTHING, **given})
     assert words in str(caught.value)
     assert caught.value.fix
 
@@ -193,7 +193,7 @@ def test_s118_what_contradicts_or_means_nothing_is_told_before_any_device_is_ask
 def test_s118_a_strategy_says_how_many_devices_it_takes():
     place = placed(accelerator=MyAccelerator(), strategy=Wide(), devices=-1)
     assert place.devices == (0, 1, 2, 3)
-    assert check_placement(**{**NOTHING, "strategy": Wide(), "devices": [0, 2]}).name == "wide"
+    assert check_device_plan(**{**NOTHING, "strategy": Wide(), "devices": [0, 2]}).name == "wide"
     with pytest.raises(UsageError, match="uses one device"):
         placed(accelerator=MyAccelerator(), strategy=MyStrategy(), devices=-1)
 

@@ -112,7 +112,7 @@ def test_s79_only_the_first_process_of_a_machine_prepares_data(tmp_path):
             assert asked[-1] == "prepare_data"
             super().setup(stage)
 
-    from flashtask.trainer.placement.accelerators import CPUAccelerator
+    from flashtask.trainer.devices.accelerators import CPUAccelerator
 
     class Two(CPUAccelerator):
         def device_count(self):

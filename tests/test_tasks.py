@@ -31,7 +31,7 @@ from flashtask import (
 )
 from flashtask.core.errors import BadDataError, IntegrityError, MissingInputError, UsageError
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.tasks.building import building_without_weights
+from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning

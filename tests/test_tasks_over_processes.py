@@ -59,12 +59,12 @@ def one(root):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("verb", ["validate", "test"])
-def test_metrics_of_every_kind_count_each_image_once(one, two, verb):
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_metrics_of_every_kind_count_each_image_once(one, two, stage):
     for size in SIZES:
         for of_process in two[0]:
-            assert of_process[verb, size] == pytest.approx(one[verb, size], abs=TOLERANCE)
-        assert len(one[verb, size]) == 4
+            assert of_process[stage, size] == pytest.approx(one[stage, size], abs=TOLERANCE)
+        assert len(one[stage, size]) == 4
 
 
 @pytest.mark.long

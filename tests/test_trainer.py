@@ -1,4 +1,4 @@
-"""The verbs of the trainer, and what a run writes and tells."""
+"""The stages of the trainer, and what a run writes and tells."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def quiet(tmp_path, **options):
 
 
 class Recorder(Callback):
-    """Every moment, in order."""
+    """Every hook, in order."""
 
     def __init__(self):
-        self.moments = []
+        self.hooks = []
 
     def __getattribute__(self, name):
         if name.startswith("on_") and name not in ("on_save_checkpoint", "on_load_checkpoint"):
-            moments = object.__getattribute__(self, "moments")
-            return lambda *arguments: moments.append(name)
+            hooks = object.__getattribute__(self, "hooks")
+            return lambda *arguments: hooks.append(name)
         return object.__getattribute__(self, name)
 
 
@@ -38,7 +38,7 @@ def test_moments_come_in_the_documented_order(tmp_path):
     recorder = Recorder()
     train, val = loaders(samples=4, batch_size=4)
     quiet(tmp_path, max_epochs=1, callbacks=[recorder], num_sanity_val_steps=0).fit(net(), train, val)
-    assert recorder.moments == [
+    assert recorder.hooks == [
         "on_fit_start",
         "on_train_start",
         "on_train_epoch_start",
@@ -76,7 +76,7 @@ def test_five_frames_lie_between_fit_and_the_optimizer_step(tmp_path):
             return Watched(self.parameters(), lr=0.1)
 
     quiet(tmp_path, max_steps=1).fit(Plain(), *loaders())
-    # drive, fit, train, step, Precision.step; then torch's own wrapper around every optimizer's step.
+    # execute, fit, train, step, Precision.step; then torch's own wrapper around every optimizer's step.
     assert depths[0] == 5 + 2
 
 
@@ -112,7 +112,7 @@ def test_a_sanity_check_changes_nothing(tmp_path):
 
 
 def test_metric_objects_start_anew_in_every_pass(tmp_path):
-    """A sanity check, a validation and a verb of its own share one metric object and must not mix."""
+    """A sanity check, a validation and a stage of its own share one metric object and must not mix."""
     from torchmetrics import SumMetric
 
     class Counting(Net):
@@ -352,7 +352,7 @@ def test_a_nan_metric_is_never_best(tmp_path):
     assert trainer.checkpoint_callback.best_epoch == 0
 
 
-def test_evaluation_verbs_do_not_replace_the_fit_run(tmp_path):
+def test_evaluation_stages_do_not_replace_the_fit_run(tmp_path):
     trainer = quiet(tmp_path, max_epochs=2)
     module = net()
     trainer.fit(module, *loaders())

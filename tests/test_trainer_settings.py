@@ -9,8 +9,8 @@ import torch
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
-from flashtask.trainer.loggers.base import CSVLogger, Logger
-from flashtask.trainer.placement.accelerators import resolve_device
+from flashtask.trainer.devices.accelerators import resolve_device
+from flashtask.trainer.loggers.logger import CSVLogger, Logger
 
 NOT_NONE = [
     "max_steps",
@@ -126,7 +126,7 @@ def test_arguments_that_belong_elsewhere_say_where():
 
 
 @pytest.mark.parametrize(
-    ("verb", "returned"),
+    ("method", "returned"),
     [
         ("fit", "FitResult"),
         ("finetune", "FitResult"),
@@ -137,5 +137,5 @@ def test_arguments_that_belong_elsewhere_say_where():
         ("plan", "Plan"),
     ],
 )
-def test_a_verb_says_what_it_returns(verb, returned):
-    assert inspect.signature(getattr(Trainer, verb)).return_annotation == returned
+def test_a_method_says_what_it_returns(method, returned):
+    assert inspect.signature(getattr(Trainer, method)).return_annotation == returned

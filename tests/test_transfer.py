@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.transfer import channels_last, move_to_device
+from flashtask.trainer.batch_transfer import channels_last, move_to_device
 
 META = torch.device("meta")
 Pair = namedtuple("Pair", ["left", "right"])

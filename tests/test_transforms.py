@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.core.seeding import Place, SeededDataset, sample_seeds
+from flashtask.core.seeding import SampleKey, SeededDataset, sample_seeds
 from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.images import load_image
 from flashtask.data.transforms import AUGMENTATIONS, eval_transform, train_transform
@@ -108,10 +108,10 @@ def all_generators(image):
     return turned.crop((0, 0, 6 + int(torch.randint(0, 3, ())), 8))
 
 
-def batches(dataset, places, workers):
+def batches(dataset, keys, workers):
     loader = DataLoader(
         dataset,
-        batch_sampler=[places[:5], places[5:]],
+        batch_sampler=[keys[:5], keys[5:]],
         num_workers=workers,
         generator=torch.Generator(),
         multiprocessing_context="fork" if workers else None,
@@ -126,11 +126,11 @@ def test_no_number_of_workers_changes_a_pixel(augment, tmp_path):
     dataset = ImageFileDataset(paths, range(6), train_transform(SMALL, augment))
     order = [3, 1, 5, 0, 4, 2, 3]
     seeds = sample_seeds(order, 7, 2, [0] * 6 + [1])
-    places = [Place(i, 2, int(seed)) for i, seed in zip(order, seeds, strict=True)]
-    alone = batches(dataset, places, 0)
+    keys = [SampleKey(i, 2, int(seed)) for i, seed in zip(order, seeds, strict=True)]
+    alone = batches(dataset, keys, 0)
     assert not torch.equal(alone[0], alone[6])  # the same sample, drawn a second time
     for workers in (1, 2):
-        assert torch.equal(batches(dataset, places, workers), alone)
+        assert torch.equal(batches(dataset, keys, workers), alone)
 
 
 def test_a_frozen_place_gets_the_plain_image_and_a_dataset_can_be_pickled(tmp_path):
@@ -139,10 +139,10 @@ def test_a_frozen_place_gets_the_plain_image_and_a_dataset_can_be_pickled(tmp_pa
     dataset = pickle.loads(pickle.dumps(ImageFileDataset(paths, [4, 9], train_transform(SMALL, "auto"))))  # noqa: S301
     assert isinstance(dataset, SeededDataset)
     plain = eval_transform(SMALL)(load_image(paths[1]))
-    image, label = dataset[Place(1, 0, 5, frozen=True)]
+    image, label = dataset[SampleKey(1, 0, 5, frozen=True)]
     assert torch.equal(image, plain)
     assert label == 9
-    assert not torch.equal(dataset[Place(1, 0, 5, frozen=False)][0], plain)
+    assert not torch.equal(dataset[SampleKey(1, 0, 5, frozen=False)][0], plain)
     assert torch.equal(ImageFileDataset(paths, None, eval_transform(SMALL))[1], plain)
     with pytest.raises(UsageError, match="2 paths but 1 targets"):
         ImageFileDataset(paths, [1], eval_transform(SMALL))

@@ -155,9 +155,9 @@ def test_the_interface_is_the_one_that_leads_to_the_other_machine(machines, tmp_
 def test_an_interface_that_joins_nobody_is_named_with_those_that_there_are(machines, tmp_path):
     code = (
         "import sys, torch\nfrom flashtask.core.errors import UsageError\n"
-        "from flashtask.trainer.distribution.environment import place_in\n"
+        "from flashtask.trainer.distribution.environment import process_info\n"
         "from flashtask.trainer.distribution.group import open_group\n"
-        "try:\n    open_group(place_in(), torch.device('cpu'), 6.0)\n"
+        "try:\n    open_group(process_info(), torch.device('cpu'), 6.0)\n"
         "except UsageError as error:\n    print(error)\n"
     )
     hosts = tmp_path / "hosts"

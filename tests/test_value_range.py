@@ -1,4 +1,4 @@
-"""The value range of images with more than 8 bits: found over the training images, said, stored, used by every verb."""
+"""The value range of images with more than 8 bits: found over the training images, stored, used by every stage."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def trained(root, folder, strategy="no_freeze", **options):
 
 @pytest.mark.parametrize("kind", ["png", "tif", "npy"])
 def test_12_bit_images_train_and_score_as_their_scaled_bytes_do(tmp_path, kind, capfd):
-    """Every verb: what is trained, measured and predicted is the same as with 8-bit copies, bit for bit."""
+    """Every stage: what is trained, measured and predicted is the same as with 8-bit copies, bit for bit."""
     wide, copies = tree(tmp_path / "wide", kind), tree(tmp_path / "copies", change=as_bytes)
     model, trainer = trained(wide, tmp_path / "a")
     assert f"the 12 training images have more than 8 bits a channel: values {LOW} to 4,071" in capfd.readouterr().err
@@ -98,9 +98,9 @@ def test_12_bit_images_train_and_score_as_their_scaled_bytes_do(tmp_path, kind, 
     assert (model.preprocessing.value_range, same.preprocessing.value_range) == ((LOW, HIGH), None)
     loaded = load(tmp_path / "a" / "last.ckpt")
     assert loaded.preprocessing == model.preprocessing
-    for verb, part in (("validate", "val"), ("test", "test")):
+    for stage, part in (("validate", "val"), ("test", "test")):
         found = [
-            getattr(trainer_in(tmp_path / verb), verb)(one, datamodule=data_of(root, (part,)))
+            getattr(trainer_in(tmp_path / stage), stage)(one, datamodule=data_of(root, (part,)))
             for one, root in ((loaded, wide), (same, copies))
         ]
         assert found[0] == found[1]
@@ -182,7 +182,7 @@ def test_a_model_of_8_bit_images_refuses_wide_ones_by_every_verb(tmp_path, capfd
 
 
 def test_an_older_checkpoint_goes_by_the_range_of_the_format(tmp_path):
-    """It says no range: 65535 was white, for each of its verbs."""
+    """It says no range: 65535 was white, for each of its stages."""
     root = tree(tmp_path / "bytes", change=as_bytes)
     _, trainer = trained(root, tmp_path / "run")
     trainer.save_checkpoint(tmp_path / "new.ckpt")

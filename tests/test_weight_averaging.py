@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import LambdaCallback
+from flashtask.trainer.callbacks.callback import LambdaCallback
 from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 
@@ -274,7 +274,7 @@ def test_s32_an_error_in_a_test_within_the_fit_leaves_the_weights_that_train(tmp
     assert len(tested) == 3
 
 
-def test_s32_verbs_after_the_fit_see_the_average_and_leave_it(tmp_path):
+def test_s32_stages_after_the_fit_see_the_average_and_leave_it(tmp_path):
     module, (train, val) = net(), loaders()
     trainer = quiet(tmp_path, EMAWeightAveraging(0.9))
     trainer.fit(module, train, val)
@@ -340,8 +340,8 @@ def assert_equal_trees(found, expected, where="state"):
         assert found == expected, where
 
 
-def signal_at(moment, count):
-    """Ask the run to end when a moment has come so many times."""
+def signal_at(hook, count):
+    """Ask the run to end when a hook has been called so many times."""
     left = [count]
 
     def look(*arguments):
@@ -349,7 +349,7 @@ def signal_at(moment, count):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return LambdaCallback(**{f"on_{moment}": look})
+    return LambdaCallback(**{f"on_{hook}": look})
 
 
 SHAPES = {
@@ -373,7 +373,7 @@ def undisturbed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
+    ("hook", "count"),
     [
         ("train_batch_end", 1),
         ("train_batch_end", 6),
@@ -384,12 +384,12 @@ def undisturbed(request, tmp_path_factory):
         ("epoch_end", 2),
     ],
 )
-def test_s32_a_run_stopped_anywhere_goes_on_with_the_same_average(tmp_path, undisturbed, moment, count):
+def test_s32_a_run_stopped_anywhere_goes_on_with_the_same_average(tmp_path, undisturbed, hook, count):
     start, average, options, expected, final = undisturbed
     module = Grouped()
     module.load_state_dict(start)
     with pytest.raises(SystemExit):
-        quiet(tmp_path, EMAWeightAveraging(**average), signal_at(moment, count), **options).fit(module, *loaders())
+        quiet(tmp_path, EMAWeightAveraging(**average), signal_at(hook, count), **options).fit(module, *loaders())
     module = Grouped()
     quiet(tmp_path, EMAWeightAveraging(**average), **options).fit(module, *loaders(), ckpt_path=tmp_path / "last.ckpt")
     assert_equal_trees(ending(tmp_path), expected)

@@ -15,8 +15,8 @@ import yaml
 from flashtask.backbones import BACKBONES, build_backbone
 from flashtask.backbones.building import build_without_values
 from flashtask.backbones.sources import library_names
-from flashtask.cli.checks import check_names, check_sections, check_shape, check_values
 from flashtask.cli.recipe import zoo_recipe
+from flashtask.cli.recipe_checks import check_names, check_sections, check_shape, check_values
 from flashtask.core.errors import HubError, MissingInputError, UsageError
 from flashtask.core.files import sha256_file
 from flashtask.core.zoo import load_zoo, read_zoo_file

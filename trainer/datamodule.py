@@ -18,7 +18,7 @@ class BatchTransfer:
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""
-        from flashtask.trainer.transfer import move_to_device
+        from flashtask.trainer.batch_transfer import move_to_device
 
         return move_to_device(batch, device)
 
@@ -83,7 +83,7 @@ class DataModule(BatchTransfer, HyperparametersMixin):
 
 
 class GivenLoaders(DataModule):
-    """Loaders that were passed to a verb; what was not passed is asked of the module, if it has such a method."""
+    """Loaders that were passed to a stage; what was not passed is asked of the module, if it has such a method."""
 
     def __init__(self, module: Module, **given: Any) -> None:
         self._module, self._given = module, given

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import SeededDataset
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.data_loaders import OrderedBatches
 from flashtask.trainer.features import FrozenPart, SampleFeatures
-from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
 
 __all__ = ["FeatureLoader", "plan_of_features", "use_features", "use_known_features", "why_not"]

@@ -18,12 +18,12 @@ from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.feature_store import Features, FeatureStore, content_key
-from flashtask.core.lanes import LANE_BATCH, fitting_lanes, in_lanes
 from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
+from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.trainer.callbacks.progress import ProgressBar
+from flashtask.trainer.data_loaders import OrderedBatches
 from flashtask.trainer.distribution.shards import of_this_process
-from flashtask.trainer.loading import OrderedBatches
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
 
@@ -124,7 +124,7 @@ class SampleFeatures:
 
     @property
     def _batch_size(self) -> int:
-        return LANE_BATCH if self.run.device.type == "cpu" else max(self.order.own_size, _BATCH)
+        return THREAD_BATCH if self.run.device.type == "cpu" else max(self.order.own_size, _BATCH)
 
     def prepare(self, epoch: int) -> None:
         """Find the features of an epoch, or compute them."""
@@ -309,18 +309,18 @@ class SampleFeatures:
 
     def _features_of_batches(self, batches: Iterator[Any], num_samples: int) -> Iterator[tuple[Tensor, Any]]:
         """Features and targets of one batch after the other; on a CPU each core computes batches of its own."""
-        lanes = self._lanes(num_samples)
-        if not lanes:
+        num_threads = self._num_threads(num_samples)
+        if not num_threads:
             yield from (self._of_batch(self.run.module, batch) for batch in batches)
             return
-        yield from in_lanes(partial(self._of_batch, self.part.inference_copy()), batches, lanes)
+        yield from in_worker_threads(partial(self._of_batch, self.part.inference_copy()), batches, num_threads)
 
-    def _lanes(self, num_samples: int) -> int:
+    def _num_threads(self, num_samples: int) -> int:
         """How many threads compute; 0 for a module without an inference copy, or one that may not run in several."""
         run = self.run
         if type(run.module).inference_copy is Module.inference_copy or run.strategy.shares_weights:
             return 0
-        return fitting_lanes(run.module, num_samples, num_cores())
+        return fitting_threads(run.module, num_samples, num_cores())
 
     def _of_batch(self, module: Any, batch: Any) -> tuple[Tensor, Any]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
@@ -343,7 +343,7 @@ class SampleFeatures:
             seed=self.order.seed,
             seeded=True,
         )
-        order.set_place(number, frozen=True)
+        order.set_position(number, frozen=True)
         workers: dict[str, Any] = {"prefetch_factor": own.prefetch_factor} if own.num_workers else {}
         yield from DataLoader(
             own.dataset,

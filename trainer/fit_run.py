@@ -15,27 +15,31 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.allocator import keep_freed_memory
-from flashtask.core.checkpoint import put_to_use, read_checkpoint
+from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
+from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.checkpoints.restoring import restore_run
-from flashtask.trainer.closed_form import ClosedFormFit, fits_in_closed_form, refuse_gradients
+from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
 from flashtask.trainer.feature_cache import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
-from flashtask.trainer.finetuning.progress import PhaseProgress, require_phase_groups, set_base_rates
+from flashtask.trainer.finetuning.phase_ends import PhaseProgress, require_phase_groups, set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
 from flashtask.trainer.nan_guard import NanGuard
 from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
-from flashtask.trainer.placement.precision import Precision, record_precision
-from flashtask.trainer.preparing import (
+from flashtask.trainer.rates import learning_rates
+from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most
+from flashtask.trainer.run_extension import RunExtension, Wrapped
+from flashtask.trainer.run_preparation import (
     check_state_keys,
     check_training_data,
     evaluation_loaders,
@@ -44,12 +48,9 @@ from flashtask.trainer.preparing import (
     training_loader,
     want_gradients,
 )
-from flashtask.trainer.rates import learning_rates
-from flashtask.trainer.run import EvaluationRun, Run, RunExtension, Wrapped, as_it_takes, at_most
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.step_outputs import loss_in
-from flashtask.trainer.transfer import detached
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -80,7 +81,7 @@ class FitRun(Run):
         restores_best: bool = False,
     ) -> None:
         super().__init__(trainer, module, data)
-        placement = self.placement
+        device_plan = self.device_plan
         self.finetuning, self.resume_from = finetuning, resume_from
         #: what describes it in names and numbers, settled when it begins
         self.recipe: dict[str, Any] | None = None
@@ -89,7 +90,7 @@ class FitRun(Run):
         self.seed: int = trainer.seed
         self.max_epochs: int | None = trainer.epochs_of(module)
         self.max_steps: int = trainer.max_steps
-        self.guard = NanGuard(placement.device, of_all=partial(placement.strategy.reduce, how="max"))
+        self.guard = NanGuard(device_plan.device, of_all=partial(device_plan.strategy.reduce, how="max"))
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
         self.accumulation: Callable[[int], int] = accumulation_by_epoch(trainer.accumulate_grad_batches)
         # made by the preparation
@@ -123,7 +124,7 @@ class FitRun(Run):
         self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.stop_reason = ""
-        # of the moment
+        # of the current step
         self.outputs: list[Any] = []
         #: the rest of the epoch is left out
         self.skip_epoch = False
@@ -139,7 +140,7 @@ class FitRun(Run):
         self._exhausted = False
         self._group_end = 0
         self._written_step = 0
-        self._step_precision = placement.precision
+        self._step_precision = device_plan.precision
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
 
@@ -169,7 +170,7 @@ class FitRun(Run):
                 self.max_epochs = most if self.max_epochs is None else min(most, self.max_epochs)
         content = None if self.resume_from is None else read_checkpoint(self.resume_from)
         if content is not None and "datamodule" in content:
-            with put_to_use(str(self.resume_from)):
+            with error_context(str(self.resume_from)):
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         loader = data.train_dataloader()
         check_training_data(loader, module)
@@ -214,7 +215,7 @@ class FitRun(Run):
 
         def step_and_end(*arguments: Any) -> Any:
             outputs = step(*arguments)
-            self.moment = "training_step_end"
+            self.current_hook = "training_step_end"
             changed = step_end(outputs)
             return outputs if changed is None else changed
 
@@ -241,7 +242,7 @@ class FitRun(Run):
         """Optimizers and schedules; where the head is solved, the pass that collects its features."""
         module = self.module
         refuse_gradients(module, self.finetuning)  # the data may have made the head
-        if fits_in_closed_form(module, self.finetuning):
+        if self.solves_head:
             ClosedFormFit(self).prepare()
             return
         self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
@@ -251,6 +252,11 @@ class FitRun(Run):
             require_no_closure(self.optimizers)
         else:
             leave_optimization_to_module(self)
+
+    @property
+    def solves_head(self) -> bool:
+        """Whether the head is fitted in closed form, in one pass and without an optimizer."""
+        return fits_in_closed_form(self.module, self.finetuning)
 
     def begin(self) -> None:
         """Settle what describes the run: from here on its settings are those that count."""
@@ -384,7 +390,7 @@ class FitRun(Run):
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
         if self.ordered is not None:
-            self.ordered.set_place(self.epoch, start=self.samples, frozen=self.is_frozen(self.epoch))
+            self.ordered.set_position(self.epoch, start=self.samples, frozen=self.is_frozen(self.epoch))
         elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
             self.loader.sampler.set_epoch(self.epoch)
 
@@ -486,7 +492,7 @@ class FitRun(Run):
         With `precision="auto"` only steps in which the backbone trains may round: a head on a frozen backbone is
         trained on the features that it is given later.
         """
-        self.moment = "training_step"
+        self.current_hook = "training_step"
         return self._step_precision.forward()
 
     def forward_only(self, batch: Any, batch_idx: int) -> None:
@@ -494,7 +500,7 @@ class FitRun(Run):
         self.batch_size = batch_size_of(batch)
         moved = self.to_device(batch)
         for _, arguments in self.turns():
-            self.moment = "training_step"
+            self.current_hook = "training_step"
             with self.inference_precision.forward():
                 self.training_step(moved, batch_idx, *arguments)
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.distribution.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
-from flashtask.trainer.placement.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

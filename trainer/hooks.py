@@ -1,7 +1,7 @@
-"""The moments of a run, and who listens to them.
+"""The hooks of a run, and who implements them.
 
-The loop yields the names of moments; for each one the callbacks' and the module's `on_<moment>` are called, in that
-order. Only methods that somebody wrote are called: a moment without listeners costs one look-up.
+The loop yields the names of hooks; for each one the callbacks' and the module's `on_<hook>` are called, in that
+order. Only methods that somebody wrote are called: a hook that nothing implements costs one look-up.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["LEVELS", "MOMENTS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
+__all__ = ["HOOKS", "LEVELS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
 
 _EVALUATION = tuple(
-    f"{word}_{moment}"
+    f"{word}_{hook}"
     for word in ("validation", "test", "predict")
-    for moment in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
+    for hook in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
 
-#: Every moment there is, in the order of a run.
-MOMENTS = (
+#: Every hook of the loop, in the order of a run.
+HOOKS = (
     "fit_start",
     "sanity_check_start",
     "sanity_check_end",
@@ -55,7 +55,7 @@ _OUTPUT_HOOKS = {
     "predict_outputs": "predict_epoch_end",
 }
 
-#: Hooks that are called with something to change or by their own rules, not as moments of the loop.
+#: Hooks that are called with something to change or by their own rules, not by the loop.
 _OTHER_HOOKS = (
     "on_save_checkpoint",
     "on_load_checkpoint",
@@ -66,7 +66,7 @@ _OTHER_HOOKS = (
 _STEP = (True, False)
 _EPOCH = (False, True)
 
-#: moment -> (on_step, on_epoch): how `log` keeps a value unless told otherwise.
+#: hook -> (on_step, on_epoch): how `log` keeps a value unless told otherwise.
 LEVELS: dict[str, tuple[bool, bool]] = {
     **dict.fromkeys(("train_start", "train_epoch_start", "train_epoch_end"), _EPOCH),
     **dict.fromkeys(("train_batch_start", "training_step", "training_step_end", "train_batch_end"), _STEP),
@@ -85,7 +85,7 @@ def listeners(
     callback_base: type,
     engine: Mapping[str, Callable[..., Any]],
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
-    """The hooks of each moment: moment -> the bound methods that somebody wrote.
+    """The hooks that somebody wrote: hook -> the bound methods.
 
     Callbacks come before the module; then the engine's own part, which writes down what they logged; and those that
     write checkpoints last, so that nothing changes behind them.
@@ -97,8 +97,8 @@ def listeners(
         _report_misspelled(owner, base, trainer.older_hooks)
     report_misspelled_methods(module, module_base, _METHODS, depth=5)
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
-    for moment in MOMENTS:
-        name = f"on_{moment}"
+    for hook in HOOKS:
+        name = f"on_{hook}"
         calls: list[Callable[..., Any]] = [
             partial(getattr(callback, name), trainer, module)
             for callback in callbacks
@@ -106,18 +106,18 @@ def listeners(
         ]
         if _is_written(module, name, module_base):
             calls.append(getattr(module, name))
-        if moment in engine:
-            calls.append(engine[moment])
+        if hook in engine:
+            calls.append(engine[hook])
         calls += [
             partial(getattr(callback, name), trainer, module)
             for callback in callbacks
             if _is_written(callback, name, callback_base) and callback.comes_last
         ]
         if calls:
-            told[moment] = tuple(calls)
-    for moment, name in _OUTPUT_HOOKS.items():
+            told[hook] = tuple(calls)
+    for hook, name in _OUTPUT_HOOKS.items():
         if hasattr(module, name):
-            told[moment] = (getattr(module, name),)
+            told[hook] = (getattr(module, name),)
     return told
 
 
@@ -174,7 +174,7 @@ def report_misspelled_methods(owner: Any, base: type, methods: Iterable[str], *,
 
 
 def _report_misspelled(owner: Any, base: type, older: Mapping[str, str]) -> None:
-    known = {f"on_{moment}" for moment in MOMENTS} | set(_OTHER_HOOKS)
+    known = {f"on_{hook}" for hook in HOOKS} | set(_OTHER_HOOKS)
     for name in dir(type(owner)):
         if name in older:
             told = f"{type(owner).__name__}.{name} is never called: did you mean {older[name]}?"

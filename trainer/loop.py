@@ -1,7 +1,7 @@
 """The page where training can be read: `fit`, `train`, `step` and `evaluate`.
 
-Each is a generator that yields the moments of a run as `(name, *arguments)`. The trainer drives them and tells
-callbacks and module (`on_<name>`). State lives in the run, never here; no context (autocast, no_grad) is held across a
+Each is a generator that yields the hooks of a run as `(name, *arguments)`. `execute` runs them and calls
+`on_<name>` of callbacks and module. State lives in the run, never here; no context (autocast, no_grad) is held across a
 `yield`, because a hook may do anything.
 """
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.run import EvaluationRun
 
-__all__ = ["Loops", "Moments"]
+__all__ = ["Hooks", "Loops"]
 
-Moments = Generator[tuple[Any, ...], None, None]
+Hooks = Generator[tuple[Any, ...], None, None]
 
 
 class Loops:
@@ -25,14 +25,14 @@ class Loops:
     Replace one by subclassing: `trainer.loops = MyLoops()`.
     """
 
-    def fit(self, run: FitRun) -> Moments:
+    def fit(self, run: FitRun) -> Hooks:
         """Epochs until the run is done."""
         yield from self.begin_fit(run)
         while not run.done:
             yield from self.train(run)
         yield from self.end_fit(run)
 
-    def begin_fit(self, run: FitRun) -> Moments:
+    def begin_fit(self, run: FitRun) -> Hooks:
         """Before the first epoch: a look at a few batches of validation."""
         yield ("fit_start",)
         if run.sanity is not None:
@@ -41,12 +41,12 @@ class Loops:
             yield ("sanity_check_end",)
         yield ("train_start",)
 
-    def end_fit(self, run: FitRun) -> Moments:
+    def end_fit(self, run: FitRun) -> Hooks:
         """After the last epoch."""
         yield ("train_end",)
         yield ("fit_end",)
 
-    def train(self, run: FitRun) -> Moments:
+    def train(self, run: FitRun) -> Hooks:
         """One epoch: a step for each group of batches, then validation."""
         yield from self.begin_epoch(run)
         for group in run.groups():
@@ -55,12 +55,12 @@ class Loops:
             yield from self.evaluate(run.validation)
         yield from self.end_epoch(run)
 
-    def begin_epoch(self, run: FitRun) -> Moments:
+    def begin_epoch(self, run: FitRun) -> Hooks:
         """Before the first step of an epoch."""
         run.start_epoch()
         yield ("train_epoch_start",)
 
-    def end_epoch(self, run: FitRun) -> Moments:
+    def end_epoch(self, run: FitRun) -> Hooks:
         """After the epoch's steps and its validation."""
         yield ("training_outputs", run.outputs)
         yield ("train_epoch_end",)
@@ -68,7 +68,7 @@ class Loops:
         yield ("epoch_end",)
         run.end_epoch()
 
-    def step(self, run: FitRun, group: list[Any]) -> Moments:
+    def step(self, run: FitRun, group: list[Any]) -> Hooks:
         """One step of each optimizer from a group of batches; a loss counts by its share of the group's samples."""
         for share, batch, batch_idx in run.receive(group):
             yield ("train_batch_start", batch, batch_idx)
@@ -96,7 +96,7 @@ class Loops:
             run.keep(outputs)
             yield ("train_batch_end", outputs, batch, batch_idx)
 
-    def evaluate(self, run: EvaluationRun) -> Moments:
+    def evaluate(self, run: EvaluationRun) -> Hooks:
         """One pass over the data of validation, test or prediction, without gradients."""
         yield from self.begin_pass(run)
         for number in range(len(run.loaders)):
@@ -104,13 +104,13 @@ class Loops:
                 yield from self.measure(run, number, batch, batch_idx)
         yield from self.end_pass(run)
 
-    def begin_pass(self, run: EvaluationRun) -> Moments:
+    def begin_pass(self, run: EvaluationRun) -> Hooks:
         """Before the first batch of a pass: eval mode."""
         run.begin()
         yield (f"{run.word}_start",)
         yield (f"{run.word}_epoch_start",)
 
-    def measure(self, run: EvaluationRun, number: int, batch: Any, batch_idx: int) -> Moments:
+    def measure(self, run: EvaluationRun, number: int, batch: Any, batch_idx: int) -> Hooks:
         """One batch of the loader with this number."""
         yield (f"{run.word}_batch_start", batch, batch_idx, number)
         with run.precision.inference():
@@ -118,7 +118,7 @@ class Loops:
         run.keep(outputs, number)
         yield (f"{run.word}_batch_end", outputs, batch, batch_idx, number)
 
-    def end_pass(self, run: EvaluationRun) -> Moments:
+    def end_pass(self, run: EvaluationRun) -> Hooks:
         """After the last batch of a pass: its values are computed, and modes put back."""
         yield (f"{run.word}_outputs", run.outputs_of_pass)
         yield (f"{run.word}_epoch_end",)

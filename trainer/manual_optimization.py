@@ -36,7 +36,7 @@ class ManualOptimizer:
         if closure is None:
             run.agree_on_gradients(self.optimizer)
             run.precision.unscale(self.optimizer)
-        run.tell("before_optimizer_step", self.optimizer)
+        run.notify("before_optimizer_step", self.optimizer)
         run.guard.hold_back(self.optimizer)
         result = run.precision.step(self.optimizer, closure and partial(self._evaluated, closure))
         run.note_step()
@@ -50,7 +50,7 @@ class ManualOptimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of its parameters."""
-        self._run.tell("before_zero_grad", self.optimizer)
+        self._run.notify("before_zero_grad", self.optimizer)
         self.optimizer.zero_grad(set_to_none)
 
 

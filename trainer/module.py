@@ -10,12 +10,12 @@ from torch import nn
 
 from flashtask.core.errors import UsageError, nearest
 from flashtask.trainer.datamodule import BatchTransfer
+from flashtask.trainer.devices.precision import Precision, recorded_precision
 from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
-from flashtask.trainer.placement.precision import Precision, recorded_precision
 from flashtask.trainer.results import LogSettings
-from flashtask.trainer.wrapping import keep_own_names, own_name, unwrapped
+from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -26,7 +26,7 @@ __all__ = ["Module"]
 class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     """An `nn.Module` with the steps of training. At least `training_step` and `configure_optimizers` must be written.
 
-    Every `on_<moment>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
+    Every `on_<hook>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
     """
 
     _hparams_are_stored = True
@@ -57,7 +57,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        keep_own_names(self)
+        keep_unwrapped_names(self)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The loss of a batch: a scalar tensor, or a dictionary with `loss`; None skips the batch."""
@@ -110,10 +110,10 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         run = self._fit()
         run.check_finite("the loss", loss)
-        run.tell("before_backward", loss)
+        run.notify("before_backward", loss)
         run.precision.update()  # a step since the last loss may have changed the scale of the next
         run.precision.backward(loss, **options)
-        run.tell("after_backward")
+        run.notify("after_backward")
 
     def clip_gradients(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
@@ -152,16 +152,16 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     # ---- around a run
 
     def connect(self, datamodule: Any) -> None:
-        """Meet the data: called once per verb before `setup` and before optimizers are made."""
+        """Meet the data: called once per stage before `setup` and before optimizers are made."""
 
     def data_is_set_up(self, datamodule: Any) -> None:
-        """Take what the data knows only after its `setup`, such as the range of its values; called once per verb."""
+        """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
 
     def setup(self, stage: str) -> None:
-        """A verb starts; called on every process."""
+        """A stage starts; called on every process."""
 
     def teardown(self, stage: str) -> None:
-        """A verb ends."""
+        """A stage ends."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written: add to it."""
@@ -251,7 +251,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
         The default takes each child of a frozen module that has parameters as one group.
         """
-        names = {id(parameter): own_name(name) for name, parameter in self.named_parameters()}
+        names = {id(parameter): unwrapped_name(name) for name, parameter in self.named_parameters()}
         groups = []
         for root in map(unwrapped, self.modules_to_freeze()):
             parts = list(root.children()) or [root]

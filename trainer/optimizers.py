@@ -14,8 +14,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from flashtask.core.checks import is_number
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
+from flashtask.core.number_checks import is_number
 from flashtask.trainer.metric_order import direction_of
 
 if TYPE_CHECKING:

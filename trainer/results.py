@@ -11,8 +11,8 @@ from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.core.metrics import is_metric
+from flashtask.trainer.batch_transfer import move_to_device
 from flashtask.trainer.hooks import LEVELS
-from flashtask.trainer.transfer import move_to_device
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -177,17 +177,17 @@ class Results:
 
     def log(
         self,
-        moment: str,
+        hook: str,
         name: str,
         value: Any,
         weight: int,
         settings: LogSettings = LogSettings(),  # noqa: B008 - immutable
         loader: int | None = None,
     ) -> None:
-        """Keep one value under the moment it was logged in.
+        """Keep one value under the hook it was logged in.
 
         Args:
-            moment: the hook or step that runs now.
+            hook: the hook or step that runs now.
             name: of the value.
             value: a number, a scalar tensor or a metric object.
             weight: samples that it stands for.
@@ -195,13 +195,13 @@ class Results:
             loader: number of the loader, where there are several: their values get names of their own.
 
         Raises:
-            UsageError: nothing can be logged at this moment, or not on this level, or the value is no number.
+            UsageError: nothing can be logged here, or not on this level, or the value is no number.
         """
         if loader is not None:
             name = f"{name}/dataloader_idx_{loader}"
-        entry = self.entries.get((moment, name))
+        entry = self.entries.get((hook, name))
         if entry is None:
-            entry = self.entries[(moment, name)] = Entry(name, _settled(moment, name, settings))
+            entry = self.entries[(hook, name)] = Entry(name, _settled(hook, name, settings))
         entry.update(value, weight)
 
     def agree(self, gather: Callable[[Any], list[Any]], module: nn.Module) -> None:
@@ -270,8 +270,8 @@ class Results:
         """Entries with what they have summed up so far; metric objects by their place in the module."""
         places = {id(part): place for place, part in module.named_modules() if is_metric(part)}
         rows = []
-        for (moment, _), entry in self.entries.items():
-            row = {"moment": moment, **entry.state_dict()}
+        for (hook, _), entry in self.entries.items():
+            row = {"moment": hook, **entry.state_dict()}
             if entry.metric is not None and id(entry.metric) in places:
                 states = {name: getattr(entry.metric, name) for name in entry.metric._defaults}
                 row["metric"] = {"place": places[id(entry.metric)], "states": states}
@@ -305,23 +305,21 @@ def _fork(entry: Entry, suffix: str) -> str:
     return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
 
 
-def _settled(moment: str, name: str, settings: LogSettings) -> LogSettings:
-    """The settings with the levels that the moment has by default."""
+def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:
+    """The settings with the levels that the hook has by default."""
     if name in _COLUMNS:
         raise UsageError(
             f"log({name!r}): every row of the log has a column of this name already", fix=f'self.log("my_{name}", ...)'
         )
-    if moment not in LEVELS:
+    if hook not in LEVELS:
         loops = "go through trainer.loops.step(run, group) in a loop of your own"
         raise UsageError(
-            f"log({name!r}): nothing can be logged in {moment if moment.endswith('_step') else f'on_{moment}'}",
-            fix=loops if moment == "setup" else "log it in training_step",
+            f"log({name!r}): nothing can be logged in {hook if hook.endswith('_step') else f'on_{hook}'}",
+            fix=loops if hook == "setup" else "log it in training_step",
         )
-    step, epoch = LEVELS[moment]
-    if settings.on_step and not step and epoch and not moment.endswith(("_step", "batch_start", "batch_end")):
-        raise UsageError(
-            f"log({name!r}, on_step=True): on_{moment} comes once an epoch", fix="log it with on_epoch=True"
-        )
+    step, epoch = LEVELS[hook]
+    if settings.on_step and not step and epoch and not hook.endswith(("_step", "batch_start", "batch_end")):
+        raise UsageError(f"log({name!r}, on_step=True): on_{hook} comes once an epoch", fix="log it with on_epoch=True")
     if settings.reduce_fx not in ("mean", *_REDUCTIONS):
         raise UsageError(f"log({name!r}, reduce_fx={settings.reduce_fx!r}): one of mean, sum, max, min")
     return settings._replace(

@@ -1,4 +1,4 @@
-"""One call of a verb, and everything that changes during it; the runs of validation, test and prediction."""
+"""A run, all that changes during one stage (`fit`, `test`, ...); the runs of validation, test and prediction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,86 +16,57 @@ from torch import nn
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.batch_transfer import channels_last, move_to_device
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, taken_in_turn
 from flashtask.trainer.datamodule import DataModule, transfer_hooks
+from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
-from flashtask.trainer.loggers.base import Logger
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.placement import Placement
-from flashtask.trainer.preparing import evaluation_loaders, limit_of, memory_format_of, placement_of, training_loader
 from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.run_extension import RunExtension
+from flashtask.trainer.run_preparation import (
+    device_plan_of,
+    evaluation_loaders,
+    limit_of,
+    memory_format_of,
+    training_loader,
+)
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.transfer import channels_last, move_to_device
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["EvaluationRun", "Run", "RunExtension", "Wrapped", "as_it_takes", "at_most", "taken_in_turn"]
-
-
-class RunExtension:
-    """Base of what takes part in a run where hooks do not reach: a profiler, a range test, a measurement.
-
-    `run.extend(extension)` hands it the parts of a run that has been prepared; what a method returns takes the part's
-    place. A callback that derives from this class too is applied by itself, before the first moment.
-    """
-
-    def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that the loop calls.
-
-        Args:
-            run: the fit run or, for `validation_step` and its like, the evaluation run.
-            name: `training_step`, `validation_step`, `test_step`, `predict_step`, `to_device`, `backward`, `unscale`,
-                `clip_gradients`, `optimizer_step`, `scale_update`, `count_step`, `finish_pass` or `close_epoch`.
-            call: what is called now.
-        """
-        return call
-
-    def wrap_listener(self, run: Run, moment: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook of a callback or of the module."""
-        return call
-
-    def wrap_loader(self, run: Run, loader: Any) -> Any:
-        """What the batches of a run come from."""
-        return loader
-
-
-class Wrapped:
-    """An object some of whose methods are replaced; everything else is its own."""
-
-    def __init__(self, inner: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
-        self._inner = inner
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_inner"), name)
+__all__ = ["EvaluationRun", "Run", "as_it_takes", "at_most"]
 
 
 class Run:
-    """What every verb has: module, data, device, precision, and the values logged so far."""
+    """What every stage has: module, data, device, precision, and the values logged so far."""
 
     #: `fit`, `validate`, `test` or `predict`
     stage = ""
-    #: the first word of its moments: `train`, `validation`, `test` or `predict`
+    #: the first word of its hooks: `train`, `validation`, `test` or `predict`
     word = ""
     #: its methods that an extension may wrap: attribute -> name of the part
     _parts: Mapping[str, str] = {"to_device": "to_device"}
 
-    def __init__(self, trainer: Trainer, module: Module, data: DataModule, placement: Placement | None = None) -> None:
+    def __init__(
+        self, trainer: Trainer, module: Module, data: DataModule, device_plan: DevicePlan | None = None
+    ) -> None:
         self.trainer, self.module, self.data = trainer, module, data
-        self.placement = placement = placement or placement_of(trainer, module)
-        self.strategy = placement.strategy
-        self.device = placement.device
-        self.precision, self.inference_precision = placement.precision, placement.inference_precision
+        self.device_plan = device_plan = device_plan or device_plan_of(trainer, module)
+        self.strategy = device_plan.strategy
+        self.device = device_plan.device
+        self.precision, self.inference_precision = device_plan.precision, device_plan.inference_precision
         self.memory_format: torch.memory_format = torch.contiguous_format
         self.results = Results(self.strategy.reduce)
-        #: the moment or step that runs now; it decides how `log` keeps a value
-        self.moment = "setup"
+        #: the hook or step that runs now; it decides how `log` keeps a value
+        self.current_hook = "setup"
         #: samples in the batch that is worked on
         self.batch_size = 1
         #: number of the loader that the batch comes from, None if there is only one
@@ -106,25 +77,25 @@ class Run:
         #: the `teardown` of each `setup` that was begun, in the order of beginning
         self.undo: list[Callable[[], Any]] = []
         self.loggers: list[Logger] = []
-        #: ready to be driven
+        #: ready for its loop
         self.is_prepared = False
-        #: moment -> the hooks that are called
+        #: hook -> the methods that are called
         self.listeners: dict[str, tuple[Callable[..., Any], ...]] = {}
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
-        """What the engine does at a moment, after all hooks but those that write checkpoints: moment -> function."""
+        """What the engine does at a hook, after all methods but those that write checkpoints: hook -> function."""
         return {}
 
-    def tell(self, moment: str, *arguments: Any) -> None:
-        """Call the hooks of a moment; one that returns -1 before a training batch skips the rest of the epoch."""
+    def notify(self, hook: str, *arguments: Any) -> None:
+        """Call the methods for a hook; one that returns -1 before a training batch skips the rest of the epoch."""
         active = self.trainer.active_run or self
-        before, active.moment = active.moment, moment
-        for call in self.listeners.get(moment, ()):
+        before, active.current_hook = active.current_hook, hook
+        for call in self.listeners.get(hook, ()):
             answer = call(*arguments)
-            if moment == "train_batch_start" and isinstance(answer, int) and answer == -1:
+            if hook == "train_batch_start" and isinstance(answer, int) and answer == -1:
                 self.skip_rest()
-        active.moment = before
+        active.current_hook = before
 
     def skip_rest(self) -> None:
         """What a hook wants that returns -1; only a fit has a rest to skip."""
@@ -134,7 +105,7 @@ class Run:
         raise NotImplementedError
 
     def _start(self) -> None:
-        """The common beginning of every verb: the data is fetched, meets the module, and is set up."""
+        """The common start of every stage: the data is fetched, meets the module, and is set up."""
         trainer, module, data, stage = self.trainer, self.module, self.data, self.stage
         self.callbacks = trainer.callbacks_of(stage)
         module.trainer = data.trainer = trainer
@@ -180,8 +151,8 @@ class Run:
 
     def extend(self, extension: RunExtension) -> None:
         """Let an extension wrap what the run calls, tells and reads batches from."""
-        for moment, calls in self.listeners.items():
-            self.listeners[moment] = tuple(extension.wrap_listener(self, moment, call) for call in calls)
+        for hook, calls in self.listeners.items():
+            self.listeners[hook] = tuple(extension.wrap_listener(self, hook, call) for call in calls)
         self._extend_parts(extension)
 
     def _extend_parts(self, extension: RunExtension) -> None:
@@ -193,16 +164,16 @@ class Run:
 
     @contextmanager
     def logging_nothing(self) -> Iterator[None]:
-        """Values that are logged inside the block are dropped; moment and size of the batch are put back after it."""
-        before = self.results, self.loggers, self.moment, self.batch_size
+        """Values that are logged inside the block are dropped; hook and size of the batch are put back after it."""
+        before = self.results, self.loggers, self.current_hook, self.batch_size
         self.results, self.loggers = Results(), []
         try:
             yield
         finally:
-            self.results, self.loggers, self.moment, self.batch_size = before
+            self.results, self.loggers, self.current_hook, self.batch_size = before
 
     def log(self, name: str, value: Any, settings: LogSettings, batch_size: int | None) -> None:
-        """Keep a value, or each value of a dictionary, under the moment that runs now."""
+        """Keep a value, or each value of a dictionary, under the hook that runs now."""
         if not isinstance(value, torch.Tensor) and isinstance(value, Mapping):
             self.results.chart(name, self.loggers)
             for series, one in value.items():
@@ -213,7 +184,7 @@ class Run:
         # What only fills a step counts for nothing, whatever the module takes it for.
         weight = self.batch_size if batch_size is None or not self.batch_size else batch_size
         loader = self.loader_number if settings.add_dataloader_idx else None
-        self.results.log(self.moment, name, value, weight, settings, loader)
+        self.results.log(self.current_hook, name, value, weight, settings, loader)
 
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
@@ -251,19 +222,11 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
-def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
-    """The parts of the first batch of all processes, then those of the second, ...: the order of the data."""
-    return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
-
-
-_MISSING = object()
-
-
 class EvaluationRun(Run):
     """Validation, test or prediction; it may nest in a fit run, and never replaces it.
 
     Args:
-        trainer: whose verb it is.
+        trainer: that carries it out.
         module: to evaluate.
         data: its data module.
         stage: `validate`, `test` or `predict`.
@@ -283,7 +246,7 @@ class EvaluationRun(Run):
         weights_from: Path | None = None,
         parent: FitRun | None = None,
     ) -> None:
-        super().__init__(trainer, module, data, None if parent is None else parent.placement)
+        super().__init__(trainer, module, data, None if parent is None else parent.device_plan)
         self.stage, self.parent, self.weights_from = stage, parent, weights_from
         self.precision = self.inference_precision
         self.word = {"validate": "validation"}.get(stage, stage)
@@ -401,12 +364,12 @@ class EvaluationRun(Run):
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
         """Call the module's method for a batch; the loader's number is passed where there are several."""
-        self.moment = f"{self.word}_step"
+        self.current_hook = f"{self.word}_step"
         arguments = (batch, batch_idx, dataloader_idx) if len(self.loaders) > 1 else (batch, batch_idx)
         outputs = self._step(*arguments)
         if self._step_end is None:
             return outputs
-        self.moment = f"{self.word}_step_end"
+        self.current_hook = f"{self.word}_step_end"
         changed = self._step_end(outputs)
         return outputs if changed is None else changed
 

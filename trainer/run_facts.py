@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.core.model_path import model_path
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.distribution.process_strategies import Strategy
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers.base import CSVLogger, Logger, SilentLogger
+from flashtask.trainer.loggers.logger import CSVLogger, Logger, SilentLogger
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import ScheduledRate
-from flashtask.trainer.placement.strategies import Strategy
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""The record of a run: recipe and settings, the announcement at its start, its summary, the origin of weights."""
+"""The record of a run: recipe and settings, the announcement at its start, its summary, the source of weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from flashtask._version import __version__
 from flashtask.core.zoo import own_zoo_files
 from flashtask.trainer.by_name import NOT_PLAIN, WATCHING, plain_setting, recipe_of_part
+from flashtask.trainer.callbacks.callback_registry import CALLBACKS
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.devices.accelerators import ACCELERATORS
+from flashtask.trainer.devices.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
+from flashtask.trainer.distribution.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
-from flashtask.trainer.loggers.base import LOGGERS
-from flashtask.trainer.placement.accelerators import ACCELERATORS
-from flashtask.trainer.placement.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
-from flashtask.trainer.placement.strategies import STRATEGIES
+from flashtask.trainer.loggers.logger_registry import LOGGERS
 from flashtask.trainer.profiling.profilers import PROFILERS, PassThrough
 from flashtask.trainer.rates import target_rates
 
@@ -32,6 +33,7 @@ __all__ = [
     "PROVENANCE",
     "announce",
     "data_counts",
+    "environment",
     "provenance_in",
     "provenance_of",
     "recipe_of",
@@ -133,13 +135,13 @@ def _settings(run: FitRun, lost: dict[str, str]) -> dict[str, Any]:
             lost[f"trainer.{name}"] = f"<{type(given).__name__}>"
         elif value != defaults[name]:
             settings[name] = value
-    settings |= dict(_placement(run, lost)) | {"seed": run.seed} | dict(_named(trainer, lost))
+    settings |= dict(_devices_and_precision(run, lost)) | {"seed": run.seed} | dict(_named(trainer, lost))
     return {name: settings[name] for name in defaults if name in settings}
 
 
-def _placement(run: FitRun, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def _devices_and_precision(run: FitRun, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Precision, strategy and accelerator: by name, also where they were given as objects that have one."""
-    given, place, precision = run.trainer.arguments, run.placement, run.trainer.precision
+    given, place, precision = run.trainer.arguments, run.device_plan, run.trainer.precision
     if precision is None and type(place.precision) in _NAMED_PRECISIONS and not _brings_precision(run):
         yield "precision", str(run.module.default_precision)
     elif isinstance(precision, (str, int)):
@@ -175,9 +177,6 @@ def _brings_precision(run: FitRun) -> bool:
 
 def _named(trainer: Trainer, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Callbacks, loggers and the profiler by name."""
-    # Callbacks know checkpoints, and checkpoints this module.
-    from flashtask.trainer.callbacks.names import CALLBACKS
-
     parts: dict[str, tuple[Any, Any]] = {"callbacks": (trainer.callbacks, CALLBACKS)}
     given = trainer.arguments["logger"]
     if given is False:
@@ -288,6 +287,20 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
 PROVENANCE = ("epoch", "global_step", "metrics", "environment", "recipe", "data_counts", "pretrained_from")
 
 
+def environment(run: FitRun) -> dict[str, Any]:
+    """What bit-equal results depend on besides the run itself: versions, threads, device, formats."""
+    return {
+        "flashtask": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": run.device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "precision": run.precision.name,
+        "memory_format": "channels_last" if run.memory_format is torch.channels_last else "contiguous",
+    }
+
+
 def data_counts(data: DataModule) -> dict[str, dict[str, int]]:
     """Samples of each class by part of the data (`train`, `val`), as far as the data module knows them."""
     counts: dict[str, dict[str, int]] = getattr(data, "counts", dict)()
@@ -303,8 +316,6 @@ def provenance_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def provenance_of(run: FitRun) -> dict[str, Any]:
     """The same from a run, at its present state."""
-    from flashtask.trainer.checkpoints.content import environment  # which needs this module
-
     return {
         "epoch": int(run.history[-1]["epoch"]) if run.history else run.epoch,
         "global_step": run.global_step,

@@ -1,4 +1,4 @@
-"""`Trainer`: configuration and verbs. What changes during a verb lives in its run."""
+"""`Trainer`: configuration and methods (`fit`, `test`, ...). What changes during a run lives in the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.argument_checks import check_settings
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.callbacks.callback_registry import make_callbacks
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
-from flashtask.trainer.callbacks.names import make_callbacks
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.callbacks.timing import TimeLimit
 from flashtask.trainer.checkpoints.content import checkpoint_content
@@ -24,28 +25,27 @@ from flashtask.trainer.checkpoints.content import weights_only as without_what_r
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.device_plan import check_device_plan
+from flashtask.trainer.devices.accelerators import Accelerator
+from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.distribution.attempts import was_begun_by_us
-from flashtask.trainer.driving import drive
+from flashtask.trainer.distribution.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.lightning1.trainer import Lightning1Trainer
-from flashtask.trainer.loggers.base import make_loggers
+from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
+from flashtask.trainer.loggers.logger_registry import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.accelerators import Accelerator
-from flashtask.trainer.placement.placement import check_placement
-from flashtask.trainer.placement.precision import Precision
-from flashtask.trainer.placement.strategies import Strategy, point_out_distribution
-from flashtask.trainer.preparing import check_module, data_of
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder
-from flashtask.trainer.settings import check_settings
+from flashtask.trainer.run_lifecycle import execute
+from flashtask.trainer.run_preparation import check_module, data_of
 
 if TYPE_CHECKING:
-    from flashtask.trainer.finetuning.plan import Plan
+    from flashtask.trainer.finetuning_plan import Plan
     from flashtask.trainer.tuning.tune import TuningResult
 
 __all__ = ["Trainer"]
@@ -59,7 +59,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/lightning1/arguments.py.
+    replacement is named: trainer/lightning1/older_arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
@@ -174,7 +174,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.max_steps, self.max_time = max_steps, max_time
         self.accelerator, self.devices, self.num_nodes = accelerator, devices, num_nodes
         self.sync_batchnorm = sync_batchnorm
-        self.strategy = check_placement(
+        self.strategy = check_device_plan(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -229,7 +229,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         """
         return Trainer(**{**self.arguments, "seed": self.seed, **changes})
 
-    # ---- verbs
+    # ---- fit, validate, test, predict, tune
 
     @named_arguments
     def fit(
@@ -259,7 +259,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
-        drive(run, self._path.fit)
+        execute(run, self._path.fit)
         return self._result_of(run)
 
     @named_arguments
@@ -299,7 +299,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         resume_from = self.checkpoint_file(ckpt_path)
         finetuning = _finetuning(module, strategy)
         run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
-        drive(run, self._path.fit)
+        execute(run, self._path.fit)
         return self._result_of(run)
 
     def _result_of(self, run: FitRun) -> FitResult:
@@ -414,7 +414,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         Returns:
             A `Plan`.
         """
-        from flashtask.trainer.finetuning.plan import plan
+        from flashtask.trainer.finetuning_plan import plan
 
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
@@ -476,7 +476,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if self.is_global_zero:
             print(text, file=sys.stderr, flush=True)
 
-    # ---- how a verb is carried out
+    # ---- how a run is carried out
 
     def callbacks_of(self, stage: str) -> list[Callback]:
         """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
@@ -586,7 +586,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
         weights_from = self.checkpoint_file(ckpt_path, continues=False)
         run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
-        drive(run, self._path.evaluate)
+        execute(run, self._path.evaluate)
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["keep_own_names", "own_name", "parameters_by_name", "unwrapped"]
+__all__ = ["keep_unwrapped_names", "parameters_by_name", "unwrapped", "unwrapped_name"]
 
 #: Where `torch.compile` keeps the module it was given.
 _WRAPPED = "_orig_mod"
 
 
-def own_name(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """The name without what wrappers put into it: `backbone._orig_mod.fc.weight` is `backbone.fc.weight`."""
     return name.replace(f"{_WRAPPED}.", "")
 
@@ -27,11 +27,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter under every name it has: one that is shared stands there more than once."""
-    return {own_name(name): parameter for name, parameter in module.named_parameters(remove_duplicate=False)}
+    return {unwrapped_name(name): parameter for name, parameter in module.named_parameters(remove_duplicate=False)}
 
 
-def keep_own_names(module: nn.Module) -> None:
-    """Let the module's state dict have own names, and take them, while its parts are wrapped."""
+def keep_unwrapped_names(module: nn.Module) -> None:
+    """Let the state dict of the module use unwrapped names, also while parts of it are wrapped."""
     module.register_state_dict_post_hook(_rename_saved)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(_rename_loaded)  # type: ignore[no-untyped-call]
 
@@ -40,7 +40,7 @@ def _rename_saved(module: nn.Module, state: MutableMapping[str, Any], prefix: st
     wrapped = [name for name in state if name.startswith(prefix) and f"{_WRAPPED}." in name]
     if wrapped:
         # All of them again, so that the order stays.
-        items = [(own_name(name) if name.startswith(prefix) else name, value) for name, value in state.items()]
+        items = [(unwrapped_name(name) if name.startswith(prefix) else name, value) for name, value in state.items()]
         state.clear()
         state.update(items)
 

@@ -9,7 +9,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from flashtask.core.cache import cache_folder
+from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.files import atomic_write, atomic_write_text
 from flashtask.core.hub.listing import Entry

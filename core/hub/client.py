@@ -15,7 +15,7 @@ from flashtask._version import __version__
 from flashtask.core.errors import IntegrityError
 from flashtask.core.hub.address import HubAddress
 from flashtask.core.hub.clock import Clock, ExpiredError
-from flashtask.core.hub.failures import is_about_network, told
+from flashtask.core.hub.hub_errors import is_about_network, told
 from flashtask.core.hub.listing import Entry, Listing, is_safe_name
 from flashtask.core.hub.settings import endpoint, hub_cache
 from flashtask.core.hub.watch import LostError, PassingError, Watch, watching

@@ -66,7 +66,7 @@ def fetch(
         StorageError: a cache cannot be read or written (exit code 74).
     """
     from flashtask.core.hub.clock import Clock
-    from flashtask.core.hub.failures import no_file
+    from flashtask.core.hub.hub_errors import no_file
     from flashtask.core.hub.store import Store
 
     names = list(dict.fromkeys((*files, *optional)))
@@ -90,7 +90,7 @@ def _listing(
     address: HubAddress, store: Store, files: Sequence[str], optional: Sequence[str], clock: Clock
 ) -> tuple[Listing, bool]:
     """What the commit holds, and whether the hub may be asked for the rest of it."""
-    from flashtask.core.hub.failures import UnreachableError, not_cached
+    from flashtask.core.hub.hub_errors import UnreachableError, not_cached
     from flashtask.core.hub.settings import hub_is_offline
 
     is_offline, reason = hub_is_offline(), "HF_HUB_OFFLINE is set"
@@ -144,7 +144,7 @@ def _bring(
     address: HubAddress, store: Store, listing: Listing, names: list[str], max_bytes: int, clock: Clock | None
 ) -> None:
     """Download what is missing, one file after another; `clock` is None when the hub cannot be asked."""
-    from flashtask.core.hub.failures import not_cached
+    from flashtask.core.hub.hub_errors import not_cached
 
     if clock is None:
         raise not_cached(address, ", ".join(names), "")

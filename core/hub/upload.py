@@ -103,7 +103,7 @@ def _as_told(error: Exception, address: HubAddress) -> HubError | None:
     """The error to raise for one of the client; None for one that is about neither the hub nor the network."""
     from huggingface_hub import errors
 
-    from flashtask.core.hub.failures import is_about_network, without_secrets
+    from flashtask.core.hub.hub_errors import is_about_network, without_secrets
 
     failed, answer = f"{address.repository} could not be written", _answer_in(error)
     if isinstance(answer, errors.HfHubHTTPError):

@@ -47,8 +47,8 @@ def _front_matter(config: Mapping[str, Any], part: Mapping[str, Any], licence: s
     front["tags"] = ["flashtask", *(["timm"] if layout != "none" else []), *([pipeline] if pipeline else [])]
     measured = sorted({name.removeprefix("val_") for name in provenance.get("metrics") or {} if name[:4] == "val_"})
     front |= {"metrics": measured} if (measured := [name for name in measured if name != "loss"]) else {}
-    origin = provenance.get("pretrained_from") or {}
-    return {**front, "base_model": origin["repository"]} if "repository" in origin else front
+    source = provenance.get("pretrained_from") or {}
+    return {**front, "base_model": source["repository"]} if "repository" in source else front
 
 
 def _title(config: Mapping[str, Any], part: Mapping[str, Any]) -> str:
@@ -201,13 +201,13 @@ def _weights(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | 
 def _beginning(part: Mapping[str, Any]) -> str:
     """What the training began from, with the licence of that where timm or the zoo notes one."""
     provenance = part["provenance"] or {}
-    origin = provenance.get("pretrained_from")
-    if origin and "repository" in origin:
+    source = provenance.get("pretrained_from")
+    if source and "repository" in source:
         return (
-            f"Training began from `{origin['repository']}` on the hub, commit `{origin['commit']}`; its licence holds."
+            f"Training began from `{source['repository']}` on the hub, commit `{source['commit']}`; its licence holds."
         )
-    if origin:
-        return f"Training began from the file `{origin.get('path')}` (sha256 `{origin.get('sha256')}`)."
+    if source:
+        return f"Training began from the file `{source.get('path')}` (sha256 `{source.get('sha256')}`)."
     arguments = ((provenance.get("recipe") or {}).get("model")) or part["hyper_parameters"]
     named = arguments.get("backbone")
     if arguments.get("pretrained") is False:

@@ -17,8 +17,8 @@ from flashtask.backbones.descriptions import TimmFolder, read_timm_folder
 from flashtask.backbones.weights import quiet_logs, read_weights, shown, watched_loading
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import IntegrityError, UsageError
-from flashtask.tasks.building import building_without_weights
-from flashtask.tasks.pretrained.layout import CONFIG
+from flashtask.tasks.head_drawing import building_without_weights
+from flashtask.tasks.pretrained.timm_layout import CONFIG
 from flashtask.tasks.pretrained.timm_names import TimmSource, gives_the_same
 
 __all__ = ["timm_content", "timm_labels"]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashtask.core.atomic_folders import atomic_folder, require_replaceable
 from flashtask.core.errors import UsageError
-from flashtask.core.folders import atomic_folder, require_replaceable
 from flashtask.core.hub.address import HubAddress, branch_address
 from flashtask.core.hub.upload import upload_folder
 from flashtask.tasks.pretrained.card import PLACE
-from flashtask.tasks.pretrained.layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
@@ -42,12 +42,15 @@ def push_task(
 
 
 @contextmanager
-def prepared_folder(given: Path, address: HubAddress, licence: str | None = None) -> Iterator[Path]:
+def prepared_folder(
+    given: Path, address: HubAddress, load: Callable[[Path], Task], licence: str | None = None
+) -> Iterator[Path]:
     """The folder that will be pushed.
 
     Args:
         given: a checkpoint file, or a folder of `save_pretrained`.
         address: where it will be pushed.
+        load: gives the task that a checkpoint holds.
         licence: of the weights.
 
     Raises:
@@ -60,8 +63,6 @@ def prepared_folder(given: Path, address: HubAddress, licence: str | None = None
         if given.is_dir() and (given / CONFIG).is_file():
             _copy_own(given, folder, licence)
         else:
-            from flashtask.tasks.loading import load
-
             load(given).save_pretrained(folder, licence=licence)
         _fill_in_place(folder, address)
         yield folder
@@ -85,7 +86,7 @@ def pull(address: HubAddress, folder: Path) -> str:
         for name in (CONFIG, WEIGHTS, HEAD, CARD, "pytorch_model.bin"):
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, place / name)
-    return source.origin["commit"]
+    return source.record["commit"]
 
 
 def _copy_own(given: Path, folder: Path, licence: str | None) -> None:

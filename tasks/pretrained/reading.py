@@ -10,7 +10,7 @@ from torch import Tensor
 from flashtask.backbones.weights import read_weights
 from flashtask.core.errors import IntegrityError
 from flashtask.core.preprocessing import stored_preprocessing
-from flashtask.tasks.pretrained.layout import CONFIG, HEAD, WEIGHTS, flashtask_part, read_config
+from flashtask.tasks.pretrained.timm_layout import CONFIG, HEAD, WEIGHTS, flashtask_part, read_config
 from flashtask.tasks.pretrained.timm_names import split_classifier
 from flashtask.trainer.run_record import PROVENANCE
 

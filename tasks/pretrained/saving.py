@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from flashtask._version import __version__
 from flashtask.backbones.weights import quiet_logs
+from flashtask.core.atomic_folders import atomic_folder
 from flashtask.core.errors import UsageError
-from flashtask.core.folders import atomic_folder
 from flashtask.core.zoo import own_file_of
 from flashtask.tasks.pretrained.card import model_card
-from flashtask.tasks.pretrained.layout import CARD, CONFIG, FILES, FORMAT, HEAD, WEIGHTS, config_text, plain
 from flashtask.tasks.pretrained.paths import without_places
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, FORMAT, HEAD, WEIGHTS, config_text, plain
 from flashtask.tasks.pretrained.timm_names import TimmSource, gives_the_same, join_classifier, linear_layer
 from flashtask.trainer.finetuning.lora import merged_state_dict
 from flashtask.trainer.hyperparameters import hyperparameters_content

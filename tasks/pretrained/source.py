@@ -13,7 +13,7 @@ from flashtask.core.files import sha256_file
 from flashtask.core.hub.address import HubAddress, is_hub_address
 from flashtask.core.model_path import model_path
 from flashtask.tasks.fetching import local_file
-from flashtask.tasks.pretrained.layout import CARD, CONFIG, HEAD, WEIGHTS
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, HEAD, WEIGHTS
 
 __all__ = ["Source", "find_source"]
 
@@ -28,11 +28,11 @@ class Source:
 
     Args:
         path: a folder or a checkpoint file.
-        origin: what a checkpoint that is trained from it says: `{"repository", "commit"}` or `{"path", "sha256"}`.
+        record: what a checkpoint that is trained from it says: `{"repository", "commit"}` or `{"path", "sha256"}`.
     """
 
     path: Path
-    origin: dict[str, str]
+    record: dict[str, str]
 
     @property
     def is_folder(self) -> bool:

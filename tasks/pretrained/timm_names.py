@@ -15,7 +15,7 @@ from flashtask.backbones.inspection import built_without_values
 from flashtask.core.errors import IntegrityError
 from flashtask.core.library_internals import timm_arguments
 from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
-from flashtask.tasks.pretrained.layout import plain
+from flashtask.tasks.pretrained.timm_layout import plain
 
 __all__ = ["TimmSource", "gives_the_same", "join_classifier", "linear_layer", "split_classifier"]
 

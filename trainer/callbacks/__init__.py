@@ -1,1 +1,1 @@
-"""Callbacks: what may be told of the moments of a run, one kind a file."""
+"""Callbacks: objects with hooks that a run calls, one kind a file."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

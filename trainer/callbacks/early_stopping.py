@@ -6,9 +6,9 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_number, is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.metric_order import best_mode, rank, tie_break
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:

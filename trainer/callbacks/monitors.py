@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.results import LogSettings
 
@@ -209,7 +209,7 @@ def _step_is_logged(trainer: Trainer) -> bool:
 
 
 def _log(trainer: Trainer, name: str, value: Any) -> None:
-    """Keep a value under the moment that runs now, as `Module.log` would."""
+    """Keep a value under the hook that runs now, as `Module.log` would."""
     # A value of the whole run counts once, however large the batch is.
     trainer.current_run.log(name, value, LogSettings(), batch_size=1)
 

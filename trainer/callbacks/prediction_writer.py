@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
-from flashtask.trainer.loading import OrderedBatches
-from flashtask.trainer.run import EvaluationRun, taken_in_turn
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.data_loaders import OrderedBatches, taken_in_turn
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
+    from flashtask.trainer.run import EvaluationRun
     from flashtask.trainer.trainer import Trainer
 
 __all__ = ["BasePredictionWriter"]
@@ -108,6 +108,4 @@ class BasePredictionWriter(Callback):
 
 
 def _prediction(trainer: Trainer) -> EvaluationRun:
-    run = trainer.current_run
-    assert isinstance(run, EvaluationRun)
-    return run
+    return cast("EvaluationRun", trainer.current_run)

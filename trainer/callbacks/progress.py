@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.metrics import is_metric, uncounted
+from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
 from flashtask.trainer.callbacks.weight_averaging import (
     AverageFunction,
@@ -25,7 +25,7 @@ from flashtask.trainer.callbacks.weight_averaging import (
     trained_parameters,
 )
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.wrapping import own_name
+from flashtask.trainer.wrapping import unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -89,6 +89,17 @@ class StochasticWeightAveraging(AveragingCallback):
         self._trained: dict[str, Tensor] = {}
 
     # ---- training
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Refuse strategies that share the weights out, before they do so."""
+        super().setup(trainer, module, stage)
+        strategy = trainer.strategy
+        if stage == "fit" and strategy.shares_weights and strategy.world_size > 1:
+            raise UsageError(
+                f"StochasticWeightAveraging does not work with strategy={strategy.name!r}",
+                why="it runs the module at the end of the fit, outside of a step",
+                fix='WeightAveraging(update_starting_at_epoch=...), or strategy="ddp"',
+            )
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Settle when averaging begins; go on with the average of a run that is resumed."""
@@ -154,7 +165,7 @@ class StochasticWeightAveraging(AveragingCallback):
             )
             return
         stored = module.state_dict()
-        buffers = {own_name(name): buffer for name, buffer in module.named_buffers()}
+        buffers = {unwrapped_name(name): buffer for name, buffer in module.named_buffers()}
         tensors = _parameters_of(run) | {name: buffer for name, buffer in buffers.items() if name in stored}
         trained = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         last_epoch = int(run.history[-1]["epoch"])
@@ -337,7 +348,7 @@ def _layers_with_statistics(module: nn.Module) -> list[_BatchNorm]:
 
 def _parts_in_eval_mode(module: nn.Module) -> list[str]:
     """Names of the parts that are in eval mode, because they are frozen or a hook set them so."""
-    return [own_name(name) for name, part in module.named_modules() if not part.training]
+    return [unwrapped_name(name) for name, part in module.named_modules() if not part.training]
 
 
 def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) -> int:
@@ -360,7 +371,7 @@ def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) 
     stays = set(in_eval_mode)
     with _leaving_no_trace(run):
         for name, part in run.module.named_modules():
-            part.training = own_name(name) not in stays
+            part.training = unwrapped_name(name) not in stays
         layers = [layer for layer in _layers_with_statistics(run.module) if layer.training]
         if layers:
             # Compiled parts would be compiled again for this pass alone, because its momentum differs.
@@ -398,7 +409,7 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
 
 def _batches(run: FitRun, epoch: int) -> Iterator[Any]:
     if run.ordered is not None:
-        run.ordered.set_place(epoch, frozen=run.is_frozen(epoch))
+        run.ordered.set_position(epoch, frozen=run.is_frozen(epoch))
     elif hasattr(getattr(run.loader, "sampler", None), "set_epoch"):
         run.loader.sampler.set_epoch(epoch)
     return islice(iter(run.loader), run.limit)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_number, is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.distribution.shards import as_held, whole
-from flashtask.trainer.wrapping import own_name
+from flashtask.trainer.wrapping import unwrapped_name
 
 __all__ = [
     "AverageFunction",
@@ -113,7 +113,7 @@ def trained_parameters(module: nn.Module, optimizers: list[Optimizer]) -> dict[s
     A shared parameter is listed once, under the first of its names.
     """
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    return {own_name(name): p for name, p in module.named_parameters() if id(p) in held}
+    return {unwrapped_name(name): p for name, p in module.named_parameters() if id(p) in held}
 
 
 def replace_in_state(state: dict[str, Any], tensors: Mapping[str, Tensor], module: nn.Module) -> None:
@@ -233,7 +233,7 @@ class WeightAveraging(AveragingCallback):
             )
         if self.use_buffers:
             # An infinite constant, such as a mask, would become NaN in an average.
-            buffers = {own_name(name): b for name, b in module.named_buffers() if b.is_floating_point()}
+            buffers = {unwrapped_name(name): b for name, b in module.named_buffers() if b.is_floating_point()}
             self._buffers = {n for n, b in buffers.items() if n in stored and bool(torch.isfinite(b).all())}
         if self._average.count:
             self._join(trainer, module)
@@ -245,7 +245,7 @@ class WeightAveraging(AveragingCallback):
 
     def _join(self, trainer: Any, module: Any) -> None:
         """Go on with the average of a checkpoint; it keeps the tensors that it has."""
-        available = self._parameters | {own_name(name): buffer for name, buffer in module.named_buffers()}
+        available = self._parameters | {unwrapped_name(name): buffer for name, buffer in module.named_buffers()}
         self._average.join(available)
         self._buffers = set(self._average.tensors) - set(self._parameters)
         self._parameters = {n: p for n, p in self._parameters.items() if n in self._average.tensors}
@@ -264,7 +264,7 @@ class WeightAveraging(AveragingCallback):
 
     def _values(self, module: Any) -> dict[str, Tensor]:
         """The tensors that are averaged, as they are now; a buffer may have been assigned a new tensor."""
-        buffers = ((own_name(name), buffer) for name, buffer in module.named_buffers() if self._buffers)
+        buffers = ((unwrapped_name(name), buffer) for name, buffer in module.named_buffers() if self._buffers)
         return self._parameters | {name: buffer for name, buffer in buffers if name in self._buffers}
 
     # ---- what the module holds

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import platform
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from flashtask._version import __version__
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.trainer.callbacks.callback import keeps_state
 from flashtask.trainer.distribution.shards import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
-from flashtask.trainer.run_record import data_counts, settings_of
+from flashtask.trainer.run_record import data_counts, environment, settings_of
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
 
-__all__ = ["checkpoint_content", "environment", "weights_only"]
+__all__ = ["checkpoint_content", "weights_only"]
 
 #: Keys that only a resume needs.
 _ONLY_FOR_RESUMING = (
@@ -77,20 +75,6 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
 def weights_only(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint without what only a resume needs."""
     return {key: value for key, value in content.items() if key not in _ONLY_FOR_RESUMING}
-
-
-def environment(run: FitRun) -> dict[str, Any]:
-    """What bit-equal results depend on besides the run itself: versions, threads, device, formats."""
-    return {
-        "flashtask": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "device": run.device.type,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": run.precision.name,
-        "memory_format": "channels_last" if run.memory_format is torch.channels_last else "contiguous",
-    }
 
 
 def _as_bytes(rows: list[dict[str, float]]) -> torch.Tensor:

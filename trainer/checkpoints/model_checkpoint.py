@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import write_checkpoint
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.timing import read_duration
 from flashtask.trainer.checkpoints.content import checkpoint_content, weights_only
 from flashtask.trainer.checkpoints.kept_files import (
@@ -251,7 +251,7 @@ class ModelCheckpoint(Callback):
         if trainer.active_run is not run:
             trainer.active_run.abandon()
         # At the end of an epoch some hooks may have been called and others not.
-        is_between_steps = not run.group_is_open and run.moment != "train_epoch_end"
+        is_between_steps = not run.group_is_open and run.current_hook != "train_epoch_end"
         try:
             if not is_between_steps or self._resting_place != _place_of(run):
                 raise UsageError("the error came in the middle of a step or of the end of an epoch")

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from flashtask.core.checkpoint import put_to_use, read_checkpoint
+from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import argument_fix
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
-from flashtask.trainer.checkpoints.content import environment
+from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
-from flashtask.trainer.placement.precision import take_formats, take_recorded_precision
-from flashtask.trainer.run_record import settings_of
+from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -50,7 +49,7 @@ def module_from_content(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     """The same from the content that `read_checkpoint` returned; `path` is for messages."""
-    with put_to_use(path):
+    with error_context(path):
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
         module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
@@ -153,7 +152,7 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
         UsageError: the file's labels are not the module's, in the same order.
         IntegrityError: names or shapes of weights are not the module's.
     """
-    with put_to_use(path):
+    with error_context(path):
         state = _weights_in(content)
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
@@ -171,7 +170,7 @@ def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
             f"{path} holds weights only and cannot be resumed",
             fix="load its weights with load_from_checkpoint and begin a new run",
         )
-    with put_to_use(path):
+    with error_context(path):
         _restore(run, path, content)
 
 

@@ -33,8 +33,8 @@ _OWN = frozenset(
 
 
 def facts_at_start(run: Run) -> dict[str, str]:
-    """The verb, what continues it, the trainer's arguments, the module and the versions, each as a short text."""
-    facts = {"the verb": run.stage, "flashtask": __version__, "torch": str(torch.__version__)}
+    """The stage, what continues it, the trainer's arguments, the module and the versions, each as a short text."""
+    facts = {"the stage": run.stage, "flashtask": __version__, "torch": str(torch.__version__)}
     for name in ("resume_from", "weights_from"):
         facts["ckpt_path"] = facts.get("ckpt_path") or _file(getattr(run, name, None))
     facts |= {f"Trainer({name}=...)": _plain(value) for name, value in _arguments(run.trainer) if name not in _OWN}

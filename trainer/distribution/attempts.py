@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from flashtask.trainer.distribution.signs import start_of
+from flashtask.trainer.distribution.heartbeat import start_of
 
 __all__ = ["leave_mark", "was_begun_by_us", "wipe_mark"]
 

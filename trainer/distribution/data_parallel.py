@@ -19,7 +19,7 @@ from torch import nn
 
 from flashtask.core.errors import ProcessLostError, UnknownNameError, UsageError
 from flashtask.trainer.distribution.agreement import facts_at_start, require_the_same
-from flashtask.trainer.distribution.environment import Place, place_in
+from flashtask.trainer.distribution.environment import ProcessInfo, process_info
 from flashtask.trainer.distribution.group import (
     abandon_group,
     agree_on,
@@ -40,6 +40,7 @@ from flashtask.trainer.distribution.launching import (
     start_again,
     started,
 )
+from flashtask.trainer.distribution.process_strategies import REDUCTIONS, Strategy
 from flashtask.trainer.distribution.reports import (
     CONTINUE,
     error_in,
@@ -51,7 +52,6 @@ from flashtask.trainer.distribution.reports import (
 )
 from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
-from flashtask.trainer.placement.strategies import REDUCTIONS, Strategy
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 #: Seconds that one process waits for another.
 TIMEOUT = 1800.0
-#: Seconds without a sign of life after which a process counts as frozen.
+#: Seconds without a heartbeat after which a process counts as frozen.
 FROZEN_AFTER = 120.0
 #: Seconds in which another process may say why it failed.
 _GRACE = 5.0
@@ -76,12 +76,12 @@ class DataParallel(Strategy):
     """A process for each device, which all have the model and add up their gradients.
 
     Where torchrun, SLURM or MPI started this process, it joins the others. Else the script is started again, with the
-    same arguments, once for each further device; what stands above the verb runs in all of them.
+    same arguments, once for each further device; what precedes the call runs in all of them.
 
     Args:
         find_unused_parameters: some parameters may have no part in a loss; looking for them costs time.
         timeout: seconds that one process waits for another.
-        frozen_after: seconds without a sign of life after which a process counts as frozen and all are ended; a thread
+        frozen_after: seconds without a heartbeat after which a process counts as frozen and all are ended; a thread
             gives them each second, so a long step is no silence. At least 1.
         options: accelerator and precision, as `Strategy` takes them.
     """
@@ -101,7 +101,7 @@ class DataParallel(Strategy):
             if not value >= 1:
                 raise UsageError(f"{name}={value!r}: it is in seconds, and at least 1", fix=f"{name}=120")
         self.find_unused_parameters, self.timeout, self.frozen_after = find_unused_parameters, timeout, frozen_after
-        self.place = place_in()
+        self.process = process_info()
         self._others: Others | None = started()
         self._listening: socket.socket | None = None
         self._run: Any = None
@@ -110,52 +110,52 @@ class DataParallel(Strategy):
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
         """Hear how many processes are wanted; those that somebody else has started are as many as they are."""
         self._device, self._devices, self._num_nodes = device, devices, num_nodes
-        place = self.place
-        if place is None or self._others is not None:
+        process = self.process
+        if process is None or self._others is not None:
             return
-        if place.launcher == "torchrun" and devices != place.local_world_size:
+        if process.launcher == "torchrun" and devices != process.local_world_size:
             raise UsageError(
-                f"devices={devices}, and torchrun has started {place.local_world_size} processes on this machine",
-                fix=f"devices={place.local_world_size}, or leave devices out; or torchrun --nproc-per-node {devices}",
+                f"devices={devices}, and torchrun has started {process.local_world_size} processes on this machine",
+                fix=f"devices={process.local_world_size}, or leave devices out; or torchrun --nproc-per-node {devices}",
             )
-        if num_nodes > 1 and devices * num_nodes != place.world_size:
+        if num_nodes > 1 and devices * num_nodes != process.world_size:
             raise UsageError(
-                f"num_nodes={num_nodes} with devices={devices}, and {place.launcher} has started {place.world_size} "
-                "processes",
+                f"num_nodes={num_nodes} with devices={devices}, and {process.launcher} has started "
+                f"{process.world_size} processes",
                 fix="leave num_nodes and devices out: whoever starts the processes has said it",
             )
 
     @property
     def local_world_size(self) -> int | None:  # type: ignore[override]
         """How many processes somebody has started on this machine, None if nobody has."""
-        return None if self.place is None else self.place.local_world_size
+        return None if self.process is None else self.process.local_world_size
 
     @property
     def world_size(self) -> int:  # type: ignore[override]
         """How many processes there are."""
-        return 1 if self.place is None else self.place.world_size
+        return 1 if self.process is None else self.process.world_size
 
     @property
     def global_rank(self) -> int:  # type: ignore[override]
         """Which of all processes this is."""
-        return 0 if self.place is None else self.place.rank
+        return 0 if self.process is None else self.process.rank
 
     @property
     def local_rank(self) -> int:  # type: ignore[override]
         """Which of the processes on this machine this is."""
-        return 0 if self.place is None else self.place.local_rank
+        return 0 if self.process is None else self.process.local_rank
 
     @contextmanager
     def launch(self) -> Iterator[None]:
         """Start the others, unless they are there, and meet them; where one fails, nobody goes on."""
-        if self.place is None and self._devices * self._num_nodes > 1:
-            self.place, self._others, self._listening = self._start()
-        if self.place is None:
+        if self.process is None and self._devices * self._num_nodes > 1:
+            self.process, self._others, self._listening = self._start()
+        if self.process is None:
             yield
             return
-        # A verb can run inside of another, as in a hook: what is the outer one's stays.
+        # A stage can run inside of another, as in a hook: what is the outer one's stays.
         outer, kept = self._run, len(self._steps)
-        with reporting(self.place):
+        with reporting(self.process):
             try:
                 self._meet()
                 assert _watchdog is not None
@@ -171,25 +171,25 @@ class DataParallel(Strategy):
                 while len(self._steps) > kept:
                     self._steps.pop().close()
 
-    def _start(self) -> tuple[Place, Others | None, socket.socket | None]:
+    def _start(self) -> tuple[ProcessInfo, Others | None, socket.socket | None]:
         return start_again(self._devices, self._num_nodes)
 
     def _meet(self) -> None:
         global _watchdog
-        assert self.place is not None
+        assert self.process is not None
         if "OMP_NUM_THREADS" not in os.environ and not is_open():
-            torch.set_num_threads(cores_of(self.place, torch.get_num_threads()))
+            torch.set_num_threads(cores_of(self.process, torch.get_num_threads()))
         # Said of channels-last weights and of dimensions of one, where it means nothing.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         listening, self._listening = self._listening, None
-        store = open_group(self.place, self._device, self.timeout, listening, self._look_at_the_others)
+        store = open_group(self.process, self._device, self.timeout, listening, self._look_at_the_others)
         if store is None:
             if _watchdog is not None:
                 _watchdog.where = self._where
             return
         end_data_workers_too()
         others = self._others
-        _watchdog = Watchdog(self.place, store, self.frozen_after, self._where, others)
+        _watchdog = Watchdog(self.process, store, self.frozen_after, self._where, others)
         atexit.unregister(_part)
         atexit.register(_part)
         if others is not None and others is started():
@@ -199,11 +199,11 @@ class DataParallel(Strategy):
         """While others are missing: one that has ended will not come any more."""
         if self._others is not None and self._others.ended() is not None:
             raise self._others.failure(_GRACE, "before it met the others") or ProcessLostError(
-                "a process ended before it met the others", why="it did not come to the verb that this one is in"
+                "a process ended before it met the others", why="it did not come to the stage that this one is in"
             )
 
     def begin(self, run: Run) -> None:
-        """All processes are in the same verb, with the same arguments, or none begins."""
+        """All processes are in the same stage, with the same arguments, or none begins."""
         self._run = run
         self.agree(lambda: facts_at_start(run))
 
@@ -225,21 +225,21 @@ class DataParallel(Strategy):
         if _watchdog is not None and _watchdog.has_found.is_set():
             time.sleep(60)  # it is saying so, and ends this process
         if self._others is None:
-            return error if self.place is None or _watchdog is None else self._seen_from_afar(error, _watchdog)
+            return error if self.process is None or _watchdog is None else self._seen_from_afar(error, _watchdog)
         found = self._seen_beside(error, self._others)
         self._others.end()
         return found
 
     def _seen_beside(self, error: BaseException, others: Others) -> BaseException:
         """The same where this process started the others of its machine, which may be one of several."""
-        assert self.place is not None
+        assert self.process is not None
         if is_bystander(error):
             return error
         found = others.failure(_GRACE, f"at step {self._where()[0]}") if is_of_the_group(error) else error
         if _watchdog is None:
             return found or self._broken(error)
         if found is not None:
-            _watchdog.tell_failure(report_of(found, self.place, is_of_the_group=False))
+            _watchdog.tell_failure(report_of(found, self.process, is_of_the_group=False))
             return found
         if (told := _watchdog.told_failure()) is not None:
             return error_in(told)
@@ -248,11 +248,11 @@ class DataParallel(Strategy):
 
     def _seen_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
         """The same where somebody else started the processes: one of them speaks, each of them ends."""
-        assert self.place is not None
+        assert self.process is not None
         if is_bystander(error):
             return error
         if not is_of_the_group(error):
-            watchdog.tell_failure(report_of(error, self.place, is_of_the_group=False))
+            watchdog.tell_failure(report_of(error, self.process, is_of_the_group=False))
             return error
         with _deaf_to_sigterm():
             return self._of_another(watchdog) or self._broken(error)
@@ -334,7 +334,7 @@ class DataParallelWithUnused(DataParallel):
 
 
 class ForkedDataParallel(DataParallel):
-    """As `ddp`, by processes that are forked where the verb is called, and end with it; this one is rank 0.
+    """As `ddp`, by processes that are forked where the method is called, and end with it; this one is rank 0.
 
     On CPUs the others compute on one thread each: OpenMP's threads do not survive a fork.
     """
@@ -343,19 +343,19 @@ class ForkedDataParallel(DataParallel):
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
         """As `ddp`, on one machine."""
-        if num_nodes > 1 and self.place is None:
+        if num_nodes > 1 and self.process is None:
             raise UsageError(f"{self.name} forks on one machine, and num_nodes={num_nodes}", fix='strategy="ddp"')
         super().plan(device, devices, num_nodes)
 
     @contextmanager
     def launch(self) -> Iterator[None]:
         """Fork the others; what they have at the end is gone, and this process has the same."""
-        if self.place is not None or self._devices * self._num_nodes == 1:
+        if self.process is not None or self._devices * self._num_nodes == 1:
             with super().launch():
                 yield
             return
         threads = torch.get_num_threads()
-        self.place, others, self._listening = fork(self._devices, self._device)
+        self.process, others, self._listening = fork(self._devices, self._device)
         if others is None:
             with ending_here(), super().launch():
                 yield
@@ -375,7 +375,7 @@ class ForkedDataParallel(DataParallel):
             _part()
             close_group()
             others.end()
-            self.place = self._others = None
+            self.process = self._others = None
             torch.set_num_threads(threads)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["Place", "number_in", "place_in"]
+__all__ = ["ProcessInfo", "number_in", "process_info"]
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One of the processes that train together.
 
     Args:
@@ -34,6 +34,14 @@ class Place:
     port: int
     launcher: str
 
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
+
+    @property
+    def meeting_point(self) -> str:
+        """Where rank 0 listens, as `address:port`."""
+        return f"{self.address}:{self.port}"
+
 
 #: launcher -> the variables of (rank, world size, local rank, local world size); the first that is there is meant
 _VARIABLES = {
@@ -49,8 +57,8 @@ _VARIABLES = {
 _PORTS = 12_000, 20_000
 
 
-def place_in(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that torchrun, SLURM, MPI or a Kubernetes job gave this process; None if nobody did.
+def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo | None:
+    """The rank and sizes that torchrun, SLURM, MPI or a Kubernetes job gave this process; None if nobody did.
 
     Raises:
         UsageError: some of the variables are there and others are missing, or they contradict each other.
@@ -78,7 +86,7 @@ def _rank(environment: Mapping[str, str]) -> str:
     )
 
 
-def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[str, str]) -> Place:
+def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[str, str]) -> ProcessInfo:
     rank_name, size_name, local_name, local_size_name = names
     if size_name not in environment:
         raise _missing(size_name, rank_name, environment)
@@ -92,7 +100,7 @@ def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[
         launcher = "torchrun"
     if "FLASHTASK_REPORTS" in environment:
         launcher = "flashtask"
-    return Place(rank, size, local, local_size, *_meeting_point(launcher, environment), launcher)
+    return ProcessInfo(rank, size, local, local_size, *_meeting_point(launcher, environment), launcher)
 
 
 def _meeting_point(launcher: str, environment: Mapping[str, str]) -> tuple[str, int]:

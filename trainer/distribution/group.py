@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from flashtask.core.errors import UsageError
 from flashtask.core.machine import share_machine, stop_sharing
-from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.environment import ProcessInfo
 from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
 
 __all__ = [
@@ -64,7 +64,7 @@ def listen(port: int) -> socket.socket:
 
 
 def open_group(
-    place: Place,
+    process: ProcessInfo,
     device: torch.device,
     timeout: float,
     listening: socket.socket | None = None,
@@ -73,10 +73,10 @@ def open_group(
     """Meet the other processes; gloo for what is on CPUs, NCCL for CUDA.
 
     Args:
-        place: of this process.
+        process: this one.
         device: that it computes on.
         timeout: seconds that one waits for another, here and in every exchange later.
-        listening: a socket on the place's port, if there is one already.
+        listening: a socket on the port of `process`, if there is one already.
         look: called again and again while others are missing; it raises if they cannot come.
 
     Returns:
@@ -96,65 +96,65 @@ def open_group(
     atexit.register(_leave)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=timeout)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if place.launcher == "torchrun" else "0"
-    if place.world_size > place.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
-        name = interface_towards(place.address)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if process.launcher == "torchrun" else "0"
+    if process.world_size > process.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
+        name = interface_towards(process.address)
         os.environ.update({} if name is None else {"GLOO_SOCKET_IFNAME": name})
     try:
-        store = _store(place, wait, listening)
+        store = _store(process, wait, listening)
         names = PrefixStore(f"flashtask/{attempt}", store)
-        _wait_for_all(names, place, timeout, look)
+        _wait_for_all(names, process, timeout, look)
         group = PrefixStore("group", names)
-        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.world_size, timeout=wait)
+        dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.world_size, timeout=wait)
     except RuntimeError as error:
         if "connectFullMesh" in str(error):
-            raise _unreachable(place, error) from error
+            raise _unreachable(process, error) from error
         if not isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
             raise
         raise UsageError(
-            f"process {place.rank} of {place.world_size} could not meet the others at {place.address}:{place.port}",
+            f"{process} could not meet the others at {process.meeting_point}",
             why=_first_line(error),
             fix=_PORT_FIX,
         ) from error
     _is_abandoned = False
-    share_machine(place.local_world_size, partial(cores_of, place))
+    share_machine(process.local_world_size, partial(cores_of, process))
     return names
 
 
-def _unreachable(place: Place, error: RuntimeError) -> UsageError:
+def _unreachable(process: ProcessInfo, error: RuntimeError) -> UsageError:
     here = ", ".join(f"{name} ({address})" for name, address in interfaces().items()) or "none"
     chosen = os.environ.get("GLOO_SOCKET_IFNAME", "that of the host name")
     return UsageError(
-        f"process {place.rank} of {place.world_size} cannot reach the others",
+        f"{process} cannot reach the others",
         why=f"{str(error).strip().splitlines()[0].rpartition('] ')[2]}; the interface here is {chosen}",
         fix=f"GLOO_SOCKET_IFNAME=NAME on every machine, with the interface that joins them; here are: {here}",
     )
 
 
-def _store(place: Place, wait: timedelta, listening: socket.socket | None) -> TCPStore:
+def _store(process: ProcessInfo, wait: timedelta, listening: socket.socket | None) -> TCPStore:
     """The first process serves it, unless torchrun's agent does."""
-    by_agent = place.launcher == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = place.rank == 0 and not by_agent
+    by_agent = process.launcher == "torchrun" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = process.rank == 0 and not by_agent
     options: dict[str, Any] = {"is_master": serves, "timeout": wait, "wait_for_workers": False}
     if listening is not None:
         options["master_listen_fd"] = listening.detach()
-    return TCPStore(place.address, place.port, **options)
+    return TCPStore(process.address, process.port, **options)
 
 
-def _wait_for_all(store: PrefixStore, place: Place, timeout: float, look: Callable[[], None]) -> None:
+def _wait_for_all(store: PrefixStore, process: ProcessInfo, timeout: float, look: Callable[[], None]) -> None:
     start, pause, is_told = time.monotonic(), 0.01, False
-    store.set(f"here/{place.rank}", str(os.getpid()))
-    keys = [f"here/{rank}" for rank in range(place.world_size)]
+    store.set(f"here/{process.rank}", str(os.getpid()))
+    keys = [f"here/{rank}" for rank in range(process.world_size)]
     while not store.check(keys):
         look()
         waited = time.monotonic() - start
         missing = ", ".join(str(rank) for rank, key in enumerate(keys) if waited > 10 and not store.check([key]))
-        if missing and not (is_told or place.rank):
+        if missing and not (is_told or process.rank):
             is_told = True
-            print(f"process 0 waits at {place.address}:{place.port} for: {missing}", file=sys.stderr, flush=True)
+            print(f"process 0 waits at {process.meeting_point} for: {missing}", file=sys.stderr, flush=True)
         if waited > timeout:
             raise UsageError(
-                f"process {place.rank} of {place.world_size} waited {timeout:.0f} s at {place.address}:{place.port}",
+                f"{process} waited {timeout:.0f} s at {process.meeting_point}",
                 why=f"these did not come: {missing}",
                 fix=_PORT_FIX,
             )
@@ -171,15 +171,15 @@ def is_open() -> bool:
     return dist.is_initialized()
 
 
-def cores_of(place: Place, cores: int) -> int:
+def cores_of(process: ProcessInfo, cores: int) -> int:
     """Of the cores that a process may use, its own: SLURM gives each task some; else those of a machine share them.
 
     Args:
-        place: of the process.
+        process: this one.
         cores: those that it may use.
     """
-    own = os.environ.get("SLURM_CPUS_PER_TASK", "") if place.launcher == "slurm" else ""
-    return min(cores, int(own)) if own.isdigit() and int(own) else max(1, cores // place.local_world_size)
+    own = os.environ.get("SLURM_CPUS_PER_TASK", "") if process.launcher == "slurm" else ""
+    return min(cores, int(own)) if own.isdigit() and int(own) else max(1, cores // process.local_world_size)
 
 
 def close_group() -> None:

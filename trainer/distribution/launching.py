@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from flashtask.core.errors import ProcessLostError, UsageError
-from flashtask.trainer.distribution.environment import Place, number_in
+from flashtask.trainer.distribution.environment import ProcessInfo, number_in
 from flashtask.trainer.distribution.group import close_group, hard_exit, is_of_the_group, listen
 from flashtask.trainer.distribution.reports import (
     CONTINUE,
@@ -111,29 +111,29 @@ _started: Others | None = None
 
 
 def started() -> Others | None:
-    """The processes that an earlier verb has started, and that still go beside this one."""
+    """The processes that an earlier stage has started, and that still go beside this one."""
     return _started
 
 
 @contextmanager
-def reporting(place: Place) -> Iterator[None]:
+def reporting(process: ProcessInfo) -> Iterator[None]:
     """In a process that another of its machine started: leave for that one what went wrong, and end without a word."""
     reports = os.environ.get(_REPORTS)
     try:
         yield
     except BaseException as error:
-        if not (reports and place.local_rank):
+        if not (reports and process.local_rank):
             raise
-        partial = Path(reports, f"{place.rank}.partial")
+        partial = Path(reports, f"{process.rank}.partial")
         with suppress(OSError):
-            report = report_of(error, place, is_of_the_group=is_of_the_group(error) or is_bystander(error))
+            report = report_of(error, process, is_of_the_group=is_of_the_group(error) or is_bystander(error))
             partial.write_text(json.dumps(report), "utf-8")
             partial.rename(partial.with_suffix(".json"))
         # It is said once, and the others are ended: what stands above here is not gone through.
         hard_exit(exit_code_of(error))
 
 
-def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.socket | None]:
+def start_again(devices: int, num_nodes: int) -> tuple[ProcessInfo, Others, socket.socket | None]:
     """Start this script once for each further device of this machine, with the same arguments.
 
     Of several machines each has one process that starts the others on it, told by NODE_RANK, MASTER_ADDR, MASTER_PORT.
@@ -152,19 +152,19 @@ def start_again(devices: int, num_nodes: int) -> tuple[Place, Others, socket.soc
         # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
         listening = listen(port)
         address, port = "127.0.0.1", listening.getsockname()[1]
-    places = [
-        Place(node * devices + local, devices * num_nodes, local, devices, address, port, "flashtask")
+    processes = [
+        ProcessInfo(node * devices + local, devices * num_nodes, local, devices, address, port, "flashtask")
         for local in range(devices)
     ]
     children = {}
-    for place in places[1:]:
-        environment = {**os.environ, **_environment(place), _REPORTS: str(reports)}
-        children[place.rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
-    os.environ.update({**_environment(places[0]), _REPORTS: str(reports)})
+    for process in processes[1:]:
+        environment = {**os.environ, **_environment(process), _REPORTS: str(reports)}
+        children[process.rank] = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+    os.environ.update({**_environment(processes[0]), _REPORTS: str(reports)})
     _started = Others(
         {rank: one.poll for rank, one in children.items()}, {rank: one.pid for rank, one in children.items()}, reports
     )
-    return places[0], _started, listening
+    return processes[0], _started, listening
 
 
 def _node_rank(num_nodes: int) -> int:
@@ -182,15 +182,15 @@ def _node_rank(num_nodes: int) -> int:
     )
 
 
-def _environment(place: Place) -> dict[str, str]:
+def _environment(process: ProcessInfo) -> dict[str, str]:
     numbers = {
-        "RANK": place.rank,
-        "WORLD_SIZE": place.world_size,
-        "LOCAL_RANK": place.local_rank,
-        "LOCAL_WORLD_SIZE": place.local_world_size,
-        "MASTER_PORT": place.port,
+        "RANK": process.rank,
+        "WORLD_SIZE": process.world_size,
+        "LOCAL_RANK": process.local_rank,
+        "LOCAL_WORLD_SIZE": process.local_world_size,
+        "MASTER_PORT": process.port,
     }
-    return {"MASTER_ADDR": place.address, **{name: str(number) for name, number in numbers.items()}}
+    return {"MASTER_ADDR": process.address, **{name: str(number) for name, number in numbers.items()}}
 
 
 def is_script() -> bool:
@@ -237,8 +237,8 @@ def end_data_workers_too() -> None:
         multiprocessing.util.register_after_fork(_data_workers, lambda _: _end_with_parent())
 
 
-def fork(devices: int, device: torch.device) -> tuple[Place, Others | None, socket.socket | None]:
-    """Fork a process for each further device; gives each of them its place, and rank 0 the others and where to listen.
+def fork(devices: int, device: torch.device) -> tuple[ProcessInfo, Others | None, socket.socket | None]:
+    """Fork a process for each further device; rank 0 also gets the others and a listening socket.
 
     Raises:
         UsageError: CUDA is in use already, and does not outlive a fork.
@@ -265,10 +265,10 @@ def fork(devices: int, device: torch.device) -> tuple[Place, Others | None, sock
             # A group of an earlier run that is not gone yet can only be ended where its threads are.
             gc.freeze()
             torch.set_num_threads(1)  # OpenMP's threads did not come along
-            return Place(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None, None
+            return ProcessInfo(rank, devices, rank, devices, "127.0.0.1", port, "flashtask"), None, None
         pids[rank] = pid
     others = Others({rank: _poll(pid) for rank, pid in pids.items()}, pids, reports)
-    return Place(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others, listening
+    return ProcessInfo(0, devices, 0, devices, "127.0.0.1", port, "flashtask"), others, listening
 
 
 def _poll(pid: int) -> Callable[[], int | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, ProcessLostError, UnknownNameError, UsageError
 from flashtask.core.failures import as_users_see_it
-from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.environment import ProcessInfo
 
 __all__ = [
     "CONTINUE",
@@ -26,16 +26,16 @@ __all__ = [
 CONTINUE = "the run can be continued from its last.ckpt (--resume)"
 
 
-def report_of(error: BaseException, place: Place, is_of_the_group: bool) -> dict[str, Any]:
+def report_of(error: BaseException, process: ProcessInfo, is_of_the_group: bool) -> dict[str, Any]:
     """An error as plain data.
 
     Args:
         error: what ended the run in this process.
-        place: of this process.
+        process: this one.
         is_of_the_group: it only says that another process is gone.
     """
     seen = as_users_see_it(error)
-    told: dict[str, Any] = {"rank": place.rank, "of": place.world_size, "is_of_the_group": is_of_the_group}
+    told: dict[str, Any] = {"rank": process.rank, "of": process.world_size, "is_of_the_group": is_of_the_group}
     told |= {"kind": type(seen).__name__, "trace": "".join(traceback.format_exception(error))}
     if isinstance(seen, SystemExit):
         return {**told, "code": exit_code_of(seen)}

@@ -14,15 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.closed_form import fits_in_closed_form
 from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
 from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
-    from flashtask.trainer.run import Run
 
 __all__ = ["ForkedFullyShardedDataParallel", "FullyShardedDataParallel", "OffloadedFullyShardedDataParallel"]
 
@@ -104,9 +101,9 @@ class FullyShardedDataParallel(DataParallel):
         run = module.trainer.fit_run
         if run is None or run is not module.trainer.active_run:
             return
-        if self._of(module) is not None or fits_in_closed_form(module, run.finetuning):
+        if self._of(module) is not None or run.solves_head:
             return
-        self._check(module, run)
+        self._check(module)
         blocks = blocks_of(module, self.auto_wrap_policy)
         if self.activation_checkpointing:
             self._recomputing.append(Recomputing(_some(blocks, module)))
@@ -143,7 +140,7 @@ class FullyShardedDataParallel(DataParallel):
     def _of(self, module: nn.Module) -> ShardedModule | None:
         return next((one for one in self._sharded if one.module is module), None)
 
-    def _check(self, module: Module, run: Run) -> None:
+    def _check(self, module: Module) -> None:
         if self.cpu_offload and (self._device.type == "cpu" or self.world_size == 1):
             raise UsageError(
                 "cpu_offload=True does nothing here",
@@ -157,12 +154,6 @@ class FullyShardedDataParallel(DataParallel):
                 'strategy="fsdp" with automatic_optimization = False',
                 why="gradients are shared out after the training step, and this step wants them within it",
                 fix='strategy="ddp"',
-            )
-        if any(isinstance(one, StochasticWeightAveraging) for one in run.callbacks):
-            raise UsageError(
-                'StochasticWeightAveraging does not work with strategy="fsdp"',
-                why="it runs the module at the end of the fit, outside of a step",
-                fix='WeightAveraging(update_starting_at_epoch=...), or strategy="ddp"',
             )
         if names := [name for name, parameter in module.named_parameters() if parameter.dim() == 0]:
             raise UsageError(
@@ -181,7 +172,7 @@ class OffloadedFullyShardedDataParallel(FullyShardedDataParallel):
 
 
 class ForkedFullyShardedDataParallel(FullyShardedDataParallel, ForkedDataParallel):
-    """As `fsdp`, by processes that are forked where the verb is called: for notebooks."""
+    """As `fsdp`, by processes that are forked where the method is called: for notebooks."""
 
     name = "fsdp_spawn"
 

@@ -15,9 +15,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from flashtask.trainer.batch_transfer import without_views
 from flashtask.trainer.distribution.group import agree_on
 from flashtask.trainer.distribution.shards import whole
-from flashtask.trainer.transfer import without_views
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

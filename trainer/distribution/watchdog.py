@@ -1,6 +1,6 @@
 """Finding out which process is frozen or gone, while the main thread waits for it in an exchange.
 
-Every process gives a sign of life each second, by a thread: it goes on through a long step, and stops with the process.
+Every process writes a heartbeat each second, from a thread: it goes on through a long step, and stops with the process.
 The first process listens to all, the others to it.
 """
 
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import ProcessLostError
-from flashtask.trainer.distribution.environment import Place
+from flashtask.trainer.distribution.environment import ProcessInfo
+from flashtask.trainer.distribution.heartbeat import Endings, Heartbeat, is_gone, read_heartbeat, start_of, this_machine
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import CONTINUE, error_in, how_it_ended
-from flashtask.trainer.distribution.signs import Endings, Sign, is_gone, read_sign, start_of, this_machine
 
 __all__ = ["Watchdog"]
 
@@ -38,32 +38,32 @@ class Watchdog:
     """Watches over the processes of a group from threads of this one.
 
     Args:
-        place: of this process.
+        process: this one.
         store: through which they speak.
-        patience: seconds without a sign of life after which a process counts as frozen.
+        patience: seconds without a heartbeat after which a process counts as frozen.
         where: gives the step of the run and its folder, or None.
         others: the processes that this one started, if it did.
     """
 
     def __init__(
         self,
-        place: Place,
+        process: ProcessInfo,
         store: Any,
         patience: float,
         where: Callable[[], tuple[int, Path | None]],
         others: Others | None = None,
     ) -> None:
-        self._place, self._store, self._patience, self.where = place, store, patience, where
+        self._process, self._store, self._patience, self.where = process, store, patience, where
         self._others = others
         self._interval = min(1.0, patience / 5)
-        #: verbs that run, one in another: only then does it matter what the others do
+        #: stages that run, one in another: only then does it matter what the others do
         self._running = 0
         #: how many have run, in all processes alike; what ended one of them does not end the next
-        self._verb = 0
+        self._stage = 0
         #: this process is about to be ended from here
         self.has_found = threading.Event()
         self._parent = os.getppid()
-        self._seen: dict[int, Sign] = {}
+        self._seen: dict[int, Heartbeat] = {}
         self._endings = Endings()
         self._silence = dict.fromkeys(self._listens_to, 0.0)
         self._is_reached = True
@@ -79,8 +79,8 @@ class Watchdog:
 
     @property
     def _listens_to(self) -> list[int]:
-        others = [rank for rank in range(self._place.world_size) if rank != self._place.rank]
-        return others if self._place.rank == 0 else [0]
+        others = [rank for rank in range(self._process.world_size) if rank != self._process.rank]
+        return others if self._process.rank == 0 else [0]
 
     def close(self) -> None:
         """Part from the others; the threads end."""
@@ -91,16 +91,16 @@ class Watchdog:
 
     @contextmanager
     def on_guard(self) -> Iterator[None]:
-        """Around a verb, which may run inside of another."""
+        """Around a stage, which may run inside of another."""
         if not self._running:
-            self._verb += 1
+            self._stage += 1
         self._running += 1
         try:
             yield
         finally:
             self._running -= 1
 
-    # ---- signs of life
+    # ---- heartbeats
 
     def _give_signs(self) -> None:
         """The store can be silent with the process that keeps it, so nothing else waits for it."""
@@ -112,8 +112,8 @@ class Watchdog:
             while True:
                 count += 1
                 is_last = self._over.wait(self._interval if count > 1 else 0)
-                sign = Sign(count, self.where()[0], is_last=is_last, **own)
-                store.set(f"sign/{self._place.rank}", json.dumps(asdict(sign)))
+                heartbeat = Heartbeat(count, self.where()[0], is_last=is_last, **own)
+                store.set(f"heartbeat/{self._process.rank}", json.dumps(asdict(heartbeat)))
                 if is_last:
                     return
                 self._listen(store)
@@ -123,10 +123,10 @@ class Watchdog:
 
     def _listen(self, store: Any) -> None:
         for rank in self._listens_to:
-            sign = read_sign(store, rank)
-            if sign is not None and sign != self._seen.get(rank):
-                self._endings.watch(rank, sign)
-                self._seen[rank], self._silence[rank] = sign, 0.0
+            heartbeat = read_heartbeat(store, rank)
+            if heartbeat is not None and heartbeat != self._seen.get(rank):
+                self._endings.watch(rank, heartbeat)
+                self._seen[rank], self._silence[rank] = heartbeat, 0.0
         for key in ("frozen", self._failed):
             if key not in self._told and store.check([key]):
                 self._told[key] = json.loads(store.get(key))
@@ -160,9 +160,9 @@ class Watchdog:
 
     def _look_for_the_launcher(self) -> None:
         """Torchrun's agent cannot end its processes any more when it was killed itself."""
-        if self._place.launcher == "torchrun" and os.getppid() != self._parent:
+        if self._process.launcher == "torchrun" and os.getppid() != self._parent:
             self.has_found.set()
-            _write_to_stderr(f"process {self._place.rank}: torchrun, which started it, is gone\n")
+            _write_to_stderr(f"process {self._process.rank}: torchrun, which started it, is gone\n")
             os._exit(ProcessLostError.exit_code)
 
     def _frozen(self) -> tuple[int, str] | None:
@@ -172,25 +172,25 @@ class Watchdog:
         if not self._is_reached:
             return None
         for rank, silence in self._silence.items():
-            sign = self._seen.get(rank)
-            if sign is not None and not sign.is_last and silence > self._patience and not is_gone(sign):
-                return rank, self._text(rank, sign)
-        if self._without_answer > self._patience and self._place.launcher == "torchrun":
+            heartbeat = self._seen.get(rank)
+            if heartbeat is not None and not heartbeat.is_last and silence > self._patience and not is_gone(heartbeat):
+                return rank, self._text(rank, heartbeat)
+        if self._without_answer > self._patience and self._process.launcher == "torchrun":
             return -1, f"no answer from torchrun's agent for {self._patience:g} s: it is frozen, or its machine is"
         return None
 
-    def _text(self, rank: int, sign: Sign) -> str:
-        who = f"process {rank} of {self._place.world_size} (pid {sign.pid} on {sign.host}) is frozen"
-        return f"{who}: no sign of life for {self._patience:g} s, {self._at(sign.step)}"
+    def _text(self, rank: int, heartbeat: Heartbeat) -> str:
+        who = f"process {rank} of {self._process.world_size} (pid {heartbeat.pid} on {heartbeat.host}) is frozen"
+        return f"{who}: no heartbeat for {self._patience:g} s, {self._at(heartbeat.step)}"
 
     def _at(self, step: int) -> str:
-        """Processes go in step, and a sign may be a second old."""
+        """Processes advance together, and a heartbeat may be a second old."""
         return f"at step {max(step, self.where()[0])}"
 
     def _leave_the_frozen(self, rank: int, text: str) -> None:
         """The first of the others speaks; all leave their stacks; who is frozen is ended from its machine."""
         finds_it_first = "frozen" not in self._told
-        speaks = self._place.rank == (1 if rank == 0 else 0)
+        speaks = self._process.rank == (1 if rank == 0 else 0)
         self.has_found.set()
         if speaks:
             self._say(text)
@@ -200,17 +200,17 @@ class Watchdog:
             threading.Thread(target=lambda: self._store.set("frozen", told), daemon=True).start()
         if finds_it_first:
             time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
-        sign = self._seen.get(rank)
-        if sign is not None and sign.machine == this_machine() and not is_gone(sign):
+        heartbeat = self._seen.get(rank)
+        if heartbeat is not None and heartbeat.machine == this_machine() and not is_gone(heartbeat):
             with suppress(OSError):
-                os.kill(sign.pid, signal.SIGKILL)
+                os.kill(heartbeat.pid, signal.SIGKILL)
         self._end_the_others()
         os._exit(ProcessLostError.exit_code)
 
     def _leave(self, text: str) -> None:
         """The main thread did not notice by itself; on each machine one process says so."""
         self.has_found.set()
-        if self._place.local_rank == 0:
+        if self._process.local_rank == 0:
             self._say(text)
         self._dump(text)
         self._end_the_others()
@@ -230,8 +230,8 @@ class Watchdog:
         try:
             if folder is None:
                 raise OSError
-            with (folder / f"stacks-{self._place.rank}.txt").open("w", encoding="utf-8") as file:
-                file.write(f"{text}\nprocess {self._place.rank}, step {self.where()[0]}\n")
+            with (folder / f"stacks-{self._process.rank}.txt").open("w", encoding="utf-8") as file:
+                file.write(f"{text}\nprocess {self._process.rank}, step {self.where()[0]}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:
@@ -242,48 +242,48 @@ class Watchdog:
 
     def lost(self) -> tuple[int, str] | None:
         """The rank of a process that is gone, and how it ended; None if none is found in a few seconds."""
-        first: dict[int, Sign] = {}
+        first: dict[int, Heartbeat] = {}
         deadline = time.monotonic() + _LOOK
         while time.monotonic() < deadline:
-            for rank in range(self._place.world_size):
-                if rank == self._place.rank:
+            for rank in range(self._process.world_size):
+                if rank == self._process.rank:
                     continue
                 try:
-                    sign = read_sign(self._store, rank)
+                    heartbeat = read_heartbeat(self._store, rank)
                 except Exception:  # the store is gone with the process that kept it
                     return 0, self._ended(0, self._seen.get(0))
-                if sign is None:
+                if heartbeat is None:
                     continue
-                if is_gone(sign):
-                    return rank, self._ended(rank, sign)
-                first.setdefault(rank, sign)
+                if is_gone(heartbeat):
+                    return rank, self._ended(rank, heartbeat)
+                first.setdefault(rank, heartbeat)
             time.sleep(0.05)
         try:
-            silent = [rank for rank, sign in first.items() if read_sign(self._store, rank) == sign]
+            silent = [rank for rank, heartbeat in first.items() if read_heartbeat(self._store, rank) == heartbeat]
         except Exception:
             return 0, self._ended(0, self._seen.get(0))
         return (silent[0], f"process {silent[0]} is silent, {self._at(first[silent[0]].step)}") if silent else None
 
-    def _ended(self, rank: int, sign: Sign | None) -> str:
-        where = self._at(0 if sign is None else sign.step)
-        code = None if sign is None else self._endings.code(rank, sign)
+    def _ended(self, rank: int, heartbeat: Heartbeat | None) -> str:
+        where = self._at(0 if heartbeat is None else heartbeat.step)
+        code = None if heartbeat is None else self._endings.code(rank, heartbeat)
         return f"process {rank} ended {where}" if code is None else how_it_ended(rank, code, where)
 
     @property
     def _failed(self) -> str:
-        return f"failed/{self._verb}"
+        return f"failed/{self._stage}"
 
     def tell_failure(self, report: dict[str, Any]) -> None:
-        """Let the others know what ended the verb here."""
+        """Let the others know what ended the stage here."""
         with suppress(Exception):
             self._store.compare_set(self._failed, "", json.dumps(report))
-            place = self._place
-            if place.rank == 0 and place.launcher != "torchrun" and place.world_size > place.local_world_size:
+            process = self._process
+            if process.rank == 0 and process.launcher != "torchrun" and process.world_size > process.local_world_size:
                 # The store ends with this process, and other machines are to read it first.
                 time.sleep(1.5 * self._interval)
 
     def told_failure(self) -> dict[str, Any] | None:
-        """What another process said that the verb failed of."""
+        """What another process said that the stage failed of."""
         if (heard := self._told.get(self._failed)) is not None:
             return dict(heard)
         with suppress(Exception):

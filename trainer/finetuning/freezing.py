@@ -17,7 +17,7 @@ from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.finetuning.lora import adapted_layers, factor_names
 from flashtask.trainer.finetuning.phase import GROUPS, Phase, Selection
 from flashtask.trainer.finetuning.strategies import Finetuning, Position, Stage
-from flashtask.trainer.wrapping import own_name, parameters_by_name
+from flashtask.trainer.wrapping import parameters_by_name, unwrapped_name
 
 __all__ = ["Freezing", "Parts", "TrainableGroup"]
 
@@ -50,7 +50,7 @@ class Parts:
         self.parameters = parameters_by_name(module)
         self.roots: list[nn.Module] = list(module.modules_to_freeze())
         self.lora = factor_names(module)
-        groups = [[own_name(name) for name in group] for group in module.layer_groups()]
+        groups = [[unwrapped_name(name) for name in group] for group in module.layer_groups()]
         self.groups = [[name for name in group if name not in self.lora] for group in groups]
         backbone = {id(self.parameters[name]) for group in self.groups for name in group}
         self.backbone = {name for name, p in self.parameters.items() if id(p) in backbone}
@@ -63,7 +63,7 @@ class Parts:
             # Libraries have norms of their own, which they call so.
             if isinstance(part, _NORMS) or "norm" in type(part).__name__.lower():
                 prefix = f"{path}." if path else ""
-                found |= {own_name(prefix + name) for name, _ in part.named_parameters(recurse=False)}
+                found |= {unwrapped_name(prefix + name) for name, _ in part.named_parameters(recurse=False)}
         return found & self.backbone
 
     def of_layers(self, count: int | None) -> set[str]:

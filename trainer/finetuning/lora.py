@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
-from flashtask.trainer.wrapping import own_name
+from flashtask.trainer.wrapping import unwrapped_name
 
 __all__ = [
     "Adaptation",
@@ -171,7 +171,9 @@ def _find_layers(
     module: nn.Module, roots: Iterable[nn.Module], settings: LowRank
 ) -> tuple[dict[str, Any], dict[str, int]]:
     inside = {id(part) for root in roots for part in root.modules()}
-    candidates = {own_name(n): p for n, p in module.named_modules() if id(p) in inside and _weight_in(p) is not None}
+    candidates = {
+        unwrapped_name(n): p for n, p in module.named_modules() if id(p) in inside and _weight_in(p) is not None
+    }
     for pattern in settings.targets:
         if not any(_matches(name, pattern) for name in candidates):
             ends = {name.rpartition(".")[2] for name in candidates} | set(candidates)
@@ -235,7 +237,7 @@ def _add_factors(layer: nn.Module, settings: LowRank) -> None:
 
 def adapted_layers(module: nn.Module) -> dict[str, Any]:
     """The layers that have factors, by their own names."""
-    return {own_name(n): part for n, part in module.named_modules() if isinstance(part, _LowRankLayer)}
+    return {unwrapped_name(n): part for n, part in module.named_modules() if isinstance(part, _LowRankLayer)}
 
 
 def factor_names(module: nn.Module) -> set[str]:
@@ -269,7 +271,7 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = dict(module.state_dict())
     for name, layer in module.named_modules(remove_duplicate=False):
         if isinstance(layer, _LowRankLayer):
-            own = own_name(name)
+            own = unwrapped_name(name)
             for factor in _FACTORS:
                 del state[f"{own}.{factor}" if f"{own}.{factor}" in state else f"{name}.{factor}"]
             key = f"{own}.{_weight_name(layer.lora_base)}"
@@ -307,7 +309,7 @@ def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -
     if described is None or adapted_layers(module):
         return
     settings, names = _read_description(described, path)
-    parts = {own_name(name): part for name, part in module.named_modules()}
+    parts = {unwrapped_name(name): part for name, part in module.named_modules()}
     state = content["state_dict"]
     for name in names:
         weight = _weight_in(parts[name]) if name in parts else None

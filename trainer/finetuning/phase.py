@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.number_checks import is_number, is_whole
 
 __all__ = ["GROUPS", "UNTIL", "LowRank", "Phase", "Plateau", "Selection", "check_keys"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.registry import Registry
 from flashtask.trainer.finetuning.phase import UNTIL, LowRank, Phase, Selection, check_keys
 

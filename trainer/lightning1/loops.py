@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.loop import Moments
+from flashtask.trainer.loop import Hooks
 from flashtask.trainer.signals import RunInterruptedError
 
 if TYPE_CHECKING:
@@ -135,18 +135,18 @@ class Loop:
             for kept, child in before.children().items() if before is not None else ():
                 setattr(loop, kept, child)
 
-    def tell(self, moment: str, *arguments: Any) -> None:
-        """Tell callbacks and module of a moment (`on_<moment>`)."""
+    def tell(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of callbacks and module (`on_<hook>`)."""
         try:
-            self.trainer.active_run.tell(moment, *arguments)
+            self.trainer.active_run.notify(hook, *arguments)
         except StopIteration as error:  # it would end the loop that tells
-            raise RuntimeError(f"on_{moment} raised StopIteration") from error
+            raise RuntimeError(f"on_{hook} raised StopIteration") from error
 
-    def go_through(self, moments: Moments) -> None:
-        """Go through a part of loop.py, telling of each of its moments."""
-        with closing(moments):
-            for moment in moments:
-                self.tell(*moment)
+    def go_through(self, hooks: Hooks) -> None:
+        """Go through a part of loop.py, calling each of its hooks."""
+        with closing(hooks):
+            for hook in hooks:
+                self.tell(*hook)
 
     def _stop_if_asked_to(self) -> None:
         active = self.trainer.active_run if self.trainer is not None else None
@@ -361,13 +361,13 @@ class LoopTree:
         """Whether a loop or an attribute of one was replaced."""
         return _shape(self) != _shape(LoopTree(self._trainer))
 
-    def fit(self, run: FitRun) -> Moments:
-        """A fit by its loop; the loops tell of their moments themselves."""
+    def fit(self, run: FitRun) -> Hooks:
+        """A fit by its loop; the loops call their hooks themselves."""
         self.fit_loop.trainer = self._trainer  # another trainer may have it too
         self.fit_loop.run()
         yield from ()
 
-    def evaluate(self, run: FitRun) -> Moments:
+    def evaluate(self, run: FitRun) -> Hooks:
         """An evaluation by the loop of its stage."""
         loop: Loop = getattr(self, f"{run.stage}_loop")
         loop.trainer = self._trainer

@@ -16,7 +16,7 @@ from typing import Any
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
 from flashtask.trainer.loggers.values import flat_values
 
 __all__ = ["MLFlowLogger"]

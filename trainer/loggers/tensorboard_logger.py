@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flashtask.trainer.loggers.base import Logger, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
 from flashtask.trainer.loggers.values import flat_values
 
 __all__ = ["TensorBoardLogger", "is_available"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.profiling.profilers import PassThrough, Profiler
-from flashtask.trainer.run import Run, RunExtension, Wrapped
+from flashtask.trainer.run_extension import RunExtension, Wrapped
+
+if TYPE_CHECKING:
+    from flashtask.trainer.run import Run
 
 __all__ = ["profiling"]
 
@@ -26,7 +29,7 @@ _TOO_SMALL = ("finish_pass",)
 def profiling(profiler: Profiler, run: Run) -> Iterator[None]:
     """Watch a prepared run for the length of the block, and report at its end, also after an error.
 
-    A verb in a hook of another is a part of that one's profile.
+    A stage in a hook of another is a part of that one's profile.
     """
     if isinstance(profiler, PassThrough):
         yield
@@ -58,9 +61,9 @@ class _Watch(RunExtension):
         """The action has the name of the part, or one that says more."""
         return call if name in _TOO_SMALL else _watched(self.profiler, call, _ACTIONS.get(name, name))
 
-    def wrap_listener(self, run: Run, moment: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_listener(self, run: Run, hook: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The action says which hook of what it is."""
-        return _watched(self.profiler, call, _name_of(call, moment))
+        return _watched(self.profiler, call, _name_of(call, hook))
 
     def wrap_loader(self, run: Run, loader: Any) -> Any:
         """The fetching of batches, and the start of the loader."""
@@ -75,10 +78,10 @@ def _watched(profiler: Profiler, call: Callable[..., Any], action: str) -> Calla
     return watched
 
 
-def _name_of(call: Callable[..., Any], moment: str) -> str:
+def _name_of(call: Callable[..., Any], hook: str) -> str:
     """`on_train_batch_end of ProgressBar`, `validation_epoch_end of Net`."""
     method = call.func if isinstance(call, partial) else call
-    name = method.__name__ if moment.endswith("_outputs") else f"on_{moment}"
+    name = method.__name__ if hook.endswith("_outputs") else f"on_{hook}"
     owner = getattr(method, "__self__", None)
     return f"{name} of {'a function' if owner is None else type(owner).__name__}"
 

@@ -32,9 +32,9 @@ _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class Profiler(NamedPart):
-    """Told when an action starts and stops; what it makes of them is said at the end of a verb, or written to a file.
+    """Told when an action starts and stops; what it makes of them is said at the end of a stage, or written to a file.
 
-    It sees a run from its first moment to its last, not how it is prepared. Parts of your own are actions too:
+    It sees a run from its first hook to its last, not how it is prepared. Parts of your own are actions too:
     `with self.trainer.profiler.profile("augment"): ...` in a module.
 
     Args:
@@ -45,7 +45,7 @@ class Profiler(NamedPart):
 
     dirpath: Path | None = None
     filename: str | None = None
-    #: runs that it watches now: a verb that is called in a hook of another belongs to that one
+    #: runs that it watches now: a stage that is called in a hook of another belongs to that one
     depth = 0
     _written: frozenset[Path] = frozenset()
 
@@ -54,10 +54,10 @@ class Profiler(NamedPart):
         self.filename = "profile.txt" if filename is None and dirpath is not None else filename
 
     def begin(self, run: Run) -> None:
-        """A verb starts: forget an earlier one."""
+        """A stage starts: forget an earlier one."""
 
     def end(self, run: Run) -> None:
-        """The verb is over."""
+        """The stage is over."""
 
     def start(self, action: str) -> None:
         """An action starts."""
@@ -79,7 +79,7 @@ class Profiler(NamedPart):
         return ""
 
     def report(self, run: Run) -> None:
-        """Say the summary, or write it to the file, where the verbs of a trainer stand one after the other.
+        """Say the summary, or write it to the file, where the stages of a trainer stand one after the other.
 
         Raises:
             OutputError: the folder cannot be made.
@@ -133,14 +133,14 @@ class SimpleProfiler(Profiler):
 
     def _reset(self) -> None:
         self.calls: dict[str, int] = defaultdict(int)
-        #: seconds of each action, and of the whole verb
+        #: seconds of each action, and of the whole stage
         self.seconds: dict[str, float] = defaultdict(float)
         self.total = 0.0
         self._started: dict[str, list[float]] = defaultdict(list)
         self._began = time.perf_counter()
 
     def end(self, run: Run) -> None:
-        """Settle how long the verb took."""
+        """Settle how long the stage took."""
         self.total = time.perf_counter() - self._began
 
     def start(self, action: str) -> None:
@@ -171,7 +171,7 @@ class SimpleProfiler(Profiler):
 
 @PROFILERS.register("advanced", description="time of each Python function")
 class AdvancedProfiler(Profiler):
-    """Python's own profiler, around the whole verb; it makes every call slower.
+    """Python's own profiler, around the whole stage; it makes every call slower.
 
     Args:
         dirpath, filename: as `Profiler` takes them.
@@ -205,7 +205,7 @@ class AdvancedProfiler(Profiler):
 class PyTorchProfiler(Profiler):
     """torch's profiler: operations on CPU and GPU, in a table and as a trace for chrome://tracing or ui.perfetto.dev.
 
-    The trace is `profile.json` (for another verb than `fit`: `profile-test.json`) in `dirpath` or the run folder.
+    The trace is `profile.json` (for another stage than `fit`: `profile-test.json`) in `dirpath` or the run folder.
 
     Args:
         dirpath, filename: as `Profiler` takes them.

@@ -13,10 +13,10 @@ import torch
 
 from flashtask.core.errors import OutOfMemoryError, UsageError
 from flashtask.core.memory import MemoryLimit, MemoryWatch, give_back_memory, memory_in_use, memory_limits
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.data_loaders import batch_size_of
 from flashtask.trainer.datamodule import GivenLoaders
 from flashtask.trainer.finetuning.strategies import Finetuning
-from flashtask.trainer.loading import batch_size_of
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,
     BatchSizeSearch,

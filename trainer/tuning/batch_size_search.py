@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
 from flashtask.core.memory import MemoryLimit
+from flashtask.core.number_checks import is_whole
 
 __all__ = ["BatchSizeOptions", "BatchSizeSearch", "MemoryPoint", "expected_memory", "largest_fitting", "largest_within"]
 

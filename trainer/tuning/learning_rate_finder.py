@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import DivergedError, UsageError
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.core.number_checks import is_number, is_whole
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import read_optimizers
-from flashtask.trainer.run import Run, RunExtension
+from flashtask.trainer.run import Run
+from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.tuning.learning_rate_curve import (
     LearningRateCurve,
     beginning_of,

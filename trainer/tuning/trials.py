@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.driving import drive
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
+from flashtask.trainer.run_lifecycle import execute
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -82,7 +82,7 @@ class Trial:
         search = self.trainer.with_changes(**{**changes, **settings})
         search.loops = self.trainer.loops
         run = FitRun(search, self.module, self.data, finetuning)
-        drive(run, search.loops.fit)
+        execute(run, search.loops.fit)
         return run
 
 

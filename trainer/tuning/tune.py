@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashtask.core.errors import UsageError, did_you_mean
-from flashtask.trainer.closed_form import refuse_tuning
+from flashtask.trainer.closed_form_fit import refuse_tuning
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.distribution.process_strategies import automatic_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.strategies import automatic_strategy
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size
 from flashtask.trainer.tuning.batch_size_search import BatchSizeOptions, BatchSizeSearch
 from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve

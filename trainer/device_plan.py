@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.placement.accelerators import Accelerator, check_accelerator, resolve_accelerator
-from flashtask.trainer.placement.devices import check_devices, device_indices
-from flashtask.trainer.placement.precision import Precision, check_precision, inference_precision, resolve_precision
-from flashtask.trainer.placement.strategies import Strategy, automatic_strategy, resolve_strategy
+from flashtask.trainer.devices.accelerators import Accelerator, check_accelerator, resolve_accelerator
+from flashtask.trainer.devices.precision import Precision, check_precision, inference_precision, resolve_precision
+from flashtask.trainer.devices.selection import check_devices, device_indices
+from flashtask.trainer.distribution.process_strategies import Strategy, automatic_strategy, resolve_strategy
 
-__all__ = ["Placement", "check_placement", "resolve_placement"]
+__all__ = ["DevicePlan", "check_device_plan", "resolve_device_plan"]
 
 
 @dataclass(frozen=True)
-class Placement:
+class DevicePlan:
     """Where one process of a run computes, and how.
 
     Args:
@@ -37,7 +37,7 @@ class Placement:
     inference_precision: Precision
 
 
-def check_placement(
+def check_device_plan(
     *, accelerator: Any, devices: Any, strategy: Any, precision: Any, plugins: Any, num_nodes: int = 1
 ) -> Strategy:
     """Look at a Trainer's arguments together; no device is asked for.
@@ -61,7 +61,7 @@ def check_placement(
     return chosen
 
 
-def resolve_placement(
+def resolve_device_plan(
     *,
     accelerator: Any,
     devices: Any,
@@ -70,7 +70,7 @@ def resolve_placement(
     plugins: Any,
     default_precision: str,
     num_nodes: int = 1,
-) -> Placement:
+) -> DevicePlan:
     """Settle where a run runs.
 
     Args:
@@ -96,7 +96,7 @@ def resolve_placement(
     wanted = default_precision if precision is None else precision
     of_steps = resolve_precision(wanted, device, found)
     of_results = inference_precision(wanted, device, found) if wanted == "auto" else of_steps
-    return Placement(chosen, found, tuple(indices), device, of_steps, of_results)
+    return DevicePlan(chosen, found, tuple(indices), device, of_steps, of_results)
 
 
 def _combined(

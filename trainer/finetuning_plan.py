@@ -17,16 +17,17 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from flashtask.core.memory import MemoryWatch, give_back_memory
-from flashtask.trainer.callbacks.base import Callback
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.driving import drive
 from flashtask.trainer.feature_cache import plan_of_features
 from flashtask.trainer.finetuning.freezing import Freezing
-from flashtask.trainer.finetuning.progress import set_base_rates
+from flashtask.trainer.finetuning.phase_ends import set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
-from flashtask.trainer.run import Run, RunExtension
+from flashtask.trainer.run import Run
+from flashtask.trainer.run_extension import RunExtension
+from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     with trial(quiet, module, data) as copies:
         run = FitRun(quiet, copies.module, copies.data, finetuning)
         run.accumulate(_accumulation(trainer))
-        drive(run, look)  # type: ignore[arg-type]
+        execute(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:
         return planned

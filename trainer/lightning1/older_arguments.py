@@ -15,7 +15,7 @@ import torch
 from flashtask.core.errors import UsageError
 from flashtask.core.keywords import argument_fix
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.placement.devices import check_devices
+from flashtask.trainer.devices.selection import check_devices
 
 __all__ = ["UNDERSTOOD", "add_arguments", "devices_of_gpus", "given_arguments", "todays_names", "unoccupied"]
 

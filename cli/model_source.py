@@ -11,13 +11,13 @@ from flashtask.core.hub.address import HubAddress, is_hub_address
 from flashtask.core.model_path import model_path
 from flashtask.tasks.arguments import OF_THE_WEIGHTS
 
-__all__ = ["BEGINNING", "build_model", "check_beginning", "is_same_beginning"]
+__all__ = ["SOURCE_KEYS", "build_model", "check_source", "is_same_source"]
 
-#: The keys of a recipe's `model` section that say it.
-BEGINNING = ("from", "from_sha256")
+#: The keys of a recipe's `model` section that name it.
+SOURCE_KEYS = ("from", "from_sha256")
 
 
-def check_beginning(recipe: Recipe) -> None:
+def check_source(recipe: Recipe) -> None:
     """What the run begins from is there, as far as that can be seen without asking the hub, and is not contradicted.
 
     Raises:
@@ -27,23 +27,23 @@ def check_beginning(recipe: Recipe) -> None:
     source = recipe.get("model.from")
     if source is None:
         if recipe.get("model.from_sha256") is not None:
-            raise UsageError(f"{recipe.origin('model.from_sha256')}: from_sha256 without from")
+            raise UsageError(f"{recipe.source_of('model.from_sha256')}: from_sha256 without from")
         return
     if not isinstance(source, str):
-        raise UsageError(f"{recipe.origin('model.from')}: model.from is a text, not {source!r}")
+        raise UsageError(f"{recipe.source_of('model.from')}: model.from is a text, not {source!r}")
     for name in OF_THE_WEIGHTS:
         if recipe.get(f"model.{name}") is not None:
-            origin = recipe.origin(f"model.{name}")
+            where = recipe.source_of(f"model.{name}")
             raise UsageError(
-                f"{origin}: {name} comes with what the run begins from ({source})",
-                fix=f"leave out {origin if origin.startswith('--') else name}, or --from",
+                f"{where}: {name} comes with what the run begins from ({source})",
+                fix=f"leave out {where if where.startswith('--') else name}, or --from",
             )
     if is_hub_address(source):
         HubAddress.parse(source)
     elif "://" not in source:
         try:
-            # The file and not the run folder, so that `--resume` finds the beginning that recipe.yaml holds.
-            recipe.set("model.from", str(model_path(source)), recipe.origin("model.from"))
+            # The file and not the run folder, so that `--resume` finds the source that recipe.yaml holds.
+            recipe.set("model.from", str(model_path(source)), recipe.source_of("model.from"))
         except MissingInputError as error:
             error.fix = error.fix or "a repository on the hub is written hf://org/name"
             raise
@@ -58,14 +58,14 @@ def build_model(task_class: Any, arguments: Mapping[str, Any]) -> Any:
     """
     if arguments.get("from") is None:
         return task_class(**arguments)
-    from flashtask.tasks.loading import pretrained_task
     from flashtask.tasks.pretrained.source import find_source
+    from flashtask.tasks.stored_task import pretrained_task
 
     source = find_source(arguments["from"], sha256=arguments.get("from_sha256") or "")
-    return pretrained_task(task_class, source, {k: v for k, v in arguments.items() if k not in BEGINNING})
+    return pretrained_task(task_class, source, {k: v for k, v in arguments.items() if k not in SOURCE_KEYS})
 
 
-def is_same_beginning(run: Any, asked: Any) -> bool:
+def is_same_source(run: Any, asked: Any) -> bool:
     """Whether what is asked for now is what a run began from: that names a commit, where a branch may be asked for."""
     if not (isinstance(run, str) and isinstance(asked, str) and is_hub_address(run) and is_hub_address(asked)):
         return bool(run == asked)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_whole
 
 if TYPE_CHECKING:
-    from flashtask.trainer.placement.accelerators import Accelerator
+    from flashtask.trainer.devices.accelerators import Accelerator
 
 __all__ = ["check_devices", "device_indices"]
 

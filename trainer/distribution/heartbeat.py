@@ -1,4 +1,4 @@
-"""Signs of life that the processes of a group give each other, and how the processes of this machine ended."""
+"""Heartbeats that the processes of a group send each other, and how the processes of this machine ended."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Endings", "Sign", "is_gone", "read_sign", "start_of", "this_machine"]
+__all__ = ["Endings", "Heartbeat", "is_gone", "read_heartbeat", "start_of", "this_machine"]
 
 _GONE = ("Z", "X", "x")
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A sign of life.
+class Heartbeat:
+    """A heartbeat of a process.
 
     Args:
-        count: of the signs that this process has given.
-        step: of the run at that moment.
+        count: of the heartbeats of this process.
+        step: of the run at that time.
         pid: of the process.
         started: when, in the system's own ticks; with the pid it names the process for good.
         host: its machine's name, for people.
@@ -55,7 +55,7 @@ def this_machine() -> str:
 
 
 class Endings:
-    """How processes of this machine ended, seen at the moment of it.
+    """How processes of this machine ended, seen as they end.
 
     Only who started a process may ask how it ended. Everybody can read it from /proc until that has been done, and
     torchrun's agent does it every tenth of a second. So a thread waits for the end itself (pidfd_open, Linux 5.3).
@@ -66,29 +66,29 @@ class Endings:
         self._watched: dict[int, threading.Event] = {}
         self._over, self._waker = os.pipe()
 
-    def watch(self, rank: int, sign: Sign) -> None:
+    def watch(self, rank: int, heartbeat: Heartbeat) -> None:
         """Wait for the end of a process, if it runs here; once for each."""
-        if rank in self._watched or sign.machine != this_machine():
+        if rank in self._watched or heartbeat.machine != this_machine():
             return
         self._watched[rank] = threading.Event()
         with suppress(AttributeError, OSError):  # another system, or the process is gone
-            process = os.pidfd_open(sign.pid)
-            arguments = (rank, sign, process, os.dup(self._over))
+            process = os.pidfd_open(heartbeat.pid)
+            arguments = (rank, heartbeat, process, os.dup(self._over))
             threading.Thread(target=self._wait, args=arguments, name="flashtask-end", daemon=True).start()
 
-    def _wait(self, rank: int, sign: Sign, process: int, over: int) -> None:
+    def _wait(self, rank: int, heartbeat: Heartbeat, process: int, over: int) -> None:
         waiting = select.poll()
         for descriptor in (process, over):
             waiting.register(descriptor, select.POLLIN)
         if process in [descriptor for descriptor, _ in waiting.poll()]:
-            self._codes[rank] = _exit_code(sign)
+            self._codes[rank] = _exit_code(heartbeat)
             self._watched[rank].set()
         os.close(process)
         os.close(over)
 
-    def code(self, rank: int, sign: Sign) -> int | None:
+    def code(self, rank: int, heartbeat: Heartbeat) -> int | None:
         """How a process ended that is gone: as subprocess has it, negative for a signal; None if nobody knows."""
-        code = _exit_code(sign)
+        code = _exit_code(heartbeat)
         if code is None and rank in self._watched:
             self._watched[rank].wait(0.5)  # the thread may be about to
             code = self._codes.get(rank)
@@ -101,10 +101,10 @@ class Endings:
         os.close(self._over)
 
 
-def read_sign(store: Any, rank: int) -> Sign | None:
-    """The last sign of a process, if it has given one."""
-    key = f"sign/{rank}"
-    return Sign(**json.loads(store.get(key))) if store.check([key]) else None
+def read_heartbeat(store: Any, rank: int) -> Heartbeat | None:
+    """The last heartbeat of a process, if there is one."""
+    key = f"heartbeat/{rank}"
+    return Heartbeat(**json.loads(store.get(key))) if store.check([key]) else None
 
 
 def start_of(pid: int) -> int:
@@ -113,17 +113,17 @@ def start_of(pid: int) -> int:
     return stat[1] if stat else 0
 
 
-def is_gone(sign: Sign) -> bool:
+def is_gone(heartbeat: Heartbeat) -> bool:
     """Whether a process of this machine has ended; of others nothing is known."""
-    if sign.machine != this_machine() or not sign.started:
+    if heartbeat.machine != this_machine() or not heartbeat.started:
         return False
-    stat = _stat(sign.pid)
-    return stat is None or stat[1] != sign.started or stat[0] in _GONE
+    stat = _stat(heartbeat.pid)
+    return stat is None or stat[1] != heartbeat.started or stat[0] in _GONE
 
 
-def _exit_code(sign: Sign) -> int | None:
-    stat = _stat(sign.pid)
-    if stat is None or stat[1] != sign.started or stat[0] not in _GONE:
+def _exit_code(heartbeat: Heartbeat) -> int | None:
+    stat = _stat(heartbeat.pid)
+    if stat is None or stat[1] != heartbeat.started or stat[0] not in _GONE:
         return None
     return os.waitstatus_to_exitcode(stat[2])
 

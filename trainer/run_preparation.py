@@ -1,4 +1,4 @@
-"""What making a run ready needs: what a verb was given, where it runs, its loaders and their limits, and checks."""
+"""What making a run ready needs: what a stage was given, where it runs, its loaders and their limits, and checks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from flashtask.core.checks import is_whole
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.base import keeps_state
+from flashtask.core.number_checks import is_whole
+from flashtask.trainer.callbacks.callback import keeps_state
+from flashtask.trainer.data_loaders import length_of, rebuild_loader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
-from flashtask.trainer.loading import length_of, rebuild_loader
 from flashtask.trainer.module import Module
-from flashtask.trainer.placement.placement import Placement, resolve_placement
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -28,11 +28,11 @@ __all__ = [
     "check_state_keys",
     "check_training_data",
     "data_of",
+    "device_plan_of",
     "evaluation_loaders",
     "leave_optimization_to_module",
     "limit_of",
     "memory_format_of",
-    "placement_of",
     "training_loader",
     "want_gradients",
 ]
@@ -49,7 +49,7 @@ def check_module(module: object) -> Module:
 
 
 def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
-    """The data module of a verb: the one given (also as first loader), or one around the given loaders.
+    """The data module of a stage: the one given (also as first loader), or one around the given loaders.
 
     Raises:
         UsageError: what was given is neither a loader nor a data module, or two of them say what the data is.
@@ -83,9 +83,9 @@ def _is_a_class(given: type) -> UsageError:
     return UsageError(f"{name} is a class, and a data module is needed", fix=f"datamodule={name}(...)")
 
 
-def placement_of(trainer: Trainer, module: Module) -> Placement:
+def device_plan_of(trainer: Trainer, module: Module) -> DevicePlan:
     """Where the runs of a trainer are, and in which number formats: the argument, else what the module prefers."""
-    return resolve_placement(
+    return resolve_device_plan(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         strategy=trainer.strategy,

@@ -1,4 +1,4 @@
-"""Where logged values go: the base of all loggers, the CSV log, and what `Trainer(logger=...)` means."""
+"""Where logged values go: the base of all loggers, and the CSV log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -15,10 +14,9 @@ from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.files import atomic_write
-from flashtask.core.registry import Registry, RegistryEntry
-from flashtask.trainer.by_name import NamedPart, make_parts
+from flashtask.trainer.by_name import NamedPart
 
-__all__ = ["LOGGERS", "CSVLogger", "Logger", "library", "make_loggers", "no_run_yet", "require_library"]
+__all__ = ["CSVLogger", "Logger", "library", "no_run_yet", "require_library"]
 
 
 class Logger(NamedPart):
@@ -162,78 +160,6 @@ def _texts(row: dict[str, float]) -> dict[str, str]:
 
 def _columns_of(rows: list[dict[str, str]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
-
-
-# ---- loggers by name
-
-
-class _Shipped:
-    """The loggers of this package; each is imported when it is asked for."""
-
-    entries = {
-        "csv": ("base", "CSVLogger", "metrics.csv and steps.csv in the run folder"),
-        "tensorboard": ("tensorboard_logger", "TensorBoardLogger", "TensorBoard's event files in the run folder"),
-        "wandb": ("wandb_logger", "WandbLogger", "Weights & Biases, online or offline"),
-        "mlflow": ("mlflow_logger", "MLFlowLogger", "MLflow, on a server or in the run folder"),
-    }
-
-    def names(self) -> Iterable[str]:
-        return self.entries
-
-    def spellings(self) -> Iterable[str]:
-        return self.entries
-
-    def find(self, name: str) -> RegistryEntry | None:
-        if name not in self.entries:
-            return None
-        module, attribute, description = self.entries[name]
-        metadata = {"provider": "flashtask", "description": description}
-        return RegistryEntry(
-            name, "logger", metadata, partial(_imported, f"flashtask.trainer.loggers.{module}", attribute)
-        )
-
-
-def _imported(module: str, attribute: str) -> Any:
-    return getattr(import_module(module), attribute)
-
-
-LOGGERS: Registry[type[Logger]] = Registry("logger")
-LOGGERS.add_source(_Shipped())
-
-
-def make_loggers(given: Any) -> list[Logger]:
-    """The loggers that `Trainer(logger=...)` means; the CSV log is always among them, unless it is False.
-
-    Args:
-        given: True or None (the CSV log, and TensorBoard's where it is installed), False, a name, a name with options
-            (`("wandb", {"offline": True})` or `{"wandb": {"offline": True}}`), a `Logger`, or a list of these.
-
-    Raises:
-        UnknownNameError: no logger has this name, or the logger no such option.
-        UsageError: something else was given, a class in place of an object, one logger twice, or a logger whose
-            library is not installed.
-    """
-    if given is False:
-        return []
-    if given is True or given is None:
-        # These stand on this module, so they are imported late.
-        from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
-
-        return [CSVLogger(), *([TensorBoardLogger()] if is_available() else [])]
-    needed = UsageError(
-        f"Trainer(logger={given!r}): True, False, a Logger, a name, or a list of loggers and names is needed",
-        fix='logger="wandb", logger=("wandb", {"offline": True}), or class Mine(flashtask.Logger)',
-    )
-    made: list[Logger] = make_parts(given, LOGGERS, Logger, "logger", needed)
-    csv_logs = sum(isinstance(one, CSVLogger) for one in made)
-    names = [one for one in given if isinstance(one, str)] if isinstance(given, (list, tuple)) else []
-    if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*names}) < len(names):
-        raise UsageError(
-            f"Trainer(logger=...): one logger is given twice in {', '.join(one.name for one in made)}",
-            why="it would write each value twice",
-            fix="name it once; the CSV log need not be named",
-        )
-    return made if csv_logs else [CSVLogger(), *made]
 
 
 def no_run_yet(logger: Logger) -> UsageError:

@@ -1,4 +1,4 @@
-"""Driving a run: prepare it, go through its moments and call their hooks, and clean up whatever happens."""
+"""The life of a run: prepare it, run its loop, call its hooks, and clean up whatever happens."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loop import Moments
+from flashtask.trainer.loop import Hooks
 from flashtask.trainer.profiling.attaching import profiling
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_record import announce, provenance_of, summary_of, told_of_recipe
 from flashtask.trainer.signals import RunInterruptedError, stopping_at_the_next_step
 from flashtask.trainer.torch_switches import switches
 
-__all__ = ["drive"]
+__all__ = ["execute"]
 
 
-def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
-    """Go through the moments of a run, in every process of its strategy, and tell callbacks and module of each.
+def execute(run: FitRun | EvaluationRun, loop: Callable[[Any], Hooks]) -> None:
+    """Carry out a run in every process of its strategy, and call the hooks of callbacks and module.
 
     Args:
         run: of a fit or an evaluation; nothing has been prepared yet.
-        loop: what yields its moments.
+        loop: what yields its hooks.
 
     Raises:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM; the place in the run has been saved.
@@ -38,11 +38,11 @@ def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
         run.prepare()
         if isinstance(run, FitRun):
             _begin(run)
-        with _circumstances(run), closing(loop(run)) as moments:
+        with _circumstances(run), closing(loop(run)) as hooks:
             told = run.listeners
-            for moment in moments:
-                if moment[0] in told:
-                    run.tell(*moment)
+            for hook in hooks:
+                if hook[0] in told:
+                    run.notify(*hook)
         if isinstance(run, FitRun):
             _conclude(run)
 
@@ -51,7 +51,7 @@ def drive(run: FitRun | EvaluationRun, loop: Callable[[Any], Moments]) -> None:
 def _ending_well(run: FitRun | EvaluationRun) -> Iterator[None]:
     """Call the hooks of an error, and undo what was done for the run, whatever happens inside."""
     trainer = run.trainer
-    # A verb may be called in a hook of another: what belongs to that one is put back.
+    # A stage may be called in a hook of another: what belongs to that one is put back.
     outer = (run.module.trainer, run.data.trainer, trainer.active_run)
     failure: BaseException | None = None
     try:

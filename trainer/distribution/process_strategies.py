@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flashtask.core.errors import UnknownNameError, UsageError, nearest
-from flashtask.core.registry import Aliases, Registry, RegistryEntry
+from flashtask.core.registry import Aliases, LazySource, Registry
+from flashtask.trainer.devices.selection import check_devices
 from flashtask.trainer.finetuning.phase import Phase
 from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
-from flashtask.trainer.placement.devices import check_devices
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from flashtask.trainer.devices.accelerators import Accelerator
+    from flashtask.trainer.devices.precision import Precision
     from flashtask.trainer.module import Module
-    from flashtask.trainer.placement.accelerators import Accelerator
-    from flashtask.trainer.placement.precision import Precision
     from flashtask.trainer.run import Run
 
 __all__ = ["REDUCTIONS", "STRATEGIES", "SingleDevice", "Strategy", "automatic_strategy", "resolve_strategy"]
@@ -61,8 +60,8 @@ class Strategy:
 
     def __init__(self, accelerator: Any = None, precision_plugin: Any = None) -> None:
         # They load torch; the names of strategies are looked at without it.
-        from flashtask.trainer.placement.accelerators import check_accelerator
-        from flashtask.trainer.placement.precision import check_precision
+        from flashtask.trainer.devices.accelerators import check_accelerator
+        from flashtask.trainer.devices.precision import check_precision
 
         self.accelerator: Accelerator | None = None if accelerator is None else check_accelerator(accelerator)
         self.precision_plugin: Precision | str | None = (
@@ -85,7 +84,7 @@ class Strategy:
 
     @contextmanager
     def launch(self) -> Iterator[None]:
-        """Around a whole verb: what stands inside is run by every process, those that are started here too."""
+        """Around a whole stage: its content is run by every process, those that are started here too."""
         yield
 
     def begin(self, run: Run) -> None:
@@ -155,42 +154,17 @@ class SingleDevice(Strategy):
     name = "single"
 
 
-class _Distributed:
-    """The strategies of several processes: their module is imported when one of them is asked for."""
-
-    _rooms: ClassVar = {
-        "data_parallel": {
-            "ddp": ("DataParallel", "a process for each device; the script is started again in each"),
-            "ddp_spawn": ("ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
-            "ddp_find_unused_parameters": ("DataParallelWithUnused", "ddp where not every parameter is in every loss"),
-        },
-        "sharded": {
-            "fsdp": ("FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
-            "fsdp_cpu_offload": ("OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
-            "fsdp_spawn": ("ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
-        },
-    }
-    _classes: ClassVar = {
-        name: (f"flashtask.trainer.distribution.{room}", *entry)
-        for room, entries in _rooms.items()
-        for name, entry in entries.items()
-    }
-
-    def names(self) -> Iterable[str]:
-        """Their names."""
-        return self._classes
-
-    spellings = names
-
-    def find(self, name: str) -> RegistryEntry | None:
-        """The entry of one of them."""
-        if name not in self._classes:
-            return None
-        module, attribute, description = self._classes[name]
-        metadata = {"provider": "flashtask", "description": description}
-        return RegistryEntry(name, "strategy", metadata, lambda: getattr(import_module(module), attribute))
-
-
+_DISTRIBUTED = {
+    "ddp": ("data_parallel:DataParallel", "a process for each device; the script is started again in each"),
+    "ddp_spawn": ("data_parallel:ForkedDataParallel", "ddp by forked processes: for notebooks, no guard and no script"),
+    "ddp_find_unused_parameters": (
+        "data_parallel:DataParallelWithUnused",
+        "ddp where not every parameter is in every loss",
+    ),
+    "fsdp": ("sharded:FullyShardedDataParallel", "ddp with weights, gradients and optimizer states shared out"),
+    "fsdp_cpu_offload": ("sharded:OffloadedFullyShardedDataParallel", "fsdp with the shares in the host's memory"),
+    "fsdp_spawn": ("sharded:ForkedFullyShardedDataParallel", "fsdp by forked processes: for notebooks"),
+}
 _SPELLINGS = {
     "auto": "single",
     "single_device": "single",
@@ -200,7 +174,7 @@ _SPELLINGS = {
     "ddp_find_unused_parameters_false": "ddp",
     "ddp_spawn_find_unused_parameters_false": "ddp_spawn",
 }
-STRATEGIES.add_source(_Distributed())
+STRATEGIES.add_source(LazySource("strategy", "flashtask.trainer.distribution", _DISTRIBUTED))
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
 #: first word of a name that others use -> what is to be said of it
@@ -257,10 +231,10 @@ def automatic_strategy(devices: Any, num_nodes: int = 1) -> str:
     Raises:
         UsageError: the environment says that this is one of several processes, and not which one.
     """
-    from flashtask.trainer.distribution.environment import place_in
+    from flashtask.trainer.distribution.environment import process_info
 
-    place = place_in()
-    if place is not None and place.world_size > 1:
+    process = process_info()
+    if process is not None and process.world_size > 1:
         return "ddp"
     wanted = check_devices(devices, None)
     several = wanted is not None and wanted != 1 and not (isinstance(wanted, tuple) and len(wanted) == 1)

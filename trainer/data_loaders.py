@@ -1,4 +1,4 @@
-"""Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a place to resume from.
+"""Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a position to resume from.
 
 Only a plain `DataLoader` with a sequential or random sampler is rebuilt; subclasses, samplers of the user's own and
 iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the sampler.)
@@ -7,19 +7,20 @@ iterable datasets are left alone. (`overfit_batches` takes the dataset's first s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
-from flashtask.core.seeding import Place, SeededDataset, derive_seed, permutation, sample_seeds
+from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader"]
+__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader", "taken_in_turn"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
-    """Batches of indices in the order of (seed, epoch), from a place in the epoch that is counted in samples.
+    """Batches of indices in the order of (seed, epoch), from a position in the epoch that is counted in samples.
 
     Args:
         samples: the indices to go through; a number means all from 0.
@@ -27,7 +28,7 @@ class OrderedBatches(Sampler[list[Any]]):
         shuffle: a permutation of (seed, epoch), else the dataset's own order.
         drop_last: leave out a last batch that is not full.
         seed: of the run.
-        seeded: give `Place`s (with seeds) instead of bare indices.
+        seeded: give `SampleKey`s (with seeds) instead of bare indices.
         process: which of how many processes this is. `batch_size` is that of one process: the processes take the
             parts of a batch that is as many times as large, one after the other.
         fills: a process that nothing is left for is given samples of another's, so that it can take part in a step.
@@ -52,11 +53,11 @@ class OrderedBatches(Sampler[list[Any]]):
         #: samples in a batch of all processes together
         self.batch_size = batch_size * self.world_size
         self.seed, self.seeded = seed, seeded
-        # A sample that stands twice in an epoch is drawn anew each time.
+        # A sample that occurs twice in an epoch is augmented differently each time.
         self._occurrences = _occurrences(self.samples)
         self.epoch, self.start, self.frozen = 0, 0, False
 
-    def set_place(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
+    def set_position(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
         """Where the next iterator begins: epoch, samples already consumed, whether the backbone is frozen."""
         self.epoch, self.start, self.frozen = epoch, start, frozen
 
@@ -66,7 +67,7 @@ class OrderedBatches(Sampler[list[Any]]):
         return whole + is_given
 
     def share(self, start: int) -> tuple[int, int]:
-        """Samples of the batch that begins at a place in the epoch: those of this process, and of all of them."""
+        """Samples of the batch that begins at a position in the epoch: those of this process, and of all of them."""
         whole = min(self.batch_size, self.length - start)
         return min(self.own_size, max(0, whole - self.rank * self.own_size)), whole
 
@@ -86,11 +87,23 @@ class OrderedBatches(Sampler[list[Any]]):
                 yield chunk
             else:
                 own_seeds = seeds[part].tolist()
-                yield [Place(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
+                yield [SampleKey(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
+
+
+def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
+    """The order of the data from the shares of processes: the parts of the first batch of each, then of the second, ...
+
+    Args:
+        by_process: what each process has for its batches, in the order of ranks.
+    """
+    return [part for parts in zip_longest(*by_process, fillvalue=_MISSING) for part in parts if part is not _MISSING]
+
+
+_MISSING = object()
 
 
 def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """How often each sample stood before its place in the list: 0 everywhere where none stands twice."""
+    """How often each sample occurs before its position in the list: 0 everywhere where none occurs twice."""
     by_sample = np.argsort(samples, kind="stable")
     _, first, counts = np.unique(samples[by_sample], return_index=True, return_counts=True)
     found = np.empty(len(samples), dtype=np.int64)
@@ -149,7 +162,7 @@ def rebuild_loader(
 def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:
     """The seeded dataset that a `Subset` (of a `Subset`) takes its samples from, and which; else the dataset itself.
 
-    A place cannot pass through a `Subset`, which only maps bare indices.
+    A key cannot pass through a `Subset`, which only maps bare indices.
     """
     inner, samples = dataset, np.arange(len(dataset))
     while type(inner) is Subset:

@@ -8,7 +8,7 @@ import torch
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Aliases, Registry
-from flashtask.trainer.placement.devices import check_devices, device_indices
+from flashtask.trainer.devices.selection import check_devices, device_indices
 
 __all__ = [
     "ACCELERATORS",

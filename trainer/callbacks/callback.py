@@ -38,16 +38,16 @@ class Callback(NamedPart):
         """Take back what `state_dict` gave."""
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """A verb starts; the data module has been set up."""
+        """A stage starts; the data module has been set up."""
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """A verb ends, also after an error."""
+        """A stage ends, also after an error."""
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Optimizers exist, a checkpoint has been restored, nothing has run yet."""
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
-        """The last moment of a fit."""
+        """The last hook of a fit."""
 
     def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
         """Before the few validation batches that run before training."""

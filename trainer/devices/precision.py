@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, IntegrityError, UsageError, did_you_mean
-from flashtask.trainer.placement.accelerators import Accelerator, accelerator_of
-from flashtask.trainer.placement.depthwise import fast_depthwise, has_depthwise
-from flashtask.trainer.transfer import in_dtype
+from flashtask.trainer.batch_transfer import in_dtype
+from flashtask.trainer.devices.accelerators import Accelerator, accelerator_of
+from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
 
 __all__ = [
     "MixedPrecision",
@@ -122,7 +122,7 @@ class TruePrecision(Precision):
         self.name, self.dtype = name, _TRUE[name]
 
     def convert_module(self, module: nn.Module) -> None:
-        """Convert floating parameters and buffers; the module remembers it, for verbs that follow."""
+        """Convert floating parameters and buffers; the module remembers it, for stages that follow."""
         assert self.dtype is not None
         _CONVERSIONS[self.dtype](module)
         module.default_precision = self.name  # type: ignore[assignment]
@@ -312,7 +312,7 @@ def inference_precision(precision: Any, device: torch.device, accelerator: Accel
 
 
 def record_precision(module: nn.Module, precision: Any) -> None:
-    """Let later verbs on a module compute in the mixed format that a fit was explicitly asked for.
+    """Let later stages on a module compute in the mixed format that a fit was explicitly asked for.
 
     Args:
         module: that is to be trained; its checkpoints take the format along.

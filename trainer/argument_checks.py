@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flashtask.core.checks import is_number, is_whole
 from flashtask.core.errors import UsageError
+from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.timing import read_duration
 from flashtask.trainer.profiling.profilers import resolve_profiler

@@ -1,4 +1,4 @@
-"""Work on a CPU in lanes: threads that each compute batches of their own, with their share of the cores."""
+"""Worker threads on a CPU: each computes batches of its own, with its share of the cores."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 
 from flashtask.core.library_internals import forward_hooks
 
-__all__ = ["LANE_BATCH", "fitting_lanes", "in_lanes", "in_order"]
+__all__ = ["THREAD_BATCH", "fitting_threads", "in_order", "in_worker_threads"]
 
-#: Samples at a time for a lane: what fits into a core's cache.
-LANE_BATCH = 16
+#: Samples at a time for a thread: what fits into a core's cache.
+THREAD_BATCH = 16
 #: Below this number of samples the copy of the network for inference costs more than it saves.
 _FEW = 32
-#: With more lanes they would wait for Python's lock.
-_MOST_LANES = 8
+#: More threads would wait for Python's lock.
+_MOST_THREADS = 8
 #: Whose modules keep nothing of one forward pass for another, so that several may run at once.
 _LIBRARIES = ("flashtask", "timm", "torch", "torchmetrics", "torchvision")
 
 
-def fitting_lanes(module: nn.Module, num_samples: int, cores: int) -> int:
-    """A lane a core, up to eight; 0 where the pass is short or the network may not run in several threads at once.
+def fitting_threads(module: nn.Module, num_samples: int, cores: int) -> int:
+    """A thread a core, up to eight; 0 where the pass is short or the network may not run in several threads at once.
 
     Args:
         module: on the device that it is computed on.
@@ -38,22 +38,24 @@ def fitting_lanes(module: nn.Module, num_samples: int, cores: int) -> int:
         return 0
     parts = (*module.modules(), *(hook for part in module.modules() for hook in forward_hooks(part)))
     is_known = all(type(one).__module__.partition(".")[0] in _LIBRARIES for one in parts)
-    return min(torch.get_num_threads(), cores, _MOST_LANES) if is_known else 0
+    return min(torch.get_num_threads(), cores, _MOST_THREADS) if is_known else 0
 
 
-def in_lanes(work: Callable[[Any], Any], jobs: Iterable[Any], lanes: int) -> Iterator[Any]:
-    """`work` of one job after the other, in their order, with the threads of torch shared out among the lanes.
+def in_worker_threads(work: Callable[[Any], Any], jobs: Iterable[Any], num_threads: int) -> Iterator[Any]:
+    """`work` of one job after the other, in their order, with the threads of torch divided among the worker threads.
 
     Args:
         work: computes; the contexts that torch keeps for each thread (no gradients, autocast) are its own to enter.
         jobs: what it is given; they are taken in the caller's thread.
-        lanes: at least 1.
+        num_threads: worker threads, at least 1.
     """
     threads = torch.get_num_threads()
     try:
-        yield from in_order(work, jobs, lanes, partial(_compute_in, max(1, threads // lanes)))
+        yield from in_order(work, jobs, num_threads, partial(_compute_in, max(1, threads // num_threads)))
     finally:
-        torch.set_num_threads(threads)  # what a lane has set for itself would hold for threads that start later
+        torch.set_num_threads(
+            threads
+        )  # what a worker thread has set for itself would hold for threads that start later
 
 
 def _compute_in(threads: int) -> None:
@@ -73,7 +75,7 @@ def in_order(
         start: called once in each of them.
     """
     waiting = iter(jobs)
-    pool = ThreadPoolExecutor(threads, "flashtask-lane", start)
+    pool = ThreadPoolExecutor(threads, "flashtask-worker", start)
     try:
         under_way = deque(pool.submit(work, job) for job in islice(waiting, 2 * threads))
         while under_way:

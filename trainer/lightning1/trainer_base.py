@@ -1,4 +1,4 @@
-"""What Lightning 1.x gave a trainer beside its verbs: argparse, loops as objects, older names."""
+"""What Lightning 1.x gave a trainer beside its methods: argparse, loops as objects, older names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from flashtask.trainer.lightning1.arguments import add_arguments, given_arguments, todays_names
 from flashtask.trainer.lightning1.loops import LoopTree, TreeLoop
+from flashtask.trainer.lightning1.older_arguments import add_arguments, given_arguments, todays_names
 from flashtask.trainer.loop import Loops
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flashtask.cli.beginning import BEGINNING
+from flashtask.cli.model_source import SOURCE_KEYS
 from flashtask.cli.options import kinds_by_key
 from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
@@ -25,11 +25,11 @@ def require_whole(recipe: Recipe) -> None:
     Raises:
         UsageError: it does not: what is missing was an object in Python.
     """
-    origin = recipe.origin("not_saved")
+    source = recipe.source_of("not_saved")
     if missing := lost_from(recipe):
         named = ", ".join(f"{key}: {what}" for key, what in missing.items())
         raise UsageError(
-            f"{origin}: the run that wrote this recipe had more than it holds ({named})",
+            f"{source}: the run that wrote this recipe had more than it holds ({named})",
             why="objects, classes and weights that were made in Python stand in no recipe; this would be another run",
             fix="repeat it from Python with these; or take `not_saved` out of the recipe, to run without them",
         )
@@ -41,9 +41,9 @@ def lost_from(recipe: Recipe) -> dict[str, Any]:
     Raises:
         UsageError: the key holds something else.
     """
-    origin, lost = recipe.origin("not_saved"), recipe.remove("not_saved") or {}
+    source, lost = recipe.source_of("not_saved"), recipe.remove("not_saved") or {}
     if not isinstance(lost, dict):
-        raise UsageError(f"{origin}: `not_saved` must hold keys of its own", fix="take it out")
+        raise UsageError(f"{source}: `not_saved` must hold keys of its own", fix="take it out")
     for key in WATCHING:
         if key in lost:
             print(f"without {lost.pop(key)}, which the recipe does not hold ({key})", file=sys.stderr)
@@ -59,20 +59,22 @@ def check_shape(recipe: Recipe) -> None:
     check_keys(recipe, "", SECTIONS)
     zoo = recipe.get("zoo") or []
     if not all(isinstance(path, str) and path for path in (zoo if isinstance(zoo, list) else [zoo])):
-        raise UsageError(f"{recipe.origin('zoo')}: `zoo` is a zoo file, or a list of them", fix="zoo: my_zoo.yaml")
+        raise UsageError(f"{recipe.source_of('zoo')}: `zoo` is a zoo file, or a list of them", fix="zoo: my_zoo.yaml")
     for section in MAPPINGS:
         if not isinstance(recipe.values.get(section, {}), dict):
-            raise UsageError(f"{recipe.origin(section)}: `{section}` must hold keys of its own", fix=_EXAMPLES[section])
+            raise UsageError(
+                f"{recipe.source_of(section)}: `{section}` must hold keys of its own", fix=_EXAMPLES[section]
+            )
     data = recipe.values.get("data", {})
     if len(data) > 1:
         raise UsageError(
-            f"{recipe.origin('data')}: `data` names {len(data)} constructors: {', '.join(data)}",
+            f"{recipe.source_of('data')}: `data` names {len(data)} constructors: {', '.join(data)}",
             fix=_EXAMPLES["data"],
         )
     for constructor, arguments in data.items():
         if not isinstance(arguments, dict):
             key = f"data.{constructor}"
-            raise UsageError(f"{recipe.origin(key)}: `{key}` must hold keys of its own", fix=_EXAMPLES["data"])
+            raise UsageError(f"{recipe.source_of(key)}: `{key}` must hold keys of its own", fix=_EXAMPLES["data"])
 
 
 _EXAMPLES = {
@@ -94,13 +96,13 @@ def check_values(recipe: Recipe) -> None:
         value = recipe.get(here)
         if value is None or isinstance(value, list | dict):
             continue
-        origin = recipe.origin(here)
+        source = recipe.source_of(here)
         try:
             if isinstance(value, bool):
                 raise ValueError(f"cannot be {str(value).lower()}")
-            recipe.set(here, kind(str(value)), origin)
+            recipe.set(here, kind(str(value)), source)
         except ValueError as error:
-            shown = origin if origin.startswith("--") else f"{origin}: {here}"
+            shown = source if source.startswith("--") else f"{source}: {here}"
             raise UsageError(f"{shown}: {error}") from None
 
 
@@ -114,10 +116,10 @@ def check_names(recipe: Recipe) -> None:
     from flashtask.backbones import BACKBONES
     from flashtask.heads import HEADS
     from flashtask.tasks import TASKS
+    from flashtask.trainer.distribution.process_strategies import advice_on_distribution
     from flashtask.trainer.finetuning.strategies import resolve_finetuning
-    from flashtask.trainer.placement.strategies import advice_on_distribution
 
-    check_distributed(recipe.get("trainer.strategy"), recipe.origin("trainer.strategy"))
+    check_distributed(recipe.get("trainer.strategy"), recipe.source_of("trainer.strategy"))
     checks: dict[str, Callable[[Any], Any]] = {
         "task": TASKS.entry,
         "model.backbone": BACKBONES.entry,
@@ -131,7 +133,7 @@ def check_names(recipe: Recipe) -> None:
         try:
             check(value)
         except UsageError as error:
-            error.what = f"{recipe.origin(key)}: {error.what}"
+            error.what = f"{recipe.source_of(key)}: {error.what}"
             if key == "finetune.strategy" and (advice := advice_on_distribution(value)):
                 error.why = advice[0]
                 error.fix = f"--distributed {advice[1]}, or `strategy: {advice[1]}` in the recipe's `trainer`"
@@ -170,7 +172,7 @@ def _arguments_of(takes: Callable[..., Any]) -> list[str] | None:
     own = getattr(takes, "argument_names", None)
     if own is not None:
         names: list[str] = own()
-        return [*names, *BEGINNING]  # a task can be begun from a pretrained one
+        return [*names, *SOURCE_KEYS]  # a task can be begun from a pretrained one
     parameters = inspect.signature(takes).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters) and not isinstance(takes, type):
         return None
@@ -189,6 +191,6 @@ def check_keys(recipe: Recipe, section: str, known: Iterable[str]) -> None:
             full = f"{section}.{key}" if section else key
             where = f"in `{section}`" if section else "in a recipe"
             raise UsageError(
-                f"{recipe.origin(full)}: there is no key {key!r} {where}",
+                f"{recipe.source_of(full)}: there is no key {key!r} {where}",
                 fix=nearest_argument(key, known) or key_fix(key, known),
             )
