@@ -10,6 +10,7 @@ from flashtask._version import __version__
 from flashtask.cli.options import (
     BENCH,
     CACHE,
+    DOCTOR,
     EVALUATE,
     EVERYWHERE,
     FINETUNE,
@@ -155,6 +156,19 @@ def cache(words: tuple[str, ...], **params: Any) -> None:
     from flashtask.cli.cache import cache as run_cache
 
     run_cache(words, params)
+
+
+@flashtask.command(short_help="Check a run or a checkpoint, and say how to resume it.")
+@click.argument("source", metavar="RUN_OR_CKPT")
+@add_options(DOCTOR + EVERYWHERE)
+def doctor(source: str, **params: Any) -> None:
+    """Read every checkpoint of RUN_OR_CKPT whole, and say which are sound and from which the run can be resumed.
+
+    Nothing is changed. The exit code is 76 if a file is damaged or holds values that are not finite.
+    """
+    from flashtask.cli.doctor import doctor as run_doctor
+
+    run_doctor(source, params["json"])
 
 
 @flashtask.command(short_help="Put a trained model on the hub.")

@@ -33,6 +33,7 @@ __all__ = [
     "BENCH",
     "CACHE",
     "CONSTRUCTOR",
+    "DOCTOR",
     "EVALUATE",
     "EVERYWHERE",
     "FINETUNE",
@@ -478,6 +479,8 @@ ZOO = (
 
 CACHE = (_JSON,)
 
+DOCTOR = (_JSON,)
+
 BENCH = (
     Option("--batch-size", "", whole(1), "Images in a batch.", "N", "32", "Data"),
     Option("--seconds", "", positive, "How long to measure each option.", "X", "2", "Hardware"),
@@ -520,6 +523,7 @@ TABLES = {
     "push": PUSH,
     "pull": PULL,
     "cache": CACHE,
+    "doctor": DOCTOR,
     "bench": BENCH,
 }
 

@@ -21,7 +21,15 @@ from flashtask.core.registry import Registry
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.run_folder import RunFolder, files_of_a_run
 
-__all__ = ["FREE_KEYS", "Start", "newest_whole_checkpoint", "resume"]
+__all__ = [
+    "FREE_KEYS",
+    "Start",
+    "checkpoints_in",
+    "is_finished",
+    "lost_for_resuming",
+    "newest_whole_checkpoint",
+    "resume",
+]
 
 #: What may differ when a run is continued: how long it is, and where and how visibly it runs.
 FREE_KEYS = (
@@ -100,20 +108,24 @@ def resume(requested: Recipe) -> Start:
     own = read_recipe(folder / "recipe.yaml")
     _require_whole(own, folder)
     recipe = _merged(own, requested)
-    if not _checkpoints(folder):
+    if not checkpoints_in(folder):
         remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
         return Start(recipe, remark=remark, remains=folder)
-    if _is_finished(folder, recipe):
+    if is_finished(folder, recipe):
         return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
     return Start(recipe, folder, remark=f"resuming {folder}")
 
 
-def _require_whole(own: Recipe, folder: Path) -> None:
-    """The recipe of the run holds all that it needs to go on; the weights it began with are in its checkpoint."""
+def lost_for_resuming(own: Recipe, folder: Path) -> dict[str, str]:
+    """What a run needs to go on and its recipe does not hold; the weights it began with are in its checkpoint."""
     lost = lost_from(own)
-    if _checkpoints(folder):
+    if checkpoints_in(folder):
         lost.pop("model.weights", None)
-    if lost:
+    return lost
+
+
+def _require_whole(own: Recipe, folder: Path) -> None:
+    if lost := lost_for_resuming(own, folder):
         named = ", ".join(f"{key}: {what}" for key, what in lost.items())
         raise UsageError(
             f"{folder} cannot be resumed here: its recipe.yaml does not hold all of the run ({named})",
@@ -132,7 +144,7 @@ def newest_whole_checkpoint(folder: Path) -> Path:
     from flashtask.core.checkpoint import read_header
 
     problem: IntegrityError | UsageError | None = None
-    for path in _checkpoints(folder):
+    for path in checkpoints_in(folder):
         try:
             if "progress" not in read_header(path):
                 weights = f"{path} holds weights only and cannot be continued"
@@ -149,7 +161,7 @@ def newest_whole_checkpoint(folder: Path) -> Path:
     raise problem
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a run folder in the order to try them: the last, the best, others newest first."""
     names = ("last.ckpt", "best.ckpt")
     others = [path for path in folder.glob("*.ckpt") if path.name not in names]
@@ -227,7 +239,12 @@ def _default(key: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def _is_finished(folder: Path, recipe: Recipe) -> bool:
+def is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether the run in a folder has done all that its recipe asks for.
+
+    Raises:
+        IntegrityError: its `summary.json` cannot be read.
+    """
     try:
         summary = read_json(folder / "summary.json")
     except FileNotFoundError:

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows has no such locks: two processes in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "files_of_a_run", "require_no_run"]
+__all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run"]
 
 _RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
 
@@ -47,6 +47,21 @@ def require_no_run(folder: Path) -> None:
             why="a run is never overwritten",
             fix=f"choose another output_dir (--output-dir), or {continuing if has_checkpoint else removing}",
         )
+
+
+def owner_of(folder: Path) -> str:
+    """The process that is running in a folder, as `process 123 on machine`; empty if there is none."""
+    try:
+        with (folder / ".lock").open() as lock:
+            if fcntl is None:
+                return ""
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "another process"
+    except OSError:
+        pass
+    return ""
 
 
 class RunFolder:
