@@ -13,8 +13,10 @@ from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.registry import Registry, check_options
 
-__all__ = ["NOT_PLAIN", "WATCHING", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
+__all__ = ["NOT_PLAIN", "WATCHING", "Named", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
 
+#: A name that a registry lists, alone or with options: `("early_stopping", {"patience": 3})`.
+Named = str | tuple[str, Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
 #: Keys of a recipe that a run may be repeated without: what they name watches a run and does not change it.
 WATCHING = ("trainer.logger", "trainer.profiler")
 #: What `plain_setting` gives for a value that a recipe cannot hold.
@@ -150,7 +152,7 @@ def recipe_of_part(part: NamedPart, registry: Registry[Any]) -> dict[str, Any] |
     return {name: options}
 
 
-def plain_setting(value: Any) -> Any:
+def plain_setting(value: object) -> Any:
     """A value as YAML holds it, a path as text and a length of time in seconds; `NOT_PLAIN` if it cannot be held."""
     if value is None or type(value) in (bool, int, float, str):
         return value

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 
 if TYPE_CHECKING:
+    import torch
+
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "transfer_hooks"]
+__all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "Loaders", "transfer_hooks"]
 
 
 class BatchTransfer:
     """What is done with a batch on its way to the device; a data module may say it, or a module."""
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""
         from flashtask.trainer.batch_transfer import move_to_device
 
@@ -80,6 +83,10 @@ class DataModule(BatchTransfer, HyperparametersMixin):
 
     def on_exception(self, exception: BaseException) -> None:
         """The run ends with an exception."""
+
+
+#: What a verb takes as data: a loader, any other iterable of batches, a list of loaders, or a data module.
+Loaders = Iterable[Any] | DataModule
 
 
 class GivenLoaders(DataModule):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from flashtask.trainer.data_loaders import OrderedBatches
 from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
+
+if TYPE_CHECKING:
+    from flashtask.trainer.distribution.process_strategies import Strategy
+    from flashtask.trainer.run import Run
 
 __all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "rows_of_all"]
 
@@ -56,7 +60,7 @@ class FrozenPart:
         run: whose module it is.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         #: a hash of weights and buffers, the same in every process; known after `renew`
         self.weights = ""
@@ -297,7 +301,7 @@ class SampleFeatures:
         Raises:
             RunInterruptedError: one has.
         """
-        signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
+        signal_number = self.run.strategy.reduce(self.run.interrupted_by or 0, "max")
         if signal_number:
             self.run.interrupt(signal_number)
             raise RunInterruptedError(signal_number)
@@ -322,7 +326,7 @@ class SampleFeatures:
             return 0
         return fitting_threads(run.module, num_samples, num_cores())
 
-    def _of_batch(self, module: Any, batch: Any) -> tuple[Tensor, Any]:
+    def _of_batch(self, module: Module, batch: Any) -> tuple[Tensor, Any]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
             raise UsageError(
                 "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
@@ -392,7 +396,7 @@ class SampleFeatures:
         }
 
 
-def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
+def rows_of_all(strategy: Strategy, rows: Tensor | None) -> list[Tensor | None]:
     """The rows that each process has, in the order of their ranks, sent in pieces to save memory.
 
     Args:
@@ -420,7 +424,7 @@ def _writes(parts: Sequence[nn.Module]) -> int:
 
 
 @torch.no_grad()
-def _take_first(parts: Sequence[nn.Module], strategy: Any) -> None:
+def _take_first(parts: Sequence[nn.Module], strategy: Strategy) -> None:
     """Weights and buffers of modules become those of the first process."""
     for value in (one for part in parts for one in part.state_dict().values()):
         value.copy_(strategy.gather(value.cpu() if strategy.global_rank == 0 else None)[0])

@@ -130,7 +130,6 @@ class FitRun(Run):
         self.skip_epoch = False
         #: the epoch ends at the next step and keeps its place, to be continued by another run
         self.is_leaving = False
-        self.interrupted_by: int | None = None
         self.has_gradients = False
         self.has_stepped = False
         self.group_is_open = False
@@ -185,6 +184,7 @@ class FitRun(Run):
             seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
         if content is not None:
             self.lost_before = dict((content.get("recipe") or {}).get("not_saved") or {})
+            assert self.resume_from is not None
             restore_run(self, self.resume_from, content)
             self.sanity = None
             if self.solving is not None:
@@ -278,7 +278,8 @@ class FitRun(Run):
 
     def interrupt(self, signal_number: int) -> None:
         """End the fit at the next step because of a signal."""
-        self.interrupted_by, self.is_leaving = signal_number, True
+        super().interrupt(signal_number)
+        self.is_leaving = True
 
     def skip_rest(self) -> None:
         """Leave out the rest of the epoch."""

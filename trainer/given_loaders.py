@@ -23,7 +23,7 @@ __all__ = ["check_loader", "is_batch_list"]
 _PARTS = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
 
 
-def check_loader(value: Any, stage: str, module: Module) -> None:
+def check_loader(value: object, stage: str, module: Module) -> None:
     """Refuse what cannot be a loader, or a list of them; what is iterable and not known otherwise is left alone.
 
     Args:

@@ -282,7 +282,9 @@ def weight_decay_of(name: str, options: Mapping[str, Any]) -> float:
     return decay
 
 
-def make_optimizer(name: str, parameters: Any, lr: float | None, /, **options: Any) -> Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[torch.Tensor] | Iterable[dict[str, Any]], lr: float | None, /, **options: Any
+) -> Optimizer:
     """A torch optimizer by its class name in any case, such as `adamw`; without `lr`, at the class's own rate.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from flashtask.core.accuracy import Accuracy
 
-__all__ = ["Entry", "LogSettings", "Results"]
+__all__ = ["Entry", "LogSettings", "Logged", "Results"]
 
 
 def _most(a: Any, b: Any) -> Any:
@@ -36,6 +36,8 @@ _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+#: What `log` takes: a number, a tensor of one element, or a metric object.
+Logged: TypeAlias = "SupportsFloat | Metric | Accuracy"
 #: A number over all processes: (value, `sum`, `mean`, `max` or `min`).
 Reduce = Callable[[Any, str], Any]
 
@@ -78,7 +80,7 @@ class Entry:
         self.total: Any = None
         self.weight = self.last_weight = 0
 
-    def update(self, value: Any, weight: int) -> None:
+    def update(self, value: Logged, weight: int) -> None:
         """Take one value; on an accelerator it stays there, so that no step waits for it."""
         if isinstance(value, torch.Tensor):
             if value.numel() != 1:
@@ -100,10 +102,10 @@ class Entry:
             self.total = value if self.total is None else _REDUCTIONS[reduce_fx](self.total, value)
         self.weight += weight
 
-    def _number(self, value: Any) -> float:
+    def _number(self, value: Logged) -> float:
         """A number of another library, such as NumPy's."""
         try:
-            return float(value)
+            return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise UsageError(
                 f"log({self.name!r}) takes a number, a tensor, a metric or a dictionary of them, "
@@ -179,7 +181,7 @@ class Results:
         self,
         hook: str,
         name: str,
-        value: Any,
+        value: Logged,
         weight: int,
         settings: LogSettings = LogSettings(),  # noqa: B008 - immutable
         loader: int | None = None,

@@ -27,7 +27,7 @@ from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
-from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.results import Logged, LogSettings, Results
 from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_preparation import (
     device_plan_of,
@@ -77,6 +77,8 @@ class Run:
         #: the `teardown` of each `setup` that was begun, in the order of beginning
         self.undo: list[Callable[[], Any]] = []
         self.loggers: list[Logger] = []
+        #: the signal that asked it to end
+        self.interrupted_by: int | None = None
         #: ready for its loop
         self.is_prepared = False
         #: hook -> the methods that are called
@@ -99,6 +101,10 @@ class Run:
 
     def skip_rest(self) -> None:
         """What a hook wants that returns -1; only a fit has a rest to skip."""
+
+    def interrupt(self, signal_number: int) -> None:
+        """End because of a signal, as soon as that is possible."""
+        self.interrupted_by = signal_number
 
     def prepare(self) -> None:
         """Make the run ready for its loop: at its start, or where its checkpoint was written."""
@@ -172,7 +178,9 @@ class Run:
         finally:
             self.results, self.loggers, self.current_hook, self.batch_size = before
 
-    def log(self, name: str, value: Any, settings: LogSettings, batch_size: int | None) -> None:
+    def log(
+        self, name: str, value: Logged | Mapping[str, Logged], settings: LogSettings, batch_size: int | None
+    ) -> None:
         """Keep a value, or each value of a dictionary, under the hook that runs now."""
         if not isinstance(value, torch.Tensor) and isinstance(value, Mapping):
             self.results.chart(name, self.loggers)

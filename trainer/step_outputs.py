@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from flashtask.core.errors import UsageError
@@ -11,7 +9,7 @@ from flashtask.core.errors import UsageError
 __all__ = ["loss_in"]
 
 
-def loss_in(outputs: Any) -> torch.Tensor:
+def loss_in(outputs: object) -> torch.Tensor:
     """The loss in what a training step returned: itself, or its `loss`.
 
     Raises:

@@ -10,6 +10,9 @@ from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.by_name import NamedPart
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
@@ -70,22 +73,22 @@ class Callback(NamedPart):
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After everything of an epoch: its values are in `trainer.callback_metrics` and in the log."""
 
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> Any:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
         """Before a batch; return -1 to skip the rest of the epoch."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a batch and, at the end of an accumulation group, the optimizer's step."""
 
-    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """Before gradients are cleared."""
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
         """Before the backward pass."""
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
         """After it; gradients are there."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """Before gradients are clipped and the optimizer steps."""
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
@@ -164,7 +167,7 @@ class Callback(NamedPart):
         """A checkpoint has been read, nothing has been restored yet."""
 
 
-def keeps_state(callback: Any) -> bool:
+def keeps_state(callback: Callback) -> bool:
     """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
     return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict
 

@@ -168,7 +168,7 @@ class GradientNormMonitor(Callback):
             every = trainer.log_every_n_steps
             trainer.say(f"no norm of gradients will be logged: {steps} steps in all, log_every_n_steps={every}")
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """Log the norm; it is read when the value is shown."""
         if not _step_is_logged(trainer):
             return

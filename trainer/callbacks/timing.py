@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["TimeLimit", "Timer", "read_duration"]
+__all__ = ["Duration", "TimeLimit", "Timer", "read_duration"]
 
 #: the stages that have a clock of their own
 _STAGES = ("train", "validate", "test", "predict")
 _PARTS = ("weeks", "days", "hours", "minutes", "seconds")
 
+#: A length of time: `"DD:HH:MM:SS"`, a timedelta, or its parts such as `{"hours": 1, "minutes": 30}`.
+Duration = str | timedelta | dict[str, float]
 
-def read_duration(duration: Any) -> timedelta:
+
+def read_duration(duration: Duration) -> timedelta:
     """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
 
     Raises:
         UsageError: anything else, or a length that is not above zero.
     """
-    found = duration
+    found: Duration | None = duration
     if isinstance(duration, str):
         matched = re.fullmatch(r"(\d+):([01]\d|2[0-3]):([0-5]\d):([0-5]\d)", duration.strip())
         if matched is not None:
@@ -49,7 +52,7 @@ def read_duration(duration: Any) -> timedelta:
     return found
 
 
-def _length(parts: dict[str, Any]) -> timedelta | None:
+def _length(parts: dict[str, float]) -> timedelta | None:
     try:
         return timedelta(**parts)
     except (OverflowError, ValueError):  # infinite, NaN, or longer than a timedelta can be
@@ -73,7 +76,7 @@ class Timer(Callback):
         UsageError: an invalid argument.
     """
 
-    def __init__(self, duration: Any = None, interval: str = "step", verbose: bool = True) -> None:
+    def __init__(self, duration: Duration | None = None, interval: str = "step", verbose: bool = True) -> None:
         if interval not in ("step", "epoch"):
             raise UsageError(f'Timer(interval={interval!r}): "step" or "epoch" is needed', fix='interval="step"')
         self.duration = None if duration is None else read_duration(duration)

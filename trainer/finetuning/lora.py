@@ -21,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.files import PathLike
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
@@ -299,7 +300,7 @@ def describe_adapters(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -> None:
+def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: PathLike) -> None:
     """Give a module the factors that a checkpoint describes, if it has none; the weights are loaded afterwards.
 
     Raises:
@@ -320,7 +321,7 @@ def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -
             _add_factors(parts[name], settings)
 
 
-def _read_description(described: Any, path: Any) -> tuple[LowRank, list[str]]:
+def _read_description(described: Any, path: PathLike) -> tuple[LowRank, list[str]]:
     if not isinstance(described, Mapping) or set(described) != {"rank", "alpha", "dropout", "targets", "layers"}:
         raise _damaged(path, "it has other keys")
     names = described["layers"]
@@ -335,5 +336,5 @@ def _read_description(described: Any, path: Any) -> tuple[LowRank, list[str]]:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def _damaged(path: Any, why: str) -> IntegrityError:
+def _damaged(path: PathLike, why: str) -> IntegrityError:
     return IntegrityError(f"{path}: its description of LoRA factors cannot be used", why=why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -12,6 +12,9 @@ from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.finetuning.phase import Plateau
 from flashtask.trainer.finetuning.strategies import Finetuning, Position
 from flashtask.trainer.metric_order import best_mode
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["PhaseProgress", "require_phase_groups", "set_base_rates"]
 
@@ -31,7 +34,7 @@ class PhaseProgress:
         UsageError: a plateau has no `mode`, and the name of its metric does not say it.
     """
 
-    def __init__(self, finetuning: Finetuning, module: Any) -> None:
+    def __init__(self, finetuning: Finetuning, module: Module) -> None:
         self.finetuning = finetuning
         plateaus = {phase.plateau for phase in finetuning.phases if phase.plateau is not None}
         self._modes = {plateau: best_mode("Plateau", plateau.monitor, plateau.mode, module) for plateau in plateaus}
@@ -142,7 +145,7 @@ def _changed(value: float, base: float, rate: float) -> float:
     return rate if value == base else value * (rate / base)
 
 
-def require_phase_groups(optimizers: Iterable[Optimizer], rates: Mapping[str, list[float]], module: Any) -> None:
+def require_phase_groups(optimizers: Iterable[Optimizer], rates: Mapping[str, list[float]], module: Module) -> None:
     """Refuse phases with rates of their own for a module whose optimizer does not have the strategy's groups.
 
     Raises:

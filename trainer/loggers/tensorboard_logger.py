@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flashtask.core.files import PathLike
 from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
 from flashtask.trainer.loggers.values import flat_values
 
@@ -35,7 +36,7 @@ class TensorBoardLogger(Logger):
         UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Any = None) -> None:
+    def __init__(self, folder: PathLike | None = None) -> None:
         require_library("tensorboard", "TensorBoardLogger", _INSTALL)
         self.folder = None if folder is None else Path(folder)
         self._here: Path | None = None

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["flat_values", "plain_value"]
 
 
-def plain_value(value: Any) -> Any:
+def plain_value(value: object) -> Any:
     """A value made of numbers, texts, lists and dictionaries with names; the same for equal hyper-parameters.
 
     Paths become texts, a tensor of one element a number, classes and functions their names, other objects and larger

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask.core.errors import OutputError, UsageError
-from flashtask.core.files import atomic_write_text
+from flashtask.core.files import PathLike, atomic_write_text
 from flashtask.core.registry import Registry
-from flashtask.trainer.by_name import NamedPart, make_parts
+from flashtask.trainer.by_name import Named, NamedPart, make_parts
 from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Profiler(NamedPart):
     depth = 0
     _written: frozenset[Path] = frozenset()
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None) -> None:
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename = "profile.txt" if filename is None and dirpath is not None else filename
 
@@ -123,7 +123,7 @@ class SimpleProfiler(Profiler):
     A GPU works behind the CPU: what is measured there is the time to tell it what to do.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None) -> None:
         super().__init__(dirpath, filename)
         self._reset()
 
@@ -178,7 +178,7 @@ class AdvancedProfiler(Profiler):
         rows: functions in the table, those that took longest by themselves.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None, rows: int = 30) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None, rows: int = 30) -> None:
         super().__init__(dirpath, filename)
         self.rows, self._profile = rows, cProfile.Profile()
 
@@ -213,7 +213,13 @@ class PyTorchProfiler(Profiler):
         rows: operations in the table, those that took longest by themselves.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None, steps: int = 100, rows: int = 20) -> None:
+    def __init__(
+        self,
+        dirpath: PathLike | None = None,
+        filename: str | None = None,
+        steps: int = 100,
+        rows: int = 20,
+    ) -> None:
         super().__init__(dirpath, filename)
         self.steps, self.rows = steps, rows
         self._profile: torch.profiler.profile | None = None
@@ -289,7 +295,7 @@ def _not_started(action: str) -> UsageError:
     return UsageError(f"profiler.stop({action!r}): it was not started", fix=f"with profiler.profile({action!r}): ...")
 
 
-def resolve_profiler(profiler: Any) -> Profiler:
+def resolve_profiler(profiler: Profiler | Named | None) -> Profiler:
     """The profiler that a name (`simple`, `advanced`, `pytorch`), a name with options or an object means.
 
     None is one that does nothing.

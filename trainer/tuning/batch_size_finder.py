@@ -15,7 +15,7 @@ from flashtask.core.errors import OutOfMemoryError, UsageError
 from flashtask.core.memory import MemoryLimit, MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.data_loaders import batch_size_of
-from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,
@@ -46,13 +46,13 @@ _STEPS = 2
 _SHARE = 0.8
 
 
-def batch_size_in(module: Module, data: Any, name: str) -> NamedValue:
+def batch_size_in(module: Module, data: DataModule, name: str) -> NamedValue:
     """The batch size of a module or its data module, in every place where it stands.
 
     Raises:
         UsageError: there is none, it is no whole number, or the loader that it would be for was given as it is.
     """
-    if isinstance(data, GivenLoaders) and "train" in data._given:
+    if isinstance(data, GivenLoaders) and data.has("train"):
         raise UsageError(
             "the batch size of a loader that is passed to the trainer cannot be changed",
             fix="give the module a method train_dataloader(), or pass datamodule=...",

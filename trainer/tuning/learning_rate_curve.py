@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from flashtask.core.files import PathLike
 
 __all__ = ["LearningRateCurve", "beginning_of", "falls_clearly", "smoothed", "steepest"]
 
@@ -41,7 +42,7 @@ class LearningRateCurve:
         doubt = "" if self.is_clear else " (unclear: it varies much)"
         return f"learning rate {self.suggestion:.3g}: the loss fell fastest there{doubt}"
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: PathLike) -> None:
         """Write a picture of the curve: PNG, PDF, SVG, ... by the ending of the file's name.
 
         Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashtask.core.errors import OutputError, UsageError, did_you_mean
-from flashtask.core.files import atomic_write
+from flashtask.core.files import PathLike, atomic_write
 
 if TYPE_CHECKING:
     from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["check_picture", "draw_learning_rates"]
 
 
-def check_picture(path: str | os.PathLike[str]) -> str:
+def check_picture(path: PathLike) -> str:
     """The kind of picture that the ending of a file's name means: `png`, `pdf`, `svg`, ...
 
     Raises:
@@ -38,7 +38,7 @@ def check_picture(path: str | os.PathLike[str]) -> str:
     return kind
 
 
-def draw_learning_rates(curve: LearningRateCurve, path: str | os.PathLike[str]) -> None:
+def draw_learning_rates(curve: LearningRateCurve, path: PathLike) -> None:
     """Losses over learning rates, with the suggestion.
 
     Raises:
