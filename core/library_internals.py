@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torchmetrics import Metric
+
+    from flashtask.core.accuracy import Accuracy
 
 __all__ = [
     "batch_norm_class",
     "before_each_operation",
     "change_count",
     "extractor_graphs",
+    "forget_composable",
     "forward_hooks",
+    "forward_value",
     "fused_convolution",
     "give_own_part_table",
     "hub_client_factory",
@@ -26,11 +32,17 @@ __all__ = [
     "is_from_compiler",
     "layer_versions",
     "makes_no_memory",
+    "metric_counts",
     "metric_state",
+    "normalization_class",
+    "note_step",
     "on_meta",
+    "rate_lists",
     "set_layer_versions",
+    "set_metric_counts",
     "tensor_tables",
     "timm_arguments",
+    "viewed_tensor",
 ]
 
 
@@ -42,6 +54,13 @@ def batch_norm_class() -> type[nn.Module]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return _BatchNorm
+
+
+def normalization_class() -> type[nn.Module]:
+    """The base class of all BatchNorm and InstanceNorm layers: torch exports only its subclasses."""
+    from torch.nn.modules.batchnorm import _NormBase
+
+    return _NormBase
 
 
 def tensor_tables(module: nn.Module) -> tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]:
@@ -63,6 +82,36 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 def change_count(tensor: Tensor) -> int:
     """How often a tensor was changed in place; autograd counts it, and only so is a change seen without a copy."""
     return tensor._version
+
+
+def viewed_tensor(tensor: Tensor) -> Tensor | None:
+    """The tensor that a tensor is a view of, for autograd; None if it is none: storages alone do not tell."""
+    return tensor._base
+
+
+def note_step(optimizer: Optimizer, has_stepped: bool = True) -> None:
+    """Note that an optimizer has stepped: schedules warn if it has not, also where its step was left out on purpose."""
+    optimizer._opt_called = has_stepped  # type: ignore[attr-defined]
+
+
+def rate_lists(schedule: object) -> Iterator[list[float]]:
+    """The lists in which a schedule, and those inside of it, keep a rate for each parameter group.
+
+    They are to be changed in place: torch has no way to give a schedule other base rates.
+    """
+    for name in ("base_lrs", "max_lrs", "_last_lr"):
+        rates = getattr(schedule, name, None)
+        if isinstance(rates, list):
+            yield rates
+    for inner in getattr(schedule, "_schedulers", ()):
+        yield from rate_lists(inner)
+
+
+def forget_composable(part: nn.Module) -> None:
+    """Forget what `fully_shard` has noted of a module: torch has no way back."""
+    from torch.distributed._composable_state import _module_state_mapping
+
+    _module_state_mapping.pop(part, None)
 
 
 def layer_versions(state: Mapping[str, Any]) -> Any:
@@ -141,6 +190,23 @@ def hub_weight_names(filename: str | None) -> Iterator[str]:
     wanted = filename or HF_WEIGHTS_NAME
     yield from _get_safe_alternatives(wanted)
     yield wanted
+
+
+def forward_value(metric: Metric | Accuracy) -> Any:
+    """What a metric gave for the last batch; None if it was only updated: it cannot be asked for it again."""
+    return metric._forward_cache
+
+
+def metric_counts(metric: Metric | Accuracy) -> tuple[dict[str, Any], int]:
+    """What a metric has counted, by name, and in how many updates: its state dict leaves out what is not persistent."""
+    return {name: getattr(metric, name) for name in metric._defaults}, metric._update_count
+
+
+def set_metric_counts(metric: Metric | Accuracy, counts: Mapping[str, Any], updates: int) -> None:
+    """Take back what `metric_counts` gave; without updates a metric warns when it is asked for its value."""
+    for name, value in counts.items():
+        setattr(metric, name, value)
+    metric._update_count = updates
 
 
 def metric_state(metric: Any) -> list[str]:

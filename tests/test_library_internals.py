@@ -30,6 +30,13 @@ def batch_norm_class():
     assert not isinstance(nn.LayerNorm(2), internals.batch_norm_class())
 
 
+def normalization_class():
+    assert all(
+        isinstance(layer, internals.normalization_class()) for layer in (nn.BatchNorm2d(2), nn.InstanceNorm2d(2))
+    )
+    assert not isinstance(nn.LayerNorm(2), internals.normalization_class())
+
+
 def tensor_tables():
     layer = nn.BatchNorm1d(2)
     parameters, buffers = internals.tensor_tables(layer)
@@ -60,6 +67,52 @@ def change_count():
     before = internals.change_count(tensor)
     tensor.add_(1)
     assert internals.change_count(tensor) > before
+
+
+def viewed_tensor():
+    tensor = torch.zeros(2, requires_grad=True) * 2
+    assert internals.viewed_tensor(tensor) is None
+    assert internals.viewed_tensor(tensor[:1]) is tensor
+
+
+def note_step():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    internals.note_step(optimizer)
+    schedule.step()  # a warning is an error here
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    internals.note_step(optimizer, False)
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        schedule.step()
+
+
+def rate_lists():
+    schedules = torch.optim.lr_scheduler
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    inner = [schedules.ConstantLR(optimizer, 1.0), schedules.StepLR(optimizer, 1, gamma=0.5)]
+    schedule = schedules.SequentialLR(optimizer, inner, milestones=[1])
+    lists = list(internals.rate_lists(schedule))
+    assert all(any(found is one.base_lrs for found in lists) for one in inner)
+    for rates in lists:
+        rates[0] *= 10
+    optimizer.param_groups[0]["lr"] *= 10
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [5.0]
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [2.5]
+    assert list(internals.rate_lists(object())) == []
+
+
+def forget_composable():
+    from torch.distributed._composable_state import _get_module_state, _insert_module_state, _State
+
+    layer = nn.Linear(2, 2)
+    _insert_module_state(layer, _State())
+    internals.forget_composable(layer)
+    assert _get_module_state(layer) is None
 
 
 def layer_versions():
@@ -143,6 +196,30 @@ def hub_weight_names():
     assert list(internals.hub_weight_names("my.bin")) == ["my.safetensors", "my.bin"]
 
 
+def forward_value():
+    metric = torchmetrics.MeanMetric()
+    assert internals.forward_value(metric) is None
+    metric(3.0)
+    metric(5.0)
+    assert internals.forward_value(metric) == 5
+
+
+def metric_counts():
+    metric = torchmetrics.MeanMetric()
+    metric.update(3.0)
+    metric.update(5.0)
+    counts, updates = internals.metric_counts(metric)
+    assert {name: value.item() for name, value in counts.items()} == {"mean_value": 8, "weight": 2}
+    assert updates == 2
+
+
+def set_metric_counts():
+    metric, other = torchmetrics.MeanMetric(), torchmetrics.MeanMetric()
+    metric.update(3.0)
+    internals.set_metric_counts(other, *internals.metric_counts(metric))
+    assert other.compute() == 3  # a warning that it saw nothing is an error here
+
+
 def metric_state():
     metric = torchmetrics.MeanMetric()
     names = internals.metric_state(metric)
@@ -190,9 +267,10 @@ def test_settings_of_the_hub_that_are_read_or_set_in_its_module_exist(name):
 OF_LIBRARIES = {
     *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_version", "_metadata"),
     *("_schema", "_C", "_dynamo", "_inductor", "_model_args", "_traits"),
+    *("_base", "_opt_called", "_num_samples", "_schedulers", "_last_lr", "_NormBase"),
     *("_defaults", "_update_count", "_computed", "_forward_cache"),
 }
-CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli")
+CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli", "trainer")
 
 
 def private_uses(tree):

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.callbacks.weight_averaging import WeightAveraging
+from flashtask.trainer.callbacks.weight_averaging import AveragingCallback
 from flashtask.trainer.features import rows_of_all
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
@@ -98,7 +97,7 @@ class ClosedFormFit:
                 why="one random crop of an image does not represent it",
                 fix='leave augment out, or augment="none"',
             )
-        if any(isinstance(one, (WeightAveraging, StochasticWeightAveraging)) for one in run.callbacks):
+        if any(isinstance(one, AveragingCallback) for one in run.callbacks):
             raise UsageError("there are no steps whose weights could be averaged: the head is solved", fix="drop it")
 
     def prepare(self) -> None:

@@ -14,7 +14,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.data_loaders import OrderedBatches
+from flashtask.trainer.data_loaders import OrderedBatches, order_of
 from flashtask.trainer.features import FrozenPart, SampleFeatures
 from flashtask.trainer.module import Module
 
@@ -149,8 +149,7 @@ def _validates_while_frozen(run: FitRun) -> bool:
 
 def _wrapped(part: FrozenPart, loader: Any, views: int, what: str, epoch: Callable[[], int | None]) -> Any:
     dataset = getattr(loader, "dataset", None)
-    order = getattr(loader, "batch_sampler", None)
-    if not isinstance(order, OrderedBatches) or not isinstance(dataset, SeededDataset):
+    if order_of(loader) is None or not isinstance(dataset, SeededDataset):
         return loader
     if views == 1 and not dataset.repeats_itself():
         return loader
@@ -222,8 +221,8 @@ class FeatureLoader:
         return self._features_of(epoch)
 
     def _features_of(self, epoch: int) -> Iterator[Any]:
-        order = self.loader.batch_sampler
-        assert isinstance(order, OrderedBatches)
+        order = order_of(self.loader)
+        assert order is not None
         self.features.prepare(epoch)
         with _fitting_threads(self.features.run, order.own_size):
             for places in order:

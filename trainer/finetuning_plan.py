@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from flashtask.core.library_internals import note_step
 from flashtask.core.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
@@ -178,7 +179,7 @@ def _strategy_of(run: FitRun) -> Finetuning:
 
 
 def _look_at(run: FitRun, callbacks: list[Any]) -> Plan:
-    epochs, validation = _epochs_of(run), run.validation
+    epochs, validation = run.total_epochs, run.validation
     once, features = plan_of_features(run, callbacks)
     per_loader = [validation.batches_in(n) for n in range(len(validation.loaders))] if validation is not None else []
     sizes = [getattr(source, "batch_size", None) for source in (run.ordered, run.loader) if source is not None]
@@ -229,18 +230,6 @@ def _groups_of(freezing: Freezing, number: int, rates: dict[str, float]) -> Iter
             yield GroupPlan(group.name, size, freezing.rates[group.name][number], rates.get(group.name))
 
 
-def _epochs_of(run: FitRun) -> int | None:
-    """How many epochs the run has at the most, the last one perhaps cut short by `max_steps`."""
-    epochs, batches = run.max_epochs, run.batches_in_epoch
-    if run.max_steps < 0 or not batches:
-        return epochs
-    needed = steps = 0
-    while steps < run.max_steps:
-        steps += math.ceil(batches / run.accumulation(needed))
-        needed += 1
-    return needed if epochs is None else min(epochs, needed)
-
-
 def _length(number: int, starts: list[int | None], epochs: int | None) -> int | None:
     """How many epochs a phase has in the run; 0 if the run ends before it begins."""
     start = starts[number]
@@ -271,7 +260,7 @@ def _rates_at_starts(run: FitRun, epochs: int | None) -> Iterator[dict[str, floa
     assert run.freezing is not None
     assert run.phases is not None
     for optimizer in run.optimizers:
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules are stepped, and nothing is trained
+        note_step(optimizer)  # schedules are stepped, and nothing is trained
     schedulers, epoch = [rate.scheduler for rate in run.schedulers], 0
     for number, start in enumerate(run.freezing.finetuning.starts):
         is_known = start is not None and run.steps_before(start) is not None

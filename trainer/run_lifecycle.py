@@ -124,7 +124,6 @@ def _conclude(run: FitRun) -> None:
 def _end(run: Run, error: BaseException | None) -> None:
     """Undo what was done for the run; each part of it is, even if another fails."""
     trainer = run.trainer
-    active = trainer.active_run
     with ExitStack() as last_first:
         if isinstance(run, FitRun):
             run.module.was_fitted = run.module.was_fitted or run.samples_seen > 0
@@ -137,17 +136,14 @@ def _end(run: Run, error: BaseException | None) -> None:
                 last_first.callback(run.freezing.restore)
         for undo in run.undo:
             last_first.callback(undo)
-        if isinstance(active, EvaluationRun) and active.is_open:
-            last_first.callback(active.abandon)
+        last_first.callback(run.abandon_evaluation)
 
 
 def _as_users_see_it(run: FitRun | EvaluationRun, error: BaseException) -> BaseException:
     """What is raised: an interruption after the place was saved, a named lack of memory, or the error as it is."""
     if not isinstance(error, RunInterruptedError):
         return as_users_see_it(error, run.batch_size)
-    active = run.trainer.active_run
-    if isinstance(active, EvaluationRun) and active.is_open:
-        active.abandon()
+    run.abandon_evaluation()
     checkpoint = run.trainer.checkpoint_callback
     if checkpoint is not None and isinstance(run, FitRun) and not run.done:
         stopped = f"stopped in epoch {run.epoch} after {run.samples} samples"

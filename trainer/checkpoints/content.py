@@ -1,4 +1,4 @@
-"""What a checkpoint holds."""
+"""What a checkpoint holds: what describes the module, its weights, and what a resume needs."""
 
 from __future__ import annotations
 

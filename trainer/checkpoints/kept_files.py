@@ -184,7 +184,7 @@ class BestFiles:
         return first if first is not None and (first.score is None or math.isfinite(first.score)) else None
 
     def wants(self, new: SavedFile) -> bool:
-        """Whether a file would be kept."""
+        """Whether a file is good enough to be among those kept."""
         return any(file is new for file in self._ranked(new)[0])
 
     def take(self, new: SavedFile, stem: str, taken: Collection[str]) -> SavedFile:

@@ -16,6 +16,7 @@ from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoin
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import argument_fix
+from flashtask.core.library_internals import note_step
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
@@ -238,7 +239,7 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: PathLike) ->
             raise _other_groups(path, state, optimizer, error) from error
     for optimizer in run.optimizers:
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
-        optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
+        note_step(optimizer, content["global_step"] > 0)
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
 

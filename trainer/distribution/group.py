@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, and not in its `__all__`
 
 from flashtask.core.errors import UsageError
 from flashtask.core.machine import share_machine, stop_sharing

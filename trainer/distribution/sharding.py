@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from flashtask.core.library_internals import forget_composable, tensor_tables
 from flashtask.trainer.batch_transfer import without_views
 from flashtask.trainer.distribution.group import agree_on
 from flashtask.trainer.distribution.shards import whole
@@ -103,12 +104,12 @@ class ShardedModule:
         try:
             replaced = self._put_together()
             for part, name, held in places:
-                part._parameters[name] = replaced[held]
+                tensor_tables(part)[0][name] = replaced[held]
             yield
         finally:
             self._is_whole = False
             for part, name, held in places:
-                part._parameters[name] = held
+                tensor_tables(part)[0][name] = held
             for put_back in hooks:
                 put_back()
 
@@ -120,7 +121,7 @@ class ShardedModule:
         """
         places, replaced = self._places(), self._put_together()
         for part, name, held in places:
-            part._parameters[name] = replaced[held]
+            tensor_tables(part)[0][name] = replaced[held]
         for optimizer in self._run.optimizers:
             _hold_others(optimizer, replaced, keeps_states)
         self.let_go()
@@ -138,8 +139,8 @@ class ShardedModule:
         """Where each share is held: (part, name there, parameter)."""
         for unit in (self._root, *self.blocks):
             unit.reshard()
-        parts = self.module.modules()
-        return [(part, name, held) for part in parts for name, held in part._parameters.items() if held is not None]
+        tables = [(part, tensor_tables(part)[0]) for part in self.module.modules()]
+        return [(part, name, held) for part, table in tables for name, held in table.items() if held is not None]
 
     def _put_together(self) -> dict[nn.Parameter, nn.Parameter]:
         """For each share of a parameter the whole one."""
@@ -189,8 +190,6 @@ class _Marks:
 
     def remove(self) -> None:
         """Take everything away."""
-        from torch.distributed._composable_state import _module_state_mapping
-
         if type(self.part) is not self.kind:
             self.part.__class__ = self.kind
         for name, numbers in self._hooks.items():
@@ -198,7 +197,7 @@ class _Marks:
                 vars(self.part)[name].pop(number, None)
         for name in self._names:
             vars(self.part).pop(name, None)
-        _module_state_mapping.pop(self.part, None)
+        forget_composable(self.part)
 
 
 def _put(hooks: OrderedDict[int, Any], number: int, hook: Any, is_first: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.library_internals import normalization_class
 from flashtask.trainer.finetuning.lora import adapted_layers, factor_names
 from flashtask.trainer.finetuning.phase import GROUPS, Phase, Selection
 from flashtask.trainer.finetuning.strategies import Finetuning, Position, Stage
@@ -27,7 +28,7 @@ __all__ = ["Freezing", "Parts", "TrainableGroup"]
 #: Of more groups of the backbone than these, logs show the first and the last.
 _MOST_SHOWN = 4
 _NORMS = (
-    nn.modules.batchnorm._NormBase,
+    normalization_class(),
     nn.CrossMapLRN2d,
     nn.GroupNorm,
     nn.LayerNorm,

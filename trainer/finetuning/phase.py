@@ -286,7 +286,7 @@ class Phase:
 
     @property
     def end(self) -> str:
-        """When it ends, in words."""
+        """When the phase ends, in words for a table."""
         parts = [f"{self.epochs} epochs" if self.epochs != 1 else "1 epoch"] if self.epochs is not None else []
         parts += [f"epoch {self.epoch}"] if self.epoch is not None else []
         parts += [f"{self.steps} steps"] if self.steps is not None else []
