@@ -30,7 +30,7 @@ class BatchTransfer:
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch on the device."""
+        """Change a batch that is on the device, before a step takes it."""
         return batch
 
 
@@ -82,7 +82,7 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         """Take back what `state_dict` gave."""
 
     def on_exception(self, exception: BaseException) -> None:
-        """The run ends with an exception."""
+        """The run ends with an exception, which is raised after this (Ctrl-C included)."""
 
 
 #: What a verb takes as data: a loader, any other iterable of batches, a list of loaders, or a data module.

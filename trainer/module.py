@@ -166,7 +166,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """A stage starts; called on every process."""
 
     def teardown(self, stage: str) -> None:
-        """A stage ends."""
+        """A stage ends, also after an error; called on every process."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written: add to it."""
@@ -281,7 +281,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         return self
 
     def unfreeze(self) -> Self:
-        """Gradients and train mode again."""
+        """Undo `freeze`: gradients and train mode for all parameters."""
         self.requires_grad_(True)
         self._frozen = False
         self.train()

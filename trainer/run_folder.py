@@ -120,7 +120,7 @@ class RunFolder:
             atomic_write_text(self.path / "recipe.yaml", yaml.safe_dump(_lists(recipe), sort_keys=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write how the run ended to `summary.json`."""
         summary["best"] = {name: number_or_null(value) for name, value in summary["best"].items()}
         atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 

@@ -50,7 +50,7 @@ class LearningRateMonitor(Callback):
         self.log_momentum, self.log_weight_decay = log_momentum, log_weight_decay
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        """Find names for the rates."""
+        """Find a name for each optimizer's rates, and whether they are logged by step or by epoch."""
         run = trainer.current_fit
         watched = _named_optimizers(run.optimizers, run.schedulers)
         chosen = [(name, optimizer, self.logging_interval or interval) for name, optimizer, interval in watched]

@@ -144,49 +144,30 @@ class Timer(Callback):
         return True
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of training."""
-        self._start("train")
+        """Start the clock of the stage that starts; the sanity check does not count."""
+        if not trainer.sanity_checking:
+            self._started[_stage_of(trainer)] = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("train")
+        """Stop the clock of the stage that ends."""
+        self._stop(_stage_of(trainer))
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of validation; the sanity check does not count."""
-        if not trainer.sanity_checking:
-            self._start("validate")
-
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("validate")
-
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of the test."""
-        self._start("test")
-
-    def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("test")
-
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of prediction."""
-        self._start("predict")
-
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("predict")
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+    on_validation_end = on_test_end = on_predict_end = on_train_end
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        """Stop all clocks."""
+        """Stop the clocks of all stages."""
         for stage in _STAGES:
             self._stop(stage)
-
-    def _start(self, stage: str) -> None:
-        self._started[stage] = time.monotonic()
 
     def _stop(self, stage: str) -> None:
         self._spent[stage] = self.time_elapsed(stage)
         self._started.pop(stage, None)
+
+
+def _stage_of(trainer: Trainer) -> str:
+    stage = trainer.current_run.stage
+    return "train" if stage == "fit" else stage
 
 
 class TimeLimit(Timer):

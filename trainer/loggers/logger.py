@@ -31,13 +31,13 @@ class Logger(NamedPart):
         """A fit begins in a run folder; a resumed one brings the rows and the step it stands at."""
 
     def log_hyperparameters(self, values: dict[str, Any]) -> None:
-        """The hyper-parameters of module and data."""
+        """The hyper-parameters of module and data, once at the start of a fit."""
 
     def draw_together(self, chart: str) -> None:
         """Values whose names begin with `<chart>/` are series of one chart."""
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values of a step, every `log_every_n_steps`."""
+        """Values of a step by name; called every `log_every_n_steps` steps."""
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """The row of an epoch; `epoch` and `step` are among its names."""

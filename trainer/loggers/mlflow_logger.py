@@ -142,7 +142,7 @@ class MLFlowLogger(Logger):
                     self._log_batch(tags=[entities.RunTag(f"{name} from step {self._step}"[:_LONGEST_NAME], value)])
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Keep values at their step."""
+        """Keep values with their step, to be sent when the log is flushed."""
         now = int(time.time() * 1000)
         for name, given in values.items():
             key, value = _allowed(name), float(given)

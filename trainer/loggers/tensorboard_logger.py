@@ -80,7 +80,7 @@ class TensorBoardLogger(Logger):
         self._charts.add(chart)
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values at their step."""
+        """Write each value at its step, one of a chart as a line of it."""
         for name, value in values.items():
             self._add(name, value, step)
 

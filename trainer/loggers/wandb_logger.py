@@ -120,7 +120,7 @@ class WandbLogger(Logger):
         self._charts.setdefault(chart, {})
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values over `global_step`."""
+        """Send values, with their step as `global_step`."""
         if values:
             self._log(values, step, epoch)
 

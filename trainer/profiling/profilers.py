@@ -57,10 +57,10 @@ class Profiler(NamedPart):
         """A stage starts: forget an earlier one."""
 
     def end(self, run: Run) -> None:
-        """The stage is over."""
+        """A stage ends, also with an error; `summary` is asked for after it."""
 
     def start(self, action: str) -> None:
-        """An action starts."""
+        """An action starts, perhaps inside of another."""
 
     def stop(self, action: str) -> None:
         """The action that was started last under this name is over."""
@@ -140,11 +140,11 @@ class SimpleProfiler(Profiler):
         self._began = time.perf_counter()
 
     def end(self, run: Run) -> None:
-        """Settle how long the stage took."""
+        """Note how long the whole stage took."""
         self.total = time.perf_counter() - self._began
 
     def start(self, action: str) -> None:
-        """Look at the clock."""
+        """Note the time at which the action started."""
         self._started[action].append(time.perf_counter())
 
     def stop(self, action: str) -> None:
@@ -226,7 +226,7 @@ class PyTorchProfiler(Profiler):
         self._records: dict[str, list[Any]] = defaultdict(list)
 
     def begin(self, run: Run) -> None:
-        """Start recording."""
+        """Record the operations of CPU and GPU from here on."""
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if run.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
