@@ -29,14 +29,13 @@ from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
 from flashtask.trainer.feature_cache import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
-from flashtask.trainer.finetuning.lora import adapt, adapted_layers
-from flashtask.trainer.finetuning.phase_ends import PhaseProgress, enter_phase, require_phase_groups
+from flashtask.trainer.finetuning.lora import adapt_for
+from flashtask.trainer.finetuning.phase_ends import PhaseProgress, enter_phase, leave_phase, require_phase_groups
 from flashtask.trainer.finetuning.strategies import Finetuning
+from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
-from flashtask.trainer.nan_guard import NanGuard
-from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
-from flashtask.trainer.rates import learning_rates
+from flashtask.trainer.optimizers import ScheduledRate, learning_rates, read_optimizers, require_no_closure
 from flashtask.trainer.run import (
     EvaluationRun,
     Run,
@@ -57,7 +56,6 @@ from flashtask.trainer.run_preparation import (
 )
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.step_outputs import loss_in
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -201,17 +199,7 @@ class FitRun(Run):
         self._finish_preparing()
 
     def _adapt(self) -> None:
-        """Give the layers that LoRA trains their factors, before anybody looks at the parameters."""
-        settings = None if self.finetuning is None else self.finetuning.lora
-        if settings is not None:
-            adaptation = adapt(self.module, self.module.modules_to_freeze(), settings, self.seed)
-            if self.trainer.enable_model_summary:
-                self.trainer.say(str(adaptation))
-        elif adapted_layers(self.module):
-            raise UsageError(
-                "the model has LoRA factors, and this run would not train them",
-                fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
-            )
+        adapt_for(self)
 
     def _add_validation(self) -> None:
         """The runs of validation that nest in this one: after epochs, and the sanity check before the first."""
@@ -667,18 +655,10 @@ class FitRun(Run):
         row["seconds"] = spent
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
-        self._leave_phase()
+        leave_phase(self)
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
-
-    def _leave_phase(self) -> None:
-        """Find out whether the epoch was the last of its phase; the end of the last phase ends the run."""
-        if self.phases is None or not self.epoch_is_complete:
-            return
-        measured = self.validation is None or self.validates
-        if self.phases.leave(self.epoch, self.global_step, self.metrics, self.fresh_metrics, measured):
-            self.stop("the last phase of the strategy is over")
 
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""

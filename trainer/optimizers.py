@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedulers: by name, and in every form that `configure_optimizers` may return."""
+"""Optimizers and schedulers: by name, in every form that `configure_optimizers` may return, and their rates."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ScheduledRate",
     "check_names",
+    "learning_rates",
     "make_optimizer",
     "make_scheduler",
     "name_and_options",
     "read_optimizers",
     "require_no_closure",
+    "target_rates",
     "weight_decay_of",
 ]
 
@@ -421,3 +423,30 @@ def _cosine(step: int, start: int, warm_up: int, total: int) -> float:
     """Half a cosine over the whole run, times a linear rise over `warm_up` steps from `start` on."""
     rise = min(1.0, (step - start + 1) / warm_up)
     return max(0.0, rise) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+
+# ---- the rates of optimizers, by the names of their parameter groups
+
+
+def learning_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """Current rates: `learning_rate` for the first parameter group, `learning_rate_<name>` for the others.
+
+    Groups that say `shown: False`, the middle ones of many, are left out.
+    """
+    rates: dict[str, float] = {}
+    for number, optimizer in enumerate(optimizers):
+        for index, group in enumerate(optimizer.param_groups):
+            if not group.get("shown", True):
+                continue
+            name = str(group.get("name", f"{number}_{index}"))
+            rates["learning_rate" if not rates else f"learning_rate_{name}"] = float(group["lr"])
+    return rates
+
+
+def target_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """The rates that optimizers were made with, by name of the parameter group, before any schedule."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("shown", True)]
+    return {
+        str(group.get("name", f"group {index}")) + " learning rate": group.get("initial_lr", group["lr"])
+        for index, group in enumerate(groups)
+    }

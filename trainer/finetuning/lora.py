@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,13 @@ from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
 from flashtask.trainer.wrapping import unwrapped_name
 
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+
 __all__ = [
     "Adaptation",
     "adapt",
+    "adapt_for",
     "adapted_layers",
     "describe_adapters",
     "factor_names",
@@ -167,6 +171,24 @@ def adapt(module: nn.Module, roots: Iterable[nn.Module], settings: LowRank, seed
         left_out = {}
     size = sum(getattr(layer, name).numel() for layer in present.values() for name in _FACTORS)
     return Adaptation(list(present), size, left_out)
+
+
+def adapt_for(run: FitRun) -> None:
+    """Give the layers that a run's strategy trains by factors theirs, before anybody looks at the parameters.
+
+    Raises:
+        UsageError: the module has factors, and the run would not train them.
+    """
+    settings = None if run.finetuning is None else run.finetuning.lora
+    if settings is not None:
+        adaptation = adapt(run.module, run.module.modules_to_freeze(), settings, run.seed)
+        if run.trainer.enable_model_summary:
+            run.trainer.say(str(adaptation))
+    elif adapted_layers(run.module):
+        raise UsageError(
+            "the model has LoRA factors, and this run would not train them",
+            fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
+        )
 
 
 def _find_layers(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.module import Module
 
-__all__ = ["PhaseProgress", "enter_phase", "require_phase_groups", "set_base_rates"]
+__all__ = ["PhaseProgress", "enter_phase", "leave_phase", "require_phase_groups", "set_base_rates"]
 
 #: what schedules keep in a parameter group that is a learning rate
 _IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -123,6 +123,15 @@ def enter_phase(run: FitRun) -> None:
         count, before = run.freezing.count(number), run.freezing.count(number - 1)
         how = "unfreezing" if count > before else str(run.freezing.finetuning.phases[number].train)
         run.trainer.say(f"epoch {run.epoch}: {how}, {count:,} parameters train now")
+
+
+def leave_phase(run: FitRun) -> None:
+    """At the end of an epoch: find out whether it was the last of its phase; the end of the last phase ends the run."""
+    if run.phases is None or not run.epoch_is_complete:
+        return
+    measured = run.validation is None or run.validates
+    if run.phases.leave(run.epoch, run.global_step, run.metrics, run.fresh_metrics, measured):
+        run.stop("the last phase of the strategy is over")
 
 
 def set_base_rates(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], rates: Mapping[str, float]) -> None:
