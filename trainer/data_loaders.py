@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
 __all__ = ["OrderedBatches", "batch_size_of", "length_of", "order_of", "rebuild_loader", "shares_of_group"]
-__all__ += ["taken_in_turn"]
+__all__ += ["taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -172,22 +172,37 @@ def rebuild_loader(
         process=process,
         fills=training,
     )
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {"persistent_workers": loader.persistent_workers, "prefetch_factor": loader.prefetch_factor}
-    # A generator of its own: a new iterator would otherwise draw from the stream that dropout uses.
+    return with_order(
+        loader,
+        dataset,
+        batches,
+        # Of its own: a new iterator would otherwise draw from the stream that dropout uses.
+        generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
+        timeout=loader.timeout,
+        in_order=loader.in_order,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def with_order(loader: DataLoader[Any], dataset: Any, order: OrderedBatches, **options: Any) -> DataLoader[Any]:
+    """A loader that loads like another one, in another order.
+
+    Args:
+        loader: whose processes and functions it has.
+        dataset: to load.
+        order: of the batches.
+        options: further arguments of `DataLoader`.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=order,
         num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
-        in_order=loader.in_order,
-        **workers,
+        **options,
     )
 
 

@@ -16,6 +16,7 @@ from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.data_loaders import OrderedBatches, order_of
 from flashtask.trainer.features import FrozenPart, SampleFeatures
+from flashtask.trainer.hooks import is_written
 from flashtask.trainer.module import Module
 
 if TYPE_CHECKING:
@@ -167,8 +168,7 @@ def _watching(run: Run, callbacks: Sequence[Callback]) -> str:
         if type(owner).__module__.partition(".")[0] == "flashtask":
             continue  # the engine's own read only the number of a batch
         for name in _BATCH_HOOKS[run.stage]:
-            method = getattr(owner, name, None)
-            if method is not None and getattr(method, "__func__", method) is not vars(base).get(name):
+            if is_written(owner, name, base):
                 return f"{type(owner).__name__}.{name}"
     return ""
 

@@ -23,7 +23,7 @@ from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.data_loaders import OrderedBatches, order_of
+from flashtask.trainer.data_loaders import OrderedBatches, order_of, with_order
 from flashtask.trainer.distribution.shards import of_this_process
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
@@ -339,28 +339,11 @@ class SampleFeatures:
 
     def _pass(self, number: int, indices: Any) -> Iterator[Any]:
         """Each of these samples once, in their order, as the epoch of the view would see it."""
-        own = self.loader
         order = OrderedBatches(
-            indices,
-            self._batch_size,
-            shuffle=False,
-            drop_last=False,
-            seed=self.order.seed,
-            seeded=True,
+            indices, self._batch_size, shuffle=False, drop_last=False, seed=self.order.seed, seeded=True
         )
         order.set_position(number, frozen=True)
-        workers: dict[str, Any] = {"prefetch_factor": own.prefetch_factor} if own.num_workers else {}
-        yield from DataLoader(
-            own.dataset,
-            batch_sampler=order,
-            num_workers=own.num_workers,
-            collate_fn=own.collate_fn,
-            pin_memory=own.pin_memory,
-            worker_init_fn=own.worker_init_fn,
-            multiprocessing_context=own.multiprocessing_context,
-            generator=torch.Generator(),
-            **workers,
-        )
+        yield from with_order(self.loader, self.dataset, order, generator=torch.Generator())
 
     # ---- what features depend on
 

@@ -29,7 +29,7 @@ from flashtask.trainer.module import Module
 from flashtask.trainer.run import Run
 from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_lifecycle import execute
-from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
+from flashtask.trainer.tuning.trials import Trial, batches_a_step, learn_nothing, trial
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -323,9 +323,7 @@ class _Clock(Callback, RunExtension):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Nothing is learned, so that no step can diverge."""
         run = trainer.current_fit
-        run.schedulers.clear()
-        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
+        learn_nothing(run)
         self.ahead = getattr(run.loader, "num_workers", 0) * (getattr(run.loader, "prefetch_factor", None) or 0)
         if run.solving is None:
             run.limit_steps(_STEPS + self.ahead // run.accumulation(0))

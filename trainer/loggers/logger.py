@@ -6,17 +6,14 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.errors import UsageError
 from flashtask.core.files import atomic_write
 from flashtask.trainer.by_name import NamedPart
 
-__all__ = ["CSVLogger", "Logger", "library", "no_run_yet", "require_library"]
+__all__ = ["CSVLogger", "Logger"]
 
 
 class Logger(NamedPart):
@@ -160,45 +157,3 @@ def _texts(row: dict[str, float]) -> dict[str, str]:
 
 def _columns_of(rows: list[dict[str, str]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def no_run_yet(logger: Logger) -> UsageError:
-    """The error for asking a logger for what it has only while a run is going on."""
-    kind = type(logger).__name__
-    return UsageError(
-        f"{kind}.experiment is there only while a run is going on",
-        fix=f"use it in a hook: logger = {kind}(), and logger.experiment in on_train_start",
-    )
-
-
-# ---- libraries that not everybody has
-
-
-def require_library(name: str, wanted_by: str, command: str) -> None:
-    """Look whether a library is there, without importing it.
-
-    Args:
-        name: what is imported.
-        wanted_by: which logger needs it.
-        command: what installs it.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    if find_spec(name) is None:
-        raise UsageError(f"{wanted_by} needs {name}, which is not installed", fix=command)
-
-
-def library(name: str, wanted_by: str, command: str) -> Any:
-    """Import a library, or a module of one, that not everybody has; arguments as for `require_library`.
-
-    Raises:
-        UsageError: it is not installed, or cannot be imported.
-    """
-    require_library(name.partition(".")[0], wanted_by, command)
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"{wanted_by} needs {name}, which cannot be imported", why=str(error), fix=f"{command} --upgrade"
-        ) from error

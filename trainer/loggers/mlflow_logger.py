@@ -16,8 +16,8 @@ from typing import Any
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
-from flashtask.trainer.loggers.values import flat_values
+from flashtask.trainer.loggers.libraries import first_line, flat_values, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger
 
 __all__ = ["MLFlowLogger"]
 
@@ -211,7 +211,7 @@ def _said_as_output(mlflow: Any, uri: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return _without_password(str(error).strip().partition("\n")[0])
+    return _without_password(first_line(error))
 
 
 def _without_password(text: str) -> str:

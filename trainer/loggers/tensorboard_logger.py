@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from flashtask.core.files import PathLike
-from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
-from flashtask.trainer.loggers.values import flat_values
+from flashtask.trainer.loggers.libraries import flat_values, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger
 
 __all__ = ["TensorBoardLogger", "is_available"]
 

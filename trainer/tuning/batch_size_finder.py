@@ -26,7 +26,7 @@ from flashtask.trainer.tuning.batch_size_search import (
     largest_within,
 )
 from flashtask.trainer.tuning.named_values import NamedValue
-from flashtask.trainer.tuning.trials import Trial, batches_a_step
+from flashtask.trainer.tuning.trials import Trial, batches_a_step, learn_nothing
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -138,9 +138,7 @@ class _Watcher(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Look at the loader; nothing is learned, so that no step can diverge."""
         run = trainer.current_fit
-        run.schedulers.clear()
-        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
+        learn_nothing(run)
         self.samples = _samples_of(run)
         size = run.ordered.batch_size if run.ordered is not None else getattr(run.loader, "batch_size", None)
         self._is_checked = size is not None
