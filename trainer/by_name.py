@@ -48,7 +48,7 @@ def _remembering(function: Callable[..., None]) -> Callable[..., None]:
 # ---- what a user gives
 
 
-def make_parts(given: Any, registry: Registry[Any], kind: type[Any], argument: str, needed: UsageError) -> list[Any]:
+def make_parts(given: object, registry: Registry[Any], kind: type[Any], argument: str, needed: UsageError) -> list[Any]:
     """The objects that an argument of the trainer means.
 
     Args:
@@ -66,7 +66,7 @@ def make_parts(given: Any, registry: Registry[Any], kind: type[Any], argument: s
     return [_made(registry, *one) if isinstance(one, tuple) else one for one in read]
 
 
-def named_form(given: Any, registry: Registry[Any]) -> Any:
+def named_form(given: object, registry: Registry[Any]) -> Any:
     """The form that a recipe of a run has: `[{name: {options}}, ...]`, without options that say the default.
 
     Args:

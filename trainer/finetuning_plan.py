@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flashtask.core.library_internals import note_step
 from flashtask.core.memory import MemoryWatch, give_back_memory
+from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.feature_cache import plan_of_features
@@ -158,7 +159,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
 
     with trial(quiet, module, data) as copies:
         run = FitRun(quiet, copies.module, copies.data, finetuning)
-        run.accumulate(_accumulation(trainer))
+        run.accumulate(accumulation_by_epoch(batches_a_step(trainer)))
         execute(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:
@@ -166,11 +167,6 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     with trial(quiet, module, data) as copies:
         measured = measure_phases(copies, strategy, batches_a_step(trainer)[0])
     return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
-
-
-def _accumulation(trainer: Trainer) -> Callable[[int], int]:
-    steps = batches_a_step(trainer)
-    return lambda epoch: steps[max(start for start in steps if start <= epoch)]
 
 
 def _strategy_of(run: FitRun) -> Finetuning:

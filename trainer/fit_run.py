@@ -36,14 +36,7 @@ from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import ScheduledRate, learning_rates, read_optimizers, require_no_closure
-from flashtask.trainer.run import (
-    EvaluationRun,
-    Run,
-    as_it_takes,
-    at_most,
-    used_up,
-    with_step_end,
-)
+from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
 from flashtask.trainer.run_preparation import (
     check_state_keys,
@@ -552,7 +545,7 @@ class FitRun(Run):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.strategy.average_gradients(parameters, self.batch_size)
 
-    def mean_over_processes(self, loss: Any) -> Any:
+    def mean_over_processes(self, loss: torch.Tensor | None) -> torch.Tensor | None:
         """A loss as the mean over the samples that all processes have in a batch."""
         if self.strategy.world_size == 1 or loss is None:
             return loss

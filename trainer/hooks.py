@@ -146,12 +146,12 @@ _DATA_METHODS = (
 )
 
 
-def report_misspelled_data_methods(data: Any, base: type) -> None:
+def report_misspelled_data_methods(data: object, base: type) -> None:
     """Methods of a data module that are named almost like one that a trainer calls are reported with that name."""
     report_misspelled_methods(data, base, _DATA_METHODS, depth=6)
 
 
-def report_misspelled_methods(owner: Any, base: type, methods: Iterable[str], *, depth: int) -> None:
+def report_misspelled_methods(owner: object, base: type, methods: Iterable[str], *, depth: int) -> None:
     """A method that is named almost like one that a trainer calls, while that one is not written, is reported.
 
     Args:

@@ -95,7 +95,7 @@ class ScheduledRate:
             raise UnknownNameError("metric to monitor", str(self.monitor), metrics)
 
 
-def read_optimizers(returned: Any, run: FitRun | None = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
+def read_optimizers(returned: object, run: FitRun | None = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
     """What `configure_optimizers` returned, as two lists.
 
     Accepts an optimizer, a list or tuple of them, two lists (optimizers, schedulers), a dictionary with `optimizer` and
