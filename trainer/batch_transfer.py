@@ -98,7 +98,7 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _mapping(value: Any, changed: dict[Any, Any]) -> Any:
-    """A kind of dict keeps what else it has (a default factory, attributes); another mapping is made anew."""
+    """A kind of dict keeps what else it has (a default factory, attributes); another mapping is made from its items."""
     if isinstance(value, dict) or hasattr(value, "__copy__"):
         made = copy.copy(value)
         for key, part in changed.items():

@@ -553,7 +553,7 @@ class FitRun(Run):
         return total / self.strategy.reduce(self.batch_size, "sum")
 
     def clip_gradients(self, optimizer: Optimizer) -> None:
-        """Clip by norm or by value, if the trainer was told to; then the optimizer may step.
+        """Clip by norm or by value, if `gradient_clip_val` asks for it; after this the optimizer may step.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
@@ -611,7 +611,7 @@ class FitRun(Run):
             self.flush_logs()
 
     def flush_logs(self) -> None:
-        """Let every logger write down what it was told."""
+        """Let every logger write down the values that it has."""
         for logger in self.loggers:
             logger.flush()
 

@@ -247,7 +247,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.
 
         Returns:
-            What the user is told of it, or None.
+            A line to print about the solution, or None.
         """
         return self.head_to_solve().solve(features, targets)
 

@@ -48,7 +48,7 @@ class ScheduledRate:
         name: how the learning-rate monitor calls it.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     scheduler: Any
@@ -119,7 +119,7 @@ def read_optimizers(returned: object, run: FitRun | None = None) -> tuple[list[O
 
 
 def _pairs(returned: Any) -> list[tuple[Any, Any]]:
-    """Each optimizer with its scheduler; None where there is no such thing."""
+    """Each optimizer with its scheduler; None if it has none."""
     if returned is None:
         return []
     if isinstance(returned, dict):

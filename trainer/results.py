@@ -198,7 +198,7 @@ class Results:
             loader: number of the loader, where there are several: their values get names of their own.
 
         Raises:
-            UsageError: nothing can be logged here, or not on this level, or the value is no number.
+            UsageError: nothing can be logged here, or not on this level, or the value is not a number.
         """
         if loader is not None:
             name = f"{name}/dataloader_idx_{loader}"
@@ -259,13 +259,13 @@ class Results:
         return {e.name: e.step_value() for e in self.entries.values() if e.settings.prog_bar and e.value is not None}
 
     def reset_metrics(self) -> None:
-        """Let the logged metric objects begin anew: the next pass may be another run's."""
+        """Reset the logged metric objects: the next pass may be another run's."""
         for entry in self.entries.values():
             if entry.metric is not None:
                 entry.metric.reset()
 
     def reset(self) -> None:
-        """Forget everything; logged metric objects begin anew too."""
+        """Forget everything, and reset the logged metric objects."""
         self.reset_metrics()
         self.entries.clear()
 
@@ -302,7 +302,7 @@ def _shows_step(entry: Entry) -> bool:
 
 
 def _fork(entry: Entry, suffix: str) -> str:
-    """A name logged on both levels stands for two: `loss_step` and `loss_epoch`."""
+    """A name that is logged on both levels becomes two: `loss_step` and `loss_epoch`."""
     return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
 
 

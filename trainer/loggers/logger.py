@@ -25,7 +25,7 @@ class Logger(NamedPart):
         return type(self).__name__.removesuffix("Logger").lower() or "logger"
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """A fit begins in a run folder; a resumed one brings the rows and the step it stands at."""
+        """A fit begins in a run folder; a resumed one has rows already, and the step that it continues from."""
 
     def log_hyperparameters(self, values: dict[str, Any]) -> None:
         """The hyper-parameters of module and data, once at the start of a fit."""
@@ -40,7 +40,7 @@ class Logger(NamedPart):
         """The row of an epoch; `epoch` and `step` are among its names."""
 
     def flush(self) -> None:
-        """Everything told so far is on disk when this returns, where that is in the logger's power."""
+        """Write down everything that was logged so far, so that a kill after this loses none of it."""
 
     def close(self, error: BaseException | None = None) -> None:
         """The run has ended, well or with an error; it may never have started."""
@@ -114,7 +114,7 @@ class _Table:
         self.columns: list[str] = []
 
     def replace(self, columns: list[str], rows: Iterable[dict[str, str]]) -> None:
-        """Write the file anew; without columns there is none."""
+        """Replace the file; without columns it is removed."""
         self.columns = columns
         if not columns:
             self.path.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ class _Table:
             file.detach()  # closing is for the one who opened it
 
     def cut_back(self, step: int) -> None:
-        """Keep the rows up to a step, for a resumed run; without any there is no file."""
+        """Keep the rows up to a step, for a resumed run; a file without rows is removed."""
 
         def is_kept(row: dict[str, str]) -> bool:
             return (row.get("step") or "").isdigit() and int(row["step"]) <= step
@@ -147,7 +147,7 @@ class _Table:
 
     def _rows(self) -> Iterator[dict[str, str]]:
         with self.path.open(newline="", encoding="utf-8") as file:
-            # A line that a killed process did not finish is no row.
+            # The last line may be one that a killed process did not finish.
             yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 

@@ -81,7 +81,7 @@ class WandbLogger(Logger):
         self._run = active if active is not None else self._init(wandb, folder, kept.get("id"))
         self._run.define_metric("global_step", hidden=True)
         self._run.define_metric("*", step_metric="global_step")
-        # W&B counts what it is told; the parts of an offline run fit together only if the next goes on counting.
+        # W&B counts the calls; the parts of an offline run fit together only if the next goes on counting.
         self._count = max(kept.get("count", 0), self._run.step)
         for chart, lines in kept.get("charts", {}).items():
             self._charts[chart] = {name: [p for p in points if p[0] <= step] for name, points in lines.items()}

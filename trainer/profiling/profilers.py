@@ -32,14 +32,14 @@ _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class Profiler(NamedPart):
-    """Told when an action starts and stops; what it makes of them is said at the end of a stage, or written to a file.
+    """Base of profilers: follows the actions of a stage, and prints a report at its end or writes it to a file.
 
     It sees a run from its first hook to its last, not how it is prepared. Parts of your own are actions too:
     `with self.trainer.profiler.profile("augment"): ...` in a module.
 
     Args:
         dirpath: folder of the report; None means the run folder, or `default_root_dir` where there is none.
-        filename: of the report. Without one it is said on standard error or, if there is a `dirpath`, written to
+        filename: of the report. Without one the report goes to standard error or, if there is a `dirpath`, written to
             `profile.txt` there.
     """
 

@@ -50,7 +50,7 @@ def batch_size_in(module: Module, data: DataModule, name: str) -> NamedValue:
     """The batch size of a module or its data module, in every place where it stands.
 
     Raises:
-        UsageError: there is none, it is no whole number, or the loader that it would be for was given as it is.
+        UsageError: there is none, it is not a whole number, or the loader that it would be for was given as it is.
     """
     if isinstance(data, GivenLoaders) and data.has("train"):
         raise UsageError(

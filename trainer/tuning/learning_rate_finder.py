@@ -53,7 +53,7 @@ class RangeTest:
         picture: a file for a picture of the curve.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     num_training: int = 100
@@ -183,7 +183,7 @@ def learning_rate_of(module: Module, attribute: str | None) -> NamedValue:
     """The learning rate of a module, in every place where it stands.
 
     Raises:
-        UsageError: there is none, or it is no number above 0.
+        UsageError: it has none, or not a number above 0.
     """
     names = ("learning_rate", "lr") if attribute is None else (attribute,)
     shown, kind = " or ".join(names), type(module).__name__

@@ -45,7 +45,7 @@ class NamedValue:
 
     @property
     def value(self) -> Any:
-        """What stands in the first place: an attribute, before any hyper-parameter."""
+        """The value in the first place that has it: an attribute, else a hyper-parameter."""
         return getattr(self._attributes[0], self.name) if self._attributes else self._hparams[0][self.name]
 
     def give(self, value: float) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial", "batches_a_step", "learn_nothing", "trial"]
 
-#: What a trial shows, writes, validates and is ended by: nothing but what it is told.
+#: A trial shows, writes and validates nothing, and ends after the steps that it is for.
 _SILENT: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
