@@ -18,12 +18,13 @@ from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.feature_store import Features, FeatureStore, content_key
+from flashtask.core.library_internals import change_count
 from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.data_loaders import OrderedBatches
-from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.distribution.sharded_tensors import of_this_process
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
 
@@ -416,7 +417,7 @@ def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
 def _writes(parts: Sequence[nn.Module]) -> int:
     """How often torch has written to the weights and buffers of modules."""
     held = (value for part in parts for value in part.state_dict(keep_vars=True).values())
-    return sum(of_this_process(value)._version for value in held)
+    return sum(change_count(of_this_process(value)) for value in held)
 
 
 @torch.no_grad()

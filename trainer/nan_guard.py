@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
-from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.distribution.sharded_tensors import of_this_process
 
 __all__ = ["NanGuard"]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import metric_sums, set_update_count, update_count, value_of_batch
 from flashtask.core.metrics import is_metric
 from flashtask.trainer.batch_transfer import move_to_device
 from flashtask.trainer.hooks import LEVELS
@@ -86,7 +87,7 @@ class Entry:
             value = value.item() if value.is_cpu else value.detach().float().reshape(())
         elif is_metric(value):
             self.metric = value
-            self.value = getattr(value, "_forward_cache", None)
+            self.value = value_of_batch(value)
             return
         elif not isinstance(value, (int, float)):
             value = self._number(value)
@@ -220,9 +221,9 @@ class Results:
             entry = self.entries[key] = known.get(key) or Entry(name, settings)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
-            if entry.metric is not None and not entry.metric._update_count:
+            if entry.metric is not None and not update_count(entry.metric):
                 # Another process has given its own something: torchmetrics is not to warn of one that saw nothing.
-                entry.metric._update_count = 1
+                set_update_count(entry.metric, 1)
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""
@@ -273,9 +274,11 @@ class Results:
         for (hook, _), entry in self.entries.items():
             row = {"moment": hook, **entry.state_dict()}
             if entry.metric is not None and id(entry.metric) in places:
-                states = {name: getattr(entry.metric, name) for name in entry.metric._defaults}
-                row["metric"] = {"place": places[id(entry.metric)], "states": states}
-                row["metric"]["updates"] = entry.metric._update_count
+                row["metric"] = {
+                    "place": places[id(entry.metric)],
+                    "states": metric_sums(entry.metric),
+                    "updates": update_count(entry.metric),
+                }
             rows.append(row)
         return rows
 
@@ -290,7 +293,7 @@ class Results:
                 assert is_metric(metric)
                 for name, value in row["metric"]["states"].items():
                     setattr(metric, name, move_to_device(value, metric.device))
-                metric._update_count = row["metric"]["updates"]
+                set_update_count(metric, row["metric"]["updates"])
                 entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry
 

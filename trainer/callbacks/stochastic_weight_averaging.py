@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.library_internals import batch_norm_class, tensor_tables
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
@@ -341,9 +341,9 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 # ---- BatchNorm's statistics of weights that were not trained as they are
 
 
-def _layers_with_statistics(module: nn.Module) -> list[_BatchNorm]:
+def _layers_with_statistics(module: nn.Module) -> list[Any]:
     """The BatchNorm layers of a module that keep running statistics."""
-    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [part for part in module.modules() if isinstance(part, batch_norm_class()) and part.running_mean is not None]
 
 
 def _parts_in_eval_mode(module: nn.Module) -> list[str]:
@@ -381,7 +381,7 @@ def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) 
 
 
 @contextmanager
-def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
+def _cumulative(layers: list[Any]) -> Iterator[None]:
     """Reset the statistics, and compute a mean over all batches in place of a moving average."""
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -431,13 +431,13 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
         set_generator_states(states)
         for part, name, buffer, before in buffers:
             buffer.copy_(before)
-            part._buffers[name] = buffer
+            tensor_tables(part)[1][name] = buffer
         for part, mode in modes:
             part.training = mode
 
 
 def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
     """(module, name, buffer, copy) of all buffers but the statistics of BatchNorm."""
-    others = (part for part in module.modules() if not isinstance(part, _BatchNorm))
-    found = ((part, name, buffer) for part in others for name, buffer in part._buffers.items() if buffer is not None)
-    return [(part, name, buffer, buffer.clone()) for part, name, buffer in found]
+    others = (part for part in module.modules() if not isinstance(part, batch_norm_class()))
+    found = ((part, name, buffer) for part in others for name, buffer in tensor_tables(part)[1].items())
+    return [(part, name, buffer, buffer.clone()) for part, name, buffer in found if buffer is not None]

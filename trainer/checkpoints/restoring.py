@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import argument_fix
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
-from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
+from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.run_record import environment, settings_of
@@ -232,7 +233,7 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
             raise _other_groups(path, state, optimizer, error) from error
     for optimizer in run.optimizers:
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
-        optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
+        mark_as_stepped(optimizer, content["global_step"] > 0)
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
 

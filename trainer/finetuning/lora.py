@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.library_internals import tensor_tables
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
@@ -37,6 +37,7 @@ __all__ = [
     "restore_adapters",
 ]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: the two factors of a layer, as its parameters are called
 _FACTORS = ("lora_down", "lora_up")
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -88,7 +89,8 @@ def _scaled_up(layer: Any) -> Tensor:
 
 
 def _base_weight(layer: Any) -> Tensor:
-    weight: Tensor = layer._parameters[_weight_name(layer.lora_base)]
+    weight = tensor_tables(layer)[0][_weight_name(layer.lora_base)]
+    assert weight is not None
     return weight
 
 
@@ -200,17 +202,15 @@ def _find_layers(
 def _weight_in(part: nn.Module) -> Tensor | None:
     """The weight that could be adapted, None if this is no such layer."""
     kind = type(part)
-    is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention)) or (
-        isinstance(part, _ConvNd) and not isinstance(part, _ConvTransposeNd)
-    )
-    weight = part._parameters.get(_weight_name(kind)) if is_layer else None
+    is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention, *_CONVOLUTIONS))
+    weight = tensor_tables(part)[0].get(_weight_name(kind)) if is_layer else None
     return None if weight is None or is_lazy(weight) else weight
 
 
 def _why_not(part: nn.Module, rank: int, uses: int) -> str:
     weight = _weight_in(part)
     assert weight is not None
-    if isinstance(part, _ConvNd) and part.groups == part.in_channels > 1:
+    if isinstance(part, _CONVOLUTIONS) and part.groups == part.in_channels > 1:
         return "depthwise layers are left out"
     if rank * (weight.shape[0] + weight[0].numel()) >= weight.numel():
         return "layers are not larger than their factors would be"
