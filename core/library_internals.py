@@ -6,43 +6,45 @@ imported when a function is called, so this file costs nothing.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
-    from torchmetrics import Metric
-
-    from flashtask.core.accuracy import Accuracy
 
 __all__ = [
     "batch_norm_class",
     "before_each_operation",
     "change_count",
     "extractor_graphs",
-    "forget_composable",
+    "forget_fsdp",
+    "forget_groups",
     "forward_hooks",
-    "forward_value",
     "fused_convolution",
     "give_own_part_table",
+    "hook_tables",
     "hub_client_factory",
     "hub_weight_names",
     "is_from_compiler",
+    "is_view",
     "layer_versions",
     "makes_no_memory",
-    "metric_counts",
+    "mark_as_stepped",
     "metric_state",
+    "metric_sums",
     "normalization_class",
-    "note_step",
     "on_meta",
     "rate_lists",
     "set_layer_versions",
-    "set_metric_counts",
+    "set_update_count",
     "tensor_tables",
     "timm_arguments",
-    "viewed_tensor",
+    "update_count",
+    "value_of_batch",
 ]
 
 
@@ -79,19 +81,36 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     return (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
 
 
+def hook_tables(module: nn.Module) -> dict[str, OrderedDict[int, Any]]:
+    """The tables of a module's hooks, by their attributes: a hook whose handle nobody has is removed only there."""
+    return {name: table for name, table in vars(module).items() if "hooks" in name and isinstance(table, OrderedDict)}
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor shares the memory of another one from which autograd made it."""
+    return tensor._base is not None
+
+
+def mark_as_stepped(optimizer: Optimizer, has_stepped: bool = True) -> None:
+    """Let schedulers take an optimizer for one that has stepped: they warn of the order if they step before it."""
+    optimizer._opt_called = has_stepped  # type: ignore[attr-defined]
+
+
+def forget_fsdp(module: nn.Module) -> None:
+    """Let `fully_shard` take a part of a module for new: torch has no way to undo it."""
+    from torch.distributed._composable_state import _module_state_mapping
+
+    _module_state_mapping.pop(module, None)
+
+
+def forget_groups(mesh: DeviceMesh) -> None:
+    """Let a mesh hold no process group: torch keeps meshes for good, in what it remembers of operations."""
+    vars(mesh).get("_pg_registry", {}).clear()
+
+
 def change_count(tensor: Tensor) -> int:
     """How often a tensor was changed in place; autograd counts it, and only so is a change seen without a copy."""
     return tensor._version
-
-
-def viewed_tensor(tensor: Tensor) -> Tensor | None:
-    """The tensor that a tensor is a view of, for autograd; None if it is none: storages alone do not tell."""
-    return tensor._base
-
-
-def note_step(optimizer: Optimizer, has_stepped: bool = True) -> None:
-    """Note that an optimizer has stepped: schedules warn if it has not, also where its step was left out on purpose."""
-    optimizer._opt_called = has_stepped  # type: ignore[attr-defined]
 
 
 def rate_lists(schedule: object) -> Iterator[list[float]]:
@@ -105,13 +124,6 @@ def rate_lists(schedule: object) -> Iterator[list[float]]:
             yield rates
     for inner in getattr(schedule, "_schedulers", ()):
         yield from rate_lists(inner)
-
-
-def forget_composable(part: nn.Module) -> None:
-    """Forget what `fully_shard` has noted of a module: torch has no way back."""
-    from torch.distributed._composable_state import _module_state_mapping
-
-    _module_state_mapping.pop(part, None)
 
 
 def layer_versions(state: Mapping[str, Any]) -> Any:
@@ -192,26 +204,30 @@ def hub_weight_names(filename: str | None) -> Iterator[str]:
     yield wanted
 
 
-def forward_value(metric: Metric | Accuracy) -> Any:
-    """What a metric gave for the last batch; None if it was only updated: it cannot be asked for it again."""
-    return metric._forward_cache
-
-
-def metric_counts(metric: Metric | Accuracy) -> tuple[dict[str, Any], int]:
-    """What a metric has counted, by name, and in how many updates: its state dict leaves out what is not persistent."""
-    return {name: getattr(metric, name) for name in metric._defaults}, metric._update_count
-
-
-def set_metric_counts(metric: Metric | Accuracy, counts: Mapping[str, Any], updates: int) -> None:
-    """Take back what `metric_counts` gave; without updates a metric warns when it is asked for its value."""
-    for name, value in counts.items():
-        setattr(metric, name, value)
-    metric._update_count = updates
-
-
 def metric_state(metric: Any) -> list[str]:
     """The names of the attributes in which a metric of torchmetrics keeps what it has counted."""
     return [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
+
+
+def metric_sums(metric: Any) -> dict[str, Any]:
+    """The states that a metric of torchmetrics sums up, by name: its own `state_dict` leaves most of them out."""
+    return {name: getattr(metric, name) for name in metric._defaults}
+
+
+def update_count(metric: Any) -> int:
+    """How often a metric of torchmetrics was updated."""
+    count: int = metric._update_count
+    return count
+
+
+def set_update_count(metric: Any, count: int) -> None:
+    """Let a metric of torchmetrics have been updated so often: its states alone do not say it, and it warns of 0."""
+    metric._update_count = count
+
+
+def value_of_batch(metric: Any) -> Any:
+    """What a metric of torchmetrics gave for the last batch that it was called with; None before one."""
+    return metric._forward_cache
 
 
 def hub_client_factory() -> Callable[[], Any]:

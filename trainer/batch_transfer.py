@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from flashtask.core.errors import UsageError
-from flashtask.core.library_internals import viewed_tensor
+from flashtask.core.library_internals import is_view
 
 __all__ = ["channels_last", "detached", "in_dtype", "move_to_device", "without_views"]
 
@@ -55,8 +55,8 @@ def without_views(outputs: Any) -> Any:
     """The same structure in which a tensor that wants a gradient and is a view of another is a copy."""
 
     def own(leaf: Any) -> Any:
-        is_view = isinstance(leaf, torch.Tensor) and leaf.requires_grad and viewed_tensor(leaf) is not None
-        return leaf.clone() if is_view else leaf
+        is_copied = isinstance(leaf, torch.Tensor) and leaf.requires_grad and is_view(leaf)
+        return leaf.clone() if is_copied else leaf
 
     return _mapped(outputs, own)
 

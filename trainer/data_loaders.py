@@ -220,9 +220,9 @@ def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:
 
 def _has_options(sampler: Any) -> bool:
     """A random sampler with replacement or a number of samples is the user's own choice of order."""
-    return isinstance(sampler, RandomSampler) and (
-        sampler.replacement or sampler.num_samples != len(sampler.data_source)
-    )
+    if not isinstance(sampler, RandomSampler):
+        return False
+    return sampler.replacement or sampler.num_samples != len(sampler.data_source)
 
 
 def length_of(loader: Any) -> int | None:

@@ -24,7 +24,7 @@ from flashtask.core.seeding import SeededDataset
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.data_loaders import OrderedBatches, order_of, with_order
-from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.distribution.sharded_tensors import of_this_process
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from flashtask.core.library_internals import note_step
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.callback import Callback
@@ -256,7 +256,7 @@ def _rates_at_starts(run: FitRun, epochs: int | None) -> Iterator[dict[str, floa
     assert run.freezing is not None
     assert run.phases is not None
     for optimizer in run.optimizers:
-        note_step(optimizer)  # schedules are stepped, and nothing is trained
+        mark_as_stepped(optimizer)  # schedules are stepped, and nothing is trained
     schedulers, epoch = [rate.scheduler for rate in run.schedulers], 0
     for number, start in enumerate(run.freezing.finetuning.starts):
         is_known = start is not None and run.steps_before(start) is not None

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.distribution.sharded_tensors import of_this_process
 
 __all__ = ["NanGuard", "loss_in"]
 

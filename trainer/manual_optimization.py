@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
-from flashtask.core.library_internals import forward_value, metric_counts, set_metric_counts
+from flashtask.core.library_internals import metric_sums, set_update_count, update_count, value_of_batch
 from flashtask.core.metrics import is_metric
 from flashtask.trainer.batch_transfer import move_to_device
 from flashtask.trainer.hooks import LEVELS
@@ -89,7 +89,7 @@ class Entry:
             value = value.item() if value.is_cpu else value.detach().float().reshape(())
         elif is_metric(value):
             self.metric = value
-            self.value = forward_value(value)
+            self.value = value_of_batch(value)
             return
         elif not isinstance(value, (int, float)):
             value = self._number(value)
@@ -223,9 +223,9 @@ class Results:
             entry = self.entries[key] = known.get(key) or Entry(name, settings)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
-            if entry.metric is not None and not metric_counts(entry.metric)[1]:
+            if entry.metric is not None and not update_count(entry.metric):
                 # Another process has given its own something: torchmetrics is not to warn of one that saw nothing.
-                set_metric_counts(entry.metric, {}, updates=1)
+                set_update_count(entry.metric, 1)
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""
@@ -276,8 +276,11 @@ class Results:
         for (hook, _), entry in self.entries.items():
             row = {"moment": hook, **entry.state_dict()}
             if entry.metric is not None and id(entry.metric) in places:
-                states, updates = metric_counts(entry.metric)
-                row["metric"] = {"place": places[id(entry.metric)], "states": states, "updates": updates}
+                row["metric"] = {
+                    "place": places[id(entry.metric)],
+                    "states": metric_sums(entry.metric),
+                    "updates": update_count(entry.metric),
+                }
             rows.append(row)
         return rows
 
@@ -290,8 +293,9 @@ class Results:
             if "metric" in row:
                 metric = module.get_submodule(row["metric"]["place"])
                 assert is_metric(metric)
-                states = move_to_device(row["metric"]["states"], metric.device)
-                set_metric_counts(metric, states, row["metric"]["updates"])
+                for name, value in row["metric"]["states"].items():
+                    setattr(metric, name, move_to_device(value, metric.device))
+                set_update_count(metric, row["metric"]["updates"])
                 entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry
 

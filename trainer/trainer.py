@@ -28,7 +28,6 @@ from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import check_device_plan
 from flashtask.trainer.devices.accelerators import Accelerator
 from flashtask.trainer.devices.precision import Precision
-from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.distribution.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.finetuning.strategies import Finetuning, FinetuningLike, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
@@ -41,7 +40,7 @@ from flashtask.trainer.module import Module
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
-from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.run_folder import RunFolder, was_begun_by_us
 from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.run_preparation import check_module, data_of
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.results import LogSettings
 
 if TYPE_CHECKING:

@@ -401,6 +401,6 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
 
 def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
     """(module, name, buffer, copy) of all buffers but the statistics of BatchNorm."""
-    others = [part for part in module.modules() if not isinstance(part, batch_norm_class())]
-    found = [(part, name, buffer) for part in others for name, buffer in tensor_tables(part)[1].items()]
+    others = (part for part in module.modules() if not isinstance(part, batch_norm_class()))
+    found = ((part, name, buffer) for part in others for name, buffer in tensor_tables(part)[1].items())
     return [(part, name, buffer, buffer.clone()) for part, name, buffer in found if buffer is not None]

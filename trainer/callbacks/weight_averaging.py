@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.distribution.shards import as_held, whole
+from flashtask.trainer.distribution.sharded_tensors import as_held, whole
 from flashtask.trainer.wrapping import unwrapped_name
 
 if TYPE_CHECKING:

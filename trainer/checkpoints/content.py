@@ -10,7 +10,7 @@ import torch
 
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.callback import keeps_state
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
 from flashtask.trainer.run_record import data_counts, environment, settings_of

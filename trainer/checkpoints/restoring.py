@@ -16,11 +16,11 @@ from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoin
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import argument_fix
-from flashtask.core.library_internals import note_step
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
-from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
+from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.run_record import environment, settings_of
@@ -239,7 +239,7 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: PathLike) ->
             raise _other_groups(path, state, optimizer, error) from error
     for optimizer in run.optimizers:
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
-        note_step(optimizer, content["global_step"] > 0)
+        mark_as_stepped(optimizer, content["global_step"] > 0)
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
 

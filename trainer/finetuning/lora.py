@@ -42,6 +42,7 @@ __all__ = [
     "restore_adapters",
 ]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: the two factors of a layer, as its parameters are called
 _FACTORS = ("lora_down", "lora_up")
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -221,13 +222,11 @@ def _find_layers(
     return found, dict(left_out)
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
 def _weight_in(part: nn.Module) -> Tensor | None:
     """The weight that could be adapted, None if this is no such layer."""
+    kind = type(part)
     is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention, *_CONVOLUTIONS))
-    weight = tensor_tables(part)[0].get(_weight_name(type(part))) if is_layer else None
+    weight = tensor_tables(part)[0].get(_weight_name(kind)) if is_layer else None
     return None if weight is None or is_lazy(weight) else weight
 
 
