@@ -19,7 +19,7 @@ from flashtask.cli.processes import OF_THE_MACHINE, agreed, here, launched, refu
 from flashtask.cli.recipe import Recipe, is_path
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
-from flashtask.trainer.distribution.attempts import was_begun_by_us
+from flashtask.trainer.run_folder import was_begun_by_us
 
 __all__ = ["finetune"]
 

@@ -18,7 +18,17 @@ from typing import BinaryIO
 
 from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError, StorageError, did_you_mean
 
-__all__ = ["atomic_write", "atomic_write_text", "missing_file", "open_regular", "remove_partials", "sha256_file"]
+__all__ = [
+    "PathLike",
+    "atomic_write",
+    "atomic_write_text",
+    "missing_file",
+    "open_regular",
+    "remove_partials",
+    "sha256_file",
+]
+
+PathLike = str | os.PathLike[str]
 
 _PARTIAL = re.compile(r"\..*\.partial-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}", re.DOTALL)
 #: What may be meant by a folder in the place of a file.
@@ -29,7 +39,7 @@ _being_written: set[str] = set()
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], *, size: int | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: PathLike, *, size: int | None = None) -> Iterator[BinaryIO]:
     """Gives a binary file whose content replaces `path` in one step when the block ends without an error.
 
     Until then, and after any error or kill, `path` is what it was. A symlink is followed: the file it
@@ -63,7 +73,7 @@ def atomic_write(path: str | os.PathLike[str], *, size: int | None = None) -> It
         _being_written.discard(partial.name)
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+def atomic_write_text(path: PathLike, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) in one step; errors as `atomic_write`."""
     data = text.encode()
     with atomic_write(path, size=len(data)) as file:
@@ -94,7 +104,7 @@ def remove_partials(folder: str | os.PathLike[str]) -> list[Path]:
     return removed
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: PathLike) -> str:
     """The sha256 of a file's bytes, as 64 hexadecimal digits.
 
     Raises:
@@ -107,7 +117,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         raise missing_file(path) from error
 
 
-def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+def open_regular(path: PathLike) -> BufferedReader:
     """Opens a file for reading if it is an ordinary one: a pipe or a device could block, or never end.
 
     Links are followed.
@@ -134,7 +144,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def missing_file(path: str | os.PathLike[str]) -> MissingInputError:
+def missing_file(path: PathLike) -> MissingInputError:
     """The error for a file that was asked for and is not there; it names the nearest file that is."""
     path = Path(path)
     if path.is_dir():

@@ -6,31 +6,48 @@ imported when a function is called, so this file costs nothing.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
+    from torchmetrics import Metric
+
+    from flashtask.core.accuracy import Accuracy
 
 __all__ = [
     "batch_norm_class",
     "before_each_operation",
     "change_count",
     "extractor_graphs",
+    "forget_fsdp",
+    "forget_groups",
     "forward_hooks",
     "fused_convolution",
     "give_own_part_table",
+    "hook_tables",
     "hub_client_factory",
     "hub_weight_names",
     "is_from_compiler",
+    "is_view",
     "layer_versions",
     "makes_no_memory",
+    "mark_as_stepped",
     "metric_state",
+    "metric_sums",
+    "normalization_class",
     "on_meta",
+    "rate_lists",
     "set_layer_versions",
+    "set_update_count",
     "tensor_tables",
     "timm_arguments",
+    "update_count",
+    "value_of_batch",
 ]
 
 
@@ -42,6 +59,13 @@ def batch_norm_class() -> type[nn.Module]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return _BatchNorm
+
+
+def normalization_class() -> type[nn.Module]:
+    """The base class of all BatchNorm and InstanceNorm layers: torch exports only its subclasses."""
+    from torch.nn.modules.batchnorm import _NormBase
+
+    return _NormBase
 
 
 def tensor_tables(module: nn.Module) -> tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]:
@@ -60,9 +84,49 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     return (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
 
 
+def hook_tables(module: nn.Module) -> dict[str, OrderedDict[int, Any]]:
+    """The tables of a module's hooks, by their attributes: a hook whose handle nobody has is removed only there."""
+    return {name: table for name, table in vars(module).items() if "hooks" in name and isinstance(table, OrderedDict)}
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor shares the memory of another one from which autograd made it."""
+    return tensor._base is not None
+
+
+def mark_as_stepped(optimizer: Optimizer, has_stepped: bool = True) -> None:
+    """Let schedulers take an optimizer for one that has stepped: they warn of the order if they step before it."""
+    optimizer._opt_called = has_stepped  # type: ignore[attr-defined]
+
+
+def forget_fsdp(module: nn.Module) -> None:
+    """Let `fully_shard` take a part of a module for new: torch has no way to undo it."""
+    from torch.distributed._composable_state import _module_state_mapping
+
+    _module_state_mapping.pop(module, None)
+
+
+def forget_groups(mesh: DeviceMesh) -> None:
+    """Let a mesh hold no process group: torch keeps meshes for good, in what it remembers of operations."""
+    vars(mesh).get("_pg_registry", {}).clear()
+
+
 def change_count(tensor: Tensor) -> int:
     """How often a tensor was changed in place; autograd counts it, and only so is a change seen without a copy."""
     return tensor._version
+
+
+def rate_lists(schedule: object) -> Iterator[list[float]]:
+    """The lists in which a schedule, and those inside of it, keep a rate for each parameter group.
+
+    They are to be changed in place: torch has no way to give a schedule other base rates.
+    """
+    for name in ("base_lrs", "max_lrs", "_last_lr"):
+        rates = getattr(schedule, name, None)
+        if isinstance(rates, list):
+            yield rates
+    for inner in getattr(schedule, "_schedulers", ()):
+        yield from rate_lists(inner)
 
 
 def layer_versions(state: Mapping[str, Any]) -> Any:
@@ -143,9 +207,30 @@ def hub_weight_names(filename: str | None) -> Iterator[str]:
     yield wanted
 
 
-def metric_state(metric: Any) -> list[str]:
+def metric_state(metric: Metric | Accuracy) -> list[str]:
     """The names of the attributes in which a metric of torchmetrics keeps what it has counted."""
     return [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
+
+
+def metric_sums(metric: Metric | Accuracy) -> dict[str, Any]:
+    """The states that a metric of torchmetrics sums up, by name: its own `state_dict` leaves most of them out."""
+    return {name: getattr(metric, name) for name in metric._defaults}
+
+
+def update_count(metric: Metric | Accuracy) -> int:
+    """How often a metric of torchmetrics was updated."""
+    count: int = metric._update_count
+    return count
+
+
+def set_update_count(metric: Metric | Accuracy, count: int) -> None:
+    """Let a metric of torchmetrics have been updated so often: its states alone do not say it, and it warns of 0."""
+    metric._update_count = count
+
+
+def value_of_batch(metric: Metric | Accuracy) -> Any:
+    """What a metric of torchmetrics gave for the last batch that it was called with; None before one."""
+    return metric._forward_cache
 
 
 def hub_client_factory() -> Callable[[], Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["is_metric", "uncounted"]
 
 
-def is_metric(value: Any) -> TypeGuard[Metric | Accuracy]:
+def is_metric(value: object) -> TypeGuard[Metric | Accuracy]:
     """Whether `value` is an `Accuracy` or a `Metric` of torchmetrics, of which there are none before its import."""
     library = sys.modules.get("torchmetrics")
     kind = getattr(library, "Metric", None)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 __all__ = ["is_number", "is_whole"]
 
 
-def is_whole(value: Any, least: int = 1) -> TypeGuard[int]:
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
     """Whether it is a whole number of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

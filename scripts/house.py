@@ -26,15 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
-    "batch_transfer by_name data_loaders hooks hyperparameters metric_order rates run_extension signals",
-    "step_outputs text_table torch_switches wrapping",
+    "batch_transfer by_name data_loaders hooks hyperparameters metric_order run_extension signals",
+    "text_table wrapping",
     "datamodule",
     "finetuning",
     # where it is computed, and how a step changes weights
     "devices",
     "distribution",
     "device_plan",
-    "manual_optimization nan_guard optimizers",
+    "loss_checks manual_optimization optimizers",
     "results",
     # what a run calls, and what it leaves behind
     "callbacks",

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import ast
 import copy
+import gc
 import importlib.metadata
+import warnings
+import weakref
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torchmetrics
 from huggingface_hub import constants, set_client_factory
 from torch import nn
+from torch.distributed._composable_state import _get_module_state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -28,6 +36,13 @@ def batch_norm_class():
     layers = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.SyncBatchNorm(2), timm.layers.BatchNormAct2d(2)]
     assert all(isinstance(layer, internals.batch_norm_class()) for layer in layers)
     assert not isinstance(nn.LayerNorm(2), internals.batch_norm_class())
+
+
+def normalization_class():
+    assert all(
+        isinstance(layer, internals.normalization_class()) for layer in (nn.BatchNorm2d(2), nn.InstanceNorm2d(2))
+    )
+    assert not isinstance(nn.LayerNorm(2), internals.normalization_class())
 
 
 def tensor_tables():
@@ -55,11 +70,82 @@ def forward_hooks():
     assert internals.forward_hooks(layer) == tuple(hooks)
 
 
+def hook_tables():
+    layer, tables = nn.Linear(2, 2), internals.hook_tables(nn.Linear(2, 2))
+    assert {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks"} <= set(tables)
+    assert not any(tables.values())
+    layer.register_forward_hook(lambda *given: torch.zeros(1))
+    internals.hook_tables(layer)["_forward_hooks"].clear()
+    assert layer(torch.ones(2)).shape == (2,)
+
+
+def is_view():
+    tensor = torch.ones(4)
+    assert internals.is_view(tensor[:2])
+    assert not internals.is_view(tensor)
+
+
+def mark_as_stepped():
+    """torch warns where a schedule steps before its optimizer."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    internals.mark_as_stepped(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule.step()
+
+
+@contextmanager
+def mesh_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def forget_fsdp():
+    with mesh_of_one() as mesh:
+        layer = nn.Linear(2, 2)
+        fully_shard(layer, mesh=mesh)
+        assert _get_module_state(layer) is not None
+        internals.forget_fsdp(layer)
+        assert _get_module_state(layer) is None
+
+
+def forget_groups():
+    with mesh_of_one() as mesh:
+        group = weakref.ref(mesh.get_group())
+        internals.forget_groups(mesh)
+    gc.collect()
+    assert group() is None
+    assert mesh.size() == 1
+
+
 def change_count():
     tensor = torch.zeros(2)
     before = internals.change_count(tensor)
     tensor.add_(1)
     assert internals.change_count(tensor) > before
+
+
+def rate_lists():
+    schedules = torch.optim.lr_scheduler
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    inner = [schedules.ConstantLR(optimizer, 1.0), schedules.StepLR(optimizer, 1, gamma=0.5)]
+    schedule = schedules.SequentialLR(optimizer, inner, milestones=[1])
+    lists = list(internals.rate_lists(schedule))
+    assert all(any(found is one.base_lrs for found in lists) for one in inner)
+    for rates in lists:
+        rates[0] *= 10
+    optimizer.param_groups[0]["lr"] *= 10
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [5.0]
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [2.5]
+    assert list(internals.rate_lists(object())) == []
 
 
 def layer_versions():
@@ -155,6 +241,40 @@ def metric_state():
     assert metric._update_count == 1
 
 
+def metric_sums():
+    metric = torchmetrics.MeanMetric()
+    metric.update(3.0)
+    assert {name: value.item() for name, value in internals.metric_sums(metric).items()} == {
+        "mean_value": 3,
+        "weight": 1,
+    }
+
+
+def update_count():
+    metric = torchmetrics.MeanMetric()
+    assert internals.update_count(metric) == 0
+    metric.update(3.0)
+    assert internals.update_count(metric) == 1
+
+
+def set_update_count():
+    """torchmetrics warns where a metric that was not updated is computed."""
+    metric = torchmetrics.MeanMetric()
+    internals.set_update_count(metric, 2)
+    assert metric.update_count == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.compute()
+
+
+def value_of_batch():
+    metric = torchmetrics.MeanMetric()
+    assert internals.value_of_batch(metric) is None
+    metric(3.0)
+    metric(5.0)
+    assert internals.value_of_batch(metric) == 5
+
+
 def hub_client_factory():
     before = internals.hub_client_factory()
 
@@ -190,9 +310,10 @@ def test_settings_of_the_hub_that_are_read_or_set_in_its_module_exist(name):
 OF_LIBRARIES = {
     *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_version", "_metadata"),
     *("_schema", "_C", "_dynamo", "_inductor", "_model_args", "_traits"),
+    *("_base", "_opt_called", "_num_samples", "_schedulers", "_last_lr", "_NormBase", "_pg_registry"),
     *("_defaults", "_update_count", "_computed", "_forward_cache"),
 }
-CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli")
+CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli", "trainer")
 
 
 def private_uses(tree):

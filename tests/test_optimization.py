@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import DivergedError, UnknownNameError, UsageError
-from flashtask.trainer.nan_guard import NanGuard
+from flashtask.trainer.loss_checks import NanGuard
 
 
 def quiet(tmp_path, **options):

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from flashtask import Callback, EMAWeightAveraging, GradientNormMonitor, Module, StochasticWeightAveraging, Trainer
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
-from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.process_strategies import STRATEGIES, resolve_strategy
 from flashtask.trainer.distribution.sharded import ForkedFullyShardedDataParallel, FullyShardedDataParallel
-from flashtask.trainer.nan_guard import NanGuard
+from flashtask.trainer.distribution.sharded_module import blocks_of
+from flashtask.trainer.loss_checks import NanGuard
 
 
 class Block(nn.Module):

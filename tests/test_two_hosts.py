@@ -16,7 +16,7 @@ from small import colour_folders
 
 from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint
-from flashtask.trainer.distribution.interfaces import interface_towards, interfaces
+from flashtask.trainer.distribution.group import interface_towards, interfaces
 
 MODEL = ["--backbone", "test_vit", "--no-pretrained", "--strategy", "no_freeze", "--optimizer", "sgd", "--lr", "0.05"]
 TRAIN = [*MODEL, "--precision", "32", "--num-workers", "0", "--epochs", "2", "--seed", "3", "--accelerator", "cpu"]
@@ -139,7 +139,7 @@ def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_pat
 
 def test_the_interface_is_the_one_that_leads_to_the_other_machine(machines, tmp_path):
     code = (
-        "import sys; from flashtask.trainer.distribution.interfaces import interface_towards, interfaces\n"
+        "import sys; from flashtask.trainer.distribution.group import interface_towards, interfaces\n"
         "print(interfaces(), interface_towards(sys.argv[1]), interface_towards('localhost'))"
     )
     hosts = tmp_path / "hosts"

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import is_view
 
 __all__ = ["channels_last", "detached", "in_dtype", "move_to_device", "without_views"]
 
@@ -54,8 +55,8 @@ def without_views(outputs: Any) -> Any:
     """The same structure in which a tensor that wants a gradient and is a view of another is a copy."""
 
     def own(leaf: Any) -> Any:
-        is_view = isinstance(leaf, torch.Tensor) and leaf.requires_grad and leaf._base is not None
-        return leaf.clone() if is_view else leaf
+        is_copied = isinstance(leaf, torch.Tensor) and leaf.requires_grad and is_view(leaf)
+        return leaf.clone() if is_copied else leaf
 
     return _mapped(outputs, own)
 
@@ -97,7 +98,7 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _mapping(value: Any, changed: dict[Any, Any]) -> Any:
-    """A kind of dict keeps what else it has (a default factory, attributes); another mapping is made anew."""
+    """A kind of dict keeps what else it has (a default factory, attributes); another mapping is made from its items."""
     if isinstance(value, dict) or hasattr(value, "__copy__"):
         made = copy.copy(value)
         for key, part in changed.items():

@@ -13,8 +13,10 @@ from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.registry import Registry, check_options
 
-__all__ = ["NOT_PLAIN", "WATCHING", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
+__all__ = ["NOT_PLAIN", "WATCHING", "Named", "NamedPart", "make_parts", "named_form", "plain_setting", "recipe_of_part"]
 
+#: A name that a registry lists, alone or with options: `("early_stopping", {"patience": 3})`.
+Named = str | tuple[str, Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
 #: Keys of a recipe that a run may be repeated without: what they name watches a run and does not change it.
 WATCHING = ("trainer.logger", "trainer.profiler")
 #: What `plain_setting` gives for a value that a recipe cannot hold.
@@ -46,7 +48,7 @@ def _remembering(function: Callable[..., None]) -> Callable[..., None]:
 # ---- what a user gives
 
 
-def make_parts(given: Any, registry: Registry[Any], kind: type[Any], argument: str, needed: UsageError) -> list[Any]:
+def make_parts(given: object, registry: Registry[Any], kind: type[Any], argument: str, needed: UsageError) -> list[Any]:
     """The objects that an argument of the trainer means.
 
     Args:
@@ -64,7 +66,7 @@ def make_parts(given: Any, registry: Registry[Any], kind: type[Any], argument: s
     return [_made(registry, *one) if isinstance(one, tuple) else one for one in read]
 
 
-def named_form(given: Any, registry: Registry[Any]) -> Any:
+def named_form(given: object, registry: Registry[Any]) -> Any:
     """The form that a recipe of a run has: `[{name: {options}}, ...]`, without options that say the default.
 
     Args:
@@ -150,7 +152,7 @@ def recipe_of_part(part: NamedPart, registry: Registry[Any]) -> dict[str, Any] |
     return {name: options}
 
 
-def plain_setting(value: Any) -> Any:
+def plain_setting(value: object) -> Any:
     """A value as YAML holds it, a path as text and a length of time in seconds; `NOT_PLAIN` if it cannot be held."""
     if value is None or type(value) in (bool, int, float, str):
         return value

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
-from flashtask.trainer.callbacks.weight_averaging import WeightAveraging
+from flashtask.trainer.callbacks.weight_averaging import AveragingCallback
 from flashtask.trainer.features import rows_of_all
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["SOLVED", "ClosedFormFit", "fits_in_closed_form", "refuse_gradients", "refuse_tuning"]
 
@@ -26,7 +28,7 @@ __all__ = ["SOLVED", "ClosedFormFit", "fits_in_closed_form", "refuse_gradients",
 SOLVED = "the head has been solved"
 
 
-def fits_in_closed_form(module: Any, finetuning: Finetuning | None) -> bool:
+def fits_in_closed_form(module: Module, finetuning: Finetuning | None) -> bool:
     """Whether the head is solved: it can be, and no phase of the strategy trains anything else."""
     head = module.head_to_solve()
     if not callable(getattr(head, "solve", None)) or finetuning is None:
@@ -34,7 +36,7 @@ def fits_in_closed_form(module: Any, finetuning: Finetuning | None) -> bool:
     return all(phase.train.is_head_only for phase in finetuning.phases)
 
 
-def refuse_gradients(module: Any, finetuning: Finetuning | None) -> None:
+def refuse_gradients(module: Module, finetuning: Finetuning | None) -> None:
     """Refuse to train a head by gradient steps that can only be solved.
 
     Raises:
@@ -52,7 +54,7 @@ def refuse_gradients(module: Any, finetuning: Finetuning | None) -> None:
     )
 
 
-def refuse_tuning(module: Any, finetuning: Finetuning | None) -> None:
+def refuse_tuning(module: Module, finetuning: Finetuning | None) -> None:
     """Refuse to tune a closed-form head, which has neither a learning rate nor a step whose memory could be measured.
 
     Raises:
@@ -77,7 +79,7 @@ class ClosedFormFit:
         UsageError: the module offers no features, the data is augmented, or a callback averages weights.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: FitRun) -> None:
         self.run, self.module = run, run.module
         #: of all batches so far, on the CPU
         self._features: list[Tensor] = []
@@ -95,7 +97,7 @@ class ClosedFormFit:
                 why="one random crop of an image does not represent it",
                 fix='leave augment out, or augment="none"',
             )
-        if any(isinstance(one, (WeightAveraging, StochasticWeightAveraging)) for one in run.callbacks):
+        if any(isinstance(one, AveragingCallback) for one in run.callbacks):
             raise UsageError("there are no steps whose weights could be averaged: the head is solved", fix="drop it")
 
     def prepare(self) -> None:
@@ -164,7 +166,7 @@ class ClosedFormFit:
         head, strategy = self.module.head_to_solve(), self.run.strategy
         if strategy.world_size == 1 or not isinstance(head, nn.Module):
             return
-        own = {name: value.cpu() for name, value in head.state_dict().items()} if strategy.global_rank == 0 else None
+        own = {name: value.cpu() for name, value in head.state_dict().items()} if strategy.global_rank == 0 else {}
         head.load_state_dict(strategy.gather(own)[0])
 
     def resume(self) -> None:

@@ -6,7 +6,7 @@ iterable datasets are left alone. (`overfit_batches` takes the dataset's first s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader", "taken_in_turn"]
+__all__ = ["OrderedBatches", "batch_size_of", "length_of", "order_of", "rebuild_loader", "shares_of_group"]
+__all__ += ["taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -102,6 +103,37 @@ def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
 _MISSING = object()
 
 
+def order_of(loader: object) -> OrderedBatches | None:
+    """The engine's own order of a loader's samples; None for a loader of the user's that was left alone."""
+    order = getattr(loader, "batch_sampler", None)
+    return order if isinstance(order, OrderedBatches) else None
+
+
+def shares_of_group(
+    sizes: Sequence[int], order: OrderedBatches | None, start: int, num_processes: int
+) -> list[tuple[int, int, float]]:
+    """For each batch of an accumulation group: its samples, those that all processes take, how much its loss counts.
+
+    Processes add up what they have and divide it by their number, so a loss counts that number of times more.
+
+    Args:
+        sizes: of the batches, as they look.
+        order: of the loader they come from.
+        start: the place of the first one in the epoch, in samples.
+        num_processes: that train together.
+    """
+    own_total = sum(sizes)
+    if order is None or (num_processes > 1 and order.world_size == 1):  # each process has samples of its own
+        return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
+    # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
+    known = [order.share(start + number * order.batch_size) for number in range(len(sizes))]
+    if num_processes == 1:
+        shares = [1 if size == own_total else size / own_total for size in sizes]
+        return [(size, whole, share) for size, (_, whole), share in zip(sizes, known, shares, strict=True)]
+    total = sum(whole for _, whole in known)
+    return [(own, whole, num_processes * own / total) for own, whole in known]
+
+
 def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """How often each sample occurs before its position in the list: 0 everywhere where none occurs twice."""
     by_sample = np.argsort(samples, kind="stable")
@@ -140,22 +172,37 @@ def rebuild_loader(
         process=process,
         fills=training,
     )
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {"persistent_workers": loader.persistent_workers, "prefetch_factor": loader.prefetch_factor}
-    # A generator of its own: a new iterator would otherwise draw from the stream that dropout uses.
+    return with_order(
+        loader,
+        dataset,
+        batches,
+        # Of its own: a new iterator would otherwise draw from the stream that dropout uses.
+        generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
+        timeout=loader.timeout,
+        in_order=loader.in_order,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def with_order(loader: DataLoader[Any], dataset: Any, order: OrderedBatches, **options: Any) -> DataLoader[Any]:
+    """A loader that loads like another one, in another order.
+
+    Args:
+        loader: whose processes and functions it has.
+        dataset: to load.
+        order: of the batches.
+        options: further arguments of `DataLoader`.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=order,
         num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator().manual_seed(derive_seed("loader", seed)),
-        in_order=loader.in_order,
-        **workers,
+        **options,
     )
 
 
@@ -173,7 +220,9 @@ def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:
 
 def _has_options(sampler: Any) -> bool:
     """A random sampler with replacement or a number of samples is the user's own choice of order."""
-    return isinstance(sampler, RandomSampler) and (sampler.replacement or sampler._num_samples is not None)
+    if not isinstance(sampler, RandomSampler):
+        return False
+    return sampler.replacement or sampler.num_samples != len(sampler.data_source)
 
 
 def length_of(loader: Any) -> int | None:

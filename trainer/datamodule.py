@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 
 if TYPE_CHECKING:
+    import torch
+
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "transfer_hooks"]
+__all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "Loaders", "transfer_hooks"]
 
 
 class BatchTransfer:
     """What is done with a batch on its way to the device; a data module may say it, or a module."""
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""
         from flashtask.trainer.batch_transfer import move_to_device
 
@@ -27,7 +30,7 @@ class BatchTransfer:
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Change a batch on the device."""
+        """Change a batch that is on the device, before a step takes it."""
         return batch
 
 
@@ -79,7 +82,11 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         """Take back what `state_dict` gave."""
 
     def on_exception(self, exception: BaseException) -> None:
-        """The run ends with an exception."""
+        """The run ends with an exception, which is raised after this (Ctrl-C included)."""
+
+
+#: What a verb takes as data: a loader, any other iterable of batches, a list of loaders, or a data module.
+Loaders = Iterable[Any] | DataModule
 
 
 class GivenLoaders(DataModule):

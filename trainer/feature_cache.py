@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import SeededDataset
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.data_loaders import OrderedBatches
+from flashtask.trainer.data_loaders import OrderedBatches, order_of
 from flashtask.trainer.features import FrozenPart, SampleFeatures
+from flashtask.trainer.hooks import is_written
 from flashtask.trainer.module import Module
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.run import EvaluationRun, Run
 
 __all__ = ["FeatureLoader", "plan_of_features", "use_features", "use_known_features", "why_not"]
 
@@ -28,7 +34,7 @@ _BATCH_HOOKS = {
 _SMALL = 1 << 25
 
 
-def use_features(run: Any) -> None:
+def use_features(run: FitRun) -> None:
     """Let the loaders of a fit give features while its backbone is frozen, if they can be computed once.
 
     Raises:
@@ -45,11 +51,12 @@ def use_features(run: Any) -> None:
         raise UsageError(f"feature_cache={wanted!r} cannot be used: {reason}", fix='feature_cache="auto"')
     views = wanted if is_whole(wanted) else 1
     noun = run.module.sample_noun
-    part = FrozenPart(run)
-    run.read_from(_wrapped(part, run.loader, views, f"training {noun}"))
+    part, epoch = FrozenPart(run), partial(_frozen_epoch, run)
+    run.read_from(_wrapped(part, run.loader, views, f"training {noun}", epoch))
     if run.validation is None:
         return
-    run.validation.read_from([_wrapped(part, one, 1, f"validation {noun}") for one in run.validation.loaders])
+    validation = [_wrapped(part, one, 1, f"validation {noun}", epoch) for one in run.validation.loaders]
+    run.validation.read_from(validation)
     if run.sanity is not None:
         # The features that it computes are those of the first validation; without one, its few batches need no pass.
         only_known = not _validates_while_frozen(run)
@@ -63,7 +70,7 @@ def use_features(run: Any) -> None:
         )
 
 
-def use_known_features(run: Any) -> None:
+def use_known_features(run: EvaluationRun) -> None:
     """Let the loaders of `validate` and `test` give features that the store has for the backbone's present weights.
 
     Features that are missing are computed and stored if there are some of other samples: then the backbone was frozen
@@ -76,14 +83,14 @@ def use_known_features(run: Any) -> None:
     whole = all(limit is None for limit in run.limits)
     noun = f"{run.word} {run.module.sample_noun}"
     part = FrozenPart(run)
-    loaders = [_wrapped(part, loader, 1, noun, epoch=lambda: 0) for loader in run.loaders]
+    loaders = [_wrapped(part, loader, 1, noun, lambda: 0) for loader in run.loaders]
     for loader in loaders:
         if isinstance(loader, FeatureLoader):
             loader.only_known = not (whole and loader.features.are_of_a_known_part())
     run.read_from(loaders)
 
 
-def plan_of_features(run: Any, callbacks: Sequence[Any]) -> tuple[bool, str]:
+def plan_of_features(run: FitRun, callbacks: Sequence[Callback]) -> tuple[bool, str]:
     """Whether a fit that is ready would compute features once, and a sentence that says so or why not.
 
     Args:
@@ -100,7 +107,7 @@ def plan_of_features(run: Any, callbacks: Sequence[Any]) -> tuple[bool, str]:
     return True, f"features of the frozen backbone are computed once{views} unless they are in the cache already"
 
 
-def why_not(run: Any, callbacks: Sequence[Any]) -> str:
+def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
     """Why features cannot be computed once for all epochs of a fit, in words; empty if they can.
 
     Args:
@@ -114,12 +121,12 @@ def why_not(run: Any, callbacks: Sequence[Any]) -> str:
         return "only flashtask's own datasets say whether a sample is the same in every epoch"
     if not is_whole(wanted) and not loader.dataset.repeats_itself():
         return "the training data is augmented at random, so every epoch sees other inputs"
-    if _samples_wanted(run) < order.length:
+    if _samples_wanted(run, order) < order.length:
         return "the run sees fewer samples than there are"
     return ""
 
 
-def _not_by_itself(run: Any, callbacks: Sequence[Any]) -> str:
+def _not_by_itself(run: Run, callbacks: Sequence[Callback]) -> str:
     """Why the steps of a run cannot work on features, whatever the data is."""
     if not run.module.takes_features(run.stage):
         return f"the steps of {type(run.module).__name__} want the inputs themselves"
@@ -130,57 +137,52 @@ def _not_by_itself(run: Any, callbacks: Sequence[Any]) -> str:
     return ""
 
 
-def _of_any(run: Any, reason: str) -> str:
+def _of_any(run: Run, reason: str) -> str:
     """The reason of the first process that has one: all must decide alike, or they would wait for each other."""
     return next(filter(None, run.strategy.gather(reason)), "")
 
 
-def _validates_while_frozen(run: Any) -> bool:
+def _validates_while_frozen(run: FitRun) -> bool:
     """Whether the whole backbone is frozen until the first epoch that ends with validation is over."""
     epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch
     return (run.max_epochs is None or epochs <= run.max_epochs) and all(map(run.is_frozen, range(epochs)))
 
 
-def _wrapped(
-    part: FrozenPart, loader: Any, views: int, what: str, epoch: Callable[[], int | None] | None = None
-) -> Any:
+def _wrapped(part: FrozenPart, loader: Any, views: int, what: str, epoch: Callable[[], int | None]) -> Any:
     dataset = getattr(loader, "dataset", None)
-    order = getattr(loader, "batch_sampler", None)
-    if not isinstance(order, OrderedBatches) or not isinstance(dataset, SeededDataset):
+    if order_of(loader) is None or not isinstance(dataset, SeededDataset):
         return loader
     if views == 1 and not dataset.repeats_itself():
         return loader
-    return FeatureLoader(loader, SampleFeatures(part, loader, views, what), epoch or partial(_frozen_epoch, part.run))
+    return FeatureLoader(loader, SampleFeatures(part, loader, views, what), epoch)
 
 
-def _frozen_epoch(run: Any) -> int | None:
+def _frozen_epoch(run: FitRun) -> int | None:
     """The epoch of a fit if the whole backbone is frozen in it."""
-    epoch: int = run.epoch
-    return epoch if run.is_frozen(epoch) else None
+    return run.epoch if run.is_frozen(run.epoch) else None
 
 
-def _watching(run: Any, callbacks: Sequence[Any]) -> str:
+def _watching(run: Run, callbacks: Sequence[Callback]) -> str:
     """The first hook, of the user's module or callbacks, that is given batches; empty if there is none."""
     for owner, base in [(run.module, Module), *((one, Callback) for one in callbacks)]:
         if type(owner).__module__.partition(".")[0] == "flashtask":
             continue  # the engine's own read only the number of a batch
         for name in _BATCH_HOOKS[run.stage]:
-            method = getattr(owner, name, None)
-            if method is not None and getattr(method, "__func__", method) is not vars(base).get(name):
+            if is_written(owner, name, base):
                 return f"{type(owner).__name__}.{name}"
     return ""
 
 
-def _samples_wanted(run: Any) -> float:
+def _samples_wanted(run: FitRun, order: OrderedBatches) -> float:
     """How many samples the frozen epochs of a run see at the most."""
-    per_epoch = run.ordered.length if run.limit is None else run.limit * run.ordered.batch_size
+    per_epoch = order.length if run.limit is None else run.limit * order.batch_size
     batches = float("inf") if run.max_steps < 0 else run.max_steps * run.accumulation(0)
     epochs = 0
     while run.is_frozen(epochs) and (run.max_epochs is None or epochs < run.max_epochs):
         epochs += 1
-        if epochs * per_epoch >= run.ordered.length:
+        if epochs * per_epoch >= order.length:
             break
-    return float(min(epochs * per_epoch, batches * run.ordered.batch_size))
+    return float(min(epochs * per_epoch, batches * order.batch_size))
 
 
 class FeatureLoader:
@@ -196,7 +198,11 @@ class FeatureLoader:
     """
 
     def __init__(
-        self, loader: Any, features: SampleFeatures, epoch: Callable[[], int | None], only_known: bool = False
+        self,
+        loader: DataLoader[Any],
+        features: SampleFeatures,
+        epoch: Callable[[], int | None],
+        only_known: bool = False,
     ) -> None:
         self.loader, self.features, self.epoch, self.only_known = loader, features, epoch, only_known
 
@@ -215,8 +221,8 @@ class FeatureLoader:
         return self._features_of(epoch)
 
     def _features_of(self, epoch: int) -> Iterator[Any]:
-        order = self.loader.batch_sampler
-        assert isinstance(order, OrderedBatches)
+        order = order_of(self.loader)
+        assert order is not None
         self.features.prepare(epoch)
         with _fitting_threads(self.features.run, order.own_size):
             for places in order:
@@ -224,7 +230,7 @@ class FeatureLoader:
 
 
 @contextmanager
-def _fitting_threads(run: Any, batch_size: int) -> Iterator[None]:
+def _fitting_threads(run: Run, batch_size: int) -> Iterator[None]:
     """Run steps on features in one thread if they are small: threads of a busy machine would wait for each other.
 
     With both cores of two in use elsewhere, a step of a linear head on a batch of 32 took 90 ms with two threads, and

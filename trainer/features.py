@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +18,19 @@ from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
 from flashtask.core.feature_store import Features, FeatureStore, content_key
+from flashtask.core.library_internals import change_count
 from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.data_loaders import OrderedBatches
-from flashtask.trainer.distribution.shards import of_this_process
+from flashtask.trainer.data_loaders import OrderedBatches, order_of, with_order
+from flashtask.trainer.distribution.sharded_tensors import of_this_process
 from flashtask.trainer.module import Module
 from flashtask.trainer.signals import RunInterruptedError
+
+if TYPE_CHECKING:
+    from flashtask.trainer.distribution.process_strategies import Strategy
+    from flashtask.trainer.run import Run
 
 __all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "rows_of_all"]
 
@@ -56,7 +61,7 @@ class FrozenPart:
         run: whose module it is.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         #: a hash of weights and buffers, the same in every process; known after `renew`
         self.weights = ""
@@ -110,8 +115,8 @@ class SampleFeatures:
         self.run, self.part, self.loader = part.run, part, loader
         self.views, self.what, self.store = views, what, FeatureStore()
         self.dataset: SeededDataset = loader.dataset  # type: ignore[assignment]
-        order = loader.batch_sampler
-        assert isinstance(order, OrderedBatches)
+        order = order_of(loader)
+        assert order is not None
         self.order = order
         # A sample that stands twice in an epoch has one row in each view, so views cannot tell the two apart.
         self.indices = np.unique(order.samples)
@@ -297,7 +302,7 @@ class SampleFeatures:
         Raises:
             RunInterruptedError: one has.
         """
-        signal_number = self.run.strategy.reduce(getattr(self.run, "interrupted_by", None) or 0, "max")
+        signal_number = self.run.strategy.reduce(self.run.interrupted_by or 0, "max")
         if signal_number:
             self.run.interrupt(signal_number)
             raise RunInterruptedError(signal_number)
@@ -322,7 +327,7 @@ class SampleFeatures:
             return 0
         return fitting_threads(run.module, num_samples, num_cores())
 
-    def _of_batch(self, module: Any, batch: Any) -> tuple[Tensor, Any]:
+    def _of_batch(self, module: Module, batch: Any) -> tuple[Tensor, Any]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
             raise UsageError(
                 "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
@@ -334,28 +339,11 @@ class SampleFeatures:
 
     def _pass(self, number: int, indices: Any) -> Iterator[Any]:
         """Each of these samples once, in their order, as the epoch of the view would see it."""
-        own = self.loader
         order = OrderedBatches(
-            indices,
-            self._batch_size,
-            shuffle=False,
-            drop_last=False,
-            seed=self.order.seed,
-            seeded=True,
+            indices, self._batch_size, shuffle=False, drop_last=False, seed=self.order.seed, seeded=True
         )
         order.set_position(number, frozen=True)
-        workers: dict[str, Any] = {"prefetch_factor": own.prefetch_factor} if own.num_workers else {}
-        yield from DataLoader(
-            own.dataset,
-            batch_sampler=order,
-            num_workers=own.num_workers,
-            collate_fn=own.collate_fn,
-            pin_memory=own.pin_memory,
-            worker_init_fn=own.worker_init_fn,
-            multiprocessing_context=own.multiprocessing_context,
-            generator=torch.Generator(),
-            **workers,
-        )
+        yield from with_order(self.loader, self.dataset, order, generator=torch.Generator())
 
     # ---- what features depend on
 
@@ -392,7 +380,7 @@ class SampleFeatures:
         }
 
 
-def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
+def rows_of_all(strategy: Strategy, rows: Tensor | None) -> list[Tensor | None]:
     """The rows that each process has, in the order of their ranks, sent in pieces to save memory.
 
     Args:
@@ -416,11 +404,11 @@ def rows_of_all(strategy: Any, rows: Tensor | None) -> list[Tensor | None]:
 def _writes(parts: Sequence[nn.Module]) -> int:
     """How often torch has written to the weights and buffers of modules."""
     held = (value for part in parts for value in part.state_dict(keep_vars=True).values())
-    return sum(of_this_process(value)._version for value in held)
+    return sum(change_count(of_this_process(value)) for value in held)
 
 
 @torch.no_grad()
-def _take_first(parts: Sequence[nn.Module], strategy: Any) -> None:
+def _take_first(parts: Sequence[nn.Module], strategy: Strategy) -> None:
     """Weights and buffers of modules become those of the first process."""
     for value in (one for part in parts for one in part.state_dict().values()):
         value.copy_(strategy.gather(value.cpu() if strategy.global_rank == 0 else None)[0])

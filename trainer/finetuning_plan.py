@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.memory import MemoryWatch, give_back_memory
+from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.feature_cache import plan_of_features
@@ -28,7 +30,7 @@ from flashtask.trainer.module import Module
 from flashtask.trainer.run import Run
 from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_lifecycle import execute
-from flashtask.trainer.tuning.trials import Trial, batches_a_step, trial
+from flashtask.trainer.tuning.trials import Trial, batches_a_step, learn_nothing, trial
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -157,7 +159,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
 
     with trial(quiet, module, data) as copies:
         run = FitRun(quiet, copies.module, copies.data, finetuning)
-        run.accumulate(_accumulation(trainer))
+        run.accumulate(accumulation_by_epoch(batches_a_step(trainer)))
         execute(run, look)  # type: ignore[arg-type]
     ((planned, strategy),) = looks
     if not measure:
@@ -167,18 +169,13 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
 
 
-def _accumulation(trainer: Trainer) -> Callable[[int], int]:
-    steps = batches_a_step(trainer)
-    return lambda epoch: steps[max(start for start in steps if start <= epoch)]
-
-
 def _strategy_of(run: FitRun) -> Finetuning:
     assert run.freezing is not None
     return run.freezing.finetuning
 
 
 def _look_at(run: FitRun, callbacks: list[Any]) -> Plan:
-    epochs, validation = _epochs_of(run), run.validation
+    epochs, validation = run.total_epochs, run.validation
     once, features = plan_of_features(run, callbacks)
     per_loader = [validation.batches_in(n) for n in range(len(validation.loaders))] if validation is not None else []
     sizes = [getattr(source, "batch_size", None) for source in (run.ordered, run.loader) if source is not None]
@@ -229,18 +226,6 @@ def _groups_of(freezing: Freezing, number: int, rates: dict[str, float]) -> Iter
             yield GroupPlan(group.name, size, freezing.rates[group.name][number], rates.get(group.name))
 
 
-def _epochs_of(run: FitRun) -> int | None:
-    """How many epochs the run has at the most, the last one perhaps cut short by `max_steps`."""
-    epochs, batches = run.max_epochs, run.batches_in_epoch
-    if run.max_steps < 0 or not batches:
-        return epochs
-    needed = steps = 0
-    while steps < run.max_steps:
-        steps += math.ceil(batches / run.accumulation(needed))
-        needed += 1
-    return needed if epochs is None else min(epochs, needed)
-
-
 def _length(number: int, starts: list[int | None], epochs: int | None) -> int | None:
     """How many epochs a phase has in the run; 0 if the run ends before it begins."""
     start = starts[number]
@@ -271,7 +256,7 @@ def _rates_at_starts(run: FitRun, epochs: int | None) -> Iterator[dict[str, floa
     assert run.freezing is not None
     assert run.phases is not None
     for optimizer in run.optimizers:
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules are stepped, and nothing is trained
+        mark_as_stepped(optimizer)  # schedules are stepped, and nothing is trained
     schedulers, epoch = [rate.scheduler for rate in run.schedulers], 0
     for number, start in enumerate(run.freezing.finetuning.starts):
         is_known = start is not None and run.steps_before(start) is not None
@@ -334,9 +319,7 @@ class _Clock(Callback, RunExtension):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Nothing is learned, so that no step can diverge."""
         run = trainer.current_fit
-        run.schedulers.clear()
-        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
+        learn_nothing(run)
         self.ahead = getattr(run.loader, "num_workers", 0) * (getattr(run.loader, "prefetch_factor", None) or 0)
         if run.solving is None:
             run.limit_steps(_STEPS + self.ahead // run.accumulation(0))

@@ -23,21 +23,20 @@ from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.checkpoints.restoring import restore_run
 from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
-from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, order_of, shares_of_group
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
 from flashtask.trainer.feature_cache import use_features
 from flashtask.trainer.finetuning.freezing import Freezing
-from flashtask.trainer.finetuning.lora import adapt, adapted_layers
-from flashtask.trainer.finetuning.phase_ends import PhaseProgress, require_phase_groups, set_base_rates
+from flashtask.trainer.finetuning.lora import adapt_for
+from flashtask.trainer.finetuning.phase_ends import PhaseProgress, enter_phase, leave_phase, require_phase_groups
 from flashtask.trainer.finetuning.strategies import Finetuning
+from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
-from flashtask.trainer.nan_guard import NanGuard
-from flashtask.trainer.optimizers import ScheduledRate, read_optimizers, require_no_closure
-from flashtask.trainer.rates import learning_rates
-from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most
+from flashtask.trainer.optimizers import ScheduledRate, learning_rates, read_optimizers, require_no_closure
+from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
 from flashtask.trainer.run_preparation import (
     check_state_keys,
@@ -50,7 +49,6 @@ from flashtask.trainer.run_preparation import (
 )
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
-from flashtask.trainer.step_outputs import loss_in
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -130,7 +128,6 @@ class FitRun(Run):
         self.skip_epoch = False
         #: the epoch ends at the next step and keeps its place, to be continued by another run
         self.is_leaving = False
-        self.interrupted_by: int | None = None
         self.has_gradients = False
         self.has_stepped = False
         self.group_is_open = False
@@ -176,7 +173,8 @@ class FitRun(Run):
         check_training_data(loader, module)
         self.loader, self.limit = training_loader(trainer, loader, self.seed)
         self.strategy.agree(lambda: facts_of_data(self))
-        self.training_step = self._step_of_module()
+        step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
+        self.training_step = with_step_end(self, step, "training")
         self.keeps_outputs = hasattr(module, "training_epoch_end")
         self._add_validation()
         self._add_training()
@@ -185,6 +183,7 @@ class FitRun(Run):
             seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
         if content is not None:
             self.lost_before = dict((content.get("recipe") or {}).get("not_saved") or {})
+            assert self.resume_from is not None
             restore_run(self, self.resume_from, content)
             self.sanity = None
             if self.solving is not None:
@@ -193,33 +192,7 @@ class FitRun(Run):
         self._finish_preparing()
 
     def _adapt(self) -> None:
-        """Give the layers that LoRA trains their factors, before anybody looks at the parameters."""
-        settings = None if self.finetuning is None else self.finetuning.lora
-        if settings is not None:
-            adaptation = adapt(self.module, self.module.modules_to_freeze(), settings, self.seed)
-            if self.trainer.enable_model_summary:
-                self.trainer.say(str(adaptation))
-        elif adapted_layers(self.module):
-            raise UsageError(
-                "the model has LoRA factors, and this run would not train them",
-                fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
-            )
-
-    def _step_of_module(self) -> Callable[..., Any]:
-        """The module's step, followed by its `training_step_end` if there is one."""
-        module = self.module
-        step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
-        step_end = getattr(module, "training_step_end", None)
-        if step_end is None:
-            return step
-
-        def step_and_end(*arguments: Any) -> Any:
-            outputs = step(*arguments)
-            self.current_hook = "training_step_end"
-            changed = step_end(outputs)
-            return outputs if changed is None else changed
-
-        return step_and_end
+        adapt_for(self)
 
     def _add_validation(self) -> None:
         """The runs of validation that nest in this one: after epochs, and the sanity check before the first."""
@@ -278,7 +251,8 @@ class FitRun(Run):
 
     def interrupt(self, signal_number: int) -> None:
         """End the fit at the next step because of a signal."""
-        self.interrupted_by, self.is_leaving = signal_number, True
+        super().interrupt(signal_number)
+        self.is_leaving = True
 
     def skip_rest(self) -> None:
         """Leave out the rest of the epoch."""
@@ -376,6 +350,18 @@ class FitRun(Run):
         total = min(by_steps, math.inf if by_epochs is None else by_epochs)
         return None if math.isinf(total) else int(total)
 
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs of the whole run, the last of which `max_steps` may cut short; None if it has no known end."""
+        batches = self.batches_in_epoch
+        if self.max_steps < 0 or not batches:
+            return self.max_epochs
+        epochs = steps = 0
+        while steps < self.max_steps and epochs < (self.max_epochs or math.inf):
+            steps += math.ceil(batches / self.accumulation(epochs))
+            epochs += 1
+        return epochs
+
     # ---- what the loop asks for
 
     def start_epoch(self) -> None:
@@ -385,27 +371,18 @@ class FitRun(Run):
         self.skip_epoch = False
         self._epoch_started_at = time.monotonic()
         self.module.train()
-        self._enter_phase()
+        enter_phase(self)
         self._step_precision = self.inference_precision if self.is_frozen(self.epoch) else self.precision
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
-        if self.ordered is not None:
-            self.ordered.set_position(self.epoch, start=self.samples, frozen=self.is_frozen(self.epoch))
-        elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
-            self.loader.sampler.set_epoch(self.epoch)
+        self.go_to(self.epoch, self.samples)
 
-    def _enter_phase(self) -> None:
-        """Freeze and unfreeze as the epoch's phase wants it, and give the optimizers its rates."""
-        if self.freezing is None or self.phases is None:
-            return
-        number, start = self.phases.enter(self.epoch, self.global_step)
-        self.freezing.apply(self.epoch, self.phases.ends)
-        rates = {name: by_phase[number] for name, by_phase in self.freezing.rates.items()}
-        set_base_rates(self.optimizers, [rate.scheduler for rate in self.schedulers], rates)
-        if start == self.epoch and self.epoch > 0:
-            count, before = self.freezing.count(number), self.freezing.count(number - 1)
-            how = "unfreezing" if count > before else str(self.freezing.finetuning.phases[number].train)
-            self.trainer.say(f"epoch {self.epoch}: {how}, {count:,} parameters train now")
+    def go_to(self, epoch: int, sample: int = 0) -> None:
+        """Let the loader give an epoch's batches next, from a sample on if the order is the engine's own."""
+        if self.ordered is not None:
+            self.ordered.set_position(epoch, start=sample, frozen=self.is_frozen(epoch))
+        elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
+            self.loader.sampler.set_epoch(epoch)
 
     def is_frozen(self, epoch: int) -> bool:
         """Whether the whole backbone is frozen in an epoch."""
@@ -420,8 +397,7 @@ class FitRun(Run):
     @property
     def ordered(self) -> OrderedBatches | None:
         """The engine's own order of samples, None for a loader of the user's that was left alone."""
-        sampler = getattr(self.loader, "batch_sampler", None)
-        return sampler if isinstance(sampler, OrderedBatches) else None
+        return order_of(self.loader)
 
     def groups(self) -> Iterator[list[Any]]:
         """The epoch's remaining batches in accumulation groups, until the epoch is cut short."""
@@ -441,11 +417,7 @@ class FitRun(Run):
             self.interrupted_by = signal_number
             raise RunInterruptedError(signal_number)
         if not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
-            raise UsageError(
-                "the training loader is used up",
-                why="an iterator gives its batches only once",
-                fix="a DataLoader or a list of batches, or max_epochs=1",
-            )
+            raise used_up("training")
         if not self.batch_idx:
             raise UsageError(
                 "the training loader gave no batch",
@@ -507,7 +479,7 @@ class FitRun(Run):
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
         sizes = [batch_size_of(batch) for batch in group]
-        shares = self._shares(sizes)
+        shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
         self._group_end = self.batch_idx + len(group)
         self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
         for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
@@ -522,22 +494,6 @@ class FitRun(Run):
         """The metric objects that steps may give something to: parts of the module, and what was logged."""
         logged = (entry.metric for entry in self.results.entries.values() if entry.metric is not None)
         return list({id(one): one for one in (*filter(is_metric, self.module.modules()), *logged)}.values())
-
-    def _shares(self, sizes: list[int]) -> list[tuple[int, int, float]]:
-        """For each batch of a group: its samples, those that all processes take, and how much its loss counts.
-
-        Processes add up what they have and divide it by their number, so a loss counts that number of times more.
-        """
-        order, processes, own_total = self.ordered, self.strategy.world_size, sum(sizes)
-        if order is None or (processes > 1 and order.world_size == 1):  # each process has samples of its own
-            return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
-        # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
-        known = [order.share(self.samples + number * order.batch_size) for number in range(len(sizes))]
-        if processes == 1:
-            shares = [1 if size == own_total else size / own_total for size in sizes]
-            return [(size, whole, share) for size, (_, whole), share in zip(sizes, known, shares, strict=True)]
-        total = sum(whole for _, whole in known)
-        return [(own, whole, processes * own / total) for own, whole in known]
 
     def turns(self) -> Iterable[tuple[Optimizer | None, tuple[int, ...]]]:
         """Who is trained by a batch: (optimizer, further arguments of the step), one after the other.
@@ -589,7 +545,7 @@ class FitRun(Run):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.strategy.average_gradients(parameters, self.batch_size)
 
-    def mean_over_processes(self, loss: Any) -> Any:
+    def mean_over_processes(self, loss: torch.Tensor | None) -> torch.Tensor | None:
         """A loss as the mean over the samples that all processes have in a batch."""
         if self.strategy.world_size == 1 or loss is None:
             return loss
@@ -597,7 +553,7 @@ class FitRun(Run):
         return total / self.strategy.reduce(self.batch_size, "sum")
 
     def clip_gradients(self, optimizer: Optimizer) -> None:
-        """Clip by norm or by value, if the trainer was told to; then the optimizer may step.
+        """Clip by norm or by value, if `gradient_clip_val` asks for it; after this the optimizer may step.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
@@ -655,7 +611,7 @@ class FitRun(Run):
             self.flush_logs()
 
     def flush_logs(self) -> None:
-        """Let every logger write down what it was told."""
+        """Let every logger write down the values that it has."""
         for logger in self.loggers:
             logger.flush()
 
@@ -692,18 +648,10 @@ class FitRun(Run):
         row["seconds"] = spent
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
-        self._leave_phase()
+        leave_phase(self)
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
-
-    def _leave_phase(self) -> None:
-        """Find out whether the epoch was the last of its phase; the end of the last phase ends the run."""
-        if self.phases is None or not self.epoch_is_complete:
-            return
-        measured = self.validation is None or self.validates
-        if self.phases.leave(self.epoch, self.global_step, self.metrics, self.fresh_metrics, measured):
-            self.stop("the last phase of the strategy is over")
 
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ __all__ = ["check_loader", "is_batch_list"]
 _PARTS = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
 
 
-def check_loader(value: Any, stage: str, module: Module) -> None:
+def check_loader(value: object, stage: str, module: Module) -> None:
     """Refuse what cannot be a loader, or a list of them; what is iterable and not known otherwise is left alone.
 
     Args:
@@ -48,7 +48,7 @@ def check_loader(value: Any, stage: str, module: Module) -> None:
         raise UsageError(f"the {_PARTS[stage]} data must be a DataLoader or a DataModule, not {what}", fix=fix)
 
 
-def is_batch_list(given: Any) -> bool:
+def is_batch_list(given: Sequence[Any]) -> bool:
     """A list of tensors, or of tuples, dictionaries or lists of them, is a list of batches, so one loader."""
     first = given[0] if given else None
     inner = first[0] if isinstance(first, list) and first else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["HOOKS", "LEVELS", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
+__all__ = ["HOOKS", "LEVELS", "is_written", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
 
 _EVALUATION = tuple(
     f"{word}_{hook}"
@@ -99,20 +99,15 @@ def listeners(
     told: dict[str, tuple[Callable[..., Any], ...]] = {}
     for hook in HOOKS:
         name = f"on_{hook}"
+        written = [one for one in callbacks if is_written(one, name, callback_base)]
         calls: list[Callable[..., Any]] = [
-            partial(getattr(callback, name), trainer, module)
-            for callback in callbacks
-            if _is_written(callback, name, callback_base) and not callback.comes_last
+            partial(getattr(one, name), trainer, module) for one in written if not one.comes_last
         ]
-        if _is_written(module, name, module_base):
+        if is_written(module, name, module_base):
             calls.append(getattr(module, name))
         if hook in engine:
             calls.append(engine[hook])
-        calls += [
-            partial(getattr(callback, name), trainer, module)
-            for callback in callbacks
-            if _is_written(callback, name, callback_base) and callback.comes_last
-        ]
+        calls += [partial(getattr(one, name), trainer, module) for one in written if one.comes_last]
         if calls:
             told[hook] = tuple(calls)
     for hook, name in _OUTPUT_HOOKS.items():
@@ -121,7 +116,8 @@ def listeners(
     return told
 
 
-def _is_written(owner: Any, name: str, base: type) -> bool:
+def is_written(owner: object, name: str, base: type) -> bool:
+    """Whether an object has a method of this name that is not the one of its base class, which does nothing."""
     method = getattr(owner, name, None)
     return method is not None and getattr(method, "__func__", method) is not base.__dict__.get(name)
 
@@ -150,12 +146,12 @@ _DATA_METHODS = (
 )
 
 
-def report_misspelled_data_methods(data: Any, base: type) -> None:
+def report_misspelled_data_methods(data: object, base: type) -> None:
     """Methods of a data module that are named almost like one that a trainer calls are reported with that name."""
     report_misspelled_methods(data, base, _DATA_METHODS, depth=6)
 
 
-def report_misspelled_methods(owner: Any, base: type, methods: Iterable[str], *, depth: int) -> None:
+def report_misspelled_methods(owner: object, base: type, methods: Iterable[str], *, depth: int) -> None:
     """A method that is named almost like one that a trainer calls, while that one is not written, is reported.
 
     Args:

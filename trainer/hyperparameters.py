@@ -9,13 +9,10 @@ import inspect
 import os
 import types
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from flashtask.core.errors import MissingInputError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "Hyperparameters",
@@ -101,7 +98,7 @@ class HyperparametersMixin:
         """Values that stand in for the arguments they were resolved from, by name."""
         return {}
 
-    def save_hyperparameters(self, *args: Any, ignore: Any = (), logger: bool = True) -> None:
+    def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] = (), logger: bool = True) -> None:
         """Keep the arguments of `__init__` (all of them, or those named), or one dict, Namespace or OmegaConf object.
 
         What a checkpoint cannot hold is warned of here; loading will ask for it by name.
@@ -198,7 +195,7 @@ def _plain(value: Any) -> Any:
     return {"not_saved": type(value).__name__}
 
 
-def find_not_saved(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def find_not_saved(value: object, where: str = "") -> Iterator[tuple[str, str]]:
     """Every place in plain hyper-parameters that could not be stored, at any depth: ("head_options.act", "ReLU")."""
     if isinstance(value, dict):
         if set(value) == {"not_saved"}:

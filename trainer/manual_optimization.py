@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -30,7 +30,7 @@ class ManualOptimizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let the optimizer step; `closure` is for those that evaluate the loss several times, such as LBFGS."""
         run = self._run
         if closure is None:

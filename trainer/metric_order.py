@@ -102,7 +102,7 @@ def mode_of_module(module: Module) -> str:
 
 
 def tie_break(metrics: Mapping[str, float]) -> float:
-    """What decides between two places of a run with equal scores: their `val_loss`; infinite where there is none."""
+    """What decides between two places of a run with equal scores: their `val_loss`, infinite if it was not measured."""
     loss = float(metrics.get("val_loss", math.nan))
     return math.inf if math.isnan(loss) else loss
 

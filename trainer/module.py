@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError, nearest
-from flashtask.trainer.datamodule import BatchTransfer
+from flashtask.trainer.datamodule import BatchTransfer, DataModule
 from flashtask.trainer.devices.precision import Precision, recorded_precision
 from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
-from flashtask.trainer.results import LogSettings
+from flashtask.trainer.results import Logged, LogSettings
 from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
 if TYPE_CHECKING:
+    from flashtask.core.checkpoint import MapLocation
+    from flashtask.core.files import PathLike
+    from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Module"]
+
+AnyOptimizer = Optimizer | ManualOptimizer
 
 
 class Module(BatchTransfer, HyperparametersMixin, nn.Module):
@@ -116,7 +122,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         run.notify("after_backward")
 
     def clip_gradients(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
+        self, optimizer: AnyOptimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
     ) -> None:
         """Clip the gradients of an optimizer's parameters by `norm` or by `value`.
 
@@ -125,25 +131,24 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         if not gradient_clip_val:
             return
-        run, inner = self._fit(), getattr(optimizer, "optimizer", optimizer)
+        run, inner = self._fit(), _inner(optimizer)
         run.agree_on_gradients(inner)
         run.precision.unscale(inner)
         norm = clip(inner, gradient_clip_val, gradient_clip_algorithm)
         if norm is not None and not run.precision.skips_overflow:
             run.check_finite("the norm of the gradients", norm)
 
-    def toggle_optimizer(self, optimizer: Any) -> None:
+    def toggle_optimizer(self, optimizer: AnyOptimizer) -> None:
         """Let only this optimizer's parameters want gradients, until `untoggle_optimizer`."""
-        inner = getattr(optimizer, "optimizer", optimizer)
-        object.__setattr__(self, "_toggled", train_only(inner, self._fit().optimizers))
+        object.__setattr__(self, "_toggled", train_only(_inner(optimizer), self._fit().optimizers))
 
-    def untoggle_optimizer(self, optimizer: Any) -> None:
+    def untoggle_optimizer(self, optimizer: AnyOptimizer) -> None:
         """Let all parameters want gradients that did before `toggle_optimizer`."""
         for parameter, wanted in getattr(self, "_toggled", {}).items():
             parameter.requires_grad_(wanted)
         object.__setattr__(self, "_toggled", {})
 
-    def _fit(self) -> Any:
+    def _fit(self) -> FitRun:
         run = self.trainer.fit_run if self.trainer is not None else None
         if run is None:
             raise UsageError(f"{type(self).__name__} is not being fitted", fix="call this in training_step")
@@ -151,17 +156,17 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
     # ---- around a run
 
-    def connect(self, datamodule: Any) -> None:
+    def connect(self, datamodule: DataModule) -> None:
         """Meet the data: called once per stage before `setup` and before optimizers are made."""
 
-    def data_is_set_up(self, datamodule: Any) -> None:
+    def data_is_set_up(self, datamodule: DataModule) -> None:
         """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
 
     def setup(self, stage: str) -> None:
         """A stage starts; called on every process."""
 
     def teardown(self, stage: str) -> None:
-        """A stage ends."""
+        """A stage ends, also after an error; called on every process."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written: add to it."""
@@ -242,7 +247,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.
 
         Returns:
-            What the user is told of it, or None.
+            A line to print about the solution, or None.
         """
         return self.head_to_solve().solve(features, targets)
 
@@ -276,7 +281,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         return self
 
     def unfreeze(self) -> Self:
-        """Gradients and train mode again."""
+        """Undo `freeze`: gradients and train mode for all parameters."""
         self.requires_grad_(True)
         self._frozen = False
         self.train()
@@ -310,7 +315,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     def log(
         self,
         name: str,
-        value: Any,
+        value: Logged | Mapping[str, Logged],
         prog_bar: bool = False,
         logger: bool = True,
         on_step: bool | None = None,
@@ -350,13 +355,13 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         settings = LogSettings(prog_bar, shown, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx)
         self.trainer.current_run.log(name, value, settings, batch_size)
 
-    def log_dict(self, values: dict[str, Any], **options: Any) -> None:
+    def log_dict(self, values: Mapping[str, Logged], **options: Any) -> None:
         """Log several values with the same options."""
         for name, value in values.items():
             self.log(name, value, **options)
 
     @classmethod
-    def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
+    def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: PathLike) -> None:
         """Refuse a checkpoint before a module is built for it; by default nothing is refused.
 
         Args:
@@ -373,7 +378,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, strict: bool = True, **given: Any
+        cls,
+        checkpoint_path: PathLike,
+        map_location: MapLocation = None,
+        strict: bool = True,
+        **given: Any,
     ) -> Self:
         """The module that a checkpoint holds, in eval mode; no data is needed and no code from the file runs.
 
@@ -392,8 +401,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         from flashtask.trainer.checkpoints.restoring import module_from_checkpoint
 
-        module: Self = module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
-        return module
+        return module_from_checkpoint(cls, checkpoint_path, map_location, strict, given)
+
+
+def _inner(optimizer: AnyOptimizer) -> Optimizer:
+    return optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
 
 
 def _one_or_all(found: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedulers: by name, and in every form that `configure_optimizers` may return."""
+"""Optimizers and schedulers: by name, in every form that `configure_optimizers` may return, and their rates."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ScheduledRate",
     "check_names",
+    "learning_rates",
     "make_optimizer",
     "make_scheduler",
     "name_and_options",
     "read_optimizers",
     "require_no_closure",
+    "target_rates",
     "weight_decay_of",
 ]
 
@@ -46,7 +48,7 @@ class ScheduledRate:
         name: how the learning-rate monitor calls it.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     scheduler: Any
@@ -93,7 +95,7 @@ class ScheduledRate:
             raise UnknownNameError("metric to monitor", str(self.monitor), metrics)
 
 
-def read_optimizers(returned: Any, run: FitRun | None = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
+def read_optimizers(returned: object, run: FitRun | None = None) -> tuple[list[Optimizer], list[ScheduledRate]]:
     """What `configure_optimizers` returned, as two lists.
 
     Accepts an optimizer, a list or tuple of them, two lists (optimizers, schedulers), a dictionary with `optimizer` and
@@ -117,7 +119,7 @@ def read_optimizers(returned: Any, run: FitRun | None = None) -> tuple[list[Opti
 
 
 def _pairs(returned: Any) -> list[tuple[Any, Any]]:
-    """Each optimizer with its scheduler; None where there is no such thing."""
+    """Each optimizer with its scheduler; None if it has none."""
     if returned is None:
         return []
     if isinstance(returned, dict):
@@ -282,7 +284,9 @@ def weight_decay_of(name: str, options: Mapping[str, Any]) -> float:
     return decay
 
 
-def make_optimizer(name: str, parameters: Any, lr: float | None, /, **options: Any) -> Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[torch.Tensor] | Iterable[dict[str, Any]], lr: float | None, /, **options: Any
+) -> Optimizer:
     """A torch optimizer by its class name in any case, such as `adamw`; without `lr`, at the class's own rate.
 
     Raises:
@@ -419,3 +423,30 @@ def _cosine(step: int, start: int, warm_up: int, total: int) -> float:
     """Half a cosine over the whole run, times a linear rise over `warm_up` steps from `start` on."""
     rise = min(1.0, (step - start + 1) / warm_up)
     return max(0.0, rise) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+
+# ---- the rates of optimizers, by the names of their parameter groups
+
+
+def learning_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """Current rates: `learning_rate` for the first parameter group, `learning_rate_<name>` for the others.
+
+    Groups that say `shown: False`, the middle ones of many, are left out.
+    """
+    rates: dict[str, float] = {}
+    for number, optimizer in enumerate(optimizers):
+        for index, group in enumerate(optimizer.param_groups):
+            if not group.get("shown", True):
+                continue
+            name = str(group.get("name", f"{number}_{index}"))
+            rates["learning_rate" if not rates else f"learning_rate_{name}"] = float(group["lr"])
+    return rates
+
+
+def target_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """The rates that optimizers were made with, by name of the parameter group, before any schedule."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if group.get("shown", True)]
+    return {
+        str(group.get("name", f"group {index}")) + " learning rate": group.get("initial_lr", group["lr"])
+        for index, group in enumerate(groups)
+    }

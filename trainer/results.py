@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias
 
 import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import metric_sums, set_update_count, update_count, value_of_batch
 from flashtask.core.metrics import is_metric
 from flashtask.trainer.batch_transfer import move_to_device
 from flashtask.trainer.hooks import LEVELS
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from flashtask.core.accuracy import Accuracy
 
-__all__ = ["Entry", "LogSettings", "Results"]
+__all__ = ["Entry", "LogSettings", "Logged", "Results"]
 
 
 def _most(a: Any, b: Any) -> Any:
@@ -36,6 +37,8 @@ _REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+#: What `log` takes: a number, a tensor of one element, or a metric object.
+Logged: TypeAlias = "SupportsFloat | Metric | Accuracy"
 #: A number over all processes: (value, `sum`, `mean`, `max` or `min`).
 Reduce = Callable[[Any, str], Any]
 
@@ -78,7 +81,7 @@ class Entry:
         self.total: Any = None
         self.weight = self.last_weight = 0
 
-    def update(self, value: Any, weight: int) -> None:
+    def update(self, value: Logged, weight: int) -> None:
         """Take one value; on an accelerator it stays there, so that no step waits for it."""
         if isinstance(value, torch.Tensor):
             if value.numel() != 1:
@@ -86,7 +89,7 @@ class Entry:
             value = value.item() if value.is_cpu else value.detach().float().reshape(())
         elif is_metric(value):
             self.metric = value
-            self.value = getattr(value, "_forward_cache", None)
+            self.value = value_of_batch(value)
             return
         elif not isinstance(value, (int, float)):
             value = self._number(value)
@@ -100,10 +103,10 @@ class Entry:
             self.total = value if self.total is None else _REDUCTIONS[reduce_fx](self.total, value)
         self.weight += weight
 
-    def _number(self, value: Any) -> float:
+    def _number(self, value: Logged) -> float:
         """A number of another library, such as NumPy's."""
         try:
-            return float(value)
+            return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise UsageError(
                 f"log({self.name!r}) takes a number, a tensor, a metric or a dictionary of them, "
@@ -179,7 +182,7 @@ class Results:
         self,
         hook: str,
         name: str,
-        value: Any,
+        value: Logged,
         weight: int,
         settings: LogSettings = LogSettings(),  # noqa: B008 - immutable
         loader: int | None = None,
@@ -195,7 +198,7 @@ class Results:
             loader: number of the loader, where there are several: their values get names of their own.
 
         Raises:
-            UsageError: nothing can be logged here, or not on this level, or the value is no number.
+            UsageError: nothing can be logged here, or not on this level, or the value is not a number.
         """
         if loader is not None:
             name = f"{name}/dataloader_idx_{loader}"
@@ -220,9 +223,9 @@ class Results:
             entry = self.entries[key] = known.get(key) or Entry(name, settings)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
-            if entry.metric is not None and not entry.metric._update_count:
+            if entry.metric is not None and not update_count(entry.metric):
                 # Another process has given its own something: torchmetrics is not to warn of one that saw nothing.
-                entry.metric._update_count = 1
+                set_update_count(entry.metric, 1)
 
     def step_values(self) -> dict[str, float]:
         """The last value of what is logged on steps, under the names loggers show."""
@@ -256,13 +259,13 @@ class Results:
         return {e.name: e.step_value() for e in self.entries.values() if e.settings.prog_bar and e.value is not None}
 
     def reset_metrics(self) -> None:
-        """Let the logged metric objects begin anew: the next pass may be another run's."""
+        """Reset the logged metric objects: the next pass may be another run's."""
         for entry in self.entries.values():
             if entry.metric is not None:
                 entry.metric.reset()
 
     def reset(self) -> None:
-        """Forget everything; logged metric objects begin anew too."""
+        """Forget everything, and reset the logged metric objects."""
         self.reset_metrics()
         self.entries.clear()
 
@@ -273,9 +276,11 @@ class Results:
         for (hook, _), entry in self.entries.items():
             row = {"moment": hook, **entry.state_dict()}
             if entry.metric is not None and id(entry.metric) in places:
-                states = {name: getattr(entry.metric, name) for name in entry.metric._defaults}
-                row["metric"] = {"place": places[id(entry.metric)], "states": states}
-                row["metric"]["updates"] = entry.metric._update_count
+                row["metric"] = {
+                    "place": places[id(entry.metric)],
+                    "states": metric_sums(entry.metric),
+                    "updates": update_count(entry.metric),
+                }
             rows.append(row)
         return rows
 
@@ -290,7 +295,7 @@ class Results:
                 assert is_metric(metric)
                 for name, value in row["metric"]["states"].items():
                     setattr(metric, name, move_to_device(value, metric.device))
-                metric._update_count = row["metric"]["updates"]
+                set_update_count(metric, row["metric"]["updates"])
                 entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry
 
@@ -301,7 +306,7 @@ def _shows_step(entry: Entry) -> bool:
 
 
 def _fork(entry: Entry, suffix: str) -> str:
-    """A name logged on both levels stands for two: `loss_step` and `loss_epoch`."""
+    """A name that is logged on both levels becomes two: `loss_step` and `loss_epoch`."""
     return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
 
 

@@ -19,7 +19,7 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.batch_transfer import channels_last, move_to_device
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, taken_in_turn
+from flashtask.trainer.data_loaders import batch_size_of, length_of, order_of, taken_in_turn
 from flashtask.trainer.datamodule import DataModule, transfer_hooks
 from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
@@ -27,7 +27,7 @@ from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
 from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
-from flashtask.trainer.results import LogSettings, Results
+from flashtask.trainer.results import Logged, LogSettings, Results
 from flashtask.trainer.run_extension import RunExtension
 from flashtask.trainer.run_preparation import (
     device_plan_of,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["EvaluationRun", "Run", "as_it_takes", "at_most"]
+__all__ = ["EvaluationRun", "Run", "as_it_takes", "at_most", "used_up", "with_step_end"]
 
 
 class Run:
@@ -77,6 +77,8 @@ class Run:
         #: the `teardown` of each `setup` that was begun, in the order of beginning
         self.undo: list[Callable[[], Any]] = []
         self.loggers: list[Logger] = []
+        #: the signal that asked it to end
+        self.interrupted_by: int | None = None
         #: ready for its loop
         self.is_prepared = False
         #: hook -> the methods that are called
@@ -99,6 +101,16 @@ class Run:
 
     def skip_rest(self) -> None:
         """What a hook wants that returns -1; only a fit has a rest to skip."""
+
+    def abandon_evaluation(self) -> None:
+        """End an evaluation that is worked on now in its middle, without a trace."""
+        active = self.trainer.active_run
+        if isinstance(active, EvaluationRun) and active.is_open:
+            active.abandon()
+
+    def interrupt(self, signal_number: int) -> None:
+        """End because of a signal, as soon as that is possible."""
+        self.interrupted_by = signal_number
 
     def prepare(self) -> None:
         """Make the run ready for its loop: at its start, or where its checkpoint was written."""
@@ -172,7 +184,9 @@ class Run:
         finally:
             self.results, self.loggers, self.current_hook, self.batch_size = before
 
-    def log(self, name: str, value: Any, settings: LogSettings, batch_size: int | None) -> None:
+    def log(
+        self, name: str, value: Logged | Mapping[str, Logged], settings: LogSettings, batch_size: int | None
+    ) -> None:
         """Keep a value, or each value of a dictionary, under the hook that runs now."""
         if not isinstance(value, torch.Tensor) and isinstance(value, Mapping):
             self.results.chart(name, self.loggers)
@@ -222,6 +236,30 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda batch, *numbers: step(batch)
 
 
+def with_step_end(run: Run, step: Callable[..., Any], word: str) -> Callable[..., Any]:
+    """A step, followed by the module's `<word>_step_end` if there is one, which may change what the step returned."""
+    step_end = getattr(run.module, f"{word}_step_end", None)
+    if step_end is None:
+        return step
+
+    def step_and_end(*arguments: Any) -> Any:
+        outputs = step(*arguments)
+        run.current_hook = f"{word}_step_end"
+        changed = step_end(outputs)
+        return outputs if changed is None else changed
+
+    return step_and_end
+
+
+def used_up(what: str) -> UsageError:
+    """The error for an iterator in the place of a loader, from which an earlier pass has taken all batches."""
+    return UsageError(
+        f"the loader of {what} is used up",
+        why="an iterator gives its batches only once",
+        fix="a DataLoader or a list of batches",
+    )
+
+
 class EvaluationRun(Run):
     """Validation, test or prediction; it may nest in a fit run, and never replaces it.
 
@@ -259,8 +297,7 @@ class EvaluationRun(Run):
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
         self.samples_seen = self._batches_seen = 0
-        self._step = as_it_takes(getattr(module, f"{self.word}_step"))
-        self._step_end = getattr(module, f"{self.word}_step_end", None)
+        self._step = with_step_end(self, as_it_takes(getattr(module, f"{self.word}_step")), self.word)
         self._has_all_outputs = False
         self._modes: list[tuple[nn.Module, bool]] = []
         self._outer: Run | None = None
@@ -366,12 +403,7 @@ class EvaluationRun(Run):
         """Call the module's method for a batch; the loader's number is passed where there are several."""
         self.current_hook = f"{self.word}_step"
         arguments = (batch, batch_idx, dataloader_idx) if len(self.loaders) > 1 else (batch, batch_idx)
-        outputs = self._step(*arguments)
-        if self._step_end is None:
-            return outputs
-        self.current_hook = f"{self.word}_step_end"
-        changed = self._step_end(outputs)
-        return outputs if changed is None else changed
+        return self._step(*arguments)
 
     def keep(self, outputs: Any, number: int) -> None:
         """Collect what the step returns, for `predict` and for a module with `*_epoch_end(outputs)`."""
@@ -395,8 +427,7 @@ class EvaluationRun(Run):
     @property
     def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
-        orders = [getattr(loader, "batch_sampler", None) for loader in self.loaders]
-        return any(isinstance(order, OrderedBatches) and order.world_size > 1 for order in orders)
+        return any(order.world_size > 1 for order in map(order_of, self.loaders) if order is not None)
 
     def close(self) -> None:
         """Compute the values of the pass and hand them to the fit run, if there is one.
@@ -406,11 +437,7 @@ class EvaluationRun(Run):
         """
         self.loader_number = None
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
-            raise UsageError(
-                f"the loader of {self.word} is used up",
-                why="an iterator gives its batches only once",
-                fix="a DataLoader or a list of batches",
-            )
+            raise used_up(self.word)
         self.agree_on_results()
         self.results_of_pass, values = self.strategy.gather(
             (self.results.epoch_values(logger_only=True), self.results.callback_values())

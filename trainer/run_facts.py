@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
+from flashtask.core.files import PathLike
 from flashtask.core.model_path import model_path
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
@@ -199,7 +200,7 @@ class RunFacts:
         rows = self.fit_run.history if self.fit_run is not None else []
         return dict(rows[-1]) if rows else {}
 
-    def checkpoint_file(self, ckpt_path: Any, *, continues: bool = True) -> Path | None:
+    def checkpoint_file(self, ckpt_path: PathLike | None, *, continues: bool = True) -> Path | None:
         """The file that `best`, `last` or a path means; of a run folder the last checkpoint if a fit continues it."""
         if ckpt_path is None:
             return None

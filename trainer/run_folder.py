@@ -14,15 +14,17 @@ import yaml
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text, remove_partials
 from flashtask.core.plain_json import number_or_null
-from flashtask.trainer.distribution.attempts import leave_mark, wipe_mark
+from flashtask.trainer.distribution.heartbeat import start_of
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: two processes in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run"]
+__all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run", "was_begun_by_us"]
 
+#: the file that names the torchrun job that writes a folder: a script that it restarts continues there
+_MARK = ".attempt"
 _RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
 
 
@@ -98,7 +100,7 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()} on {platform.node()}\n")
         self._lock.flush()
         remove_partials(self.path)
-        leave_mark(self.path)
+        _leave_mark(self.path)
 
     @classmethod
     def next_free(cls, root: Path) -> RunFolder:
@@ -135,7 +137,7 @@ class RunFolder:
             atomic_write_text(self.path / "recipe.yaml", yaml.safe_dump(_lists(recipe), sort_keys=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write how the run ended to `summary.json`."""
         summary["best"] = {name: number_or_null(value) for name, value in summary["best"].items()}
         atomic_write_text(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -145,7 +147,7 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-            wipe_mark(self.path)
+            _wipe_mark(self.path)
         for folder in self._made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
@@ -161,3 +163,39 @@ def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(part) for key, part in value.items()}
     return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---- which folder an earlier attempt of the same torchrun wrote
+
+
+def _leave_mark(folder: Path) -> None:
+    """Under torchrun: note in a run folder that this job writes it."""
+    if (job := _torchrun_job()) is not None:
+        with suppress(OSError):
+            (folder / _MARK).write_text(job, "utf-8")
+
+
+def _wipe_mark(folder: Path) -> None:
+    """Take the note away, if the folder holds nothing else."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [_MARK]:
+            (folder / _MARK).unlink()
+
+
+def was_begun_by_us(folder: Path) -> bool:
+    """Whether torchrun has started this process again, and an earlier attempt wrote this run folder."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    try:
+        return (folder / _MARK).read_text("utf-8") == _torchrun_job()
+    except OSError:
+        return False
+
+
+def _torchrun_job() -> str | None:
+    """A name for this torchrun: the id that the user or torchrun gave it, else its agent's process."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job != "none":
+        return job
+    agent = os.getppid()
+    return f"agent {agent} of {start_of(agent)} on {platform.node()}"

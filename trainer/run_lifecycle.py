@@ -17,7 +17,6 @@ from flashtask.trainer.profiling.attaching import profiling
 from flashtask.trainer.run import EvaluationRun, Run
 from flashtask.trainer.run_record import announce, provenance_of, summary_of, told_of_recipe
 from flashtask.trainer.signals import RunInterruptedError, stopping_at_the_next_step
-from flashtask.trainer.torch_switches import switches
 
 __all__ = ["execute"]
 
@@ -88,9 +87,31 @@ def _circumstances(run: Run) -> Iterator[None]:
             stack.enter_context(stopping_at_the_next_step(run))
             if run.trainer.detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
-        stack.enter_context(switches(run.trainer.deterministic, run.trainer.benchmark))
+        stack.enter_context(_switches(run.trainer.deterministic, run.trainer.benchmark))
         stack.enter_context(profiling(run.trainer.profiler, run))
         yield
+
+
+@contextmanager
+def _switches(deterministic: bool | str | None, benchmark: bool | None) -> Iterator[None]:
+    """Switches of the whole process, as a trainer wants them, for the length of a run.
+
+    Args:
+        deterministic: True lets torch use deterministic algorithms alone and raise where there is none, `warn` warns
+            there; None leaves the switch as it is.
+        benchmark: whether cuDNN tries which algorithm is fastest; None leaves the switch as it is.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.benchmark
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = cudnn
 
 
 def _begin(run: FitRun) -> None:
@@ -124,7 +145,6 @@ def _conclude(run: FitRun) -> None:
 def _end(run: Run, error: BaseException | None) -> None:
     """Undo what was done for the run; each part of it is, even if another fails."""
     trainer = run.trainer
-    active = trainer.active_run
     with ExitStack() as last_first:
         if isinstance(run, FitRun):
             run.module.was_fitted = run.module.was_fitted or run.samples_seen > 0
@@ -137,17 +157,14 @@ def _end(run: Run, error: BaseException | None) -> None:
                 last_first.callback(run.freezing.restore)
         for undo in run.undo:
             last_first.callback(undo)
-        if isinstance(active, EvaluationRun) and active.is_open:
-            last_first.callback(active.abandon)
+        last_first.callback(run.abandon_evaluation)
 
 
 def _as_users_see_it(run: FitRun | EvaluationRun, error: BaseException) -> BaseException:
     """What is raised: an interruption after the place was saved, a named lack of memory, or the error as it is."""
     if not isinstance(error, RunInterruptedError):
         return as_users_see_it(error, run.batch_size)
-    active = run.trainer.active_run
-    if isinstance(active, EvaluationRun) and active.is_open:
-        active.abandon()
+    run.abandon_evaluation()
     checkpoint = run.trainer.checkpoint_callback
     if checkpoint is not None and isinstance(run, FitRun) and not run.done:
         stopped = f"stopped in epoch {run.epoch} after {run.samples} samples"

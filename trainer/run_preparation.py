@@ -13,7 +13,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
 from flashtask.trainer.callbacks.callback import keeps_state
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
-from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
 from flashtask.trainer.module import Module
@@ -48,7 +48,7 @@ def check_module(module: object) -> Module:
     return module
 
 
-def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
+def data_of(module: Module, datamodule: DataModule | None, **loaders: Loaders | None) -> DataModule:
     """The data module of a stage: the one given (also as first loader), or one around the given loaders.
 
     Raises:
@@ -62,7 +62,8 @@ def data_of(module: Module, datamodule: Any, **loaders: Any) -> DataModule:
         if isinstance(loader, DataModule):
             if datamodule is not None and datamodule is not loader:
                 raise UsageError("two data modules are given, and a run takes one", fix="drop one of them")
-            datamodule = given.pop(stage)
+            datamodule = loader
+            del given[stage]
     if datamodule is None:
         return GivenLoaders(module, **given)
     if isinstance(datamodule, type) and issubclass(datamodule, DataModule):
@@ -135,7 +136,7 @@ def leave_optimization_to_module(run: FitRun) -> None:
         rate.is_paused = True
 
 
-def check_training_data(loader: Any, module: Module) -> None:
+def check_training_data(loader: object, module: Module) -> None:
     """There is one loader to train on.
 
     Raises:
@@ -205,7 +206,7 @@ def _shared(trainer: Trainer, loader: Any, **options: Any) -> Any:
     return rebuilt
 
 
-def limit_of(limit: Any, loader: Any) -> int | None:
+def limit_of(limit: float | None, loader: Any) -> int | None:
     """How many batches a `limit_*_batches` means: a whole number of them, or a share of the loader's length."""
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return None

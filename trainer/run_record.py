@@ -21,8 +21,8 @@ from flashtask.trainer.distribution.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.loggers.logger_registry import LOGGERS
+from flashtask.trainer.optimizers import target_rates
 from flashtask.trainer.profiling.profilers import PROFILERS, PassThrough
-from flashtask.trainer.rates import target_rates
 
 if TYPE_CHECKING:
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint

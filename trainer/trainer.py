@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
+from flashtask.core.files import PathLike
 from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
 from flashtask.trainer.argument_checks import check_settings
+from flashtask.trainer.by_name import Named
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.callback_registry import make_callbacks
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
 from flashtask.trainer.callbacks.progress import ProgressBar
-from flashtask.trainer.callbacks.timing import TimeLimit
+from flashtask.trainer.callbacks.timing import Duration, TimeLimit
 from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.datamodule import DataModule, GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import check_device_plan
 from flashtask.trainer.devices.accelerators import Accelerator
 from flashtask.trainer.devices.precision import Precision
-from flashtask.trainer.distribution.attempts import was_begun_by_us
 from flashtask.trainer.distribution.process_strategies import Strategy, point_out_distribution
-from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
+from flashtask.trainer.finetuning.strategies import Finetuning, FinetuningLike, resolve_finetuning
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.loggers.logger_registry import make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
 from flashtask.trainer.run import EvaluationRun
 from flashtask.trainer.run_facts import RunFacts
-from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.run_folder import RunFolder, was_begun_by_us
 from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.run_preparation import check_module, data_of
 
@@ -50,16 +50,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-PathLike = str | os.PathLike[str]
-#: A name that a registry lists, alone or with options: `("early_stopping", {"patience": 3})`.
-Named = str | tuple[str, Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
-
 
 class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/lightning1/older_arguments.py.
+    replacement is named: trainer/lightning1/arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
@@ -120,7 +116,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         min_epochs: int | None = None,
         max_steps: int = -1,
         min_steps: int | None = None,
-        max_time: str | timedelta | dict[str, float] | None = None,
+        max_time: Duration | None = None,
         accelerator: str | Accelerator = "auto",
         devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
@@ -133,7 +129,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         default_root_dir: PathLike | None = None,
         output_dir: PathLike | None = None,
         callbacks: Callback | Named | Sequence[Callback | Named] | None = None,
-        logger: Any = True,
+        logger: bool | Logger | Named | Sequence[Logger | Named] | None = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
         enable_model_summary: bool = True,
@@ -235,11 +231,11 @@ class Trainer(RunFacts, Lightning1Trainer):
     def fit(
         self,
         model: Module,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders | None = None,
+        val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
         ckpt_path: PathLike | None = None,
-        strategy: Any = None,
+        strategy: FinetuningLike | None = None,
     ) -> FitResult:
         """Train; with a finetuning strategy it is the same as `finetune`.
 
@@ -266,14 +262,14 @@ class Trainer(RunFacts, Lightning1Trainer):
     def finetune(
         self,
         model: Module,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders | None = None,
+        val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
-        strategy: Any = None,
+        strategy: FinetuningLike | None = None,
         ckpt_path: PathLike | None = None,
         restore_best: bool = True,
         *,
-        train_dataloader: Any = None,
+        train_dataloader: Loaders | None = None,
     ) -> FitResult:
         """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
 
@@ -312,7 +308,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     def validate(
         self,
         model: Module | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
     ) -> list[dict[str, float]]:
@@ -323,7 +319,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     def test(
         self,
         model: Module | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
     ) -> list[dict[str, float]]:
@@ -334,7 +330,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     def predict(
         self,
         model: Module | None = None,
-        dataloaders: Any = None,
+        dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
         return_predictions: bool = True,
@@ -352,10 +348,10 @@ class Trainer(RunFacts, Lightning1Trainer):
     def tune(
         self,
         model: Module,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders | None = None,
+        val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
-        strategy: Any = None,
+        strategy: FinetuningLike | None = None,
         learning_rate: bool | Mapping[str, Any] | None = None,
         batch_size: bool | str | Mapping[str, Any] | None = None,
     ) -> TuningResult:
@@ -395,10 +391,10 @@ class Trainer(RunFacts, Lightning1Trainer):
     def plan(
         self,
         model: Module,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: Loaders | None = None,
+        val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
-        strategy: Any = None,
+        strategy: FinetuningLike | None = None,
         measure: bool = True,
     ) -> Plan:
         """What `finetune` would do: phases, parameters, rates, steps, memory and time. Nothing is trained or written.
@@ -569,7 +565,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         self,
         stage: str,
         model: Module | None,
-        dataloaders: Any,
+        dataloaders: Loaders | None,
         ckpt_path: PathLike | None,
         datamodule: DataModule | None,
         keeps_outputs: bool = True,
@@ -595,7 +591,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         return run
 
 
-def _finetuning(module: Module, strategy: Any) -> Finetuning:
+def _finetuning(module: Module, strategy: FinetuningLike | None) -> Finetuning:
     """The strategy that was given, else the module's own."""
     try:
         return resolve_finetuning(module.default_strategy if strategy is None else strategy)

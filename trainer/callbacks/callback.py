@@ -10,6 +10,9 @@ from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.by_name import NamedPart
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
@@ -31,11 +34,11 @@ class Callback(NamedPart):
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """What must survive a resume: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave, in a run that is resumed."""
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """A stage starts; the data module has been set up."""
@@ -47,45 +50,45 @@ class Callback(NamedPart):
         """Optimizers exist, a checkpoint has been restored, nothing has run yet."""
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
-        """The last hook of a fit."""
+        """After `on_train_end`: the last hook of a fit that ends well."""
 
     def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
         """Before the few validation batches that run before training."""
 
     def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
-        """After them."""
+        """After the few validation batches, whose metrics are not kept."""
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first epoch."""
+        """Before the first epoch, after the sanity check."""
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last epoch."""
+        """After the last epoch, before best weights are put back."""
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Before the first batch of an epoch; what is frozen has been settled."""
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After an epoch and its validation."""
+        """After an epoch and its validation, before the epoch's values are collected."""
 
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After everything of an epoch: its values are in `trainer.callback_metrics` and in the log."""
 
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> Any:
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
         """Before a batch; return -1 to skip the rest of the epoch."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a batch and, at the end of an accumulation group, the optimizer's step."""
 
-    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
-        """Before gradients are cleared."""
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+        """After an optimizer's step, before its gradients are cleared."""
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
-        """Before the backward pass."""
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+        """Before the backward pass; of an accumulation group, the loss is the batch's share."""
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
-        """After it; gradients are there."""
+        """After the backward pass; of an accumulation group, gradients are the sum so far."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """Before gradients are clipped and the optimizer steps."""
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
@@ -95,64 +98,64 @@ class Callback(NamedPart):
         """After validation; its metrics are in `trainer.callback_metrics`."""
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first batch of validation."""
+        """Before the first batch of validation, after `on_validation_start`."""
 
     def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last batch of validation."""
+        """After the last batch of validation; the last place to log values of the pass."""
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before a batch of validation."""
+        """Before a batch of validation, which is on the device."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """After a batch of validation."""
+        """After a batch of validation; `outputs` is what `validation_step` returned."""
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        """Before testing."""
+        """Before a test; the module is in eval mode."""
 
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        """After testing."""
+        """After a test, whose metrics have been computed."""
 
     def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first batch of a test."""
+        """Before the first batch of a test, after `on_test_start`."""
 
     def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last batch of a test."""
+        """After the last batch of a test; the last place to log values of the pass."""
 
     def on_test_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before a batch of a test."""
+        """Before a batch of a test, which is on the device."""
 
     def on_test_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """After a batch of a test."""
+        """After a batch of a test; `outputs` is what `test_step` returned."""
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        """Before prediction."""
+        """Before prediction; the module is in eval mode."""
 
     def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        """After prediction."""
+        """After prediction, after `on_predict_epoch_end`."""
 
     def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """Before the first batch of prediction."""
+        """Before the first batch of prediction, after `on_predict_start`."""
 
     def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last batch of prediction."""
+        """After the last batch of prediction, when the outputs of all processes are together."""
 
     def on_predict_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Before a batch of prediction."""
+        """Before a batch of prediction, which is on the device."""
 
     def on_predict_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """After a batch of prediction."""
+        """After a batch of prediction; `outputs` is what `predict_step` returned."""
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """The run ends with an exception (Ctrl-C included)."""
@@ -164,7 +167,7 @@ class Callback(NamedPart):
         """A checkpoint has been read, nothing has been restored yet."""
 
 
-def keeps_state(callback: Any) -> bool:
+def keeps_state(callback: Callback) -> bool:
     """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
     return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict
 

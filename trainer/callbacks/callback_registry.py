@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import LazySource, Registry
-from flashtask.trainer.by_name import make_parts
+from flashtask.trainer.by_name import Named, make_parts
 from flashtask.trainer.callbacks.callback import Callback
 
 __all__ = ["CALLBACKS", "make_callbacks"]
@@ -53,7 +54,7 @@ CALLBACKS.add_source(
 )
 
 
-def make_callbacks(given: Any) -> list[Callback]:
+def make_callbacks(given: Callback | Named | Sequence[Callback | Named] | None) -> list[Callback]:
     """What `Trainer(callbacks=...)` means: one or a list of callbacks, names, or names with options.
 
     Args:

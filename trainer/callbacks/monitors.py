@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.results import LogSettings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LearningRateMonitor(Callback):
         self.log_momentum, self.log_weight_decay = log_momentum, log_weight_decay
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        """Find names for the rates."""
+        """Find a name for each optimizer's rates, and whether they are logged by step or by epoch."""
         run = trainer.current_fit
         watched = _named_optimizers(run.optimizers, run.schedulers)
         chosen = [(name, optimizer, self.logging_interval or interval) for name, optimizer, interval in watched]
@@ -168,7 +168,7 @@ class GradientNormMonitor(Callback):
             every = trainer.log_every_n_steps
             trainer.say(f"no norm of gradients will be logged: {steps} steps in all, log_every_n_steps={every}")
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
         """Log the norm; it is read when the value is shown."""
         if not _step_is_logged(trainer):
             return

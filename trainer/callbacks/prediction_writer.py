@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.data_loaders import OrderedBatches, taken_in_turn
+from flashtask.trainer.data_loaders import order_of, taken_in_turn
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
@@ -87,8 +87,8 @@ class BasePredictionWriter(Callback):
         """Hand a batch over, with the places of its samples."""
         run = _prediction(trainer)
         start, size = self._samples[dataloader_idx], run.batch_size
-        order = getattr(run.loaders[dataloader_idx], "batch_sampler", None)
-        if isinstance(order, OrderedBatches):
+        order = order_of(run.loaders[dataloader_idx])
+        if order is not None:
             start = batch_idx * order.batch_size + order.rank * order.own_size
         self._samples[dataloader_idx] += size
         indices = list(range(start, start + size))
@@ -98,7 +98,7 @@ class BasePredictionWriter(Callback):
             self._indices[dataloader_idx].append(indices)
 
     def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """Hand everything over."""
+        """Hand over all predictions, with the places of their samples."""
         if self.write_interval == "batch":
             return
         run = _prediction(trainer)

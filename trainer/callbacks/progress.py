@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import torch
 
@@ -18,6 +18,10 @@ from flashtask.trainer.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from rich.live import Live
+
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.run import EvaluationRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["ProgressBar"]
 
@@ -41,7 +45,7 @@ class ProgressBar(Callback):
         UsageError: another refresh rate.
     """
 
-    def __init__(self, stream: Any = None, refresh_rate: int = 1) -> None:
+    def __init__(self, stream: TextIO | None = None, refresh_rate: int = 1) -> None:
         if not is_whole(refresh_rate, 0):
             raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
         self.refresh_rate = refresh_rate
@@ -56,53 +60,47 @@ class ProgressBar(Callback):
         #: the metrics of the last validation
         self._validated: dict[str, float] = {}
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of the epoch, which may be one that is resumed in its middle."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         self._started_at, self._before = time.monotonic(), (run.batch_idx, run.samples)
         self._validated = next((found for row in reversed(run.history) if (found := _metrics(row, "val_"))), {})
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Redraw, at most ten times a second; the loss is read only then, so that no step waits for a device."""
         if not self._is_due(batch_idx):
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        run = trainer.fit_run
+        run = trainer.current_fit
         # With manual optimization a step may return anything.
         values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
         others = {name: value for name, value in run.results.bar_values().items() if name not in self._validated}
-        self._draw(
-            f"epoch {run.epoch}",
-            run.batch_idx,
-            run.batches_in_epoch,
-            run.samples,
-            module,
-            values | self._validated,
-            others,
-        )
+        what, shown = f"epoch {run.epoch}", values | self._validated
+        self._draw(what, run.batch_idx, run.batches_in_epoch, run.samples, module, shown, others)
 
     def on_validation_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Redraw for validation, a test or prediction."""
         if not self._is_due(batch_idx):
             return
-        run = trainer.active_run
+        run = cast("EvaluationRun", trainer.active_run)
         lengths = [run.batches_in(number) for number in range(len(run.loaders))]
+        known = [length for length in lengths if length is not None]
         done = sum(length or 0 for length in lengths[:dataloader_idx]) + batch_idx + 1
-        total = None if None in lengths else sum(lengths)
+        total = sum(known) if len(known) == len(lengths) else None
         self._draw(_EVALUATIONS[run.stage], done, total, run.samples_seen + run.batch_size, module)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
-    def on_validation_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of validation."""
         self._started_at, self._before = time.monotonic(), (0, 0)
 
     on_test_start = on_predict_start = on_validation_start
 
     @contextmanager
-    def during_pass(self, what: str, batches: int, module: Any) -> Iterator[Callable[[int], None]]:
+    def during_pass(self, what: str, batches: int, module: Module) -> Iterator[Callable[[int], None]]:
         """Show a pass in the middle of an epoch, whose clock is stopped meanwhile; the line is removed when it ends.
 
         Args:
@@ -129,9 +127,9 @@ class ProgressBar(Callback):
             self._clear()
             self._started_at, self._before = outer[0] + time.monotonic() - began, outer[1]
 
-    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Write the line of the epoch; what does not fit continues, indented, in the next."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         row = run.history[-1]
         last = f"/{run.max_epochs - 1}" if run.max_epochs else ""
         parts = [f"epoch {run.epoch}{last}"]
@@ -145,11 +143,11 @@ class ProgressBar(Callback):
         self.stream.write(_in_lines(parts, width) + "\n")
         self.stream.flush()
 
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """Remove the bar, so that the error has a line of its own."""
         self._clear()
 
-    def on_fit_end(self, trainer: Any, module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         """Remove the bar."""
         self._clear()
 
@@ -171,7 +169,7 @@ class ProgressBar(Callback):
         done: int,
         total: int | None,
         samples: int,
-        module: Any,
+        module: Module,
         values: Mapping[str, float] = {},
         others: Mapping[str, float] = {},
     ) -> None:
@@ -226,7 +224,7 @@ class ProgressBar(Callback):
             self._line = None
 
 
-def _is_terminal(stream: Any) -> bool:
+def _is_terminal(stream: TextIO) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
 
 

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.library_internals import batch_norm_class, tensor_tables
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.seeding import generator_states, seed_generators, set_generator_states
 from flashtask.trainer.callbacks.weight_averaging import (
     AverageFunction,
     AveragingCallback,
-    RunningAverage,
-    copy_tensors,
     replace_in_state,
     trained_parameters,
 )
@@ -29,6 +27,8 @@ from flashtask.trainer.wrapping import unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["StochasticWeightAveraging", "constant_rates"]
 
@@ -68,13 +68,10 @@ class StochasticWeightAveraging(AveragingCallback):
         annealing_strategy: str = "cos",
         avg_fn: AverageFunction | None = None,
     ) -> None:
-        _check_annealing(swa_lrs, annealing_epochs, annealing_strategy)
-        _check_start(swa_epoch_start)
-        if avg_fn is not None and not callable(avg_fn):
-            raise UsageError(f"avg_fn={avg_fn!r}: a function is needed", fix="torch.optim.swa_utils.get_swa_avg_fn()")
+        super().__init__(avg_fn)
+        _check_arguments(swa_lrs, swa_epoch_start, annealing_epochs, annealing_strategy)
         self.swa_lrs, self.swa_epoch_start = swa_lrs, swa_epoch_start
         self.annealing_epochs, self.annealing_strategy = annealing_epochs, annealing_strategy
-        super().__init__(RunningAverage(avg_fn))
 
     def _forget(self) -> None:
         super()._forget()
@@ -85,12 +82,10 @@ class StochasticWeightAveraging(AveragingCallback):
         self._targets: list[float] = []
         #: names of the parts that were in eval mode in the last epoch that was averaged
         self._in_eval_mode: list[str] = []
-        #: what the module held before the averages were put in; empty before that
-        self._trained: dict[str, Tensor] = {}
 
     # ---- training
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Refuse strategies that share the weights out, before they do so."""
         super().setup(trainer, module, stage)
         strategy = trainer.strategy
@@ -101,37 +96,37 @@ class StochasticWeightAveraging(AveragingCallback):
                 fix='WeightAveraging(update_starting_at_epoch=...), or strategy="ddp"',
             )
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Settle when averaging begins; go on with the average of a run that is resumed."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.automatic and _layers_with_statistics(module):
             raise UsageError(
                 "StochasticWeightAveraging cannot compute BatchNorm's statistics with automatic_optimization = False",
                 why="that needs a pass of training steps that do not train, and these step the optimizers themselves",
                 fix="WeightAveraging(update_starting_at_epoch=...), which averages the statistics too",
             )
-        self._average.join(_parameters_of(run))
+        self._average.join(trained_parameters(run))
         self._start = _first_epoch(run, self.swa_epoch_start) if self._begun_at is None else self._begun_at
         self._settle_rates(run, run.epoch)
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Announce the averaging when it begins."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if run.epoch == self._begun_at and not run.batch_idx:
             rates = ", ".join(f"{rate:g}" for rate in self._targets)
-            there, epochs = run.epoch + self.annealing_epochs, _epochs_of(run)
+            there, epochs = run.epoch + self.annealing_epochs, run.total_epochs
             reached = f"are {rates} from epoch {there} on"
             if epochs is not None and there >= epochs:
                 reached = f"go towards {rates}, which they would reach in epoch {there}, after the last one"
             trainer.say(f"epoch {run.epoch}: averaging weights from here on; learning rates {reached}")
 
-    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Take in the weights and set the rates of the next epoch; one that was cut short is first continued."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not run.epoch_is_complete:
             return
         if self._begun_at is not None and run.epoch >= self._begun_at:
-            self._average.update(_parameters_of(run))
+            self._average.update(trained_parameters(run))
             self._in_eval_mode = _parts_in_eval_mode(module)
         self._settle_rates(run, run.epoch + 1)
 
@@ -155,9 +150,9 @@ class StochasticWeightAveraging(AveragingCallback):
 
     # ---- the end
 
-    def on_train_end(self, trainer: Any, module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
         """Put the averages into the module, with statistics that fit them, and into a file."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         if not self._average.count:
             trainer.say(
                 f"StochasticWeightAveraging: the run ended before epoch {self._start} was complete, so nothing was "
@@ -166,21 +161,18 @@ class StochasticWeightAveraging(AveragingCallback):
             return
         stored = module.state_dict()
         buffers = {unwrapped_name(name): buffer for name, buffer in module.named_buffers()}
-        tensors = _parameters_of(run) | {name: buffer for name, buffer in buffers.items() if name in stored}
-        trained = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        last_epoch = int(run.history[-1]["epoch"])
+        tensors = trained_parameters(run) | {name: buffer for name, buffer in buffers.items() if name in stored}
+        self._put_in(tensors)
         try:
-            copy_tensors(self._average.tensors, tensors)
-            refreshed = _refresh_statistics(run, last_epoch, self._in_eval_mode)
+            refreshed = _refresh_statistics(run, int(run.history[-1]["epoch"]), self._in_eval_mode)
         except BaseException:
-            copy_tensors(trained, tensors)
+            self._put_back(tensors)
             raise
-        self._trained = trained
         self._hand_over(trainer, refreshed)
 
-    def _hand_over(self, trainer: Any, refreshed: int) -> None:
+    def _hand_over(self, trainer: Trainer, refreshed: int) -> None:
         """Write the averages down, and say what there is now."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         assert self._begun_at is not None
         first, last = self._begun_at, self._begun_at + self._average.count - 1
         epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
@@ -207,7 +199,7 @@ class StochasticWeightAveraging(AveragingCallback):
             "rates": self._rates,
             "targets": self._targets,
             "in_eval_mode": self._in_eval_mode,
-            "trained": self._trained,
+            "trained": self._held,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,29 +208,20 @@ class StochasticWeightAveraging(AveragingCallback):
         self._begun_at, self._rates, self._targets = state["begun_at"], state["rates"], state["targets"]
         self._in_eval_mode = state["in_eval_mode"]
 
-    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """The averages have not been measured: the metrics of the weights that were trained are not theirs."""
-        if self._trained:
+        if self._held:
             checkpoint["metrics"] = {}
 
-    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """A file that was written after the end goes on with the weights as they were trained."""
         trained = checkpoint["callbacks"].get(self.state_key, {}).get("trained", {})
         replace_in_state(checkpoint["state_dict"], trained, module)
 
 
-def _check_start(start: Any) -> None:
-    if not is_whole(start, 0) and not (isinstance(start, float) and 0 <= start < 1):
-        raise UsageError(
-            f"swa_epoch_start={start!r}: an epoch (a whole number) or a share of the epochs (from 0.0 to below 1.0) is "
-            "needed",
-            fix="swa_epoch_start=0.75",
-        )
-
-
 def _first_epoch(run: FitRun, start: int | float) -> int:
     """The epoch that averaging begins with."""
-    epochs = _epochs_of(run)
+    epochs = run.total_epochs
     if isinstance(start, int):
         if epochs is not None and start >= epochs and not run.trainer.fast_dev_run:
             raise UsageError(
@@ -255,25 +238,6 @@ def _first_epoch(run: FitRun, start: int | float) -> int:
     return math.floor(start * epochs + 1e-9)
 
 
-def _epochs_of(run: FitRun) -> int | None:
-    """How many epochs a run has, the last of which `max_steps` may cut short; None if it is not known."""
-    if run.max_steps < 0:
-        return run.max_epochs
-    epochs = 0
-    while run.max_epochs is None or epochs < run.max_epochs:
-        steps = run.steps_before(epochs)
-        if steps is None:
-            return run.max_epochs
-        if steps >= run.max_steps:
-            break
-        epochs += 1
-    return epochs
-
-
-def _parameters_of(run: FitRun) -> dict[str, Tensor]:
-    return trained_parameters(run.module, run.optimizers)
-
-
 # ---- learning rates: functions of the epoch
 
 _CURVES: dict[str, Callable[[float], float]] = {
@@ -282,14 +246,20 @@ _CURVES: dict[str, Callable[[float], float]] = {
 }
 
 
-def _check_annealing(rates: Any, epochs: Any, strategy: Any) -> None:
+def _check_arguments(rates: object, start: object, annealing_epochs: object, strategy: str) -> None:
     given = [] if rates is None else rates if isinstance(rates, (list, tuple)) else [rates]
     is_empty = rates is not None and not given
-    if is_empty or not all(is_number(r) and r > 0 for r in given):
+    if is_empty or not all(is_number(rate) and rate > 0 for rate in given):
         raise UsageError(f"swa_lrs={rates!r}: learning rates above 0 are needed", fix="swa_lrs=0.01")
-    if not is_whole(epochs, 0):
+    if not is_whole(start, 0) and not (isinstance(start, float) and 0 <= start < 1):
         raise UsageError(
-            f"annealing_epochs={epochs!r}: a whole number of at least 0 is needed", fix="annealing_epochs=10"
+            f"swa_epoch_start={start!r}: an epoch (a whole number) or a share of the epochs (from 0.0 to below 1.0) is "
+            "needed",
+            fix="swa_epoch_start=0.75",
+        )
+    if not is_whole(annealing_epochs, 0):
+        raise UsageError(
+            f"annealing_epochs={annealing_epochs!r}: a whole number of at least 0 is needed", fix="annealing_epochs=10"
         )
     if strategy not in _CURVES:
         raise UnknownNameError("annealing strategy", str(strategy), _CURVES)
@@ -341,9 +311,9 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 # ---- BatchNorm's statistics of weights that were not trained as they are
 
 
-def _layers_with_statistics(module: nn.Module) -> list[_BatchNorm]:
+def _layers_with_statistics(module: nn.Module) -> list[Any]:
     """The BatchNorm layers of a module that keep running statistics."""
-    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
+    return [part for part in module.modules() if isinstance(part, batch_norm_class()) and part.running_mean is not None]
 
 
 def _parts_in_eval_mode(module: nn.Module) -> list[str]:
@@ -381,7 +351,7 @@ def _refresh_statistics(run: FitRun, epoch: int, in_eval_mode: Collection[str]) 
 
 
 @contextmanager
-def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
+def _cumulative(layers: list[Any]) -> Iterator[None]:
     """Reset the statistics, and compute a mean over all batches in place of a moving average."""
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -399,20 +369,13 @@ def _pass_over_training_data(run: FitRun, epoch: int) -> None:
 
     Gradients are not turned off: a training step may need some of its own (a penalty, adversarial images).
     """
-    for batch_idx, batch in enumerate(_batches(run, epoch)):
+    run.go_to(epoch)
+    for batch_idx, batch in enumerate(islice(iter(run.loader), run.limit)):
         if run.interrupted_by is not None:
             raise RunInterruptedError(run.interrupted_by)
         run.forward_only(batch, batch_idx)
     for optimizer in run.optimizers:
         optimizer.zero_grad()
-
-
-def _batches(run: FitRun, epoch: int) -> Iterator[Any]:
-    if run.ordered is not None:
-        run.ordered.set_position(epoch, frozen=run.is_frozen(epoch))
-    elif hasattr(getattr(run.loader, "sampler", None), "set_epoch"):
-        run.loader.sampler.set_epoch(epoch)
-    return islice(iter(run.loader), run.limit)
 
 
 @contextmanager
@@ -431,13 +394,13 @@ def _leaving_no_trace(run: FitRun) -> Iterator[None]:
         set_generator_states(states)
         for part, name, buffer, before in buffers:
             buffer.copy_(before)
-            part._buffers[name] = buffer
+            tensor_tables(part)[1][name] = buffer
         for part, mode in modes:
             part.training = mode
 
 
 def _other_buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
     """(module, name, buffer, copy) of all buffers but the statistics of BatchNorm."""
-    others = (part for part in module.modules() if not isinstance(part, _BatchNorm))
-    found = ((part, name, buffer) for part in others for name, buffer in part._buffers.items() if buffer is not None)
-    return [(part, name, buffer, buffer.clone()) for part, name, buffer in found]
+    others = (part for part in module.modules() if not isinstance(part, batch_norm_class()))
+    found = ((part, name, buffer) for part in others for name, buffer in tensor_tables(part)[1].items())
+    return [(part, name, buffer, buffer.clone()) for part, name, buffer in found if buffer is not None]

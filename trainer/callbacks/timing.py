@@ -14,20 +14,23 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["TimeLimit", "Timer", "read_duration"]
+__all__ = ["Duration", "TimeLimit", "Timer", "read_duration"]
 
 #: the stages that have a clock of their own
 _STAGES = ("train", "validate", "test", "predict")
 _PARTS = ("weeks", "days", "hours", "minutes", "seconds")
 
+#: A length of time: `"DD:HH:MM:SS"`, a timedelta, or its parts such as `{"hours": 1, "minutes": 30}`.
+Duration = str | timedelta | dict[str, float]
 
-def read_duration(duration: Any) -> timedelta:
+
+def read_duration(duration: Duration) -> timedelta:
     """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
 
     Raises:
         UsageError: anything else, or a length that is not above zero.
     """
-    found = duration
+    found: Duration | None = duration
     if isinstance(duration, str):
         matched = re.fullmatch(r"(\d+):([01]\d|2[0-3]):([0-5]\d):([0-5]\d)", duration.strip())
         if matched is not None:
@@ -49,7 +52,7 @@ def read_duration(duration: Any) -> timedelta:
     return found
 
 
-def _length(parts: dict[str, Any]) -> timedelta | None:
+def _length(parts: dict[str, float]) -> timedelta | None:
     try:
         return timedelta(**parts)
     except (OverflowError, ValueError):  # infinite, NaN, or longer than a timedelta can be
@@ -73,7 +76,7 @@ class Timer(Callback):
         UsageError: an invalid argument.
     """
 
-    def __init__(self, duration: Any = None, interval: str = "step", verbose: bool = True) -> None:
+    def __init__(self, duration: Duration | None = None, interval: str = "step", verbose: bool = True) -> None:
         if interval not in ("step", "epoch"):
             raise UsageError(f'Timer(interval={interval!r}): "step" or "epoch" is needed', fix='interval="step"')
         self.duration = None if duration is None else read_duration(duration)
@@ -141,49 +144,30 @@ class Timer(Callback):
         return True
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of training."""
-        self._start("train")
+        """Start the clock of the stage that starts; the sanity check does not count."""
+        if not trainer.sanity_checking:
+            self._started[_stage_of(trainer)] = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("train")
+        """Stop the clock of the stage that ends."""
+        self._stop(_stage_of(trainer))
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of validation; the sanity check does not count."""
-        if not trainer.sanity_checking:
-            self._start("validate")
-
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("validate")
-
-    def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of the test."""
-        self._start("test")
-
-    def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("test")
-
-    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of prediction."""
-        self._start("predict")
-
-    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        """Stop it."""
-        self._stop("predict")
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+    on_validation_end = on_test_end = on_predict_end = on_train_end
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        """Stop all clocks."""
+        """Stop the clocks of all stages."""
         for stage in _STAGES:
             self._stop(stage)
-
-    def _start(self, stage: str) -> None:
-        self._started[stage] = time.monotonic()
 
     def _stop(self, stage: str) -> None:
         self._spent[stage] = self.time_elapsed(stage)
         self._started.pop(stage, None)
+
+
+def _stage_of(trainer: Trainer) -> str:
+    stage = trainer.current_run.stage
+    return "train" if stage == "fit" else stage
 
 
 class TimeLimit(Timer):

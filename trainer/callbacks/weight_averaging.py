@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.distribution.shards import as_held, whole
+from flashtask.trainer.distribution.sharded_tensors import as_held, whole
 from flashtask.trainer.wrapping import unwrapped_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.run import Run
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = [
     "AverageFunction",
@@ -22,7 +27,6 @@ __all__ = [
     "EMAWeightAveraging",
     "RunningAverage",
     "WeightAveraging",
-    "copy_tensors",
     "replace_in_state",
     "trained_parameters",
 ]
@@ -100,20 +104,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Copy values into the tensors of the same names; these stay the same objects, which optimizers hold."""
-    with torch.no_grad():
-        for name, tensor in source.items():
-            target[name].copy_(tensor)
-
-
-def trained_parameters(module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+def trained_parameters(run: FitRun) -> dict[str, Tensor]:
     """The parameters that an optimizer holds, by their unwrapped names; the others never change and need no average.
 
     A shared parameter is listed once, under the first of its names.
     """
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    return {unwrapped_name(name): p for name, p in module.named_parameters() if id(p) in held}
+    held = {id(p) for optimizer in run.optimizers for group in optimizer.param_groups for p in group["params"]}
+    return {unwrapped_name(name): p for name, p in run.module.named_parameters() if id(p) in held}
 
 
 def replace_in_state(state: dict[str, Any], tensors: Mapping[str, Tensor], module: nn.Module) -> None:
@@ -132,28 +129,56 @@ class AveragingCallback(Callback):
     """Base of the callbacks that average weights, of which a fit has at most one.
 
     Args:
-        average: how they are averaged.
+        avg_fn, multi_avg_fn: how they are averaged, as in `RunningAverage`.
+
+    Raises:
+        UsageError: not a function, or two of them.
     """
 
-    def __init__(self, average: RunningAverage) -> None:
-        self._average = average
+    def __init__(
+        self, avg_fn: AverageFunction | None = None, multi_avg_fn: _MultiAverageFunction | None = None
+    ) -> None:
+        for name, function in (("avg_fn", avg_fn), ("multi_avg_fn", multi_avg_fn)):
+            if function is not None and not callable(function):
+                raise UsageError(f"{name}={function!r}: a function is needed", fix="torch.optim.swa_utils has some")
+        if avg_fn is not None and multi_avg_fn is not None:
+            raise UsageError("avg_fn and multi_avg_fn contradict each other", fix="drop one of them")
+        self._average = RunningAverage(avg_fn, multi_avg_fn)
         self._forget()
 
     def _forget(self) -> None:
         self._average.clear()
+        #: what the tensors held before the averages were put in; empty before that
+        self._held: dict[str, Tensor] = {}
 
     @property
     def num_averaged(self) -> int:
         """How many values are in the average."""
         return self._average.count
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Forget an earlier fit; two averages of one module are refused."""
         if stage != "fit":
             return
         if sum(isinstance(callback, AveragingCallback) for callback in trainer.callbacks) > 1:
             raise UsageError("two callbacks average the weights of one module", fix="drop one of them")
         self._forget()
+
+    def _put_in(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the averages into tensors of the same names; what all of them hold is kept for `_put_back`."""
+        self._held = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        _copy(self._average.tensors, tensors)
+
+    def _put_back(self, tensors: Mapping[str, Tensor]) -> None:
+        _copy(self._held, tensors)
+        self._held = {}
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy values into the tensors of the same names; these stay the same objects, which optimizers hold."""
+    with torch.no_grad():
+        for name, tensor in source.items():
+            target[name].copy_(tensor)
 
 
 class WeightAveraging(AveragingCallback):
@@ -187,13 +212,14 @@ class WeightAveraging(AveragingCallback):
         update_starting_at_step: int | None = None,
         update_starting_at_epoch: int | None = None,
     ) -> None:
-        _check_functions(avg_fn, multi_avg_fn)
+        super().__init__(avg_fn, multi_avg_fn)
         _check_whole("update_every_n_steps", update_every_n_steps, least=1)
-        _check_whole("update_starting_at_step", 0 if update_starting_at_step is None else update_starting_at_step)
-        _check_whole("update_starting_at_epoch", 0 if update_starting_at_epoch is None else update_starting_at_epoch)
+        if update_starting_at_step is not None:
+            _check_whole("update_starting_at_step", update_starting_at_step)
+        if update_starting_at_epoch is not None:
+            _check_whole("update_starting_at_epoch", update_starting_at_epoch)
         self.use_buffers, self.update_every_n_steps = use_buffers, update_every_n_steps
         self.update_starting_at_step, self.update_starting_at_epoch = update_starting_at_step, update_starting_at_epoch
-        super().__init__(RunningAverage(avg_fn, multi_avg_fn))
 
     def _forget(self) -> None:
         super()._forget()
@@ -203,9 +229,7 @@ class WeightAveraging(AveragingCallback):
         self._last_step: int | None = None
         self._is_training = False
         #: the run for which the module holds the averages: of an evaluation, or the fit's own when it has ended
-        self._shown_to: Any = None
-        #: what the tensors held before the averages were put in
-        self._held: dict[str, Tensor] = {}
+        self._shown_to: Run | None = None
 
     def should_update(self, step_idx: int, epoch_idx: int) -> bool:
         """Whether the average takes in the weights after a step; write your own for another rhythm.
@@ -220,11 +244,11 @@ class WeightAveraging(AveragingCallback):
 
     # ---- training
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Find the tensors to average; go on with the average of a run that is resumed."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         stored = module.state_dict(keep_vars=True)
-        trained = trained_parameters(module, run.optimizers)
+        trained = trained_parameters(run)
         self._parameters = {name: tensor for name, tensor in trained.items() if name in stored}
         if not self._parameters:
             raise UsageError(
@@ -236,45 +260,50 @@ class WeightAveraging(AveragingCallback):
             buffers = {unwrapped_name(name): b for name, b in module.named_buffers() if b.is_floating_point()}
             self._buffers = {n for n, b in buffers.items() if n in stored and bool(torch.isfinite(b).all())}
         if self._average.count:
-            self._join(trainer, module)
+            self._join(module)
         self._is_training = True
         if self._last_step is None:
             self._last_step = run.global_step
         # A checkpoint that another callback wrote may lie between a step and its update.
         self._follow(trainer, module)
 
-    def _join(self, trainer: Any, module: Any) -> None:
+    def _join(self, module: Module) -> None:
         """Go on with the average of a checkpoint; it keeps the tensors that it has."""
         available = self._parameters | {unwrapped_name(name): buffer for name, buffer in module.named_buffers()}
         self._average.join(available)
         self._buffers = set(self._average.tensors) - set(self._parameters)
         self._parameters = {n: p for n, p in self._parameters.items() if n in self._average.tensors}
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take in the weights if the batch completed a step."""
         self._follow(trainer, module)
 
-    def _follow(self, trainer: Any, module: Any) -> None:
-        run = trainer.fit_run
+    def _follow(self, trainer: Trainer, module: Module) -> None:
+        run = trainer.current_fit
         if run.global_step == self._last_step:
             return
         self._last_step = run.global_step
         if self.should_update(run.global_step - 1, run.epoch):
             self._average.update(self._values(module))
 
-    def _values(self, module: Any) -> dict[str, Tensor]:
+    def _values(self, module: Module) -> dict[str, Tensor]:
         """The tensors that are averaged, as they are now; a buffer may have been assigned a new tensor."""
         buffers = ((unwrapped_name(name), buffer) for name, buffer in module.named_buffers() if self._buffers)
         return self._parameters | {name: buffer for name, buffer in buffers if name in self._buffers}
 
     # ---- what the module holds
 
-    def on_validation_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Put the averages in, if this evaluates the module that is being trained."""
-        if self._is_training and self._average.count and self._shown_to is None and module is trainer.fit_run.module:
-            self._show(module, trainer.active_run)
+        if (
+            self._is_training
+            and self._average.count
+            and self._shown_to is None
+            and module is trainer.current_fit.module
+        ):
+            self._show(module, trainer.current_run)
 
-    def on_validation_end(self, trainer: Any, module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         """Put the weights that train back, unless an outer evaluation still uses the averages."""
         if self._shown_to is not None and self._shown_to is trainer.active_run:
             self._hide(module)
@@ -282,36 +311,35 @@ class WeightAveraging(AveragingCallback):
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
-    def _show(self, module: Any, run: Any) -> None:
+    def _show(self, module: Module, run: Run) -> None:
         values = self._values(module)
-        self._held = {name: values[name].detach().clone() for name in self._average.tensors}
-        copy_tensors(self._average.tensors, values)
+        self._put_in({name: values[name] for name in self._average.tensors})
         self._shown_to = run
 
-    def _hide(self, module: Any) -> None:
-        copy_tensors(self._held, self._values(module))
-        self._shown_to, self._held = None, {}
+    def _hide(self, module: Module) -> None:
+        self._put_back(self._values(module))
+        self._shown_to = None
 
-    def on_train_end(self, trainer: Any, module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
         """Leave the averages in the module."""
         self._is_training = False
         if self._average.count:
-            self._show(module, trainer.fit_run)
+            self._show(module, trainer.current_fit)
         else:
             trainer.say(f"{type(self).__name__}: the run ended before the first update, so nothing was averaged")
 
-    def on_fit_end(self, trainer: Any, module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         """Put sharded tensors together while all processes are still here."""
         self._average.tensors, self._held = whole(self._average.tensors), whole(self._held)
 
-    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Put the weights that train back where an evaluation ended with an error."""
         if stage != "fit":
             self.on_validation_end(trainer, module)
-        elif self._is_training and self._shown_to is not None:
+            return
+        if self._is_training and self._shown_to is not None:
             self._hide(module)
-        if stage == "fit":
-            self._is_training = False
+        self._is_training = False
 
     # ---- checkpoints
 
@@ -323,18 +351,18 @@ class WeightAveraging(AveragingCallback):
         """Take back what `state_dict` gave."""
         self._average.count, self._last_step = state["count"], state["last_step"]
 
-    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Let the averages be the weights of the checkpoint, and put those that train aside for a resume."""
         if not self._average.count:
             return
         state, averages = checkpoint["state_dict"], self._average.tensors
-        trained = self._held if self._shown_to is not None else {name: state[name] for name in averages}
+        trained = self._held or {name: state[name] for name in averages}
         replace_in_state(state, {name: average.to(trained[name].dtype) for name, average in averages.items()}, module)
         # Averages of half precisions, whose weights are rounded.
         finer = {name: average for name, average in averages.items() if average.dtype != trained[name].dtype}
         checkpoint["callbacks"][self.state_key] |= {"trained": trained, "finer": finer}
 
-    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Let the run go on with the weights that train, and keep the averages."""
         kept, state = checkpoint["callbacks"].get(self.state_key, {}), checkpoint["state_dict"]
         trained = kept.get("trained", {})
@@ -376,9 +404,9 @@ class EMAWeightAveraging(WeightAveraging):
         )
         self.decay = decay
 
-    def on_train_start(self, trainer: Any, module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
         """Warn if the run is too short for the decay."""
-        steps, memory = trainer.fit_run.total_steps, 1 / (1 - self.decay)
+        steps, memory = trainer.current_fit.total_steps, 1 / (1 - self.decay)
         updates = None if steps is None else steps // self.update_every_n_steps
         if updates is not None and updates < memory:
             trainer.say(
@@ -387,15 +415,7 @@ class EMAWeightAveraging(WeightAveraging):
             )
 
 
-def _check_functions(avg_fn: Any, multi_avg_fn: Any) -> None:
-    for name, function in (("avg_fn", avg_fn), ("multi_avg_fn", multi_avg_fn)):
-        if function is not None and not callable(function):
-            raise UsageError(f"{name}={function!r}: a function is needed", fix="torch.optim.swa_utils has some")
-    if avg_fn is not None and multi_avg_fn is not None:
-        raise UsageError("avg_fn and multi_avg_fn contradict each other", fix="drop one of them")
-
-
-def _check_whole(name: str, value: Any, least: int = 0) -> None:
+def _check_whole(name: str, value: object, least: int = 0) -> None:
     if not is_whole(value, least):
         raise UsageError(
             f"{name}={value!r}: a whole number of at least {least} is needed", fix=f"{name}={least or 100}"

@@ -1,4 +1,4 @@
-"""What a checkpoint holds."""
+"""What a checkpoint holds: what describes the module, its weights, and what a resume needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.callback import keeps_state
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
 from flashtask.trainer.run_record import data_counts, environment, settings_of

@@ -10,12 +10,15 @@ import string
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_header
 from flashtask.core.errors import IntegrityError, MissingInputError, OutputError, UnknownNameError, UsageError
-from flashtask.core.files import atomic_write, remove_partials
+from flashtask.core.files import PathLike, atomic_write, remove_partials
 from flashtask.trainer.metric_order import rank
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["BestFiles", "CheckpointFolder", "NameTemplate", "SavedFile", "is_last_name"]
 
@@ -181,7 +184,7 @@ class BestFiles:
         return first if first is not None and (first.score is None or math.isfinite(first.score)) else None
 
     def wants(self, new: SavedFile) -> bool:
-        """Whether a file would be kept."""
+        """Whether a file is good enough to be among those kept."""
         return any(file is new for file in self._ranked(new)[0])
 
     def take(self, new: SavedFile, stem: str, taken: Collection[str]) -> SavedFile:
@@ -307,8 +310,8 @@ class CheckpointFolder:
         OutputError: it cannot be made.
     """
 
-    def __init__(self, trainer: Any, dirpath: Any) -> None:
-        self._run = trainer.fit_run
+    def __init__(self, trainer: Trainer, dirpath: PathLike | None) -> None:
+        self._run = trainer.current_fit
         self._is_run_folder = dirpath is None
         self.path = Path(trainer.output_dir) if dirpath is None else Path(trainer.default_root_dir, dirpath).absolute()
         if not self._is_run_folder and trainer.is_global_zero:

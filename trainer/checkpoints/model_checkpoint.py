@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
+from flashtask.core.files import PathLike
 from flashtask.core.number_checks import is_whole
 from flashtask.trainer.callbacks.callback import Callback
-from flashtask.trainer.callbacks.timing import read_duration
+from flashtask.trainer.callbacks.timing import Duration, read_duration
 from flashtask.trainer.checkpoints.content import checkpoint_content, weights_only
 from flashtask.trainer.checkpoints.kept_files import (
     BestFiles,
@@ -27,6 +28,8 @@ from flashtask.trainer.metric_order import best_mode, tie_break
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Frequency", "ModelCheckpoint"]
 
@@ -82,7 +85,7 @@ class ModelCheckpoint(Callback):
 
     def __init__(
         self,
-        dirpath: Any = None,
+        dirpath: PathLike | None = None,
         filename: str | None = None,
         *,
         monitor: str | None = None,
@@ -94,7 +97,7 @@ class ModelCheckpoint(Callback):
         auto_insert_metric_name: bool = True,
         every_n_train_steps: int | None = None,
         every_n_steps: int | None = None,
-        train_time_interval: Any = None,
+        train_time_interval: Duration | None = None,
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         save_on_exception: bool = False,
@@ -165,12 +168,12 @@ class ModelCheckpoint(Callback):
 
     # ---- the beginning of a fit
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Settle where checkpoints go and what ranks them, and forget those of an earlier fit."""
         if stage != "fit":
             return
         self._forget()
-        self._together = [one for one in trainer.fit_run.callbacks if isinstance(one, ModelCheckpoint)]
+        self._together = [one for one in trainer.current_fit.callbacks if isinstance(one, ModelCheckpoint)]
         self._number = [one for one in self._together if one._own_key == self._own_key].index(self)
         self._folder = CheckpointFolder(trainer, self.dirpath)
         #: `last.ckpt` may be a link
@@ -195,9 +198,9 @@ class ModelCheckpoint(Callback):
                     fix='another name or folder for one of them: ModelCheckpoint(filename="{epoch}-{val_loss:.2f}")',
                 )
 
-    def on_train_start(self, trainer: Any, module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of `train_time_interval`."""
-        self._step_seen = trainer.fit_run.global_step
+        self._step_seen = trainer.current_fit.global_step
         self.frequency.start()
         name = self.last_file.name
         if self.save_last and name != "last.ckpt" and not self._folder.is_ours:
@@ -205,9 +208,9 @@ class ModelCheckpoint(Callback):
 
     # ---- when checkpoints are written; the first of several callbacks does it for all
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a step: write what is due by steps or time."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         self._note_place(run)
         if self is not self._together[0] or run.global_step == self._step_seen:
             return
@@ -215,17 +218,17 @@ class ModelCheckpoint(Callback):
         if due := [one for one in self._together if one.frequency.is_due_after_step(run)]:
             _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, after_epoch=False)
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Note that the run is between two steps."""
-        self._note_place(trainer.fit_run)
+        self._note_place(trainer.current_fit)
 
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Note that it is not, until the epoch's values have been collected."""
         self._resting_place = None
 
-    def on_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After an epoch: write what is due, and `last.ckpt` where the fit ends."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         self._note_place(run)
         if self is self._together[0]:
             due = [one for one in self._together if one.frequency.is_due_after_epoch(run)]
@@ -233,14 +236,14 @@ class ModelCheckpoint(Callback):
             if due or ending:
                 _save_together(trainer, due, ending, run.metrics, after_epoch=True)
 
-    def write_last(self, trainer: Any) -> str:
+    def write_last(self, trainer: Trainer) -> str:
         """Write `last.ckpt` with the present state of the run, also in the middle of an epoch; its path."""
-        _write_last_files(trainer, [self], checkpoint_content(trainer.fit_run))
+        _write_last_files(trainer, [self], checkpoint_content(trainer.current_fit))
         return self.last_model_path
 
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """Write the present state, if that is wanted and can be continued; after a signal the engine writes it."""
-        run = trainer.fit_run
+        run = trainer.current_fit
         # After a failed write another would fail too, and diverged weights must not replace good ones.
         is_wanted = isinstance(exception, Exception) and not isinstance(exception, (DivergedError, StorageError))
         if not (self.save_on_exception and is_wanted and run.samples_seen) or run.done:
@@ -248,8 +251,7 @@ class ModelCheckpoint(Callback):
         if run.strategy.world_size > 1:  # the other processes are elsewhere in the run, or gone
             trainer.say(f"{self.last_file} stays as it was: an error in one of several processes")
             return
-        if trainer.active_run is not run:
-            trainer.active_run.abandon()
+        run.abandon_evaluation()
         # At the end of an epoch some hooks may have been called and others not.
         is_between_steps = not run.group_is_open and run.current_hook != "train_epoch_end"
         try:
@@ -322,7 +324,7 @@ class ModelCheckpoint(Callback):
         """Which files are kept, and their scores."""
         return {**self.best.state_dict(), "last": self.last_file.name}
 
-    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Report it if the run that is resumed did not have this callback."""
         known = [key for key in checkpoint.get("callbacks", {}) if key.startswith(type(self).__name__)]
         if self.save_top_k and known and self.state_key not in known:
@@ -354,7 +356,7 @@ class Frequency:
         UsageError: the interval is not a length of time.
     """
 
-    def __init__(self, steps: int | None, interval: Any, epochs: int | None, only_validated: bool) -> None:
+    def __init__(self, steps: int | None, interval: Duration | None, epochs: int | None, only_validated: bool) -> None:
         self.steps, self.interval = steps, None if interval is None else read_duration(interval)
         self.epochs = 1 if (steps, interval, epochs) == (None, None, None) else epochs
         self._only_validated = only_validated
@@ -401,7 +403,7 @@ def _place_of(run: FitRun) -> tuple[int, int, int]:
 
 
 def _save_together(
-    trainer: Any,
+    trainer: Trainer,
     due: Sequence[ModelCheckpoint],
     ending: Sequence[ModelCheckpoint],
     values: Mapping[str, float],
@@ -420,7 +422,7 @@ def _save_together(
         values: what was measured so far.
         after_epoch: an epoch is over, else a step.
     """
-    run, lasting = trainer.fit_run, [one for one in (*due, *ending) if one.save_last]
+    run, lasting = trainer.current_fit, [one for one in (*due, *ending) if one.save_last]
     try:
         found = {one: one._take(run, values, after_epoch=after_epoch) for one in due}
     except BaseException as error:
@@ -454,7 +456,7 @@ def _undo(callbacks: Iterable[ModelCheckpoint]) -> None:
 
 
 def _write_last_files(
-    trainer: Any,
+    trainer: Trainer,
     callbacks: Iterable[ModelCheckpoint],
     content: dict[str, Any],
     planned: Mapping[ModelCheckpoint, SavedFile] | None = None,

@@ -7,29 +7,36 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.optim import Optimizer
 
-from flashtask.core.checkpoint import error_context, read_checkpoint
+from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.files import PathLike
 from flashtask.core.keywords import argument_fix
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
-from flashtask.trainer.distribution.shards import optimizer_state_as_held, state_as_held
+from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
+M = TypeVar("M", bound="Module")
 
-def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
+
+def module_from_checkpoint(
+    cls: type[M], path: PathLike, map_location: MapLocation, strict: bool, given: Mapping[str, Any]
+) -> M:
     """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
     path = model_path(path)
     if path.is_dir():
@@ -41,13 +48,13 @@ def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict:
 
 
 def module_from_content(
-    cls: type[Any],
+    cls: type[M],
     content: dict[str, Any],
-    path: Any,
+    path: PathLike,
     *,
     strict: bool = True,
     given: Mapping[str, Any] | None = None,
-) -> Any:
+) -> M:
     """The same from the content that `read_checkpoint` returned; `path` is for messages."""
     with error_context(path):
         cls.check_content(content, given or {}, path)
@@ -70,7 +77,7 @@ def _weights_in(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return state
 
 
-def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> dict[str, Any]:
+def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, Any], path: PathLike) -> dict[str, Any]:
     """The arguments to build a module with: those of the checkpoint, and those given, which win."""
     accepted = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -117,7 +124,7 @@ def _with_collection(
     return {**{n: stored[n] for n in form["beside"]}, form["argument"]: held | own}, rest
 
 
-def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, strict: bool = True) -> None:
+def load_weights(module: Module, state: Mapping[str, torch.Tensor], path: PathLike, *, strict: bool = True) -> None:
     """Load weights, with an error that names the file, the first wrong names and the shapes.
 
     Raises:
@@ -145,7 +152,7 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
     module.load_state_dict(state_as_held(state, own), strict=strict)
 
 
-def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> None:
+def load_checkpoint_into(module: Module, content: dict[str, Any], path: PathLike) -> None:
     """Load the content that `read_checkpoint` returned into a module that knows its data (after `connect`).
 
     Raises:
@@ -159,7 +166,7 @@ def load_checkpoint_into(module: Any, content: dict[str, Any], path: Any) -> Non
         load_weights(module, state, path)
 
 
-def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
+def restore_run(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
     """Restore a run to where the checkpoint was written: weights, optimizers, callbacks, random state, progress.
 
     Raises:
@@ -174,7 +181,7 @@ def restore_run(run: FitRun, path: Any, content: dict[str, Any]) -> None:
         _restore(run, path, content)
 
 
-def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
+def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
     for callback in run.callbacks:
         callback.on_load_checkpoint(run.trainer, run.module, content)
     _check_preprocessing(run, content, path)
@@ -199,7 +206,7 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
         set_generator_states(states[run.strategy.global_rank])
 
 
-def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:
+def _check_preprocessing(run: FitRun, content: dict[str, Any], path: PathLike) -> None:
     """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
     if then is None or now is None:
@@ -217,7 +224,7 @@ def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> Non
         )
 
 
-def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None:
+def _restore_optimizers(run: FitRun, content: dict[str, Any], path: PathLike) -> None:
     states, rates = content["optimizer_states"], content["lr_schedulers"]
     if len(states) != len(run.optimizers) or len(rates) != len(run.schedulers):
         raise UsageError(
@@ -232,12 +239,12 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
             raise _other_groups(path, state, optimizer, error) from error
     for optimizer in run.optimizers:
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
-        optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
+        mark_as_stepped(optimizer, content["global_step"] > 0)
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
 
 
-def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:
+def _other_groups(path: PathLike, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:
     """The error for an optimizer state whose parameter groups are not those of a run."""
     what = f"{path}: the optimizer's parameter groups are not this run's"
     names = [[group.get("name") for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]

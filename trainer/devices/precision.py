@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.core.errors import DivergedError, IntegrityError, UsageError, did_you_mean
+from flashtask.core.library_internals import mark_as_stepped
 from flashtask.trainer.batch_transfer import in_dtype
 from flashtask.trainer.devices.accelerators import Accelerator, accelerator_of
 from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
@@ -195,7 +196,7 @@ class ScaledPrecision(MixedPrecision):
             return optimizer.step()  # nothing of it has gradients
         returned = self.scaler.step(optimizer)
         # A step that is left out counts: schedulers would else warn that they go on without the optimizer.
-        optimizer._opt_called = True  # type: ignore[attr-defined]
+        mark_as_stepped(optimizer)
         return returned
 
     def update(self) -> None:

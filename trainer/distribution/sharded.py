@@ -14,9 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.distribution.blocks import blocks_of
 from flashtask.trainer.distribution.data_parallel import TIMEOUT, DataParallel, ForkedDataParallel
-from flashtask.trainer.distribution.sharding import Recomputing, ShardedModule
+from flashtask.trainer.distribution.sharded_module import Recomputing, ShardedModule, blocks_of
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module

@@ -9,22 +9,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.core.library_internals import normalization_class
 from flashtask.trainer.finetuning.lora import adapted_layers, factor_names
 from flashtask.trainer.finetuning.phase import GROUPS, Phase, Selection
 from flashtask.trainer.finetuning.strategies import Finetuning, Position, Stage
 from flashtask.trainer.wrapping import parameters_by_name, unwrapped_name
+
+if TYPE_CHECKING:
+    from flashtask.trainer.module import Module
 
 __all__ = ["Freezing", "Parts", "TrainableGroup"]
 
 #: Of more groups of the backbone than these, logs show the first and the last.
 _MOST_SHOWN = 4
 _NORMS = (
-    nn.modules.batchnorm._NormBase,
+    normalization_class(),
     nn.CrossMapLRN2d,
     nn.GroupNorm,
     nn.LayerNorm,
@@ -46,7 +50,7 @@ class Parts:
         lora: names of the factors.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Module) -> None:
         self.parameters = parameters_by_name(module)
         self.roots: list[nn.Module] = list(module.modules_to_freeze())
         self.lora = factor_names(module)
@@ -219,7 +223,7 @@ class Freezing:
         UsageError: a phase names something that the module does not have.
     """
 
-    def __init__(self, module: Any, finetuning: Finetuning) -> None:
+    def __init__(self, module: Module, finetuning: Finetuning) -> None:
         self.module, self.parts = module, Parts(module)
         self.finetuning = finetuning.for_layers(len(self.parts.groups))
         self.groups, self.roots = self.parts.groups, self.parts.roots

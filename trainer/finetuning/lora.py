@@ -12,23 +12,28 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from flashtask.core.errors import IntegrityError, UsageError, did_you_mean
+from flashtask.core.files import PathLike
+from flashtask.core.library_internals import tensor_tables
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.trainer.finetuning.phase import LowRank
 from flashtask.trainer.wrapping import unwrapped_name
 
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+
 __all__ = [
     "Adaptation",
     "adapt",
+    "adapt_for",
     "adapted_layers",
     "describe_adapters",
     "factor_names",
@@ -37,6 +42,7 @@ __all__ = [
     "restore_adapters",
 ]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: the two factors of a layer, as its parameters are called
 _FACTORS = ("lora_down", "lora_up")
 _PLAIN_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -88,7 +94,8 @@ def _scaled_up(layer: Any) -> Tensor:
 
 
 def _base_weight(layer: Any) -> Tensor:
-    weight: Tensor = layer._parameters[_weight_name(layer.lora_base)]
+    weight = tensor_tables(layer)[0][_weight_name(layer.lora_base)]
+    assert weight is not None
     return weight
 
 
@@ -167,6 +174,24 @@ def adapt(module: nn.Module, roots: Iterable[nn.Module], settings: LowRank, seed
     return Adaptation(list(present), size, left_out)
 
 
+def adapt_for(run: FitRun) -> None:
+    """Give the layers that a run's strategy trains by factors theirs, before anybody looks at the parameters.
+
+    Raises:
+        UsageError: the module has factors, and the run would not train them.
+    """
+    settings = None if run.finetuning is None else run.finetuning.lora
+    if settings is not None:
+        adaptation = adapt(run.module, run.module.modules_to_freeze(), settings, run.seed)
+        if run.trainer.enable_model_summary:
+            run.trainer.say(str(adaptation))
+    elif adapted_layers(run.module):
+        raise UsageError(
+            "the model has LoRA factors, and this run would not train them",
+            fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
+        )
+
+
 def _find_layers(
     module: nn.Module, roots: Iterable[nn.Module], settings: LowRank
 ) -> tuple[dict[str, Any], dict[str, int]]:
@@ -200,17 +225,15 @@ def _find_layers(
 def _weight_in(part: nn.Module) -> Tensor | None:
     """The weight that could be adapted, None if this is no such layer."""
     kind = type(part)
-    is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention)) or (
-        isinstance(part, _ConvNd) and not isinstance(part, _ConvTransposeNd)
-    )
-    weight = part._parameters.get(_weight_name(kind)) if is_layer else None
+    is_layer = isinstance(part, (nn.Linear, nn.MultiheadAttention, *_CONVOLUTIONS))
+    weight = tensor_tables(part)[0].get(_weight_name(kind)) if is_layer else None
     return None if weight is None or is_lazy(weight) else weight
 
 
 def _why_not(part: nn.Module, rank: int, uses: int) -> str:
     weight = _weight_in(part)
     assert weight is not None
-    if isinstance(part, _ConvNd) and part.groups == part.in_channels > 1:
+    if isinstance(part, _CONVOLUTIONS) and part.groups == part.in_channels > 1:
         return "depthwise layers are left out"
     if rank * (weight.shape[0] + weight[0].numel()) >= weight.numel():
         return "layers are not larger than their factors would be"
@@ -299,7 +322,7 @@ def describe_adapters(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -> None:
+def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: PathLike) -> None:
     """Give a module the factors that a checkpoint describes, if it has none; the weights are loaded afterwards.
 
     Raises:
@@ -320,7 +343,7 @@ def restore_adapters(module: nn.Module, content: Mapping[str, Any], path: Any) -
             _add_factors(parts[name], settings)
 
 
-def _read_description(described: Any, path: Any) -> tuple[LowRank, list[str]]:
+def _read_description(described: Any, path: PathLike) -> tuple[LowRank, list[str]]:
     if not isinstance(described, Mapping) or set(described) != {"rank", "alpha", "dropout", "targets", "layers"}:
         raise _damaged(path, "it has other keys")
     names = described["layers"]
@@ -335,5 +358,5 @@ def _read_description(described: Any, path: Any) -> tuple[LowRank, list[str]]:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def _damaged(path: Any, why: str) -> IntegrityError:
+def _damaged(path: PathLike, why: str) -> IntegrityError:
     return IntegrityError(f"{path}: its description of LoRA factors cannot be used", why=why)

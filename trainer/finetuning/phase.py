@@ -59,7 +59,7 @@ class LowRank:
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
     @classmethod
-    def read(cls, value: Any, where: str) -> Self:
+    def read(cls, value: object, where: str) -> Self:
         """From a rank, or a mapping of arguments."""
         if isinstance(value, cls):
             return value
@@ -122,7 +122,7 @@ class Selection:
         return 2**61 if self.is_few else self.layers
 
     @classmethod
-    def read(cls, value: Any, where: str = "train") -> Self:
+    def read(cls, value: object, where: str = "train") -> Self:
         """From `head`, `all`, `biases`, `norms`, `{layers: 3}`, `{lora: 8}`, a pattern, or a list of these.
 
         A list of nothing but patterns trains exactly what they match; everything else trains the head too.
@@ -286,7 +286,7 @@ class Phase:
 
     @property
     def end(self) -> str:
-        """When it ends, in words."""
+        """When the phase ends, in words for a table."""
         parts = [f"{self.epochs} epochs" if self.epochs != 1 else "1 epoch"] if self.epochs is not None else []
         parts += [f"epoch {self.epoch}"] if self.epoch is not None else []
         parts += [f"{self.steps} steps"] if self.steps is not None else []
@@ -305,7 +305,7 @@ class Phase:
         return written if self.layer_decay is None else {**written, "layer_decay": self.layer_decay}
 
 
-def _read_plateau(value: Any) -> Plateau:
+def _read_plateau(value: object) -> Plateau:
     if isinstance(value, str):
         return Plateau(value)
     if not isinstance(value, Mapping):
@@ -325,7 +325,7 @@ def _rates(given: Any, name: str) -> dict[str, float]:
     return rates
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> Any:
     """The number that a text holds: YAML 1.1 reads `1e-4` as text."""
     try:
         return float(value) if isinstance(value, str) else value

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.library_internals import rate_lists
 from flashtask.trainer.finetuning.phase import Plateau
 from flashtask.trainer.finetuning.strategies import Finetuning, Position
 from flashtask.trainer.metric_order import best_mode
 
-__all__ = ["PhaseProgress", "require_phase_groups", "set_base_rates"]
+if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
 
-#: what schedules keep in a parameter group, and as a list with a place for each, that is a learning rate
+__all__ = ["PhaseProgress", "enter_phase", "leave_phase", "require_phase_groups", "set_base_rates"]
+
+#: what schedules keep in a parameter group that is a learning rate
 _IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")
-_IN_SCHEDULES = ("base_lrs", "max_lrs", "_last_lr")
 
 
 class PhaseProgress:
@@ -31,7 +35,7 @@ class PhaseProgress:
         UsageError: a plateau has no `mode`, and the name of its metric does not say it.
     """
 
-    def __init__(self, finetuning: Finetuning, module: Any) -> None:
+    def __init__(self, finetuning: Finetuning, module: Module) -> None:
         self.finetuning = finetuning
         plateaus = {phase.plateau for phase in finetuning.phases if phase.plateau is not None}
         self._modes = {plateau: best_mode("Plateau", plateau.monitor, plateau.mode, module) for plateau in plateaus}
@@ -107,6 +111,29 @@ class PhaseProgress:
         self._best, self._waited = state["best"], state["waited"]
 
 
+def enter_phase(run: FitRun) -> None:
+    """At the start of an epoch: freeze and unfreeze as its phase wants it, and give the optimizers its rates."""
+    if run.freezing is None or run.phases is None:
+        return
+    number, start = run.phases.enter(run.epoch, run.global_step)
+    run.freezing.apply(run.epoch, run.phases.ends)
+    rates = {name: by_phase[number] for name, by_phase in run.freezing.rates.items()}
+    set_base_rates(run.optimizers, [rate.scheduler for rate in run.schedulers], rates)
+    if start == run.epoch and run.epoch > 0:
+        count, before = run.freezing.count(number), run.freezing.count(number - 1)
+        how = "unfreezing" if count > before else str(run.freezing.finetuning.phases[number].train)
+        run.trainer.say(f"epoch {run.epoch}: {how}, {count:,} parameters train now")
+
+
+def leave_phase(run: FitRun) -> None:
+    """At the end of an epoch: find out whether it was the last of its phase; the end of the last phase ends the run."""
+    if run.phases is None or not run.epoch_is_complete:
+        return
+    measured = run.validation is None or run.validates
+    if run.phases.leave(run.epoch, run.global_step, run.metrics, run.fresh_metrics, measured):
+        run.stop("the last phase of the strategy is over")
+
+
 def set_base_rates(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], rates: Mapping[str, float]) -> None:
     """Give parameter groups the base rates of a phase; one that has its rate already is left as it is.
 
@@ -125,24 +152,15 @@ def set_base_rates(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], r
             for key in _IN_GROUPS:
                 if key in group:
                     group[key] = _changed(group[key], base, rate)
-            for scheduler in own:
-                _change_schedule(scheduler, index, base, rate)
-
-
-def _change_schedule(scheduler: Any, index: int, base: float, rate: float) -> None:
-    for key in _IN_SCHEDULES:
-        values = getattr(scheduler, key, None)
-        if isinstance(values, list) and index < len(values):
-            values[index] = _changed(values[index], base, rate)
-    for inner in getattr(scheduler, "_schedulers", ()):
-        _change_schedule(inner, index, base, rate)
+            for values in (values for one in own for values in rate_lists(one) if index < len(values)):
+                values[index] = _changed(values[index], base, rate)
 
 
 def _changed(value: float, base: float, rate: float) -> float:
     return rate if value == base else value * (rate / base)
 
 
-def require_phase_groups(optimizers: Iterable[Optimizer], rates: Mapping[str, list[float]], module: Any) -> None:
+def require_phase_groups(optimizers: Iterable[Optimizer], rates: Mapping[str, list[float]], module: Module) -> None:
     """Refuse phases with rates of their own for a module whose optimizer does not have the strategy's groups.
 
     Raises:

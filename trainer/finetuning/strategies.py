@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.core.registry import Registry
 from flashtask.trainer.finetuning.phase import UNTIL, LowRank, Phase, Selection, check_keys
 
-__all__ = ["FINETUNING", "Finetuning", "Gradual", "Position", "Stage", "resolve_finetuning"]
+__all__ = ["FINETUNING", "Finetuning", "FinetuningLike", "Gradual", "Position", "Stage", "resolve_finetuning"]
 
 FINETUNING: Registry[Any] = Registry("finetuning strategy")
 
@@ -324,7 +324,21 @@ def _named(name: str, *arguments: Any) -> str:
 # ---- from what a user gives
 
 
-def resolve_finetuning(strategy: Any) -> Finetuning:
+class _HasPhases(Protocol):
+    @property
+    def phases(self) -> Any: ...
+
+
+class _HasStages(Protocol):
+    @property
+    def stages(self) -> Any: ...
+
+
+#: What `strategy=` takes; `resolve_finetuning` says what each means.
+FinetuningLike = str | Sequence[Any] | Mapping[str, Any] | Finetuning | _HasPhases | _HasStages
+
+
+def resolve_finetuning(strategy: FinetuningLike) -> Finetuning:
     """The strategy that a name, a tuple, a string of the command line, data or an object means.
 
     Args:

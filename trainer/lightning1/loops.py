@@ -79,13 +79,13 @@ class Loop:
         raise UsageError(f"{type(self).__name__} has no `advance`", fix="def advance(self): ...")
 
     def on_run_start(self, *arguments: Any) -> None:
-        """Before the first turn."""
+        """Before the first turn, with the arguments of `run`."""
 
     def on_advance_start(self, *arguments: Any) -> None:
-        """Before each turn."""
+        """Before each turn, with the arguments of `run`."""
 
     def on_advance_end(self) -> None:
-        """After each turn."""
+        """After each turn that did not end the loop."""
 
     def on_run_end(self) -> Any:
         """After the last turn; what it returns, `run` returns."""
@@ -171,11 +171,11 @@ class FitLoop(Loop):
         self.go_through(self.trainer.loops.begin_fit(self.trainer.fit_run))
 
     def advance(self, *arguments: Any) -> None:
-        """One epoch."""
+        """One epoch, by the loop below."""
         self.epoch_loop.run()
 
     def on_run_end(self) -> Any:
-        """End."""
+        """The hooks of the end of training and of the fit."""
         self.go_through(self.trainer.loops.end_fit(self.trainer.fit_run))
 
 
@@ -279,7 +279,7 @@ class EvaluationLoop(Loop):
 
     @property
     def done(self) -> bool:
-        """After the last loader."""
+        """Whether the last loader has been gone through."""
         return self._number >= len(self.trainer.active_run.loaders)
 
     def on_run_start(self, *arguments: Any) -> None:
@@ -288,11 +288,11 @@ class EvaluationLoop(Loop):
         self.go_through(self.trainer.loops.begin_pass(arguments[0]))
 
     def advance(self, *arguments: Any) -> None:
-        """One loader."""
+        """The pass over one loader, by the loop below."""
         self.epoch_loop.run(arguments[0], self._number)
 
     def on_advance_end(self) -> None:
-        """On to the next loader."""
+        """Go on to the loader with the next number."""
         self._number += 1
 
     def on_run_end(self) -> Any:
@@ -313,7 +313,7 @@ class EvaluationEpochLoop(_Reading):
         self._source = run.batches(number)
 
     def advance(self, *arguments: Any) -> None:
-        """One batch."""
+        """The next batch: one step, and the hooks around it."""
         run, number = arguments
         batch, batch_idx = next(self._source)
         # The generator turns a StopIteration of the module's step into an error; here it would end the loop.

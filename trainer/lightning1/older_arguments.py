@@ -113,7 +113,7 @@ def todays_names(trainer_class: type, older: Mapping[str, Any], given: Arguments
 # ---- gpus=...
 
 
-def devices_of_gpus(gpus: Any, auto_select: bool = False) -> tuple[str, Any, str]:
+def devices_of_gpus(gpus: int | str | Sequence[int] | None, auto_select: bool = False) -> tuple[str, Any, str]:
     """What `gpus` of 1.x means: the accelerator's name, `devices`, and a message for the user, which may be empty.
 
     Args:

@@ -6,17 +6,14 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.errors import UsageError
 from flashtask.core.files import atomic_write
 from flashtask.trainer.by_name import NamedPart
 
-__all__ = ["CSVLogger", "Logger", "library", "no_run_yet", "require_library"]
+__all__ = ["CSVLogger", "Logger"]
 
 
 class Logger(NamedPart):
@@ -28,22 +25,22 @@ class Logger(NamedPart):
         return type(self).__name__.removesuffix("Logger").lower() or "logger"
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """A fit begins in a run folder; a resumed one brings the rows and the step it stands at."""
+        """A fit begins in a run folder; a resumed one has rows already, and the step that it continues from."""
 
     def log_hyperparameters(self, values: dict[str, Any]) -> None:
-        """The hyper-parameters of module and data."""
+        """The hyper-parameters of module and data, once at the start of a fit."""
 
     def draw_together(self, chart: str) -> None:
         """Values whose names begin with `<chart>/` are series of one chart."""
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values of a step, every `log_every_n_steps`."""
+        """Values of a step by name; called every `log_every_n_steps` steps."""
 
     def log_epoch(self, row: dict[str, float]) -> None:
         """The row of an epoch; `epoch` and `step` are among its names."""
 
     def flush(self) -> None:
-        """Everything told so far is on disk when this returns, where that is in the logger's power."""
+        """Write down everything that was logged so far, so that a kill after this loses none of it."""
 
     def close(self, error: BaseException | None = None) -> None:
         """The run has ended, well or with an error; it may never have started."""
@@ -117,7 +114,7 @@ class _Table:
         self.columns: list[str] = []
 
     def replace(self, columns: list[str], rows: Iterable[dict[str, str]]) -> None:
-        """Write the file anew; without columns there is none."""
+        """Replace the file; without columns it is removed."""
         self.columns = columns
         if not columns:
             self.path.unlink(missing_ok=True)
@@ -130,7 +127,7 @@ class _Table:
             file.detach()  # closing is for the one who opened it
 
     def cut_back(self, step: int) -> None:
-        """Keep the rows up to a step, for a resumed run; without any there is no file."""
+        """Keep the rows up to a step, for a resumed run; a file without rows is removed."""
 
         def is_kept(row: dict[str, str]) -> bool:
             return (row.get("step") or "").isdigit() and int(row["step"]) <= step
@@ -150,7 +147,7 @@ class _Table:
 
     def _rows(self) -> Iterator[dict[str, str]]:
         with self.path.open(newline="", encoding="utf-8") as file:
-            # A line that a killed process did not finish is no row.
+            # The last line may be one that a killed process did not finish.
             yield from csv.DictReader(line for line in file if line.endswith("\n"))
 
 
@@ -160,45 +157,3 @@ def _texts(row: dict[str, float]) -> dict[str, str]:
 
 def _columns_of(rows: list[dict[str, str]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def no_run_yet(logger: Logger) -> UsageError:
-    """The error for asking a logger for what it has only while a run is going on."""
-    kind = type(logger).__name__
-    return UsageError(
-        f"{kind}.experiment is there only while a run is going on",
-        fix=f"use it in a hook: logger = {kind}(), and logger.experiment in on_train_start",
-    )
-
-
-# ---- libraries that not everybody has
-
-
-def require_library(name: str, wanted_by: str, command: str) -> None:
-    """Look whether a library is there, without importing it.
-
-    Args:
-        name: what is imported.
-        wanted_by: which logger needs it.
-        command: what installs it.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    if find_spec(name) is None:
-        raise UsageError(f"{wanted_by} needs {name}, which is not installed", fix=command)
-
-
-def library(name: str, wanted_by: str, command: str) -> Any:
-    """Import a library, or a module of one, that not everybody has; arguments as for `require_library`.
-
-    Raises:
-        UsageError: it is not installed, or cannot be imported.
-    """
-    require_library(name.partition(".")[0], wanted_by, command)
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"{wanted_by} needs {name}, which cannot be imported", why=str(error), fix=f"{command} --upgrade"
-        ) from error

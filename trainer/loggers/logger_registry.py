@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import LazySource, Registry
-from flashtask.trainer.by_name import make_parts
+from flashtask.trainer.by_name import Named, make_parts
 from flashtask.trainer.loggers.logger import CSVLogger, Logger
 from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
 
@@ -30,7 +30,7 @@ LOGGERS.add_source(
 )
 
 
-def make_loggers(given: Any) -> list[Logger]:
+def make_loggers(given: bool | Logger | Named | Sequence[Logger | Named] | None) -> list[Logger]:
     """The loggers that `Trainer(logger=...)` means; the CSV log is always among them, unless it is False.
 
     Args:

@@ -16,8 +16,8 @@ from typing import Any
 from flashtask.core.errors import OutputError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
-from flashtask.trainer.loggers.values import flat_values
+from flashtask.trainer.loggers.libraries import first_line, flat_values, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger
 
 __all__ = ["MLFlowLogger"]
 
@@ -32,7 +32,7 @@ _PAUSE = 600
 class MLFlowLogger(Logger):
     """Logs to MLflow; a resumed run continues the same MLflow run, whose id is in the folder's `mlflow.json`.
 
-    Values stand at the optimizer step and are sent when the log is flushed; if they cannot be, that is said, and they
+    Values stand at the optimizer step and are sent when the log is flushed; if that fails, it is reported, and they
     are kept and sent with the next ones. MLflow draws each series in a chart of its own; those of one chart stand
     together. Characters that MLflow does not allow in names become `_`. The database of a run folder is shown by
     `mlflow server --backend-store-uri sqlite:///<run folder>/mlflow.db`, for which the whole `mlflow` is needed.
@@ -136,13 +136,13 @@ class MLFlowLogger(Logger):
             new = [entities.Param(name, value) for name, value in given.items() if name not in there]
             for start in range(0, len(new), _PARAMETERS_AT_ONCE):
                 self._log_batch(params=new[start : start + _PARAMETERS_AT_ONCE])
-            # Parameters cannot be changed; what a resumed run is given anew is a tag.
+            # Parameters cannot be changed, so another value in a resumed run becomes a tag.
             for name, value in given.items():
                 if there.get(name, value) != value:
                     self._log_batch(tags=[entities.RunTag(f"{name} from step {self._step}"[:_LONGEST_NAME], value)])
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Keep values at their step."""
+        """Keep values with their step, to be sent when the log is flushed."""
         now = int(time.time() * 1000)
         for name, given in values.items():
             key, value = _allowed(name), float(given)
@@ -211,7 +211,7 @@ def _said_as_output(mlflow: Any, uri: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return _without_password(str(error).strip().partition("\n")[0])
+    return _without_password(first_line(error))
 
 
 def _without_password(text: str) -> str:

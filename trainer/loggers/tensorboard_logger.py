@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
-from flashtask.trainer.loggers.values import flat_values
+from flashtask.core.files import PathLike
+from flashtask.trainer.loggers.libraries import flat_values, library, no_run_yet, require_library
+from flashtask.trainer.loggers.logger import Logger
 
 __all__ = ["TensorBoardLogger", "is_available"]
 
@@ -35,7 +36,7 @@ class TensorBoardLogger(Logger):
         UsageError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Any = None) -> None:
+    def __init__(self, folder: PathLike | None = None) -> None:
         require_library("tensorboard", "TensorBoardLogger", _INSTALL)
         self.folder = None if folder is None else Path(folder)
         self._here: Path | None = None
@@ -79,7 +80,7 @@ class TensorBoardLogger(Logger):
         self._charts.add(chart)
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values at their step."""
+        """Write each value at its step, one of a chart as a line of it."""
         for name, value in values.items():
             self._add(name, value, step)
 

@@ -11,8 +11,8 @@ from typing import Any
 from flashtask.core.errors import HubError, UnknownNameError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.logger import Logger, library, no_run_yet, require_library
-from flashtask.trainer.loggers.values import plain_value
+from flashtask.trainer.loggers.libraries import first_line, library, no_run_yet, plain_value, require_library
+from flashtask.trainer.loggers.logger import Logger
 
 __all__ = ["WandbLogger"]
 
@@ -81,7 +81,7 @@ class WandbLogger(Logger):
         self._run = active if active is not None else self._init(wandb, folder, kept.get("id"))
         self._run.define_metric("global_step", hidden=True)
         self._run.define_metric("*", step_metric="global_step")
-        # W&B counts what it is told; the parts of an offline run fit together only if the next goes on counting.
+        # W&B counts the calls; the parts of an offline run fit together only if the next goes on counting.
         self._count = max(kept.get("count", 0), self._run.step)
         for chart, lines in kept.get("charts", {}).items():
             self._charts[chart] = {name: [p for p in points if p[0] <= step] for name, points in lines.items()}
@@ -102,10 +102,10 @@ class WandbLogger(Logger):
             run = wandb.init(**{**quiet, **given, **self.options})
         except wandb.errors.UsageError as error:
             raise UsageError(
-                "W&B starts no run", why=_first_line(error), fix="wandb login, or WandbLogger(offline=True)"
+                "W&B starts no run", why=first_line(error), fix="wandb login, or WandbLogger(offline=True)"
             ) from error
         except wandb.errors.Error as error:
-            raise HubError("W&B starts no run", why=_first_line(error), fix="WandbLogger(offline=True)") from error
+            raise HubError("W&B starts no run", why=first_line(error), fix="WandbLogger(offline=True)") from error
         sync = f"wandb sync --id {run.id} {folder / 'wandb' / f'offline-run-*-{run.id}'}"
         said = f"is written to files; send it with: {sync}" if run.offline else f"is at {run.url}"
         print(f"the W&B run {said}", file=sys.stderr, flush=True)
@@ -120,7 +120,7 @@ class WandbLogger(Logger):
         self._charts.setdefault(chart, {})
 
     def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Values over `global_step`."""
+        """Send values, with their step as `global_step`."""
         if values:
             self._log(values, step, epoch)
 
@@ -165,7 +165,3 @@ def _drawn(chart: str, lines: dict[str, list[list[float]]]) -> Any:
     plot = library("wandb.plot", "WandbLogger", _INSTALL)
     xs, ys = ([[point[place] for point in points] for points in lines.values()] for place in (0, 1))
     return plot.line_series(xs, ys, keys=list(lines), title=chart, xname="global_step")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

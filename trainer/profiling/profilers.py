@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask.core.errors import OutputError, UsageError
-from flashtask.core.files import atomic_write_text
+from flashtask.core.files import PathLike, atomic_write_text
 from flashtask.core.registry import Registry
-from flashtask.trainer.by_name import NamedPart, make_parts
+from flashtask.trainer.by_name import Named, NamedPart, make_parts
 from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
 class Profiler(NamedPart):
-    """Told when an action starts and stops; what it makes of them is said at the end of a stage, or written to a file.
+    """Base of profilers: follows the actions of a stage, and prints a report at its end or writes it to a file.
 
     It sees a run from its first hook to its last, not how it is prepared. Parts of your own are actions too:
     `with self.trainer.profiler.profile("augment"): ...` in a module.
 
     Args:
         dirpath: folder of the report; None means the run folder, or `default_root_dir` where there is none.
-        filename: of the report. Without one it is said on standard error or, if there is a `dirpath`, written to
+        filename: of the report. Without one the report goes to standard error or, if there is a `dirpath`, written to
             `profile.txt` there.
     """
 
@@ -49,7 +49,7 @@ class Profiler(NamedPart):
     depth = 0
     _written: frozenset[Path] = frozenset()
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None) -> None:
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename = "profile.txt" if filename is None and dirpath is not None else filename
 
@@ -57,10 +57,10 @@ class Profiler(NamedPart):
         """A stage starts: forget an earlier one."""
 
     def end(self, run: Run) -> None:
-        """The stage is over."""
+        """A stage ends, also with an error; `summary` is asked for after it."""
 
     def start(self, action: str) -> None:
-        """An action starts."""
+        """An action starts, perhaps inside of another."""
 
     def stop(self, action: str) -> None:
         """The action that was started last under this name is over."""
@@ -123,7 +123,7 @@ class SimpleProfiler(Profiler):
     A GPU works behind the CPU: what is measured there is the time to tell it what to do.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None) -> None:
         super().__init__(dirpath, filename)
         self._reset()
 
@@ -140,11 +140,11 @@ class SimpleProfiler(Profiler):
         self._began = time.perf_counter()
 
     def end(self, run: Run) -> None:
-        """Settle how long the stage took."""
+        """Note how long the whole stage took."""
         self.total = time.perf_counter() - self._began
 
     def start(self, action: str) -> None:
-        """Look at the clock."""
+        """Note the time at which the action started."""
         self._started[action].append(time.perf_counter())
 
     def stop(self, action: str) -> None:
@@ -178,7 +178,7 @@ class AdvancedProfiler(Profiler):
         rows: functions in the table, those that took longest by themselves.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None, rows: int = 30) -> None:
+    def __init__(self, dirpath: PathLike | None = None, filename: str | None = None, rows: int = 30) -> None:
         super().__init__(dirpath, filename)
         self.rows, self._profile = rows, cProfile.Profile()
 
@@ -213,14 +213,20 @@ class PyTorchProfiler(Profiler):
         rows: operations in the table, those that took longest by themselves.
     """
 
-    def __init__(self, dirpath: Any = None, filename: str | None = None, steps: int = 100, rows: int = 20) -> None:
+    def __init__(
+        self,
+        dirpath: PathLike | None = None,
+        filename: str | None = None,
+        steps: int = 100,
+        rows: int = 20,
+    ) -> None:
         super().__init__(dirpath, filename)
         self.steps, self.rows = steps, rows
         self._profile: torch.profiler.profile | None = None
         self._records: dict[str, list[Any]] = defaultdict(list)
 
     def begin(self, run: Run) -> None:
-        """Start recording."""
+        """Record the operations of CPU and GPU from here on."""
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if run.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -289,7 +295,7 @@ def _not_started(action: str) -> UsageError:
     return UsageError(f"profiler.stop({action!r}): it was not started", fix=f"with profiler.profile({action!r}): ...")
 
 
-def resolve_profiler(profiler: Any) -> Profiler:
+def resolve_profiler(profiler: Profiler | Named | None) -> Profiler:
     """The profiler that a name (`simple`, `advanced`, `pytorch`), a name with options or an object means.
 
     None is one that does nothing.

@@ -15,7 +15,7 @@ from flashtask.core.errors import OutOfMemoryError, UsageError
 from flashtask.core.memory import MemoryLimit, MemoryWatch, give_back_memory, memory_in_use, memory_limits
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.data_loaders import batch_size_of
-from flashtask.trainer.datamodule import GivenLoaders
+from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.tuning.batch_size_search import (
     BatchSizeOptions,
@@ -26,7 +26,7 @@ from flashtask.trainer.tuning.batch_size_search import (
     largest_within,
 )
 from flashtask.trainer.tuning.named_values import NamedValue
-from flashtask.trainer.tuning.trials import Trial, batches_a_step
+from flashtask.trainer.tuning.trials import Trial, batches_a_step, learn_nothing
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -46,13 +46,13 @@ _STEPS = 2
 _SHARE = 0.8
 
 
-def batch_size_in(module: Module, data: Any, name: str) -> NamedValue:
+def batch_size_in(module: Module, data: DataModule, name: str) -> NamedValue:
     """The batch size of a module or its data module, in every place where it stands.
 
     Raises:
-        UsageError: there is none, it is no whole number, or the loader that it would be for was given as it is.
+        UsageError: there is none, it is not a whole number, or the loader that it would be for was given as it is.
     """
-    if isinstance(data, GivenLoaders) and "train" in data._given:
+    if isinstance(data, GivenLoaders) and data.has("train"):
         raise UsageError(
             "the batch size of a loader that is passed to the trainer cannot be changed",
             fix="give the module a method train_dataloader(), or pass datamodule=...",
@@ -138,9 +138,7 @@ class _Watcher(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Look at the loader; nothing is learned, so that no step can diverge."""
         run = trainer.current_fit
-        run.schedulers.clear()
-        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
+        learn_nothing(run)
         self.samples = _samples_of(run)
         size = run.ordered.batch_size if run.ordered is not None else getattr(run.loader, "batch_size", None)
         self._is_checked = size is not None

@@ -26,7 +26,7 @@ class BatchSizeOptions:
         attribute: where the module or the data module keeps its batch size.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     mode: str = "power"

@@ -1,14 +1,19 @@
-"""What a learning-rate range test saw, and which rate follows from it: plain numbers, no torch."""
+"""What a learning-rate range test saw, and which rate follows from it: no torch."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
-__all__ = ["LearningRateCurve", "beginning_of", "falls_clearly", "smoothed", "steepest"]
+from flashtask.core.errors import OutputError, UsageError, did_you_mean
+from flashtask.core.files import PathLike, atomic_write
+
+__all__ = ["LearningRateCurve", "beginning_of", "check_picture", "falls_clearly", "smoothed", "steepest"]
 
 #: How many times its own uncertainty the smoothed loss must fall to be more than noise: with losses that only vary it
 #: does so in about one sweep of ten.
@@ -41,16 +46,14 @@ class LearningRateCurve:
         doubt = "" if self.is_clear else " (unclear: it varies much)"
         return f"learning rate {self.suggestion:.3g}: the loss fell fastest there{doubt}"
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: PathLike) -> None:
         """Write a picture of the curve: PNG, PDF, SVG, ... by the ending of the file's name.
 
         Raises:
             UsageError: pictures of this kind cannot be written.
             StorageError: the file cannot be written.
         """
-        from flashtask.trainer.tuning.pictures import draw_learning_rates
-
-        draw_learning_rates(self, path)
+        _draw(self, path)
 
 
 def smoothed(losses: Sequence[float], smoothing: float) -> list[float]:
@@ -115,3 +118,52 @@ def falls_clearly(losses: Sequence[float], smoothing: float) -> bool:
 
 def _lowest(means: Sequence[float], begin: int) -> int:
     return min(range(begin, len(means)), key=lambda step: means[step], default=0)
+
+
+# ---- the picture; matplotlib is imported when it is drawn
+
+
+def check_picture(path: PathLike) -> str:
+    """The kind of picture that the ending of a file's name means: `png`, `pdf`, `svg`, ...
+
+    Raises:
+        UsageError: there is no ending, or pictures of this kind cannot be written.
+        OutputError: there is no folder to write it to.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind = Path(path).suffix.lstrip(".").lower()
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if kind not in known:
+        raise UsageError(
+            f"cannot write {os.fspath(path)!r}: pictures end in {', '.join(sorted(known))}",
+            fix=did_you_mean(kind, known) or f"{Path(path).with_suffix('.png').name}",
+        )
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {os.fspath(path)!r}: there is no such folder", fix=f"mkdir -p {folder}")
+    return kind
+
+
+def _draw(curve: LearningRateCurve, path: PathLike) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kind = check_picture(path)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(curve.rates, curve.losses, linewidth=0.8, alpha=0.5, label="loss")
+    axes.plot(curve.rates, curve.smoothed, linewidth=2, label="smoothed")
+    axes.axvline(curve.suggestion, linestyle="--", color="black", label=f"{curve.suggestion:.3g}")
+    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log" if curve.mode == "exponential" else "linear")
+    # The last steps may be far above all others, which would then be a flat line.
+    lowest = min(range(len(curve.smoothed)), key=lambda step: curve.smoothed[step])
+    least, most = min(curve.smoothed), max(curve.smoothed[: lowest + 1])
+    margin = (most - least) or abs(most) or 1.0
+    axes.set_ylim(least - 0.3 * margin, most + margin)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=120)
+    with atomic_write(path, size=content.tell()) as file:
+        file.write(content.getvalue())

@@ -6,7 +6,6 @@ From Smith, "Cyclical learning rates for training neural networks" (2015, arXiv:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask.core.errors import DivergedError, UsageError
+from flashtask.core.files import PathLike
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.finetuning.strategies import Finetuning
@@ -53,7 +53,7 @@ class RangeTest:
         picture: a file for a picture of the curve.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     num_training: int = 100
@@ -63,7 +63,7 @@ class RangeTest:
     early_stop_threshold: float | None = 4.0
     smoothing: float = 0.9
     attribute: str | None = None
-    picture: str | os.PathLike[str] | None = None
+    picture: PathLike | None = None
 
     def __post_init__(self) -> None:
         limit = self.early_stop_threshold
@@ -158,7 +158,7 @@ class _Sweep(Callback, RunExtension):
         for group, constant, slope in self._groups:
             group["lr"] = constant + slope * self.planned[self._steps]
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Any) -> None:
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: torch.Tensor) -> None:
         """A batch of an accumulation group comes with its share of the group's loss."""
         self._loss = (self._loss or 0.0) + loss.item()
 
@@ -183,7 +183,7 @@ def learning_rate_of(module: Module, attribute: str | None) -> NamedValue:
     """The learning rate of a module, in every place where it stands.
 
     Raises:
-        UsageError: there is none, or it is no number above 0.
+        UsageError: it has none, or not a number above 0.
     """
     names = ("learning_rate", "lr") if attribute is None else (attribute,)
     shown, kind = " or ".join(names), type(module).__name__

@@ -45,10 +45,10 @@ class NamedValue:
 
     @property
     def value(self) -> Any:
-        """What stands in the first place: an attribute, before any hyper-parameter."""
+        """The value in the first place that has it: an attribute, else a hyper-parameter."""
         return getattr(self._attributes[0], self.name) if self._attributes else self._hparams[0][self.name]
 
-    def give(self, value: Any) -> None:
+    def give(self, value: float) -> None:
         """Put a value into every place; hyper-parameters that an owner resolves from it follow."""
         for owner in self._attributes:
             setattr(owner, self.name, value)

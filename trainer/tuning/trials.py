@@ -26,9 +26,9 @@ from flashtask.trainer.run_lifecycle import execute
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["Trial", "batches_a_step", "trial"]
+__all__ = ["Trial", "batches_a_step", "learn_nothing", "trial"]
 
-#: What a trial shows, writes, validates and is ended by: nothing but what it is told.
+#: A trial shows, writes and validates nothing, and ends after the steps that it is for.
 _SILENT: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -91,6 +91,13 @@ def batches_a_step(trainer: Trainer) -> dict[int, int]:
     plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     given = plans[0] if plans else trainer.accumulate_grad_batches
     return {0: 1, **given} if isinstance(given, Mapping) else {0: given}
+
+
+def learn_nothing(run: FitRun) -> None:
+    """Let the steps of a run leave the weights where they are, so that none can diverge."""
+    run.schedulers.clear()
+    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
+        group["lr"] = 0.0
 
 
 @contextmanager

@@ -14,9 +14,8 @@ from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size
 from flashtask.trainer.tuning.batch_size_search import BatchSizeOptions, BatchSizeSearch
-from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve
+from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve, check_picture
 from flashtask.trainer.tuning.learning_rate_finder import RangeTest, find_learning_rate, learning_rate_of
-from flashtask.trainer.tuning.pictures import check_picture
 from flashtask.trainer.tuning.trials import trial
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""One module that is shared out over processes: how it is done, how it trains, and how it becomes whole again."""
+"""One module that is shared out over processes: its blocks, how it trains, and how it becomes whole again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import forget_fsdp, forget_groups, hook_tables, tensor_tables
 from flashtask.trainer.batch_transfer import without_views
 from flashtask.trainer.distribution.group import agree_on
-from flashtask.trainer.distribution.shards import whole
+from flashtask.trainer.distribution.sharded_tensors import whole
+from flashtask.trainer.finetuning.lora import factor_names
+from flashtask.trainer.wrapping import parameters_by_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
 
-__all__ = ["Recomputing", "ShardedModule"]
+__all__ = ["Recomputing", "ShardedModule", "blocks_of"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+#: they use the weights of their parts without calling these
+_ATOMS = (nn.MultiheadAttention, nn.RNNBase)
+#: a block has one of so many parts of all numbers at the least; what is smaller stays with the rest
+_SHARE = 64
 
 
 class _Root(nn.Module):
@@ -103,12 +113,12 @@ class ShardedModule:
         try:
             replaced = self._put_together()
             for part, name, held in places:
-                part._parameters[name] = replaced[held]
+                tensor_tables(part)[0][name] = replaced[held]
             yield
         finally:
             self._is_whole = False
             for part, name, held in places:
-                part._parameters[name] = held
+                tensor_tables(part)[0][name] = held
             for put_back in hooks:
                 put_back()
 
@@ -120,7 +130,7 @@ class ShardedModule:
         """
         places, replaced = self._places(), self._put_together()
         for part, name, held in places:
-            part._parameters[name] = replaced[held]
+            tensor_tables(part)[0][name] = replaced[held]
         for optimizer in self._run.optimizers:
             _hold_others(optimizer, replaced, keeps_states)
         self.let_go()
@@ -130,16 +140,15 @@ class ShardedModule:
         """Let go of what holds the group, which is to end before Python does, or before a process is forked."""
         for marks in self._marks:
             marks.remove()
-        # Torch keeps meshes for good, in what it remembers of operations.
-        vars(self._mesh).get("_pg_registry", {}).clear()
+        forget_groups(self._mesh)
         self._root, self.blocks, self._marks = None, [], []
 
     def _places(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
         """Where each share is held: (part, name there, parameter)."""
         for unit in (self._root, *self.blocks):
             unit.reshard()
-        parts = self.module.modules()
-        return [(part, name, held) for part in parts for name, held in part._parameters.items() if held is not None]
+        found = ((part, name, held) for part in self.module.modules() for name, held in tensor_tables(part)[0].items())
+        return [(part, name, held) for part, name, held in found if held is not None]
 
     def _put_together(self) -> dict[nn.Parameter, nn.Parameter]:
         """For each share of a parameter the whole one."""
@@ -172,8 +181,7 @@ class _Marks:
         self._names, self._hooks = set(vars(part)), self._numbers()
 
     def _numbers(self) -> dict[str, set[int]]:
-        held = vars(self.part).items()
-        return {name: set(hooks) for name, hooks in held if "hooks" in name and isinstance(hooks, dict)}
+        return {name: set(hooks) for name, hooks in hook_tables(self.part).items()}
 
     def settle(self) -> None:
         """FSDP has done its work: what came until now is its own, and what comes later is not."""
@@ -183,22 +191,20 @@ class _Marks:
     def take_forward_hooks(self) -> Iterator[Callable[[], None]]:
         """Take the hooks around the forward pass away; gives what puts each back to its place."""
         for name, is_first in (("_forward_pre_hooks", True), ("_forward_hooks", False)):
-            hooks: OrderedDict[int, Any] = vars(self.part)[name]
+            hooks = hook_tables(self.part)[name]
             for number in self._hooks[name]:
                 yield partial(_put, hooks, number, hooks.pop(number), is_first)
 
     def remove(self) -> None:
         """Take everything away."""
-        from torch.distributed._composable_state import _module_state_mapping
-
         if type(self.part) is not self.kind:
             self.part.__class__ = self.kind
         for name, numbers in self._hooks.items():
             for number in numbers:
-                vars(self.part)[name].pop(number, None)
+                hook_tables(self.part)[name].pop(number, None)
         for name in self._names:
             vars(self.part).pop(name, None)
-        _module_state_mapping.pop(self.part, None)
+        forget_fsdp(self.part)
 
 
 def _put(hooks: OrderedDict[int, Any], number: int, hook: Any, is_first: bool) -> None:
@@ -231,3 +237,87 @@ def _recomputed(forward: Callable[..., Any], *arguments: Any, **options: Any) ->
     if not torch.is_grad_enabled():
         return forward(*arguments, **options)
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+
+# ---- the blocks: parts that are called as a whole, and large enough for an exchange of their own
+
+
+def blocks_of(module: Module, kinds: Collection[type[nn.Module]] | None = None) -> list[nn.Module]:
+    """The blocks, none inside another, in the order in which they were registered.
+
+    Without kinds they come from the module's layer groups, as its backbone tells them; a module without a backbone
+    gives its children, and of those that hold most of it their children.
+
+    Args:
+        module: a `flashtask.Module`.
+        kinds: classes whose instances are the blocks; an empty collection means none.
+
+    Raises:
+        UsageError: the module has no part of these kinds.
+    """
+    total = sum(parameter.numel() for parameter in module.parameters())
+    if kinds is None:
+        found = list(_in_one_group(module, _groups(module), total / _SHARE))
+    else:
+        found = list(_of_kinds(module, tuple(kinds)))
+        if kinds and not found:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise UsageError(
+                f"auto_wrap_policy: {type(module).__name__} has no part of the class {names}",
+                fix="the class of its blocks, such as torch.nn.TransformerEncoderLayer, or None to have them found",
+            )
+    return [part for part in found if not _is_tied(part, module)]
+
+
+def _of_kinds(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
+    for child in part.children():
+        if isinstance(child, kinds):
+            yield child
+        else:
+            yield from _of_kinds(child, kinds)
+
+
+def _groups(module: Module) -> dict[int, int]:
+    """The number of the group that each parameter is in; those of the head are in none."""
+    try:
+        names = module.layer_groups()
+    except UsageError:  # it has no backbone
+        parts = _children(module, sum(parameter.numel() for parameter in module.parameters()))
+        return {id(p): number for number, part in enumerate(parts) for p in part.parameters()}
+    parameters, factors = parameters_by_name(module), factor_names(module)
+    found = {id(parameters[name]): number for number, group in enumerate(names) for name in group}
+    # LoRA's factors are where the weight is that they stand beside.
+    for name in factors:
+        beside = [p for other, p in parameters.items() if other.rpartition(".")[0] == name.rpartition(".")[0]]
+        found.update({id(parameters[name]): found[id(p)] for p in beside if id(p) in found})
+    return found
+
+
+def _children(part: nn.Module, total: int) -> Iterator[nn.Module]:
+    for child in part.children():
+        size = sum(parameter.numel() for parameter in child.parameters())
+        holds_much = size > total / (4 if isinstance(child, _CONTAINERS) else 2)
+        if holds_much and list(child.children()) and not isinstance(child, _ATOMS):
+            yield from _children(child, total)
+        else:
+            yield child
+
+
+def _in_one_group(part: nn.Module, groups: dict[int, int], least: float) -> Iterator[nn.Module]:
+    """The largest parts of which every parameter is in the same group."""
+    for child in part.children():
+        own = {groups.get(id(parameter)) for parameter in child.parameters()}
+        is_block = len(own) == 1 and None not in own and not isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        if is_block:
+            if sum(parameter.numel() for parameter in child.parameters()) >= least:
+                yield child
+        elif not isinstance(child, _ATOMS):
+            yield from _in_one_group(child, groups, least)
+
+
+def _is_tied(part: nn.Module, module: nn.Module) -> bool:
+    """Whether something outside of a part uses a weight of it too."""
+    inside = {id(one) for one in part.modules()}
+    own = {id(parameter) for parameter in part.parameters()}
+    outside = (one for one in module.modules() if id(one) not in inside)
+    return any(id(p) in own for one in outside for p in one.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""Hyper-parameters as logs can show them: plain values, whatever a module was made with."""
+"""What loggers to other libraries share: importing what not everybody has, and hyper-parameters as plain values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,61 @@ import enum
 import math
 import os
 from collections.abc import Mapping, Sequence, Set
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["flat_values", "plain_value"]
+from flashtask.core.errors import UsageError
+from flashtask.trainer.loggers.logger import Logger
+
+__all__ = ["first_line", "flat_values", "library", "no_run_yet", "plain_value", "require_library"]
 
 
-def plain_value(value: Any) -> Any:
+def require_library(name: str, wanted_by: str, command: str) -> None:
+    """Look whether a library is there, without importing it.
+
+    Args:
+        name: what is imported.
+        wanted_by: which logger needs it.
+        command: what installs it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if find_spec(name) is None:
+        raise UsageError(f"{wanted_by} needs {name}, which is not installed", fix=command)
+
+
+def library(name: str, wanted_by: str, command: str) -> Any:
+    """Import a library, or a module of one, that not everybody has; arguments as for `require_library`.
+
+    Raises:
+        UsageError: it is not installed, or cannot be imported.
+    """
+    require_library(name.partition(".")[0], wanted_by, command)
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"{wanted_by} needs {name}, which cannot be imported", why=str(error), fix=f"{command} --upgrade"
+        ) from error
+
+
+def no_run_yet(logger: Logger) -> UsageError:
+    """The error for asking a logger for what it has only while a run is going on."""
+    kind = type(logger).__name__
+    return UsageError(
+        f"{kind}.experiment is there only while a run is going on",
+        fix=f"use it in a hook: logger = {kind}(), and logger.experiment in on_train_start",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, which may be a page long."""
+    return str(error).strip().partition("\n")[0]
+
+
+def plain_value(value: object) -> Any:
     """A value made of numbers, texts, lists and dictionaries with names; the same for equal hyper-parameters.
 
     Paths become texts, a tensor of one element a number, classes and functions their names, other objects and larger
