@@ -13,8 +13,7 @@ from pathlib import Path
 from flashtask.core.errors import HubError, IntegrityError, OutputError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.plain_json import read_json
-from flashtask.data.archive import ArchiveLimits, is_archive, place, staging_for, unpack
-from flashtask.data.archive_names import name_taken
+from flashtask.data.archive import ArchiveLimits, is_archive, name_taken, place, staging_for, unpack
 from flashtask.data.download_resume import Partial, Request, fetch, writing
 from flashtask.data.download_source import PREFIX, Checksum, Source, file_digest, local_source, remote_source
 from flashtask.data.download_transport import Clock, UnfinishedError, shown

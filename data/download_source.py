@@ -10,8 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from flashtask.core.errors import MissingInputError, UsageError
-from flashtask.data.archive import is_archive
-from flashtask.data.archive_names import HIDDEN
+from flashtask.data.archive import HIDDEN, is_archive
 from flashtask.data.download_transport import shown
 
 __all__ = ["PREFIX", "Checksum", "Source", "file_digest", "local_source", "remote_source"]
