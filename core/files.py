@@ -26,6 +26,7 @@ __all__ = [
     "open_regular",
     "remove_partials",
     "sha256_file",
+    "staging_folder",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -80,10 +81,29 @@ def atomic_write_text(path: PathLike, text: str) -> None:
         file.write(data)
 
 
+@contextmanager
+def staging_folder(home: str | os.PathLike[str], name: str) -> Iterator[Path]:
+    """Gives an empty hidden folder in `home`, gone at the end with all that is still in it.
+
+    Args:
+        home: a folder; what killed processes left in it is removed first.
+        name: start of the new folder's name, after a dot.
+    """
+    remove_partials(home)
+    staging = Path(home, _partial_name(name))
+    _being_written.add(staging.name)
+    try:
+        staging.mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        _being_written.discard(staging.name)
+
+
 def remove_partials(folder: str | os.PathLike[str]) -> list[Path]:
     """Removes what killed processes of this machine left behind while writing, and gives those paths.
 
-    Files that a living process may still be writing, or that another machine wrote, are left alone.
+    Files and folders that a living process may still be writing, or that another machine wrote, are left alone.
 
     Raises:
         StorageError: a leftover cannot be removed.
@@ -95,10 +115,13 @@ def remove_partials(folder: str | os.PathLike[str]) -> list[Path]:
         if not match or match["host"] != _HOST or _may_be_written(name, int(match["pid"])):
             continue
         try:
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
-                f"cannot remove the leftover {folder / name}: {error.strerror}", fix=f"rm {folder / name}"
+                f"cannot remove the leftover {folder / name}: {error.strerror}", fix=f"rm -r {folder / name}"
             ) from error
         removed.append(folder / name)
     return removed

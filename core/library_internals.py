@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_norm_class",
     "before_each_operation",
+    "bytes_after_body",
     "change_count",
     "extractor_graphs",
     "forget_fsdp",
@@ -185,7 +186,7 @@ def is_from_compiler(error: BaseException) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
-# ---- torchvision, timm, torchmetrics, huggingface_hub
+# ---- torchvision, timm, torchmetrics, huggingface_hub, httpx
 
 
 def extractor_graphs(extractor: nn.Module) -> tuple[Any, Any]:
@@ -239,3 +240,19 @@ def hub_client_factory() -> Callable[[], Any]:
 
     factory: Callable[[], Any] = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     return factory
+
+
+def bytes_after_body(response: Any, wait: float) -> bytes:
+    """What a server sent after the announced end of a body: httpx reads it along and drops it.
+
+    Args:
+        response: one whose body was read to its end, but which is not closed.
+        wait: seconds to wait for a first byte.
+    """
+    with suppress(AttributeError):
+        pending: bytes = response.stream._stream._httpcore_stream._stream._connection._h11_state.trailing_data[0]
+        if pending:
+            return pending
+    with suppress(Exception):  # nothing came, or the server has hung up
+        return bytes(response.extensions["network_stream"].read(1, timeout=wait))
+    return b""

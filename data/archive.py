@@ -7,23 +7,32 @@ of them are there, so a refusal, a full disk or a kill leaves the target as it w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import secrets
 import shutil
-import socket
-from collections.abc import Callable, Collection, Generator, Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from flashtask.core.errors import FlashtaskError, MissingInputError, OutputError, StorageError
-from flashtask.data.archive_limits import ArchiveLimits, Budget, Member
-from flashtask.data.archive_names import HIDDEN, Names, name_taken
-from flashtask.data.archive_tar import DECOMPRESSORS, tar_members
-from flashtask.data.archive_zip import zip_members
+from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError, OutputError, StorageError
+from flashtask.core.files import staging_folder
+from flashtask.data.archive_members import (
+    CHUNK,
+    DAMAGE,
+    HIDDEN,
+    ArchiveLimits,
+    Listing,
+    Member,
+    RefusedError,
+    is_known,
+    name_taken,
+    read_members,
+)
 
-__all__ = ["ArchiveLimits", "extract_archive", "is_archive", "place", "staging_for", "unpack"]
+__all__ = ["HIDDEN", "ArchiveLimits", "extract_archive", "is_archive", "name_taken", "names_in", "place", "staging_for"]
+__all__ += ["unpack"]
 
-_STAGING = f"{HIDDEN}extracting-"
 _SUFFIXES = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz))$", re.IGNORECASE)
 
 
@@ -51,16 +60,24 @@ def extract_archive(path: str | Path, folder: str | Path, limits: ArchiveLimits 
     """
     folder = Path(os.path.abspath(folder))
     with staging_for(folder) as staging:
-        names = unpack(Path(path), staging, limits or ArchiveLimits(), taken=_names_in(folder))
+        names = unpack(Path(path), staging, limits or ArchiveLimits(), taken=names_in(folder))
         place(staging, folder)
     return names
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """What a folder holds; nothing if it does not exist."""
+    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
 
 
 def is_archive(path: Path, name: str) -> bool:
     """Whether to unpack a file: its name says so, or without a suffix its first bytes."""
     if _SUFFIXES.search(name):
         return True
-    return not Path(name).suffix and _members_reader(path) is not None
+    if Path(name).suffix:
+        return False
+    with path.open("rb") as file:
+        return is_known(file.read(512))
 
 
 @contextlib.contextmanager
@@ -70,20 +87,20 @@ def staging_for(folder: Path) -> Iterator[Path]:
     It lies inside `folder` if that exists (it may be a mount point), else beside it.
     """
     home = folder if folder.is_dir() else folder.parent
-    made = _make_folders(home)
-    try:
-        _remove_abandoned(home)
-        staging = home / f"{_STAGING}{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_if_empty, [path for path in (home, *home.parents) if not path.is_dir()])
         try:
-            staging.mkdir(mode=0o755)
+            home.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(staging_folder(home, f"{HIDDEN}extracting"[1:]))
         except OSError as error:
-            raise _cannot(f"write to {home}", error) from error
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        _remove_if_empty(made)
+            raise OutputError(f"cannot write to {home}", why=str(error), fix="choose another folder") from error
+        yield staging
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def unpack(
@@ -91,34 +108,68 @@ def unpack(
 ) -> tuple[str, ...]:
     """Write the members of an archive into an empty folder and give their top-level names.
 
+    The archive is read twice: nothing is written before all its headers were checked, and each is checked again
+    when its file is written.
+
     Args:
         path: the archive.
         staging: an empty folder of our own.
         limits: how much it may be.
-        taken: names that may not appear at the top level; said before the work, not after it.
+        taken: names that may not appear at the top level.
         called: the archive's name for messages, if not that of its file.
     """
     if not path.is_file():
         raise MissingInputError(f"no archive at {path}", fix="check the path")
-    budget = Budget(path, limits, called or path.name)
-    reader = _members_reader(path)
-    if reader is None:
-        raise budget.refuse(f"it is neither zip nor tar; it starts with {_first_bytes(path)[:16]!r}")
-    names = Names(budget, taken)
+    name, started, member = called or path.name, time.monotonic(), None
     try:
-        with contextlib.closing(reader(path, budget)) as members:
-            for member in members:
-                _write(member, names, staging)
+        for is_written in (False, True):
+            with path.open("rb") as file:
+                listing = Listing(os.fstat(file.fileno()).st_size, limits, taken, started)
+                with contextlib.closing(read_members(file, listing)) as members:
+                    for member in members:
+                        parts = listing.add(member)
+                        if is_written:
+                            _write(member, staging.joinpath(*parts), listing)
+            member = None
     except FlashtaskError:
         raise
-    except OSError as error:
-        free = shutil.disk_usage(staging).free
+    except RefusedError as error:
+        raise _refusal(name, error.reason, error.member) from error
+    except (*DAMAGE, OSError) as error:
+        # The errors of decompressors have no number; an offset that is nonsense gives EINVAL.
+        if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
+            reason = f"it is damaged, cut short or followed by garbage ({error})"
+            raise _refusal(name, reason, member.name if member else None) from error
         raise StorageError(
-            f"unpacking {budget.name} into {staging.parent} failed",
-            why=f"{error.strerror or error}; {budget.bytes:,} bytes unpacked so far, {free:,} bytes free",
+            f"unpacking {name} into {staging.parent} failed",
+            why=f"{error.strerror or error}; {shutil.disk_usage(staging).free:,} bytes free",
             fix="free some space or choose a folder on another disk, then run it again",
         ) from error
     return tuple(sorted(os.listdir(staging)))
+
+
+def _write(member: Member, target: Path, listing: Listing) -> None:
+    folder = target if member.is_folder else target.parent
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if member.is_folder:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    mode = 0o755 if member.is_executable else 0o644
+    with os.fdopen(os.open(target, flags, mode), "wb") as file, member.open() as content:
+        while chunk := content.read(CHUNK):
+            listing.check()
+            file.write(chunk)
+        if file.tell() != member.size:
+            raise RefusedError(f"{file.tell():,} bytes where its header says {member.size:,}", member.name)
+
+
+def _refusal(archive: str, reason: str, member: str | None) -> IntegrityError:
+    where = f", member {member!a}" if member is not None else ""
+    return IntegrityError(
+        f"refused to unpack {archive}{where}: {reason}",
+        why="nothing was unpacked: an archive is taken whole or not at all",
+        fix="get a sound copy from its owner; if it is only too large, give limits=ArchiveLimits(...)",
+    )
 
 
 def place(staging: Path, folder: Path, *, last: str | None = None) -> None:
@@ -129,105 +180,20 @@ def place(staging: Path, folder: Path, *, last: str | None = None) -> None:
         folder: the target.
         last: an entry that goes last and may replace an older one (a marker).
     """
+    moved: list[str] = []
     try:
         if not os.path.lexists(folder):
             os.rename(staging, folder)
             return
-        names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
-        for name in names:
+        for name in sorted(os.listdir(staging), key=lambda name: name == last):
             if name != last and os.path.lexists(folder / name):
                 raise name_taken(str(folder / name))
-        _move_all(names, staging, folder)
-    except FlashtaskError:
-        raise
-    except OSError as error:
-        raise _cannot(f"move the files into {folder}", error) from error
-
-
-def _write(member: Member, names: Names, staging: Path) -> None:
-    parts = names.accept(member.name, member.is_folder)
-    target = staging.joinpath(*parts)
-    if member.is_folder:
-        target.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for _ in member.chunks:  # the reader's own checks still run
-            pass
-        return
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(target, flags, 0o755 if member.executable else 0o644), "wb") as file:
-        for chunk in member.chunks:
-            file.write(chunk)
-
-
-def _members_reader(path: Path) -> Callable[[Path, Budget], Generator[Member, None, None]] | None:
-    start = _first_bytes(path)
-    if start.startswith((b"PK\3\4", b"PK\5\6")):
-        return zip_members
-    if start.startswith(tuple(DECOMPRESSORS)) or start[257:262] == b"ustar":
-        return tar_members
-    return None
-
-
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(512)
-
-
-def _move_all(names: list[str], staging: Path, folder: Path) -> None:
-    moved: list[str] = []
-    try:
-        for name in names:
             os.replace(staging / name, folder / name)
             moved.append(name)
-    except BaseException:
+    except BaseException as error:
         for name in moved:
             os.replace(folder / name, staging / name)
+        if isinstance(error, OSError) and not isinstance(error, FlashtaskError):
+            why, fix = str(error), "choose another folder"
+            raise OutputError(f"cannot move the files into {folder}", why=why, fix=fix) from error
         raise
-
-
-def _cannot(what: str, error: OSError) -> OutputError:
-    return OutputError(f"cannot {what}", why=str(error), fix="choose another folder")
-
-
-def _names_in(folder: Path) -> frozenset[str]:
-    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder with its parents and say which are new, outermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.is_dir()][::-1]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove_if_empty(missing)
-        raise _cannot(f"make the folder {folder}", error) from error
-    return missing
-
-
-def _remove_if_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in reversed(folders):
-            folder.rmdir()
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.]", "", socket.gethostname())[:64] or "host"
-
-
-def _remove_abandoned(home: Path) -> None:
-    """Clear staging folders of processes that were killed on this machine."""
-    mine = re.compile(re.escape(f"{_STAGING}{_host()}-") + r"([0-9]{1,9})-[0-9a-f]{8}")
-    for entry in os.scandir(home):
-        found = mine.fullmatch(entry.name)
-        if found and os.name == "posix" and not _is_alive(int(found[1])):
-            shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from flashtask.core.errors import HubError, IntegrityError, OutputError
+from flashtask.core.errors import HubError, IntegrityError, MissingInputError, OutputError, UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.plain_json import read_json
-from flashtask.data.archive import ArchiveLimits, is_archive, place, staging_for, unpack
-from flashtask.data.archive_names import name_taken
-from flashtask.data.download_resume import Partial, Request, fetch, writing
-from flashtask.data.download_source import PREFIX, Checksum, Source, file_digest, local_source, remote_source
-from flashtask.data.download_transport import Clock, UnfinishedError, shown
+from flashtask.data.archive import HIDDEN, ArchiveLimits, is_archive, name_taken, names_in, place, staging_for, unpack
+from flashtask.data.download_resume import Clock, Download, UnfinishedError, shown, writing
 
 __all__ = ["check_address", "download_data", "download_image"]
+
+#: Start of the names of all files that a download keeps for itself.
+_PREFIX = f"{HIDDEN}download-"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the data comes from, and its checksum if one was given. `stamp` changes with a local archive."""
+
+    address: str
+    name: str
+    checksum: str
+    stamp: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this source from others in file names."""
+        return hashlib.sha256(self.address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    @property
+    def marker(self) -> str:
+        """Name of the file that says, in the data folder, that this source was put there."""
+        return f"{_PREFIX}{self.key}.json"
 
 
 @named_arguments
@@ -65,29 +89,25 @@ def download_data(
         OutputError, StorageError: the folder cannot be written, or holds a name that the archive brings.
     """
     folder = Path(os.path.abspath(folder))
-    wanted = Checksum.parse(checksum)
-    is_local = "://" not in str(url)
-    source = local_source(Path(url)) if is_local else remote_source(str(url), filename, wanted, allow_http)
-    if _is_there(source, wanted, folder):
+    wanted, limits, is_local = _parsed_checksum(checksum), limits or ArchiveLimits(), "://" not in str(url)
+    source = _local_source(Path(url), wanted) if is_local else _remote_source(str(url), filename, wanted, allow_http)
+    if _is_there(source, folder):
         return folder
     clock = Clock(deadline, timeout)
     with _one_at_a_time(source, folder, clock) as home:
-        if _is_there(source, wanted, folder):
+        if _is_there(source, folder):
             return folder
         if is_local:
-            archive = Path(source.address)
-            sha256 = _verified(archive, source, wanted)
-        else:
-            request = Request(source.address, max_bytes, verified_later=wanted is not None)
-            archive, sha256 = _downloaded(request, source, wanted, home, clock, progress)
+            file = Path(source.address)
+            _fill(folder, file, source, _verified(file, source), limits)
+            return folder
+        file, sha256 = _downloaded(source, max_bytes, home, clock, progress)
         try:
-            _fill(folder, archive, source, wanted, sha256, limits or ArchiveLimits())
+            _fill(folder, file, source, sha256, limits)
         except IntegrityError:
-            if not is_local:
-                archive.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             raise
-        if not is_local:
-            archive.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
     return folder
 
 
@@ -97,7 +117,7 @@ def check_address(url: str) -> None:
     Raises:
         UsageError: it is neither http nor https, or has a user name in it.
     """
-    remote_source(url, "image", None, allow_http=True)
+    _remote_source(url, "image", "", allow_http=True)
 
 
 def download_image(
@@ -118,12 +138,11 @@ def download_image(
         UsageError: as `check_address`.
         StorageError: the file cannot be written.
     """
-    source = remote_source(url, "image", None, allow_http=True)
-    partial = Partial(path)
+    source = _remote_source(url, "image", "", allow_http=True)
     # A picture is decoded to its last byte, which shows a cut that the server did not announce.
-    request = Request(source.address, max_bytes, verified_later=False, ends_by_itself=True, tries=3)
+    download = Download(source.address, path, Clock(deadline, timeout), max_bytes, ends_by_itself=True, tries=3)
     try:
-        fetch(request, partial, Clock(deadline, timeout), lambda done, total: None)
+        download.fetch()
     except UnfinishedError as error:
         raise HubError(
             f"cannot download {shown(url)}", why=error.reason, fix="check the address and the network connection"
@@ -133,79 +152,131 @@ def download_image(
             error.fix = "download it yourself and give the path of the file"
         raise
     finally:
-        partial.note.unlink(missing_ok=True)
+        download.note.unlink(missing_ok=True)
 
 
-def _is_there(source: Source, wanted: Checksum | None, folder: Path) -> bool:
-    """Whether an earlier call put this into the folder and it still stands there; says so on stderr."""
+# ---- what was asked for
+
+
+def _parsed_checksum(text: str | None) -> str:
+    """A checksum as `sha256:...` or `md5:...`; empty without one."""
+    if text is None:
+        return ""
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})|(md5:[0-9a-f]{32})", text.strip().lower())
+    if found is None:
+        is_md5 = re.fullmatch(r"[0-9a-fA-F]{32}", text.strip())
+        raise UsageError(
+            f"{text!r} is not a checksum",
+            why="it has to be sha256:<64 hex digits> or md5:<32 hex digits>",
+            fix=f'checksum="md5:{text.strip()}"' if is_md5 else "sha256sum FILE prints one",
+        )
+    return found[2] or f"sha256:{found[1]}"
+
+
+def _local_source(path: Path, wanted: str) -> _Source:
+    if not path.is_file():
+        raise MissingInputError(f"no archive at {path}", fix="check the path, or give an https:// address")
+    if not is_archive(path, path.name):
+        raise UsageError(f"{path} is no zip or tar archive", fix="copy it into the folder yourself")
+    stat = path.stat()
+    return _Source(os.path.abspath(path), path.name, wanted, f"{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def _remote_source(url: str, filename: str | None, wanted: str, allow_http: bool) -> _Source:
+    """An address, after the checks of its scheme, host and file name."""
+    try:
+        parts = urlsplit(url)
+        has_address = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        parts, has_address = urlsplit(""), False
+    if parts.scheme not in ("https", "http") or not has_address or re.search(r"[\x00-\x20\x7f]", url):
+        fix = f"give the path alone: download_data({unquote(parts.path)!r})" if parts.scheme == "file" else ""
+        raise UsageError(f"cannot download {shown(url)!r}", why="it is no https address", fix=fix or "https://...")
+    if parts.username is not None:
+        raise UsageError(
+            "an address with a user name or password is not taken",
+            why="it would end up in logs and files",
+            fix="download it in a browser and give the path of the file",
+        )
+    if parts.scheme == "http" and not allow_http and not wanted:
+        raise UsageError(
+            f"{shown(url)} is plain http",
+            why="anyone on the way can change what arrives",
+            fix=f'use https, or give checksum="sha256:...", or allow_http=True: {shown(url)}',
+        )
+    name = filename or unquote(parts.path.rpartition("/")[2])
+    if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f:]", name) or len(name.encode()) > 255:
+        raise UsageError(
+            f"the address gives no usable file name ({name!r})",
+            why="files are never named by the server",
+            fix='give one: filename="data.zip"',
+        )
+    return _Source(parts._replace(fragment="").geturl(), name, wanted)
+
+
+# ---- fetching, verifying, putting in place
+
+
+def _is_there(source: _Source, folder: Path) -> bool:
+    """Whether an earlier call put this into the folder and it is still complete; if so, prints a line on stderr."""
     try:
         marker = read_json(folder / source.marker, most=2**26)
         same = marker["stamp"] == source.stamp and all(os.path.lexists(folder / name) for name in marker["entries"])
-        known = (marker["checksum"], f"sha256:{marker['sha256']}")
+        known = ("", marker["checksum"], f"sha256:{marker['sha256']}")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if not same or (wanted is not None and str(wanted) not in known):
+    if not same or source.checksum not in known:
         return False
     print(f"{source.name} is in {folder} already: nothing to download", file=sys.stderr)
     return True
 
 
-def _downloaded(
-    request: Request,
-    source: Source,
-    wanted: Checksum | None,
-    home: Path,
-    clock: Clock,
-    progress: bool | None,
-) -> tuple[Path, str]:
+def _downloaded(source: _Source, max_bytes: int, home: Path, clock: Clock, progress: bool | None) -> tuple[Path, str]:
     """The whole file under its hidden final name, which only verified bytes ever have, and its sha256."""
-    final = home / f"{PREFIX}{source.key}.data"
+    final = home / f"{_PREFIX}{source.key}.data"
     if final.is_file():
         # An earlier call got this far and could not unpack it, for instance for lack of space.
         with contextlib.suppress(IntegrityError):
-            return final, _verified(final, source, wanted)
+            return final, _verified(final, source)
         final.unlink()
-    partial = Partial(home / f"{PREFIX}{source.key}.part")
-    with _progress_bar(source.name, progress) as report:
-        fetch(request, partial, clock, report)
+    download = Download(source.address, home / f"{_PREFIX}{source.key}.part", clock, max_bytes, bool(source.checksum))
+    with _progress_bar(source.name, progress) as download.report:
+        download.fetch()
     try:
-        sha256 = _verified(partial.path, source, wanted)
+        sha256 = _verified(download.path, source)
     except IntegrityError:
-        partial.drop()
+        download.drop()
         raise
     with writing(final):
-        os.replace(partial.path, final)
-    partial.drop()
+        os.replace(download.path, final)
+    download.drop()
     return final, sha256
 
 
-def _verified(path: Path, source: Source, wanted: Checksum | None) -> str:
+def _verified(path: Path, source: _Source) -> str:
     """The file's sha256, after comparing the checksum."""
-    sha256 = file_digest(path, "sha256")
-    if wanted is not None:
-        found = sha256 if wanted.method == "sha256" else file_digest(path, wanted.method)
-        if found != wanted.digest:
-            raise IntegrityError(
-                f"{shown(source.address)} is not the file that was asked for",
-                why=f"its {wanted.method} is {found}, wanted {wanted.digest} ({path.stat().st_size:,} bytes)",
-                fix="check the checksum with the owner of the file; nothing was unpacked",
-            )
+    sha256 = _digest(path, "sha256")
+    method, _, wanted = source.checksum.partition(":")
+    found = _digest(path, method) if method == "md5" else sha256
+    if wanted and found != wanted:
+        raise IntegrityError(
+            f"{shown(source.address)} is not the file that was asked for",
+            why=f"its {method} is {found}, wanted {wanted} ({path.stat().st_size:,} bytes)",
+            fix="check the checksum with the owner of the file; nothing was unpacked",
+        )
     return sha256
 
 
-def _fill(
-    folder: Path,
-    file: Path,
-    source: Source,
-    wanted: Checksum | None,
-    sha256: str,
-    limits: ArchiveLimits,
-) -> None:
+def _digest(path: Path, method: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(method, usedforsecurity=False)).hexdigest()
+
+
+def _fill(folder: Path, file: Path, source: _Source, sha256: str, limits: ArchiveLimits) -> None:
     """Put the content and the marker into the folder in one go."""
     with staging_for(folder) as staging:
         if is_archive(file, source.name):
-            taken = frozenset(os.listdir(folder)) if folder.is_dir() else frozenset[str]()
-            entries = list(unpack(file, staging, limits, taken=taken, called=source.name))
+            entries = list(unpack(file, staging, limits, taken=names_in(folder), called=source.name))
         else:
             if os.path.lexists(folder / source.name):
                 raise name_taken(str(folder / source.name))
@@ -213,7 +284,7 @@ def _fill(
             entries = [source.name]
         marker = {
             "url": shown(source.address),
-            "checksum": str(wanted) if wanted else f"sha256:{sha256}",
+            "checksum": source.checksum or f"sha256:{sha256}",
             "sha256": sha256,
             "stamp": source.stamp,
             "entries": entries,
@@ -224,13 +295,15 @@ def _fill(
 
 
 @contextlib.contextmanager
-def _one_at_a_time(source: Source, folder: Path, clock: Clock) -> Iterator[Path]:
+def _one_at_a_time(source: _Source, folder: Path, clock: Clock) -> Iterator[Path]:
     """The folder for hidden files, while no other process works on the same download."""
     home = folder if folder.is_dir() else folder.parent
-    path = home / f"{PREFIX}{source.key}.lock"
+    path = home / f"{_PREFIX}{source.key}.lock"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        file = _locked(path, clock)
+        while not _is_locked(lock := os.open(path, os.O_RDWR | os.O_CREAT, 0o644), path):
+            os.close(lock)
+            time.sleep(min(0.1, clock.left()))
     except HubError:
         raise
     except OSError as error:
@@ -239,36 +312,19 @@ def _one_at_a_time(source: Source, folder: Path, clock: Clock) -> Iterator[Path]
         yield home
     finally:
         path.unlink(missing_ok=True)
-        os.close(file)
+        os.close(lock)
 
 
-def _locked(path: Path, clock: Clock) -> int:
-    """An open lock file that is ours; waits for another process that has it."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if _try_lock(file) and _is_same(file, path):
-            return file
-        os.close(file)
-        time.sleep(min(0.1, clock.left()))
-
-
-def _try_lock(file: int) -> bool:
+def _is_locked(lock: int, path: Path) -> bool:
+    """Whether this process now has the lock, and the file still has its name: the last owner removes it."""
     try:
         import fcntl
     except ImportError:  # Windows: concurrent downloads of one file are not kept apart there
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_same(file: int, path: Path) -> bool:
-    """Whether the locked file still stands under its name; its last owner removes it."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except (BlockingIOError, FileNotFoundError):
         return False
 
 

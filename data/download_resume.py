@@ -1,268 +1,106 @@
-"""All bytes of one address into one partial file: going on after cuts, trying again."""
+"""All bytes of one address in one partial file: going on after cuts, trying again, and what is refused on the way.
+
+Rules for hosts hold for addresses that come from a redirect. The address the user typed is used as it is.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from flashtask._version import __version__
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError
+from flashtask.core.library_internals import bytes_after_body
 from flashtask.core.plain_json import read_json
-from flashtask.data.download_answers import (
-    TryAgainError,
-    refuse_encoding,
-    refuse_status,
-    stated_length,
-    strong_etag,
-)
-from flashtask.data.download_transport import Answer, Clock, UnfinishedError, open_url, shown
 
-__all__ = ["Partial", "Request", "fetch", "writing"]
+if TYPE_CHECKING:
+    import httpx2 as httpx
+
+__all__ = ["Clock", "Download", "UnfinishedError", "shown", "writing"]
 
 #: Tries in a row that bring no new byte.
 MAX_FAILURES = 6
 #: Connections in all, however little each brings.
 MAX_CONNECTIONS = 1000
+MAX_REDIRECTS = 10
 #: Seconds before the next try; doubled after each that brings nothing.
 BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF = 30.0
+#: Seconds to wait for bytes after the announced end; a sound server closes at once.
+_OVERLONG_WAIT = 0.2
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_HEADERS = {
+    "User-Agent": f"flashtask/{__version__}",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",  # a body packed for transport would not be the file
+    "Connection": "close",
+}
+_BY_HAND = "download it in a browser and give the path of the file instead of the address"
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to fetch.
-
-    Args:
-        url: the address.
-        max_bytes: the most that is taken.
-        verified_later: a checksum will prove length and version.
-        ends_by_itself: what is fetched shows by itself whether it is whole, so its length need not be announced.
-        tries: in a row that bring no new byte, before it is given up.
-    """
-
-    url: str
-    max_bytes: int
-    verified_later: bool
-    ends_by_itself: bool = False
-    tries: int = MAX_FAILURES
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes the partial file is a part of."""
-
-    url_sha256: str
-    etag: str = ""
-    last_modified: str = ""
-    total: int | None = None
-
-
-class Partial:
-    """A file on its way and, beside it, a note of which version of which address it belongs to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.note = path.with_name(path.name + ".json")
-
-    def size(self) -> int:
-        """Bytes that have arrived."""
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def version(self, url: str) -> _Version | None:
-        """What the note says; None if there is none, it is of another address, or unreadable."""
-        try:
-            version = _Version(**read_json(self.note))
-        except (OSError, ValueError, TypeError):
-            return None
-        return version if version.url_sha256 == _digest(url) else None
-
-    def begin(self, version: _Version) -> None:
-        """Drop what is there and note what comes."""
-        self.drop()
-        with writing(self.path):
-            self.note.write_text(json.dumps(asdict(version)), "utf-8")
-
-    def drop(self) -> None:
-        """Remove file and note."""
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
-
-def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[int, int | None], None]) -> None:
-    """Bring `partial` to its full length; what is there already is not asked for again.
+class UnfinishedError(HubError):
+    """A download that was given up, for lack of time or because the connection kept breaking.
 
     Args:
-        request: what to fetch.
-        partial: where it goes; kept when this fails and may go on later.
-        clock: deadline and stall time-out.
-        report: called with (bytes so far, bytes in all or None).
-
-    Raises:
-        HubError: the server cannot be reached, refuses, or keeps failing.
-        IntegrityError: what it sends is not what it says, or more than `max_bytes`.
-        StorageError: the file cannot be written.
+        what: as for every error.
+        reason: what went wrong, in a few words.
+        kept: what becomes of the bytes that have arrived.
+        fix: as for every error.
     """
-    failures, most = 0, partial.size()
-    for _ in range(MAX_CONNECTIONS):
-        try:
-            _one_connection(request, partial, clock, report)
-            return
-        except FlashtaskError:
-            raise
-        except (TryAgainError, OSError, http.client.HTTPException) as error:
-            reason = str(error) or type(error).__name__
-            wait = error.wait if isinstance(error, TryAgainError) else 0.0
-        if partial.size() > most:
-            failures, most = 0, partial.size()
-        else:
-            failures += 1
-        if failures >= request.tries:
-            break
-        _pause(
-            max(wait, min(BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF)),
-            reason,
-            request.url,
-            clock,
-        )
-    raise UnfinishedError(
-        f"cannot download {shown(request.url)}",
-        reason,
-        f"{failures} tries in a row brought nothing; {partial.size():,} bytes are kept",
-        "check the network connection and run it again: it goes on from there",
-    )
+
+    def __init__(self, what: str, reason: str, kept: str, fix: str) -> None:
+        super().__init__(what, why=f"{reason}; {kept}", fix=fix)
+        self.reason = reason
 
 
-def _one_connection(
-    request: Request, partial: Partial, clock: Clock, report: Callable[[int, int | None], None]
-) -> None:
-    version, have = partial.version(request.url), partial.size()
-    if have and version is not None and have == version.total:
-        return
-    headers = _range_headers(version, have, request)
-    if not headers:
-        partial.drop()
-    answer = open_url(request.url, headers, clock)
-    with contextlib.closing(answer):
-        if answer.status == 416:
-            partial.drop()
-            raise TryAgainError("the server has no such part")
-        refuse_status(answer)
-        refuse_encoding(answer)
-        if answer.status == 206:
-            total: int | None = _resumed_total(answer, version, have if headers else -1, partial)
-        else:
-            total = stated_length(answer)
-            partial.begin(_Version(_digest(request.url), strong_etag(answer), answer.header("Last-Modified"), total))
-        is_sure = request.verified_later or request.ends_by_itself
-        if total is None and not answer.is_chunked() and not is_sure:
-            raise HubError(
-                f"{shown(request.url)}: the server does not say how long the file is",
-                why="a cut could not be told from the end",
-                fix='give checksum="sha256:..." from the owner of the file',
+class _TryAgainError(Exception):
+    """A failure that may pass; `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Clock:
+    """The time a download may take as a whole, and how long it may stand still, in seconds."""
+
+    def __init__(self, deadline: float, timeout: float) -> None:
+        self.deadline, self._timeout = deadline, timeout
+        self._end = time.monotonic() + deadline
+
+    def left(self) -> float:
+        """Seconds until the deadline; HubError when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise UnfinishedError(
+                f"the download did not finish within {self.deadline:g} s",
+                "the deadline was reached",
+                "what has arrived is kept",
+                "run it again to go on from there, or give a longer deadline=",
             )
-        _receive(answer, request, partial, total, clock, report)
+        return left
+
+    def timeout(self) -> float:
+        """How long the next single wait may take."""
+        return min(self._timeout, self.left())
 
 
-def _receive(
-    answer: Answer,
-    request: Request,
-    partial: Partial,
-    total: int | None,
-    clock: Clock,
-    report: Callable[[int, int | None], None],
-) -> None:
-    have = partial.size()
-    _refuse_size(max(have, total or 0), request, partial)
-    with writing(partial.path), partial.path.open("ab") as file:
-        blocks = answer.body(None if total is None else total - have, clock)
-        while block := _next_block(blocks):
-            have += len(block)
-            _refuse_size(have, request, partial)
-            if total is not None and have > total:
-                partial.drop()
-                raise IntegrityError(
-                    f"{shown(request.url)}: the server sent more than the {total:,} bytes it announced",
-                    fix="run it again; if it stays, tell the owner of the server",
-                )
-            file.write(block)
-            report(have, total)
-        file.flush()
-        os.fsync(file.fileno())
-    if total is not None and have < total:
-        raise TryAgainError(f"the connection ended at {have:,} of {total:,} bytes")
-
-
-def _next_block(blocks: Iterator[bytes]) -> bytes:
-    """The next bytes of the body; failures of the network are marked, to tell them from the disk's."""
-    try:
-        return next(blocks, b"")
-    except FlashtaskError:
-        raise
-    except TimeoutError as error:
-        raise TryAgainError("the server stopped sending") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise TryAgainError(f"the connection broke ({error or type(error).__name__})") from error
-
-
-def _range_headers(version: _Version | None, have: int, request: Request) -> dict[str, str]:
-    """What asks for the rest; nothing if the rest could belong to another version unnoticed."""
-    if not have or version is None:
-        return {}
-    validator = version.etag or version.last_modified
-    if not validator and not request.verified_later:
-        return {}
-    return {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
-
-
-def _resumed_total(answer: Answer, version: _Version | None, have: int, partial: Partial) -> int:
-    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.header("Content-Range"))
-    etag = strong_etag(answer)
-    if version is not None and version.etag and etag and etag != version.etag:
-        partial.drop()
-        raise TryAgainError("the file changed on the server")
-    start, end, total = (int(part) for part in found.groups()) if found else (-1, -1, -1)
-    length = stated_length(answer)
-    announced = (version.total if version else None) or total
-    if start != have or end != total - 1 or total != announced or length not in (None, total - have):
-        partial.drop()
-        raise IntegrityError(
-            f"{shown(answer.url)}: the server sent another part than the one asked for",
-            why=f"asked from byte {have:,}, got Content-Range {answer.header('Content-Range')!r}",
-            fix="run it again: it starts from the beginning",
-        )
-    return total
-
-
-def _refuse_size(size: int, request: Request, partial: Partial) -> None:
-    if size > request.max_bytes:
-        partial.drop()
-        raise IntegrityError(
-            f"{shown(request.url)}: the file is larger than {request.max_bytes:,} bytes",
-            why="that is the most this download may take",
-            fix=f"if it is meant to be that large: max_bytes={max(size, 2 * request.max_bytes)}",
-        )
-
-
-def _pause(seconds: float, reason: str, url: str, clock: Clock) -> None:
-    if seconds >= clock.left():
-        raise UnfinishedError(
-            f"cannot download {shown(url)} within {clock.deadline:g} s",
-            reason,
-            f"the next try is due in {seconds:g} s",
-            "run it again later: it goes on from what has arrived",
-        )
-    time.sleep(seconds)
-
-
-def _digest(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()
+def shown(url: str) -> str:
+    """An address for messages and files: without its query, which may hold a secret."""
+    return url.partition("?")[0].partition("#")[0]
 
 
 @contextlib.contextmanager
@@ -276,3 +114,353 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write {path}", why=error.strerror or str(error), fix="free some space, then run it again"
         ) from error
+
+
+@dataclass
+class Download:
+    """One file on its way from an address. Beside it lies a note of which version it is a part of.
+
+    Args:
+        url: the address.
+        path: where the bytes go; kept when `fetch` fails and may go on later.
+        clock: deadline and stall time-out.
+        max_bytes: the most that is taken.
+        verified_later: a checksum will prove length and version.
+        ends_by_itself: the content shows by itself whether it is whole, so its length need not be announced.
+        tries: in a row that bring no new byte, before it is given up.
+        report: called with (bytes so far, bytes in all or None).
+    """
+
+    url: str
+    path: Path
+    clock: Clock
+    max_bytes: int
+    verified_later: bool = False
+    ends_by_itself: bool = False
+    tries: int = MAX_FAILURES
+    report: Callable[[int, int | None], None] = lambda done, total: None
+
+    @property
+    def note(self) -> Path:
+        """The file that says which version of which address this is."""
+        return self.path.with_name(self.path.name + ".json")
+
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def drop(self) -> None:
+        """Remove file and note."""
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def fetch(self) -> None:
+        """Bring the file to its full length; what is there already is not asked for again.
+
+        Raises:
+            HubError: the server cannot be reached, refuses, or keeps failing.
+            IntegrityError: what it sends is not what it says, or more than `max_bytes`; or a refused redirect.
+            StorageError: the file cannot be written.
+        """
+        import httpx2 as httpx
+
+        failures, most, peer = 0, self.size(), _Peer()
+        with _client() as client:
+            for _ in range(MAX_CONNECTIONS):
+                wait = 0.0
+                try:
+                    self._go_on(client, peer)
+                    return
+                except _TryAgainError as error:
+                    reason, wait = str(error), error.wait
+                except httpx.ReadTimeout:
+                    reason = "the server stopped sending"
+                except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+                    version = self._version()
+                    total = f" of {version.total:,}" if version and version.total else ""
+                    reason = f"the connection ended at {self.size():,}{total} bytes" if version else str(error)
+                except (httpx.RequestError, UnicodeError) as error:
+                    peer.refuse_hopeless(error)
+                    reason = str(error) or type(error).__name__
+                failures, most = (0, self.size()) if self.size() > most else (failures + 1, most)
+                if failures >= self.tries:
+                    break
+                wait = max(wait, min(BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF))
+                if wait >= self.clock.left():
+                    raise UnfinishedError(
+                        f"cannot download {shown(self.url)} within {self.clock.deadline:g} s",
+                        reason,
+                        f"the next try is due in {wait:g} s",
+                        "run it again later: it goes on from what has arrived",
+                    )
+                time.sleep(wait)
+        raise UnfinishedError(
+            f"cannot download {shown(self.url)}",
+            reason,
+            f"{failures} tries in a row brought nothing; {self.size():,} bytes are kept",
+            "check the network connection and run it again: it goes on from there",
+        )
+
+    def _go_on(self, client: httpx.Client, peer: _Peer) -> None:
+        """Take what one connection brings."""
+        version, have = self._version(), self.size()
+        if have and version is not None and have == version.total:
+            return
+        headers = self._range_headers(version, have)
+        if not headers:
+            self.drop()
+        with contextlib.closing(_open(client, peer, self.url, headers, self.clock)) as answer:
+            if answer.status_code == 416:
+                self.drop()
+                raise _TryAgainError("the server has no such part")
+            _refuse_answer(answer)
+            is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+            total = None if is_chunked else _number(answer.headers.get("Content-Length", ""))
+            if answer.status_code == 206:
+                total = self._resumed_total(answer, version, have if headers else -1, total)
+            else:
+                have = 0
+                self._begin(answer, total)
+            if total is None and not is_chunked and not self.verified_later and not self.ends_by_itself:
+                raise HubError(
+                    f"{shown(self.url)}: the server does not say how long the file is",
+                    why="a cut could not be told from the end",
+                    fix='give checksum="sha256:..." from the owner of the file',
+                )
+            self._receive(answer, have, total)
+
+    def _receive(self, answer: httpx.Response, have: int, total: int | None) -> None:
+        self._refuse_size(max(have, total or 0))
+        with writing(self.path), self.path.open("ab") as file:
+            for block in answer.iter_raw():
+                have += len(block)
+                self._refuse_size(have)
+                file.write(block)
+                self.report(have, total)
+                if have == total:
+                    break
+                self.clock.left()
+            file.flush()
+            os.fsync(file.fileno())
+        if total is not None and bytes_after_body(answer, _OVERLONG_WAIT):
+            self.drop()
+            raise IntegrityError(
+                f"{shown(self.url)}: the server sent more than the {total:,} bytes it announced",
+                fix="run it again; if it stays, tell the owner of the server",
+            )
+
+    def _version(self) -> _Version | None:
+        """What the note says; None if it is missing, unreadable, or of another address."""
+        try:
+            version = _Version(**read_json(self.note))
+        except (OSError, ValueError, TypeError):
+            return None
+        return version if version.url_sha256 == _digest(self.url) else None
+
+    def _begin(self, answer: httpx.Response, total: int | None) -> None:
+        """Drop what is there and note what comes."""
+        self.drop()
+        version = _Version(_digest(self.url), _strong_etag(answer), answer.headers.get("Last-Modified", ""), total)
+        with writing(self.path):
+            self.note.write_text(json.dumps(asdict(version)), "utf-8")
+
+    def _range_headers(self, version: _Version | None, have: int) -> dict[str, str]:
+        """What asks for the rest; nothing if the rest could belong to another version unnoticed."""
+        validator = version.etag or version.last_modified if version else ""
+        if not have or version is None or not (validator or self.verified_later):
+            return {}
+        return {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
+
+    def _resumed_total(self, answer: httpx.Response, version: _Version | None, have: int, length: int | None) -> int:
+        """The length of the whole file, after checking that the answer is the part that was asked for."""
+        given, etag = answer.headers.get("Content-Range", ""), _strong_etag(answer)
+        if version is not None and version.etag and etag and etag != version.etag:
+            self.drop()
+            raise _TryAgainError("the file changed on the server")
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", given)
+        start, end, total = (int(part) for part in found.groups()) if found else (-1, -1, -1)
+        announced = (version.total if version else None) or total
+        if start != have or end != total - 1 or total != announced or length not in (None, total - have):
+            self.drop()
+            raise IntegrityError(
+                f"{shown(str(answer.url))}: the server sent another part than the one asked for",
+                why=f"asked from byte {have:,}, got Content-Range {given!r}",
+                fix="run it again: it starts from the beginning",
+            )
+        return total
+
+    def _refuse_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            self.drop()
+            raise IntegrityError(
+                f"{shown(self.url)}: the file is larger than {self.max_bytes:,} bytes",
+                why="that is the most this download may take",
+                fix=f"if it is meant to be that large: max_bytes={max(size, 2 * self.max_bytes)}",
+            )
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Which bytes a partial file is a part of."""
+
+    url_sha256: str
+    etag: str = ""
+    last_modified: str = ""
+    total: int | None = None
+
+
+def _refuse_answer(answer: httpx.Response) -> None:
+    """_TryAgainError for a status that may pass; HubError or IntegrityError for others that bring no file."""
+    status, url, encoding = answer.status_code, shown(str(answer.url)), answer.headers.get("Content-Encoding", "")
+    if status in _PASSING:
+        raise _TryAgainError(f"status {status}", _seconds(answer.headers.get("Retry-After", "")))
+    if status not in (200, 206):
+        fixes = {
+            401: f"it wants a login: {_BY_HAND}",
+            403: f"it refuses: {_BY_HAND}",
+            410: "look for a new address: the file was taken down",
+        }
+        raise HubError(
+            f"{url}: the server answered with status {status}",
+            why=http.client.responses.get(status, "unknown status"),
+            fix=fixes.get(status, "check the address"),
+        )
+    if encoding.lower() not in ("", "identity"):
+        raise IntegrityError(
+            f"{url}: the server packed the file as {encoding!r} though asked not to",
+            why="the bytes would not be those of the file",
+            fix=_BY_HAND,
+        )
+
+
+def _strong_etag(answer: httpx.Response) -> str:
+    """The ETag, if it promises equal bytes; else an empty string."""
+    etag: str = answer.headers.get("ETag", "")
+    return "" if etag.startswith("W/") else etag
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _seconds(text: str) -> float:
+    """What Retry-After asks for, as a number or a date."""
+    if (number := _number(text)) is not None:
+        return float(number)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _digest(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+# ---- hosts and redirects
+
+
+class _Peer:
+    """Which host is being connected to; called by httpx at each step of a connection.
+
+    The addresses of a name may change between two look-ups, so what counts is the address that was connected to. It is
+    compared before anything is sent.
+    """
+
+    def __init__(self) -> None:
+        #: A host that came from a redirect.
+        self.must_be_public = ""
+        self._host = ""
+
+    def __call__(self, event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self._host = info["host"]  # that of the proxy, if there is one
+        elif event == "connection.connect_tcp.complete" and self._host == self.must_be_public:
+            address = info["return_value"].get_extra_info("server_addr")[0]
+            if _is_private(address):
+                info["return_value"].close()
+                raise _private(self._host, address)
+
+    def refuse_hopeless(self, error: BaseException | None) -> None:
+        """HubError for a failure that another try would meet again."""
+        import httpx2 as httpx
+
+        what = ""
+        while error is not None:
+            if isinstance(error, socket.gaierror | UnicodeError):
+                what, fix = f"cannot find the host {self._host}", "check the address and the network connection"
+            elif isinstance(error, ssl.SSLCertVerificationError):
+                what = f"the certificate of {self._host} is not valid"
+                fix = "check the address; behind a company proxy set SSL_CERT_FILE to its certificate"
+            elif isinstance(error, httpx.ProxyError):
+                what, fix = f"the proxy {self._host} refused to connect", "check HTTPS_PROXY and NO_PROXY"
+            if what:
+                raise HubError(what, why=str(error), fix=fix) from error
+            error = error.__cause__ or error.__context__
+
+
+def _client() -> httpx.Client:
+    import httpx2 as httpx
+
+    direct = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+    try:
+        # The proxies are those of the environment, but never for this machine itself.
+        return httpx.Client(headers=_HEADERS, verify=ssl.create_default_context(), mounts=direct)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise HubError(
+            "cannot use the proxy of the environment", why=str(error), fix="check HTTPS_PROXY, ALL_PROXY and NO_PROXY"
+        ) from error
+
+
+def _open(client: httpx.Client, peer: _Peer, url: str, headers: dict[str, str], clock: Clock) -> httpx.Response:
+    """The answer at the end of redirects to https, or to http on the host that was typed with http."""
+    import httpx2 as httpx
+
+    typed = here = httpx.URL(url)
+    peer.must_be_public = ""
+    for _ in range(MAX_REDIRECTS + 1):
+        extensions = {"trace": peer}
+        asked = client.build_request("GET", here, headers=headers, timeout=clock.timeout(), extensions=extensions)
+        answer = client.send(asked, stream=True)
+        if not answer.has_redirect_location:
+            return answer
+        answer.close()
+        location = answer.headers["Location"]
+        try:
+            there = here.join(location)
+            has_address = bool(there.host) and (there.port is None or 0 < there.port < 2**16)
+        except (ValueError, httpx.InvalidURL):
+            there, has_address = here, False
+        stays_http = there.scheme == here.scheme == "http" and there.host == typed.host
+        if not has_address or not (there.scheme == "https" or stays_http):
+            raise IntegrityError(
+                f"refused a redirect from {shown(str(here))} to {shown(location)!r}",
+                why="redirects are followed to https only",
+                fix="check the address with its owner",
+            )
+        peer.must_be_public = "" if there.host == typed.host else there.raw_host.decode("ascii")
+        if peer.must_be_public:
+            with contextlib.suppress(OSError, UnicodeError):  # behind a proxy names are resolved elsewhere
+                for found in socket.getaddrinfo(there.host, None, type=socket.SOCK_STREAM):
+                    if _is_private(str(found[4][0])):
+                        raise _private(there.host, str(found[4][0]))
+        here = there
+    raise HubError(
+        f"{shown(url)}: more than {MAX_REDIRECTS} redirects",
+        why="the server sends in circles",
+        fix="check the address",
+    )
+
+
+def _is_private(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    plain = getattr(address, "ipv4_mapped", None) or address
+    return not plain.is_global or plain.is_multicast
+
+
+def _private(host: str, address: str) -> IntegrityError:
+    return IntegrityError(
+        f"refused a redirect to {host} ({address})",
+        why="that is a private address, and it was not typed by you",
+        fix="check the address with its owner",
+    )

@@ -219,7 +219,7 @@ def _named(kind: str, where: str) -> str:
 def _of_text(text: str) -> Input | list[Input]:
     if text.lower().startswith(("http://", "https://")):
         from flashtask.data.download import check_address
-        from flashtask.data.download_transport import shown
+        from flashtask.data.download_resume import shown
 
         check_address(text)
         return Input(repr(shown(text)), _Address(text), text)

@@ -257,6 +257,66 @@ def test_g_tar_header_extensions_are_bounded(tmp_path):
         refused(tmp_path, info.tobuf() + records.ljust(512, b"\0") + bytes(10240), match="extension|sparse")
 
 
+def extended(records, name="x", content=b"content"):
+    """A tar of one file with a header extension of the given bytes."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = b"x", len(records)
+    return info.tobuf() + records.ljust(-(-len(records) // 512) * 512, b"\0") + tar_bytes([(name, content)])
+
+
+def record(key, value):
+    size = len(key) + len(value) + 3
+    size += len(str(size + len(str(size))))
+    return b"%d %s=%s\n" % (size, key, value)
+
+
+def test_g_header_extensions_cannot_lead_back_or_set_a_size_that_is_not_there(tmp_path):
+    refused(tmp_path, extended(record(b"size", b"-1024")), match="size that is not a number")
+    refused(tmp_path, extended(record(b"size", b"1000000")), match="cut short")
+    refused(tmp_path, extended(record(b"GNU.sparse.map", b"0,1")), match="sparse")
+    refused(tmp_path, extended(record(b"path", b"../x")), match="leads out")
+
+
+def test_g_header_extensions_that_are_not_used_take_no_time(tmp_path):
+    """Of what looks like numbers tarfile's regular expressions try every beginning and every end."""
+    archive = tmp_path / "slow.tar"
+    archive.write_bytes(extended(record(b"path", b"y") + record(b"comment", b"1" * 500_000)))
+    started = time.process_time()
+    assert extract_archive(archive, tmp_path / "target") == ("y",)
+    assert time.process_time() - started < 5
+    assert (tmp_path / "target/y").read_bytes() == b"content"
+    refused(tmp_path, extended(record(b"path", b"1" * 500_000)), match="too long")
+
+
+@pytest.mark.parametrize("kind", ["zip", *TARS])
+def test_g_nothing_is_written_before_every_header_was_checked(tmp_path, kind):
+    entries = [("large", os.urandom(400_000)), ("../evil", b"x")]
+    archive = tmp_path / "late"
+    archive.write_bytes(zip_bytes(entries) if kind == "zip" else TARS[kind](tar_bytes(entries)))
+    code = (
+        "import resource, signal, sys; from flashtask.data.archive import extract_archive\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try: extract_archive(sys.argv[1], sys.argv[2])\n"
+        "except (OSError, ValueError) as error: print(error); sys.exit(error.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, archive, tmp_path / "target"], capture_output=True, text=True)
+    assert done.returncode == IntegrityError.exit_code, done.stderr
+    assert "leads out" in done.stdout
+
+
+def test_a_zip_whose_end_says_that_all_sizes_are_in_the_zip64_record_is_read(tmp_path):
+    content = zip_bytes([("a", b"one"), ("b", b"two")])
+    end = content.rindex(b"PK\5\6")
+    count, length, start = struct.unpack("<HLL", content[end + 10 : end + 20])
+    record64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+    last = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    archive = tmp_path / "64.zip"
+    archive.write_bytes(content[:end] + record64 + locator + last)
+    assert extract_archive(archive, tmp_path / "target") == ("a", "b")
+
+
 def test_long_and_unicode_names_in_every_tar_dialect_are_read(tmp_path):
     name = "/".join(["långer_name" * 8] * 3) + "/файл.txt"
     for number, dialect in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):

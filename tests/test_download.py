@@ -31,7 +31,7 @@ from flashtask.core.errors import (
     StorageError,
     UsageError,
 )
-from flashtask.data import download_resume, download_transport
+from flashtask.data import download_resume
 from flashtask.data.archive import ArchiveLimits
 from flashtask.data.download import download_data
 
@@ -440,14 +440,6 @@ def test_s2_download_data_refuses_redirects_to_other_schemes_and_private_hosts(s
     assert os.listdir(tmp_path) == []
 
 
-def test_s2_download_data_never_goes_from_https_to_http():
-    here = download_transport.urlsplit("https://example.com/a.zip")
-    for location in ("http://example.com/a.zip", "HTTP://example.com/b"):
-        with pytest.raises(IntegrityError, match="https only"):
-            download_transport._redirected(here, location, here)
-    assert download_transport._redirected(here, "/b.zip", here).geturl() == "https://example.com/b.zip"
-
-
 @pytest.mark.parametrize(
     ("url", "match"),
     [
@@ -607,6 +599,34 @@ def test_s2_download_data_checks_certificates(server, certificate, tmp_path, mon
     assert contents(download_data(url, tmp_path / "data")) == FILES
 
 
+def test_s2_download_data_never_goes_from_https_to_http(server, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    url = server.url.replace("http:", "https:")
+    server.mode = "redirect"
+    for location in (server.url, server.url.replace("http:", "HTTP:")):
+        server.location = location
+        with pytest.raises(IntegrityError, match="https only"):
+            download_data(url, tmp_path / "data", checksum=SHA, allow_http=True)
+    assert len(server.requests) == 2, "no request was made over http"
+    server.location = "/final.zip"
+    assert contents(download_data(url, tmp_path / "data")) == FILES
+
+
+def test_s2_download_data_compares_the_address_that_a_redirect_really_connects_to(server, tmp_path, monkeypatch):
+    """A name may have a public address when it is looked up first, and a private one when it is connected to."""
+    look_up, answers = socket.getaddrinfo, ["93.184.215.14", "127.0.0.1"]
+
+    def changing(host, *args, **kwargs):
+        return look_up(answers.pop(0) if host == "moving.example.test" else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    server.mode, server.location = "redirect", f"https://moving.example.test:{server.server_port}/final.zip"
+    with pytest.raises(IntegrityError, match=r"refused a redirect to moving\.example\.test \(127\.0\.0\.1\)"):
+        download_data(server.url, tmp_path / "data", checksum=SHA)
+    assert answers == []
+    assert len(server.requests) == 1
+
+
 def tunnel_once(listener, port, seen):
     """A proxy for one CONNECT: whatever it asks for, it leads to the local port."""
     with listener.accept()[0] as client, socket.create_connection(("127.0.0.1", port)) as target:
@@ -646,7 +666,8 @@ def test_s2_download_data_asks_a_proxy_for_plain_http_and_names_one_that_refuses
         download_data("https://data.example.test/pets.zip", tmp_path / "other")
 
 
-def test_s2_download_data_loads_no_torch():
-    code = "import sys, flashtask.data.download; print({'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules))"
+def test_s2_importing_download_data_loads_no_library():
+    unwanted = "{'torch', 'numpy', 'PIL', 'rich', 'httpx', 'httpx2'}"
+    code = f"import sys, flashtask.data.download; print({unwanted} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
