@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.samples import SampleTable as SampleTable
+    from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
     from flashtask.heads import HEADS as HEADS
     from flashtask.heads import build_head as build_head
@@ -189,6 +190,7 @@ _HOMES = {
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
+    "SpatialReader": "flashtask.data.spatial",
     "TargetReader": "flashtask.data.targets",
     "Task": "flashtask.tasks.task",
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",

@@ -16,7 +16,7 @@ import numpy as np
 from flashtask.core.errors import BadDataError, IntegrityError, did_you_mean
 from flashtask.data.samples import Column
 
-__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels"]
+__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels", "number_or_nan"]
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 _SHOWN = 20
@@ -268,7 +268,7 @@ class NumberReader(TargetReader):
         try:
             numbers = columns.astype(np.float64)
         except ValueError:
-            numbers = np.vectorize(_number_or_nan, otypes=[np.float64])(columns)
+            numbers = np.vectorize(number_or_nan, otypes=[np.float64])(columns)
         bad = np.argwhere(~np.isfinite(numbers))
         if len(bad):
             row, column = bad[0]
@@ -322,7 +322,8 @@ def match_labels(found: Sequence[str], labels: Sequence[str], source: Source) ->
     return missing
 
 
-def _number_or_nan(value: Any) -> float:
+def number_or_nan(value: Any) -> float:
+    """The number that a cell holds; NaN if it holds none."""
     try:
         return float(value)
     except ValueError:
