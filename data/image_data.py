@@ -37,7 +37,7 @@ from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_split, stratified_split
 from flashtask.data.tables import Table
-from flashtask.data.targets import Source, TargetReader, number_or_nan
+from flashtask.data.targets import LabelReader, LabelsReader, Source, TargetReader, number_or_nan
 from flashtask.data.transforms import eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
@@ -242,7 +242,8 @@ class ImageData(DataModule):
         first = files.get("train") or next(iter(files.values()))
         inputs = first.input_field(input_field)
         has_targets = set(files) != {"predict"}
-        fields = first.target_fields(target_fields, inputs) if has_targets else ()
+        used = (inputs, split_field, group_field, weight_field)
+        fields = first.target_fields(target_fields, used) if has_targets else ()
         columns = {"inputs": inputs, "split": split_field, "group": group_field, "weight": weight_field}
         tables = [_rows_of(part, table, fields, columns, images_root) for part, table in files.items()]
         arguments: dict[str, Any] = {f"{part}_file": str(table.path) for part, table in files.items()}
@@ -268,6 +269,33 @@ class ImageData(DataModule):
         if separator is not None:
             raise UsageError(f"{cls.__name__} has no labels to separate", fix="leave out label_separator")
         return cls.readers[0](fields)
+
+    @classmethod
+    def suits(cls, constructor: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+        """Whether what a recipe describes is such data: `certain`, `possible` or `no`, and in words what was seen.
+
+        Args:
+            constructor: one of `constructors`.
+            arguments: its arguments.
+        """
+        if constructor == "from_folders":
+            is_labels = cls.readers[:1] == (LabelReader,)
+            return ("certain", "class folders") if is_labels else ("no", "")
+        if constructor != "from_csv":
+            return "certain", constructor
+        if arguments.get("label_separator"):
+            return ("certain", "several labels in a column") if LabelsReader in cls.readers else ("no", "")
+        argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
+        table = Table(arguments[argument], argument)
+        used = (arguments.get(f"{name}_field") for name in ("split", "group", "weight"))
+        inputs = table.input_field(arguments.get("input_field"))
+        fields = table.target_fields(arguments.get("target_fields"), (inputs, *used))
+        columns = table.columns(fields)
+        raw = np.stack(columns, axis=1) if len(columns) > 1 else columns[0]
+        readings = [reader.suits(raw) for reader in cls.readers]
+        reading, seen = min(readings, key=lambda one: ("certain", "possible", "no").index(one[0]))
+        named = f"column{'s' if len(fields) > 1 else ''} {', '.join(map(repr, fields))}"
+        return reading, f"{seen} in the {named}"
 
     @classmethod
     def from_root(cls, root: PathLike, *, val_split: float | int | None = None, **options: Any) -> Self:

@@ -111,8 +111,10 @@ class SampleTable:
     def at(self, rows: Any) -> SampleTable:
         """The samples at these positions, or where a mask of all rows is true."""
         rows = np.asarray(rows, dtype=None if len(rows) else np.intp)
-        columns = {name: getattr(self, name) for name in ("inputs", "parts", "targets", "groups", "weights")}
-        return replace(self, **{name: None if column is None else column[rows] for name, column in columns.items()})
+        columns = (self.targets, self.groups, self.weights)
+        targets, groups, weights = (None if column is None else column[rows] for column in columns)
+        inputs, parts = self.inputs[rows], self.parts[rows]
+        return replace(self, inputs=inputs, parts=parts, targets=targets, groups=groups, weights=weights)
 
     def with_part(self, rows: Any, part: str) -> SampleTable:
         """The same samples, with those at `rows` moved to a part; their names stay relative to the root they had."""

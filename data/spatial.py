@@ -23,6 +23,9 @@ class SpatialReader(TargetReader):
 
     #: Value of a mask beside the picture, where the image is padded.
     fill: ClassVar[int] = 0
+    #: Whether the targets of all samples have the same shapes, so that those of a batch are stacked. Else, as with
+    #: boxes, a batch has a list of them.
+    stacks: ClassVar[bool] = True
 
     def target(self, value: Any, size: tuple[int, int]) -> Any:
         """The target of a sample, in pixels of its upright picture.
@@ -33,7 +36,8 @@ class SpatialReader(TargetReader):
 
         Returns:
             tv_tensors (`Mask`, `BoundingBoxes`, `KeyPoints`), alone or in dictionaries, lists and tuples, beside
-            whatever else belongs to the target, such as the labels of boxes.
+            whatever else belongs to the target, such as the labels of boxes. A coordinate of 0 is the left or upper
+            edge of the picture; torchvision's flip of `KeyPoints` takes it for the middle of the first pixel.
         """
         raise NotImplementedError
 
@@ -45,8 +49,5 @@ class SpatialReader(TargetReader):
         return each_tv_tensor(target, lambda one: one.as_subclass(torch.Tensor))
 
     def collate(self, targets: Sequence[Any]) -> Any:
-        """The targets of a batch: stacked by default, or where they have different sizes a list of them."""
-        try:
-            return default_collate(list(targets))
-        except RuntimeError:  # "stack expects each tensor to be equal size"
-            return list(targets)
+        """The targets of a batch from those of its samples."""
+        return default_collate(list(targets)) if self.stacks else list(targets)

@@ -80,7 +80,7 @@ def label_metrics_by_class(num_classes: int) -> dict[str, Metric]:
 def labels_metrics_by_class(num_labels: int) -> dict[str, Metric]:
     """Of probabilities and zeros and ones (B, labels): a number for each label."""
     return {
-        "average_precision": of_classes.MultilabelAveragePrecision(num_labels, average="none"),
+        "average_precision": MeanAveragePrecision(num_labels, average=None),
         "f1": LabelsF1(num_labels, average=None),
     }
 
@@ -117,19 +117,22 @@ class MeanAveragePrecision(of_classes.MultilabelAveragePrecision):
 
     Args:
         num_labels: how many there are.
+        average: `macro`, the mean; or None for the area of each label, NaN for one without a positive.
     """
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, average: str | None = "macro") -> None:
         super().__init__(num_labels, average="none")
+        self.is_mean = average is not None
 
     def compute(self) -> Tensor:  # type: ignore[override]  # its parent's own parent gives curves
-        """The mean; NaN if there is no positive at all."""
+        """The mean; NaN if there is no positive at all. Without `average` the area of each label."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive samples")
             of_each = super().compute()
         targets = torch.cat(list(self.target)) if isinstance(self.target, list) else self.target
-        mean: Tensor = of_each[targets.sum(dim=0) > 0].mean()
-        return mean
+        counted = targets.sum(dim=0) > 0
+        found: Tensor = of_each[counted].mean() if self.is_mean else of_each.where(counted, math.nan)
+        return found
 
 
 class LabelsF1(Metric):

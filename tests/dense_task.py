@@ -1,7 +1,7 @@
 """A family of tasks on maps in one file: the place of one point in each image, found by a heatmap.
 
-Nothing in the package knows it. It has a reader of targets that move with the image, a head that takes maps, a loss over
-all pixels, and predictions in the pixels of the user's file.
+Nothing in the package knows it. It has a reader of targets that move with the image, a head that takes maps, a loss
+over all pixels, and predictions in the pixels of the user's file.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
     words = {
         "trainer.max_epochs": f"{ImageClassifier.default_max_epochs}; none with --max-steps",
         "finetune.strategy": ImageClassifier.default_strategy,
-        "task": DEFAULT_TASK,
+        "task": "what the data is for",
         "trainer.precision": ImageClassifier.default_precision,
         "trainer.seed": "0",
         "trainer.devices": f"{own['trainer.devices']}: 1",
