@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flashtask.backbones.backbone import Backbone as Backbone
     from flashtask.core.checkpoint import read_checkpoint as read_checkpoint
     from flashtask.core.errors import FlashtaskError as FlashtaskError
+    from flashtask.core.feature_info import FeatureInfo as FeatureInfo
     from flashtask.core.preprocessing import Preprocessing as Preprocessing
     from flashtask.core.seeding import seed_everything as seed_everything
     from flashtask.core.seeding import seeded as seeded
@@ -132,6 +133,7 @@ _HOMES = {
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.lightning1.loops",
     "EvaluationLoop": "flashtask.trainer.lightning1.loops",
+    "FeatureInfo": "flashtask.core.feature_info",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.strategies",
     "FitLoop": "flashtask.trainer.lightning1.loops",

@@ -149,7 +149,7 @@ class ImageFileDataset(SeededDataset):
     def _collated(self, targets: Sequence[Any]) -> Any:
         """The targets of a batch from those of its samples."""
         if self._spatial is None:
-            return default_collate(targets)
+            return default_collate(list(targets))
         if self._weights is None:
             return self._spatial.collate(targets)
         values, weights = zip(*targets, strict=True)

@@ -173,7 +173,7 @@ def image_size(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) ->
             return _upright_size(source)
         with _opened(source) as file:
             if is_array_file(file):
-                height, width = read_array(file, max_pixels).shape[:2]
+                height, width = read_array(file, max_pixels).channels.shape[:2]
                 return width, height
             return _upright_size(_pillow_image(file, max_pixels))
 

@@ -187,6 +187,7 @@ class LabelsF1(Metric):
         at = f1.gather(1, best[:, None])[:, 0]
         counted = (hits + wrong + missed).gather(1, best[:, None])[:, 0] > 0
         if self.average is None:
-            return at.where(counted, math.nan)
+            of_each: Tensor = at.where(counted, math.nan)
+            return of_each
         mean: Tensor = at[counted].mean() if bool(counted.any()) else at.new_zeros(())
         return mean

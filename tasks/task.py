@@ -255,10 +255,10 @@ class Task(Module):
             weights: (B,) float32, 1 on average over the training samples.
         """
         size = len(weights)
-        each = [self.loss(batch_row(outputs, row), batch_row(targets, row, size)) for row in range(size)]
+        each: list[Any] = [self.loss(batch_row(outputs, row), batch_row(targets, row, size)) for row in range(size)]
         if isinstance(each[0], Mapping):
-            return {name: (torch.stack([one[name] for one in each]) * weights).mean() for name in each[0]}  # type: ignore[call-overload]
-        return (torch.stack(each) * weights).mean()  # type: ignore[arg-type]
+            return {name: (torch.stack([one[name] for one in each]) * weights).mean() for name in each[0]}
+        return (torch.stack(each) * weights).mean()
 
     def to_targets(self, targets: Any) -> Any:
         """What the loss and the metrics compare the outputs with; by default the data's targets as they are."""

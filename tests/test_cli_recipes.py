@@ -17,7 +17,7 @@ from flashtask.cli.commands import flashtask
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, OF_TABLES, TABLES, Option
 from flashtask.cli.recipe import Recipe, read_recipe
-from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
+from flashtask.cli.request import fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
