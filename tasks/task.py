@@ -464,8 +464,8 @@ class Task(Module):
         run = self.trainer.active_run
         if not self.per_class or getattr(run, "parent", None) is not None:
             return {}
-        found: Any = self.metrics[f"{part}_by_class"]
-        return dict(found.items())
+        found: Any = dict(self.metrics.items()).get(f"{part}_by_class")  # not there before the first batch
+        return {} if found is None else dict(found.items())
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of each class, if they were asked for."""

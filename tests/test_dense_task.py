@@ -17,6 +17,7 @@ from flashtask import HEADS, TASKS, ImageClassificationData, ImageClassifier, Tr
 from flashtask.cli import run
 from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import Preprocessing
+from flashtask.trainer.placement.precision import inference_precision
 
 SQUASH = Preprocessing(input_size=(64, 96), crop_pct=1.0, crop_mode="squash")
 
@@ -216,6 +217,22 @@ def test_torchvision_and_modules_of_ones_own_give_maps_too():
     with pytest.raises(UsageError, match="gives its own list"):
         PointFinder(Own())
     assert flashtask.build_pyramid(Own()).features.channels == (8,)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/resnet18"])
+def test_the_folded_copy_that_predicts_gives_the_same_maps(name):
+    model = PointFinder(name, pretrained=False).eval()
+    for norm in (part for part in model.backbone.modules() if isinstance(part, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.uniform_(norm.bias, -1, 1)
+    made = model.inference_copy(inference_precision("32", torch.device("cpu")))
+    norms = [sum(isinstance(part, nn.BatchNorm2d) for part in one.modules()) for one in (model, made)]
+    assert norms[1] < norms[0]
+    images = torch.randn(2, *model.preprocessing.input_size)
+    with torch.no_grad():
+        found, expected = made.backbone(images), model.backbone(images)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-4 * other.abs().max())
 
 
 # ---- tokens
