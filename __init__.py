@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flashtask.backbones.backbone import Backbone as Backbone
     from flashtask.core.checkpoint import read_checkpoint as read_checkpoint
     from flashtask.core.errors import FlashtaskError as FlashtaskError
+    from flashtask.core.feature_info import FeatureInfo as FeatureInfo
     from flashtask.core.preprocessing import Preprocessing as Preprocessing
     from flashtask.core.seeding import seed_everything as seed_everything
     from flashtask.core.seeding import seeded as seeded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.samples import SampleTable as SampleTable
+    from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
     from flashtask.heads import HEADS as HEADS
     from flashtask.heads import build_head as build_head
@@ -131,6 +133,7 @@ _HOMES = {
     "EarlyStopping": "flashtask.trainer.callbacks.early_stopping",
     "EvaluationEpochLoop": "flashtask.trainer.lightning1.loops",
     "EvaluationLoop": "flashtask.trainer.lightning1.loops",
+    "FeatureInfo": "flashtask.core.feature_info",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.strategies",
     "FitLoop": "flashtask.trainer.lightning1.loops",
@@ -189,6 +192,7 @@ _HOMES = {
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
+    "SpatialReader": "flashtask.data.spatial",
     "TargetReader": "flashtask.data.targets",
     "Task": "flashtask.tasks.task",
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",

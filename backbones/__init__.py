@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flashtask.backbones.backbone import Backbone
-    from flashtask.backbones.pyramid import Pyramid
 
 __all__ = ["BACKBONES", "build_backbone", "build_pyramid"]
 
@@ -30,6 +29,7 @@ def build_backbone(
     *,
     pretrained: bool = True,
     in_chans: int = 3,
+    gives: str = "pooled",
     **options: Any,
 ) -> Backbone:
     """Build a feature extractor by name or address, or wrap a user's module.
@@ -41,6 +41,9 @@ def build_backbone(
             function `(pretrained, in_chans, **options)` that builds one.
         pretrained: load weights; if there are none, or they cannot be fetched, that is an error.
         in_chans: channels of the images, at least 1; weights for other channels are adapted.
+        gives: `pooled`, one vector an image (B, F); `maps`, a list of maps (B, C, H, W), the finest first, as
+            `build_pyramid` describes, with its `out_indices`; or `tokens`, those of a vision transformer (B, N, F),
+            the `num_prefix_tokens` first. The keys of the weights are those of the library in all three.
         options: the builder's own arguments (`drop_path_rate`, `img_size`, ...); and `weights`, a file (safetensors,
             `.pth`, `.ckpt`) whose weights the architecture takes instead of its own.
 
@@ -49,17 +52,29 @@ def build_backbone(
         HubError: the weights could not be downloaded.
         MissingInputError: a file, or the package that holds the weights, is not there.
         IntegrityError: a file is damaged or hostile, or its weights are those of another model.
-        UsageError: there are no weights for this architecture, or an option is wrong.
+        UsageError: there are no weights for this architecture, it has no features of the kind, or an option is wrong.
     """
     from flashtask.backbones.building import build
+    from flashtask.core.feature_info import check_kind
 
-    return build(name, pretrained=pretrained, in_chans=in_chans, options=options)
+    check_kind(gives, "gives")
+    if gives == "maps":
+        return build_pyramid(name, pretrained=pretrained, in_chans=in_chans, **options)
+    return build(name, pretrained=pretrained, in_chans=in_chans, options=options, gives=gives)
 
 
 def build_pyramid(
-    name: str | nn.Module, *, pretrained: bool = True, in_chans: int = 3, out_indices: Any = None, **options: Any
-) -> Pyramid:
+    name: str | nn.Module | Callable[..., nn.Module | Backbone],
+    *,
+    pretrained: bool = True,
+    in_chans: int = 3,
+    out_indices: Any = None,
+    **options: Any,
+) -> Backbone:
     """Build a backbone that gives its maps at several scales, for tasks that answer for each pixel or box.
+
+    The module gives a list of maps (B, channels[i], about H / reductions[i], about W / reductions[i]), the finest
+    first. The size in its preprocessing is that of training; others will do for most models.
 
     Args:
         name: as for `build_backbone`, of a timm or torchvision model; or a module whose forward gives a list of maps.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UsageError
+from flashtask.core.feature_info import FeatureInfo, check_kind
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.registry import Registry
 
@@ -37,8 +38,8 @@ class Backbone:
     """A feature extractor with everything a task needs to know about it.
 
     Args:
-        module: images (B, C, H, W) to features (B, num_features).
-        num_features: features an image.
+        module: images (B, C, H, W) to features (B, num_features), or to those that `features` describes.
+        num_features: features an image; of maps the channels of the coarsest, of tokens the features of each.
         preprocessing: how its images are resized, cropped and normalised.
         name: the canonical registry name.
         layer_groups: names of the parameters of `module`, in groups ordered from the input to the output,
@@ -46,6 +47,7 @@ class Backbone:
         description: of a backbone from an address (a hub repository, a folder, a checkpoint): the options by which
             `build_backbone` makes the same module, without weights, when nothing is left at the address; empty for
             others.
+        features: what the module gives; one vector an image if it is left out.
 
     Raises:
         UsageError: the groups do not cover the parameters exactly once.
@@ -57,9 +59,23 @@ class Backbone:
     name: str
     layer_groups: list[list[str]]
     description: dict[str, Any] = field(default_factory=dict)
+    features: FeatureInfo = None  # type: ignore[assignment]  # set in __post_init__
 
     def __post_init__(self) -> None:
         check_groups(self.module, self.layer_groups, self.name)
+        if self.features is None:
+            self.features = FeatureInfo("pooled", (self.num_features,))
+        check_kind(self.features.kind, f"the kind of features of the backbone {self.name!r}")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each map, the finest first."""
+        return self.features.channels
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Pixels of the image in a pixel of each map, along one side."""
+        return self.features.reductions
 
 
 #: Empty here, at the bottom of the room; `flashtask.backbones` itself adds the sources and the filters of searches.

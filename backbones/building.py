@@ -9,11 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from flashtask.backbones.backbone import BACKBONES, WEIGHT_SUFFIXES, Backbone, is_address
-from flashtask.backbones.inspection import built_without_values, default_layer_groups, make_features_flat
+from flashtask.backbones.inspection import (
+    built_without_values,
+    default_layer_groups,
+    make_features_flat,
+    run_without_values,
+)
 from flashtask.core.errors import MissingInputError, UsageError
+from flashtask.core.feature_info import FEATURE_KINDS, FeatureInfo
 from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.registry import check_options
@@ -21,14 +27,30 @@ from flashtask.core.registry import check_options
 __all__ = ["build", "build_without_values", "call_builder", "preprocessing_of_module"]
 
 
-def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
-    """What `flashtask.backbones.build_backbone` promises."""
+def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, Any], gives: str = "pooled") -> Backbone:
+    """What `flashtask.backbones.build_backbone` promises, for pooled features and tokens."""
+    if gives == "tokens" and isinstance(name, str) and pretrained:
+        _check_tokens(name)
+    made = _built(name, pretrained, in_chans, options, flat=gives == "pooled")
+    if made.features.kind == gives:
+        return made
+    if gives == "tokens" and made.features.kind == "pooled":
+        return _as_tokens(made)
+    raise UsageError(
+        f"the backbone {made.name!r} gives {made.features.kind}, and {gives} are needed",
+        why=f"{made.features.kind}: {FEATURE_KINDS[made.features.kind]}; {gives}: {FEATURE_KINDS[gives]}",
+        fix=f"a head that takes {made.features.kind}",
+    )
+
+
+def _built(name: Any, pretrained: bool, in_chans: int, options: Mapping[str, Any], *, flat: bool = True) -> Backbone:
+    """A backbone in the kind that its library has; a user's module is not `flat` if its tokens are wanted."""
     if not is_whole(in_chans):
         raise UsageError(f"in_chans must be a whole number of at least 1, not {in_chans!r}")
     if isinstance(name, nn.Module):
         if options:
             raise UsageError(f"a backbone that is a module takes no options, but {', '.join(options)} was given")
-        return _wrap(name, type(name).__name__, in_chans)
+        return _wrap(name, type(name).__name__, in_chans, flat)
     if "weights" in options:
         return _with_weights(name, pretrained, in_chans, dict(options))
     canonical = BACKBONES.entry(name).name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
@@ -37,7 +59,7 @@ def build(name: Any, *, pretrained: bool, in_chans: int, options: Mapping[str, A
         # The name of an address is more exact: it has the commit that was fetched.
         return built if is_address(canonical) else replace(built, name=canonical)
     if isinstance(built, nn.Module):
-        return _wrap(built, canonical, in_chans)
+        return _wrap(built, canonical, in_chans, flat)
     raise UsageError(f"the backbone {canonical!r} built a {type(built).__name__}, not a torch.nn.Module or Backbone")
 
 
@@ -142,9 +164,54 @@ def _classifier(backbone: Backbone) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(named or ())
 
 
-def _wrap(module: nn.Module, name: str, in_chans: int) -> Backbone:
+def _check_tokens(name: str) -> None:
+    """Refuse a name that has no tokens before its weights are fetched.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if BACKBONES.entry(name).metadata.get("provider") in ("timm", "torchvision"):
+        built_without_values(lambda: build(name, pretrained=False, in_chans=3, options={}, gives="tokens"))
+
+
+def _as_tokens(backbone: Backbone) -> Backbone:
+    """A transformer of timm's without its pooling, which has no weights or takes them with it (attention pooling)."""
+    module, size = backbone.module, backbone.preprocessing.input_size
+    if callable(reset := getattr(module, "reset_classifier", None)):
+        reset(0, "")
+        output = run_without_values(module, size)
+        if isinstance(output, Tensor) and output.ndim == 3:
+            names = {name for name, _ in module.named_parameters()}
+            groups = [[name for name in group if name in names] for group in backbone.layer_groups]
+            info = _tokens(module, output)
+            return replace(
+                backbone,
+                num_features=info.num_features,
+                layer_groups=[group for group in groups if group],
+                features=info,
+            )
+    raise UsageError(
+        f"the backbone {backbone.name!r} has no tokens",
+        why="only vision transformers of one scale have them, those of timm or modules that give (B, N, F)",
+        fix="take one that has, as vit_small_patch16_224; or a head that takes pooled features or maps",
+    )
+
+
+def _tokens(module: nn.Module, output: Tensor) -> FeatureInfo:
+    prefix = getattr(module, "num_prefix_tokens", 0)
+    prefix = prefix if isinstance(prefix, int) else 0
+    return FeatureInfo("tokens", (output.shape[2],), num_tokens=output.shape[1], num_prefix_tokens=prefix)
+
+
+def _wrap(module: nn.Module, name: str, in_chans: int, flat: bool) -> Backbone:
     """A user's module; its own `preprocessing` and `num_features` count, and the latter is checked."""
     preprocessing = preprocessing_of_module(module, in_chans)
+    if not flat:
+        output = run_without_values(module, preprocessing.input_size)
+        if isinstance(output, Tensor) and output.ndim == 3:
+            info = _tokens(module, output)
+            groups = default_layer_groups(module)
+            return Backbone(module, info.num_features, preprocessing, name, groups, features=info)
     num_features = make_features_flat(module, preprocessing.input_size, name)
     declared = getattr(module, "num_features", num_features)
     if declared != num_features:

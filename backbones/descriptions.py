@@ -336,6 +336,9 @@ def check_stored_backbone(name: Any, options: Any) -> None:
         return  # what its arguments mean is known to its own function alone
     # `weights` is used only when weights are fetched, and here they are not.
     rest = {key: value for key, value in options.items() if key not in ("architecture", "model_args", "weights")}
+    scales = rest.pop("out_indices", None)  # of maps; a list of whole numbers cannot ask for more than the model has
+    if scales is not None and not (isinstance(scales, list) and all(type(index) is int for index in scales)):
+        raise IntegrityError("the arguments of its backbone were refused: out_indices is not a list of whole numbers")
     try:
         check_model_args(rest)
         check_model_args(options.get("model_args") or {})

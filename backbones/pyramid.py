@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from timm.models import get_model_args
 from torch import Tensor, nn
 
-from flashtask.backbones.backbone import BACKBONES, Backbone, check_groups
+from flashtask.backbones.backbone import BACKBONES, Backbone
 from flashtask.backbones.building import build as build_backbone
-from flashtask.backbones.building import call_builder, preprocessing_of_module
+from flashtask.backbones.building import build_without_values, call_builder, preprocessing_of_module
 from flashtask.backbones.inspection import default_layer_groups, run_without_values
 from flashtask.backbones.timm_provider import (
     KnownWeights,
@@ -25,37 +25,14 @@ from flashtask.backbones.timm_provider import (
 )
 from flashtask.backbones.torchvision_provider import MAPS
 from flashtask.core.errors import UsageError
+from flashtask.core.feature_info import FeatureInfo
 from flashtask.core.library_internals import extractor_graphs
 from flashtask.core.preprocessing import Preprocessing
 
-__all__ = ["Pyramid", "build"]
+__all__ = ["build"]
 
 
-@dataclass
-class Pyramid:
-    """A backbone whose module gives a list of maps, the finest first.
-
-    Args:
-        module: images (B, C, H, W) to maps (B, channels[i], about H / reductions[i], about W / reductions[i]).
-        channels: of each map.
-        reductions: pixels of the image in a pixel of each map, along one side.
-        preprocessing: how its images are normalised; the size is that of training, others will do for most models.
-        name: as that of a `Backbone`.
-        layer_groups: as those of a `Backbone`.
-    """
-
-    module: nn.Module
-    channels: tuple[int, ...]
-    reductions: tuple[int, ...]
-    preprocessing: Preprocessing
-    name: str
-    layer_groups: list[list[str]]
-
-    def __post_init__(self) -> None:
-        check_groups(self.module, self.layer_groups, self.name)
-
-
-def build(name: Any, *, pretrained: bool, in_chans: int, out_indices: Any, options: Mapping[str, Any]) -> Pyramid:
+def build(name: Any, *, pretrained: bool, in_chans: int, out_indices: Any, options: Mapping[str, Any]) -> Backbone:
     """What `flashtask.backbones.build_pyramid` promises."""
     indices = _indices(out_indices)
     entry = BACKBONES.entry(name) if isinstance(name, str) else None
@@ -64,16 +41,22 @@ def build(name: Any, *, pretrained: bool, in_chans: int, out_indices: Any, optio
         return _of_timm_name(entry.name, pretrained, in_chans, indices, options)
     if isinstance(name, nn.Module) or provider == "user" or not isinstance(name, str):
         module = name if isinstance(name, nn.Module) else call_builder(name, pretrained, in_chans, options)
+        if isinstance(module, Backbone) and module.features.kind == "maps":
+            return replace(module, name=entry.name if entry else module.name)
         if isinstance(module, nn.Module) and not _is_known(module):
             return _of_maps(module, entry.name if entry else type(module).__name__, in_chans, indices)
         backbone = build_backbone(module, pretrained=pretrained, in_chans=in_chans, options={})
     else:
+        if provider == "torchvision" and pretrained and type(build_without_values(name).module).__name__ not in MAPS:
+            raise _no_maps(name)  # before its weights are fetched
         backbone = build_backbone(name, pretrained=pretrained, in_chans=in_chans, options=options)
     if type(backbone.module).__name__ in MAPS and type(backbone.module).__module__.startswith("torchvision."):
-        return _of_torchvision(backbone, indices)
-    if getattr(backbone.module, "pretrained_cfg", None):
-        return _of_timm_backbone(backbone, in_chans, indices)
-    raise _no_maps(backbone.name)
+        made = _of_torchvision(backbone, indices)
+    elif getattr(backbone.module, "pretrained_cfg", None):
+        made = _of_timm_backbone(backbone, in_chans, indices)
+    else:
+        raise _no_maps(backbone.name)
+    return replace(made, description=backbone.description)
 
 
 def _indices(out_indices: Any) -> tuple[int, ...] | None:
@@ -94,7 +77,7 @@ def _is_known(module: nn.Module) -> bool:
 
 def _of_timm_name(
     name: str, pretrained: bool, in_chans: int, indices: tuple[int, ...] | None, options: Mapping[str, Any]
-) -> Pyramid:
+) -> Backbone:
     bare = name.removeprefix("timm/")
     with torch.device("meta"):
         body = create_model(bare, pretrained=False, in_chans=in_chans, **options)
@@ -108,7 +91,7 @@ def _of_timm_name(
     return _finished(net, name, preprocessing_of(body, in_chans, options), _renamed(body, net))
 
 
-def _of_timm_backbone(backbone: Backbone, in_chans: int, indices: tuple[int, ...] | None) -> Pyramid:
+def _of_timm_backbone(backbone: Backbone, in_chans: int, indices: tuple[int, ...] | None) -> Backbone:
     """From a model of timm's with weights of any origin: it is built again as a pyramid, with the same weights."""
     body = backbone.module
     config: Mapping[str, Any] = body.pretrained_cfg  # type: ignore[assignment]
@@ -158,7 +141,7 @@ def _renamed(body: nn.Module, net: nn.Module) -> list[list[str]]:
 # ---- torchvision
 
 
-def _of_torchvision(backbone: Backbone, indices: tuple[int, ...] | None) -> Pyramid:
+def _of_torchvision(backbone: Backbone, indices: tuple[int, ...] | None) -> Backbone:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     module = backbone.module
@@ -215,7 +198,7 @@ def _is_channels_last(module: nn.Module) -> bool:
 # ---- all
 
 
-def _of_maps(module: nn.Module, name: str, in_chans: int, indices: tuple[int, ...] | None) -> Pyramid:
+def _of_maps(module: nn.Module, name: str, in_chans: int, indices: tuple[int, ...] | None) -> Backbone:
     """A user's module whose forward gives the list itself."""
     preprocessing = preprocessing_of_module(module, in_chans)
     if indices is not None:
@@ -223,7 +206,7 @@ def _of_maps(module: nn.Module, name: str, in_chans: int, indices: tuple[int, ..
     return _finished(module, name, preprocessing, default_layer_groups(module))
 
 
-def _finished(net: nn.Module, name: str, preprocessing: Preprocessing, groups: list[list[str]]) -> Pyramid:
+def _finished(net: nn.Module, name: str, preprocessing: Preprocessing, groups: list[list[str]]) -> Backbone:
     output = run_without_values(net, preprocessing.input_size)
     maps = list(output.values()) if isinstance(output, dict) else output
     if not isinstance(maps, list | tuple) or not all(isinstance(each, Tensor) and each.ndim == 4 for each in maps):
@@ -234,14 +217,9 @@ def _finished(net: nn.Module, name: str, preprocessing: Preprocessing, groups: l
     if any(last) or not isinstance(output, list):
         net.register_forward_hook(_AsList(last))
     shapes = [each.permute(0, 3, 1, 2).shape if swap else each.shape for each, swap in zip(maps, last, strict=True)]
-    return Pyramid(
-        module=net,
-        channels=tuple(shape[1] for shape in shapes),
-        reductions=tuple(_reduction(height, shape[2]) for shape in shapes),
-        preprocessing=preprocessing,
-        name=name,
-        layer_groups=groups,
-    )
+    channels = tuple(shape[1] for shape in shapes)
+    info = FeatureInfo("maps", channels, tuple(_reduction(height, shape[2]) for shape in shapes))
+    return Backbone(net, info.num_features, preprocessing, name, groups, features=info)
 
 
 def _has_channels_last(output: Tensor, declared: int | None) -> bool:

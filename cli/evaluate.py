@@ -47,7 +47,7 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
     options = {key: value for key, (_, value) in said.items()}
     # Standard output is for the metrics alone.
     with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
-        metrics = _measure(stage, checkpoint, source, options, strategy)
+        metrics = _measure(stage, checkpoint, source, options, strategy, per_class=params["per_class"])
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
@@ -66,12 +66,13 @@ def _data_source(data: str, part: str) -> Path:
 
 
 def _measure(
-    stage: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any
+    stage: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any, *, per_class: bool
 ) -> dict[str, float]:
     from flashtask import load
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)
+    task.per_class = per_class
     columns = _below(f"data.{OF_TABLES}.", options)
     datamodule = task.data_class.for_evaluation(
         source, _PARTS[stage], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns

@@ -312,7 +312,7 @@ _REST = (
     *_PLACE,
     Option("--multi-label", "model.multi_label", None, "An image has any number of the labels.", group="Model"),
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False, group="Model"),
-    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME", "image_classification", "Model"),
+    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME", "what the data is for", "Model"),
     Option("--config", "", text, "A recipe; options given here win over it.", "FILE", group="Recipe"),
     Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME", group="Recipe"),
     _ZOO_FILE,
@@ -403,6 +403,7 @@ EVALUATE = (
     _OF_RESULTS,
     _ZOO_FILE,
     _QUIET,
+    Option("--per-class", "", None, "Also the metrics of each class.", group="Output"),
     _JSON,
 )
 

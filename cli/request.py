@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,15 @@ def _forget_nulls(recipe: Recipe) -> None:
 
 
 def fill_in(recipe: Recipe) -> None:
-    """Fill in what a recipe leaves out: the task, and its defaults in the user's own zoo files.
+    """Fill in what a recipe leaves out: the task that the data is for, and its defaults in the user's own zoo files.
 
     How long a run is and which strategy it has is left to the task: `Task.default_max_epochs`, `default_strategy`.
+
+    Raises:
+        UsageError: the data may be for several tasks.
     """
     if recipe.get("task") is None:
-        recipe.set("task", DEFAULT_TASK, "default")
+        recipe.set("task", _task_of_data(recipe), "default")
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
     task = recipe.get("task")
@@ -110,6 +114,24 @@ def fill_in(recipe: Recipe) -> None:
     for key, value in defaults.items():
         if recipe.get(f"model.{key}") is None and key not in taken:
             recipe.set(f"model.{key}", value, "default")
+
+
+def _task_of_data(recipe: Recipe) -> str:
+    """The task that a table is for; folders, and what a model is trained further on, are for the default one."""
+    arguments = recipe.get(f"data.{recipe.constructor}")
+    if (
+        recipe.constructor == CONSTRUCTOR
+        or not arguments
+        or recipe.get("model.from")
+        or recipe.get("model.multi_label")
+    ):
+        return DEFAULT_TASK
+    from flashtask.tasks.choosing import choose_task
+
+    task, why = choose_task(recipe.constructor, arguments)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"task: {task} ({why}); --task takes another", file=sys.stderr)
+    return task
 
 
 def require_data(recipe: Recipe) -> None:

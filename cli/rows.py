@@ -75,11 +75,16 @@ def _write_table(predictions: Iterable[Any], stream: TextIO, columns: Columns) -
                 others = sum(len(_GAP) + width for width in widths)
                 path_width = max(12, min(path_width, shutil.get_terminal_size().columns - others - 1))
             stream.write(_line("path", path_width, [(title, isinstance(cell, str)) for title, cell in cells], widths))
-        shown = [(shown_name(c), True) if isinstance(c, str) else (f"{c:.4f}", False) for _, c in cells]
+        shown = [(shown_name(c), True) if isinstance(c, str) else (_number_or_json(c), False) for _, c in cells]
         stream.write(_line(_fitted(os.fspath(row["path"]), path_width), path_width, shown, widths))
         stream.flush()
     if not widths:
         stream.write("path\n")
+
+
+def _number_or_json(cell: Any) -> str:
+    """A number as a table shows it; what holds several, such as a list of boxes, as JSON."""
+    return f"{cell:.4f}" if isinstance(cell, float) else json.dumps(cell, ensure_ascii=False)
 
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, str | float]]:
@@ -116,7 +121,9 @@ def _write_csv(predictions: Iterable[Any], stream: TextIO, columns: Columns) -> 
         row = prediction.as_row(**columns.options)
         if not number:
             _write_cells(stream, list(row))
-        _write_cells(stream, [json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in row.values()])
+        _write_cells(
+            stream, [json.dumps(c, ensure_ascii=False) if isinstance(c, (list, dict)) else c for c in row.values()]
+        )
         stream.flush()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,14 +65,17 @@ def folded_copy(module: nn.Module, example: Tensor, *, fuses: bool = False) -> n
         return fused if _is_same(before, fused(example)) else made
 
 
-def _is_same(before: Tensor, after: Tensor) -> bool:
+def _is_same(before: Tensor | Sequence[Tensor], after: Tensor | Sequence[Tensor]) -> bool:
+    if not isinstance(before, Tensor):
+        return len(before) == len(after) and all(map(_is_same, before, after))
+    assert isinstance(after, Tensor)
     scale = before.abs().max().clamp(min=1e-6)
     return before.shape == after.shape and bool((before - after).abs().max() <= TOLERANCE * scale)
 
 
 def _followed(
     module: nn.Module, example: Tensor, follows: Callable[[nn.Module], bool]
-) -> tuple[list[tuple[str, str]], dict[str, torch.Size], Tensor]:
+) -> tuple[list[tuple[str, str]], dict[str, torch.Size], Any]:
     """Run a network once and see what follows what.
 
     Returns:
@@ -90,7 +93,7 @@ def _followed(
         handles.append(part.register_forward_pre_hook(lambda _, given, name=name: note(name, False, given[0])))
         handles.append(part.register_forward_hook(lambda _, given, output, name=name: note(name, True, output)))
     try:
-        output: Tensor = module(example)
+        output = module(example)
     finally:
         for handle in handles:
             handle.remove()

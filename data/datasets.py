@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,40 +15,53 @@ from flashtask.core.known_files import content_hashes
 from flashtask.core.seeding import SampleKey, SeededDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Pixels
+from flashtask.data.geometry import Geometry
+from flashtask.data.images import image_size
+from flashtask.data.samples import WeightedTargets
+from flashtask.data.spatial import SpatialReader
 from flashtask.data.threads import in_threads
 from flashtask.data.transforms import Augmentation, Evaluation, Transform, description, first_steps, is_fixed
 
 __all__ = ["ImageFileDataset", "Samples", "collate"]
 
-Sample = torch.Tensor | tuple[torch.Tensor, int | torch.Tensor]
+Sample = torch.Tensor | tuple[torch.Tensor, Any]
 
 
 class Samples(list[Sample]):
-    """The samples of a batch whose images lie one after the other in one tensor (B, C, H, W) already."""
+    """The samples of a batch whose images lie one after the other in one tensor (B, C, H, W) already.
 
-    images: torch.Tensor
-    targets: np.ndarray[Any, Any] | None
+    Args:
+        samples: one by one.
+        images: theirs.
+        targets: theirs, as the batch has them; None if there are none.
+    """
+
+    def __init__(self, samples: Iterable[Sample], images: torch.Tensor, targets: Any) -> None:
+        super().__init__(samples)
+        self.images, self.targets = images, targets
 
 
 def collate(samples: Any) -> Any:
     """A batch from samples, as torch makes it, without copying images that lie together already."""
     if not isinstance(samples, Samples):
         return default_collate(samples)
-    return samples.images if samples.targets is None else [samples.images, torch.from_numpy(samples.targets)]
+    return samples.images if samples.targets is None else [samples.images, samples.targets]
 
 
 class ImageFileDataset(SeededDataset):
     """Samples `(image, target)`, or `image` alone where there are no targets.
 
-    An image is a float32 tensor (C, H, W); a target is an int, or a float32 tensor. It can be pickled for spawned
-    workers.
+    An image is a float32 tensor (C, H, W); a target is an int, a float32 tensor, or what `spatial` makes of it. With
+    weights it is a `WeightedTargets` of both. It can be pickled for spawned workers.
 
     Args:
         paths: the image files.
-        targets: one row a file: class indices (N,), or (N, ...) floats; None for prediction.
+        targets: one row a file: class indices (N,), (N, ...) floats, or rows for `spatial`; None for prediction.
         transform: what turns a PIL image into a tensor; an `Augmentation` for training.
         channels: 3 (RGB) or 1 (grey).
         cache: where decoded pictures are kept; by default they are not.
+        spatial: makes targets that move with the image; None if they do not depend on it.
+        weights: (N,) float32, of the samples in training.
 
     Raises:
         UsageError: there are not as many targets as paths.
@@ -61,6 +74,9 @@ class ImageFileDataset(SeededDataset):
         transform: Transform | Augmentation,
         channels: int = 3,
         cache: DecodedCache | None = None,
+        *,
+        spatial: SpatialReader | None = None,
+        weights: np.ndarray[Any, Any] | None = None,
     ) -> None:
         if targets is not None and len(targets) != len(paths):
             raise UsageError(f"{len(paths)} paths but {len(targets)} targets")
@@ -73,6 +89,9 @@ class ImageFileDataset(SeededDataset):
             self.augmentation = Augmentation(transform, transform, ())
         self.generators = self.augmentation.generators
         self._cache = cache or DecodedCache(0)
+        self._spatial = spatial if targets is not None else None
+        self._weights = None if targets is None or weights is None else torch.from_numpy(weights.astype(np.float32))
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -81,9 +100,14 @@ class ImageFileDataset(SeededDataset):
         """Whether the transform of frozen epochs draws nothing."""
         return is_fixed(self.augmentation.frozen)
 
-    def targets_of(self, indices: Sequence[int]) -> np.ndarray[Any, Any] | None:
-        """The targets of files, a row each."""
-        return None if self.targets is None else self.targets[np.asarray(indices, dtype=np.intp)]
+    def targets_of(self, indices: Sequence[int]) -> Sequence[Any] | np.ndarray[Any, Any] | None:
+        """The targets of files, one each; None where they depend on the image."""
+        if self.targets is None or self._spatial is not None:
+            return None
+        rows = np.asarray(indices, dtype=np.intp)
+        if self._weights is None:
+            return self.targets[rows]
+        return [WeightedTargets(self.targets[row], self._weights[row]) for row in rows]
 
     def contents_of(self, indices: Sequence[int]) -> list[str] | None:
         """The hash of each file, with the transform of frozen epochs; None for a transform of the user's own."""
@@ -104,7 +128,11 @@ class ImageFileDataset(SeededDataset):
             return self._evaluated(keys, whole[0])
         # The rest draws from global generators, which one thread at a time can set.
         decoded = in_threads(self._decode, keys)
-        return [self._drawn(key, pixels) for key, pixels in zip(keys, decoded, strict=True)]
+        samples = [self._drawn(key, pixels) for key, pixels in zip(keys, decoded, strict=True)]
+        if self._spatial is None:
+            return samples
+        images, targets = zip(*samples, strict=True)
+        return Samples(samples, torch.stack(images), self._collated(targets))
 
     def _evaluated(self, keys: Sequence[SampleKey | int], transform: Any) -> Samples:
         images = torch.empty((len(keys), *transform.shape))
@@ -113,10 +141,19 @@ class ImageFileDataset(SeededDataset):
             transform.rest(self._decode(keys[row]), images[row])
 
         in_threads(write, range(len(keys)))
-        samples = Samples(self._with_target(key, image) for key, image in zip(keys, images, strict=True))
-        samples.images = images
-        samples.targets = self.targets_of([_index(key) for key in keys])
-        return samples
+        if self.targets is None:
+            return Samples(images, images, None)
+        targets = list(in_threads(self._target, keys)) if self._spatial else [self._target(one) for one in keys]
+        return Samples(zip(images, targets, strict=True), images, self._collated(targets))
+
+    def _collated(self, targets: Sequence[Any]) -> Any:
+        """The targets of a batch from those of its samples."""
+        if self._spatial is None:
+            return default_collate(list(targets))
+        if self._weights is None:
+            return self._spatial.collate(targets)
+        values, weights = zip(*targets, strict=True)
+        return WeightedTargets(self._spatial.collate(values), torch.stack(weights))
 
     def _drawn(self, key: SampleKey | int, pixels: Pixels) -> Sample:
         """The rest of the transform, with the generators set as around any sample."""
@@ -134,15 +171,42 @@ class ImageFileDataset(SeededDataset):
     def _transformed(self, key: SampleKey, pixels: Pixels) -> Sample:
         transform = self._transform(key)
         if isinstance(transform, Evaluation):
-            return self._with_target(key, transform.rest(pixels))
+            values = transform.rest(pixels)
+            return values if self.targets is None else (values, self._target(key))
         image = Image.fromarray(pixels)
-        return self._with_target(key, transform(image if self.channels == 1 else image.convert("RGB")))
+        image = image if self.channels == 1 else image.convert("RGB")
+        if self._spatial is None:
+            values = transform(image)
+            return values if self.targets is None else (values, self._target(key))
+        whole, target = self._in_the_file(key)
+        # The picture may have been decoded at a fraction of its size.
+        target = Geometry(whole, image.size, 0, 0, image.size).apply(target)
+        values, target = transform.joint(image, target, self._spatial.fill)  # type: ignore[attr-defined]
+        return values, self._weighted(key, self._spatial.finished(target))
 
-    def _with_target(self, key: SampleKey | int, image: torch.Tensor) -> Sample:
-        if self.targets is None:
-            return image
-        target = self.targets[_index(key)]
-        return image, torch.from_numpy(target.copy()) if target.ndim else target.item()
+    def _target(self, key: SampleKey | int) -> Any:
+        """The target of a sample; a key in the image as the evaluation transform leaves it."""
+        if self._spatial is not None:
+            whole, target = self._in_the_file(key)
+            transform = self._transform(key)
+            assert isinstance(transform, Evaluation)
+            target = transform.first.geometry(whole).apply(target, self._spatial.fill)
+            return self._weighted(key, self._spatial.finished(target))
+        assert self.targets is not None
+        value = self.targets[_index(key)]
+        return self._weighted(key, torch.from_numpy(value.copy()) if value.ndim else value.item())
+
+    def _in_the_file(self, key: SampleKey | int) -> tuple[tuple[int, int], Any]:
+        """The size of a picture, and the target that is a key in it."""
+        assert self._spatial is not None
+        assert self.targets is not None
+        index = _index(key)
+        if index not in self._sizes:
+            self._sizes[index] = image_size(self.paths[index])
+        return self._sizes[index], self._spatial.target(self.targets[index], self._sizes[index])
+
+    def _weighted(self, key: SampleKey | int, target: Any) -> Any:
+        return target if self._weights is None else WeightedTargets(target, self._weights[_index(key)])
 
 
 def _index(key: SampleKey | int) -> int:

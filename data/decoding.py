@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flashtask.core.preprocessing import Preprocessing, ValueRange
+from flashtask.data.geometry import Geometry
 from flashtask.data.images import Encoded, load_scaled
 
 __all__ = ["Decoding", "FirstSteps", "Fitting", "Pixels"]
@@ -95,6 +96,16 @@ class Fitting:
         if self.preprocessing.crop_mode == "border":
             image = self._padded(image)
         return np.array(self._cropped(image))
+
+    def geometry(self, whole: tuple[int, int]) -> Geometry:
+        """Where a picture of a size (width, height) lies in what `fit` makes of it."""
+        resized, size = self._resized(whole), self.preprocessing.input_size[:0:-1]
+        is_padded = self.preprocessing.crop_mode == "border"
+        starts = []
+        for side, wanted in zip(resized, size, strict=True):
+            canvas = max(side, wanted) if is_padded else side
+            starts.append(_start(canvas, wanted) - (canvas - side) // 2)
+        return Geometry(whole, resized, starts[0], starts[1], (size[0], size[1]))
 
     @property
     def _resampling(self) -> Image.Resampling:

@@ -33,10 +33,11 @@ from flashtask.data.decoding import FirstSteps
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, part_in_name, resolve_layout, stage_folder
 from flashtask.data.loaders import image_loader
-from flashtask.data.samples import PARTS, SampleTable, as_text
+from flashtask.data.samples import PARTS, Column, SampleTable, as_text
+from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_split, stratified_split
 from flashtask.data.tables import Table
-from flashtask.data.targets import Source, TargetReader
+from flashtask.data.targets import LabelReader, LabelsReader, Source, TargetReader, number_or_nan
 from flashtask.data.transforms import eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
@@ -191,6 +192,7 @@ class ImageData(DataModule):
         images_root: PathLike | None = None,
         split_field: str | None = None,
         group_field: str | None = None,
+        weight_field: str | None = None,
         label_separator: str | None = None,
         batch_size: int = 32,
         val_split: float | int | None = None,
@@ -215,6 +217,8 @@ class ImageData(DataModule):
             split_field: a column of `train_file` that names the part of each row (train, val, test).
             group_field: a column of `train_file`; rows with the same value (a patient, a site) are never split
                 between training and validation by `val_split`.
+            weight_field: a column of `train_file` with numbers of 0 or more: how much each row counts in the training
+                loss, as a share of their mean. Validation and test count all rows alike.
             label_separator: what separates several labels in one column.
             batch_size: as in `from_folders`, and so are all that follow.
             val_split: of the training rows.
@@ -238,13 +242,15 @@ class ImageData(DataModule):
         first = files.get("train") or next(iter(files.values()))
         inputs = first.input_field(input_field)
         has_targets = set(files) != {"predict"}
-        fields = first.target_fields(target_fields, inputs) if has_targets else ()
-        columns = {"inputs": inputs, "split": split_field, "group": group_field}
+        used = (inputs, split_field, group_field, weight_field)
+        fields = first.target_fields(target_fields, used) if has_targets else ()
+        columns = {"inputs": inputs, "split": split_field, "group": group_field, "weight": weight_field}
         tables = [_rows_of(part, table, fields, columns, images_root) for part, table in files.items()]
         arguments: dict[str, Any] = {f"{part}_file": str(table.path) for part, table in files.items()}
         arguments |= {"input_field": inputs, "target_fields": list(fields)}
         own = {"images_root": None if images_root is None else os.path.abspath(images_root)}
-        own |= {"split_field": split_field, "group_field": group_field, "label_separator": label_separator}
+        own |= {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
+        own |= {"label_separator": label_separator}
         arguments |= {name: value for name, value in own.items() if value is not None}
         reader = cls.reader_of_columns(fields, label_separator)
         made = cls(
@@ -263,6 +269,33 @@ class ImageData(DataModule):
         if separator is not None:
             raise UsageError(f"{cls.__name__} has no labels to separate", fix="leave out label_separator")
         return cls.readers[0](fields)
+
+    @classmethod
+    def suits(cls, constructor: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+        """Whether what a recipe describes is such data: `certain`, `possible` or `no`, and in words what was seen.
+
+        Args:
+            constructor: one of `constructors`.
+            arguments: its arguments.
+        """
+        if constructor == "from_folders":
+            is_labels = cls.readers[:1] == (LabelReader,)
+            return ("certain", "class folders") if is_labels else ("no", "")
+        if constructor != "from_csv":
+            return "certain", constructor
+        if arguments.get("label_separator"):
+            return ("certain", "several labels in a column") if LabelsReader in cls.readers else ("no", "")
+        argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
+        table = Table(arguments[argument], argument)
+        used = (arguments.get(f"{name}_field") for name in ("split", "group", "weight"))
+        inputs = table.input_field(arguments.get("input_field"))
+        fields = table.target_fields(arguments.get("target_fields"), (inputs, *used))
+        columns = table.columns(fields)
+        raw = np.stack(columns, axis=1) if len(columns) > 1 else columns[0]
+        readings = [reader.suits(raw) for reader in cls.readers]
+        reading, seen = min(readings, key=lambda one: ("certain", "possible", "no").index(one[0]))
+        named = f"column{'s' if len(fields) > 1 else ''} {', '.join(map(repr, fields))}"
+        return reading, f"{seen} in the {named}"
 
     @classmethod
     def from_root(cls, root: PathLike, *, val_split: float | int | None = None, **options: Any) -> Self:
@@ -414,9 +447,11 @@ class ImageData(DataModule):
         for part in ("train", "val"):
             if self._table.has(part):
                 table = self._table.of(part)
-                told: Any = (
-                    [] if self._constructor == "from_folders" or table.targets is None else table.targets.ravel()
-                )
+                told: list[str] = []
+                if self._constructor != "from_folders" and table.targets is not None:
+                    told += table.targets.ravel().tolist()
+                if part == "train" and table.weights is not None:
+                    told += map(str, table.weights.tolist())
                 found[part] = hashlib.sha256("\0".join([*table.names(), *told]).encode()).hexdigest()
         return found
 
@@ -591,7 +626,29 @@ class ImageData(DataModule):
         transform = (
             train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
         )
-        return ImageFileDataset(inputs, targets, transform, self._channels(), self._cache)
+        spatial = self._reader if isinstance(self._reader, SpatialReader) else None
+        weights = self._weights() if is_training else None
+        return ImageFileDataset(
+            inputs, targets, transform, self._channels(), self._cache, spatial=spatial, weights=weights
+        )
+
+    def _weights(self) -> Any:
+        """Of the training samples, 1 on average; None if all count alike.
+
+        Raises:
+            BadDataError: all are 0.
+        """
+        weights = self._table.of("train").weights
+        if weights is None:
+            return None
+        if not (mean := float(weights.mean(dtype=np.float64))):
+            raise BadDataError("the weights of all training samples are 0")
+        return (weights / mean).astype(np.float32)
+
+    @property
+    def has_spatial_targets(self) -> bool:
+        """Whether targets are places in the image, which move with it."""
+        return isinstance(self._reader, SpatialReader)
 
     def _first_steps(self, part: str) -> FirstSteps:
         """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
@@ -617,9 +674,9 @@ def _rows_of(
     images_root: PathLike | None,
 ) -> SampleTable:
     """The samples of one file; with a column for the part, those of several parts."""
-    inputs, split, group = (columns[name] for name in ("inputs", "split", "group"))
+    inputs, split, group, weight = (columns[name] for name in ("inputs", "split", "group", "weight"))
     own_fields = fields if part != "predict" else ()
-    extra = [name for name in (split, group) if name is not None] if part == "train" else []
+    extra = [name for name in (split, group, weight) if name is not None] if part == "train" else []
     assert inputs is not None
     paths, *others = table.columns([inputs, *own_fields, *extra])
     root = Path(images_root).expanduser().absolute() if images_root is not None else table.path.parent
@@ -631,6 +688,7 @@ def _rows_of(
         targets,
         groups=found.get(group) if group else None,
         root=root,
+        weights=_weights_in(found[weight], weight, table) if weight in found else None,
     )
     if split not in found:
         return made
@@ -642,6 +700,23 @@ def _rows_of(
             )
         made = made.with_part(np.flatnonzero(found[split] == name), meant)
     return made
+
+
+def _weights_in(column: Column, field: str, table: Table) -> Column:
+    """The numbers of a column of weights, float32.
+
+    Raises:
+        BadDataError: one is not a number of 0 or more.
+    """
+    weights = np.array([number_or_nan(cell) for cell in column], dtype=np.float32)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise BadDataError(
+            f"{table.argument} {str(table.path)!r}: sample {bad[0] + 1} has the weight {str(column[bad[0]])!r} in "
+            f"column {field!r}",
+            why="a weight is a number of 0 or more",
+        )
+    return weights
 
 
 def _checked_options(

@@ -47,7 +47,7 @@ from flashtask.data.wide_images import (
 )
 
 __all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "bounds_of_file", "in_mode", "is_image_name", "load_image"]
-__all__ += ["load_scaled", "prepare_decoders"]
+__all__ += ["image_size", "load_scaled", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -158,6 +158,29 @@ def bounds_of_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -
         if not is_wide(image):
             return None
         return bounds_of_values(wide_values(_verified(image, file), file))
+
+
+def image_size(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of the upright picture; of most formats only the header is read.
+
+    Raises:
+        BadDataError, MissingInputError, UsageError: as `load_scaled`.
+    """
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    with _faults_of(source, name):
+        if isinstance(source, Image.Image):
+            return _upright_size(source)
+        with _opened(source) as file:
+            if is_array_file(file):
+                height, width = read_array(file, max_pixels).channels.shape[:2]
+                return width, height
+            return _upright_size(_pillow_image(file, max_pixels))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 @contextmanager

@@ -27,8 +27,11 @@ from PIL import Image
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.core.names import quoted_name, shown_name
-from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.core.preprocessing import Preprocessing
+from flashtask.data.decoding import FirstSteps, Fitting, Pixels
 from flashtask.data.folders import list_images
+from flashtask.data.geometry import Geometry
+from flashtask.data.images import image_size
 from flashtask.data.layout import nearest_existing
 
 if TYPE_CHECKING:
@@ -89,6 +92,19 @@ class Input:
             pixels = np.ascontiguousarray(self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source)
             return first.read(Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels, self.name)
         return first.read(self.source, self.name)
+
+    def placed(self, preprocessing: Preprocessing) -> Geometry:
+        """Where the picture lies in the model's input, by which predictions go back to the user's file.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        if isinstance(self.source, _Address):
+            with self.source.file() as path:
+                size = image_size(path, self.name)
+        else:
+            size = image_size(self.source, self.name)
+        return Fitting(preprocessing).geometry(size)
 
 
 class _Address:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["PARTS", "SampleTable", "as_text"]
+__all__ = ["PARTS", "SampleTable", "WeightedTargets", "as_text"]
 
 #: The parts of a data set; column `parts` holds positions in it.
 PARTS = ("train", "val", "test", "predict")
@@ -31,6 +31,18 @@ def as_text(values: Iterable[Any]) -> Column:
         return np.array(texts, dtype=np.str_)
 
 
+class WeightedTargets(NamedTuple):
+    """The targets of a training batch whose samples have weights.
+
+    Args:
+        values: the targets, as a batch has them without weights.
+        weights: (B,) float32, 0 or more, 1 on average over the training samples.
+    """
+
+    values: Any
+    weights: Any
+
+
 @dataclass(frozen=True)
 class SampleTable:
     """Samples in a stable order, in NumPy columns, so that processes share them and millions of rows fit in memory.
@@ -45,6 +57,7 @@ class SampleTable:
         groups: (N,) text, None if there are none. The samples of a group are never split between training and
             validation.
         roots: for each part the folder that its inputs are named relative to.
+        weights: (N,) float32, how much each sample counts in training; None if all count alike.
     """
 
     inputs: Column
@@ -52,6 +65,7 @@ class SampleTable:
     targets: Column | None = None
     groups: Column | None = None
     roots: Mapping[str, str] = field(default_factory=dict)
+    weights: Column | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -65,15 +79,16 @@ class SampleTable:
         *,
         groups: Column | None = None,
         root: str | os.PathLike[str] = "",
+        weights: Column | None = None,
     ) -> SampleTable:
         """Samples that all belong to one part."""
         paths = as_text(inputs)
         parts = np.full(len(paths), PARTS.index(part), dtype=np.uint8)
-        return cls(paths, parts, targets, groups, {part: os.fspath(root)})
+        return cls(paths, parts, targets, groups, {part: os.fspath(root)}, weights)
 
     @classmethod
     def joined(cls, tables: Sequence[SampleTable]) -> SampleTable:
-        """The rows of several tables, one after the other; samples without targets get empty ones."""
+        """The rows of several tables, one after the other; missing targets are empty, missing weights 1."""
         if len(tables) == 1:
             return tables[0]
         roots = {part: root for table in tables for part, root in table.roots.items()}
@@ -82,7 +97,8 @@ class SampleTable:
             np.concatenate([t.parts for t in tables]),
         )
         targets, groups = (_stacked([getattr(t, name) for t in tables], tables) for name in ("targets", "groups"))
-        return cls(inputs, parts, targets, groups, roots)
+        weights = _stacked([table.weights for table in tables], tables, 1)
+        return cls(inputs, parts, targets, groups, roots, weights)
 
     def has(self, part: str) -> bool:
         """Whether any sample belongs to a part."""
@@ -95,8 +111,10 @@ class SampleTable:
     def at(self, rows: Any) -> SampleTable:
         """The samples at these positions, or where a mask of all rows is true."""
         rows = np.asarray(rows, dtype=None if len(rows) else np.intp)
-        targets, groups = (None if column is None else column[rows] for column in (self.targets, self.groups))
-        return replace(self, inputs=self.inputs[rows], parts=self.parts[rows], targets=targets, groups=groups)
+        columns = (self.targets, self.groups, self.weights)
+        targets, groups, weights = (None if column is None else column[rows] for column in columns)
+        inputs, parts = self.inputs[rows], self.parts[rows]
+        return replace(self, inputs=inputs, parts=parts, targets=targets, groups=groups, weights=weights)
 
     def with_part(self, rows: Any, part: str) -> SampleTable:
         """The same samples, with those at `rows` moved to a part; their names stay relative to the root they had."""
@@ -114,14 +132,14 @@ class SampleTable:
         ]
 
 
-def _stacked(columns: Sequence[Column | None], tables: Sequence[SampleTable]) -> Column | None:
-    """One column after the other; where one is missing its rows are empty."""
+def _stacked(columns: Sequence[Column | None], tables: Sequence[SampleTable], missing: Any = "") -> Column | None:
+    """One column after the other; where one is missing its rows are `missing`."""
     known = next((column for column in columns if column is not None), None)
     if known is None:
         return None
     return np.concatenate(
         [
-            np.full((len(table), *known.shape[1:]), "", dtype=known.dtype) if column is None else column
+            np.full((len(table), *known.shape[1:]), missing, dtype=known.dtype) if column is None else column
             for column, table in zip(columns, tables, strict=True)
         ]
     )

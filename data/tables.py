@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -85,8 +85,12 @@ class Table:
             fix=f'input_field="{(likely or self.fields)[0]}"',
         )
 
-    def target_fields(self, given: str | Sequence[str] | None, input_field: str) -> tuple[str, ...]:
-        """The columns of the targets: those that are given, else the only one beside the images.
+    def target_fields(self, given: str | Sequence[str] | None, used: Collection[str | None]) -> tuple[str, ...]:
+        """The columns of the targets: those that are given, else the only one that is not used for something else.
+
+        Args:
+            given: by the user.
+            used: columns of the images, parts, groups and weights.
 
         Raises:
             UsageError: there is no such column, or it is not clear which one is meant.
@@ -96,7 +100,7 @@ class Table:
             for name in fields:
                 self._require(name)
             return fields
-        others = [name for name in self.fields if name != input_field]
+        others = [name for name in self.fields if name not in used]
         if len(others) == 1:
             return (others[0],)
         raise UsageError(

@@ -16,10 +16,12 @@ import numpy as np
 from flashtask.core.errors import BadDataError, IntegrityError, did_you_mean
 from flashtask.data.samples import Column
 
-__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels"]
+__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels", "number_or_nan"]
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 _SHOWN = 20
+#: Numbers with decimals that may be classes.
+_MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ class TargetReader:
     kind: ClassVar[str] = ""
 
     fields: tuple[str, ...] = ()
+
+    @classmethod
+    def suits(cls, raw: Column) -> tuple[str, str]:
+        """Whether targets are likely to be of this kind, for data of which nobody says what task it is for.
+
+        Args:
+            raw: (N,) or (N, K), as a table has them.
+
+        Returns:
+            `certain` if nothing else can be meant, `possible`, or `no` (so it has to be asked for); and in words what
+            was seen.
+        """
+        return "no", ""
 
     def learned(self, raw: Column, source: Source) -> Self:
         """The reader that knows what the training samples show.
@@ -124,6 +139,16 @@ class LabelReader(TargetReader):
 
     labels: tuple[str, ...] = ()
 
+    @classmethod
+    def suits(cls, raw: Column) -> tuple[str, str]:
+        """Certain for text that repeats itself; numbers may be classes if they are few."""
+        if raw.ndim != 1:
+            return "no", ""
+        numbers, different = _as_numbers(raw), len(set(raw.tolist()))
+        if not np.isfinite(numbers).all():
+            return "certain", f"{different} different labels"
+        return ("no" if _are_measured(numbers) else "possible"), f"{different} classes that are called by numbers"
+
     def learned(self, raw: Column, source: Source) -> Self:
         """With the classes of the training samples.
 
@@ -174,6 +199,13 @@ class LabelsReader(TargetReader):
 
     labels: tuple[str, ...] = ()
     separator: str | None = None
+
+    @classmethod
+    def suits(cls, raw: Column) -> tuple[str, str]:
+        """Certain for several columns of 0 and 1."""
+        flags = {str(value).strip().lower() for value in raw.ravel()}
+        are_flags = raw.ndim == 2 and flags <= {*_YES, *_NO}
+        return ("certain", f"{raw.shape[1]} columns of 0 and 1") if are_flags else ("no", "")
 
     def learned(self, raw: Column, source: Source) -> Self:
         """With the labels that occur in the training samples.
@@ -252,6 +284,18 @@ class NumberReader(TargetReader):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @classmethod
+    def suits(cls, raw: Column) -> tuple[str, str]:
+        """Certain for numbers that cannot be classes: most samples have another, or there are many with decimals."""
+        columns = raw if raw.ndim == 2 else raw[:, None]
+        numbers = _as_numbers(columns.ravel()).reshape(columns.shape)
+        if not np.isfinite(numbers).all():
+            return "no", ""
+        different = [len(np.unique(column)) for column in numbers.T]
+        # Several columns are numbers unless they are flags.
+        is_certain = LabelsReader.suits(raw)[0] == "no" if raw.ndim == 2 else _are_measured(numbers[:, 0])
+        return "certain" if is_certain else "possible", f"{', '.join(map(str, different))} different numbers"
+
     def learned(self, raw: Column, source: Source) -> Self:
         """With mean and standard deviation of the training samples."""
         numbers = self._numbers(raw, source)
@@ -268,7 +312,7 @@ class NumberReader(TargetReader):
         try:
             numbers = columns.astype(np.float64)
         except ValueError:
-            numbers = np.vectorize(_number_or_nan, otypes=[np.float64])(columns)
+            numbers = np.vectorize(number_or_nan, otypes=[np.float64])(columns)
         bad = np.argwhere(~np.isfinite(numbers))
         if len(bad):
             row, column = bad[0]
@@ -322,7 +366,18 @@ def match_labels(found: Sequence[str], labels: Sequence[str], source: Source) ->
     return missing
 
 
-def _number_or_nan(value: Any) -> float:
+def _as_numbers(raw: Column) -> Column:
+    return np.array([number_or_nan(value) for value in raw.tolist()], dtype=np.float64)
+
+
+def _are_measured(numbers: Column) -> bool:
+    """Whether numbers (N,) can be no classes: more than half of them differ, or more than 20 and not all are whole."""
+    different = len(np.unique(numbers))
+    return different > max(2, len(numbers) / 2) or (different > _MOST_CLASSES and bool((numbers % 1 != 0).any()))
+
+
+def number_or_nan(value: Any) -> float:
+    """The number that a cell holds; NaN if it holds none."""
     try:
         return float(value)
     except ValueError:

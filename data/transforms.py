@@ -41,6 +41,7 @@ AUGMENTATIONS = {
     "auto": "none while the whole backbone is frozen, light from the first epoch in which any of it trains",
     "none": "as for evaluation",
     "light": "random crop of 70 to 100 % of the area, horizontal flip, a little brightness and contrast",
+    # Where masks, boxes or points move with the image: brightness, contrast and saturation in place of TrivialAugment.
     "medium": "random crop of 35 to 100 % of the area, horizontal flip, TrivialAugment (one operation)",
     "strong": "random crop of 8 to 100 % of the area, horizontal flip, TrivialAugment, random erasing",
 }
@@ -155,6 +156,10 @@ class Evaluation:
         """The tensor of a decoded picture in mode RGB or L."""
         return self.rest(self.first.fit(image))
 
+    def joint(self, image: Image.Image, target: Any, fill: int = 0) -> tuple[torch.Tensor, Any]:
+        """The tensor, and the picture's tv_tensors as they lie in it."""
+        return self(image), self.first.geometry(image.size).apply(target, fill)
+
     def rest(self, pixels: Pixels, out: torch.Tensor | None = None) -> torch.Tensor:
         """What is left to do after the first steps.
 
@@ -205,10 +210,20 @@ class _Augment:
             v2.ColorJitter(brightness=0.1, contrast=0.1) if name == "light" else v2.TrivialAugmentWide(),
         ]
         self.change = v2.Compose(steps)
+        # TrivialAugment does not take masks and boxes.
+        self._joint_change = self.change if name == "light" else v2.Compose([*steps[:2], v2.ColorJitter(0.4, 0.4, 0.4)])
         self.erase = v2.RandomErasing(p=0.25) if name == "strong" else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        values = self._normalise(np.array(self.change(image)), torch.empty(self.shape))
+        return self._finished(self.change(image))
+
+    def joint(self, image: Image.Image, target: Any, fill: int = 0) -> tuple[torch.Tensor, Any]:
+        """The tensor, and the picture's tv_tensors changed alike."""
+        image, target = self._joint_change(image, target)
+        return self._finished(image), target
+
+    def _finished(self, image: Image.Image) -> torch.Tensor:
+        values = self._normalise(np.array(image), torch.empty(self.shape))
         if self.erase is not None:
             values = self.erase(values)
         return values
@@ -221,13 +236,27 @@ class _Own:
         self.transform, self.rest = transform, rest
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        result = self.transform(image)
+        result = self._picture_or_values(self.transform(image))
+        return self.rest(result) if isinstance(result, Image.Image) else result
+
+    def joint(self, image: Image.Image, target: Any, fill: int = 0) -> tuple[torch.Tensor, Any]:
+        """What the user's transform of both gives, as a v2 transform of torchvision does."""
+        results = self.transform(image, target)  # type: ignore[call-arg]  # two arguments for such data
+        if not isinstance(results, (tuple, list)) or len(results) != 2:
+            raise UsageError(
+                f"the augment callable returned {type(results).__name__}, not the image and its target",
+                fix="a Compose of torchvision.transforms.v2, or a function (image, target) -> (image, target)",
+            )
+        result = self._picture_or_values(results[0])
+        return self.rest.joint(result, results[1], fill) if isinstance(result, Image.Image) else (result, results[1])
+
+    def _picture_or_values(self, result: Any) -> Image.Image | torch.Tensor:
         if isinstance(result, torch.Tensor) and result.dtype == torch.uint8:
             from torchvision.transforms.v2.functional import to_pil_image
 
             result = to_pil_image(result)
         if isinstance(result, Image.Image):
-            return self.rest(result)
+            return result
         if isinstance(result, torch.Tensor) and result.is_floating_point() and result.ndim == 3:
             return result.as_subclass(torch.Tensor)
         raise UsageError(

@@ -15,6 +15,7 @@ from flashtask.trainer.features import FrozenFeatures
 
 __all__ = [
     "StepOutput",
+    "batch_row",
     "classes_stated",
     "describe_prediction",
     "images_and_targets",
@@ -35,8 +36,8 @@ class StepOutput(NamedTuple):
     """
 
     loss: torch.Tensor
-    outputs: torch.Tensor
-    targets: torch.Tensor
+    outputs: Any
+    targets: Any
     loss_parts: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     @classmethod
@@ -45,6 +46,22 @@ class StepOutput(NamedTuple):
         if not isinstance(loss, Mapping):
             return cls(loss, outputs, targets)
         return cls(torch.stack(list(loss.values())).sum(), outputs, targets, dict(loss))
+
+
+def batch_row(batch: Any, row: int, size: int | None = None) -> Any:
+    """A batch of one sample of another batch, in the same structure.
+
+    Args:
+        batch: tensors (B, ...) in lists, tuples and dictionaries.
+        row: which sample.
+        size: B, if a list of this length holds an element for each sample; else lists are structure.
+    """
+    if isinstance(batch, torch.Tensor) or (isinstance(batch, list) and len(batch) == size):
+        return batch[row : row + 1]
+    if isinstance(batch, Mapping):
+        return {name: batch_row(value, row, size) for name, value in batch.items()}
+    rows = [batch_row(value, row, size) for value in batch]
+    return type(batch)(*rows) if hasattr(batch, "_fields") else type(batch)(rows)
 
 
 _FIX = "DataLoader(dataset, batch_size=32) over a dataset whose samples are (image, label)"

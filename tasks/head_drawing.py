@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flashtask.core.feature_info import FeatureInfo
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.heads import HEADS, build_head
 from flashtask.tasks.relabelling import rows_of_classes
@@ -45,7 +46,7 @@ class DrawnHead:
 
     def __init__(self, kind: str | nn.Module | None, options: Mapping[str, Any]) -> None:
         self.kind, self.options = kind, dict(options)
-        self.sizes = (0, 0)
+        self.sizes: tuple[int | FeatureInfo, int] = (0, 0)
         self.seed: int | None = None
 
     @property
@@ -56,11 +57,11 @@ class DrawnHead:
         found = HEADS.get(self.kind)
         return found.func if isinstance(found, partial) else found
 
-    def draw(self, num_features: int, num_outputs: int, seed: int) -> nn.Module | None:
-        """A new head of these sizes; the seed is remembered."""
+    def draw(self, features: int | FeatureInfo, num_outputs: int, seed: int) -> nn.Module | None:
+        """A new head for these features and outputs; the seed is remembered."""
         if self.kind is None:
             return None
-        self.sizes, self.seed = (num_features, num_outputs), seed
+        self.sizes, self.seed = (features, num_outputs), seed
         with seeded_generators(derive_seed("head", seed)):
             return build_head(self.kind, *self.sizes, **self.options)
 
@@ -68,9 +69,9 @@ class DrawnHead:
         """Names of the drawn head's weights that have a row for each output; None where there are none such."""
         if not isinstance(self.kind, str):
             return None
-        num_features, num_outputs = self.sizes
+        features, num_outputs = self.sizes
         with seeded_generators(derive_seed("head", 0)):
-            heads = [build_head(self.kind, num_features, num_outputs + more, **self.options) for more in (0, 1)]
+            heads = [build_head(self.kind, features, num_outputs + more, **self.options) for more in (0, 1)]
         return rows_of_classes(heads[0], heads[1], num_outputs)
 
     def redraw(self, head: nn.Module | None, seed: int) -> None:

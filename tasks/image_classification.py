@@ -11,6 +11,7 @@ from torch import nn
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.number_checks import is_number
+from flashtask.data.inputs import Input
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction
@@ -59,6 +60,7 @@ class ImageClassifier(Task):
     monitor = "val_accuracy"
     monitor_mode = "max"
     prediction_class = Label
+    heads_take = ("pooled", "tokens")
     pipeline_tag = "image-classification"
 
     def __init__(
@@ -126,11 +128,24 @@ class ImageClassifier(Task):
         if not isinstance(self._loss_fn, str):
             own: torch.Tensor = self._loss_fn(outputs, targets)
             return own
-        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[self._loss_fn]
+        return self._named_loss(self._loss_fn, outputs, targets)
+
+    def weighted_loss(
+        self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """The chosen loss with weights of samples (B,), which multiply those of classes."""
+        if not isinstance(self._loss_fn, str):
+            return super().weighted_loss(outputs, targets, weights)
+        return self._named_loss(self._loss_fn, outputs, targets, weights)
+
+    def _named_loss(
+        self, name: str, outputs: torch.Tensor, targets: torch.Tensor, samples: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[name]
         if not self.training:
-            return named(outputs, targets, None, 0.0)
+            return named(outputs, targets, None, 0.0, samples)
         weight = None if self._weight is None else self._weight.to(outputs.device)
-        return named(outputs, targets, weight, self.label_smoothing)
+        return named(outputs, targets, weight, self.label_smoothing, samples)
 
     def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, classes): they sum to 1, or with several labels each is from 0 to 1."""
@@ -150,6 +165,16 @@ class ImageClassifier(Task):
 
             own |= named_metrics(self._more_metrics, {} if self.multi_label else label_metrics, num_outputs)
         return own
+
+    def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Precision, recall and F1 of each class; of several labels average precision and F1 at their thresholds."""
+        from flashtask.tasks.metrics import label_metrics_by_class, labels_metrics_by_class
+
+        return (labels_metrics_by_class if self.multi_label else label_metrics_by_class)(num_outputs)
+
+    def output_names(self, num_outputs: int) -> Sequence[str]:
+        """The labels."""
+        return self.labels or super().output_names(num_outputs)
 
     def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities, with class indices or with zeros and ones as whole numbers."""
@@ -362,9 +387,10 @@ class ImageClassifier(Task):
             )
         datamodule.set_labels(self.labels)
 
-    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Prediction]:
+    def to_predictions(self, outputs: torch.Tensor, samples: Sequence[Input]) -> Sequence[Prediction]:
         """A `Label` an image, its labels with the most probable first; or `Labels`, those above their thresholds."""
-        labels = self.labels or tuple(str(index) for index in range(outputs.shape[1]))
+        labels = tuple(self.output_names(outputs.shape[1]))
+        paths = [sample.path for sample in samples]
         scores, order = outputs.cpu().sort(dim=1, descending=True, stable=True)
         ranked = zip(paths, order.tolist(), scores.tolist(), strict=True)
         if not self.multi_label:

@@ -11,6 +11,7 @@ from torch import nn
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.data.image_regression import ImageRegressionData
+from flashtask.data.inputs import Input
 from flashtask.data.targets import NumberReader
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import NUMBER_LOSSES, check_loss
@@ -48,6 +49,7 @@ class ImageRegressor(Task):
     monitor, monitor_mode = "val_mae", "min"
     data_class = ImageRegressionData
     prediction_class = Number
+    heads_take = ("pooled", "tokens")
 
     def __init__(
         self,
@@ -76,6 +78,15 @@ class ImageRegressor(Task):
         chosen = NUMBER_LOSSES[self._loss_fn] if isinstance(self._loss_fn, str) else self._loss_fn
         return chosen(outputs, targets)
 
+    def weighted_loss(
+        self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """The chosen loss with weights of samples (B,)."""
+        if not isinstance(self._loss_fn, str):
+            return super().weighted_loss(outputs, targets, weights)
+        each = NUMBER_LOSSES[self._loss_fn](outputs, targets, reduction="none").mean(dim=1)
+        return (each * weights).mean()
+
     def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
         """The data's numbers (B, num_targets) in units of the standard deviation, counted from the mean."""
         numbers = targets.float()
@@ -103,6 +114,17 @@ class ImageRegressor(Task):
         from flashtask.tasks.metrics import regression_metrics
 
         return regression_metrics(self._more_metrics, num_outputs)
+
+    def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Mean absolute error and root mean squared error of each number, where there are several."""
+        from flashtask.tasks.metrics import number_metrics_by_target
+
+        return number_metrics_by_target(num_outputs) if num_outputs > 1 else {}
+
+    def output_names(self, num_outputs: int) -> Sequence[str]:
+        """The columns that the model was trained on."""
+        names = self._reader.names if self._reader is not None else ("number",)
+        return names if len(names) == num_outputs else tuple(f"number_{index}" for index in range(num_outputs))
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Take the scale of the data in a first fit; a trained model keeps its own, so its head keeps its meaning.
@@ -138,13 +160,11 @@ class ImageRegressor(Task):
     def _read_scale(self) -> None:
         self._reader = None if self.target_description is None else NumberReader.from_dict(self.target_description)
 
-    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Number]:
+    def to_predictions(self, outputs: torch.Tensor, samples: Sequence[Input]) -> Sequence[Number]:
         """A `Number` an image, with the names of the columns that the model was trained on."""
-        names = self._reader.names if self._reader is not None else ("number",)
-        if len(names) != outputs.shape[1]:
-            names = tuple(f"number_{index}" for index in range(outputs.shape[1]))
+        names = self.output_names(outputs.shape[1])
         rows = outputs.cpu().tolist()
-        return [Number(path, dict(zip(names, row, strict=True))) for path, row in zip(paths, rows, strict=True)]
+        return [Number(one.path, dict(zip(names, row, strict=True))) for one, row in zip(samples, rows, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scale that the weights were trained with."""

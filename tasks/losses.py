@@ -14,35 +14,58 @@ from flashtask.core.number_checks import is_number
 
 __all__ = ["LABELS_LOSSES", "LABEL_LOSSES", "NUMBER_LOSSES", "check_loss", "check_weights", "class_weights"]
 
-#: What a loss is called with: outputs, targets, and the weight of each class (or None).
+#: What a loss of labels is called with: outputs, targets, the weight of each class (or None), the label smoothing, and
+#: the weight of each sample (B,) (or None).
 Loss = Callable[..., Tensor]
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
-    return functional.cross_entropy(outputs, targets, weight, label_smoothing=smoothing)
+#: Of the focal loss.
+_GAMMA = 2.0
 
 
-def _focal(outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, gamma: float = 2.0) -> Tensor:
+def _cross_entropy(
+    outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, samples: Tensor | None = None
+) -> Tensor:
+    if samples is None:
+        return functional.cross_entropy(outputs, targets, weight, label_smoothing=smoothing)
+    each = functional.cross_entropy(outputs, targets, weight, reduction="none", label_smoothing=smoothing)
+    return _mean_of_labels(each * samples, targets, weight)
+
+
+def _focal(
+    outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, samples: Tensor | None = None
+) -> Tensor:
     """Cross-entropy that counts samples less, the surer the model is of their class (Lin et al., 2017)."""
     each = functional.cross_entropy(outputs, targets, weight, reduction="none", label_smoothing=smoothing)
     sure = outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-    losses = (1 - sure) ** gamma * each
+    losses = (1 - sure) ** _GAMMA * each
+    return _mean_of_labels(losses if samples is None else losses * samples, targets, weight)
+
+
+def _mean_of_labels(losses: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of losses (B,) that are multiplied by class weights already, as torch takes it."""
     return losses.mean() if weight is None else losses.sum() / weight[targets].sum()
 
 
-def _binary_cross_entropy(outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float) -> Tensor:
+def _binary_cross_entropy(
+    outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, samples: Tensor | None = None
+) -> Tensor:
     soft = targets * (1 - smoothing) + smoothing / 2
-    return functional.binary_cross_entropy_with_logits(outputs, soft, pos_weight=weight)
+    if samples is None:
+        return functional.binary_cross_entropy_with_logits(outputs, soft, pos_weight=weight)
+    each = functional.binary_cross_entropy_with_logits(outputs, soft, pos_weight=weight, reduction="none")
+    return (each * samples[:, None]).mean()
 
 
 def _binary_focal(
-    outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, gamma: float = 2.0
+    outputs: Tensor, targets: Tensor, weight: Tensor | None, smoothing: float, samples: Tensor | None = None
 ) -> Tensor:
     soft = targets * (1 - smoothing) + smoothing / 2
     each = functional.binary_cross_entropy_with_logits(outputs, soft, pos_weight=weight, reduction="none")
     chance = outputs.sigmoid()
     sure = targets * chance + (1 - targets) * (1 - chance)
-    return ((1 - sure) ** gamma * each).mean()
+    losses = (1 - sure) ** _GAMMA * each
+    return (losses if samples is None else losses * samples[:, None]).mean()
 
 
 #: For one label an image: logits (B, classes) and class indices (B,).

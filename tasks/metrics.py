@@ -16,6 +16,7 @@ from torchmetrics import classification as of_classes
 from flashtask.core.errors import UnknownNameError, UsageError
 
 __all__ = ["LabelsF1", "MeanAveragePrecision", "label_metrics", "named_metrics", "number_metrics", "regression_metrics"]
+__all__ += ["label_metrics_by_class", "labels_metrics_by_class", "number_metrics_by_target"]
 
 Maker = Callable[[int], Metric]
 
@@ -67,6 +68,31 @@ def named_metrics(given: Iterable[Any] | None, known: Mapping[str, Maker], num_o
     return found
 
 
+def label_metrics_by_class(num_classes: int) -> dict[str, Metric]:
+    """Of probabilities (B, classes) and class indices: a number for each class."""
+    return {
+        "precision": of_classes.MulticlassPrecision(num_classes, average=None),
+        "recall": of_classes.MulticlassRecall(num_classes, average=None),
+        "f1": of_classes.MulticlassF1Score(num_classes, average=None),
+    }
+
+
+def labels_metrics_by_class(num_labels: int) -> dict[str, Metric]:
+    """Of probabilities and zeros and ones (B, labels): a number for each label."""
+    return {
+        "average_precision": MeanAveragePrecision(num_labels, average=None),
+        "f1": LabelsF1(num_labels, average=None),
+    }
+
+
+def number_metrics_by_target(num_targets: int) -> dict[str, Metric]:
+    """Of numbers and targets (B, numbers): a value for each number."""
+    return {
+        "mae": MeanAbsoluteError(num_outputs=num_targets),
+        "rmse": MeanSquaredError(squared=False, num_outputs=num_targets),
+    }
+
+
 def regression_metrics(given: Iterable[Any] | None, num_outputs: int) -> dict[str, Metric]:
     """Those that every regression has, and those that are given."""
     return named_metrics([*("mae", "rmse", "r2", "spearman"), *(given or ())], number_metrics, num_outputs)
@@ -91,19 +117,22 @@ class MeanAveragePrecision(of_classes.MultilabelAveragePrecision):
 
     Args:
         num_labels: how many there are.
+        average: `macro`, the mean; or None for the area of each label, NaN for one without a positive.
     """
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, average: str | None = "macro") -> None:
         super().__init__(num_labels, average="none")
+        self.is_mean = average is not None
 
     def compute(self) -> Tensor:  # type: ignore[override]  # its parent's own parent gives curves
-        """The mean; NaN if there is no positive at all."""
+        """The mean; NaN if there is no positive at all. Without `average` the area of each label."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive samples")
             of_each = super().compute()
         targets = torch.cat(list(self.target)) if isinstance(self.target, list) else self.target
-        mean: Tensor = of_each[targets.sum(dim=0) > 0].mean()
-        return mean
+        counted = targets.sum(dim=0) > 0
+        found: Tensor = of_each[counted].mean() if self.is_mean else of_each.where(counted, math.nan)
+        return found
 
 
 class LabelsF1(Metric):
@@ -115,15 +144,18 @@ class LabelsF1(Metric):
         num_labels: how many there are.
         thresholds: of each label; None chooses, in `compute`, those with the highest F1, of equal ones the nearest to
             0.5.
+        average: `macro`, the mean; or None for the F1 of each label, NaN for one that neither occurs nor is predicted.
     """
 
     higher_is_better = True
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, num_labels: int, thresholds: tuple[float, ...] | None = None) -> None:
+    def __init__(
+        self, num_labels: int, thresholds: tuple[float, ...] | None = None, average: str | None = "macro"
+    ) -> None:
         super().__init__()
-        self.thresholds = thresholds
+        self.thresholds, self.average = thresholds, average
         #: The thresholds of the last `compute`.
         self.chosen: tuple[float, ...] | None = None
         self._grid = torch.arange(1, 100, dtype=torch.float64) / 100
@@ -142,7 +174,7 @@ class LabelsF1(Metric):
         self.counts += torch.stack([(says & holds).sum(0), (says & ~holds).sum(0), (~says & holds).sum(0)])
 
     def compute(self) -> Tensor:
-        """The mean F1; 0 if no label occurs or is predicted."""
+        """The mean F1; 0 if no label occurs or is predicted. Without `average` that of each label."""
         hits, wrong, missed = self.counts.double()
         f1 = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
         if self.thresholds is None:
@@ -154,5 +186,8 @@ class LabelsF1(Metric):
         self.chosen = tuple(self._grid[index].item() for index in best.tolist())
         at = f1.gather(1, best[:, None])[:, 0]
         counted = (hits + wrong + missed).gather(1, best[:, None])[:, 0] > 0
+        if self.average is None:
+            of_each: Tensor = at.where(counted, math.nan)
+            return of_each
         mean: Tensor = at[counted].mean() if bool(counted.any()) else at.new_zeros(())
         return mean

@@ -19,13 +19,13 @@ from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
-from flashtask.data.inputs import input_of
+from flashtask.data.inputs import Input, input_of
 from flashtask.data.loaders import fitting_workers
 from flashtask.data.threads import in_threads, num_cores
 from flashtask.data.transforms import eval_transform
 from flashtask.trainer.devices.precision import MixedPrecision, Precision, inference_precision
 
-__all__ = ["evaluating", "image_batches", "inference_copy", "paths_of", "predictions_of"]
+__all__ = ["evaluating", "image_batches", "inference_copy", "predictions_of"]
 
 #: Images at a time where they are not computed in worker threads: what keeps a device busy.
 _BATCH_SIZE = 64
@@ -59,8 +59,8 @@ def _as_it_is(images: Any) -> Any:
 
 def image_batches(
     items: Sequence[Any], preprocessing: Preprocessing, batch_size: int, num_workers: int | None
-) -> Iterator[tuple[torch.Tensor, list[str | None]]]:
-    """Preprocessed batches (B, C, H, W) with the paths of their images (None for what has none), in order.
+) -> Iterator[tuple[torch.Tensor, list[Input]]]:
+    """Preprocessed batches (B, C, H, W) with the images that they were made of, in order.
 
     Args:
         items: what `read_inputs` gave, or paths of files.
@@ -79,12 +79,7 @@ def image_batches(
     )
     remaining: Iterable[Any] = iter(items)
     for batch in loader:
-        yield batch, paths_of(islice(remaining, len(batch)))
-
-
-def paths_of(items: Iterable[Any]) -> list[str | None]:
-    """The paths and addresses of images, None for what has neither."""
-    return [input_of(item).path for item in items]
+        yield batch, list(map(input_of, islice(remaining, len(batch))))
 
 
 @contextmanager
@@ -134,7 +129,7 @@ def predictions_of(
     for outputs in _in_worker_threads(
         task, _Images(items, task.preprocessing, cache), batch_size or THREAD_BATCH, num_threads
     ):
-        yield from task.to_predictions(outputs, paths_of(islice(remaining, len(outputs))))
+        yield from task.to_predictions(outputs, list(map(input_of, islice(remaining, len(outputs)))))
 
 
 def _fitting_threads(task: Any, num_images: int, num_workers: int | None) -> int:
@@ -144,15 +139,15 @@ def _fitting_threads(task: Any, num_images: int, num_workers: int | None) -> int
 def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int | None) -> Iterator[Any]:
     """On the network as it is, one batch after the other, with all threads of the process in each."""
     precision = inference_precision(task.default_precision, task.device)
-    for images, paths in image_batches(items, task.preprocessing, batch_size, num_workers):
+    for images, samples in image_batches(items, task.preprocessing, batch_size, num_workers):
         with evaluating(task, precision):
             # From pinned memory the copy runs beside what is still being computed.
             images = images.to(task.device, memory_format=torch.channels_last, non_blocking=images.is_pinned())
             outputs = task.predict_step(precision.convert_batch(images), 0)
-        yield from task.to_predictions(outputs, paths)
+        yield from task.to_predictions(outputs, samples)
 
 
-def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads: int) -> Iterator[torch.Tensor]:
+def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads: int) -> Iterator[Any]:
     """Outputs of one batch after the other, in order."""
     keep_freed_memory()
     prepare_decoders()
@@ -160,15 +155,14 @@ def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads:
     made = task.inference_copy(precision)
     size = max(1, min(batch_size, -(-len(images) // num_threads)))
 
-    def outputs_of(start: int) -> torch.Tensor:
+    def outputs_of(start: int) -> Any:
         rows = range(start, min(start + size, len(images)))
         batch = torch.empty((len(rows), *images.transform.shape))
         for row, index in enumerate(rows):
             images.write(index, batch[row])
         with precision.inference():
             batch = precision.convert_batch(batch.to(memory_format=torch.channels_last))
-            outputs: torch.Tensor = made.predict_step(batch, 0)
-        return outputs
+            return made.predict_step(batch, 0)
 
     yield from in_worker_threads(outputs_of, range(0, len(images), size), num_threads)
 

@@ -41,7 +41,7 @@ class Prediction:
         return {name: _for_json(value) for name, value in self.as_row(top_k=top_k, all_scores=all_scores).items()}
 
     def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
-        """Cells of a table by the names of its columns: text, numbers, or lists of them. `path` comes first.
+        """Cells of a table by the names of its columns: text, numbers, or lists and dictionaries. `path` comes first.
 
         Args:
             top_k: also lists of so many `labels` and `scores`, best first.
@@ -193,4 +193,6 @@ def _scores_by_label(probabilities: Mapping[str, float], labels: Sequence[str] |
 def _for_json(value: Any) -> Any:
     if isinstance(value, float):
         return number_or_null(value)
-    return [_for_json(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        return {name: _for_json(each) for name, each in value.items()}
+    return [_for_json(each) for each in value] if isinstance(value, (list, tuple)) else value

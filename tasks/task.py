@@ -21,16 +21,20 @@ from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import UsageError
+from flashtask.core.feature_info import FEATURE_KINDS
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
-from flashtask.data.inputs import read_inputs
+from flashtask.data.inputs import Input, read_inputs
+from flashtask.data.samples import WeightedTargets
+from flashtask.heads import features_taken
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import (
     StepOutput,
+    batch_row,
     describe_prediction,
     images_and_targets,
     images_of,
@@ -43,6 +47,7 @@ from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
 from flashtask.tasks.predictions import Prediction
 from flashtask.tasks.recipe_source import recipe_arguments
+from flashtask.trainer.batch_transfer import in_dtype
 from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
@@ -72,7 +77,8 @@ class Task(Module):
 
     Args:
         backbone: a registered name (`resnet18`, `timm/NAME`, `torchvision/NAME`, ...), or a module.
-        head: a registered name, a module, or None for no head.
+        head: a registered name, a module, or None for no head. Its `takes` decides what the backbone gives: one vector
+            an image, maps at several scales, or tokens.
         num_outputs: of the head; None leaves the head to `connect`, when the data is known.
         head_options: arguments of the head.
         backbone_options: arguments of the backbone's builder.
@@ -91,6 +97,7 @@ class Task(Module):
 
     Raises:
         UnknownNameError: a name that nothing has.
+        UsageError: a head that takes features which the task's heads do not take, or the backbone does not have.
         HubError, MissingInputError: pretrained weights cannot be had.
     """
 
@@ -106,6 +113,10 @@ class Task(Module):
     default_memory_format = "auto"
     libraries = ("timm", "torchvision")
     sample_noun = "images"
+    #: The kinds of features that its heads may take. A task without a head gets the first from its backbone.
+    heads_take: ClassVar[tuple[str, ...]] = tuple(FEATURE_KINDS)
+    #: Let `validate` and `test` give the metrics of each class too, by label: `val_f1_cat`.
+    per_class = False
     #: What the hub calls such models, if it has a word for them.
     pipeline_tag: ClassVar[str | None] = None
     #: Where the weights were read from: `{"repository", "commit"}` on the hub, `{"path", "sha256"}` of a file, or None.
@@ -113,6 +124,8 @@ class Task(Module):
     #: Settings of the class that the arguments of the object replace.
     _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
     _target_description: dict[str, Any] | None = None
+    #: The targets of the data are places in the image, as masks and boxes are.
+    _has_spatial_targets = False
     #: The head is not the one that came with these weights.
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
@@ -159,14 +172,17 @@ class Task(Module):
             self._optimizer_options["weight_decay"] = weight_decay
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
         check_names(self._optimizer, self._schedule)
+        gives = self._features_wanted(head)
         fetched = fetches_weights(pretrained)
         options = dict(backbone_options or {})
         if pretrained and not fetched:
             options.pop("weights", None)  # a checkpoint brings its own
         self._drawn_from = None if pretrained else fresh_seed()
-        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, **options)
+        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
+        #: What the backbone gives: its kind, channels, reductions.
+        self.feature_info = built.features
         self._preprocessing = built.preprocessing.resolved()
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
@@ -181,6 +197,20 @@ class Task(Module):
         self._is_pretrained = pretrained
         if num_outputs is not None:
             self.make_head(num_outputs)
+
+    @classmethod
+    def _features_wanted(cls, head: str | nn.Module | None) -> str:
+        """The kind of features that the backbone is to give, checked before anything is built."""
+        if head is None:
+            return cls.heads_take[0]
+        takes = features_taken(head)
+        if takes not in cls.heads_take:
+            shown = head if isinstance(head, str) else type(head).__name__
+            raise UsageError(
+                f"the head {shown!r} takes {takes}, and the heads of {cls.__name__} take {' or '.join(cls.heads_take)}",
+                fix="flashtask zoo heads",
+            )
+        return takes
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -203,34 +233,66 @@ class Task(Module):
 
     # ---- what a task of your own defines
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
+    def loss(self, outputs: Any, targets: Any) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The loss of a batch: a scalar, or several by name, which are added up and logged one by one.
 
         Args:
-            outputs: of the head, float32.
-            targets: as the data gives them.
+            outputs: of the head, float32: a tensor, or tensors in lists, tuples and dictionaries.
+            targets: as `to_targets` gives them.
         """
         raise UsageError(f"{type(self).__name__} has no loss", fix="def loss(self, outputs, targets)")
 
-    def to_targets(self, targets: torch.Tensor) -> torch.Tensor:
+    def weighted_loss(
+        self, outputs: Any, targets: Any, weights: torch.Tensor
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """The training loss where samples have weights: the mean over the batch of loss times weight.
+
+        By default `loss` is called for each sample. A task whose loss can give one value a sample does that at once.
+
+        Args:
+            outputs: as for `loss`.
+            targets: as for `loss`.
+            weights: (B,) float32, 1 on average over the training samples.
+        """
+        size = len(weights)
+        each: list[Any] = [self.loss(batch_row(outputs, row), batch_row(targets, row, size)) for row in range(size)]
+        if isinstance(each[0], Mapping):
+            return {name: (torch.stack([one[name] for one in each]) * weights).mean() for name in each[0]}
+        return (torch.stack(each) * weights).mean()
+
+    def to_targets(self, targets: Any) -> Any:
         """What the loss and the metrics compare the outputs with; by default the data's targets as they are."""
         return targets
 
-    def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
+    def postprocess(self, outputs: Any) -> Any:
         """What predictions and metrics are made of: probabilities, or numbers in their own unit.
 
         Args:
             outputs: of the head, float32; by default they are taken as they are.
+
+        Returns:
+            A tensor with a row for each sample, or a list with an element for each.
         """
         return outputs
 
-    def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    def metric_inputs(self, step: StepOutput) -> tuple[Any, Any]:
         """What each metric is updated with: the postprocessed outputs and the targets of a batch."""
         return self.postprocess(step.outputs), step.targets
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """The metrics of validation and test by name, such as `accuracy`; they are logged as `val_accuracy`, ..."""
         return {}
+
+    def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Metrics with a number for each class (`average=None` in torchmetrics), used while `per_class` is set.
+
+        They are updated as those of `make_metrics`, and logged by the names of `output_names`: `val_f1_cat`.
+        """
+        return {}
+
+    def output_names(self, num_outputs: int) -> Sequence[str]:
+        """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
+        return tuple(map(str, range(num_outputs)))
 
     # ---- the model
 
@@ -240,7 +302,7 @@ class Task(Module):
         The weights are drawn from the trainer's seed, else from that of the last `seed_everything`, else from 0:
         not from what the process has drawn before.
         """
-        self.head = self._head.draw(self.num_features, num_outputs, self._seed())
+        self.head = self._head.draw(self.feature_info, num_outputs, self._seed())
         self.metrics.clear()
 
     def change_classes(self, labels: Sequence[str] | None = None, num_classes: int | None = None) -> Any:
@@ -255,15 +317,14 @@ class Task(Module):
         seed: int = (last_seed() or 0) if self.trainer is None else self.trainer.seed
         return seed
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Any:
         """Outputs of the head for images (B, C, H, W) that were preprocessed as `preprocessing` says."""
         features = self._features(images)
         if self._head.kind is None:
             return features
         if self.head is None:
             raise self._unknown_outputs()
-        outputs: torch.Tensor = self.head(features)
-        return outputs
+        return self.head(features)
 
     def _unknown_outputs(self) -> UsageError:
         return UsageError(
@@ -271,10 +332,9 @@ class Task(Module):
             fix="give num_classes, or let trainer.finetune(model, datamodule=data) find it",
         )
 
-    def _features(self, images: Any) -> torch.Tensor:
+    def _features(self, images: Any) -> Any:
         """The backbone's features of images, or those that were computed of them before."""
-        features: torch.Tensor = images.values if isinstance(images, FrozenFeatures) else self.backbone(images)
-        return features
+        return images.values if isinstance(images, FrozenFeatures) else self.backbone(images)
 
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the preprocessing, and before a fit draw an untouched head from the trainer's seed.
@@ -289,6 +349,7 @@ class Task(Module):
             self._lack.require_none(self.trainer.current_run.stage)
         self._agree_on_preprocessing(datamodule)
         self.agree_on_targets(datamodule)
+        self._has_spatial_targets = bool(getattr(datamodule, "has_spatial_targets", False))
         self._awaits_size = False
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
@@ -329,6 +390,9 @@ class Task(Module):
         if len(self.metrics) == 0 and self._head.sizes[1]:
             for part in ("val", "test"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
+        if self.per_class and self._head.sizes[1] and "val_by_class" not in self.metrics:
+            for part in ("val_by_class", "test_by_class"):
+                self.metrics[part] = nn.ModuleDict(dict(self.make_class_metrics(self._head.sizes[1]))).to(self.device)
 
     def data_is_set_up(self, datamodule: Any) -> None:
         """Take what the data has made of the preprocessing: with the value range of its training images."""
@@ -350,12 +414,17 @@ class Task(Module):
         """The forward pass and the loss of a batch, for training, validation and test alike.
 
         Args:
-            batch: images (B, C, H, W) and targets.
+            batch: images (B, C, H, W) and targets; in training `WeightedTargets`, if the samples have weights.
         """
         images, targets = images_and_targets(batch)
+        weights = None
+        if isinstance(targets, WeightedTargets):
+            targets, weights = targets
         targets = self.to_targets(targets)
-        outputs = self(images).float()
-        return StepOutput.of(self.loss(outputs, targets), outputs, targets)
+        outputs = in_dtype(self(images), torch.float32)
+        if weights is None:
+            return StepOutput.of(self.loss(outputs, targets), outputs, targets)
+        return StepOutput.of(self.weighted_loss(outputs, targets, weights), outputs, targets)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, logged as `train_loss` over the epoch, and its parts as `train_loss_NAME`."""
@@ -387,6 +456,31 @@ class Task(Module):
             assert is_metric(metric)
             metric.update(*inputs)
             self.log(f"{part}_{name}", metric)
+        for metric in self._class_metrics(part).values():
+            metric.update(*inputs)
+
+    def _class_metrics(self, part: str) -> Mapping[str, Any]:
+        """The metrics by class that the verb asks for: none in a fit, whose table of epochs would get a column each."""
+        run = self.trainer.active_run
+        if not self.per_class or getattr(run, "parent", None) is not None:
+            return {}
+        found: Any = dict(self.metrics.items()).get(f"{part}_by_class")  # not there before the first batch
+        return {} if found is None else dict(found.items())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of each class, if they were asked for."""
+        self._log_class_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of each class, if they were asked for."""
+        self._log_class_metrics("test")
+
+    def _log_class_metrics(self, part: str) -> None:
+        names = self.output_names(self._head.sizes[1])
+        for name, metric in self._class_metrics(part).items():
+            values = metric.compute().tolist()
+            metric.reset()
+            self.log_dict({f"{part}_{name}_{label}": value for label, value in zip(names, values, strict=True)})
 
     # ---- optimizers and freezing
 
@@ -405,16 +499,43 @@ class Task(Module):
         return self.head if self.head is not None else self._head.builder
 
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The backbone's features (B, num_features) for a batch, and the targets."""
+        """The backbone's features (B, num_features), or its tokens, for a batch, and the targets.
+
+        Raises:
+            UsageError: samples have weights, and a closed-form head, which does not use them, is to be solved.
+        """
         self._learn_size(batch)
         images, targets = images_and_targets(batch)
+        if isinstance(targets, WeightedTargets):
+            run = None if self.trainer is None else self.trainer.fit_run
+            if getattr(run, "solving", None) is not None:
+                raise UsageError(
+                    f"the samples have weights, which the head {self._head.kind!r} does not use",
+                    why="it is solved in closed form",
+                    fix='head="linear", or data without weight_field',
+                )
+            targets = targets.values
         return self._features(images), self.to_targets(targets)
 
     def takes_features(self, stage: str) -> bool:
-        """Unless a subclass has steps of its own, which may look at the images."""
+        """Unless a subclass has steps of its own, which may look at the images, or features are larger than images."""
+        if self.feature_info.kind == "maps" or self._has_spatial_targets:
+            return False
         own = {"fit": ("training_step", "validation_step"), "validate": ("validation_step",), "test": ("test_step",)}
         steps = ("forward", "shared_step", "_measure", *own[stage])
         return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
+
+    def why_no_features(self, stage: str) -> str:
+        """Why the steps do not take features that are computed once."""
+        if self.feature_info.kind == "maps":
+            return "the maps of all images would take more memory than the images"
+        if self._has_spatial_targets:
+            return "the targets move with the images"
+        return super().why_no_features(stage)
+
+    def feature_size(self) -> int:
+        """Numbers in the features of an image."""
+        return max(1, self.feature_info.num_tokens) * self.num_features
 
     def inference_copy(self, precision: Precision) -> Self:
         """A copy in eval mode, with BatchNorm folded into convolutions where that leaves the outputs as they are."""
@@ -428,6 +549,8 @@ class Task(Module):
         if not isinstance(name, str) or any(find_not_saved(given.get("backbone_options") or {})):
             return None
         options = {"options": given.get("backbone_options") or {}, "in_chans": given.get("in_chans", 3)}
+        if (kind := self.feature_info.kind) != "pooled":
+            options["gives"] = kind
         return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -505,14 +628,20 @@ class Task(Module):
         items, _ = read_inputs(inputs)
         yield from predictions_of(self, items, batch_size, num_workers)
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Postprocessed outputs of a batch of images, float32; targets are ignored if there are any."""
-        outputs: torch.Tensor = self(images_of(batch, self.preprocessing.input_size[0])).float()
-        return self.postprocess(outputs)
+        outputs = self(images_of(batch, self.preprocessing.input_size[0]))
+        return self.postprocess(in_dtype(outputs, torch.float32))
 
-    def to_predictions(self, outputs: torch.Tensor, paths: Sequence[str | None]) -> Sequence[Any]:
-        """What `predict` returns for each image: its row of outputs, unless the task says more."""
-        return list(outputs.cpu())
+    def to_predictions(self, outputs: Any, samples: Sequence[Input]) -> Sequence[Any]:
+        """What `predict` returns for each image: its row of outputs, unless the task says more.
+
+        Args:
+            outputs: as `postprocess` gives them for a batch.
+            samples: the images; each has its `path` (None without one), and `placed(self.preprocessing)`, by which
+                positions in the outputs become positions in the user's file.
+        """
+        return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
 
     # ---- what files hold
 

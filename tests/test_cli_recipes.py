@@ -17,7 +17,7 @@ from flashtask.cli.commands import flashtask
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, OF_TABLES, TABLES, Option
 from flashtask.cli.recipe import Recipe, read_recipe
-from flashtask.cli.request import DEFAULT_TASK, fill_in, requested_recipe
+from flashtask.cli.request import fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
@@ -100,7 +100,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
     words = {
         "trainer.max_epochs": f"{ImageClassifier.default_max_epochs}; none with --max-steps",
         "finetune.strategy": ImageClassifier.default_strategy,
-        "task": DEFAULT_TASK,
+        "task": "what the data is for",
         "trainer.precision": ImageClassifier.default_precision,
         "trainer.seed": "0",
         "trainer.devices": f"{own['trainer.devices']}: 1",

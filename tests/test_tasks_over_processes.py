@@ -13,6 +13,7 @@ import torch
 from small import colour_folders, made_long_ago
 from task_runs import Places, classifier, data, go, trainer_of
 
+from flashtask.data.inputs import input_of
 from flashtask.data.threads import num_cores
 
 #: Numbers of images; a step has 4.
@@ -124,7 +125,7 @@ def test_predictions_are_complete_and_in_the_order_of_the_files(root, one, two):
             outputs = of_process["predict", size]
             assert outputs.shape == (size, 2)
             assert (outputs - one["predict", size]).abs().max() <= TOLERANCE
-            predictions = task.to_predictions(outputs, files)
+            predictions = task.to_predictions(outputs, list(map(input_of, files)))
             assert [one.path for one in predictions] == files
             for found, expected in zip(predictions, by_file, strict=True):
                 assert found.probabilities == pytest.approx(expected, abs=2e-3)  # model.predict computes in bfloat16

@@ -77,10 +77,10 @@ class AnglePredictor(Task):
         """The mean difference in degrees."""
         return {"degrees": _AngularError()}
 
-    def to_predictions(self, outputs: torch.Tensor, paths: Any) -> list[Angle]:
+    def to_predictions(self, outputs: torch.Tensor, samples: Any) -> list[Angle]:
         """An `Angle` an image."""
         angles = torch.rad2deg(torch.atan2(outputs[:, 1], outputs[:, 0])) % 360
-        return [Angle(path, angle) for path, angle in zip(paths, angles.tolist(), strict=True)]
+        return [Angle(sample.path, angle) for sample, angle in zip(samples, angles.tolist(), strict=True)]
 
 
 def write_bars(folder: Any, count: int = 24) -> Any:

@@ -30,6 +30,8 @@ _BATCH_HOOKS = {
     stage: tuple(f"on_{word}_batch_{end}" for word in words for end in ("start", "end"))
     for stage, words in {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}.items()
 }
+#: Bytes of features that `feature_cache="auto"` keeps.
+_MOST_BYTES = 1 << 30
 #: Multiplications in the forward pass of a step; with the gradients, some milliseconds of one thread.
 _SMALL = 1 << 25
 
@@ -121,6 +123,8 @@ def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
         return "only flashtask's own datasets say whether a sample is the same in every epoch"
     if not is_whole(wanted) and not loader.dataset.repeats_itself():
         return "the training data is augmented at random, so every epoch sees other inputs"
+    if wanted == "auto" and (size := 4 * run.module.feature_size() * order.length) > _MOST_BYTES:
+        return f"they would take {size / 1e9:.1f} GB"
     if _samples_wanted(run, order) < order.length:
         return "the run sees fewer samples than there are"
     return ""
@@ -129,7 +133,7 @@ def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
 def _not_by_itself(run: Run, callbacks: Sequence[Callback]) -> str:
     """Why the steps of a run cannot work on features, whatever the data is."""
     if not run.module.takes_features(run.stage):
-        return f"the steps of {type(run.module).__name__} want the inputs themselves"
+        return str(run.module.why_no_features(run.stage))
     if any(hook is not None for hook in run.transfer):
         return "batches are changed on their way to the device"
     if watching := _watching(run, callbacks):

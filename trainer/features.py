@@ -144,6 +144,11 @@ class SampleFeatures:
         values = torch.from_numpy(features[rows])
         return FrozenFeatures(values), self._targets_of(indices, rows)
 
+    @property
+    def _has_targets(self) -> bool:
+        """Whether the dataset gives targets without inputs."""
+        return self.dataset.targets_of([]) is not None
+
     def _targets_of(self, indices: list[int], rows: Any) -> Any:
         if (known := self.dataset.targets_of(indices)) is not None:
             return default_collate(list(known))
@@ -184,7 +189,7 @@ class SampleFeatures:
         """The features of a view from the store; one machine of several may have them for all."""
         if (key := self._key(number)) is None:
             return None
-        if self._targets is None and self.dataset.targets_of([]) is None:
+        if self._targets is None and not self._has_targets:
             return None  # the pass is needed for the targets
         known = self.store.open(key)
         if known is not None and len(known) != len(self.indices):
@@ -256,7 +261,7 @@ class SampleFeatures:
         own = self.indices[strategy.global_rank * share : (strategy.global_rank + 1) * share]
         values, targets = self._computed_of(own, number, -(-share // self._batch_size))
         found = [part for part in rows_of_all(strategy, values) if part is not None]
-        if self._targets is None and self.dataset.targets_of([]) is None:
+        if self._targets is None and not self._has_targets:
             of_all = [part for part in rows_of_all(strategy, targets) if part is not None]
             self._targets = torch.cat(of_all)
         features: Features = (found[0] if len(found) == 1 else torch.cat(found)).numpy()
@@ -290,7 +295,8 @@ class SampleFeatures:
                     found = np.empty((len(indices), *values.shape[1:]), dtype=np.float32)
                 found[row : row + len(values)] = values.cpu().float().numpy()
                 row += len(values)
-                targets.append(of_batch)
+                if not self._has_targets:
+                    targets.append(of_batch)
                 show(len(values) * self.run.strategy.world_size)
         self._stop_if_interrupted()
         assert row == len(indices)
@@ -328,7 +334,8 @@ class SampleFeatures:
         return fitting_threads(run.module, num_samples, num_cores())
 
     def _of_batch(self, module: Module, batch: Any) -> tuple[Tensor, Any]:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not is_pair or not (self._has_targets or isinstance(batch[1], Tensor)):
             raise UsageError(
                 "the feature cache needs batches of inputs and targets", fix="Trainer(feature_cache=False)"
             )

@@ -225,6 +225,17 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return False
 
+    def feature_size(self) -> int:
+        """Numbers in the features of a sample, 0 if that is not known.
+
+        Features that take more than 1 GiB for all training samples are kept only if `feature_cache` asks for them.
+        """
+        return 0
+
+    def why_no_features(self, stage: str) -> str:
+        """In words, why `takes_features` is false."""
+        return f"the steps of {type(self).__name__} want the inputs themselves"
+
     def describe_frozen(self) -> dict[str, Any] | None:
         """What `modules_to_freeze()` compute, apart from their weights, in plain values: names, options, versions.
 
