@@ -183,13 +183,31 @@ _NUM_WORKERS = Option(
     "Data",
 )
 _ON_BAD_IMAGE = Option(
-    "--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "What to do with unreadable images: error or skip.", "P", "error", "Data"
+    "--on-bad-image",
+    f"{_DATA}.on_bad_image",
+    _POLICY,
+    "What to do with unreadable images: error or skip.",
+    "P",
+    "error",
+    "Data",
 )
 _ACCELERATOR = Option(
-    "--accelerator", "trainer.accelerator", _DEVICE, "Type of device: auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"
+    "--accelerator",
+    "trainer.accelerator",
+    _DEVICE,
+    "Type of device: auto, cpu, gpu, cuda or mps.",
+    "A",
+    "auto",
+    "Hardware",
 )
 _DEVICES = Option(
-    "--devices", "trainer.devices", devices, "Number of devices (-1: all), or their indices: 0,2.", "N", "auto: 1", "Hardware"
+    "--devices",
+    "trainer.devices",
+    devices,
+    "Number of devices (-1: all), or their indices: 0,2.",
+    "N",
+    "auto: 1",
+    "Hardware",
 )
 _DISTRIBUTED = Option(
     "--distributed",
@@ -201,10 +219,22 @@ _DISTRIBUTED = Option(
     "Hardware",
 )
 _NUM_NODES = Option(
-    "--num-nodes", "trainer.num_nodes", whole(1), "Number of machines, whose processes torchrun or SLURM starts.", "N", "1", "Hardware"
+    "--num-nodes",
+    "trainer.num_nodes",
+    whole(1),
+    "Number of machines, whose processes torchrun or SLURM starts.",
+    "N",
+    "1",
+    "Hardware",
 )
 _PRECISION = Option(
-    "--precision", "trainer.precision", _NUMBER_FORMAT, "Number format: auto, 32, bf16-mixed, 16-mixed, ...", "P", "auto", "Hardware"
+    "--precision",
+    "trainer.precision",
+    _NUMBER_FORMAT,
+    "Number format: auto, 32, bf16-mixed, 16-mixed, ...",
+    "P",
+    "auto",
+    "Hardware",
 )
 _OF_RESULTS = replace(_PRECISION, default="32, or the one that was set for the run")
 _PLACE = (_ACCELERATOR, _DEVICES, _DISTRIBUTED, _NUM_NODES)
@@ -235,7 +265,13 @@ _MODEL = (
         group="Model",
     ),
     Option(
-        "--backbone", "model.backbone", text, "Backbone; `flashtask zoo backbones` lists them.", "NAME", "resnet18", "Model"
+        "--backbone",
+        "model.backbone",
+        text,
+        "Backbone; `flashtask zoo backbones` lists them.",
+        "NAME",
+        "resnet18",
+        "Model",
     ),
     Option("--head", "model.head", text, "Head; `flashtask zoo heads` lists them.", "NAME", "linear", "Model"),
     Option(
@@ -315,7 +351,9 @@ _REST = (
     Option("--config", "", text, "A recipe file; other options override its keys.", "FILE", group="Recipe"),
     Option("--recipe", "", text, "A recipe of the zoo; `flashtask zoo recipes` lists them.", "NAME", group="Recipe"),
     _ZOO_FILE,
-    Option("--set", "", text, "Set any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"),
+    Option(
+        "--set", "", text, "Set any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"
+    ),
     _NO_FEATURE_CACHE,
     _QUIET,
 )
@@ -407,9 +445,7 @@ EVALUATE = (
 
 PREDICT = (
     Option("--top-k", "", whole(1), "Number of labels per image, best first.", "K", "1", "Output"),
-    Option(
-        "--scores", "", one_of(["best", "all"]), "best, or all: the scores of all labels.", "S", "best", "Output"
-    ),
+    Option("--scores", "", one_of(["best", "all"]), "best, or all: the scores of all labels.", "S", "best", "Output"),
     Option(
         "--format",
         "",
@@ -419,7 +455,9 @@ PREDICT = (
         "from the ending of --output, else table",
         "Output",
     ),
-    Option("--output", "", text, "Output file, which appears when it is complete.", "FILE", "standard output", "Output"),
+    Option(
+        "--output", "", text, "Output file, which appears when it is complete.", "FILE", "standard output", "Output"
+    ),
     Option(
         "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
     ),

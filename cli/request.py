@@ -81,7 +81,9 @@ def _call_distributed_by_its_name(recipe: Recipe) -> None:
         return
     origin = recipe.origin(key)
     if recipe.get(name) is not None and not recipe.origin(name).startswith("--"):
-        raise UsageError(f"{origin}: `distributed` and `strategy` ({recipe.origin(name)}) are the same", fix="drop one")
+        raise UsageError(
+            f"{origin}: `distributed` and `strategy` ({recipe.origin(name)}) are the same setting", fix="drop one"
+        )
     value = recipe.remove(key)
     if recipe.get(name) is None:
         recipe.set(name, value, origin)
@@ -138,7 +140,7 @@ def refuse_columns(flags: Iterable[str]) -> None:
     """
     for flag in flags:
         raise UsageError(
-            f"{flag} names a column, and DATA is not a table", fix=f"a CSV file as DATA, or leave out {flag}"
+            f"{flag} names a column, but DATA is not a table", fix=f"give a CSV file as DATA, or leave out {flag}"
         )
 
 
@@ -158,7 +160,7 @@ def _put_data(recipe: Recipe, data: str) -> None:
         return
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
-            f"{recipe.origin(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
+            f"{recipe.origin(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, but the recipe has `{other}`",
             fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
         )
     section = f"data.{CONSTRUCTOR}"
@@ -184,7 +186,7 @@ def _expect_table(recipe: Recipe, data: str) -> None:
         raise missing_file(data)
     before = recipe.constructor
     if before not in (CONSTRUCTOR, OF_TABLES):
-        raise UsageError(f"{recipe.origin(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
+        raise UsageError(f"{recipe.origin(f'data.{before}')}: DATA is a table, but the recipe has `{before}`")
     said = [(key.rpartition(".")[2], value, recipe.origin(key)) for key, value in recipe.leaves() if key[:5] == "data."]
     recipe.remove("data")
     recipe.set(f"data.{OF_TABLES}", {}, "DATA")

@@ -166,7 +166,7 @@ def tar_members(path: Path, budget: Budget) -> Generator[Member, None, None]:
             yield Member(name, is_folder, bool(info.mode & 0o100), iter(content))
             content.finish()
         if extended:
-            raise budget.refuse("its last header extension belongs to no member")
+            raise budget.refuse("its last header extension has no member")
         while rest := stream.take(CHUNK):
             if rest.strip(b"\0"):
                 raise budget.refuse("there is garbage after its end")
@@ -197,7 +197,7 @@ def _extension(stream: _Stream, info: tarfile.TarInfo, budget: Budget) -> dict[s
     if used and info.type == b"g":
         raise budget.refuse("a global header sets a path or size", used.get("path"))
     if not re.fullmatch(r"[0-9]{1,18}", used.get("size", "0")):
-        raise budget.refuse("a header extension gives a size that is no number", used.get("path"))
+        raise budget.refuse("a header extension gives a size that is not a number", used.get("path"))
     return used
 
 

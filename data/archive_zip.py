@@ -61,7 +61,7 @@ def _directory_start(file: BinaryIO, budget: Budget) -> int:
         if count == 0xFFFF or 0xFFFFFFFF in (length, start):
             disk, first_disk, length, start, end = _zip64_end(file, end, budget)
         if disk or first_disk or start + length != end:
-            raise budget.refuse("its directory is not where its end says")
+            raise budget.refuse("its central directory is not at the offset that its end record gives")
         if length // _SMALLEST_ENTRY > budget.limits.max_entries:
             raise budget.refuse(f"it holds more than {budget.limits.max_entries:,} files and folders")
         return int(start)
@@ -106,7 +106,7 @@ def _refuse_kind(info: zipfile.ZipInfo, budget: Budget) -> None:
         raise budget.refuse(f"it is {what}", name)
     is_folder = name.endswith("/")
     if kind == (stat.S_IFREG if is_folder else stat.S_IFDIR) or (is_folder and info.file_size):
-        raise budget.refuse("its name and its kind disagree about whether it is a folder", name)
+        raise budget.refuse("its name and its attributes disagree about whether it is a folder", name)
     if info.compress_type not in _METHODS:
         raise budget.refuse(f"compression method {info.compress_type} is not supported", name)
 

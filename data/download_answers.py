@@ -31,8 +31,8 @@ def refuse_status(answer: Answer) -> None:
     if answer.status in _PASSING:
         raise TryAgainError(f"status {answer.status}", _retry_after(answer))
     fixes = {
-        401: f"it wants a login: {_BY_HAND}",
-        403: f"it refuses: {_BY_HAND}",
+        401: f"it requires a login: {_BY_HAND}",
+        403: f"access is denied: {_BY_HAND}",
         404: "check the address",
         410: "look for a new address: the file was taken down",
     }
@@ -48,7 +48,7 @@ def refuse_encoding(answer: Answer) -> None:
     encoding = answer.header("Content-Encoding").lower()
     if encoding not in ("", "identity"):
         raise IntegrityError(
-            f"{shown(answer.url)}: the server packed the file as {encoding!r} though asked not to",
+            f"{shown(answer.url)}: the server compressed the file ({encoding!r}) although it was asked not to",
             why="the bytes would not be those of the file",
             fix=_BY_HAND,
         )

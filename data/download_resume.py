@@ -134,8 +134,8 @@ def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[in
     raise UnfinishedError(
         f"cannot download {shown(request.url)}",
         reason,
-        f"{failures} tries in a row brought nothing; {partial.size():,} bytes are kept",
-        "check the network connection and run it again: it goes on from there",
+        f"{failures} attempts in a row received nothing; {partial.size():,} bytes are kept",
+        "check the network connection and run it again: it continues from there",
     )
 
 
@@ -164,7 +164,7 @@ def _one_connection(
         if total is None and not answer.is_chunked() and not is_sure:
             raise HubError(
                 f"{shown(request.url)}: the server does not say how long the file is",
-                why="a cut could not be told from the end",
+                why="an interrupted download could not be distinguished from a complete one",
                 fix='give checksum="sha256:..." from the owner of the file',
             )
         _receive(answer, request, partial, total, clock, report)
@@ -189,7 +189,7 @@ def _receive(
                 partial.drop()
                 raise IntegrityError(
                     f"{shown(request.url)}: the server sent more than the {total:,} bytes it announced",
-                    fix="run it again; if it stays, tell the owner of the server",
+                    fix="run it again; if it happens again, tell the owner of the server",
                 )
             file.write(block)
             report(have, total)
@@ -233,7 +233,7 @@ def _resumed_total(answer: Answer, version: _Version | None, have: int, partial:
     if start != have or end != total - 1 or total != announced or length not in (None, total - have):
         partial.drop()
         raise IntegrityError(
-            f"{shown(answer.url)}: the server sent another part than the one asked for",
+            f"{shown(answer.url)}: the server sent a part that was not requested",
             why=f"asked from byte {have:,}, got Content-Range {answer.header('Content-Range')!r}",
             fix="run it again: it starts from the beginning",
         )
@@ -256,7 +256,7 @@ def _pause(seconds: float, reason: str, url: str, clock: Clock) -> None:
             f"cannot download {shown(url)} within {clock.deadline:g} s",
             reason,
             f"the next try is due in {seconds:g} s",
-            "run it again later: it goes on from what has arrived",
+            "run it again later: it continues from what has arrived",
         )
     time.sleep(seconds)
 

@@ -63,7 +63,7 @@ class Clock:
                 f"the download did not finish within {self.deadline:g} s",
                 "the deadline was reached",
                 "what has arrived is kept",
-                "run it again to go on from there, or give a longer deadline=",
+                "run it again to continue from there, or give a longer deadline=",
             )
         return left
 
@@ -132,7 +132,7 @@ def open_url(url: str, headers: dict[str, str], clock: Clock) -> Answer:
         here = _redirected(here, location, typed)
     raise HubError(
         f"{shown(url)}: more than {MAX_REDIRECTS} redirects",
-        why="the server sends in circles",
+        why="the server redirects in a loop",
         fix="check the address",
     )
 
@@ -226,7 +226,7 @@ def _refuse_private(host: str, addresses: list[str]) -> None:
         if is_private:
             raise IntegrityError(
                 f"refused a redirect to {host} ({text})",
-                why="that is a private address, and it was not typed by you",
+                why="it is a private address that you did not type",
                 fix="check the address with its owner",
             )
 

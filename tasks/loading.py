@@ -50,7 +50,7 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
     if is_of_a_child(kind, content):
         name = class_in_file(content)
         fix = f"flashtask.load({str(source.path)!r}, task={name})"
-        lack = Lack(f"the loss and metrics of {name}, a class of its own", fix)
+        lack = Lack(f"the loss and metrics of the class {name}", fix)
         loaded._class_of_weights = {key: content[key] for key in ("task", "own_class")}
     if lack is not None:
         loaded._lack = lack
@@ -90,8 +90,8 @@ def pretrained_task(cls: type[Task], source: Source, given: Mapping[str, Any], m
     for name in OF_THE_WEIGHTS:
         if name in given and not (isinstance(known.get(name), dict) and "not_saved" in known[name]):
             raise UsageError(
-                f"{name} comes with the weights of {source.path}, and cannot be given",
-                fix=f"leave {name} out, or begin from it alone: {kind.__name__}(backbone=...)",
+                f"{name} is part of the model in {source.path} and cannot be set",
+                fix=f"leave out {name}, or build a new model: {kind.__name__}(backbone=...)",
             )
     return _built(kind, content, source, given, map_location)
 
@@ -127,9 +127,9 @@ def _registered(content: Mapping[str, Any], source: Source) -> type[Task]:
             return TASKS.get(name)
     except UnknownNameError as error:
         own = class_in_file(content) or "MyTask"
-        error.what = f"{source.path} holds a task {name[:100]!r}, and none of this name is registered here"
+        error.what = f"{source.path} holds a task {name[:100]!r}, but no task of this name is registered"
         error.args = (error.what,)
-        error.why = "it was trained by a class of its own, and a file holds no code"
+        error.why = "it was trained by a class that is not part of flashtask, and a file holds no code"
         error.fix = (
             f"import the module that registers it first (TASKS.register({name[:100]!r}, {own})), "
             f"or flashtask.load({str(source.path)!r}, task={own})"
@@ -146,11 +146,11 @@ def _given_class(task: Any, content: Mapping[str, Any], source: Source) -> type[
     from flashtask.tasks.task import Task
 
     if not (isinstance(task, type) and issubclass(task, Task)):
-        raise UsageError(f"load(task={task!r}): a class is needed, a child of flashtask.Task", fix="task=MyTask")
+        raise UsageError(f"load(task={task!r}): a subclass of flashtask.Task is needed", fix="task=MyTask")
     held = _task_name(content, source)
     if held not in (task.name, TASKS.name_of(task)):
         raise UsageError(
-            f"{source.path} holds a task {held[:100]!r}, and {task.__name__} is {task.name!r}",
+            f"{source.path} holds a task {held[:100]!r}, but {task.__name__} is {task.name!r}",
             fix=f"flashtask.load({str(source.path)!r})",
         )
     return task

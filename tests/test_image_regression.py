@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(table):
     with pytest.raises(UsageError, match="the head 'logistic' is for classes"):
         ImageRegressor(head="logistic", pretrained=False)
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(UsageError, match=r"predicts 3 number\(s\) an image, and the data has 1"):
+    with pytest.raises(UsageError, match=r"predicts 3 number\(s\) per image, but the data has 1"):
         trainer.finetune(ImageRegressor("timm/test_resnet", 3, pretrained=False), datamodule=data_of(table))
     with pytest.raises(UnknownNameError, match="maee"):
         trainer.finetune(
