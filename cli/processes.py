@@ -175,7 +175,7 @@ def refuse_search(strategy: Any) -> None:
     if strategy is not None:
         raise UsageError(
             "`auto` can only be searched for in one process, and this run has several",
-            why="several processes share the memory, and a batch size or learning rate is found for one",
+            why="they share the memory, and the result is valid for the batches of one process",
             fix="flashtask tune DATA, with one process; then --batch-size N --lr X",
         )
 

@@ -42,7 +42,7 @@ def tune(data: str | None, params: Mapping[str, Any]) -> None:
     if are_several(recipe.get("trainer", {})):
         raise UsageError(
             "a search runs in one process",
-            why="a batch size or learning rate is found for one process",
+            why="its result is valid for the batches of one process",
             fix="leave out --devices, --num-nodes and --distributed, and start it without torchrun or srun",
         )
     require_data(recipe)
