@@ -124,7 +124,7 @@ def test_from_the_command_line_and_repeated_from_its_recipe(table, tmp_path, cap
     model = ["--backbone", "timm/test_resnet", "--no-pretrained", "--quiet"]
     assert run(["finetune", str(table), *words, *model, *size, "--output-dir", str(tmp_path / "a")]) == 0
     err = capsys.readouterr().err
-    assert "1 number a sample, from the column 'brightness'" in err
+    assert "1 number per sample, from the column 'brightness'" in err
     assert "cannot hold" not in err
     assert run(["finetune", str(tmp_path / "a" / "recipe.yaml"), "--quiet", "--output-dir", str(tmp_path / "b")]) == 0
     found = [best_of(tmp_path / name) for name in "ab"]
