@@ -169,7 +169,9 @@ def _resolved(kind: str, stored: Mapping[str, Any], path: Path) -> tuple[str, di
         return kind, rest
     architecture, model_args = rest.pop("architecture", None), rest.pop("model_args", {})
     if not isinstance(architecture, str):
-        raise IntegrityError(f"{path}: its backbone {kind!r} is an address, and nothing says what was there")
+        raise IntegrityError(
+            f"{path}: its backbone {kind!r} is an address, and the file does not describe the model that was there"
+        )
     return architecture, {**model_args, **rest}
 
 

@@ -77,7 +77,7 @@ def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[st
             return builder(**_arguments(name, builder, pretrained, in_chans, options))
         return builder(pretrained=pretrained, in_chans=in_chans, **options)
     if not callable(name):
-        what = f"a backbone is a name, a module or a function, not a {type(name).__name__}"
+        what = f"a backbone must be a name, a module or a function, not a {type(name).__name__}"
         raise UsageError(what, fix='build_backbone("resnet18")')
     shown = getattr(name, "__name__", type(name).__name__)
     check_options(f"backbone {shown!r}", name, options)
@@ -92,7 +92,7 @@ def _arguments(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if in_chans != 3 and "in_chans" not in parameters and not takes_any:
         raise UsageError(
-            f"in_chans={in_chans}, and the function {name!r} has no such parameter",
+            f"in_chans={in_chans}, but the function {name!r} has no such parameter",
             fix=f"def {name}(pretrained, in_chans): ...",
         )
     known = {"pretrained": pretrained, "in_chans": in_chans}
@@ -114,7 +114,7 @@ def _with_weights(name: Any, pretrained: bool, in_chans: int, options: dict[str,
     path = _weights_file(name, options.pop("weights"), pretrained)
     entry = BACKBONES.entry(name)
     if is_address(entry.name):
-        raise UsageError(f"{name} has weights of its own: `weights` goes with the name of an architecture")
+        raise UsageError(f"{name} already includes weights; `weights` is for the name of an architecture")
     if entry.metadata.get("provider") == "timm":
         from flashtask.backbones.timm_provider import build_model
 
@@ -135,15 +135,15 @@ def _weights_file(name: Any, weights: Any, pretrained: bool) -> Path:
     """
     if not isinstance(name, str):
         raise UsageError(
-            "weights from a file go with the name of an architecture",
+            "weights from a file are for the name of an architecture",
             fix="load them yourself: module.load_state_dict(...)",
         )
     if not isinstance(weights, (str, os.PathLike)) or not str(weights).endswith((*WEIGHT_SUFFIXES, ".ckpt")):
         architecture = name.partition(".")[0]
         example = "IMAGENET1K_V1" if name.startswith("torchvision/") else "a1_in1k"
         raise UsageError(
-            f"weights is a file ({', '.join(WEIGHT_SUFFIXES)}, .ckpt), not {weights!r}",
-            fix=f'known weights are part of the name: "{architecture}.{example}"',
+            f"weights must be a file ({', '.join(WEIGHT_SUFFIXES)}, .ckpt), not {weights!r}",
+            fix=f'weights of a library are part of the name: "{architecture}.{example}"',
         )
     if not pretrained:
         raise UsageError("pretrained=False contradicts weights", fix=f"leave one of them out: weights={str(weights)!r}")
@@ -216,7 +216,7 @@ def _wrap(module: nn.Module, name: str, in_chans: int, flat: bool) -> Backbone:
     declared = getattr(module, "num_features", num_features)
     if declared != num_features:
         raise UsageError(
-            f"the backbone {name!r} says num_features = {declared} and gives {num_features} features",
+            f"the backbone {name!r} declares num_features = {declared}, but gives {num_features} features",
             fix=f"self.num_features = {num_features}",
         )
     return Backbone(module, num_features, preprocessing, name, default_layer_groups(module))

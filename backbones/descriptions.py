@@ -81,11 +81,11 @@ def _check_size(name: str, value: Any, depth: int = 0) -> None:
             _check_size(name, part, depth + 1)
     elif isinstance(value, str):
         if len(value) > 200 or "/" in value or "\\" in value or ":" in value:
-            raise UsageError(f"model_args: {name} is a text that no argument needs: {value[:60]!r}")
+            raise UsageError(f"model_args: {name} is a text that is not accepted: {value[:60]!r}")
     elif value is not None and not isinstance(value, bool | int | float):
         raise UsageError(f"model_args: {name} is a {type(value).__name__}")
     elif value is not None and abs(value) > _MAX_SIZE:
-        raise UsageError(f"model_args: {name} = {str(value)[:40]} is out of all proportion")
+        raise UsageError(f"model_args: {name} = {str(value)[:40]} is far too large")
     if depth == 0 and _ABOUT_DEPTH.search(name) and sum(_numbers(value)) > _MAX_BLOCKS:
         raise UsageError(f"model_args: {name} makes more than {_MAX_BLOCKS:,} blocks")
 
@@ -170,7 +170,8 @@ def _timm_architecture(name: Any) -> str:
         return name
     near = did_you_mean(name, list_models())
     raise UsageError(
-        f"the installed timm has no architecture {name!r}", fix=near or "a newer one may: pip install --upgrade timm"
+        f"the installed timm has no architecture {name!r}",
+        fix=near or "a newer one may have it: pip install --upgrade timm",
     )
 
 
@@ -347,4 +348,6 @@ def check_stored_backbone(name: Any, options: Any) -> None:
     if is_address(entry.name):
         held = options.get("architecture")
         if not isinstance(held, str) or is_address(BACKBONES.entry(held).name):
-            raise IntegrityError(f"its backbone {name[:200]!r} is an address, and nothing says what was there")
+            raise IntegrityError(
+                f"its backbone {name[:200]!r} is an address, and the file does not describe the model that was there"
+            )

@@ -64,7 +64,9 @@ def _indices(out_indices: Any) -> tuple[int, ...] | None:
         return None
     is_list = isinstance(out_indices, Sequence) and not isinstance(out_indices, str) and len(out_indices) > 0
     if not is_list or not all(type(index) is int for index in out_indices):
-        raise UsageError(f"out_indices is a list of whole numbers, not {out_indices!r}", fix="out_indices=(1, 2, 3)")
+        raise UsageError(
+            f"out_indices must be a list of whole numbers, not {out_indices!r}", fix="out_indices=(1, 2, 3)"
+        )
     return tuple(out_indices)
 
 
@@ -121,7 +123,7 @@ def _within(indices: tuple[int, ...], count: int, name: str) -> tuple[int, ...]:
     if not all(0 <= index < count for index in found) or sorted(set(found)) != found:
         raise UsageError(
             f"out_indices={indices} does not fit {name!r}",
-            why=f"it has {count} scales, and each is named once, the finest first",
+            why=f"it has {count} scales, each of which can be named once, the finest first",
             fix=f"out_indices={tuple(range(count))}",
         )
     return tuple(found)

@@ -268,7 +268,9 @@ def _by_input_size(registry: Registry[Any], entries: Entries, value: Any) -> lis
     sizes = [value, value] if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(sizes, (list, tuple)) or len(sizes) not in (2, 3) or not all(type(n) is int for n in sizes):
         raise UsageError(
-            f"input_size cannot be {value!r}", why="it is pixels, or (height, width)", fix="input_size=224"
+            f"input_size cannot be {value!r}",
+            why="it must be a number of pixels, or (height, width)",
+            fix="input_size=224",
         )
     wanted = [*sizes[-2:]]
     return [entry for entry in entries if entry.known().get("input_size", [])[-2:] == wanted]
@@ -277,7 +279,7 @@ def _by_input_size(registry: Registry[Any], entries: Entries, value: Any) -> lis
 def _by_flag(fact: str) -> Filter:
     def keep(registry: Registry[Any], entries: Entries, value: Any) -> list[RegistryEntry]:
         if not isinstance(value, bool):
-            raise UsageError(f"{fact} is True or False, not {value!r}", fix=f"{fact}=True")
+            raise UsageError(f"{fact} must be True or False, not {value!r}", fix=f"{fact}=True")
         return [entry for entry in entries if entry.known().get(fact, False) is value]
 
     return keep
@@ -286,7 +288,7 @@ def _by_flag(fact: str) -> Filter:
 def _by_params(name: str, sign: int) -> Filter:
     def keep(registry: Registry[Any], entries: Entries, value: Any) -> list[RegistryEntry]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise UsageError(f"{name} is a number of parameters above 0, not {value!r}", fix=f"{name}=10e6")
+            raise UsageError(f"{name} must be a number of parameters above 0, not {value!r}", fix=f"{name}=10e6")
         sizes = sizes_of(entries)
         return [e for e in entries if e.name in sizes and sign * sizes[e.name].num_params <= sign * value]
 

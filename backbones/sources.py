@@ -234,7 +234,7 @@ class AddressSource:
         path = _absolute(name)
         if path.suffix in WEIGHT_SUFFIXES:
             raise UsageError(
-                f"{name} holds weights, and does not say of which architecture",
+                f"{name} holds weights, but does not say for which architecture",
                 fix=f'name the architecture: build_backbone("resnet18", weights={name!r})',
             )
         if path.is_dir():

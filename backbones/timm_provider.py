@@ -311,7 +311,7 @@ def _compare_sizes(body: nn.Module, known: KnownWeights) -> None:
     held = sum(tensor.numel() for tensor in known.tensors.values())
     if planned > 2 * held + _SPARE_VALUES:
         raise IntegrityError(
-            f"{known.file} does not fit: the model that is described has {planned:,} values, and the file {held:,}"
+            f"{known.file} does not fit: the described model has {planned:,} values, and the file {held:,}"
         )
 
 
@@ -349,6 +349,6 @@ def _refuse_leftovers(
         raise missing_names(known.tensors, body.state_dict(), known.file)
     if unknown and not may_leave:
         raise IntegrityError(
-            f"{known.file} does not fit: {len(unknown)} of its names are not the model's",
+            f"{known.file} does not fit: {len(unknown)} of its names are not in the model",
             why=f"unknown: {shown(unknown)}",
         )

@@ -274,15 +274,15 @@ def backbone_tensors(
     unknown = [name for name in others if name not in dropped]
     if unknown and not prefix:
         raise IntegrityError(
-            f"{file} does not fit: {len(unknown)} of its names are not the model's",
+            f"{file} does not fit: {len(unknown)} of its names are not in the model",
             why=f"unknown: {shown(unknown)}",
-            fix="name the architecture that the weights are of, or leave these out of the file",
+            fix="name the architecture that the weights belong to, or remove these from the file",
         )
     if prefix or dropped:
         outside = [name for name in state if not name.startswith(prefix)]
         aside = [*dropped, *unknown, *outside]
         said = f"the weights of {file}" + (f" are those under {prefix!r}" if prefix else " are used")
-        tell(f"{said}; left aside: {shown(aside)}" if aside else said)
+        tell(f"{said}; not used: {shown(aside)}" if aside else said)
     return {name: named[name] for name in wanted if name in named}
 
 
@@ -295,7 +295,7 @@ def missing_names(state: Mapping[str, Tensor], wanted: Iterable[str], file: str)
     return IntegrityError(
         f"{file} does not fit: {len(missing)} names of the model are missing in it",
         why=f"missing: {shown(missing)}; it has {shown(list(state))}",
-        fix="name the architecture that the weights are of",
+        fix="name the architecture that the weights belong to",
     )
 
 

@@ -106,7 +106,7 @@ def _told(error: BaseException) -> tuple[str, int]:
         )
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     return (
-        f"error: {what}\n  why: a fault in flashtask, not in what you typed\n"
+        f"error: {what}\n  why: this is a bug in flashtask, not in what you typed\n"
         "  fix: run the same command with --debug, and report what it prints"
     ), _BUG
 

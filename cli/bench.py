@@ -108,10 +108,10 @@ def _lines(speed: Speed, facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _why(speed: Speed) -> str:
     auto = speed.auto
-    has = "computes bfloat16 itself" if auto.has_bfloat16 else "has no bfloat16 of its own"
+    has = "has native bfloat16" if auto.has_bfloat16 else "has no native bfloat16"
     layout = {
         "channels_last": "channels_last, as the network has 2-D convolutions",
-        "contiguous": "contiguous, as the network has no 2-D convolutions, or cannot be laid out otherwise",
+        "contiguous": "contiguous, as the network has no 2-D convolutions or does not support another layout",
     }[auto.memory_format]
     memory = "; freed memory is kept for the next step" if speed.keeps_memory else ""
     formats = f"{auto.precision} for training steps and {auto.inference_precision} for evaluation and prediction"
@@ -142,8 +142,8 @@ def _estimates(speed: Speed) -> Iterator[str]:
     if len(found) == 2:
         yield (
             f"{_IMAGES:,} photographs of {PHOTOGRAPH[0]}x{PHOTOGRAPH[1]}, decoding included: about "
-            f"{found['features_once']:.0f} s for a frozen backbone (features once, however many epochs), "
-            f"about {found['full_epoch']:.0f} s an epoch where everything trains"
+            f"{found['features_once']:.0f} s for a frozen backbone (once, whatever the number of epochs), "
+            f"about {found['full_epoch']:.0f} s per epoch if everything trains"
         )
 
 

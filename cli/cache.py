@@ -41,9 +41,11 @@ def cache(words: Sequence[str], params: Mapping[str, Any]) -> None:
         _list(params["json"])
         return
     if words[0] != "clear" or len(words) > 2:
-        raise UsageError(f"`flashtask cache {' '.join(words)}` is no command", fix="flashtask cache clear features")
+        raise UsageError(
+            f"there is no command `flashtask cache {' '.join(words)}`", fix="flashtask cache clear features"
+        )
     if len(words) == 2 and words[1] not in _KINDS:
-        raise UnknownNameError("kind of cached things", words[1], _KINDS)
+        raise UnknownNameError("kind of cached data", words[1], _KINDS)
     _clear(words[1:] or list(_KINDS))
 
 

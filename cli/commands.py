@@ -34,61 +34,60 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 @add_options(EVERYWHERE)
 @click.pass_context
 def flashtask(context: click.Context, debug: bool) -> None:
-    """Fine-tune image models, and use them."""
+    """Fine-tune image models and use them."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-@flashtask.command(short_help="Fine-tune a pretrained network on a folder of images.")
+@flashtask.command(short_help="Fine-tune a pretrained model on images.")
 @click.argument("data", required=False)
 @add_options(FINETUNE + EVERYWHERE)
 def finetune(data: str | None, **params: Any) -> None:
-    """Fine-tune a pretrained network on DATA.
+    """Fine-tune a pretrained model on DATA.
 
-    DATA is a folder that holds train/ (and val/, test/) with one folder per class, a folder of class folders,
-    or a recipe (a YAML file), such as the recipe.yaml of an earlier run.
+    DATA is a folder with train/ (and val/, test/) that hold one folder per class, a folder of class folders, a table
+    (.csv or .tsv), or a recipe (.yaml), such as the recipe.yaml of an earlier run.
     """
     from flashtask.cli.finetune import finetune as run_finetune
 
     run_finetune(data, params)
 
 
-@flashtask.command(short_help="Find a batch size and a learning rate; train nothing.")
+@flashtask.command(short_help="Find a batch size and a learning rate.")
 @click.argument("data", required=False)
 @add_options(TUNE + EVERYWHERE)
 def tune(data: str | None, **params: Any) -> None:
-    """Find a batch size and a learning rate for DATA, as `finetune --batch-size auto --lr auto` does first.
+    """Find a batch size and a learning rate for DATA, as `finetune --batch-size auto --lr auto` does before training.
 
-    DATA is what it is for `finetune`. Nothing is written but the picture that is asked for.
+    DATA is as for `finetune`. Nothing is written except the plot that --picture asks for.
     """
     from flashtask.cli.tune import tune as run_tune
 
     run_tune(data, params)
 
 
-@flashtask.command(short_help="Tell what finetune would do; train nothing.")
+@flashtask.command(short_help="Show what finetune would do, without training.")
 @click.argument("data", required=False)
 @add_options(PLAN + EVERYWHERE)
 def plan(data: str | None, **params: Any) -> None:
-    """Tell for each phase of the strategy what trains, at which rates, how long, in how much memory.
+    """Show for each phase of the strategy what trains, the learning rates, and estimates of time and memory.
 
-    DATA is what it is for `finetune`. Nothing is trained and nothing is written; memory and time are estimated from
-    a few steps on copies.
+    DATA is as for `finetune`. Nothing is trained and nothing is written; the estimates come from a few steps on copies.
     """
     from flashtask.cli.plan import plan as run_plan
 
     run_plan(data, params)
 
 
-@flashtask.command(short_help="Predict the labels of images.")
+@flashtask.command(short_help="Predict images.")
 @click.argument("ckpt", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, metavar="INPUT...")
 @add_options(PREDICT + EVERYWHERE)
 def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
-    """Predict the labels of images, in the order they are given.
+    """Predict images, in the order in which they are given.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
-    INPUT is an image file, a folder or an http(s) address. A folder stands for all images in it and below it, sorted
+    INPUT is an image file, a folder or an http(s) address. A folder means all images in it and its subfolders, sorted
     by path.
     """
     from flashtask.cli.own_zoo import use_option
@@ -98,12 +97,12 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
     run_predict(ckpt, images, params)
 
 
-@flashtask.command(short_help="Measure a checkpoint on validation data.")
+@flashtask.command(short_help="Compute the metrics of a model on validation data.")
 @click.argument("ckpt", metavar="MODEL")
 @click.argument("data")
 @add_options(EVALUATE + EVERYWHERE)
 def validate(ckpt: str, data: str, **params: Any) -> None:
-    """Measure MODEL on DATA/val, or on DATA itself if there is no val/ in it.
+    """Compute the metrics of MODEL on DATA/val, or on DATA itself if it has no val/.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """
@@ -114,12 +113,12 @@ def validate(ckpt: str, data: str, **params: Any) -> None:
     evaluate("validate", ckpt, data, params)
 
 
-@flashtask.command(short_help="Measure a checkpoint on test data.")
+@flashtask.command(short_help="Compute the metrics of a model on test data.")
 @click.argument("ckpt", metavar="MODEL")
 @click.argument("data")
 @add_options(EVALUATE + EVERYWHERE)
 def test(ckpt: str, data: str, **params: Any) -> None:
-    """Measure MODEL on DATA/test, or on DATA itself if there is no test/ in it.
+    """Compute the metrics of MODEL on DATA/test, or on DATA itself if it has no test/.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """
@@ -130,28 +129,28 @@ def test(ckpt: str, data: str, **params: Any) -> None:
     evaluate("test", ckpt, data, params)
 
 
-@flashtask.command(short_help="List what there is to build with.")
+@flashtask.command(short_help="List and search models, heads, tasks and recipes.")
 @click.argument("words", nargs=-1, metavar="[QUERY] | show NAME | check FILE")
 @add_options(ZOO + EVERYWHERE)
 def zoo(words: tuple[str, ...], **params: Any) -> None:
-    """List what there is, show what is known of one name, or check a zoo file.
+    """List and search all entries, show everything about one name, or check a zoo file.
 
-    QUERY is a part of a name, a regular expression for a whole name if it has one of the signs * + ? [ ] ( ) { } | ^ $
-    ('resnet.*'), or a kind in the plural (backbones, heads, tasks, checkpoints, recipes).
+    QUERY is a part of a name, or a kind in the plural (backbones, heads, tasks, checkpoints, recipes). With one of the
+    characters * + ? [ ] ( ) { } | ^ $ it is a regular expression for the whole name ('resnet.*').
     """
     from flashtask.cli.zoo import run_zoo
 
     run_zoo(words, params)
 
 
-@flashtask.command(short_help="List what is kept between runs, or remove it.")
+@flashtask.command(short_help="List or delete cached files.")
 @click.argument("words", nargs=-1, metavar="[clear [KIND]]")
 @add_options(CACHE + EVERYWHERE)
 def cache(words: tuple[str, ...], **params: Any) -> None:
-    """List what is kept between runs, or remove all of it, or one KIND.
+    """List what is cached between runs, or delete all of it or one KIND.
 
-    KIND is features, checkpoints, hub, backbone_sizes or files (their hashes). Nothing is lost that cannot be
-    computed or downloaded again.
+    KIND is features, checkpoints, hub, backbone_sizes or files (their hashes). Everything can be computed or
+    downloaded again.
     """
     from flashtask.cli.cache import cache as run_cache
 
@@ -171,12 +170,12 @@ def doctor(source: str, **params: Any) -> None:
     run_doctor(source, params["json"])
 
 
-@flashtask.command(short_help="Put a trained model on the hub.")
+@flashtask.command(short_help="Publish a trained model on the hub.")
 @click.argument("model", metavar="CKPT_OR_RUN_OR_FOLDER")
 @click.argument("repository", metavar="ORG/NAME")
 @add_options(PUSH + EVERYWHERE)
 def push(model: str, repository: str, **params: Any) -> None:
-    """Put a trained model on the hub as ORG/NAME, in timm's layout and with a model card.
+    """Publish a trained model on the hub as ORG/NAME, in timm's layout and with a model card.
 
     The model is a checkpoint, a run folder (its best checkpoint), or a folder that save_pretrained wrote.
     """
@@ -187,12 +186,12 @@ def push(model: str, repository: str, **params: Any) -> None:
     run_push(model, repository, params)
 
 
-@flashtask.command(short_help="Fetch a model from the hub into a folder.")
+@flashtask.command(short_help="Download a model from the hub.")
 @click.argument("address", metavar="ADDRESS")
 @click.argument("folder", required=False)
 @add_options(PULL + EVERYWHERE)
 def pull(address: str, folder: str | None, **params: Any) -> None:
-    """Fetch a model from the hub (ADDRESS is hf://org/name@revision) into FOLDER, by default ./name.
+    """Download a model from the hub (ADDRESS is hf://org/name@revision) into FOLDER, by default ./name.
 
     The files are checked, and the folder appears when it is complete.
     """
@@ -201,14 +200,14 @@ def pull(address: str, folder: str | None, **params: Any) -> None:
     run_pull(address, folder)
 
 
-@flashtask.command(short_help="Measure what this machine does with a backbone.")
+@flashtask.command(short_help="Measure images per second on this machine.")
 @click.argument("backbone", required=False)
 @add_options(BENCH + EVERYWHERE)
 def bench(backbone: str | None, **params: Any) -> None:
-    """Measure how many images per second this machine does with BACKBONE, and tell what `auto` takes and why.
+    """Measure BACKBONE on this machine, in images per second, and show what `auto` chooses and why.
 
-    Each number format and memory format is measured, without and with training, then prediction and decoding.
-    BACKBONE is efficientnet_lite0 where its package is installed, else resnet18. No weights are fetched.
+    Each number format and memory format is measured, in inference and training, then prediction and decoding.
+    BACKBONE is by default efficientnet_lite0 if its package is installed, else resnet18. No weights are downloaded.
     """
     from flashtask.cli.bench import bench as run_bench
     from flashtask.cli.own_zoo import use_option

@@ -28,7 +28,7 @@ def names(value: str) -> str | list[str]:
     """A name, or several with commas between them."""
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
-        raise ValueError(f"{value!r} is not a name, or names such as a,b")
+        raise ValueError(f"{value!r} is not a name or a list of names such as a,b")
     return parts if len(parts) > 1 else parts[0]
 
 
@@ -146,7 +146,7 @@ def devices(value: str) -> str | int | list[int]:
         return numbers
     if len(numbers) == 1 and (numbers[0] > 0 or numbers[0] == -1):
         return numbers[0]
-    raise ValueError(f"{value!r} is not auto, a number of devices, or their numbers such as 0,2")
+    raise ValueError(f"{value!r} is not auto, a number of devices, or device indices such as 0,2")
 
 
 def value_range(value: str) -> str | list[float]:
@@ -155,7 +155,7 @@ def value_range(value: str) -> str | list[float]:
         return value
     ends = [_number(part) for part in value.split(",")]
     if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
-        raise ValueError(f"{value!r} is not the lowest and the highest value, such as 0,4095")
+        raise ValueError(f"{value!r} is not a lowest and a highest value such as 0,4095")
     return ends
 
 

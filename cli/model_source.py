@@ -27,15 +27,15 @@ def check_source(recipe: Recipe) -> None:
     source = recipe.get("model.from")
     if source is None:
         if recipe.get("model.from_sha256") is not None:
-            raise UsageError(f"{recipe.source_of('model.from_sha256')}: from_sha256 without from")
+            raise UsageError(f"{recipe.source_of('model.from_sha256')}: from_sha256 is set, but from is not")
         return
     if not isinstance(source, str):
-        raise UsageError(f"{recipe.source_of('model.from')}: model.from is a text, not {source!r}")
+        raise UsageError(f"{recipe.source_of('model.from')}: model.from must be a text, not {source!r}")
     for name in OF_THE_WEIGHTS:
         if recipe.get(f"model.{name}") is not None:
             where = recipe.source_of(f"model.{name}")
             raise UsageError(
-                f"{where}: {name} comes with what the run begins from ({source})",
+                f"{where}: {name} is part of the model that the run starts from ({source})",
                 fix=f"leave out {where if where.startswith('--') else name}, or --from",
             )
     if is_hub_address(source):
@@ -45,7 +45,7 @@ def check_source(recipe: Recipe) -> None:
             # The file and not the run folder, so that `--resume` finds the source that recipe.yaml holds.
             recipe.set("model.from", str(model_path(source)), recipe.source_of("model.from"))
         except MissingInputError as error:
-            error.fix = error.fix or "a repository on the hub is written hf://org/name"
+            error.fix = error.fix or "for a repository on the hub, write hf://org/name"
             raise
 
 

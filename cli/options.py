@@ -148,18 +148,18 @@ _COLUMNS = (
         "--input",
         f"data.{OF_TABLES}.input_field",
         text,
-        "Of a table: the column of the images.",
+        "Table data: the column of image paths.",
         "COLUMN",
-        "the one that names images",
+        "the only one with image paths",
         "Data",
     ),
     Option(
         "--target",
         f"data.{OF_TABLES}.target_fields",
         names,
-        "Of a table: the column of the targets, or several: a,b.",
+        "Table data: the column of targets, or several: a,b.",
         "COLUMN",
-        "the only other one",
+        "the only other column",
         "Data",
     ),
 )
@@ -168,62 +168,92 @@ _VALUE_RANGE = Option(
     "--value-range",
     f"{_DATA}.value_range",
     value_range,
-    "Black and white of 16-bit images.",
+    "Pixel values of black and white in 16-bit images.",
     "L,H",
-    "as found in training",
+    "the range found in training",
     "Data",
 )
-_BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images in a batch.", "N", "32", "Data")
+_BATCH_SIZE = Option("--batch-size", f"{_DATA}.batch_size", whole(1), "Images per batch.", "N", "32", "Data")
 _NUM_WORKERS = Option(
     "--num-workers",
     f"{_DATA}.num_workers",
     whole(),
-    "Processes that load data.",
+    "Worker processes that load data.",
     "N",
     "0 on a CPU, else up to 8",
     "Data",
 )
 _ON_BAD_IMAGE = Option(
-    "--on-bad-image", f"{_DATA}.on_bad_image", _POLICY, "For unreadable images: error or skip.", "P", "error", "Data"
+    "--on-bad-image",
+    f"{_DATA}.on_bad_image",
+    _POLICY,
+    "What to do with unreadable images: error or skip.",
+    "P",
+    "error",
+    "Data",
 )
 _ACCELERATOR = Option(
-    "--accelerator", "trainer.accelerator", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"
+    "--accelerator",
+    "trainer.accelerator",
+    _DEVICE,
+    "Type of device: auto, cpu, gpu, cuda or mps.",
+    "A",
+    "auto",
+    "Hardware",
 )
 _DEVICES = Option(
-    "--devices", "trainer.devices", devices, "How many (-1: all), or which (0,2).", "N", "auto: 1", "Hardware"
+    "--devices",
+    "trainer.devices",
+    devices,
+    "Number of devices (-1: all), or their indices: 0,2.",
+    "N",
+    "auto: 1",
+    "Hardware",
 )
 _DISTRIBUTED = Option(
     "--distributed",
     "trainer.strategy",
     text,
-    "How several devices are used: ddp, ddp_spawn, fsdp, ...",
+    "Strategy for several devices: ddp, ddp_spawn, fsdp, ...",
     "D",
     "auto",
     "Hardware",
 )
 _NUM_NODES = Option(
-    "--num-nodes", "trainer.num_nodes", whole(1), "Machines; torchrun or SLURM starts them.", "N", "1", "Hardware"
+    "--num-nodes",
+    "trainer.num_nodes",
+    whole(1),
+    "Number of machines, whose processes torchrun or SLURM starts.",
+    "N",
+    "1",
+    "Hardware",
 )
 _PRECISION = Option(
-    "--precision", "trainer.precision", _NUMBER_FORMAT, "auto, 32, bf16-mixed, 16-mixed.", "P", "auto", "Hardware"
+    "--precision",
+    "trainer.precision",
+    _NUMBER_FORMAT,
+    "Number format: auto, 32, bf16-mixed, 16-mixed, ...",
+    "P",
+    "auto",
+    "Hardware",
 )
-_OF_RESULTS = replace(_PRECISION, default="32, or what the run was asked for")
+_OF_RESULTS = replace(_PRECISION, default="32, or the one that was set for the run")
 _PLACE = (_ACCELERATOR, _DEVICES, _DISTRIBUTED, _NUM_NODES)
-_QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "No progress bar.", value=False, group="Output")
+_QUIET = Option("--quiet", "trainer.enable_progress_bar", None, "Show no progress bar.", value=False, group="Output")
 _NO_FEATURE_CACHE = Option(
     "--no-feature-cache",
     "trainer.feature_cache",
     None,
-    "Run a frozen backbone in every epoch.",
+    "Run a frozen backbone in every epoch, without cached features.",
     value=False,
     group="Training",
 )
-_JSON = Option("--json", "", None, "JSON, and nothing else, on standard output.", group="Output")
+_JSON = Option("--json", "", None, "Print only JSON on standard output.", group="Output")
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
 
 _ZOO_FILE = Option(
-    "--zoo", "zoo", text, "A zoo file of your own, over the one that is shipped.", "FILE", "$FLASHTASK_ZOO", "Recipe"
+    "--zoo", "zoo", text, "Your own zoo file, in addition to the built-in one.", "FILE", "$FLASHTASK_ZOO", "Recipe"
 )
 
 _MODEL = (
@@ -231,19 +261,25 @@ _MODEL = (
         "--from",
         "model.from",
         text,
-        "A pretrained task: hf://org/name@revision, a folder or a .ckpt.",
+        "Start from a trained task: hf://org/name@revision, a folder or a .ckpt.",
         "SOURCE",
         group="Model",
     ),
     Option(
-        "--backbone", "model.backbone", text, "The network: `flashtask zoo backbones`.", "NAME", "resnet18", "Model"
+        "--backbone",
+        "model.backbone",
+        text,
+        "Backbone; `flashtask zoo backbones` lists them.",
+        "NAME",
+        "resnet18",
+        "Model",
     ),
-    Option("--head", "model.head", text, "What sits on it: `flashtask zoo heads`.", "NAME", "linear", "Model"),
+    Option("--head", "model.head", text, "Head; `flashtask zoo heads` lists them.", "NAME", "linear", "Model"),
     Option(
         "--strategy",
         "finetune.strategy",
         text,
-        "What trains: freeze, no_freeze, freeze_unfreeze:5, lp_ft:5, gradual:1, lora:8, ...",
+        "Finetuning strategy: freeze, no_freeze, freeze_unfreeze:5, lp_ft:5, gradual:1, lora:8, ...",
         "S",
         "freeze",
         "Finetuning",
@@ -257,15 +293,15 @@ _OPTIMIZATION = (
         positive,
         "Learning rate of the backbone.",
         "X",
-        "a tenth of --lr; all of it with --no-pretrained",
+        "a tenth of --lr; with --no-pretrained, --lr",
         "Finetuning",
     ),
-    Option("--optimizer", "model.optimizer", text, "adamw, adam, sgd, ...", "NAME", "adamw", "Finetuning"),
+    Option("--optimizer", "model.optimizer", text, "Optimizer: adamw, adam, sgd, ...", "NAME", "adamw", "Finetuning"),
     Option(
         "--weight-decay",
         "model.weight_decay",
         not_negative,
-        "Of weights, not of norms and biases.",
+        "Weight decay, not applied to norms and biases.",
         "X",
         "the optimizer's own: 0.01 for adamw",
         "Finetuning",
@@ -274,13 +310,13 @@ _OPTIMIZATION = (
         "--label-smoothing",
         "model.label_smoothing",
         below_one,
-        "Share of a target that is spread over all classes.",
+        "Label smoothing of the training loss, from 0 to below 1.",
         "X",
         "0",
         "Finetuning",
     ),
     _PRECISION,
-    Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of everything random.", "N", "0", "Training"),
+    Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of all random numbers.", "N", "0", "Training"),
 )
 
 _IMAGES = (
@@ -288,16 +324,16 @@ _IMAGES = (
         "--val-split",
         f"{_DATA}.val_split",
         share,
-        "Share of the training images to validate on.",
+        "Share or number of training images to validate on.",
         "F",
-        "0.2 where DATA has no images to validate on",
+        "0.2 if DATA has no validation images",
         "Data",
     ),
     Option(
         "--augment",
         f"{_DATA}.augment",
         text,
-        "auto, none, light, medium or strong.",
+        "Augmentation: auto, none, light, medium or strong.",
         "A",
         "auto: none while the backbone is frozen, then light",
         "Data",
@@ -310,13 +346,15 @@ _IMAGES = (
 
 _REST = (
     *_PLACE,
-    Option("--multi-label", "model.multi_label", None, "An image has any number of the labels.", group="Model"),
+    Option("--multi-label", "model.multi_label", None, "An image can have any number of labels.", group="Model"),
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False, group="Model"),
-    Option("--task", "task", text, "What to train: `flashtask zoo tasks`.", "NAME", "what the data is for", "Model"),
-    Option("--config", "", text, "A recipe; options given here win over it.", "FILE", group="Recipe"),
-    Option("--recipe", "", text, "A recipe of the zoo: `flashtask zoo recipes`.", "NAME", group="Recipe"),
+    Option("--task", "task", text, "Task; `flashtask zoo tasks` lists them.", "NAME", "what the data is for", "Model"),
+    Option("--config", "", text, "A recipe file; other options override its keys.", "FILE", group="Recipe"),
+    Option("--recipe", "", text, "A recipe of the zoo; `flashtask zoo recipes` lists them.", "NAME", group="Recipe"),
     _ZOO_FILE,
-    Option("--set", "", text, "Any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"),
+    Option(
+        "--set", "", text, "Set any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"
+    ),
     _NO_FEATURE_CACHE,
     _QUIET,
 )
@@ -327,16 +365,16 @@ FINETUNE = (
         "--epochs",
         "trainer.max_epochs",
         whole(1),
-        "Passes over the training data.",
+        "Number of passes over the training data.",
         "N",
-        "10; none with --max-steps",
+        "10; no limit with --max-steps",
         "Training",
     ),
     Option(
         "--batch-size",
         f"{_DATA}.batch_size",
         _SIZE_OR_AUTO,
-        "Images in a batch; auto: as many as fit.",
+        "Images per batch; auto: as many as fit in memory.",
         "N",
         "32",
         "Data",
@@ -345,17 +383,17 @@ FINETUNE = (
         "--lr",
         "model.learning_rate",
         _RATE_OR_AUTO,
-        "Learning rate of the head; auto: by a range test.",
+        "Learning rate of the head; auto: from a range test.",
         "X",
         "0.01",
         "Finetuning",
     ),
     *_OPTIMIZATION,
-    Option("--output-dir", "trainer.output_dir", text, "The run folder.", "RUN", "the next free runs/NNN", "Output"),
-    Option("--resume", "", None, "Continue the run in --output-dir, or start it.", group="Output"),
+    Option("--output-dir", "trainer.output_dir", text, "Run folder.", "RUN", "the next free runs/NNN", "Output"),
+    Option("--resume", "", None, "Continue the run in --output-dir, or start it if there is none.", group="Output"),
     *_IMAGES,
     Option(
-        "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: do not.", "N", "-1", "Training"
+        "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
     *_REST,
 )
@@ -366,7 +404,7 @@ TUNE = (
         "--batch-size",
         f"{_DATA}.batch_size",
         _SIZE_OR_AUTO,
-        "Use this; search for the learning rate only.",
+        "Use this batch size, and search only for a learning rate.",
         "N",
         "auto",
         "Data",
@@ -375,7 +413,7 @@ TUNE = (
         "--lr",
         "model.learning_rate",
         _RATE_OR_AUTO,
-        "Use this; search for the batch size only.",
+        "Use this learning rate, and search only for a batch size.",
         "X",
         "auto",
         "Finetuning",
@@ -383,13 +421,13 @@ TUNE = (
     *_OPTIMIZATION,
     *_IMAGES,
     *_REST,
-    Option("--picture", "", text, "Write a picture of loss over learning rate.", "FILE", group="Output"),
+    Option("--picture", "", text, "Write a plot of the loss over the learning rate.", "FILE", group="Output"),
     _JSON,
 )
 
 PLAN = (
     *(option for option in FINETUNE if option.flag != "--resume"),
-    Option("--no-measure", "", None, "Estimate neither memory nor time.", group="Output"),
+    Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
 
@@ -403,30 +441,30 @@ EVALUATE = (
     _OF_RESULTS,
     _ZOO_FILE,
     _QUIET,
-    Option("--per-class", "", None, "Also the metrics of each class.", group="Output"),
+    Option("--per-class", "", None, "Also print the metrics of each class.", group="Output"),
     _JSON,
 )
 
 PREDICT = (
-    Option("--top-k", "", whole(1), "Labels of an image, best first.", "K", "1", "Output"),
-    Option(
-        "--scores", "", one_of(["best", "all"]), "best, or all: also the score of every label.", "S", "best", "Output"
-    ),
+    Option("--top-k", "", whole(1), "Number of labels per image, best first.", "K", "1", "Output"),
+    Option("--scores", "", one_of(["best", "all"]), "best, or all: the scores of all labels.", "S", "best", "Output"),
     Option(
         "--format",
         "",
         one_of(["table", "csv", "json", "jsonl"]),
-        "table, csv, json or jsonl.",
+        "Output format: table, csv, json or jsonl.",
         "F",
-        "by the name of the output, else table",
+        "from the ending of --output, else table",
         "Output",
     ),
-    Option("--output", "", text, "A file, which appears when it is complete.", "FILE", "standard output", "Output"),
     Option(
-        "--batch-size", "", whole(1), "Images in a batch.", "N", "16 for 32 images and more on a CPU, else 64", "Data"
+        "--output", "", text, "Output file, which appears when it is complete.", "FILE", "standard output", "Output"
     ),
-    Option("--num-workers", "", whole(), "Processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
-    Option("--on-bad-image", "", _POLICY, "For unreadable images: error or skip.", "P", "error", "Data"),
+    Option(
+        "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
+    ),
+    Option("--num-workers", "", whole(), "Worker processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
+    Option("--on-bad-image", "", _POLICY, "What to do with unreadable images: error or skip.", "P", "error", "Data"),
     replace(_VALUE_RANGE, key=""),
     *_PLACE,
     _OF_RESULTS,
@@ -438,7 +476,7 @@ ZOO = (
         "--kind",
         "",
         one_of(["backbone", "head", "task", "checkpoint", "recipe"]),
-        "Only this: backbone, head, task, checkpoint or recipe.",
+        "Only this kind: backbone, head, task, checkpoint or recipe.",
         "KIND",
         "all",
         "Selection",
@@ -447,17 +485,17 @@ ZOO = (
         "--source",
         "",
         text,
-        "Only what comes from there: timm, torchvision, zoo, a package.",
+        "Only entries from this source: timm, torchvision, zoo, a package.",
         "NAME",
         "any",
         "Selection",
     ),
-    Option("--licence", "", text, "Only weights of this licence: apache-2.0, mit, ...", "NAME", "any", "Selection"),
+    Option("--licence", "", text, "Only weights with this licence: apache-2.0, mit, ...", "NAME", "any", "Selection"),
     Option(
         "--input-size",
         "",
         image_size,
-        "Only backbones for images of so many pixels: 224, 224x192.",
+        "Only backbones for this image size: 224, 224x192.",
         "N",
         "any",
         "Selection",
@@ -466,13 +504,13 @@ ZOO = (
         "--min-params",
         "",
         magnitude,
-        "Only backbones with at least so many parameters: 500k, 10M.",
+        "Only backbones with at least this many parameters: 500k, 10M.",
         "N",
         "any",
         "Selection",
     ),
-    Option("--max-params", "", magnitude, "Only backbones with at most so many parameters.", "N", "any", "Selection"),
-    Option("--pretrained", "", None, "Only backbones that have weights.", group="Selection"),
+    Option("--max-params", "", magnitude, "Only backbones with at most this many parameters.", "N", "any", "Selection"),
+    Option("--pretrained", "", None, "Only backbones with pretrained weights.", group="Selection"),
     Option("--cached", "", None, "Only backbones whose weights are on this machine.", group="Selection"),
     _ZOO_FILE,
     _JSON,
@@ -483,28 +521,28 @@ CACHE = (_JSON,)
 DOCTOR = (_JSON,)
 
 BENCH = (
-    Option("--batch-size", "", whole(1), "Images in a batch.", "N", "32", "Data"),
-    Option("--seconds", "", positive, "How long to measure each option.", "X", "2", "Hardware"),
-    Option("--accelerator", "", _DEVICE, "auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"),
-    Option("--compile", "", None, "The forward pass by torch.compile too; compiling takes a while.", group="Hardware"),
+    Option("--batch-size", "", whole(1), "Images per batch.", "N", "32", "Data"),
+    Option("--seconds", "", positive, "Seconds to measure each option.", "X", "2", "Hardware"),
+    Option("--accelerator", "", _DEVICE, "Type of device: auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"),
+    Option("--compile", "", None, "Also measure torch.compile; compiling takes a while.", group="Hardware"),
     _ZOO_FILE,
     _JSON,
 )
 
 PUSH = (
-    Option("--private", "", None, "A new repository is for its owner alone.", group="Hub"),
-    Option("--revision", "", text, "A branch, made if there is none.", "BRANCH", "main", "Hub"),
-    Option("--message", "", text, "Message of the commit.", "TEXT", "Upload NAME with flashtask VERSION", "Hub"),
+    Option("--private", "", None, "Make a new repository private.", group="Hub"),
+    Option("--revision", "", text, "Branch, created if it does not exist.", "BRANCH", "main", "Hub"),
+    Option("--message", "", text, "Commit message.", "TEXT", "Upload NAME with flashtask VERSION", "Hub"),
     Option(
         "--licence",
         "",
         text,
-        "Of the weights, for the model card: apache-2.0, mit, ...",
+        "Licence of the weights, for the model card: apache-2.0, mit, ...",
         "NAME",
-        "none is given",
+        "none",
         "Hub",
     ),
-    Option("--dry-run", "", None, "List what would be pushed; ask nobody.", group="Hub"),
+    Option("--dry-run", "", None, "List what would be pushed, without contacting the hub.", group="Hub"),
     _ZOO_FILE,
 )
 

@@ -46,16 +46,16 @@ def require_creatable(folder: Path) -> None:
             mode = os.stat(place).st_mode
         except (FileNotFoundError, NotADirectoryError):
             if place.is_symlink():
-                raise _in_the_way(folder, f"{str(place)!r} is a link to nothing") from None
+                raise _in_the_way(folder, f"{str(place)!r} is a broken link") from None
             continue
         except OSError as error:
             raise _in_the_way(folder, error.strerror or str(error)) from error
         if not stat.S_ISDIR(mode):
             raise _in_the_way(folder, f"{str(place)!r} is a file")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise _in_the_way(folder, f"{str(place)!r} cannot be written to")
+            raise _in_the_way(folder, f"{str(place)!r} is not writable")
         return
 
 
 def _in_the_way(folder: Path, why: str) -> OutputError:
-    return OutputError(f"cannot create output in {str(folder)!r}", why=why, fix="choose a folder of your own")
+    return OutputError(f"cannot create output in {str(folder)!r}", why=why, fix="choose a folder that you can write to")

@@ -82,4 +82,4 @@ def check_zoo(path: str) -> None:
         check_sections(recipe, TASKS.get(recipe.get("task") or "image_classification"))
     counts = {section: len(getattr(file.zoo, section)) for section in type(file.zoo).model_fields}
     told = [f"{count} {section if count > 1 else section[:-1]}" for section, count in counts.items() if count]
-    click.echo(f"{Path(path)} is right: {', '.join(told) or 'no entries'}")
+    click.echo(f"{Path(path)} is valid: {', '.join(told) or 'no entries'}")

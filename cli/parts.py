@@ -87,7 +87,7 @@ def _merge_other_factors(model: Any, strategy: Any) -> None:
 
     settings = {layer.lora_settings for layer in adapted_layers(model).values()}
     if settings and settings != {resolve_finetuning(strategy).lora}:
-        print(f"LoRA factors of {merge(model)} layers were added to the weights they stand beside", file=sys.stderr)
+        print(f"merged the LoRA factors of {merge(model)} layers into their weights", file=sys.stderr)
 
 
 def _take_out_searched(recipe: Recipe) -> dict[str, bool]:

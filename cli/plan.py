@@ -37,8 +37,8 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
     recipe = requested_recipe(data, params)
     if searched := [key for key in map(recipe.here, SEARCHED.values()) if recipe.get(key) == AUTO]:
         raise UsageError(
-            f"a plan needs to know {', '.join(searched)}",
-            why="it is to be searched for first",
+            f"a plan needs a number for {', '.join(searched)}, not auto",
+            why="plan does not search",
             fix="flashtask tune finds it; then --batch-size N, --lr X",
         )
     require_data(recipe)
@@ -57,7 +57,7 @@ def _lines(planned: Plan, processes: int) -> Iterator[str]:
     where = f"{planned.device}, {planned.precision}" + (f", {processes} processes" if processes > 1 else "")
     yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {where}"
     validation = _or_open(planned.validation_batches)
-    yield f"batches in an epoch: {_or_open(planned.batches)}{size}, {validation} of validation"
+    yield f"batches per epoch: {_or_open(planned.batches)}{size}, {validation} for validation"
     yield from wrapped(planned.features)
     yield ""
     shown = 7 if planned.how else 5
@@ -108,7 +108,7 @@ def _how(planned: Plan) -> Iterator[str]:
         yield "memory and time were not measured"
         return
     total = "not known" if planned.seconds is None else _duration(planned.seconds)
-    yield f"estimated time of the run: {total}, without starting and writing"
+    yield f"estimated time of the run: {total}, not counting start-up and writing files"
     yield from wrapped(planned.how)
 
 

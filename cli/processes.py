@@ -44,7 +44,7 @@ def check_distributed(name: Any, source: str = "--distributed") -> None:
         return
     shown = source if source.startswith("--") else f"{source}: trainer.strategy"
     if name.partition(":")[0] in FINETUNING:
-        raise UsageError(f"{shown}: {name!r} says what is trained, not by how many processes", fix=f"--strategy {name}")
+        raise UsageError(f"{shown}: {name!r} is a finetuning strategy", fix=f"--strategy {name}")
     try:
         check_strategy_name(name)
     except UnknownNameError as error:
@@ -160,8 +160,8 @@ def require_same(strategy: Any, values: Mapping[str, Any]) -> None:
         if different:
             lines = [f"{key}: {everybody[0].get(key)!r} in process 0, {theirs.get(key)!r} there" for key in different]
             raise UsageError(
-                f"process {rank} of {len(everybody)} is asked for another run than process 0",
-                why="\n    ".join(["they differ in", *lines[:4]]),
+                f"process {rank} of {len(everybody)} was given other settings than process 0",
+                why="\n    ".join(["the differences are", *lines[:4]]),
                 fix="start all of them with the same command line and the same recipe",
             )
 
@@ -174,8 +174,8 @@ def refuse_search(strategy: Any) -> None:
     """
     if strategy is not None:
         raise UsageError(
-            "`auto` is searched for by one process, and several are to train",
-            why="they share the memory, and what is found is for the batches of one of them",
+            "`auto` can only be searched for in one process, and this run has several",
+            why="they share the memory, and the result is valid for the batches of one process",
             fix="flashtask tune DATA, with one process; then --batch-size N --lr X",
         )
 

@@ -147,7 +147,9 @@ def _recipe_at(document: YamlDocument, path: tuple[str, ...], folder: Path) -> R
     for key in path:
         content = content[key]
     if not isinstance(content, dict):
-        raise document.error(*path, what="a recipe is a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}")
+        raise document.error(
+            *path, what="a recipe must be a mapping of keys", fix=f"the keys are {', '.join(SECTIONS)}"
+        )
     recipe = Recipe(content, dict(_origins(document, content, path, len(path))))
     for key, value in list(recipe.leaves()):
         if is_path(key):
@@ -183,7 +185,7 @@ def _origins(document: YamlDocument, content: Any, path: tuple[Any, ...], depth:
         here = (*path, name)
         # Below the arguments numbers may stand: `accumulate_grad_batches: {0: 1, 4: 2}`.
         if not isinstance(name, str) and len(here) - depth <= 2:
-            raise document.error(*here, what=f"a key of a recipe is a name, not {name!r}")
+            raise document.error(*here, what=f"a key of a recipe must be a name, not {name!r}")
         line, column = document.place(here)
         yield ".".join(map(str, here[depth:])), f"{document.name}, line {line}, column {column}"
         yield from _origins(document, value, here, depth)

@@ -29,9 +29,9 @@ def require_whole(recipe: Recipe) -> None:
     if missing := lost_from(recipe):
         named = ", ".join(f"{key}: {what}" for key, what in missing.items())
         raise UsageError(
-            f"{source}: the run that wrote this recipe had more than it holds ({named})",
-            why="objects, classes and weights that were made in Python stand in no recipe; this would be another run",
-            fix="repeat it from Python with these; or take `not_saved` out of the recipe, to run without them",
+            f"{source}: this recipe does not hold everything that its run used ({named})",
+            why="a recipe cannot hold what was made in Python, and without it the run would be different",
+            fix="repeat the run from Python with these, or delete `not_saved` from the recipe to run without them",
         )
 
 
@@ -43,10 +43,10 @@ def lost_from(recipe: Recipe) -> dict[str, Any]:
     """
     source, lost = recipe.source_of("not_saved"), recipe.remove("not_saved") or {}
     if not isinstance(lost, dict):
-        raise UsageError(f"{source}: `not_saved` must hold keys of its own", fix="take it out")
+        raise UsageError(f"{source}: `not_saved` must be a mapping of keys", fix="delete it")
     for key in WATCHING:
         if key in lost:
-            print(f"without {lost.pop(key)}, which the recipe does not hold ({key})", file=sys.stderr)
+            print(f"running without {lost.pop(key)}, which the recipe cannot hold ({key})", file=sys.stderr)
     return lost
 
 
@@ -59,11 +59,13 @@ def check_shape(recipe: Recipe) -> None:
     check_keys(recipe, "", SECTIONS)
     zoo = recipe.get("zoo") or []
     if not all(isinstance(path, str) and path for path in (zoo if isinstance(zoo, list) else [zoo])):
-        raise UsageError(f"{recipe.source_of('zoo')}: `zoo` is a zoo file, or a list of them", fix="zoo: my_zoo.yaml")
+        raise UsageError(
+            f"{recipe.source_of('zoo')}: `zoo` must be a zoo file, or a list of them", fix="zoo: my_zoo.yaml"
+        )
     for section in MAPPINGS:
         if not isinstance(recipe.values.get(section, {}), dict):
             raise UsageError(
-                f"{recipe.source_of(section)}: `{section}` must hold keys of its own", fix=_EXAMPLES[section]
+                f"{recipe.source_of(section)}: `{section}` must be a mapping of keys", fix=_EXAMPLES[section]
             )
     data = recipe.values.get("data", {})
     if len(data) > 1:
@@ -74,7 +76,7 @@ def check_shape(recipe: Recipe) -> None:
     for constructor, arguments in data.items():
         if not isinstance(arguments, dict):
             key = f"data.{constructor}"
-            raise UsageError(f"{recipe.source_of(key)}: `{key}` must hold keys of its own", fix=_EXAMPLES["data"])
+            raise UsageError(f"{recipe.source_of(key)}: `{key}` must be a mapping of keys", fix=_EXAMPLES["data"])
 
 
 _EXAMPLES = {

@@ -83,7 +83,7 @@ def _call_distributed_by_its_name(recipe: Recipe) -> None:
     source = recipe.source_of(key)
     if recipe.get(name) is not None and not recipe.source_of(name).startswith("--"):
         raise UsageError(
-            f"{source}: `distributed` and `strategy` ({recipe.source_of(name)}) are the same", fix="drop one"
+            f"{source}: `distributed` and `strategy` ({recipe.source_of(name)}) are the same setting", fix="drop one"
         )
     value = recipe.remove(key)
     if recipe.get(name) is None:
@@ -162,7 +162,7 @@ def refuse_columns(flags: Iterable[str]) -> None:
     """
     for flag in flags:
         raise UsageError(
-            f"{flag} names a column, and DATA is not a table", fix=f"a CSV file as DATA, or leave out {flag}"
+            f"{flag} names a column, but DATA is not a table", fix=f"give a CSV file as DATA, or leave out {flag}"
         )
 
 
@@ -182,7 +182,7 @@ def _put_data(recipe: Recipe, data: str) -> None:
         return
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
-            f"{recipe.source_of(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, and the recipe has `{other}`",
+            f"{recipe.source_of(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, but the recipe has `{other}`",
             fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
         )
     section = f"data.{CONSTRUCTOR}"
@@ -208,7 +208,7 @@ def _expect_table(recipe: Recipe, data: str) -> None:
         raise missing_file(data)
     before = recipe.constructor
     if before not in (CONSTRUCTOR, OF_TABLES):
-        raise UsageError(f"{recipe.source_of(f'data.{before}')}: DATA is a table, and the recipe has `{before}`")
+        raise UsageError(f"{recipe.source_of(f'data.{before}')}: DATA is a table, but the recipe has `{before}`")
     said = [
         (key.rpartition(".")[2], value, recipe.source_of(key)) for key, value in recipe.leaves() if key[:5] == "data."
     ]

@@ -102,7 +102,7 @@ def resume(requested: Recipe) -> Start:
     if not (folder / "recipe.yaml").exists():
         raise UsageError(
             f"{folder} cannot be resumed: it has no recipe.yaml",
-            why="the run was made in Python, from a module or data that no recipe can describe",
+            why="the run was started in Python, with a module or data that a recipe cannot describe",
             fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
         )
     own = read_recipe(folder / "recipe.yaml")
@@ -128,8 +128,8 @@ def _require_whole(own: Recipe, folder: Path) -> None:
     if lost := lost_for_resuming(own, folder):
         named = ", ".join(f"{key}: {what}" for key, what in lost.items())
         raise UsageError(
-            f"{folder} cannot be resumed here: its recipe.yaml does not hold all of the run ({named})",
-            why="they were made in Python, and without them it would be another run",
+            f"{folder} cannot be resumed from the command line: its recipe.yaml does not hold everything ({named})",
+            why="a recipe cannot hold what was made in Python, and without it the run would be different",
             fix=f'trainer.finetune(model, data, ckpt_path="{folder / "last.ckpt"}") in that script',
         )
 
@@ -188,9 +188,9 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
     if different:
         more = [f"and {len(different) - 4} more"] if len(different) > 4 else []
         raise UsageError(
-            "--resume continues a run as it was begun",
-            why="\n    ".join(["what is asked for now differs:", *different[:4], *more]),
-            fix="leave these out, or begin another run: a new --output-dir without --resume",
+            "--resume continues a run with its own settings",
+            why="\n    ".join(["these settings differ:", *different[:4], *more]),
+            fix="leave these out, or start another run with a new --output-dir and without --resume",
         )
     return own
 
@@ -250,7 +250,9 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     except FileNotFoundError:
         return False
     if not isinstance(summary, dict) or not all(type(summary.get(key)) is int for key in ("epochs", "steps")):
-        raise IntegrityError(f"{folder / 'summary.json'} is not as flashtask writes it", fix=f"ls -l {folder}")
+        raise IntegrityError(
+            f"{folder / 'summary.json'} was not written by flashtask, or was changed", fix=f"ls -l {folder}"
+        )
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
     return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))

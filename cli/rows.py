@@ -46,7 +46,7 @@ def format_of(given: str | None, output: str | None) -> str:
     meant = _ENDINGS.get(ending)
     if given is None and ending and meant is None:
         raise UsageError(
-            f"--output {output}: {ending} is not the ending of a format",
+            f"--output {output}: {ending} is not the ending of a known format",
             fix=f"--format {', '.join(WRITERS)}; or one of the endings {', '.join(_ENDINGS)}",
         )
     if given is not None and meant not in (None, "table", given):

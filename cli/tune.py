@@ -31,14 +31,18 @@ def tune(data: str | None, params: Mapping[str, Any]) -> None:
     sought = [name for name, key in SEARCHED.items() if recipe.get(recipe.here(key)) == AUTO]
     if not sought:
         raise UsageError(
-            "there is nothing to search for", why="both numbers are given", fix="--batch-size auto, or --lr auto"
+            "there is nothing to search for",
+            why="the batch size and the learning rate are both set",
+            fix="--batch-size auto, or --lr auto",
         )
     if params["picture"] and "learning_rate" not in sought:
-        raise UsageError("--picture shows the search for a learning rate, which is given", fix="--lr auto")
+        raise UsageError(
+            "--picture plots the search for a learning rate, but the learning rate is set", fix="--lr auto"
+        )
     if are_several(recipe.get("trainer", {})):
         raise UsageError(
-            "a search is made by one process",
-            why="what it finds is for the batches of one of them",
+            "a search runs in one process",
+            why="its result is valid for the batches of one process",
             fix="leave out --devices, --num-nodes and --distributed, and start it without torchrun or srun",
         )
     require_data(recipe)

@@ -25,7 +25,7 @@ OTHER_NAMES = {
     "ckpt_path": "--output-dir RUN --resume",
     "data_dir": "the folder as first argument: flashtask finetune DATA",
     "default_root_dir": "--output-dir RUN, or --set trainer.default_root_dir=DIR",
-    "deterministic": "always so; --seed N chooses the random numbers",
+    "deterministic": "always on; --seed N sets the random numbers",
     "fast_dev_run": "--max-steps 1",
     "gpus": "--accelerator gpu --devices N",
     "gradient_clip_val": "--set trainer.gradient_clip_val=X",
@@ -92,7 +92,7 @@ def explain(error: click.ClickException, argv: Sequence[str]) -> UsageError:
     """
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "flashtask"
-    see_help = f"`{path} --help` shows what there is"
+    see_help = f"`{path} --help` lists the options"
     if isinstance(error, click.NoSuchOption):
         return _no_such_option(_as_typed(error.option_name, argv), context, path)
     if isinstance(error, click.BadOptionUsage):
@@ -118,7 +118,7 @@ def _no_such_option(name: str, context: click.Context | None, path: str) -> Usag
     what = f"`{path}` has no option {name}"
     here = OTHER_NAMES.get(bare, "")
     if here and (here.split()[0] in own.values() or not here.startswith("--")):
-        return UsageError(what, fix=f"here it is {here}")
+        return UsageError(what, fix=f"in flashtask: {here}")
     if "." in bare:
         return UsageError(what, fix=f"a recipe key goes after --set: --set {bare}=VALUE")
     elsewhere = [command for command, table in TABLES.items() if bare in {option.name for option in table}]

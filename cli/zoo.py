@@ -77,7 +77,7 @@ def _filtered(query: str, kind: str, filters: dict[str, Any]) -> list[dict[str, 
         if registry is None or name not in registry.filters():
             has = ", ".join(f"--{known.replace('_', '-')}" for known in registry.filters()) if registry else "none"
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is no filter for {kind}s", why=f"their filters: {has}", fix="--kind backbone")
+            raise UsageError(f"{flag} cannot filter {kind}s", why=f"filters for {kind}s: {has}", fix="--kind backbone")
     assert registry is not None
     if query and not registry.search(query):
         raise _nothing_named(query, kind)
@@ -96,7 +96,7 @@ def _say_counting(entries: Sequence[Any]) -> None:
 
     missing = len(entries) - len(remembered_sizes(entries))
     if missing > _MANY:
-        print(f"counting the parameters of {missing} backbones, once: they are remembered", file=sys.stderr)
+        print(f"counting the parameters of {missing} backbones; the numbers are cached", file=sys.stderr)
 
 
 def _entries(kind: str | None) -> Iterator[dict[str, Any]]:
@@ -124,7 +124,7 @@ def _plain(entry: RegistryEntry) -> dict[str, Any]:
 def _nothing_named(name: str, kind: str | None) -> UsageError:
     listing = f"`flashtask zoo --kind {kind}` lists all" if kind else "`flashtask zoo` lists all"
     if is_expression(name):
-        why = "with one of the signs * + ? [ ] ( ) { } | ^ $ it is a regular expression for the whole name"
+        why = "with one of the characters * + ? [ ] ( ) { } | ^ $ it is a regular expression for the whole name"
         part = "".join(letter for letter in name if letter.isalnum() or letter in "_-/")
         return UsageError(f"no {kind or 'entry'} matches {name!r}", why=why, fix=f"'.*{part}.*', or {listing}")
     names = [entry["name"] for entry in _entries(kind)]

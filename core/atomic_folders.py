@@ -36,7 +36,9 @@ def atomic_folder(path: str | os.PathLike[str], own_files: Collection[str]) -> I
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
     except OSError as error:
-        raise OutputError(f"cannot create {target}: {error.strerror}", fix="choose a folder of your own") from error
+        raise OutputError(
+            f"cannot create {target}: {error.strerror}", fix="choose a folder that you can write to"
+        ) from error
     try:
         yield partial
         for file in partial.iterdir():
@@ -66,7 +68,7 @@ def require_replaceable(target: Path, own_files: Collection[str]) -> None:
     if others:
         shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
         raise OutputError(
-            f"the folder {target} holds other things and was left alone: {shown}",
+            f"the folder {target} holds other files and was not changed: {shown}",
             fix="choose a folder that is new, empty, or a pretrained model already",
         )
 

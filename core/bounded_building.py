@@ -44,7 +44,7 @@ class _Bounds:
             self._bytes -= _new_bytes(operation, args, options)
         if self._bytes < 0 or self._operations < 0:
             raise IntegrityError(
-                "its settings describe a model that is out of all proportion to its weights",
+                "its settings describe a model that is far larger than its weights",
                 why="building it would take more memory or time than they explain",
             )
 

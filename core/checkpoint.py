@@ -108,7 +108,7 @@ def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except _UNFIT as error:
         raise IntegrityError(
-            f"{os.fspath(path)} cannot be put to use",
+            f"{os.fspath(path)} cannot be used",
             why=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             fix="use another checkpoint, or the classes and the version of flashtask that wrote this one",
         ) from error

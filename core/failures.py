@@ -48,7 +48,7 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
     if isinstance(error, RuntimeError) and (found := _NAN_GRADIENT.search(str(error))):
         return DivergedError(
             f"a gradient became NaN in {found[1]}",
-            why="the call that made it stands in the warning above",
+            why="the warning above shows the call that made it",
             fix="keep its argument away from where the derivative is infinite, such as the root of 0",
         )
     return _out_of_memory(error, batch_size) if _lacks_memory(error) else error

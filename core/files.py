@@ -162,7 +162,7 @@ def open_regular(path: PathLike) -> BufferedReader:
             raise missing_file(path)
         raise IntegrityError(
             f"{os.fspath(path)} is a pipe or a device, not a file",
-            fix=f"give the name of an ordinary file: `ls -l {os.fspath(path)}` is none",
+            fix=f"give the path of a regular file, which `ls -l {os.fspath(path)}` is not",
         )
     return os.fdopen(descriptor, "rb")
 
@@ -280,7 +280,7 @@ def _fix(code: int, target: Path) -> str:
         errno.ENOENT: f"mkdir -p {folder}",
         errno.ENOTDIR: f"a file is in the way of the folder: `ls -ld {folder}`",
         errno.EISDIR: f"give a file name, for example {target / 'model.ckpt'}",
-        errno.EINVAL: f"give the name of an ordinary file: `ls -l {target}` is none",
+        errno.EINVAL: f"give the path of a regular file, which `ls -l {target}` is not",
         errno.ELOOP: f"remove the link that points at itself: `rm {target}`",
         errno.ENAMETOOLONG: "choose a shorter name",
     }

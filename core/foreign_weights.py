@@ -112,7 +112,7 @@ def _read_pickled(file: BufferedReader, name: str, size: int, seconds: float) ->
     if version < (2, 10):
         raise UsageError(
             f"{name} is pickled, and torch {torch.__version__} cannot read such files safely",
-            why="older ones than 2.10 can be made to run code (CVE-2025-32434, CVE-2026-24747)",
+            why="versions before 2.10 can be made to run code (CVE-2025-32434, CVE-2026-24747)",
             fix="pip install --upgrade 'torch>=2.10'",
         )
     file.seek(0)

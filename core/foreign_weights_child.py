@@ -193,7 +193,7 @@ def _explain(error: Exception) -> int:
 def _in_our_words(text: str) -> str:
     """torch's message, without its advice to read the file unsafely."""
     if named := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it can only be read by calling {named[1]}, and files may not choose what is called"
+        return f"it can only be read by calling {named[1]}, and a file may not choose which function is called"
     found = text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     return f"torch cannot read it as weights: {found.rpartition('trusted source. ')[2]}"
 

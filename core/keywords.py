@@ -178,7 +178,7 @@ def argument_fix(name: str, known: Iterable[str]) -> str:
             return f"did you mean {right}?" if "=" in right else f"did you mean {right!r}?"
     for right in (name, *others):
         if place := _PLACES.get(right.partition("=")[0]):
-            return f"it belongs elsewhere: {place}({right}{'' if '=' in right else '=...'})"
+            return f"set it in {place}({right}{'' if '=' in right else '=...'})"
     return did_you_mean(name, known)
 
 

@@ -153,8 +153,8 @@ class Preprocessing:
         channels = other.input_size[0]
         if "channels" in self.given and self.input_size[0] != channels:
             raise UsageError(
-                f"the preprocessing of the data is for {self.input_size[0]} channel(s), and the model takes {channels}",
-                fix=f"the model with in_chans={self.input_size[0]}, or Preprocessing(input_size={self.input_size[1:]})",
+                f"the preprocessing of the data is for {self.input_size[0]} channel(s), but the model takes {channels}",
+                fix=f"in_chans={self.input_size[0]} for the model, or Preprocessing(input_size={self.input_size[1:]})",
             )
         values = {name: getattr(self if name in self.given else other, name) for name in _DEFAULTS}
         return Preprocessing(**{**values, "input_size": (channels, *values["input_size"][1:])})
@@ -193,7 +193,9 @@ class Preprocessing:
             UsageError: an unknown key, or values as in the constructor.
         """
         if not isinstance(values, Mapping):
-            raise UsageError(f"preprocessing must hold keys, not {values!r}", fix="preprocessing: {input_size: 224}")
+            raise UsageError(
+                f"preprocessing must be a mapping of keys, not {values!r}", fix="preprocessing: {input_size: 224}"
+            )
         if unknown := sorted(map(str, set(values) - set(_DEFAULTS))):
             raise UsageError(
                 f"preprocessing has unknown keys: {', '.join(unknown)}", fix=key_fix(unknown[0], _DEFAULTS)

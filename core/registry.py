@@ -206,7 +206,9 @@ class Registry(Generic[T]):
 
     def _add(self, name: Any, entry: RegistryEntry, override: bool) -> None:
         if not isinstance(name, str) or not name or name != name.strip():
-            raise UsageError(f"a {self.kind} needs a name of text, not {name!r}", fix='@REGISTRY.register("my_name")')
+            raise UsageError(
+                f"the name of a {self.kind} must be a text, not {name!r}", fix='@REGISTRY.register("my_name")'
+            )
         if not override and name in self:
             raise UsageError(
                 f"there is a {self.kind} named {name!r} already (from {self._find_provider(name)})",
@@ -253,8 +255,8 @@ class Registry(Generic[T]):
         if len(points) > 1 or rival:
             others = f" and {rival.metadata['provider']}" if rival else ""
             raise UsageError(
-                f"the {self.kind} {name!r} is promised by {packages}{others}",
-                why="one name cannot mean two things",
+                f"the {self.kind} {name!r} is provided by {packages}{others}",
+                why="a name must have one meaning",
                 fix=f"pip uninstall {points[-1].dist.name if points[-1].dist else packages}",
             )
         try:

@@ -34,7 +34,7 @@ def name_matcher(pattern: str) -> Callable[[str], bool]:
     and not `timm/seresnet18`.
 
     Raises:
-        UsageError: it is no regular expression.
+        UsageError: it is not a regular expression.
     """
     if not is_expression(pattern):
         part = pattern.lower()
@@ -43,7 +43,9 @@ def name_matcher(pattern: str) -> Callable[[str], bool]:
         expression = re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise UsageError(
-            f"{pattern!r} is no regular expression", why=str(error), fix="a plain part of a name needs no signs: resnet"
+            f"{pattern!r} is not a regular expression",
+            why=str(error),
+            fix="to find a part of a name, write it without special characters: resnet",
         ) from error
     return lambda name: bool(expression.fullmatch(name) or expression.fullmatch(name.rpartition("/")[2]))
 

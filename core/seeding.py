@@ -179,7 +179,7 @@ def set_generator_states(states: dict[str, Any]) -> None:
     """Put back what `generator_states` gave; states of devices that are not here are left out.
 
     Raises:
-        ValueError: the state of NumPy's generator is none.
+        ValueError: the state of NumPy's generator is not valid.
     """
     _check_numpy_state(states["numpy"])
     torch.default_generator.set_state(states["torch"])
@@ -199,7 +199,7 @@ def _check_numpy_state(state: Any) -> None:
     key, place = inner["key"], inner["pos"]
     whole = isinstance(key, np.ndarray) and key.shape == (624,) and type(place) is int and 0 <= place <= 624
     if state["bit_generator"] != "MT19937" or not whole or state["has_gauss"] not in (0, 1):
-        raise ValueError("the state of NumPy's generator is none")
+        raise ValueError("the state of NumPy's generator is not valid")
 
 
 class SeededDataset(Dataset[Any]):

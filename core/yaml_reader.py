@@ -133,8 +133,8 @@ class _Loader(Composer, SafeConstructor, BaseResolver):
             for key_node, value_node in node.value:
                 here = (*path, key := self._key(key_node))
                 if key in values:
-                    fix = f"remove one; the first is in line {self._places[here][0]}"
-                    self._refuse(key_node, f"the key {key!r} stands twice", fix)
+                    fix = f"remove one; the first is on line {self._places[here][0]}"
+                    self._refuse(key_node, f"the key {key!r} appears twice", fix)
                 values[key] = self._placed_value(key_node, here, value_node)
             return values
         if node.tag == _TAG + "int" and len(node.value) > _MAX_DIGITS:

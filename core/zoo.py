@@ -239,7 +239,7 @@ class ShippedSource:
             return
         what = f"{'.'.join(keys)}: flashtask has no {self.kind} named {wanted!r}"
         if wanted is None:
-            what = f"{'.'.join(keys)} is missing: a head of your own is one of flashtask's with other options"
+            what = f"{'.'.join(keys)} is missing: a head in a zoo file is one of flashtask's with other options"
         fix = did_you_mean(wanted or "", self._targets) or f"choose one of: {', '.join(self._targets)}"
         raise file.error(*keys, what=what, why=why, fix=fix)
 

@@ -55,7 +55,7 @@ def one_augment(
     if transform is None:
         return augment
     if augment != "auto":
-        raise UsageError("augment and transform both say what training does to images", fix="leave one of them out")
+        raise UsageError("augment and transform both set the transform of training images", fix="leave one of them out")
     if not callable(transform):
         raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
     return transform
@@ -71,7 +71,7 @@ def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Prepr
         return given
     example = "preprocessing: {input_size: [3, 160, 160]}"
     if not isinstance(given, Mapping):
-        raise UsageError(f"preprocessing must hold its parts by name, not {given!r}", fix=example)
+        raise UsageError(f"preprocessing must be a mapping of its fields, not {given!r}", fix=example)
     try:
         return Preprocessing.from_dict({"decode": "scaled", **given})
     except UsageError:
@@ -95,9 +95,9 @@ def check_split(val_split: float | int | None, given: Mapping[str, PathLike | No
         return
     check_share(val_split)
     if given["val"] is not None:
-        raise UsageError(f"val_split and val_{what} both say what to validate on", fix="leave one of them out")
+        raise UsageError(f"val_split and val_{what} both define the validation data", fix="leave one of them out")
     if given["train"] is None:
-        raise UsageError(f"val_split takes a part of train_{what}, and there is none", fix=f"train_{what}=...")
+        raise UsageError(f"val_split takes a part of train_{what}, but there is none", fix=f"train_{what}=...")
 
 
 def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:

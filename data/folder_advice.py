@@ -138,7 +138,7 @@ def describe_files(files: Sequence[str]) -> str:
     """How many files are there instead of images; empty if there are none."""
     if not files:
         return ""
-    return f"{len(files)} file(s) there are no images by their extension, such as {os.path.basename(files[0])!r}"
+    return f"{len(files)} file(s) in it do not have the extension of an image, such as {os.path.basename(files[0])!r}"
 
 
 def _no_classes(folder: Path, argument: str) -> BadDataError:

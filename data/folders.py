@@ -151,7 +151,7 @@ def _leads_nowhere(link: str, argument: str) -> BadDataError:
     target = os.readlink(link)
     return BadDataError(
         f"{argument}: the link {link!r} leads nowhere",
-        why=f"{target!r} is missing, or leads back to the link; what it stands for may be a class",
+        why=f"{target!r} is missing, or leads back to the link; the link may stand for a class",
         fix=f"put back what it points to, or remove the link: unlink {shlex.quote(link)}",
     )
 

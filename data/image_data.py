@@ -361,7 +361,7 @@ class ImageData(DataModule):
         kinds = {reader.kind: reader for reader in self.readers}
         if (kind := targets.get("kind")) not in kinds or type(self._reader) is not kinds[kind]:
             raise UsageError(
-                f"the model was trained on targets of the kind {kind!r}, and this is {self._reader.kind!r}"
+                f"the model was trained on targets of the kind {kind!r}, but this data has {self._reader.kind!r}"
             )
         stored = kinds[kind].from_dict(targets)
         self._take_reader(replace(stored, fields=self._reader.fields), "the model")
@@ -749,7 +749,7 @@ def _remarks(part: str, images: ImageSet) -> Iterator[str]:
     if images.ignored:
         shown = ", ".join(repr(os.path.basename(file)) for file in images.ignored[:3])
         more = ", ..." if len(images.ignored) > 3 else ""
-        what = f"{len(images.ignored)} file(s) that are no images by their extension are not used"
+        what = f"{len(images.ignored)} file(s) without the extension of an image are not used"
         yield f"{part}_folder: {what}: {shown}{more}"
     if part == "train" and (inside := images.same_subfolders()):
         classes, folders = ", ".join(images.classes[:8]), ", ".join(inside[:8])

@@ -269,7 +269,7 @@ def _not_there(text: str, path: str) -> MissingInputError:
     if glob.has_magic(text) and (matching := glob.glob(path)):
         return MissingInputError(
             what,
-            why=f"it is a pattern, for {len(matching)} paths",
+            why=f"it is a pattern that matches {len(matching)} paths",
             fix=f"sorted(glob.glob({path!r})), after import glob",
         )
     close = nearest_existing(Path(path)) if text.strip() else None
@@ -286,7 +286,7 @@ def _of_file(file: Any, where: str) -> Input:
     name = _named(f"an open file {label!r}" if is_path else "an open file", where)
     if isinstance(file, io.TextIOBase):
         fix = f'open({repr(label) if is_path else "path"}, "rb")'
-        raise UsageError(f"cannot read the image {name}: it is opened as text", fix=fix)
+        raise UsageError(f"cannot read the image {name}: it was opened as text", fix=fix)
     if getattr(file, "closed", False):
         raise UsageError(f"cannot read the image {name}: it is closed", fix="give it open, or its path")
     content = io.BytesIO()
@@ -408,5 +408,9 @@ def _not_taken(given: Any, where: str) -> UsageError:
     elif isinstance(given, (list, tuple)):
         fix = "give one list, without lists in it"
     elif isinstance(given, (Mapping, Set)):
-        fix = "list(inputs.values())" if isinstance(given, Mapping) else "sorted(inputs), as results have an order"
+        fix = (
+            "list(inputs.values())"
+            if isinstance(given, Mapping)
+            else "sorted(inputs), because results are in the order of the inputs"
+        )
     return UsageError(f"predict does not take {f'{where}, which is ' if where else ''}{kind}", why=_TAKEN, fix=fix)

@@ -260,7 +260,7 @@ class LabelsReader(TargetReader):
 
     def describe(self) -> str:
         """The number of labels, and where they are from."""
-        return f"{len(self.labels)} labels, any number of them a sample, {self.origin}"
+        return f"{len(self.labels)} labels, any number of them per sample, {self.origin}"
 
     def _check(self) -> None:
         super()._check()
@@ -332,7 +332,7 @@ class NumberReader(TargetReader):
     def describe(self) -> str:
         """Mean and deviation, and where the numbers are from."""
         shown = ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[:4], self.std[:4], strict=True))
-        return f"{len(self.mean)} number{'s' if len(self.mean) > 1 else ''} a sample, {self.origin}: {shown}"
+        return f"{len(self.mean)} number{'s' if len(self.mean) > 1 else ''} per sample, {self.origin}: {shown}"
 
     def _check(self) -> None:
         super()._check()

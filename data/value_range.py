@@ -42,7 +42,7 @@ def range_of_bounds(bounds: Bounds, example: str) -> Bounds:
     raise BadDataError(
         f"every pixel of the training images with more than 8 bits is {bounds[0]:g}, such as in {example!r}",
         why="there is no range of values to scale",
-        fix="value_range=(0, 4095), if they are right",
+        fix="value_range=(0, 4095), if the images are correct",
     )
 
 

@@ -54,7 +54,7 @@ def check_features(features: Tensor, targets: Tensor, num_features: int, num_out
     targets = targets.cpu().long()
     if int(targets.min()) < 0 or int(targets.max()) >= num_outputs:
         raise UsageError(
-            f"class indices go from {int(targets.min())} to {int(targets.max())}, the head has {num_outputs} classes"
+            f"class indices are {int(targets.min())} to {int(targets.max())}, but the head has {num_outputs} classes"
         )
     return features, targets
 
@@ -73,8 +73,8 @@ def finite_features(features: Tensor, num_features: int) -> Tensor:
     if bad:
         raise BadDataError(
             f"the features of {bad} of {len(features)} samples are NaN or infinite",
-            why="no head can be solved on them; the backbone's weights, its inputs or its number format are the cause",
-            fix="precision=32, and a look at the images",
+            why="the cause is in the backbone's weights, its inputs or its number format",
+            fix="try precision=32, and check the images",
         )
     return features
 

@@ -116,7 +116,7 @@ def _described(value: Any) -> str:
 
 
 def _wrong(given: str) -> UsageError:
-    return UsageError(f"a batch must be images (B, C, H, W) and targets (B,), and this one is {given}", fix=_FIX)
+    return UsageError(f"a batch must be images (B, C, H, W) and targets (B,), but this one is {given}", fix=_FIX)
 
 
 def preprocessing_for(images: Any, preprocessing: Preprocessing) -> Preprocessing:

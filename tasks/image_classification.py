@@ -84,13 +84,13 @@ class ImageClassifier(Task):
         for option, is_given in (("class_weights", class_weights is not None), ("label_smoothing", label_smoothing)):
             if is_given and not isinstance(loss_fn, str):
                 raise UsageError(
-                    f"{option} is for the losses by name, and loss_fn is a callable, which would not get it",
-                    fix=f"loss_fn with it built in, or {option} left out",
+                    f"{option} applies only to losses given by name, but loss_fn is a callable",
+                    fix=f"implement it in loss_fn, or leave out {option}",
                 )
         if not is_number(label_smoothing) or not 0 <= label_smoothing < 1:
             raise UsageError(f"label_smoothing must be from 0 to below 1, not {label_smoothing!r}")
         if labels is not None and len(set(labels)) != len(labels):
-            raise UsageError("a label stands twice", fix="labels must all be different")
+            raise UsageError("a label appears twice", fix="labels must all be different")
         if labels is not None and num_classes not in (None, len(labels)):
             raise UsageError(f"num_classes={num_classes} contradicts {len(labels)} labels", fix="give only labels")
         num_classes = len(labels) if labels is not None else num_classes
@@ -118,7 +118,9 @@ class ImageClassifier(Task):
         for name, is_chosen in chosen.items():
             if is_chosen:
                 fix = 'head_options={"balanced": True}' if name == "class_weights" else 'head="linear"'
-                raise UsageError(f"{name} needs a head that is trained by gradient, not {self._head.kind!r}", fix=fix)
+                raise UsageError(
+                    f"{name} needs a head that is trained by gradient descent, not {self._head.kind!r}", fix=fix
+                )
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
@@ -191,13 +193,13 @@ class ImageClassifier(Task):
         if isinstance(targets, Mapping) and targets.get("kind") not in ("label", "labels"):
             raise UsageError(
                 f"{type(datamodule).__name__} has targets of the kind {targets.get('kind')!r}, not labels",
-                fix="ImageClassificationData, or the task that such data is for",
+                fix="use ImageClassificationData, or the task for this kind of data",
             )
         is_multi_label = getattr(datamodule, "is_multi_label", None)
         if is_multi_label is None or not datamodule.labels or is_multi_label == self.multi_label:
             return
         raise UsageError(
-            f"the data has {'several labels' if is_multi_label else 'one label'} an image, and the model gives "
+            f"the data has {'several labels' if is_multi_label else 'one label'} per image, but the model predicts "
             f"{'several' if self.multi_label else 'one'}",
             why=datamodule.describe_targets(),
             fix=f"{type(self).__name__}(multi_label={is_multi_label})",
@@ -245,7 +247,7 @@ class ImageClassifier(Task):
             if self.num_classes not in (None, len(found)):
                 raise UsageError(
                     f"num_classes={self.num_classes}, but the data has {len(found)} classes: {', '.join(found[:8])}",
-                    fix="leave num_classes out: it is learned from the data",
+                    fix="leave out num_classes: it is taken from the data",
                 )
             self.labels = found
         elif found and found != self.labels:
@@ -270,7 +272,7 @@ class ImageClassifier(Task):
         if self.head is None and self._head.kind is not None:
             raise UsageError(
                 "the number of classes is not known",
-                why="neither the model nor the data says it: there are no labels, and no `classes` of a dataset",
+                why="neither the model nor the data defines it: there are no labels, and the dataset has no `classes`",
                 fix=f"{type(self).__name__}(num_classes=2), or labels=[...] with the names in the order of the targets",
             )
         if self.trainer.enable_model_summary:
@@ -306,7 +308,7 @@ class ImageClassifier(Task):
             What was kept, what is new, and what was dropped; as text it is one line.
 
         Raises:
-            UsageError: a label stands twice, or the head is a module of the user's, of which only one size is known.
+            UsageError: a label appears twice, or the head is a module of the user's, of which only one size is known.
         """
         change = self._change_labels(_checked(labels))
         self._classes_are_given = True
@@ -328,7 +330,7 @@ class ImageClassifier(Task):
         before, had = self.labels or (), self.num_classes or 0
         self.labels, self.thresholds, self._classes_are_given = None, None, True
         self._take_head(num_classes)
-        return LabelChange((), (), before, had, "the head is drawn anew")
+        return LabelChange((), (), before, had, "the head is initialised again")
 
     def _change_labels(self, labels: tuple[str, ...]) -> LabelChange:
         before, had, old = self.labels or (), self.num_classes or 0, self.head
@@ -346,18 +348,18 @@ class ImageClassifier(Task):
         if rows is not None and before:
             keep_rows(self.head, known, rows, before, labels)
         else:
-            why = "the old classes had no names" if rows else "it has no rows by class"
-            remark = f"the head is drawn anew: {why}"
+            why = "the old classes had no names" if rows else "it has no rows for each class"
+            remark = f"the head is initialised again: {why}"
         if getattr(self.head, "requires_solving", False):
-            remark = "the head is to be solved anew"
+            remark = "the head is solved again"
         return LabelChange.between(before, labels, had, remark)
 
     def _require_head_by_name(self, num_classes: int) -> None:
         if isinstance(self._head.kind, nn.Module) and self.head is not None:
             raise UsageError(
-                f"the head is a module of your own for {self.num_classes} classes, and cannot be changed to others",
-                why="only a head that is built by its name can be built anew",
-                fix=f'HEADS.register("mine", MyHead), head="mine"; or a new model for {num_classes} classes',
+                f"the head is your own module for {self.num_classes} classes, which cannot be changed to others",
+                why="only a head that was built by name can be built again",
+                fix=f'HEADS.register("mine", MyHead) and head="mine", or a new model for {num_classes} classes',
             )
 
     def _take_head(self, num_classes: int) -> None:
@@ -383,7 +385,7 @@ class ImageClassifier(Task):
             raise UsageError(
                 f"the labels of {type(datamodule).__name__} are not the model's, in the model's order",
                 why=f"the data has {_shown(found)}; the model has {_shown(self.labels or ())}",
-                fix="give the data the model's order, or a method set_labels(labels) that takes it",
+                fix="put the data's labels in the model's order, or give the data a method set_labels(labels)",
             )
         datamodule.set_labels(self.labels)
 
@@ -457,7 +459,7 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not labels or not all(isinstance(name, str) for name in labels):
         raise UsageError(f"labels must be a list of names, not {labels!r}", fix='labels=["cat", "dog"]')
     if len(set(labels)) != len(labels):
-        raise UsageError("a label stands twice", fix="labels must all be different")
+        raise UsageError("a label appears twice", fix="labels must all be different")
     return tuple(labels)
 
 

@@ -69,7 +69,7 @@ class ImageRegressor(Task):
         builder = self._head.builder
         if getattr(builder, "requires_solving", False) and not getattr(builder, "solves_numbers", False):
             raise UsageError(
-                f"the head {head!r} is for classes, and {type(self).__name__} predicts numbers",
+                f"the head {head!r} is for classes, but {type(self).__name__} predicts numbers",
                 fix='head="ridge", or a head that is trained: head="linear"',
             )
 
@@ -137,8 +137,8 @@ class ImageRegressor(Task):
         found = len(self._reader.mean) if self._reader is not None else self.num_targets
         if self.num_targets not in (None, found):
             raise UsageError(
-                f"the model predicts {self.num_targets} number(s) an image, and the data has {found}",
-                fix="leave num_targets out: it is learned from the data",
+                f"the model predicts {self.num_targets} number(s) per image, but the data has {found}",
+                fix="leave out num_targets: it is taken from the data",
             )
         self.num_targets = found
         if self.head is None and found is not None:
@@ -151,7 +151,7 @@ class ImageRegressor(Task):
     def _say_targets(self) -> None:
         if self.num_targets is None:
             raise UsageError(
-                "the number of targets is not known: neither the model nor the data tells it",
+                "the number of targets is not known: neither the model nor the data defines it",
                 fix=f"{type(self).__name__}(num_targets=1)",
             )
         if self.trainer.enable_model_summary and self._reader is not None:

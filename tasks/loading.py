@@ -47,7 +47,7 @@ def load(path: Any, map_location: Any = None, *, task: type[Task] | None = None)
     if is_of_a_child(kind, content):
         name = class_in_file(content)
         fix = f"flashtask.load({str(source.path)!r}, task={name})"
-        lack = Lack(f"the loss and metrics of {name}, a class of its own", fix)
+        lack = Lack(f"the loss and metrics of the class {name}", fix)
         loaded._class_of_weights = {key: content[key] for key in ("task", "own_class")}
     if lack is not None:
         loaded._lack = lack
@@ -63,11 +63,11 @@ def _given_class(task: Any, content: Mapping[str, Any], source: Source) -> type[
         UsageError: it is no task, or one of another name.
     """
     if not (isinstance(task, type) and issubclass(task, Task)):
-        raise UsageError(f"load(task={task!r}): a class is needed, a child of flashtask.Task", fix="task=MyTask")
+        raise UsageError(f"load(task={task!r}): a subclass of flashtask.Task is needed", fix="task=MyTask")
     held = task_name(content, source)
     if held not in (task.name, TASKS.name_of(task)):
         raise UsageError(
-            f"{source.path} holds a task {held[:100]!r}, and {task.__name__} is {task.name!r}",
+            f"{source.path} holds a task {held[:100]!r}, but {task.__name__} is {task.name!r}",
             fix=f"flashtask.load({str(source.path)!r})",
         )
     return task

@@ -136,7 +136,7 @@ def class_weights(
         if not counts:
             raise UsageError(
                 "class_weights='balanced' needs the number of training images of each class",
-                why="the data does not tell it",
+                why="the data does not provide them",
                 fix='class_weights={"cat": 1.0, "dog": 2.5}',
             )
         found = torch.tensor([float(counts.get(label, 0)) for label in labels])

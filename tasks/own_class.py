@@ -55,7 +55,7 @@ class Lack:
         """
         if stage != "predict" and (stage == "fit" or not self.only_to_train):
             name = {"fit": "training", "validate": "validation"}.get(stage, stage)
-            why = "no file can hold it; this model was loaded without, and only predicts"
+            why = "it cannot be stored in a file; this model was loaded without it and can only predict"
             raise UsageError(f"{name} needs {self.what}", why=why, fix=self.fix)
 
 
@@ -100,8 +100,8 @@ def require_same_prediction(content: Mapping[str, Any], path: Any, fix: str) -> 
     if changed:
         names = ", ".join(str(name)[:50] for name in changed[:5])
         raise UsageError(
-            f"{path} was written by {class_in_file(content)}, a class of its own for {content['task']!r}",
-            why=f"it predicts in its own way ({names}), and a file holds no code",
+            f"{path} was written by {class_in_file(content)}, a custom class for the task {content['task']!r}",
+            why=f"it overrides how predictions are made ({names}), and a file holds no code",
             fix=fix,
         )
 

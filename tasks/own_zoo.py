@@ -79,18 +79,18 @@ def require_own_names(stored: Any, given: Mapping[str, Any], path: Any) -> None:
         IntegrityError: `stored` is not what `own_names` gives.
     """
     if not isinstance(stored, Mapping):
-        raise IntegrityError(f"{path}: what it says of zoo files is {type(stored).__name__}, not names")
+        raise IntegrityError(f"{path}: its record of zoo files is a {type(stored).__name__}, not a mapping")
     for part in ("backbone", "head"):
         if part not in stored or part in given:
             continue
         needed = stored[part]
         if not isinstance(needed, Mapping) or not all(isinstance(needed.get(key), str) for key in ("name", "file")):
-            raise IntegrityError(f"{path}: what it says of the zoo file of its {part} is not a name and a file")
+            raise IntegrityError(f"{path}: its record of the {part}'s zoo file is not a name and a file")
         name, file = needed["name"][:200], needed["file"][:500]
         if own_file_of(f"{part}s", name) is None:
             typed = shlex.quote(file)  # a checkpoint may come from anyone, and this is text to copy into a shell
             raise MissingInputError(
-                f"{path} needs the {part} {name!r} of a zoo file that is not in use",
+                f"{path} needs the {part} {name!r} from a zoo file that is not loaded",
                 why=f"it was trained with {file!r}",
                 fix=f"add --zoo {typed}, set FLASHTASK_ZOO={typed}, or in Python flashtask.use_zoo({file!r})",
             )

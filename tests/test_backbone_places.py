@@ -105,9 +105,9 @@ def test_without_pretrained_a_folder_needs_its_configuration_only(vit, tmp_path)
         ({"architecture": "test_vit2"}, "config.json was refused: .* cannot be built with these options"),
         ({"architecture": "resnet18"}, "config.json was refused: .* cannot be built with these options"),
         ({"architecture": "resnet18", "model_args": {}}, "names of the model are missing"),
-        ({"model_args": {"depth": 3, "img_size": [96, 96]}}, "names are not the model's"),
+        ({"model_args": {"depth": 3, "img_size": [96, 96]}}, "names are not in the model"),
         ({"model_args": {"embed_dim": 128, "img_size": [96, 96]}}, "does not fit timm's test_vit"),
-        ({"model_args": {"embed_dim": 60000}}, "the model that is described has"),
+        ({"model_args": {"embed_dim": 60000}}, "the described model has"),
     ],
 )
 def test_a_configuration_of_another_model_than_the_weights_is_refused(vit, tmp_path, change, message):
@@ -247,7 +247,7 @@ def test_weights_of_a_file_are_found_under_their_prefix_and_what_is_left_aside_i
     assert all(torch.equal(tensor, whole[key]) for key, tensor in found.items())
     if prefix:
         assert f"are those under {prefix!r}" in (said := capsys.readouterr().err)
-        assert "left aside:" in said
+        assert "not used:" in said
 
 
 def test_training_checkpoints_of_others_and_our_own_are_weights_files_too(tmp_path):
@@ -294,12 +294,12 @@ def test_weights_that_do_not_fit_name_the_file_and_the_first_names(tmp_path, nam
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {"weights": "IMAGENET1K_V1"}, "weights is a file"),
+        ("resnet18", {"weights": "IMAGENET1K_V1"}, "weights must be a file"),
         ("resnet18", {"weights": "w.pth", "pretrained": False}, "contradicts weights"),
         ("resnet18", {"checkpoint_path": "w.pth"}, "checkpoint_path is not an option"),
         (nn.Linear(2, 2), {"weights": "w.pth"}, "takes no options"),
-        ("./w.pth", {}, "does not say of which architecture"),
-        ("hf-hub:org/name", {"weights": "w.pth"}, "has weights of its own"),
+        ("./w.pth", {}, "does not say for which architecture"),
+        ("hf-hub:org/name", {"weights": "w.pth"}, "already includes weights"),
     ],
 )
 def test_weights_that_cannot_be_meant_are_an_error_with_a_fix(tmp_path, monkeypatch, name, options, message):

@@ -198,7 +198,7 @@ def test_a_mistyped_name_or_tag_gives_near_matches(name, near):
         (
             "torchvision/resnet18",
             {"weights": "x"},
-            "weights is a file",
+            "weights must be a file",
             "torchvision/resnet18.IMAGENET1K_V1",
         ),
         ("resnet18", {"in_chans": 0}, "in_chans must be", ""),
@@ -399,7 +399,7 @@ def test_a_module_that_gives_no_features_is_an_error(module, message):
 def test_a_wrong_num_features_is_an_error_with_the_right_one():
     module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     module.num_features = 7
-    with pytest.raises(UsageError, match="says num_features = 7 and gives 3") as caught:
+    with pytest.raises(UsageError, match="declares num_features = 7, but gives 3") as caught:
         build_backbone(module)
     assert caught.value.fix == "self.num_features = 3"
 
@@ -432,7 +432,7 @@ def test_a_function_builds_a_backbone_whether_or_not_it_is_registered():
     with pytest.raises(UnknownNameError, match="named 'widht'") as caught:
         build_backbone(small, widht=5)
     assert caught.value.suggestions == ["width"]
-    with pytest.raises(UsageError, match="in_chans=2, and the function"):
+    with pytest.raises(UsageError, match="in_chans=2, but the function"):
         build_backbone(lambda: nn.Flatten(), in_chans=2)
     with pytest.raises(UsageError, match="a name, a module or a function, not a int"):
         build_backbone(3)

@@ -338,7 +338,7 @@ def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(ima
         (["plan", "DATA", "--num-nodes", "2"], "somebody has to start a process on each machine"),
         (["predict", "CKPT", "DATA", "--distributed", "ddpp"], "did you mean 'ddp' or 'ddp_spawn'?"),
         (["validate", "CKPT", "DATA", "--distributed", "nothing"], "choose one of: auto, single, ddp"),
-        (["tune", "DATA", "--devices", "2"], "a search is made by one process"),
+        (["tune", "DATA", "--devices", "2"], "a search runs in one process"),
         (["finetune", "r.yaml"], "`distributed` and `strategy`"),
     ],
 )
@@ -360,7 +360,7 @@ def test_a_mistyped_strategy_answers_without_torch(images):
 def test_a_search_by_several_processes_is_refused(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["finetune", str(images), *TRAIN, *SPAWN, "--lr", "auto"]) == 2
-    assert capfd.readouterr().err.count("`auto` is searched for by one process") == 1
+    assert capfd.readouterr().err.count("`auto` can only be searched for in one process") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -383,7 +383,7 @@ def test_c6_processes_that_are_asked_for_different_runs_end_and_name_what_differ
         for rank, more in enumerate(([], ["--lr", "0.01"]))
     ]
     (_, err), (_, silent) = (finished(process, 2) for process in both)
-    assert "process 1 of 2 is asked for another run than process 0" in err
+    assert "process 1 of 2 was given other settings than process 0" in err
     assert "model.learning_rate: 0.05 in process 0, 0.01 there" in err
     assert silent == ""
     assert not (tmp_path / "RUN").exists()

@@ -119,7 +119,7 @@ def test_a_push_without_a_token_says_how_to_log_in(hub, trained, monkeypatch, ca
     monkeypatch.delenv("HF_TOKEN")
     assert run(["push", str(trained), "tester/colours"]) == 69
     err = capsys.readouterr().err
-    assert "nobody is logged in" in err
+    assert "you are not logged in" in err
     assert "hf auth login" in err
     assert hub.requests == []
 
@@ -136,7 +136,7 @@ def test_a_wrong_token_and_a_forbidden_name_are_told(hub, trained, monkeypatch, 
     assert run(["push", str(trained), "somebody/else"]) == 69
     err = capsys.readouterr().err
     assert "status 403" in err
-    assert "ask somebody for the right" in err
+    assert "ask somebody for write access" in err
     assert hub.repositories == {}
 
 
@@ -177,7 +177,7 @@ def test_push_refuses_what_is_no_model(hub, trained, tmp_path, capsys):
     [
         ("colours", [], "not the name of a hub repository"),
         ("a/b/c", [], "not the name of a hub repository"),
-        ("tester/colours@" + "a" * 40, [], "a commit, which nothing can be added to"),
+        ("tester/colours@" + "a" * 40, [], "a commit, to which nothing can be added"),
         ("tester/colours@one", ["--revision", "two"], "two branches"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,10 +74,43 @@ def documented(option: Option) -> str:
     return f"| `{flag}` | {f'`{key}`' if key else ''} | {option.help} | {option.default} |"
 
 
-def test_the_page_has_a_row_for_every_option_and_no_other():
-    rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
-    tables = [options for name, options in TABLES.items() if name != "test"]
-    assert rows == [documented(option) for options in [*tables, EVERYWHERE] for option in options]
+def part_of_the_page(command: str) -> str:
+    """The text below the heading of a command, up to the next one."""
+    (part,) = [text for text in PAGE.split("\n## ") if re.search(rf"\bflashtask {command}\b", text.split("\n")[0])]
+    return part
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| `--")]
+
+
+def flags_after(words: str, text: str) -> list[str]:
+    """The options that a sentence of the page lists behind these words."""
+    (sentence,) = re.findall(rf"{words}:? ((?:[^.\n]|\n(?!\n))*)", text)
+    return re.findall(r"`(--[\w-]+)`", sentence)
+
+
+def test_the_page_has_a_row_for_every_option_of_finetune_under_the_heading_of_its_group():
+    page = part_of_the_page("finetune")
+    for group in {option.group for option in FINETUNE}:
+        below = page.split(f"\n### {group}\n")[1].split("\n### ")[0]
+        assert rows_of(below) == [documented(option) for option in FINETUNE if option.group == group]
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "finetune"])
+def test_the_page_has_every_option_of_the_other_commands_as_a_row_or_as_one_of_finetune(name):
+    page, options = part_of_the_page(name), TABLES[name]
+    assert rows_of(page) == [documented(option) for option in options if option not in FINETUNE]
+    shared = [option.flag for option in options if option in FINETUNE]
+    if name in ("tune", "plan"):
+        flags = [option.flag for option in options]
+        assert flags_after("those of `finetune` except", page) == [o.flag for o in FINETUNE if o.flag not in flags]
+    elif shared:
+        assert flags_after("As for `finetune`", page) == shared
+
+
+def test_the_page_has_the_option_of_every_command_before_the_first_of_them():
+    assert rows_of(PAGE.split("\n## ")[0]) == [documented(option) for option in EVERYWHERE]
 
 
 def signature_defaults() -> dict[str, Any]:
@@ -98,7 +132,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
     own = signature_defaults()
     decay, augment = weight_decay_of(own["model.optimizer"], {}), own[f"data.{CONSTRUCTOR}.augment"]
     words = {
-        "trainer.max_epochs": f"{ImageClassifier.default_max_epochs}; none with --max-steps",
+        "trainer.max_epochs": f"{ImageClassifier.default_max_epochs}; no limit with --max-steps",
         "finetune.strategy": ImageClassifier.default_strategy,
         "task": "what the data is for",
         "trainer.precision": ImageClassifier.default_precision,
@@ -106,16 +140,16 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "trainer.devices": f"{own['trainer.devices']}: 1",
         "trainer.output_dir": "the next free runs/NNN",
         "model.weight_decay": f"the optimizer's own: {decay:g} for {own['model.optimizer']}",
-        "model.backbone_learning_rate": "a tenth of --lr; all of it with --no-pretrained",
-        f"data.{CONSTRUCTOR}.val_split": f"{DEFAULT_VAL_SPLIT:g} where DATA has no images to validate on",
+        "model.backbone_learning_rate": "a tenth of --lr; with --no-pretrained, --lr",
+        f"data.{CONSTRUCTOR}.val_split": f"{DEFAULT_VAL_SPLIT:g} if DATA has no validation images",
         f"data.{CONSTRUCTOR}.augment": f"{augment}: none while the backbone is frozen, then light",
         f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
-        f"data.{CONSTRUCTOR}.value_range": "as found in training",
+        f"data.{CONSTRUCTOR}.value_range": "the range found in training",
         "zoo": "$FLASHTASK_ZOO",
-        f"data.{OF_TABLES}.input_field": "the one that names images",
-        f"data.{OF_TABLES}.target_fields": "the only other one",
+        f"data.{OF_TABLES}.input_field": "the only one with image paths",
+        f"data.{OF_TABLES}.target_fields": "the only other column",
     }
-    of_results = {"trainer.precision": "32, or what the run was asked for"}  # test_one_number.py sees that it is
+    of_results = {"trainer.precision": "32, or the one that was set for the run"}  # test_one_number.py sees that it is
     for option, its_words in [*((one, words) for one in FINETUNE), *((one, words | of_results) for one in EVALUATE)]:
         if option.key and option.kind is not None and option.key != "model.from":
             value = own.get(option.key)
@@ -133,7 +167,7 @@ def test_the_backbones_rate_is_a_tenth_where_it_is_pretrained_as_the_help_says()
 def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
     shown = {command: {option.flag: option.default for option in options} for command, options in TABLES.items()}
     threaded, few, plain = THREAD_BATCH, _FEW, prediction._BATCH_SIZE
-    assert shown["predict"]["--batch-size"] == f"{threaded} for {few} images and more on a CPU, else {plain}"
+    assert shown["predict"]["--batch-size"] == f"{threaded} on a CPU for {few} images or more, else {plain}"
     assert shown["predict"]["--num-workers"] == f"0 on a CPU, else up to {loaders._MOST}"
     assert shown["bench"]["--batch-size"] == str(bench._BATCH_SIZE)
     assert shown["bench"]["--seconds"] == f"{bench._SECONDS:g}"
@@ -255,12 +289,12 @@ def test_strategies_can_be_written_in_two_ways(text, folders):
         ("finetune: {strategy: frezze}", "line 1, column 12: no finetuning strategy named 'frezze'"),
         ("trainer: {max_epochs: 0}", "line 1, column 11: trainer.max_epochs: must be at least 1, not 0"),
         ("trainer: {max_epochs: true}", "trainer.max_epochs: cannot be true"),
-        ("trainer: 3", "`trainer` must hold keys of its own"),
+        ("trainer: 3", "`trainer` must be a mapping of keys"),
         ("data: {from_folders: {}, from_csv: {}}", "names 2 constructors"),
-        ("data: {from_folders: x}", "`data.from_folders` must hold keys of its own"),
-        ("- 1", "a recipe is a mapping of keys"),
-        ("1: 2", "a key of a recipe is a name, not 1"),
-        ("model: {backbone: a, backbone: b}", "stands twice"),
+        ("data: {from_folders: x}", "`data.from_folders` must be a mapping of keys"),
+        ("- 1", "a recipe must be a mapping of keys"),
+        ("1: 2", "a key of a recipe must be a name, not 1"),
+        ("model: {backbone: a, backbone: b}", "appears twice"),
         ("model: !!python/object:os.system {}", "tags are not allowed"),
         ("model: {backbone: [", "r.yaml, line"),
     ],

@@ -292,7 +292,7 @@ def test_s2_download_data_without_validator_goes_on_only_when_a_checksum_proves_
     download_data(server.url, tmp_path / "data", checksum=SHA)
     assert contents(tmp_path / "data") == FILES
     assert server.sent == len(BODY)
-    with pytest.raises(HubError, match="tries in a row"):
+    with pytest.raises(HubError, match="attempts in a row"):
         download_data(server.url, tmp_path / "other", allow_http=True)
     assert all("Range" not in headers for _, headers in server.requests[-3:])
 
@@ -326,13 +326,13 @@ def test_s2_download_data_starts_again_when_the_file_changed_or_range_is_ignored
 @pytest.mark.parametrize(
     ("mode", "error", "match"),
     [
-        ("wrong_range", IntegrityError, "another part"),
-        ("unasked_part", IntegrityError, "another part"),
+        ("wrong_range", IntegrityError, "a part that was not requested"),
+        ("unasked_part", IntegrityError, "a part that was not requested"),
         ("short", HubError, "the connection ended at"),
         ("long", IntegrityError, "sent more than"),
         ("no_length", HubError, "does not say how long"),
         ("chunked_cut", HubError, "cannot download"),
-        ("gzip", IntegrityError, "packed the file as 'gzip'"),
+        ("gzip", IntegrityError, "although it was asked not to"),
         ("page", IntegrityError, r"pets\.zip.*neither zip nor tar; it starts with b'<!DOCTYPE"),
     ],
 )
@@ -444,12 +444,12 @@ def test_s2_download_data_refuses_redirects_to_other_schemes_and_private_hosts(s
     ("url", "match"),
     [
         ("http://example.com/a.zip", "plain http"),
-        ("file:///etc/passwd", "no https address"),
-        ("ftp://example.com/a.zip", "no https address"),
-        ("https:///a.zip", "no https address"),
-        ("https://[::1/a.zip", "no https address"),
-        ("https://exa mple.com/a.zip", "no https address"),
-        ("https://example.com:99999/a.zip", "no https address"),
+        ("file:///etc/passwd", "not an https address"),
+        ("ftp://example.com/a.zip", "not an https address"),
+        ("https:///a.zip", "not an https address"),
+        ("https://[::1/a.zip", "not an https address"),
+        ("https://exa mple.com/a.zip", "not an https address"),
+        ("https://example.com:99999/a.zip", "not an https address"),
         ("https://me:word@example.com/a.zip", "user name or password"),
         ("https://example.com/", "no usable file name"),
         ("https://example.com/..%2f..%2fevil.zip", "no usable file name"),
@@ -500,7 +500,7 @@ def test_s2_download_data_unpacks_a_path_and_notices_when_it_changed(tmp_path, c
     with pytest.raises(MissingInputError, match="no archive at"):
         download_data(tmp_path / "none.zip", folder)
     (tmp_path / "note.txt").write_text("text")
-    with pytest.raises(UsageError, match="no zip or tar"):
+    with pytest.raises(UsageError, match="not a zip or tar"):
         download_data(tmp_path / "note.txt", folder)
 
 

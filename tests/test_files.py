@@ -106,7 +106,7 @@ def test_unfit_targets_are_storage_errors_that_name_the_fix(tmp_path):
         "missing/a": f"mkdir -p {tmp_path / 'missing'}",
         "file/a": "a file is in the way",
         "loop": "points at itself",
-        "fifo": "ordinary file",
+        "fifo": "regular file",
         "n" * 256: "shorter name",
     }
     for name, fix in cases.items():

@@ -177,7 +177,7 @@ def test_after_a_cut_it_goes_on_from_the_byte_reached(hub):
 
 def test_a_bomb_is_refused_before_it_unfolds(hub, tmp_path):
     hub.reset("gzip_bomb")
-    with pytest.raises(IntegrityError, match="packed the file"):
+    with pytest.raises(IntegrityError, match="compressed the file"):
         fetch(ADDRESS, WANTED)
     assert sum(path.stat().st_size for path in (tmp_path / "hf").rglob("*") if path.is_file()) < 10_000
 
@@ -526,7 +526,7 @@ def other_host():
 
 def test_a_redirect_to_http_elsewhere_is_never_asked(hub, other_host):
     hub.cdn = f"http://127.0.0.1:{other_host.server_address[1]}"
-    with pytest.raises(IntegrityError, match="only asked over https"):
+    with pytest.raises(IntegrityError, match="only contacted over https"):
         fetch(ADDRESS, ["model.safetensors"])
     assert other_host.asked == []
 

@@ -385,7 +385,7 @@ def test_finetune_from_a_folder_or_a_checkpoint_pins_what_is_in_it(kind, tmp_pat
     else:
         changed.write_bytes((tmp_path / "one" / "best.ckpt").read_bytes())
     assert run(["finetune", "one/recipe.yaml", "--quiet", "--output-dir", "three"]) == 76
-    assert "not the file that the recipe began from" in capsys.readouterr().err
+    assert "not the file that the recipe started from" in capsys.readouterr().err
     assert not (tmp_path / "three").exists()
 
 
@@ -393,8 +393,8 @@ def test_from_is_checked_before_anything_is_loaded(tmp_path, colours, capsys):
     for extra, code, message in (
         (["--from", "hf://org"], 2, "not the name of a hub repository"),
         (["--from", str(tmp_path / "nothing.ckpt")], 66, "nothing.ckpt"),
-        (["--from", str(colours), "--backbone", "resnet18"], 2, "--backbone: backbone comes with"),
-        (["--set", "model.from_sha256=abc"], 2, "from_sha256 without from"),
+        (["--from", str(colours), "--backbone", "resnet18"], 2, "--backbone: backbone is part of the model"),
+        (["--set", "model.from_sha256=abc"], 2, "from_sha256 is set, but from is not"),
     ):
         assert run(["finetune", str(colours), *extra, "--output-dir", str(tmp_path / "run")]) == code
         assert message in capsys.readouterr().err

@@ -243,7 +243,7 @@ def test_a_root_is_read_as_parts_or_split(root):
         ({"num_workers": -1}, "num_workers"),
         ({"split_seed": 1.5}, "split_seed"),
         ({"val_split": 1.0}, "a share between 0 and 1"),
-        ({"val_split": 0.2, "val_folder": "val"}, "both say what to validate on"),
+        ({"val_split": 0.2, "val_folder": "val"}, "both define the validation data"),
         ({"val_split": 0.2, "train_folder": None, "test_folder": "test"}, "there is none"),
         ({"train_folder": None}, "needs a folder"),
         ({"val_folder": "train"}, "the same folder"),

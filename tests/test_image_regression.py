@@ -124,7 +124,7 @@ def test_from_the_command_line_and_repeated_from_its_recipe(table, tmp_path, cap
     model = ["--backbone", "timm/test_resnet", "--no-pretrained", "--quiet"]
     assert run(["finetune", str(table), *words, *model, *size, "--output-dir", str(tmp_path / "a")]) == 0
     err = capsys.readouterr().err
-    assert "1 number a sample, from the column 'brightness'" in err
+    assert "1 number per sample, from the column 'brightness'" in err
     assert "cannot hold" not in err
     assert run(["finetune", str(tmp_path / "a" / "recipe.yaml"), "--quiet", "--output-dir", str(tmp_path / "b")]) == 0
     found = [best_of(tmp_path / name) for name in "ab"]
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(table):
     with pytest.raises(UsageError, match="the head 'logistic' is for classes"):
         ImageRegressor(head="logistic", pretrained=False)
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(UsageError, match=r"predicts 3 number\(s\) an image, and the data has 1"):
+    with pytest.raises(UsageError, match=r"predicts 3 number\(s\) per image, but the data has 1"):
         trainer.finetune(ImageRegressor("timm/test_resnet", 3, pretrained=False), datamodule=data_of(table))
     with pytest.raises(UnknownNameError, match="maee"):
         trainer.finetune(

@@ -251,6 +251,6 @@ def test_a_preprocessing_that_is_set_on_a_model_is_filled_from_the_one_it_had(tm
     assert (model.preprocessing.mean, model.preprocessing.interpolation) == (before.mean, before.interpolation)
     read = ImageClassifier.from_pretrained(model.save_pretrained(tmp_path / "model"))
     assert read.preprocessing == model.preprocessing
-    with pytest.raises(UsageError, match=r"for 1 channel\(s\), and the model takes 3"):
+    with pytest.raises(UsageError, match=r"for 1 channel\(s\), but the model takes 3"):
         model.preprocessing = Preprocessing((1, 48, 48), (0.5,), (0.2,), 0.9, "bilinear", "center")
     assert model.preprocessing.input_size == (3, 48, 48)

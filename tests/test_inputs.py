@@ -412,7 +412,7 @@ def test_a_path_that_is_not_there_is_answered_before_anything_is_predicted(model
     good = write_image(tmp_path / "cells" / "a1.png")
     with pytest.raises(MissingInputError, match=r"did you mean .*a1\.png"):
         next(model.predictions([good, tmp_path / "cells" / "a2.png"]))
-    with pytest.raises(MissingInputError, match="it is a pattern, for 1 paths") as caught:
+    with pytest.raises(MissingInputError, match="it is a pattern that matches 1 paths") as caught:
         model.predict(str(tmp_path / "cells" / "*.png"))
     assert caught.value.fix.startswith(f"sorted(glob.glob({str(tmp_path / 'cells' / '*.png')!r}))")
     with pytest.raises(MissingInputError):

@@ -59,9 +59,9 @@ def test_the_fields_names_and_mistyped_ones_lead_to_the_right_argument(call, nam
         ("test", "checkpoint", "did you mean 'ckpt_path'?"),
         ("tune", "lr", "did you mean 'learning_rate'?"),
         ("plan", "stratgy", "did you mean 'strategy'?"),
-        ("finetune", "epochs", "it belongs elsewhere: Trainer(max_epochs=...)"),
-        ("finetune", "lr", "it belongs elsewhere: ImageClassifier(learning_rate=...)"),
-        ("predict", "bs", "it belongs elsewhere: ImageClassificationData.from_folders(batch_size=...)"),
+        ("finetune", "epochs", "set it in Trainer(max_epochs=...)"),
+        ("finetune", "lr", "set it in ImageClassifier(learning_rate=...)"),
+        ("predict", "bs", "set it in ImageClassificationData.from_folders(batch_size=...)"),
         ("save_checkpoint", "weight_only", "did you mean 'weights_only'?"),
     ],
 )
@@ -80,7 +80,7 @@ def test_arguments_of_another_call_are_answered_with_that_call():
     ):
         with pytest.raises(UsageError) as caught:
             call(**{name: 1})
-        assert caught.value.fix == f"it belongs elsewhere: {place}"
+        assert caught.value.fix == f"set it in {place}"
 
 
 def test_methods_of_a_task_answer_too():

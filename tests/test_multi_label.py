@@ -97,7 +97,7 @@ def test_from_the_command_line_and_repeated_from_its_recipe(table, tmp_path, cap
     tags = str(table.with_name("tags.csv"))
     assert run(["finetune", tags, "--target", "tags", *model, *size, "--output-dir", str(tmp_path / "a")]) == 0
     err = capsys.readouterr().err
-    assert "2 labels, any number of them a sample, from the column 'tags': bright, red" in err
+    assert "2 labels, any number of them per sample, from the column 'tags': bright, red" in err
     assert "cannot hold" not in err
     assert run(["finetune", str(tmp_path / "a" / "recipe.yaml"), "--quiet", "--output-dir", str(tmp_path / "b")]) == 0
     found = [json.loads((tmp_path / name / "summary.json").read_text())["best"] for name in "ab"]
@@ -112,11 +112,11 @@ def test_from_the_command_line_and_repeated_from_its_recipe(table, tmp_path, cap
 
 def test_data_and_model_must_agree_on_how_many_labels(table, tmp_path):
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    with pytest.raises(UsageError, match="several labels an image, and the model gives one") as caught:
+    with pytest.raises(UsageError, match="several labels per image, but the model predicts one") as caught:
         trainer.finetune(ImageClassifier("timm/test_resnet", pretrained=False), datamodule=data_of(table))
     assert caught.value.fix == "ImageClassifier(multi_label=True)"
     one = ImageClassificationData.from_folders(colour_folders(tmp_path / "train"))
-    with pytest.raises(UsageError, match="one label an image, and the model gives several"):
+    with pytest.raises(UsageError, match="one label per image, but the model predicts several"):
         trainer.finetune(ImageClassifier("timm/test_resnet", pretrained=False, multi_label=True), datamodule=one)
 
 
@@ -214,8 +214,14 @@ def test_a_model_with_a_loss_of_its_own_still_predicts_elsewhere(tmp_path, capsy
         ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, or a callable"),
         ({"class_weights": "balanecd"}, "class_weights must be balanced"),
         ({"class_weights": {"a": -1}}, "class_weights must be balanced"),
-        ({"loss_fn": functional.cross_entropy, "class_weights": "balanced"}, "class_weights is for the losses by name"),
-        ({"loss_fn": functional.cross_entropy, "label_smoothing": 0.1}, "label_smoothing is for the losses by name"),
+        (
+            {"loss_fn": functional.cross_entropy, "class_weights": "balanced"},
+            "class_weights applies only to losses given by name",
+        ),
+        (
+            {"loss_fn": functional.cross_entropy, "label_smoothing": 0.1},
+            "label_smoothing applies only to losses given by name",
+        ),
         ({"class_weights": "balanced", "head": "ridge"}, "class_weights needs a head that is trained by gradient"),
         ({"multi_label": True, "head": "ridge"}, "multi_label needs a head that is trained by gradient"),
     ],

@@ -318,7 +318,7 @@ def test_a_recipe_names_its_zoo_file_from_where_it_stands(trained, tmp_path, cap
     assert "zoo.yaml" in error
     recipe.write_text("zoo: {a: b}\n")
     assert run(["finetune", str(trained / "photos"), "--config", str(recipe)]) == 2
-    assert "`zoo` is a zoo file, or a list of them" in capsys.readouterr().err
+    assert "`zoo` must be a zoo file, or a list of them" in capsys.readouterr().err
 
 
 def test_a_checkpoint_says_which_zoo_file_it_needs(trained, capsys):
@@ -326,7 +326,7 @@ def test_a_checkpoint_says_which_zoo_file_it_needs(trained, capsys):
     image = next((trained / "photos" / "red").iterdir())
     assert run(["predict", str(checkpoint), str(image)]) == 66
     error = capsys.readouterr().err
-    assert "needs the backbone 'mine' of a zoo file that is not in use" in error
+    assert "needs the backbone 'mine' from a zoo file that is not loaded" in error
     assert f"--zoo {zoo}" in error
     with pytest.raises(MissingInputError) as caught:
         load(checkpoint)
@@ -350,14 +350,14 @@ def test_a_name_that_is_also_a_librarys_is_not_taken_for_it(write, tmp_path):
     content = ImageClassifier("resnet18", num_classes=2, pretrained=False).describe()
     assert content["own_zoo"] == {"backbone": {"name": "resnet18", "file": str(tmp_path / "zoo.yaml")}}
     core_zoo._used.clear()
-    with pytest.raises(MissingInputError, match="needs the backbone 'resnet18' of a zoo file"):
+    with pytest.raises(MissingInputError, match="needs the backbone 'resnet18' from a zoo file"):
         ImageClassifier.check_content(content, {}, "some.ckpt")
     assert "own_zoo" not in ImageClassifier("resnet18", num_classes=2, pretrained=False).describe()
 
 
 @pytest.mark.parametrize("stored", ["x", ["backbone"], {"backbone": "x"}, {"head": {"name": 3, "file": "f"}}])
 def test_what_a_damaged_checkpoint_says_of_zoo_files_is_refused(stored):
-    with pytest.raises(IntegrityError, match=r"bad\.ckpt: what it says of"):
+    with pytest.raises(IntegrityError, match=r"bad\.ckpt: its record of"):
         ImageClassifier.check_content({"own_zoo": stored}, {}, "bad.ckpt")
 
 
@@ -390,7 +390,7 @@ def test_tune_takes_a_zoo_file(trained, capsys):
 def test_check_says_that_a_file_is_right_with_its_counts(write, capsys):
     path = write(MINE)
     assert run(["zoo", "check", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path} is right: 1 backbone, 1 head, 1 recipe\n"
+    assert capsys.readouterr().out == f"{path} is valid: 1 backbone, 1 head, 1 recipe\n"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_the_page_about_the_zoo_is_true(tmp_path, monkeypatch, capsys, pattern):
     Path("my_zoo.yaml").write_text(mine)
     for command in commands.splitlines():
         assert run(shlex.split(command, comments=True)[1:]) == 0, command
-    assert "my_zoo.yaml is right: 2 backbones, 1 head, 1 task, 1 recipe\n" in capsys.readouterr().out
+    assert "my_zoo.yaml is valid: 2 backbones, 1 head, 1 task, 1 recipe\n" in capsys.readouterr().out
     core_zoo._used.clear()
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(code, "zoo.md", "exec"), {})

@@ -306,7 +306,7 @@ def test_a_run_that_begins_from_factors_trains_them_on_or_merges_them_and_says_s
         capsys.readouterr()
         place = ["--output-dir", str(tmp_path / strategy.replace(":", "")), "--strategy", strategy]
         assert command(["finetune", str(folder), *options, *place]) == 0
-        assert ("were added to the weights" in capsys.readouterr().err) is merged
+        assert ("merged the LoRA factors" in capsys.readouterr().err) is merged
 
 
 def test_a_strategy_that_cannot_be_meant_is_refused_before_anything_is_measured():

@@ -63,7 +63,7 @@ def test_who_gives_everything_gets_exactly_that():
 def test_another_number_of_channels_is_a_contradiction():
     grey = Preprocessing(input_size=(1, 32, 32))
     assert (len(grey.mean), len(grey.std)) == (1, 1)
-    with pytest.raises(UsageError, match=r"1 channel\(s\), and the model takes 3") as caught:
+    with pytest.raises(UsageError, match=r"1 channel\(s\), but the model takes 3") as caught:
         grey.filled_from(BACKBONE)
     assert "in_chans=1" in caught.value.fix
     one = Preprocessing((1, 8, 8), (0.5,), (0.25,), 1.0, "bicubic", "center").resolved()
@@ -166,7 +166,7 @@ def test_the_resolved_record_is_the_models_and_what_every_stage_uses(tmp_path):
 def test_data_for_another_number_of_channels_is_refused_before_training(tmp_path):
     data = small_data(tmp_path)
     data.preprocessing = Preprocessing(input_size=(1, 32, 32))
-    with pytest.raises(UsageError, match="and the model takes 3"):
+    with pytest.raises(UsageError, match="but the model takes 3"):
         quiet(tmp_path / "run", max_steps=1).finetune(ImageClassifier(**TINY), datamodule=data, strategy="freeze")
 
 

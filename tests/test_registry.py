@@ -83,7 +83,7 @@ def test_a_name_of_a_source_is_taken_too_in_every_spelling():
 
 @pytest.mark.parametrize("name", ["", " a", 3])
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(UsageError, match="needs a name of text"):
+    with pytest.raises(UsageError, match="must be a text"):
         Registry("thing").register(name, print)
 
 
@@ -207,7 +207,7 @@ def test_a_package_that_promises_a_shipped_name_is_an_error_for_that_name(tmp_pa
         "try: HEADS.get('linear')\n"
         "except Exception as error: print(type(error).__name__, error.what)"
     )
-    assert run_python(code, [tmp_path]) == "UsageError the head 'linear' is promised by rival 1.0 and flashtask"
+    assert run_python(code, [tmp_path]) == "UsageError the head 'linear' is provided by rival 1.0 and flashtask"
 
 
 def run_python(code, folders):

@@ -194,7 +194,7 @@ def test_a_solved_head_is_solved_anew_for_the_new_classes(tmp_path, head, capsys
     loaded = flashtask.load(tmp_path / "one" / "best.ckpt")
     quiet(tmp_path / "two").finetune(loaded, datamodule=data(tmp_path, "blue", "green", "red"), strategy="freeze")
     said = capsys.readouterr().err
-    assert "kept 2 of 2 classes (blue, red); new: green; the head is to be solved anew" in said
+    assert "kept 2 of 2 classes (blue, red); new: green; the head is solved again" in said
     assert loaded.predict(tmp_path / "val-blue-green-red" / "green" / "0.png").label == "green"
 
 
@@ -214,7 +214,7 @@ def test_a_head_without_rows_by_class_is_drawn_anew_and_that_is_said(tmp_path, c
         one = model(head="test_no_rows")
         quiet(tmp_path / "one", max_steps=1).finetune(one, datamodule=data(tmp_path, "blue", "red"))
         quiet(tmp_path / "two", max_steps=1).finetune(one, datamodule=data(tmp_path, "blue", "green", "red"))
-        assert "the head is drawn anew: it has no rows by class" in capsys.readouterr().err
+        assert "the head is initialised again: it has no rows for each class" in capsys.readouterr().err
         assert one.head.weight.shape[1] == 3
     finally:
         HEADS.remove("test_no_rows")
@@ -224,7 +224,7 @@ def test_a_head_that_is_a_module_cannot_be_changed(tmp_path):
     with pytest.warns(UserWarning, match="head of ImageClassifier"):
         own = model(head=nn.Linear(model().num_features, 2))
     quiet(tmp_path / "one", max_steps=1).finetune(own, datamodule=data(tmp_path, "blue", "red"))
-    with pytest.raises(UsageError, match="a module of your own for 2 classes"):
+    with pytest.raises(UsageError, match="your own module for 2 classes"):
         own.change_labels(["a", "b", "c"])
     assert (own.labels, own.num_classes) == (("blue", "red"), 2)
 
@@ -233,10 +233,10 @@ def test_classes_without_names_are_all_new(tmp_path, trained, capsys):
     loaded = flashtask.load(trained)
     change = loaded.change_classes(num_classes=5)
     assert (loaded.labels, loaded.num_classes) == (None, 5)
-    assert str(change) == "kept 0 of 2 classes; dropped: blue, red; the head is drawn anew"
+    assert str(change) == "kept 0 of 2 classes; dropped: blue, red; the head is initialised again"
     loaded._classes_are_given = False  # as a model is that was loaded so
     quiet(tmp_path / "run", max_steps=1).finetune(loaded, datamodule=data(tmp_path, "green", "red"))
-    assert "kept 0 of 5 classes; new: green, red; the head is drawn anew: the old classes had no names" in (
+    assert "kept 0 of 5 classes; new: green, red; the head is initialised again: the old classes had no names" in (
         capsys.readouterr().err
     )
 
@@ -244,7 +244,7 @@ def test_classes_without_names_are_all_new(tmp_path, trained, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": ["a", "a"]}, "stands twice"),
+        ({"labels": ["a", "a"]}, "appears twice"),
         ({"labels": "cat"}, "must be a list of names"),
         ({"labels": []}, "must be a list of names"),
         ({"labels": ["a", "b"], "num_classes": 3}, "contradicts 2 labels"),

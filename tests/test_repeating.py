@@ -296,7 +296,7 @@ def test_a_class_of_its_own_is_never_written_under_the_name_of_its_parent(images
     assert "task" not in second.get("not_saved", {})
     assert "task=<Smoothed>" in capsys.readouterr().err
     assert run(["finetune", "--resume", "--output-dir", str(tmp_path / "0"), "--set", "trainer.max_steps=2"]) == 2
-    assert "does not hold all of the run (task: <Smoothed>)" in capsys.readouterr().err
+    assert "does not hold everything (task: <Smoothed>)" in capsys.readouterr().err
 
 
 def test_data_of_ones_own_is_named_too(images, tmp_path, capsys):
@@ -322,7 +322,7 @@ def test_a_logger_of_ones_own_is_named_and_the_repeat_goes_without(images, tmp_p
     assert "recipe.yaml cannot hold logger=<Silent>: a repeat goes without" in capsys.readouterr().err
     again = ["finetune", str(tmp_path / "first" / "recipe.yaml"), "--output-dir", str(tmp_path / "again"), "--quiet"]
     assert run(again) == 0
-    assert "without <Silent>, which the recipe does not hold (trainer.logger)" in capsys.readouterr().err
+    assert "running without <Silent>, which the recipe cannot hold (trainer.logger)" in capsys.readouterr().err
     assert numbers(tmp_path / "again") == numbers(tmp_path / "first")
 
 
@@ -370,7 +370,7 @@ def test_arguments_of_callbacks_are_kept_however_they_were_given():
     [
         ("{input_size: [3, a, 32]}", "input_size must be"),
         ("{inptu_size: [3, 32, 32]}", "inptu_size"),
-        ("32", "must hold its parts by name"),
+        ("32", "must be a mapping of its fields"),
         ("{input_size: [3, 32, 32], crop_pct: 2}", "crop_pct must be above 0"),
     ],
 )

@@ -178,9 +178,9 @@ def test_a_mistyped_filter_or_value_is_answered_with_the_nearest(filters, kind, 
     [
         ({"input_size": "224"}, "input_size cannot be '224'"),
         ({"input_size": True}, "input_size cannot be True"),
-        ({"pretrained": "yes"}, "pretrained is True or False, not 'yes'"),
-        ({"max_params": 0}, "max_params is a number of parameters above 0, not 0"),
-        ({"min_params": float("nan")}, "min_params is a number of parameters above 0"),
+        ({"pretrained": "yes"}, "pretrained must be True or False, not 'yes'"),
+        ({"max_params": 0}, "max_params must be a number of parameters above 0, not 0"),
+        ({"min_params": float("nan")}, "min_params must be a number of parameters above 0"),
     ],
 )
 def test_a_value_that_a_filter_cannot_take_is_refused(filters, message):
@@ -189,7 +189,7 @@ def test_a_value_that_a_filter_cannot_take_is_refused(filters, message):
 
 
 def test_a_broken_expression_says_what_is_wrong():
-    with pytest.raises(UsageError, match="is no regular expression") as caught:
+    with pytest.raises(UsageError, match="is not a regular expression") as caught:
         BACKBONES.search("resnet(18")
     assert "parenthesis" in caught.value.why or "unterminated" in caught.value.why
 

@@ -251,7 +251,7 @@ def test_an_argument_that_could_not_be_stored_is_asked_for_by_name(tmp_path):
         ({"head": "linaer"}, "did you mean 'linear'"),
         ({"learning_rate": 0}, "above 0"),
         ({"head_options": {"droput": 0.1}}, "did you mean 'dropout'"),
-        ({"labels": ["a", "a"]}, "stands twice"),
+        ({"labels": ["a", "a"]}, "appears twice"),
     ],
 )
 def test_a_wrong_argument_is_an_error_with_the_nearest_right_one(options, message):

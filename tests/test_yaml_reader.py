@@ -54,8 +54,8 @@ def test_each_key_and_item_has_its_line_and_column():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", "line 3, column 1: the key 'a' stands twice"),
-        ("x: {1: a, 1.0: b}", "line 1, column 11: the key 1.0 stands twice"),
+        ("a: 1\nb: 2\na: 3\n", "line 3, column 1: the key 'a' appears twice"),
+        ("x: {1: a, 1.0: b}", "line 1, column 11: the key 1.0 appears twice"),
         ("a: !!python/object:os.system x", "line 1, column 4: tags are not allowed"),
         ("a: !!str 1", "line 1, column 4: tags are not allowed"),
         ("!x a: 1", "line 1, column 1: tags are not allowed"),

@@ -138,7 +138,7 @@ def is_installed(package):
             "",
         ),
         ("backbones:\n  18: {source: timm/x}\n", "line 2, column 3: backbones.18: input should be a valid string", ""),
-        ("backbones:\n  b: {source: timm/x}\n  b: {source: timm/y}\n", "the key 'b' stands twice", "in line 2"),
+        ("backbones:\n  b: {source: timm/x}\n  b: {source: timm/y}\n", "the key 'b' appears twice", "on line 2"),
         (
             "providers:\n  timm: {credit: x, url: y, license: z}\n",
             "line 2, column 29: there is no key 'providers.timm.license'",
@@ -165,7 +165,7 @@ def is_installed(package):
             "did you mean 'expected'?",
         ),
         ("recipes:\n  r: {recipe: {}, expected: {accuracy: high}}\n", "recipes.r.expected.accuracy: input should", ""),
-        ("heads: {}\nheads: {}\n", "line 2, column 1: the key 'heads' stands twice", "remove one"),
+        ("heads: {}\nheads: {}\n", "line 2, column 1: the key 'heads' appears twice", "remove one"),
         ("- a", "this must be a mapping of keys, not a list", ""),
         ("", "this must be a mapping of keys, not empty", ""),
     ],

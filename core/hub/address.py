@@ -79,5 +79,5 @@ def branch_address(repository: str, branch: str | None) -> HubAddress:
         raise UsageError(f"two branches: {address} and {branch!r}", fix="give one of them")
     address = HubAddress(address.repository, branch or address.revision)
     if address.is_pinned:
-        raise UsageError(f"{address} is a commit, which nothing can be added to", fix="give a branch, or none")
+        raise UsageError(f"{address} is a commit, to which nothing can be added", fix="give a branch, or leave it out")
     return address

@@ -31,7 +31,7 @@ def wrong_with(path: Path, entry: Entry) -> str | None:
     real = Path(os.path.realpath(path))
     before = os.stat(real)
     if not stat.S_ISREG(before.st_mode):
-        return "it is no ordinary file"
+        return "it is not a regular file"
     if before.st_size != entry.size:
         return f"it has {before.st_size:,} bytes, the hub promised {entry.size:,}"
     if _is_remembered(real, before, entry):

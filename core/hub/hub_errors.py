@@ -40,7 +40,7 @@ def told(error: Exception, address: HubAddress, what: str, revisions: Callable[[
     name, page = address.repository, f"{endpoint()}/{address.repository}"
     if isinstance(error, errors.GatedRepoError):
         return HubError(
-            f"{name} is gated: its owner wants to know who uses it",
+            f"{name} is gated: its owner asks users to accept its terms",
             why=_said(error),
             fix=f"accept the terms at {page}, then {LOGIN}",
         )
@@ -51,8 +51,8 @@ def told(error: Exception, address: HubAddress, what: str, revisions: Callable[[
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"no repository {name} at {hub_host()} that you may see",
-            why="there is none of that name, or it is private" + ("" if _has_token() else " and you are not logged in"),
+            f"no repository {name} at {hub_host()} that you can access",
+            why="it does not exist, or it is private" + ("" if _has_token() else " and you are not logged in"),
             fix=f"check the name at {page}; if it is private: {LOGIN}",
         )
     if isinstance(error, errors.HfHubHTTPError):
@@ -77,7 +77,7 @@ def not_cached(address: HubAddress, what: str, reason: str) -> UnreachableError:
             " (HF_HUB_OFFLINE=1 uses the cache alone)"
         )
     why = f"{reason}, and it is not in the cache ({hub_cache()})" if reason else f"it is not in {hub_cache()}"
-    return UnreachableError(f"{what} of {address} could not be had", why=why, fix=fix)
+    return UnreachableError(f"{what} of {address} could not be fetched", why=why, fix=fix)
 
 
 def is_about_network(error: BaseException) -> bool:
@@ -108,7 +108,7 @@ def _of_status(error: errors.HfHubHTTPError, name: str, what: str) -> HubError:
         return HubError(
             failed,
             why=f"{hub_host()} answered with status {status}: {_said(error)}",
-            fix=f"log in as someone who may read it: {LOGIN}; the token needs the right to read this repository",
+            fix=f"log in with an account that can read it: {LOGIN}; the token needs the right to read this repository",
         )
     if status == 404:
         return HubError(failed, why="status 404: it is not there", fix="check the name and HF_ENDPOINT")

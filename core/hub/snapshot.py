@@ -176,7 +176,7 @@ def _bring_one(address: HubAddress, store: Store, listing: Listing, name: str, c
             raise IntegrityError(
                 f"{name} of {address} is not the file that the hub promised",
                 why=f"{wrong}; it was removed from the cache",
-                fix="run it again; if it stays, tell the owner of the repository, or check HF_ENDPOINT",
+                fix="run it again; if it happens again, tell the owner of the repository, or check HF_ENDPOINT",
             )
         # Another process found the same file wrong and removed it between the two lines above.
     raise HubError(f"{name} of {address} was removed while it was read", fix="run it again")

@@ -47,7 +47,7 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
     if hub_is_offline():
         raise HubError(
             f"{folder} was not pushed to {address.repository}",
-            why="HF_HUB_OFFLINE is set, so the hub is not asked",
+            why="HF_HUB_OFFLINE is set, so the hub is not contacted",
             fix="unset HF_HUB_OFFLINE and run it again",
         )
     require_login(address)
@@ -57,7 +57,7 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
         if private and not api.model_info(address.repository).private:
             raise HubError(
                 f"{address.repository} is public, and nothing was pushed to it",
-                why="the repository was there already; --private is for a new one",
+                why="the repository already exists, and --private is only for a new one",
                 fix=f"make it private at {endpoint()}/{address.repository}/settings, or push without --private",
             )
         if address.revision is not None:
@@ -82,7 +82,7 @@ def require_login(address: HubAddress) -> None:
     from huggingface_hub import get_token
 
     if not get_token():
-        raise HubError(f"nobody is logged in, so {address.repository} cannot be written", fix=_LOGIN)
+        raise HubError(f"you are not logged in, so {address.repository} cannot be written", fix=_LOGIN)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _as_told(error: Exception, address: HubAddress) -> HubError | None:
     if isinstance(answer, errors.HfHubHTTPError):
         status, owner = answer.response.status_code, address.repository.partition("/")[0]
         said = without_secrets(answer.server_message or answer.response.headers.get("x-error-message") or "")
-        fixes = {401: _LOGIN, 403: f"ask {owner} for the right to write there, or push to a name of your own"}
+        fixes = {401: _LOGIN, 403: f"ask {owner} for write access, or push to a repository of yours"}
         why = f"{hub_host()} answered with status {status}" + (f": {said}" if said else "")
         return HubError(failed, why=why, fix=fixes.get(status, "run it again later; nothing was committed"))
     if not is_about_network(error):

@@ -36,7 +36,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _MOST_REQUESTS = 200
 #: Bytes of one answer that is no file, such as the list of a repository's files.
 _MOST_ANSWER = 64 * 2**20
-_AGAIN = "run it again; if it stays, tell the owner of the server"
+_AGAIN = "run it again; if it happens again, tell the owner of the server"
 
 
 class PassingError(Exception):
@@ -103,7 +103,7 @@ class Watch:
         if str(request.url) in self._asked:
             if not self._was_redirected:
                 raise LostError
-            raise HubError(f"{self._what} could not be fetched", why="the server redirects in circles", fix=_AGAIN)
+            raise HubError(f"{self._what} could not be fetched", why="the server redirects in a loop", fix=_AGAIN)
         self._asked.add(str(request.url))
 
     def after(self, response: Any) -> None:
@@ -120,13 +120,13 @@ class Watch:
     def _checked_start(self, response: Any) -> int:
         """Where in the file the body starts, after comparing all that its header promises."""
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise self._refusal("the server packed the file, though asked not to")
+            raise self._refusal("the server compressed the file although it was asked not to")
         asked = re.fullmatch(r"bytes=(\d+)-", response.request.headers.get("range", ""))
         start, total = 0, response.headers.get("content-length")
         if response.status_code == 206:
             found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("content-range", ""))
             if found is None or asked is None or int(found[1]) != int(asked[1]):
-                raise self._refusal("the server sent another part than the one asked for")
+                raise self._refusal("the server sent a part that was not requested")
             start, total = int(found[1]), found[2]
         if total is not None and total != str(self._size):
             raise self._refusal(f"the server has {total} bytes, and promised {self._size}")
@@ -263,7 +263,7 @@ def _refuse_elsewhere(url: SplitResult, hub: SplitResult) -> None:
     if url.scheme != "https":
         raise IntegrityError(
             f"refused a redirect from {hub.hostname} to {shown}",
-            why="other hosts are only asked over https",
+            why="other hosts are only contacted over https",
             fix="check HF_ENDPOINT; if it is right, tell its owner",
         )
     if _is_private(url.hostname or "") and not _is_private(hub.hostname or ""):

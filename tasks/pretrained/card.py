@@ -95,7 +95,7 @@ def _use(part: Mapping[str, Any]) -> Iterator[str]:
     size = part["preprocessing"]["input_size"]
     yield (
         f"Images are {size[0]} x {size[1]} x {size[2]} (channels, height, width); how they are resized, cropped and "
-        "normalised stands in `config.json`, and flashtask does it by itself."
+        "normalised is in `config.json`, and flashtask does it automatically."
     )
 
 
@@ -145,7 +145,7 @@ def _metrics(part: Mapping[str, Any]) -> Iterator[str]:
     provenance = part["provenance"] or {}
     measured = {name: value for name, value in (provenance.get("metrics") or {}).items() if _is_number(value)}
     if not measured:
-        yield "Nothing is known to have been measured."
+        yield "No measurements are known."
         return
     rows = [f"| {name} | {value:.4g} |" for name, value in measured.items()]
     yield "\n".join(["| metric | value |", "| --- | ---: |", *rows])
@@ -156,7 +156,7 @@ def _metrics(part: Mapping[str, Any]) -> Iterator[str]:
             "epoch: on other images of the same kind, expect somewhat less."
         )
     else:
-        yield f"{when} There were no validation images: nothing says how well it does."
+        yield f"{when} There were no validation images, so its accuracy is unknown."
 
 
 def _recipe(part: Mapping[str, Any]) -> Iterator[str]:
@@ -167,10 +167,10 @@ def _recipe(part: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
     if recipe.get("not_saved"):
-        yield "What `not_saved` lists was made in Python and is not in the recipe, which alone does not repeat the run."
+        yield "What `not_saved` lists was made in Python, so the recipe alone does not repeat the run."
         return
     yield (
-        "Folders are shown by their last names: put your own in, and `flashtask finetune recipe.yaml` runs it again."
+        "Folders are cut to their last names: put in your own, and `flashtask finetune recipe.yaml` repeats the run."
     )
 
 
@@ -183,7 +183,7 @@ def _limits(part: Mapping[str, Any]) -> Iterator[str]:
         "differences between groups of people, places or cameras, and robustness against manipulated images",
     ]
     shown = "\n".join(f"- Not measured: {line}." for line in lines)
-    more = "\n- Every image gets one of the labels, also one that shows none of them." if part["labels"] else ""
+    more = "\n- Every image gets one of the labels, even if it shows none of them." if part["labels"] else ""
     yield shown + more
 
 
@@ -203,9 +203,8 @@ def _beginning(part: Mapping[str, Any]) -> str:
     provenance = part["provenance"] or {}
     source = provenance.get("pretrained_from")
     if source and "repository" in source:
-        return (
-            f"Training began from `{source['repository']}` on the hub, commit `{source['commit']}`; its licence holds."
-        )
+        repository, commit = source["repository"], source["commit"]
+        return f"Training began from `{repository}` on the hub, commit `{commit}`; its licence applies."
     if source:
         return f"Training began from the file `{source.get('path')}` (sha256 `{source.get('sha256')}`)."
     arguments = ((provenance.get("recipe") or {}).get("model")) or part["hyper_parameters"]

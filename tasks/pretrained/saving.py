@@ -45,7 +45,7 @@ def save_pretrained(task: Task, folder: str | os.PathLike[str], licence: str | N
     """What `Task.save_pretrained` promises."""
     if not task.name:
         raise UsageError(
-            f"{type(task).__name__} has no registry name, so a folder could not say what it holds",
+            f"{type(task).__name__} has no registry name, so a folder could not record which task it holds",
             fix='give the class a name, and register it: TASKS.register("my_task", MyTask)',
         )
     if task.head is None and task._head.kind is not None:

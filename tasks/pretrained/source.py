@@ -72,9 +72,9 @@ def find_source(given: Any, revision: str | None = None, *, bare_is_hub: bool = 
     found = sha256_file(weights)
     if sha256 and found != sha256:
         raise IntegrityError(
-            f"{weights} is not the file that the recipe began from",
+            f"{weights} is not the file that the recipe started from",
             why=f"its sha256 is {found}, not {sha256}",
-            fix="put the file of then back, or leave from_sha256 out of the recipe to begin from this one",
+            fix="restore the original file, or delete from_sha256 from the recipe to start from this one",
         )
     return Source(path, {"path": text if "://" in text else str(path.absolute()), "sha256": found})
 

@@ -86,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if folder.is_dir():
             raise MissingInputError(
-                f"{folder} holds no {CONFIG}, so it is no pretrained model",
+                f"{folder} holds no {CONFIG}, so it is not a pretrained model",
                 fix=f"model.save_pretrained({str(folder)!r}) writes one; a run folder's model is its best.ckpt",
             )
         raise missing_file(path)
