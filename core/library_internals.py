@@ -21,7 +21,6 @@ __all__ = [
     "forward_hooks",
     "fused_convolution",
     "give_own_part_table",
-    "hub_client_factory",
     "hub_weight_names",
     "is_from_compiler",
     "layer_versions",
@@ -146,11 +145,3 @@ def hub_weight_names(filename: str | None) -> Iterator[str]:
 def metric_state(metric: Any) -> list[str]:
     """The names of the attributes in which a metric of torchmetrics keeps what it has counted."""
     return [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
-
-
-def hub_client_factory() -> Callable[[], Any]:
-    """What makes the hub's HTTP sessions now, a user's own function included: the library has only a way to set it."""
-    from huggingface_hub.utils import _http
-
-    factory: Callable[[], Any] = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    return factory
