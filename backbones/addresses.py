@@ -11,36 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flashtask.backbones.backbone import (
-    BACKBONES,
-    CHECKPOINT_PREFIX,
-    FOLDER_PREFIX,
-    HUB_PREFIX,
-    Backbone,
-    is_address,
-)
+from flashtask.backbones.backbone import BACKBONES, CHECKPOINT_PREFIX, FOLDER_PREFIX, HUB_PREFIX, Backbone, is_address
 from flashtask.backbones.building import build
-from flashtask.backbones.descriptions import (
-    CONFIG_FILE,
-    WEIGHT_FILES,
-    TimmFolder,
-    check_model_args,
-    read_timm_folder,
-)
-from flashtask.backbones.timm_provider import as_backbone
-from flashtask.backbones.timm_provider import build_from_folder as build_timm_model
+from flashtask.backbones.descriptions import TimmFolder, check_model_args, fetch_timm_folder, read_timm_folder
+from flashtask.backbones.timm_provider import as_backbone, build_from_folder
 from flashtask.backbones.weights import fill
 from flashtask.core.checkpoint import read_checkpoint
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.hub.address import HubAddress
-from flashtask.core.hub.snapshot import fetch
 from flashtask.core.preprocessing import stored_preprocessing
 
-__all__ = ["build_from_checkpoint", "build_from_folder", "build_from_hub"]
+__all__ = ["build_from_address"]
 
 
-def build_from_hub(
-    address: HubAddress,
+def build_from_address(
+    name: str,
     *,
     pretrained: bool = True,
     in_chans: int = 3,
@@ -48,73 +33,42 @@ def build_from_hub(
     model_args: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Backbone:
-    """Build the backbone of a repository in timm's layout; its name has the commit that was fetched.
+    """Build the backbone at an address. The name of one from the hub has the commit that was fetched.
 
     Args:
-        address: repository and revision.
-        pretrained: fetch the weights; without, only the configuration is fetched.
+        name: `hf-hub:org/name@revision`, `local-dir:FOLDER` or `checkpoint:FILE`.
+        pretrained: use the weights; without, only the configuration is fetched from the hub.
         in_chans: channels of the images; the first layer's weights are adapted.
-        architecture: what the repository holds, as checkpoints store it; without `pretrained` nothing is then fetched.
+        architecture: what is at the address, as checkpoints store it; without `pretrained` nothing is then read.
         model_args: the arguments that belong to it.
-        options: further arguments of timm's builder, over those of the repository.
+        options: further arguments of the architecture's builder, over those at the address.
 
     Raises:
         HubError: the repository cannot be reached or read.
+        MissingInputError: there is no such folder or checkpoint, or a file is missing in the folder.
         IntegrityError: a file is damaged or hostile, or it is another architecture than stored.
+        UsageError: the backbone of the checkpoint was a module and not a name.
     """
-    pinned = f"{HUB_PREFIX}{address.repository}@{address.revision}" if address.is_pinned else None
+    address = HubAddress.parse(name) if name.startswith(HUB_PREFIX) else None
     if architecture is not None and not pretrained:
-        name = pinned or f"{HUB_PREFIX}{address.repository}"
+        if address is not None and not address.is_pinned:
+            name = f"{HUB_PREFIX}{address.repository}"
         return _as_described(name, architecture, model_args or {}, in_chans, options)
-    snapshot = fetch(address, [CONFIG_FILE], optional=WEIGHT_FILES[:1] if pretrained else ())
-    if pretrained and not (snapshot.folder / WEIGHT_FILES[0]).is_file():
-        snapshot = fetch(replace(address, revision=snapshot.commit), [CONFIG_FILE, WEIGHT_FILES[1]])
-    folder = read_timm_folder(snapshot.folder, needs_weights=pretrained)
-    name = f"{HUB_PREFIX}{address.repository}@{snapshot.commit}"
-    _compare(name, folder, architecture, model_args)
-    return _from_timm(name, folder, pretrained, in_chans, options)
-
-
-def build_from_folder(
-    path: Path,
-    *,
-    pretrained: bool = True,
-    in_chans: int = 3,
-    architecture: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Backbone:
-    """Build the backbone of a folder in timm's layout; arguments and errors as `build_from_hub`.
-
-    Raises:
-        MissingInputError: there is no such folder, or a file is missing in it.
-    """
-    name = f"{FOLDER_PREFIX}{path}"
-    if architecture is not None and not pretrained:
-        return _as_described(name, architecture, model_args or {}, in_chans, options)
+    if name.startswith(CHECKPOINT_PREFIX):
+        path = Path(name.removeprefix(CHECKPOINT_PREFIX))
+        return _from_checkpoint(name, path, pretrained, in_chans, architecture, options)
+    path = Path(name.removeprefix(FOLDER_PREFIX))
+    if address is not None:
+        snapshot = fetch_timm_folder(address, weights=pretrained)
+        name, path = f"{HUB_PREFIX}{address.repository}@{snapshot.commit}", snapshot.folder
     folder = read_timm_folder(path, needs_weights=pretrained)
     _compare(name, folder, architecture, model_args)
     return _from_timm(name, folder, pretrained, in_chans, options)
 
 
-def build_from_checkpoint(
-    path: Path,
-    *,
-    pretrained: bool = True,
-    in_chans: int = 3,
-    architecture: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    **options: Any,
+def _from_checkpoint(
+    name: str, path: Path, pretrained: bool, in_chans: int, architecture: str | None, options: Mapping[str, Any]
 ) -> Backbone:
-    """Build the backbone of a task's checkpoint; arguments and errors as `build_from_hub`.
-
-    Raises:
-        MissingInputError: there is no such file.
-        UsageError: the backbone was a module and not a name.
-    """
-    name = f"{CHECKPOINT_PREFIX}{path}"
-    if architecture is not None and not pretrained:
-        return _as_described(name, architecture, model_args or {}, in_chans, options)
     content = read_checkpoint(path)
     arguments = content.get("hyper_parameters", {})
     kind, stored = arguments.get("backbone"), dict(arguments.get("backbone_options") or {})
@@ -139,7 +93,7 @@ def build_from_checkpoint(
 
 
 def _from_timm(name: str, folder: TimmFolder, pretrained: bool, in_chans: int, options: Mapping[str, Any]) -> Backbone:
-    module = build_timm_model(folder, in_chans=in_chans, pretrained=pretrained, **options)
+    module = build_from_folder(folder, in_chans=in_chans, pretrained=pretrained, **options)
     preprocessing = folder.preprocessing.for_channels(in_chans)
     if (size := options.get("img_size")) is not None:
         height, width = (size, size) if isinstance(size, int) else size

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashtask.backbones.backbone import BACKBONES, Backbone, is_address
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError, did_you_mean
 from flashtask.core.foreign_config import read_foreign_config
 from flashtask.core.preprocessing import TIMM_FIELDS, Preprocessing
+
+if TYPE_CHECKING:  # the hub's client takes long to import
+    from flashtask.core.hub.address import HubAddress
+    from flashtask.core.hub.snapshot import Snapshot
 
 __all__ = [
     "CONFIG_FILE",
@@ -24,6 +28,7 @@ __all__ = [
     "TimmFolder",
     "check_model_args",
     "check_stored_backbone",
+    "fetch_timm_folder",
     "read_timm_folder",
     "stored_arguments",
 ]
@@ -135,6 +140,29 @@ class TimmFolder:
     def in_chans(self) -> int:
         """Channels of the images that the weights are for."""
         return self.preprocessing.input_size[0]
+
+
+def fetch_timm_folder(address: HubAddress, *, weights: bool = True, optional: Sequence[str] = ()) -> Snapshot:
+    """Fetch a repository in timm's layout: its configuration, and its weights as `read_timm_folder` looks for them.
+
+    Args:
+        address: repository and revision.
+        weights: without, only the configuration and the optional files are fetched.
+        optional: further files that are fetched if the repository has them.
+
+    Raises:
+        HubError: the repository cannot be reached or read, or has no configuration or no weights.
+        IntegrityError: a file is not the one that the hub promised.
+        StorageError: a cache cannot be read or written.
+    """
+    from flashtask.core.hub.snapshot import fetch
+
+    safe, pickled = WEIGHT_FILES
+    snapshot = fetch(address, [CONFIG_FILE], optional=[*([safe] if weights else []), *optional])
+    if weights and not (snapshot.folder / safe).is_file():
+        # At the same commit, whatever the branch has become meanwhile.
+        snapshot = fetch(replace(address, revision=snapshot.commit), [CONFIG_FILE, pickled])
+    return snapshot
 
 
 def read_timm_folder(folder: Path, *, needs_weights: bool = True) -> TimmFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
@@ -11,12 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from flashtask.backbones.backbone import BACKBONES, Backbone
-from flashtask.backbones.weights import LAYERS_CHANGED
+from flashtask.backbones.weights import LAYERS_CHANGED, fill
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
+from flashtask.core.files import sha256_file
 from flashtask.core.foreign_weights import read_foreign_weights
 from flashtask.core.zoo import load_zoo
 from flashtask.core.zoo_schema import PackagedWeights
@@ -44,7 +43,7 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     if not isinstance(backbone, Backbone):
         raise UsageError(f"the source {own.source!r} of the zoo's backbone {name!r} is not the model of a library")
     if packaged is not None:
-        _load(backbone.module, packaged_state_dict(name), in_chans)
+        _load(backbone.module, packaged_state_dict(name), in_chans, packaged.file)
     fields = {k: v for k, v in own.preprocessing.given().items() if not (k == "input_size" and "img_size" in options)}
     known = replace(backbone.preprocessing.for_channels(3), **fields)
     return replace(backbone, name=name, preprocessing=known.for_channels(in_chans))
@@ -116,20 +115,15 @@ def map_by_order(tensors: Mapping[str, Tensor], model: nn.Module, file: str) -> 
     return dict(zip(wanted, tensors.values(), strict=True))
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], in_chans: int) -> None:
-    first = f"{module.pretrained_cfg['first_conv']}.weight"  # type: ignore[index]
-    state[first] = adapt_input_conv(in_chans, state[first])
+def _load(module: nn.Module, state: Mapping[str, Tensor], in_chans: int, file: str) -> None:
     classifier = module.pretrained_cfg["classifier"]  # type: ignore[index]
     body = {name: tensor for name, tensor in state.items() if not name.startswith(f"{classifier}.")}
-    shapes = {name: tensor.shape for name, tensor in body.items()}
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    wrong = [name for name in own | shapes if own.get(name) != shapes.get(name)]
-    if wrong:
+    try:
+        fill(module, body, (), in_chans, file)
+    except IntegrityError as error:  # the file is the right one, so the options are not
         raise UsageError(
-            f"the packaged weights do not fit the model with these options (at {wrong[0]!r})",
-            fix=LAYERS_CHANGED,
-        )
-    module.load_state_dict(body)
+            "the packaged weights do not fit the model with these options", why=error.what, fix=LAYERS_CHANGED
+        ) from error
 
 
 def _check_file(path: Path, weights: PackagedWeights) -> None:
@@ -137,9 +131,5 @@ def _check_file(path: Path, weights: PackagedWeights) -> None:
     size = path.stat().st_size
     if weights.size is not None and size != weights.size:
         raise IntegrityError(f"{path} has {size} bytes, not {weights.size}", fix=fix)
-    if weights.sha256 is None:
-        return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != weights.sha256:
+    if weights.sha256 is not None and (digest := sha256_file(path)) != weights.sha256:
         raise IntegrityError(f"{path} is not the file that the zoo knows", why=f"its sha256 is {digest}", fix=fix)

@@ -117,13 +117,11 @@ def own_facts(own: OwnBackbone) -> dict[str, Any]:
 
 def _hub_facts(source: str) -> dict[str, Any]:
     """What is known of a repository that may never have been fetched."""
-    from flashtask.core.hub.address import HubAddress
-    from flashtask.core.hub.store import Store
+    from flashtask.core.hub.address import HubAddress, hub_cache
 
     address = HubAddress.parse(source)
-    commit = str(address.revision)
-    is_here = any(Store(address).has(commit, name) for name in ("model.safetensors", "pytorch_model.bin"))
-    return {"pretrained": True, "cached": is_here, "repository": address.repository, "revision": commit}
+    is_here = _is_in_hub_cache(str(address).removeprefix("hf://"), None, hub_cache())
+    return {"pretrained": True, "cached": is_here, "repository": address.repository, "revision": address.revision}
 
 
 #: library -> what it says of a model
@@ -141,12 +139,13 @@ def _timm_file_is_here(config: Any) -> bool:
     return Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlsplit(config.url or "").path)).is_file()
 
 
-def _is_in_hub_cache(address: str, filename: str | None) -> bool:
+def _is_in_hub_cache(address: str, filename: str | None, cache: Path | None = None) -> bool:
+    """Whether one of the files that timm looks for is there; without `cache`, in the one that timm uses."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = address.partition("@")
     names = hub_weight_names(filename)
-    found = (try_to_load_from_cache(repository, name, revision=revision or None) for name in names)
+    found = (try_to_load_from_cache(repository, name, cache, revision or None) for name in names)
     return any(isinstance(path, str) for path in found)
 
 

@@ -219,12 +219,12 @@ class AddressSource:
             UsageError: it is written like an address and is not valid.
         """
         if is_hub_address(name):
-            address = HubAddress.parse(name)
-            return _address_entry(str(address).replace("hf://", HUB_PREFIX, 1), "hub", address)
+            address = str(HubAddress.parse(name))
+            return _address_entry(address.replace("hf://", HUB_PREFIX, 1), "hub", address)
         for prefix, provider in ((FOLDER_PREFIX, "folder"), (CHECKPOINT_PREFIX, "checkpoint")):
             if name.startswith(prefix):
                 path = _absolute(name.removeprefix(prefix))
-                return _address_entry(f"{prefix}{path}", provider, path)
+                return _address_entry(f"{prefix}{path}", provider, str(path))
         return self._find_path(name)
 
     def _find_path(self, name: str) -> RegistryEntry | None:
@@ -248,20 +248,14 @@ def _absolute(text: str) -> Path:
     return Path(os.path.abspath(Path(text).expanduser()))
 
 
-def _address_entry(name: str, provider: str, address: HubAddress | Path) -> RegistryEntry:
-    metadata = {"provider": provider, "source": str(address)}
-    return RegistryEntry(name, "backbone", metadata, partial(_load_address, provider, address))
+def _address_entry(name: str, provider: str, source: str) -> RegistryEntry:
+    return RegistryEntry(name, "backbone", {"provider": provider, "source": source}, partial(_load_address, name))
 
 
-def _load_address(provider: str, address: Any) -> Builder:
-    from flashtask.backbones.addresses import build_from_checkpoint, build_from_folder, build_from_hub
+def _load_address(name: str) -> Builder:
+    from flashtask.backbones.addresses import build_from_address
 
-    builders: Mapping[str, Builder] = {
-        "hub": build_from_hub,
-        "folder": build_from_folder,
-        "checkpoint": build_from_checkpoint,
-    }
-    return partial(builders[provider], address)
+    return partial(build_from_address, name)
 
 
 def _load_timm() -> Builder:

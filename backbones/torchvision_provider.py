@@ -30,7 +30,7 @@ from flashtask.backbones.weights import (
 )
 from flashtask.core.errors import HubError, IntegrityError, UnknownNameError, UsageError
 from flashtask.core.files import sha256_file
-from flashtask.core.hub.settings import hub_is_offline
+from flashtask.core.hub.address import hub_is_offline
 from flashtask.core.preprocessing import Preprocessing
 
 __all__ = ["LAYERS", "MAPS", "build_model", "classifier", "layer_groups"]

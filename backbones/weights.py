@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, UsageError, did_you_mean
 from flashtask.core.foreign_weights import read_foreign_weights
-from flashtask.core.hub.settings import hub_is_offline
+from flashtask.core.hub.address import hub_is_offline
+from flashtask.core.hub.client import is_about_network
 from flashtask.core.zoo import load_zoo, tell
 
 __all__ = [
@@ -49,8 +50,6 @@ __all__ = [
 
 NO_WEIGHTS = "start from random weights: pretrained=False"
 LAYERS_CHANGED = f"leave out the options that change its layers, or {NO_WEIGHTS}"
-
-_NETWORK_PACKAGES = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 
 # ---- weights that a library fetches and loads
@@ -88,7 +87,7 @@ def cache_only_without_network() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if constants.HF_HUB_OFFLINE and _is_about_network(error):
+        if constants.HF_HUB_OFFLINE and _cannot_be_fetched(error):
             raise ConnectionError(f"{host} cannot be resolved, and the weights are not in the cache") from error
         raise
     finally:
@@ -110,7 +109,7 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).strip() or type(error).__name__}".splitlines()[0]
-        if pretrained and _is_about_network(error):
+        if pretrained and _cannot_be_fetched(error):
             raise HubError(
                 f"the pretrained weights of {name!r} could not be fetched",
                 why="HF_HUB_OFFLINE is set and they are not in the cache" if offline else why,
@@ -118,6 +117,12 @@ def pretrained_errors(name: str, pretrained: bool) -> Iterator[None]:
             ) from error
         fix = _nearest_option(error)
         raise UsageError(f"the backbone {name!r} cannot be built with these options", why=why, fix=fix) from error
+
+
+def _cannot_be_fetched(error: Exception) -> bool:
+    """Whether a library failed at the network, the hub or the disk rather than at an option."""
+    is_of_hub = type(error).__module__.startswith("huggingface_hub.")  # not all of its errors have a common base
+    return is_of_hub or isinstance(error, OSError) or is_about_network(error)
 
 
 def _nearest_option(error: Exception) -> str:
@@ -132,13 +137,6 @@ def _nearest_option(error: Exception) -> str:
     classes = [kind for kind in seen if isinstance(kind, type) and kind.__name__ == refused[1]]
     options = {name for kind in classes for name in inspect.signature(kind).parameters}
     return did_you_mean(refused[2], sorted(options))
-
-
-def _is_about_network(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return True
-    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return bool(modules & _NETWORK_PACKAGES)
 
 
 @contextmanager

@@ -31,7 +31,6 @@ __all__ = [
     "fused_convolution",
     "give_own_part_table",
     "hook_tables",
-    "hub_client_factory",
     "hub_weight_names",
     "is_from_compiler",
     "is_view",
@@ -232,14 +231,6 @@ def set_update_count(metric: Metric | Accuracy, count: int) -> None:
 def value_of_batch(metric: Metric | Accuracy) -> Any:
     """What a metric of torchmetrics gave for the last batch that it was called with; None before one."""
     return metric._forward_cache
-
-
-def hub_client_factory() -> Callable[[], Any]:
-    """What makes the hub's HTTP sessions now, a user's own function included: the library has only a way to set it."""
-    from huggingface_hub.utils import _http
-
-    factory: Callable[[], Any] = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    return factory
 
 
 def bytes_after_body(response: Any, wait: float) -> bytes:

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from urllib.parse import parse_qs, unquote, urlsplit
 
-#: Modes of the transfer of a file's bytes, then of any answer; `stall` and `drip` last until the server stops.
+#: Modes of the transfer of a file's bytes, then of any answer; a stall lasts until the server stops.
 BYTE_MODES = (
     "same_size",
     "short",
@@ -39,7 +39,6 @@ BYTE_MODES = (
     "gzip",
     "gzip_bomb",
     "stall_bytes",
-    "drip",
     "reset",
 )
 ANSWER_MODES = (
@@ -108,7 +107,6 @@ class HubServer:
         self.objects = {}  # LFS objects by sha256
         self.moved = {}  # old names of repositories, and their new ones
         self.other_port = 9
-        self.offers_xet = False  # say, beside the plain protocol, that large files can be had over Xet
         self.cdn = ""  # where LFS files are redirected to, if not to this server
         self.delay = 0.0  # seconds before each piece of a body, to be killed in
         self.stopping = threading.Event()
@@ -335,17 +333,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if is_lfs(file, content):
             oid = sha256(content)
             linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content)), "X_Repo_Commit": commit}
-            if self.hub.offers_xet:
-                linked["X_Xet_Hash"] = "a" * 64
-                linked["X_Xet_Refresh_Route"] = f"{self.hub.url}/api/models/{name}/xet-read-token/{commit}"
             self.reply(None, 302, Location=f"{self.hub.cdn}/lfs/{oid}/{commit}/{file}", **linked)
         else:
             self._file(file, content, ETag=f'"{git_hash(content)}"', X_Repo_Commit=commit)
 
     def lfs_bytes(self, oid, commit, file):
         content = self.hub.objects[oid]
-        xet = {"X_Xet_Hash": "a" * 64, "X_Xet_Refresh_Route": f"{self.hub.url}/api/xet"} if self.hub.offers_xet else {}
-        self._file(file, content, ETag=f'"{oid}"', X_Repo_Commit=commit, X_Linked_Size=str(len(content)), **xet)
+        self._file(file, content, ETag=f'"{oid}"', X_Repo_Commit=commit, X_Linked_Size=str(len(content)))
 
     def _file(self, name, content, **headers):
         if self.command == "HEAD":
@@ -367,7 +361,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif mode == "gzip":
             body, headers["Content_Encoding"] = gzip.compress(body), "gzip"
         elif mode == "gzip_bomb":
-            body, headers["Content_Encoding"] = gzip.compress(bytes(2**26)), "gzip"
+            body, headers["Content_Encoding"] = gzip.compress(bytes(2**22)), "gzip"
         elif mode == "cut_then_dead" and times > 1:
             self.close_connection = True
             return
@@ -393,17 +387,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _body(self, name, body, *, cut):
-        mode, piece = self.hub.mode, 1 if self.hub.mode == "drip" else 16_384
-        for start in range(0, len(body), piece):
-            block = body[start : start + piece]
+        mode = self.hub.mode
+        for start in range(0, len(body), 16_384):
+            block = body[start : start + 16_384]
             if mode == "longer_than_said":
                 block = b"%x\r\n%s\r\n" % (len(block), block)
             self.wfile.write(block)
             self.hub.sent[name] += len(block)
             if self.hub.delay:
                 time.sleep(self.hub.delay)
-            if mode == "drip":
-                self.hub.stopping.wait(0.05)
             if mode == "stall_bytes":
                 self.hub.stopping.wait(60)
         if mode == "longer_than_said":

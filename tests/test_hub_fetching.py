@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import logging
 import os
 import random
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -22,14 +19,14 @@ from pathlib import Path
 import hub_server
 import pytest
 from hub_server import HubServer, git_hash, sha256
-from huggingface_hub import close_session, constants, file_download, hf_hub_download, set_client_factory
+from huggingface_hub import constants, file_download, hf_hub_download, set_client_factory
 from huggingface_hub.utils import _http
 
 from flashtask.core.errors import HubError, IntegrityError, StorageError, UsageError
-from flashtask.core.hub import checked, client, snapshot
+from flashtask.core.hub import client, snapshot
 from flashtask.core.hub.address import HubAddress, is_hub_address
-from flashtask.core.hub.listing import is_safe_name
-from flashtask.core.hub.snapshot import fetch
+from flashtask.core.hub.client import is_safe_name
+from flashtask.core.hub.snapshot import Snapshot, fetch
 
 WEIGHTS = random.Random(0).randbytes(200_000)
 CONFIG = json.dumps({"architecture": "resnet18", "note": "x" * 300}).encode()
@@ -40,51 +37,28 @@ ADDRESS = HubAddress("org/name")
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub with one repository, asked by this process, whose client waits a twentieth of its usual time."""
+    """A hub with one repository, asked by this process, whose client waits a twentieth of its usual time.
+
+    The client writes blocks of 10 MB; files of a test are smaller, so their blocks are too.
+    """
     with HubServer() as server:
         hub_server.use(monkeypatch, server, tmp_path)
         server.commit_id = server.add("org/name", FILES)
         real_sleep = time.sleep
         short = types.SimpleNamespace(sleep=lambda seconds: real_sleep(seconds / 20), time=time.time)
-        monkeypatch.setattr(file_download, "time", short)
-        monkeypatch.setattr(client, "_BACKOFF_SECONDS", 0.02)
-        monkeypatch.setattr(snapshot, "_told_once", set())
+        for module in (file_download, _http, client):
+            monkeypatch.setattr(module, "time", short)
+        for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+            monkeypatch.setattr(constants, name, 0.3)
+        monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.3)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64)
+        monkeypatch.setattr(snapshot, "_said_once", set())
         yield server
 
 
-def held(folder):
+def held(found):
     """What the folder that was handed out holds, by name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-class Watcher:
-    """Reads every file of all handed-out folders a thousand times a second and keeps what was wrong."""
-
-    def __init__(self, cache, right):
-        self.cache, self.right, self.wrong, self.looks = cache / "hub", right, set(), 0
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self.look)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self.stopping.set()
-        self.thread.join()
-
-    def look(self):
-        while not self.stopping.wait(0.001):
-            self.looks += 1
-            for path in self.cache.glob("org--name/*/*"):
-                if path.name.startswith("."):
-                    continue
-                try:
-                    content = path.read_bytes()
-                except OSError:
-                    continue  # just removed
-                if content != self.right.get(path.name):
-                    self.wrong.add(path.name)
+    return {path.relative_to(found.folder).as_posix(): path.read_bytes() for path in found.folder.rglob("*.*")}
 
 
 # what a bad server may do
@@ -99,11 +73,10 @@ BYTE_MODES = [
     ("cut", OK),
     ("cut_then_dead", HUB),
     ("cut_range_ignored", OK),
-    ("cut_wrong_range", INTEGRITY),
-    ("gzip", INTEGRITY),
+    ("cut_wrong_range", OK),
+    ("gzip", OK),
     ("gzip_bomb", INTEGRITY),
-    ("stall_bytes", HUB),
-    ("drip", HUB),
+    ("stall_bytes", OK),
     ("reset", HUB),
     ("moves", OK),
     ("hostile_names", OK),
@@ -114,20 +87,19 @@ ANSWER_MODES = [
     ("http_404", HUB),
     ("gated", HUB),
     ("http_429", OK),
-    ("http_429_long", HUB),
     ("http_500_twice", OK),
     ("http_500", HUB),
     ("dead", HUB),
     ("stall", HUB),
     ("redirect_loop", HUB),
+    ("redirect_http", HUB),
+    ("redirect_file", HUB),
 ]
-REFUSED_REDIRECTS = ["redirect_http", "redirect_file"]
 CASES = [
     *((mode, "bytes", outcome) for mode, outcome in BYTE_MODES),
     *((mode, where, outcome) for mode, outcome in ANSWER_MODES for where in ("api", "head", "bytes")),
-    *((mode, where, INTEGRITY) for mode in REFUSED_REDIRECTS for where in ("api", "bytes")),
-    # the client never follows these, and misses what a redirect to a store of large files would say
-    *((mode, "head", HUB) for mode in REFUSED_REDIRECTS),
+    # for a file the client waits as long as the server asks
+    ("http_429_long", "api", HUB),
     ("html", "api", HUB),
     ("html", "head", HUB),
     ("html", "bytes", INTEGRITY),
@@ -139,31 +111,27 @@ def test_every_mode_of_the_server_is_tried():
 
 
 @pytest.mark.parametrize(("mode", "where", "outcome"), CASES, ids=[f"{mode}-{where}" for mode, where, _ in CASES])
-def test_the_folder_given_out_only_ever_holds_the_right_bytes(hub, tmp_path, mode, where, outcome):
+def test_a_fetched_file_has_the_right_bytes_or_is_an_error(hub, tmp_path, mode, where, outcome):
     hub.reset(mode, where)
     begin = time.monotonic()
-    with Watcher(tmp_path / "cache", FILES) as watcher:
-        if outcome is OK:
-            found = fetch(ADDRESS, WANTED, deadline=20)
-            assert held(found.folder) == {name: FILES[name] for name in WANTED}
-            assert found.commit == hub.commit_id
-        else:
-            with pytest.raises(outcome) as failed:
-                fetch(ADDRESS, WANTED, deadline=0.8 if "stall" in mode or mode == "drip" else 20)
-            assert failed.value.exit_code == {HUB: 69, INTEGRITY: 76}[outcome]
-            assert failed.value.fix
-            assert time.monotonic() - begin < 6
-        time.sleep(0.005)
-    assert watcher.looks > 0
-    assert watcher.wrong == set()
+    if outcome is OK:
+        found = fetch(ADDRESS, WANTED)
+        assert held(found) == {name: FILES[name] for name in WANTED}
+        assert found.commit == hub.commit_id
+    else:
+        with pytest.raises(outcome) as failed:
+            fetch(ADDRESS, WANTED)
+        assert failed.value.exit_code == {HUB: 69, INTEGRITY: 76}[outcome]
+        assert failed.value.fix
+        assert time.monotonic() - begin < 8
     assert not list(tmp_path.rglob("outside.json"))
-    # Whatever happened, nothing wrong is left in the shared cache either, and the next run is whole.
+    # Whatever happened, nothing wrong is left in the shared cache, and the next run has all files.
     for blob in (tmp_path / "hf" / "hub").glob("models--org--name/blobs/*"):
         content = blob.read_bytes()
         assert blob.name in (sha256(content), git_hash(content))
     if mode != "moves":
         hub.reset()
-        assert held(fetch(ADDRESS, WANTED).folder) == {name: FILES[name] for name in WANTED}
+        assert held(fetch(ADDRESS, WANTED)) == {name: FILES[name] for name in WANTED}
 
 
 def test_after_a_cut_it_goes_on_from_the_byte_reached(hub):
@@ -173,13 +141,6 @@ def test_after_a_cut_it_goes_on_from_the_byte_reached(hub):
     assert cuts >= 4
     assert hub.starts == sorted(set(hub.starts))
     assert hub.sent["model.safetensors"] == len(WEIGHTS)
-
-
-def test_a_bomb_is_refused_before_it_unfolds(hub, tmp_path):
-    hub.reset("gzip_bomb")
-    with pytest.raises(IntegrityError, match="compressed the file"):
-        fetch(ADDRESS, WANTED)
-    assert sum(path.stat().st_size for path in (tmp_path / "hf").rglob("*") if path.is_file()) < 10_000
 
 
 def test_a_wrong_file_is_removed_and_the_error_says_so(hub, tmp_path):
@@ -195,10 +156,10 @@ def test_a_wrong_file_is_removed_and_the_error_says_so(hub, tmp_path):
 
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for(hub):
-    hub.reset("http_429_long", "bytes")
+    hub.reset("http_429_long", "api")
     begin = time.monotonic()
     with pytest.raises(HubError, match="429"):
-        fetch(ADDRESS, WANTED, deadline=60)
+        fetch(ADDRESS, WANTED)
     assert time.monotonic() - begin < 3
 
 
@@ -206,7 +167,7 @@ def test_tries_after_server_errors_are_bounded(hub):
     hub.reset("http_500", "api")
     with pytest.raises(HubError, match="500"):
         fetch(ADDRESS, WANTED)
-    assert hub.counted("/api/models") == client.TRIES
+    assert hub.counted("/api/models") == 5
 
 
 # offline, pinned, moving
@@ -275,7 +236,7 @@ def test_a_hub_that_is_gone_before_the_files_were_fetched_is_an_error_soon(hub):
     fetch(pinned, ["config.json"])
     hub.stop()
     begin = time.monotonic()
-    with pytest.raises(HubError, match="the connection failed"):
+    with pytest.raises(HubError, match=r"model\.safetensors of org/name could not be fetched"):
         fetch(pinned, WANTED)
     assert time.monotonic() - begin < 5
 
@@ -297,7 +258,7 @@ def test_what_another_tool_downloaded_is_used_after_a_check(hub, monkeypatch, is
     hub.reset()
     if is_offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert held(fetch(ADDRESS, WANTED).folder) == {name: FILES[name] for name in WANTED}
+    assert held(fetch(ADDRESS, WANTED)) == {name: FILES[name] for name in WANTED}
     assert hub.counted() == (0 if is_offline else 1)
 
 
@@ -321,7 +282,7 @@ def damage(tmp_path, digest):
 def test_a_damaged_cached_file_is_removed_and_fetched_again(hub, tmp_path, capsys):
     fetch(ADDRESS, WANTED)
     damage(tmp_path, sha256(WEIGHTS))
-    assert held(fetch(ADDRESS, WANTED).folder)["model.safetensors"] == WEIGHTS
+    assert held(fetch(ADDRESS, WANTED))["model.safetensors"] == WEIGHTS
     assert "was damaged" in capsys.readouterr().err
 
 
@@ -332,12 +293,13 @@ def test_a_damaged_cached_file_is_an_error_offline(hub, tmp_path, monkeypatch):
     with pytest.raises(IntegrityError, match="removed from the cache"):
         fetch(ADDRESS, WANTED)
     assert not blob.exists()
-    assert "model.safetensors" not in held(found.folder)
+    assert "model.safetensors" not in held(found)
 
 
-def test_files_that_were_checked_before_are_not_read_again(hub, monkeypatch):
+def test_weights_that_were_compared_before_are_not_read_again(hub, monkeypatch):
+    monkeypatch.setattr("flashtask.core.known_files._SETTLED", -10)  # files that were made a moment ago count
     fetch(ADDRESS, WANTED)
-    monkeypatch.setattr(checked, "_digest", lambda *args: pytest.fail("read a whole file again"))
+    monkeypatch.setattr("flashtask.core.known_files.sha256_file", lambda path: pytest.fail(f"{path} is read again"))
     fetch(ADDRESS, WANTED)
 
 
@@ -347,26 +309,35 @@ def test_a_listing_that_was_damaged_is_asked_for_again(hub, tmp_path):
     kept = tmp_path / "cache" / "hub" / "org--name" / f"{hub.commit_id}.json"
     kept.write_text(kept.read_text().replace(sha256(WEIGHTS), "0" * 64))
     hub.reset()
-    assert held(fetch(pinned, WANTED).folder) == {name: FILES[name] for name in WANTED}
+    assert held(fetch(pinned, WANTED)) == {name: FILES[name] for name in WANTED}
     assert hub.counted() == 1
 
 
 def test_a_cache_that_cannot_be_written_is_a_storage_error(hub, tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(StorageError, match="FLASHTASK_CACHE"):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(StorageError, match="HF_HUB_CACHE"):
         fetch(ADDRESS, WANTED)
 
 
-def test_without_links_the_folder_holds_copies(hub, monkeypatch):
-    def refused(*args):
-        raise OSError("no links here")
+def test_a_cache_of_ours_that_cannot_be_written_only_costs_time(hub, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "taken"))
+    for _ in range(2):
+        assert held(fetch(ADDRESS, WANTED)) == {name: FILES[name] for name in WANTED}
 
-    no_links = types.SimpleNamespace(**{**vars(os), "symlink": refused, "link": refused})
-    monkeypatch.setattr(checked, "os", no_links)
-    folder = fetch(ADDRESS, ["config.json"]).folder
-    assert not (folder / "config.json").is_symlink()
-    assert (folder / "config.json").read_bytes() == CONFIG
+
+def test_a_file_whose_hash_is_unknown_is_not_used_offline(hub, monkeypatch):
+    for name in WANTED:
+        path = Path(hf_hub_download("org/name", name, endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE))
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(IntegrityError, match="cannot be compared offline"):
+        fetch(ADDRESS, WANTED[:1], optional=WANTED[1:])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert held(fetch(ADDRESS, WANTED)) == {name: FILES[name] for name in WANTED}
 
 
 def test_a_blob_that_repositories_share_is_known_by_its_own_hash(hub, tmp_path, monkeypatch):
@@ -377,7 +348,7 @@ def test_a_blob_that_repositories_share_is_known_by_its_own_hash(hub, tmp_path, 
     blob.rename(stored)
     blob.symlink_to(stored)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert held(fetch(ADDRESS, ["model.safetensors"]).folder) == {"model.safetensors": WEIGHTS}
+    assert held(fetch(ADDRESS, ["model.safetensors"])) == {"model.safetensors": WEIGHTS}
 
 
 def test_what_killed_downloads_left_is_removed_after_a_day(hub, tmp_path):
@@ -390,28 +361,17 @@ def test_what_killed_downloads_left_is_removed_after_a_day(hub, tmp_path):
     assert [path.name for path in blobs.glob("*.incomplete")] == ["alive.1234.incomplete"]
 
 
-def test_xet_is_left_alone_so_that_deadlines_hold(hub, monkeypatch):
-    pytest.importorskip("hf_xet")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    hub.offers_xet = True
-    assert held(fetch(ADDRESS, WANTED).folder) == {name: FILES[name] for name in WANTED}
-    assert hub.counted("xet") == 0
-    assert constants.HF_HUB_DISABLE_XET is False
-
-
 def test_a_repository_that_was_renamed_is_followed(hub):
     hub.moved["org/old"] = "org/name"
-    assert held(fetch(HubAddress("org/old"), WANTED).folder) == {name: FILES[name] for name in WANTED}
+    assert held(fetch(HubAddress("org/old"), WANTED)) == {name: FILES[name] for name in WANTED}
 
 
-def test_threads_fetch_at_once_and_leave_the_client_as_it_was(hub):
-    settings = vars(constants) | {"level": logging.getLogger("huggingface_hub").level}
+def test_threads_fetch_at_once(hub):
     hub.delay = 0.01
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda name: fetch(ADDRESS, [name]), FILES))
     assert {one.commit for one in found} == {hub.commit_id}
-    assert held(found[0].folder) == FILES
-    assert vars(constants) | {"level": logging.getLogger("huggingface_hub").level} == settings
+    assert held(found[0]) == FILES
 
 
 def test_the_session_that_a_user_set_up_is_used(hub, monkeypatch):
@@ -423,12 +383,11 @@ def test_the_session_that_a_user_set_up_is_used(hub, monkeypatch):
         return made[-1]
 
     set_client_factory(own_session)
-    fetch(ADDRESS, WANTED)
+    try:
+        fetch(ADDRESS, WANTED)
+    finally:
+        set_client_factory(_http.default_client_factory)
     assert len(made) == 1
-    hub.reset()
-    hf_hub_download("org/name", "README.md", endpoint=hub.url)  # what is not ours is not watched
-    assert hub.counted("README") == 2
-    set_client_factory(_http.default_client_factory)
 
 
 # what is asked for, and what is refused
@@ -436,12 +395,12 @@ def test_the_session_that_a_user_set_up_is_used(hub, monkeypatch):
 
 def test_only_what_was_asked_for_is_fetched(hub):
     found = fetch(ADDRESS, ["sub/labels.json"], optional=["config.json", "not/there.json"])
-    assert held(found.folder) == {"sub/labels.json": b'["cat"]', "config.json": CONFIG}
+    assert held(found) == {"sub/labels.json": b'["cat"]', "config.json": CONFIG}
     assert hub.counted("README") == hub.counted("safetensors") == 0
 
 
 def test_more_than_max_bytes_is_refused_before_a_byte_is_fetched(hub):
-    with pytest.raises(IntegrityError, match="max_bytes=200"):
+    with pytest.raises(IntegrityError, match=r"hf download org/name config\.json"):
         fetch(ADDRESS, WANTED, max_bytes=100_000)
     assert hub.counted("resolve") == 0
 
@@ -484,7 +443,7 @@ def test_a_private_repository_says_to_log_in_and_opens_with_a_token(hub, monkeyp
     assert "hf auth login" in failed.value.fix
     hub.allow("hf_right", "org/secret")
     monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert held(fetch(HubAddress("org/secret"), WANTED).folder)["model.safetensors"] == WEIGHTS
+    assert held(fetch(HubAddress("org/secret"), WANTED))["model.safetensors"] == WEIGHTS
 
 
 def test_a_gated_repository_says_where_to_accept_and_never_prints_the_token(hub, monkeypatch, capsys):
@@ -524,34 +483,14 @@ def other_host():
     server.server_close()
 
 
-def test_a_redirect_to_http_elsewhere_is_never_asked(hub, other_host):
-    hub.cdn = f"http://127.0.0.1:{other_host.server_address[1]}"
-    with pytest.raises(IntegrityError, match="only contacted over https"):
-        fetch(ADDRESS, ["model.safetensors"])
-    assert other_host.asked == []
-
-
-def test_a_redirect_to_https_elsewhere_is_followed_without_the_token(hub, other_host, tmp_path, monkeypatch):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    )
-    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    other_host.socket = context.wrap_socket(other_host.socket, server_side=True)
-    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+def test_a_redirect_elsewhere_is_followed_without_the_token(hub, other_host, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_token")
     hub.allow("hf_secret_token")
-    hub.cdn = f"https://localhost:{other_host.server_address[1]}"
-    close_session()  # a new one reads the certificates anew
-    assert held(fetch(ADDRESS, ["model.safetensors"]).folder)["model.safetensors"] == WEIGHTS
+    hub.cdn = f"http://127.0.0.1:{other_host.server_address[1]}"
+    assert held(fetch(ADDRESS, ["model.safetensors"]))["model.safetensors"] == WEIGHTS
     assert len(other_host.asked) == 1
     assert "Authorization" not in {name.title() for name in other_host.asked[0]}
     assert "Bearer hf_secret_token" in hub.authorizations
-    close_session()  # a new one reads the certificates anew
 
 
 # several processes
@@ -583,8 +522,9 @@ def test_four_processes_at_once_fetch_the_same_repository(hub, tmp_path):
     running = [start(hub, tmp_path) for _ in range(4)]
     said = [process.communicate(timeout=60) for process in running]
     assert [process.returncode for process in running] == [0] * 4, said
-    assert {out for out, _ in said} == {f"{hub.commit_id} {tmp_path}/cache/hub/org--name/{hub.commit_id}\n"}
-    assert held(Path(said[0][0].split()[1])) == {name: FILES[name] for name in WANTED}
+    folder = f"{tmp_path}/hf/hub/models--org--name/snapshots/{hub.commit_id}"
+    assert {out for out, _ in said} == {f"{hub.commit_id} {folder}\n"}
+    assert held(Snapshot(hub.commit_id, Path(said[0][0].split()[1]))) == {name: FILES[name] for name in WANTED}
     assert hub.counted("GET /lfs") == 1
     assert {err for _, err in said} == {""}
 
@@ -592,19 +532,17 @@ def test_four_processes_at_once_fetch_the_same_repository(hub, tmp_path):
 def killed_then_finished(hub, folder, kills, seed, *, at_once, longest):
     """Kill runs at random times; then as many again end well, and nothing but unfinished files was left."""
     random_times = random.Random(seed)
-    with Watcher(folder / "cache", FILES) as watcher:
-        for _ in range(kills):
-            running = [start(hub, folder) for _ in range(at_once)]
-            time.sleep(random_times.uniform(0.2, longest))
-            for process in running:
-                process.send_signal(signal.SIGKILL)
-            for process in running:
-                process.communicate()
+    for _ in range(kills):
         running = [start(hub, folder) for _ in range(at_once)]
-        said = [process.communicate(timeout=120) for process in running]
+        time.sleep(random_times.uniform(0.2, longest))
+        for process in running:
+            process.send_signal(signal.SIGKILL)
+        for process in running:
+            process.communicate()
+    running = [start(hub, folder) for _ in range(at_once)]
+    said = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0] * at_once, said
-    assert held(Path(said[0][0].split()[1])) == {name: FILES[name] for name in WANTED}
-    assert watcher.wrong == set()
+    assert held(Snapshot(hub.commit_id, Path(said[0][0].split()[1]))) == {name: FILES[name] for name in WANTED}
     names = {path.name for path in (folder / "hf" / "hub").glob("models--org--name/blobs/*")}
     assert {name for name in names if not name.endswith(".incomplete")} == {sha256(WEIGHTS), git_hash(CONFIG)}
 

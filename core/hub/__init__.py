@@ -1,1 +1,1 @@
-"""What is fetched from the Hugging Face hub: addresses, checked files, errors that say what to do."""
+"""Files of the Hugging Face hub: a pinned commit, hashes that are compared, errors that name a fix."""

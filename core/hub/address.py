@@ -1,13 +1,19 @@
-"""How a repository on the hub is named, and at which revision."""
+"""Repositories of the Hugging Face hub and their revisions; the hub itself, its cache, and whether it may be asked.
+
+Nothing here loads huggingface_hub before it is needed: the command line imports this file.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["HubAddress", "branch_address", "is_hub_address"]
+__all__ = ["HubAddress", "branch_address", "endpoint", "hub_cache", "hub_host", "hub_is_offline", "is_hub_address"]
 
 _PREFIXES = ("hf://", "hf-hub:")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -45,7 +51,7 @@ class HubAddress:
         """Read `org/name`, `org/name@revision`, or one of these after `hf://` or `hf-hub:`.
 
         Raises:
-            UsageError: the text is no such address.
+            UsageError: the text is not such an address.
         """
         rest = text.strip()
         rest = rest.removeprefix(next(filter(rest.startswith, _PREFIXES), ""))
@@ -64,7 +70,7 @@ class HubAddress:
 
 
 def is_hub_address(text: str) -> bool:
-    """Whether a text is written as an address of the hub (`hf://` or `hf-hub:`), right or not."""
+    """Whether a text begins like an address of the hub (`hf://` or `hf-hub:`); the rest may be invalid."""
     return text.startswith(_PREFIXES)
 
 
@@ -72,7 +78,7 @@ def branch_address(repository: str, branch: str | None) -> HubAddress:
     """Where to push to: `org/name` in any spelling of an address, with a branch in either place.
 
     Raises:
-        UsageError: it is no such name, two branches are given, or a commit, which nothing can be added to.
+        UsageError: an invalid name, two branches, or a commit, which cannot be added to.
     """
     address = HubAddress.parse(repository)
     if branch is not None and address.revision not in (None, branch):
@@ -81,3 +87,37 @@ def branch_address(repository: str, branch: str | None) -> HubAddress:
     if address.is_pinned:
         raise UsageError(f"{address} is a commit, to which nothing can be added", fix="give a branch, or leave it out")
     return address
+
+
+# huggingface_hub reads these variables once, at its import. A notebook may set them later, so they are read here when
+# they are used, and passed on.
+
+
+def endpoint() -> str:
+    """The hub's address: `$HF_ENDPOINT`, else https://huggingface.co."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def hub_host() -> str:
+    """The hub's host, and its port if the address has one."""
+    return urlsplit(endpoint()).netloc.rpartition("@")[2]
+
+
+def hub_cache() -> Path:
+    """The folder that all tools of the hub share: `$HF_HUB_CACHE`, else `$HF_HOME/hub`."""
+    from huggingface_hub import constants
+
+    if given := os.environ.get("HF_HUB_CACHE"):
+        return Path(given).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(constants.HF_HUB_CACHE)
+
+
+def hub_is_offline() -> bool:
+    """Whether downloads are forbidden (`HF_HUB_OFFLINE`)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -1,4 +1,4 @@
-"""A folder put on the hub as one commit, with errors that say what to do."""
+"""A folder put on the hub as one commit, with errors that name a fix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import errors, get_token
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from flashtask._version import __version__
 from flashtask.core.errors import FlashtaskError, HubError
-from flashtask.core.hub.address import HubAddress
-from flashtask.core.hub.settings import endpoint, hub_host, hub_is_offline
+from flashtask.core.hub.address import HubAddress, endpoint, hub_host, hub_is_offline
+from flashtask.core.hub.client import answer_in, client, is_about_network, without_secrets
 
 __all__ = ["Uploaded", "require_login", "upload_folder"]
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOGIN = "`hf auth login` with a token that may write, or set HF_TOKEN"
 
 
@@ -23,27 +26,22 @@ _LOGIN = "`hf auth login` with a token that may write, or set HF_TOKEN"
 class Uploaded:
     """What was put on the hub: `url` is the page of the commit's files, `commit` has 40 hexadecimal digits."""
 
-    address: HubAddress
     url: str
     commit: str
 
 
 def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, message: str = "") -> Uploaded:
-    """Make a repository if there is none, and put the files of a folder into it as one commit.
+    """Put the files of a folder into a repository as one commit; the repository is made if it does not exist.
 
     Args:
         folder: with files only.
-        address: of the repository; its revision is a branch, which is made if there is none.
-        private: a new repository is for its owner alone; one that is there and public is refused.
+        address: of the repository; its revision is a branch, which is made if it does not exist.
+        private: a new repository is for its owner alone; an existing public one is refused.
         message: of the commit.
 
     Raises:
         HubError: no token, no right to write, or the hub cannot be reached.
     """
-    from huggingface_hub import HfApi
-
-    from flashtask._version import __version__
-
     if hub_is_offline():
         raise HubError(
             f"{folder} was not pushed to {address.repository}",
@@ -51,8 +49,8 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
             fix="unset HF_HUB_OFFLINE and run it again",
         )
     require_login(address)
-    api = HfApi(endpoint=endpoint(), library_name="flashtask", library_version=__version__)
-    with _told(address), _silent_logs():
+    api = client()
+    with _hub_errors(address), _silent_client():
         api.create_repo(address.repository, private=private or None, exist_ok=True, repo_type="model")
         if private and not api.model_info(address.repository).private:
             raise HubError(
@@ -68,73 +66,47 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
             revision=address.revision,
             commit_message=message or f"Upload {folder.name} with flashtask {__version__}",
         )
-    if not _COMMIT.fullmatch(made.oid or ""):
+    if not re.fullmatch(r"[0-9a-f]{40}", made.oid or ""):
         raise HubError(f"{hub_host()} named no commit for what was pushed to {address.repository}")
-    return Uploaded(address, f"{endpoint()}/{address.repository}/tree/{made.oid}", made.oid)
+    return Uploaded(f"{endpoint()}/{address.repository}/tree/{made.oid}", made.oid)
 
 
 def require_login(address: HubAddress) -> None:
-    """Somebody is logged in, so that there is a chance to write.
+    """Raise unless somebody is logged in.
 
     Raises:
         HubError: nobody is.
     """
-    from huggingface_hub import get_token
-
     if not get_token():
         raise HubError(f"you are not logged in, so {address.repository} cannot be written", fix=_LOGIN)
 
 
 @contextmanager
-def _told(address: HubAddress) -> Iterator[None]:
-    """Tell what the client raises as our errors; a token never stands in one."""
+def _hub_errors(address: HubAddress) -> Iterator[None]:
+    """Turn the client's errors about the hub and the network into ours; others are raised as they are."""
     try:
         yield
     except FlashtaskError:
         raise
     except Exception as error:
-        told = _as_told(error, address)
-        if told is None:
-            raise
-        raise told from error
-
-
-def _as_told(error: Exception, address: HubAddress) -> HubError | None:
-    """The error to raise for one of the client; None for one that is about neither the hub nor the network."""
-    from huggingface_hub import errors
-
-    from flashtask.core.hub.hub_errors import is_about_network, without_secrets
-
-    failed, answer = f"{address.repository} could not be written", _answer_in(error)
-    if isinstance(answer, errors.HfHubHTTPError):
-        status, owner = answer.response.status_code, address.repository.partition("/")[0]
-        said = without_secrets(answer.server_message or answer.response.headers.get("x-error-message") or "")
-        fixes = {401: _LOGIN, 403: f"ask {owner} for write access, or push to a repository of yours"}
-        why = f"{hub_host()} answered with status {status}" + (f": {said}" if said else "")
-        return HubError(failed, why=why, fix=fixes.get(status, "run it again later; nothing was committed"))
-    if not is_about_network(error):
-        return None
-    return HubError(
-        failed,
-        why=f"{hub_host()}: {without_secrets(f'{type(answer).__name__}: {answer}')}",
-        fix="check the network connection and HF_ENDPOINT, and run it again; nothing was committed",
-    )
-
-
-def _answer_in(error: BaseException) -> BaseException:
-    """The first answer of the hub among what an error stands for: uploads are wrapped; else what is innermost."""
-    from huggingface_hub import errors
-
-    while not isinstance(error, errors.HfHubHTTPError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
+        failed, answer = f"{address.repository} could not be written", answer_in(error)
+        if isinstance(answer, errors.HfHubHTTPError):
+            status, owner = answer.response.status_code, address.repository.partition("/")[0]
+            said = without_secrets(answer.server_message or answer.response.headers.get("x-error-message") or "")
+            fixes = {401: _LOGIN, 403: f"ask {owner} for write access, or push to a repository of yours"}
+            why = f"{hub_host()} answered with status {status}" + (f": {said}" if said else "")
+            fix = fixes.get(status, "run it again later; nothing was committed")
+            raise HubError(failed, why=why, fix=fix) from error
+        if is_about_network(error):
+            why = f"{hub_host()}: {without_secrets(f'{type(answer).__name__}: {answer}')}"
+            fix = "check the network connection and HF_ENDPOINT, and run it again; nothing was committed"
+            raise HubError(failed, why=why, fix=fix) from error
+        raise
 
 
 @contextmanager
-def _silent_logs() -> Iterator[None]:
-    """The client's own warnings are told by our errors, and its bars by the command."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
+def _silent_client() -> Iterator[None]:
+    """The client prints neither warnings, which our errors repeat, nor bars, which the command prints itself."""
     logger = logging.getLogger("huggingface_hub")
     level, quiet = logger.level, are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)

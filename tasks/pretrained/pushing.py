@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashtask.backbones.descriptions import WEIGHT_FILES
 from flashtask.core.atomic_folders import atomic_folder, require_replaceable
 from flashtask.core.errors import UsageError
 from flashtask.core.hub.address import HubAddress, branch_address
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
 __all__ = ["prepared_folder", "pull", "push_task"]
+
+#: The weights of older repositories, which have no others.
+_PICKLED = WEIGHT_FILES[1]
 
 
 def push_task(
@@ -79,11 +83,12 @@ def pull(address: HubAddress, folder: Path) -> str:
     from flashtask.tasks.pretrained.reading import folder_content
     from flashtask.tasks.pretrained.source import find_source
 
-    require_replaceable(folder, (*FILES, "pytorch_model.bin"))
+    require_replaceable(folder, (*FILES, _PICKLED))
     source = find_source(str(address))
     folder_content(source.path)  # so that what is written can be used
-    with atomic_folder(folder, (*FILES, "pytorch_model.bin")) as place:
-        for name in (CONFIG, WEIGHTS, HEAD, CARD, "pytorch_model.bin"):
+    weights = WEIGHTS if (source.path / WEIGHTS).is_file() else _PICKLED  # the other file was not compared
+    with atomic_folder(folder, (*FILES, _PICKLED)) as place:
+        for name in (CONFIG, weights, HEAD, CARD):
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, place / name)
     return source.record["commit"]

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashtask.backbones.descriptions import WEIGHT_FILES, fetch_timm_folder
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
 from flashtask.core.files import sha256_file
 from flashtask.core.hub.address import HubAddress, is_hub_address
 from flashtask.core.model_path import model_path
 from flashtask.tasks.fetching import local_file
-from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, HEAD, WEIGHTS
+from flashtask.tasks.pretrained.timm_layout import CARD, HEAD, WEIGHTS
 
 __all__ = ["Source", "find_source"]
 
-#: The pickled weights of older repositories; read only where there is no other file, and only as tensors.
-_OLD_WEIGHTS = "pytorch_model.bin"
 _BARE = re.compile(r"[\w.-]+/[\w.-]+(@[\w./+-]+)?")
 
 
@@ -80,23 +79,18 @@ def find_source(given: Any, revision: str | None = None, *, bare_is_hub: bool = 
 
 
 def _on_the_hub(address: HubAddress, revision: str | None) -> Source:
-    from flashtask.core.hub.snapshot import fetch
-
     if revision is not None:
         if address.revision not in (None, revision):
             raise UsageError(f"two revisions: {address} and revision={revision!r}", fix="give one of them")
         address = HubAddress(address.repository, revision)
-    snapshot = fetch(address, [CONFIG], optional=[WEIGHTS, HEAD, CARD])
-    if not (snapshot.folder / WEIGHTS).exists():
-        # At the same commit, whatever the branch has become meanwhile.
-        snapshot = fetch(HubAddress(address.repository, snapshot.commit), [CONFIG, _OLD_WEIGHTS])
+    snapshot = fetch_timm_folder(address, optional=[HEAD, CARD])
     return Source(snapshot.folder, {"repository": address.repository, "commit": snapshot.commit})
 
 
 def _weights_of(path: Path) -> Path:
     if path.is_file():
         return path
-    found = [path / name for name in (WEIGHTS, _OLD_WEIGHTS) if (path / name).is_file()]
+    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
     if not found:
         raise MissingInputError(
             f"{path} holds no pretrained model: there is no {WEIGHTS} in it",
