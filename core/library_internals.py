@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
+    from torchmetrics import Metric
+
+    from flashtask.core.accuracy import Accuracy
 
 __all__ = [
     "batch_norm_class",
@@ -182,28 +185,27 @@ def hub_weight_names(filename: str | None) -> Iterator[str]:
     yield wanted
 
 
-def metric_state(metric: Any) -> list[str]:
+def metric_state(metric: Metric | Accuracy) -> list[str]:
     """The names of the attributes in which a metric of torchmetrics keeps what it has counted."""
     return [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
 
 
-def metric_sums(metric: Any) -> dict[str, Any]:
+def metric_sums(metric: Metric | Accuracy) -> dict[str, Any]:
     """The states that a metric of torchmetrics sums up, by name: its own `state_dict` leaves most of them out."""
     return {name: getattr(metric, name) for name in metric._defaults}
 
 
-def update_count(metric: Any) -> int:
+def update_count(metric: Metric | Accuracy) -> int:
     """How often a metric of torchmetrics was updated."""
-    count: int = metric._update_count
-    return count
+    return metric._update_count
 
 
-def set_update_count(metric: Any, count: int) -> None:
+def set_update_count(metric: Metric | Accuracy, count: int) -> None:
     """Let a metric of torchmetrics have been updated so often: its states alone do not say it, and it warns of 0."""
     metric._update_count = count
 
 
-def value_of_batch(metric: Any) -> Any:
+def value_of_batch(metric: Metric | Accuracy) -> Any:
     """What a metric of torchmetrics gave for the last batch that it was called with; None before one."""
     return metric._forward_cache
 

@@ -29,6 +29,8 @@ from flashtask.trainer.wrapping import unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.module import Module
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["StochasticWeightAveraging", "constant_rates"]
 
@@ -90,7 +92,7 @@ class StochasticWeightAveraging(AveragingCallback):
 
     # ---- training
 
-    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Refuse strategies that share the weights out, before they do so."""
         super().setup(trainer, module, stage)
         strategy = trainer.strategy

@@ -39,7 +39,7 @@ class ProcessInfo:
 
     @property
     def meeting_point(self) -> str:
-        """Where rank 0 listens, as `address:port`."""
+        """The address and the port at which rank 0 listens, as `address:port`."""
         return f"{self.address}:{self.port}"
 
 
