@@ -86,7 +86,7 @@ def _report(error: BaseException, argv: Sequence[str], told: TextIO) -> int:
     if isinstance(error, FlashtaskError):
         error.fix = as_flags(error.fix, argv)
     text, code = _told(error)
-    if getattr(error, "is_told_elsewhere", False):
+    if getattr(error, "is_reported_elsewhere", False):
         return code  # by another process of the same run
     if text := heard(text, error, here()):
         print(text, file=told)

@@ -219,8 +219,7 @@ def metric_sums(metric: Metric | Accuracy) -> dict[str, Any]:
 
 def update_count(metric: Metric | Accuracy) -> int:
     """How often a metric of torchmetrics was updated."""
-    count: int = metric._update_count
-    return count
+    return metric._update_count
 
 
 def set_update_count(metric: Metric | Accuracy, count: int) -> None:

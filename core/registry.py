@@ -304,7 +304,7 @@ class LazySource:
         self.kind, self.package, self._targets = kind, package, dict(targets)
 
     def names(self) -> Iterable[str]:
-        """The names, in the order given."""
+        """Every name, in the order of `targets`; nothing is imported for it."""
         return self._targets
 
     spellings = names
@@ -319,7 +319,7 @@ class LazySource:
 
 
 def imported(target: str) -> Any:
-    """The object that `package.module:attribute` names."""
+    """The object that `package.module:attribute` names; its module is imported here if it was not before."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.checkpoint import error_context, read_checkpoint
+from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoint
 from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
 from flashtask.tasks import TASKS
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
@@ -44,7 +44,7 @@ def pretrained_task(cls: type[Task], source: Source, given: Mapping[str, Any], m
     return build_task(kind, content, source, given, map_location)
 
 
-def content_of(source: Source, map_location: Any) -> dict[str, Any]:
+def content_of(source: Source, map_location: MapLocation) -> dict[str, Any]:
     """The content of a checkpoint, or the same from a folder in timm's layout."""
     if not source.is_folder:
         return read_checkpoint(source.path, map_location=map_location)

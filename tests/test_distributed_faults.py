@@ -327,13 +327,13 @@ def watchdog():
 
 
 def test_c5_what_ended_one_stage_does_not_end_the_next(watchdog):
-    with watchdog.on_guard():
-        with watchdog.on_guard():
-            watchdog.tell_failure({"rank": 1})
-        assert watchdog.told_failure() == {"rank": 1}
-    assert watchdog.told_failure() == {"rank": 1}
-    with watchdog.on_guard():
-        assert watchdog.told_failure() is None
+    with watchdog.watching():
+        with watchdog.watching():
+            watchdog.report_failure({"rank": 1})
+        assert watchdog.reported_failure() == {"rank": 1}
+    assert watchdog.reported_failure() == {"rank": 1}
+    with watchdog.watching():
+        assert watchdog.reported_failure() is None
 
 
 def test_c1_pids_of_another_machine_are_not_looked_for_on_this_one():

@@ -338,7 +338,7 @@ def test_s118_plugins_take_strategies_too():
     trainer = Trainer(plugins=[strategy], max_epochs=1)
     trainer.fit(Net(), *loaders())
     assert trainer.fit_run.strategy is strategy
-    with pytest.raises(UsageError, match="strategy is said twice"):
+    with pytest.raises(UsageError, match="strategy is given twice"):
         Trainer(strategy=CustomDDPStrategy(), plugins=[strategy])
 
 

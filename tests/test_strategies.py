@@ -167,12 +167,12 @@ def test_s118_plugins_are_strategies_and_precisions():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"precision": "16-mixed", "plugins": [MyPrecision()]}, "precision is said twice: 16-mixed and MyPrecision"),
-        ({"plugins": [MyPrecision(), MyPrecision()]}, "precision is said twice"),
-        ({"precision": 32, "strategy": MyStrategy(precision_plugin=MyPrecision())}, "precision is said twice"),
-        ({"strategy": "single", "plugins": [MyStrategy()]}, "strategy is said twice: single and mine"),
-        ({"plugins": [MyStrategy(), SingleDevice()]}, "strategy is said twice: mine and single"),
-        ({"accelerator": "cpu", "strategy": MyStrategy(accelerator=MyAccelerator())}, "accelerator is said twice"),
+        ({"precision": "16-mixed", "plugins": [MyPrecision()]}, "precision is given twice: 16-mixed and MyPrecision"),
+        ({"plugins": [MyPrecision(), MyPrecision()]}, "precision is given twice"),
+        ({"precision": 32, "strategy": MyStrategy(precision_plugin=MyPrecision())}, "precision is given twice"),
+        ({"strategy": "single", "plugins": [MyStrategy()]}, "strategy is given twice: single and mine"),
+        ({"plugins": [MyStrategy(), SingleDevice()]}, "strategy is given twice: mine and single"),
+        ({"accelerator": "cpu", "strategy": MyStrategy(accelerator=MyAccelerator())}, "accelerator is given twice"),
         ({"plugins": [MyAccelerator()]}, "accelerator=MyAccelerator()"),
         ({"plugins": [MyPrecision]}, "plugins=[MyPrecision()]"),
         ({"plugins": "ddp"}, "a Strategy or a Precision is needed"),

@@ -88,7 +88,7 @@ def resolve_device_plan(
     chosen, accelerator, precision = _combined(accelerator, (devices, num_nodes), strategy, precision, plugins)
     found = resolve_accelerator(accelerator)
     if chosen.most_devices is None and check_devices(devices, None) is None:
-        # What somebody else has started, else every GPU; one process uses all cores.
+        # As many as a launcher has started, else every GPU; one process uses all cores.
         devices = chosen.local_world_size or (1 if found.name == "cpu" else -1)
     indices = device_indices(devices, found, chosen.most_devices)
     device = found.device(indices[chosen.local_rank % len(indices)])
@@ -102,28 +102,28 @@ def resolve_device_plan(
 def _combined(
     accelerator: Any, places: tuple[Any, int], strategy: Any, precision: Any, plugins: Any
 ) -> tuple[Strategy, Any, Any]:
-    """The strategy, and what is said of accelerator and precision in whichever place."""
+    """The strategy, and accelerator and precision, wherever they were given."""
     given = _plugins(plugins)
-    unsaid = strategy is None or (isinstance(strategy, str) and strategy == "auto")
+    is_auto = strategy is None or (isinstance(strategy, str) and strategy == "auto")
     strategies = [one for one in given if isinstance(one, Strategy)]
-    said_strategy = _only("strategy", [*([] if unsaid else [strategy]), *strategies])
-    chosen = resolve_strategy(automatic_strategy(*places) if said_strategy is None else said_strategy)
+    given_strategy = _only("strategy", [*([] if is_auto else [strategy]), *strategies])
+    chosen = resolve_strategy(automatic_strategy(*places) if given_strategy is None else given_strategy)
     precisions = [one for one in given if isinstance(one, Precision)]
-    said = [one for one in (precision, chosen.precision_plugin) if one is not None]
-    precision = _only("precision", [*said, *precisions])
+    values = [one for one in (precision, chosen.precision_plugin) if one is not None]
+    precision = _only("precision", [*values, *precisions])
     kinds = [] if isinstance(accelerator, str) and accelerator.lower() == "auto" else [accelerator]
     kinds += [] if chosen.accelerator is None else [chosen.accelerator]
     return chosen, _only("accelerator", kinds) if kinds else "auto", precision
 
 
 def _only(what: str, given: list[Any]) -> Any:
-    """The one that is given, in one place or the same in several; None if there is none."""
+    """The one object that was given, in one place or in several; None if none was."""
     different = list({id(one): one for one in given}.values())
     if len(different) > 1:
         names = " and ".join(str(getattr(one, "name", one)) for one in different)
         raise UsageError(
-            f"{what} is said twice: {names}",
-            why=f"{what}=..., plugins=[...] and the arguments of a strategy can say it, one of them at a time",
+            f"{what} is given twice: {names}",
+            why=f"{what}=..., plugins=[...] and the arguments of a strategy all set it, and only one of them may",
             fix=f"leave one of them out: {what}=...",
         )
     return different[0] if different else None

@@ -231,7 +231,7 @@ class ScaledPrecision(MixedPrecision):
 def _ieee_float32() -> Iterator[None]:
     """Let cuDNN compute convolutions in float32 itself; by default torch lets it round their inputs to TF32.
 
-    What somebody has asked torch for stays: products of matrices in TF32, or cuDNN's switches in another state than
+    What the user has set in torch stays: products of matrices in TF32, or cuDNN's switches in another state than
     they begin in.
     """
     cudnn: Any = torch.backends.cudnn
@@ -297,7 +297,7 @@ def resolve_precision(precision: Any, device: torch.device, accelerator: Acceler
 def inference_precision(precision: Any, device: torch.device, accelerator: Accelerator | None = None) -> Precision:
     """What evaluation, prediction and feature extraction are computed in: what was asked for; `auto` is float32.
 
-    Rounding may speed up gradients, but scores that are given to somebody must not depend on it: in bfloat16 they
+    Rounding may speed up gradients, but scores that are handed out must not depend on it: in bfloat16 they
     change with the number of images in a batch.
 
     Args:

@@ -1,1 +1,1 @@
-"""Several processes: which of them this one is, how they are started, and how they speak with each other."""
+"""Several processes: which of them this one is, how they are started, and how they communicate."""

@@ -90,10 +90,10 @@ def _plain(value: Any) -> str:
 
 
 def require_the_same(by_rank: Sequence[Mapping[str, str]]) -> None:
-    """Every process has said the same as the first.
+    """Check that every process has the same facts as the first.
 
     Args:
-        by_rank: what each of them said, in the order of their ranks.
+        by_rank: the facts of each process, in the order of their ranks.
 
     Raises:
         UsageError: one of them differs; with its rank and both values.

@@ -46,9 +46,9 @@ from flashtask.trainer.distribution.reports import (
     error_in,
     exit_code_of,
     is_bystander,
+    mute,
     of_a_bystander,
     report_of,
-    say_nothing_of,
 )
 from flashtask.trainer.distribution.shared_step import SharedStep
 from flashtask.trainer.distribution.watchdog import Watchdog
@@ -65,7 +65,7 @@ T = TypeVar("T")
 TIMEOUT = 1800.0
 #: Seconds without a heartbeat after which a process counts as frozen.
 FROZEN_AFTER = 120.0
-#: Seconds in which another process may say why it failed.
+#: Seconds in which another process may report why it failed.
 _GRACE = 5.0
 
 #: of this process, as long as its group is open
@@ -108,7 +108,7 @@ class DataParallel(Strategy):
         self._steps: list[SharedStep] = []
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
-        """Hear how many processes are wanted; those that somebody else has started are as many as they are."""
+        """Take the number of processes; where others started them, their number must agree with it."""
         self._device, self._devices, self._num_nodes = device, devices, num_nodes
         process = self.process
         if process is None or self._others is not None:
@@ -122,12 +122,12 @@ class DataParallel(Strategy):
             raise UsageError(
                 f"num_nodes={num_nodes} with devices={devices}, and {process.launcher} has started "
                 f"{process.world_size} processes",
-                fix="leave num_nodes and devices out: whoever starts the processes has said it",
+                fix="leave num_nodes and devices out: what starts the processes decides how many there are",
             )
 
     @property
     def local_world_size(self) -> int | None:  # type: ignore[override]
-        """How many processes somebody has started on this machine, None if nobody has."""
+        """The number of processes that were started on this machine from outside, None if none were."""
         return None if self.process is None else self.process.local_world_size
 
     @property
@@ -147,7 +147,7 @@ class DataParallel(Strategy):
 
     @contextmanager
     def launch(self) -> Iterator[None]:
-        """Start the others, unless they are there, and meet them; where one fails, nobody goes on."""
+        """Start the others, unless they are there, and meet them; where one fails, none continues."""
         if self.process is None and self._devices * self._num_nodes > 1:
             self.process, self._others, self._listening = self._start()
         if self.process is None:
@@ -159,11 +159,11 @@ class DataParallel(Strategy):
             try:
                 self._meet()
                 assert _watchdog is not None
-                with _watchdog.on_guard():
+                with _watchdog.watching():
                     yield
             except BaseException as error:
                 abandon_group(exit_code_of(error) if isinstance(error, SystemExit) else None)
-                if (seen := self._seen(error)) is error:
+                if (seen := self._cause(error)) is error:
                     raise
                 raise seen from None
             finally:
@@ -208,29 +208,29 @@ class DataParallel(Strategy):
         self.agree(lambda: facts_at_start(run))
 
     def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
-        """Compare what every process says with what the first does; nobody goes on where one differs."""
+        """Compare what every process says with what the first does; none continues if one differs."""
         if self.world_size == 1:
             return
         try:
             require_the_same(gathered(dict(facts())))
         except UsageError as error:
-            raise (say_nothing_of(error) if self.global_rank else error) from None
+            raise (mute(error) if self.global_rank else error) from None
 
     def _where(self) -> tuple[int, Path | None]:
         run = self._run
         return (0, None) if run is None else (run.trainer.global_step, run.trainer.claimed_folder)
 
-    def _seen(self, error: BaseException) -> BaseException:
+    def _cause(self, error: BaseException) -> BaseException:
         """What another process failed of, where that is why this one did; the others are ended."""
         if _watchdog is not None and _watchdog.has_found.is_set():
             time.sleep(60)  # it is saying so, and ends this process
         if self._others is None:
-            return error if self.process is None or _watchdog is None else self._seen_from_afar(error, _watchdog)
-        found = self._seen_beside(error, self._others)
+            return error if self.process is None or _watchdog is None else self._cause_from_afar(error, _watchdog)
+        found = self._cause_beside(error, self._others)
         self._others.end()
         return found
 
-    def _seen_beside(self, error: BaseException, others: Others) -> BaseException:
+    def _cause_beside(self, error: BaseException, others: Others) -> BaseException:
         """The same where this process started the others of its machine, which may be one of several."""
         assert self.process is not None
         if is_bystander(error):
@@ -239,35 +239,35 @@ class DataParallel(Strategy):
         if _watchdog is None:
             return found or self._broken(error)
         if found is not None:
-            _watchdog.tell_failure(report_of(found, self.process, is_of_the_group=False))
+            _watchdog.report_failure(report_of(found, self.process, is_of_the_group=False))
             return found
-        if (told := _watchdog.told_failure()) is not None:
-            return error_in(told)
+        if (report := _watchdog.reported_failure()) is not None:
+            return error_in(report)
         lost = _watchdog.lost()
         return self._broken(error) if lost is None else of_a_bystander(ProcessLostError(lost[1], fix=CONTINUE))
 
-    def _seen_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
-        """The same where somebody else started the processes: one of them speaks, each of them ends."""
+    def _cause_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
+        """The same where somebody else started the processes: one of them prints the message, each of them ends."""
         assert self.process is not None
         if is_bystander(error):
             return error
         if not is_of_the_group(error):
-            watchdog.tell_failure(report_of(error, self.process, is_of_the_group=False))
+            watchdog.report_failure(report_of(error, self.process, is_of_the_group=False))
             return error
-        with _deaf_to_sigterm():
+        with _ignoring_sigterm():
             return self._of_another(watchdog) or self._broken(error)
 
     def _of_another(self, watchdog: Watchdog) -> BaseException | None:
-        if (told := watchdog.told_failure()) is not None:
-            return say_nothing_of(error_in(told))
+        if (report := watchdog.reported_failure()) is not None:
+            return mute(error_in(report))
         if (lost := watchdog.lost()) is None:
             return None
-        if (told := watchdog.told_failure()) is not None:
-            return say_nothing_of(error_in(told))
+        if (report := watchdog.reported_failure()) is not None:
+            return mute(error_in(report))
         rank, how = lost
         found = of_a_bystander(ProcessLostError(how, fix=CONTINUE))
-        speaks = self.global_rank == (1 if rank == 0 else 0)
-        return found if speaks else say_nothing_of(found)
+        prints = self.global_rank == (1 if rank == 0 else 0)
+        return found if prints else mute(found)
 
     def _broken(self, error: BaseException) -> BaseException:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -364,7 +364,7 @@ class ForkedDataParallel(DataParallel):
         try:
             with super().launch():
                 yield
-            with _guarded():
+            with _watching():
                 lost = others.failure(None)
             if lost is not None:
                 raise lost
@@ -389,16 +389,16 @@ def _part() -> None:
 
 def _let_finish(others: Others) -> None:
     """At the end of the first process: the others come to theirs, and are watched until then."""
-    with _guarded():
+    with _watching():
         others.finish()
 
 
-def _guarded() -> AbstractContextManager[None]:
-    return nullcontext() if _watchdog is None else _watchdog.on_guard()
+def _watching() -> AbstractContextManager[None]:
+    return nullcontext() if _watchdog is None else _watchdog.watching()
 
 
 @contextmanager
-def _deaf_to_sigterm() -> Iterator[None]:
+def _ignoring_sigterm() -> Iterator[None]:
     """Torchrun ends all processes a moment after it lost one; until then this one is to find out which."""
     if threading.current_thread() is not threading.main_thread():
         yield

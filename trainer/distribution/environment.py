@@ -1,4 +1,4 @@
-"""Which process of how many this one is, as whoever started it says in the environment."""
+"""Which process of how many this one is, from the environment that its launcher has set."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ProcessInfo:
 
     @property
     def meeting_point(self) -> str:
-        """Where rank 0 listens, as `address:port`."""
+        """The address and the port at which rank 0 listens, as `address:port`."""
         return f"{self.address}:{self.port}"
 
 
@@ -58,7 +58,7 @@ _PORTS = 12_000, 20_000
 
 
 def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo | None:
-    """The rank and sizes that torchrun, SLURM, MPI or a Kubernetes job gave this process; None if nobody did.
+    """The rank and sizes that torchrun, SLURM, MPI or a Kubernetes job gave this process; None without one of them.
 
     Raises:
         UsageError: some of the variables are there and others are missing, or they contradict each other.
@@ -77,7 +77,7 @@ def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo | N
 
 
 def _rank(environment: Mapping[str, str]) -> str:
-    """The rank of a process that is only told which of its machine it is, and which machine that is."""
+    """The rank of a process that knows only its local rank and the number of its machine."""
     node = number_in(environment, "NODE_RANK")
     if node and "LOCAL_WORLD_SIZE" not in environment:
         raise _missing("LOCAL_WORLD_SIZE", "NODE_RANK", environment)
@@ -121,7 +121,7 @@ def _meeting_point(launcher: str, environment: Mapping[str, str]) -> tuple[str, 
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int | None:
-    """How many tasks of SLURM's step this machine has: the second of `4(x2),3` has 4. None if it is not said."""
+    """How many tasks of SLURM's step this machine has: the second of `4(x2),3` has 4. None if SLURM does not tell."""
     counts: list[int] = []
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(tasks)] * int(times or 1)

@@ -1,4 +1,4 @@
-"""How the processes of a run speak with each other: torch.distributed, opened once in a process."""
+"""How the processes of a run communicate: torch.distributed, opened once in a process."""
 
 from __future__ import annotations
 
@@ -149,15 +149,15 @@ def _store(process: ProcessInfo, wait: timedelta, listening: socket.socket | Non
 
 
 def _wait_for_all(store: PrefixStore, process: ProcessInfo, timeout: float, look: Callable[[], None]) -> None:
-    start, pause, is_told = time.monotonic(), 0.01, False
+    start, pause, is_printed = time.monotonic(), 0.01, False
     store.set(f"here/{process.rank}", str(os.getpid()))
     keys = [f"here/{rank}" for rank in range(process.world_size)]
     while not store.check(keys):
         look()
         waited = time.monotonic() - start
         missing = ", ".join(str(rank) for rank, key in enumerate(keys) if waited > 10 and not store.check([key]))
-        if missing and not (is_told or process.rank):
-            is_told = True
+        if missing and not (is_printed or process.rank):
+            is_printed = True
             print(f"process 0 waits at {process.meeting_point} for: {missing}", file=sys.stderr, flush=True)
         if waited > timeout:
             raise UsageError(
@@ -204,7 +204,7 @@ def abandon_group(code: int | None = None) -> None:
     """The run failed here: at the end of this process nothing is waited for any more.
 
     Args:
-        code: what the process is to end with; None where Python's own way to end after an error says it.
+        code: what the process is to end with; None if the exception that ends Python decides it.
     """
     global _is_abandoned, _code_of_exit
     _is_abandoned, _code_of_exit = dist.is_initialized(), code
@@ -282,7 +282,7 @@ def is_of_the_group(error: BaseException) -> bool:
 
 _GET_ADDRESS = 0x8915
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
-#: An address for documentation: nothing is sent there, the system only says which way it would go.
+#: An address for documentation: nothing is sent there, the system only answers by which interface it would go.
 _ELSEWHERE = "192.0.2.1"
 
 
@@ -306,7 +306,7 @@ def interface_towards(address: str) -> str | None:
             nobody else reaches: then it is the interface of the default route, or the only one.
 
     Returns:
-        None where the address means this machine to everybody, or where it cannot be told.
+        None if the address means this machine to every process, or if the interface is not known.
     """
     if address in _THIS_MACHINE:
         return None

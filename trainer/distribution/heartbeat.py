@@ -28,7 +28,7 @@ class Heartbeat:
         pid: of the process.
         started: when, in the system's own ticks; with the pid it names the process for good.
         host: its machine's name, for people.
-        machine: as `this_machine` tells it.
+        machine: as `this_machine` gives it.
         is_last: it has parted from the others.
     """
 
@@ -45,7 +45,7 @@ class Heartbeat:
 def this_machine() -> str:
     """Equal for processes that mean the same by a pid: those of one boot and one namespace of pids.
 
-    Names of machines do not tell: containers share them or each have their own.
+    Names of machines are not enough: containers share them or each have their own.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -87,7 +87,7 @@ class Endings:
         os.close(over)
 
     def code(self, rank: int, heartbeat: Heartbeat) -> int | None:
-        """How a process ended that is gone: as subprocess has it, negative for a signal; None if nobody knows."""
+        """How a process ended that is gone: as subprocess has it, negative for a signal; None if it is not known."""
         code = _exit_code(heartbeat)
         if code is None and rank in self._watched:
             self._watched[rank].wait(0.5)  # the thread may be about to
@@ -108,7 +108,7 @@ def read_heartbeat(store: Any, rank: int) -> Heartbeat | None:
 
 
 def start_of(pid: int) -> int:
-    """When a process started, in the system's ticks; 0 where nothing tells."""
+    """When a process started, in the system's ticks; 0 if it is not known."""
     stat = _stat(pid)
     return stat[1] if stat else 0
 

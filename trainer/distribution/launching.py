@@ -36,7 +36,7 @@ from flashtask.trainer.distribution.reports import (
 __all__ = ["Others", "end_data_workers_too", "ending_here", "fork", "is_script", "reporting", "start_again", "started"]
 
 _PR_SET_PDEATHSIG = 1
-#: Seconds in which the others can say what happened and end by themselves, once one of them has failed.
+#: Seconds in which the others can report what happened and end by themselves, once one of them has failed.
 _GRACE = 5.0
 #: Where a process that was started here leaves what became of it.
 _REPORTS = "FLASHTASK_REPORTS"
@@ -94,14 +94,14 @@ class Others:
         shutil.rmtree(self._reports, ignore_errors=True)
 
     def failure(self, seconds: float | None, where: str = "") -> BaseException | None:
-        """What became of them, if one failed: what it said itself, or how it ended and in which place of the run."""
+        """What became of them, if one failed: its own report, or how it ended and where in the run."""
         lost = self.wait(seconds)
         reports = [json.loads(file.read_text("utf-8")) for file in sorted(self._reports.glob("*.json"))]
-        for told in reports:
-            if not told["is_of_the_group"]:
-                return error_in(told)
-        # Those that only missed another have said so; it may be on another machine.
-        bystanders = {told["rank"] for told in reports}
+        for report in reports:
+            if not report["is_of_the_group"]:
+                return error_in(report)
+        # Those that only missed another have reported that; it may be on another machine.
+        bystanders = {report["rank"] for report in reports}
         first = next((one for one in lost if one[0] not in bystanders), None)
         return None if first is None else ProcessLostError(how_it_ended(*first, where), fix=CONTINUE)
 
@@ -129,17 +129,17 @@ def reporting(process: ProcessInfo) -> Iterator[None]:
             report = report_of(error, process, is_of_the_group=is_of_the_group(error) or is_bystander(error))
             partial.write_text(json.dumps(report), "utf-8")
             partial.rename(partial.with_suffix(".json"))
-        # It is said once, and the others are ended: what stands above here is not gone through.
+        # The error is reported once, by the other process: the rest of this script is skipped.
         hard_exit(exit_code_of(error))
 
 
 def start_again(devices: int, num_nodes: int) -> tuple[ProcessInfo, Others, socket.socket | None]:
     """Start this script once for each further device of this machine, with the same arguments.
 
-    Of several machines each has one process that starts the others on it, told by NODE_RANK, MASTER_ADDR, MASTER_PORT.
+    Of several machines each has one process that starts the others on it, with NODE_RANK, MASTER_ADDR, MASTER_PORT.
 
     Raises:
-        UsageError: there is no script, as in a notebook; there are more machines, and nobody has said which of them
+        UsageError: there is no script, as in a notebook; there are more machines, and it is not known which of them
             this is; MASTER_PORT is taken.
     """
     global _started

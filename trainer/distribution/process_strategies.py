@@ -1,6 +1,6 @@
-"""Strategies of distribution: over which processes a run is spread, and how these speak with each other.
+"""Strategies of distribution: over which processes a run is spread, and how these communicate.
 
-Finetuning strategies are something else: they say what is frozen (trainer/finetuning/).
+Finetuning strategies are something else: they decide what is frozen (trainer/finetuning/).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Strategy:
     world_size = 1
     global_rank = 0
     local_rank = 0
-    #: processes that somebody else has started on this machine; None where nobody has
+    #: number of processes that were started on this machine from outside; None if none were
     local_world_size: int | None = None
     #: whether each process holds a part of the weights alone between two forward passes
     shares_weights = False
@@ -70,11 +70,11 @@ class Strategy:
 
     @property
     def is_global_zero(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.global_rank == 0
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
-        """Hear what the trainer wants, before anything is started.
+        """Take the settings of the trainer, before anything is started.
 
         Args:
             device: that this process computes on.
@@ -88,10 +88,10 @@ class Strategy:
         yield
 
     def begin(self, run: Run) -> None:
-        """Hear of the run that is about to be made ready, as each process does."""
+        """Take the run that is about to be prepared; called in each process."""
 
     def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
-        """Find out whether every process has the same, such as the shapes of the module's parameters.
+        """Check that every process has the same, such as the shapes of the module's parameters.
 
         Args:
             facts: gives what this process has, by names that an error can show.
@@ -144,7 +144,7 @@ class Strategy:
         return [value]
 
     def barrier(self, name: str = "") -> None:
-        """Wait until every process is here; the name says where, for messages."""
+        """Wait until every process is here; the name is for messages."""
 
 
 @STRATEGIES.register("single", description="one process on one device")
@@ -177,7 +177,7 @@ _SPELLINGS = {
 STRATEGIES.add_source(LazySource("strategy", "flashtask.trainer.distribution", _DISTRIBUTED))
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
-#: first word of a name that others use -> what is to be said of it
+#: first word of a name that others use -> what the message says of it
 _NOT_HERE = {
     "bagua": "there is no Bagua support",
     "colossalai": "there is no ColossalAI support",
@@ -226,7 +226,7 @@ def resolve_strategy(strategy: Any) -> Strategy:
 
 
 def automatic_strategy(devices: Any, num_nodes: int = 1) -> str:
-    """What `auto` means: a process for each device where there are several, or where somebody has started several.
+    """What `auto` means: a process for each device where there are several, or where a launcher has started several.
 
     Raises:
         UsageError: the environment says that this is one of several processes, and not which one.
@@ -258,7 +258,7 @@ def check_strategy_name(name: str) -> None:
 
 
 def advice_on_distribution(strategy: Any) -> tuple[str, str] | None:
-    """Why something that was given as a finetuning strategy is none, and the `Trainer(strategy=...)` that was meant.
+    """Why something that was given as a finetuning strategy is not one, and the `Trainer(strategy=...)` that was meant.
 
     Args:
         strategy: a name, also a mistyped one or one of another engine; or a `Strategy` or its class.

@@ -1,4 +1,4 @@
-"""What a process that failed tells the others, and the error that these raise for it."""
+"""The report of a process that failed, and the error that the others raise for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = [
     "exit_code_of",
     "how_it_ended",
     "is_bystander",
+    "mute",
     "of_a_bystander",
     "report_of",
-    "say_nothing_of",
 ]
 
 CONTINUE = "the run can be continued from its last.ckpt (--resume)"
@@ -35,27 +35,27 @@ def report_of(error: BaseException, process: ProcessInfo, is_of_the_group: bool)
         is_of_the_group: it only says that another process is gone.
     """
     seen = as_users_see_it(error)
-    told: dict[str, Any] = {"rank": process.rank, "of": process.world_size, "is_of_the_group": is_of_the_group}
-    told |= {"kind": type(seen).__name__, "trace": "".join(traceback.format_exception(error))}
+    report: dict[str, Any] = {"rank": process.rank, "of": process.world_size, "is_of_the_group": is_of_the_group}
+    report |= {"kind": type(seen).__name__, "trace": "".join(traceback.format_exception(error))}
     if isinstance(seen, SystemExit):
-        return {**told, "code": exit_code_of(seen)}
+        return {**report, "code": exit_code_of(seen)}
     if isinstance(seen, FlashtaskError):
-        return {**told, "what": seen.what, "why": seen.why, "fix": seen.fix}
-    return {**told, "what": f"{type(seen).__name__}: {seen}"}
+        return {**report, "what": seen.what, "why": seen.why, "fix": seen.fix}
+    return {**report, "what": f"{type(seen).__name__}: {seen}"}
 
 
-def error_in(told: dict[str, Any]) -> BaseException:
-    """The error that a report speaks of: of the same kind where it is one of flashtask's, and naming the process."""
-    if told["kind"] == "KeyboardInterrupt":
+def error_in(report: dict[str, Any]) -> BaseException:
+    """The error that a report describes: of the same kind where it is one of flashtask's, and naming the process."""
+    if report["kind"] == "KeyboardInterrupt":
         return KeyboardInterrupt()
-    if told["kind"] == "SystemExit":
-        return SystemExit(told["code"])
-    who, kind = f"process {told['rank']} of {told['of']}", getattr(errors, told["kind"], None)
+    if report["kind"] == "SystemExit":
+        return SystemExit(report["code"])
+    who, kind = f"process {report['rank']} of {report['of']}", getattr(errors, report["kind"], None)
     if isinstance(kind, type) and issubclass(kind, FlashtaskError):
         kind = UsageError if issubclass(kind, UnknownNameError) else kind
-        return kind(f"{who}: {told['what']}", why=told["why"], fix=told["fix"])
-    error = ProcessLostError(f"{who} failed: {told['what']}")
-    error.add_note(f"In process {told['rank']}:\n{told['trace']}".rstrip())
+        return kind(f"{who}: {report['what']}", why=report["why"], fix=report["fix"])
+    error = ProcessLostError(f"{who} failed: {report['what']}")
+    error.add_note(f"In process {report['rank']}:\n{report['trace']}".rstrip())
     return error
 
 
@@ -84,7 +84,7 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def of_a_bystander(error: BaseException) -> BaseException:
-    """An error of a process that only missed another: what that one says itself comes first."""
+    """An error of a process that only missed another: the report of that one takes precedence."""
     error.is_bystanders = True  # type: ignore[attr-defined]
     return error
 
@@ -94,14 +94,14 @@ def is_bystander(error: BaseException) -> bool:
     return getattr(error, "is_bystanders", False)
 
 
-def say_nothing_of(error: BaseException) -> BaseException:
-    """Another process tells this error: here it ends the script, or the command, without a word."""
-    of_a_bystander(error).is_told_elsewhere = True  # type: ignore[attr-defined]
+def mute(error: BaseException) -> BaseException:
+    """Another process reports this error: here it ends the script, or the command, without a message."""
+    of_a_bystander(error).is_reported_elsewhere = True  # type: ignore[attr-defined]
     before = sys.excepthook
 
-    def unless_it_is_told(kind: Any, raised: BaseException, trace: Any) -> None:
-        if not getattr(raised, "is_told_elsewhere", False):
+    def unless_it_is_reported(kind: Any, raised: BaseException, trace: Any) -> None:
+        if not getattr(raised, "is_reported_elsewhere", False):
             before(kind, raised, trace)
 
-    sys.excepthook = unless_it_is_told
+    sys.excepthook = unless_it_is_reported
     return error

@@ -36,7 +36,7 @@ _SHARE = 64
 
 
 class _Root(nn.Module):
-    """Around a module: its step as a forward pass, for FSDP's hooks to stand around.
+    """Around a module: its step as a forward pass, for the hooks of FSDP.
 
     The module itself is not FSDP's root: a step may call `self(batch)`, which would run the root's hooks twice.
     """
@@ -245,7 +245,7 @@ def _recomputed(forward: Callable[..., Any], *arguments: Any, **options: Any) ->
 def blocks_of(module: Module, kinds: Collection[type[nn.Module]] | None = None) -> list[nn.Module]:
     """The blocks, none inside another, in the order in which they were registered.
 
-    Without kinds they come from the module's layer groups, as its backbone tells them; a module without a backbone
+    Without kinds they come from the module's layer groups, as its backbone gives them; a module without a backbone
     gives its children, and of those that hold most of it their children.
 
     Args:
@@ -286,7 +286,7 @@ def _groups(module: Module) -> dict[int, int]:
         return {id(p): number for number, part in enumerate(parts) for p in part.parameters()}
     parameters, factors = parameters_by_name(module), factor_names(module)
     found = {id(parameters[name]): number for number, group in enumerate(names) for name in group}
-    # LoRA's factors are where the weight is that they stand beside.
+    # LoRA's factors are in the group of the weight that they belong to.
     for name in factors:
         beside = [p for other, p in parameters.items() if other.rpartition(".")[0] == name.rpartition(".")[0]]
         found.update({id(parameters[name]): found[id(p)] for p in beside if id(p) in found})

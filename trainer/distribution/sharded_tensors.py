@@ -78,7 +78,7 @@ def optimizer_state_as_held(state: dict[str, Any], optimizer: Optimizer) -> dict
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     if len(parameters) != len(numbers) or not any(map(is_shared, parameters)):
-        return state  # the optimizer says what does not fit
+        return state  # the optimizer reports what does not fit
     like = dict(zip(numbers, parameters, strict=True))
     by_number = {
         number: {name: as_held(value, like[number]) for name, value in values.items()} if number in like else values

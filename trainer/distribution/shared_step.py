@@ -16,7 +16,7 @@ __all__ = ["SharedStep"]
 
 
 class _Step(nn.Module):
-    """A training step as the forward pass of a module, so that DistributedDataParallel can stand around it."""
+    """A training step as the forward pass of a module, so that DistributedDataParallel can wrap it."""
 
     def __init__(self, module: nn.Module, step: Callable[..., Any]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Step(nn.Module):
 
 
 class SharedStep:
-    """Wraps anew when other parameters train; where none does, nothing is to be agreed upon."""
+    """Wraps the step again when other parameters train; without any, there is nothing to exchange."""
 
     def __init__(self, module: Module, step: Callable[..., Any], find_unused_parameters: bool) -> None:
         self.module, self.step, self.find_unused_parameters = module, step, find_unused_parameters

@@ -28,7 +28,7 @@ from flashtask.trainer.distribution.reports import CONTINUE, error_in, how_it_en
 
 __all__ = ["Watchdog"]
 
-#: Seconds in which the main thread may find out by itself, and say it better.
+#: Seconds in which the main thread may find out by itself, with a better message.
 _GRACE = 5.0
 #: Seconds to look for the process whose end broke an exchange.
 _LOOK = 3.0
@@ -39,7 +39,7 @@ class Watchdog:
 
     Args:
         process: this one.
-        store: through which they speak.
+        store: through which they communicate.
         patience: seconds without a heartbeat after which a process counts as frozen.
         where: gives the step of the run and its folder, or None.
         others: the processes that this one started, if it did.
@@ -68,11 +68,11 @@ class Watchdog:
         self._silence = dict.fromkeys(self._listens_to, 0.0)
         self._is_reached = True
         self._without_answer = 0.0
-        self._told: dict[str, Any] = {}
+        self._reports: dict[str, Any] = {}
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"flashtask-{work.__name__.strip('_')}", daemon=True)
-            for work in (self._give_signs, self._watch)
+            for work in (self._send_heartbeats, self._watch)
         ]
         for thread in self._threads:
             thread.start()
@@ -90,7 +90,7 @@ class Watchdog:
         self._endings.close()
 
     @contextmanager
-    def on_guard(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Around a stage, which may run inside of another."""
         if not self._running:
             self._stage += 1
@@ -102,7 +102,7 @@ class Watchdog:
 
     # ---- heartbeats
 
-    def _give_signs(self) -> None:
+    def _send_heartbeats(self) -> None:
         """The store can be silent with the process that keeps it, so nothing else waits for it."""
         own: dict[str, Any] = {"pid": os.getpid(), "started": start_of(os.getpid())}
         own |= {"host": platform.node(), "machine": this_machine()}
@@ -128,8 +128,8 @@ class Watchdog:
                 self._endings.watch(rank, heartbeat)
                 self._seen[rank], self._silence[rank] = heartbeat, 0.0
         for key in ("frozen", self._failed):
-            if key not in self._told and store.check([key]):
-                self._told[key] = json.loads(store.get(key))
+            if key not in self._reports and store.check([key]):
+                self._reports[key] = json.loads(store.get(key))
 
     # ---- what is made of them
 
@@ -150,8 +150,8 @@ class Watchdog:
                 self._leave_the_frozen(*found)
             ended = None if self._others is None else self._others.ended()
             found_out = ""
-            if (told := self._told.get(self._failed)) is not None:
-                found_out = _what(told)
+            if (report := self._reports.get(self._failed)) is not None:
+                found_out = _what(report)
             elif ended is not None and ended[1]:
                 found_out = how_it_ended(*ended, self._at(0))
             overdue = overdue + passed if found_out else 0.0
@@ -166,9 +166,9 @@ class Watchdog:
             os._exit(ProcessLostError.exit_code)
 
     def _frozen(self) -> tuple[int, str] | None:
-        """The rank of a process that is frozen, and what there is to say about it."""
-        if "frozen" in self._told:
-            return self._told["frozen"]["rank"], self._told["frozen"]["text"]
+        """The rank of a process that is frozen, and the message about it."""
+        if "frozen" in self._reports:
+            return self._reports["frozen"]["rank"], self._reports["frozen"]["text"]
         if not self._is_reached:
             return None
         for rank, silence in self._silence.items():
@@ -188,16 +188,16 @@ class Watchdog:
         return f"at step {max(step, self.where()[0])}"
 
     def _leave_the_frozen(self, rank: int, text: str) -> None:
-        """The first of the others speaks; all leave their stacks; who is frozen is ended from its machine."""
-        finds_it_first = "frozen" not in self._told
-        speaks = self._process.rank == (1 if rank == 0 else 0)
+        """One of the others prints the message, all write their stacks; the frozen process is killed on its machine."""
+        finds_it_first = "frozen" not in self._reports
+        prints = self._process.rank == (1 if rank == 0 else 0)
         self.has_found.set()
-        if speaks:
+        if prints:
             self._say(text)
         self._dump(text)
         if finds_it_first and rank > 0:
-            told = json.dumps({"rank": rank, "text": text})
-            threading.Thread(target=lambda: self._store.set("frozen", told), daemon=True).start()
+            found = json.dumps({"rank": rank, "text": text})
+            threading.Thread(target=lambda: self._store.set("frozen", found), daemon=True).start()
         if finds_it_first:
             time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
         heartbeat = self._seen.get(rank)
@@ -208,7 +208,7 @@ class Watchdog:
         os._exit(ProcessLostError.exit_code)
 
     def _leave(self, text: str) -> None:
-        """The main thread did not notice by itself; on each machine one process says so."""
+        """The main thread did not notice by itself; on each machine one process prints the message."""
         self.has_found.set()
         if self._process.local_rank == 0:
             self._say(text)
@@ -222,7 +222,7 @@ class Watchdog:
 
     def _say(self, text: str) -> None:
         folder = self.where()[1]
-        where = f"\n  why: the stacks of the others stand in {folder}/stacks-*.txt" if folder else ""
+        where = f"\n  why: the stacks of the others are in {folder}/stacks-*.txt" if folder else ""
         _write_to_stderr(f"error: {text}{where}\n  fix: {CONTINUE}\n")
 
     def _dump(self, text: str) -> None:
@@ -273,7 +273,7 @@ class Watchdog:
     def _failed(self) -> str:
         return f"failed/{self._stage}"
 
-    def tell_failure(self, report: dict[str, Any]) -> None:
+    def report_failure(self, report: dict[str, Any]) -> None:
         """Let the others know what ended the stage here."""
         with suppress(Exception):
             self._store.compare_set(self._failed, "", json.dumps(report))
@@ -282,9 +282,9 @@ class Watchdog:
                 # The store ends with this process, and other machines are to read it first.
                 time.sleep(1.5 * self._interval)
 
-    def told_failure(self) -> dict[str, Any] | None:
-        """What another process said that the stage failed of."""
-        if (heard := self._told.get(self._failed)) is not None:
+    def reported_failure(self) -> dict[str, Any] | None:
+        """The report of another process on why the stage failed, if there is one."""
+        if (heard := self._reports.get(self._failed)) is not None:
             return dict(heard)
         with suppress(Exception):
             if self._store.check([self._failed]):
@@ -293,8 +293,8 @@ class Watchdog:
         return None
 
 
-def _what(told: dict[str, Any]) -> str:
-    return getattr(error_in(told), "what", "") or f"process {told['rank']} was stopped"
+def _what(report: dict[str, Any]) -> str:
+    return getattr(error_in(report), "what", "") or f"process {report['rank']} was stopped"
 
 
 def _write_to_stderr(text: str) -> None:
