@@ -34,7 +34,7 @@ HIDDEN = ".flashtask-"
 #: What the standard library raises for damaged archives, besides OSErrors.
 DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    EOFError, ArithmeticError, RuntimeError, ValueError,
+    EOFError, ArithmeticError, LookupError, RuntimeError, ValueError,
 )  # fmt: skip
 
 #: Below this many bytes the ratio means nothing: a small file of zeros is not a bomb.
@@ -43,6 +43,7 @@ _ZIP_STARTS = (b"PK\3\4", b"PK\5\6")
 # LZMA in zip lets the file choose the decoder's memory, so it is not among them.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _EXTENSION_BYTES = 1024 * 1024
+_PATH_BYTES = 4096
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
 _REFUSED_KINDS = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a character device", b"4": "a block device",
@@ -335,7 +336,8 @@ def _used_of(extension: tarfile.TarInfo, data: bytes) -> bytes:
     """
     if extension.type == tarfile.GNUTYPE_LONGNAME:
         return data
-    kept, place = b"", 0
+    kept: dict[bytes, bytes] = {}
+    place = 0
     while place < extension.size:
         head = re.compile(rb"([0-9]{1,7}) ([^=]+)=").match(data, place)
         end = place + int(head[1]) if head else 0
@@ -349,9 +351,11 @@ def _used_of(extension: tarfile.TarInfo, data: bytes) -> bytes:
                 raise RefusedError("a global header sets a path or size")
             if key == b"size" and not re.fullmatch(rb"[0-9]{1,18}", value):
                 raise RefusedError("a header extension gives a size that is not a number")
-            kept += data[place:end]
+            if len(value) > _PATH_BYTES:
+                raise RefusedError("its name is too long")
+            kept[key] = data[place:end]
         place = end
-    return kept.ljust(len(data), b"\0")
+    return b"".join(kept.values()).ljust(len(data), b"\0")
 
 
 class _Unpacking(io.RawIOBase):

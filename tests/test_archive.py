@@ -285,6 +285,7 @@ def test_g_header_extensions_that_are_not_used_take_no_time(tmp_path):
     assert extract_archive(archive, tmp_path / "target") == ("y",)
     assert time.process_time() - started < 5
     assert (tmp_path / "target/y").read_bytes() == b"content"
+    refused(tmp_path, extended(record(b"path", b"1" * 500_000)), match="too long")
 
 
 @pytest.mark.parametrize("kind", ["zip", *TARS])
