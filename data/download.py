@@ -18,7 +18,7 @@ from flashtask.core.errors import HubError, IntegrityError, MissingInputError, O
 from flashtask.core.keywords import named_arguments
 from flashtask.core.plain_json import read_json
 from flashtask.data.archive import HIDDEN, ArchiveLimits, is_archive, name_taken, names_in, place, staging_for, unpack
-from flashtask.data.download_resume import Clock, Partial, Request, UnfinishedError, fetch, shown, writing
+from flashtask.data.download_resume import Clock, Download, UnfinishedError, shown, writing
 
 __all__ = ["check_address", "download_data", "download_image"]
 
@@ -139,11 +139,10 @@ def download_image(
         StorageError: the file cannot be written.
     """
     source = _remote_source(url, "image", "", allow_http=True)
-    partial = Partial(path)
     # A picture is decoded to its last byte, which shows a cut that the server did not announce.
-    request = Request(source.address, max_bytes, verified_later=False, ends_by_itself=True, tries=3)
+    download = Download(source.address, path, Clock(deadline, timeout), max_bytes, ends_by_itself=True, tries=3)
     try:
-        fetch(request, partial, Clock(deadline, timeout), lambda done, total: None)
+        download.fetch()
     except UnfinishedError as error:
         raise HubError(
             f"cannot download {shown(url)}", why=error.reason, fix="check the address and the network connection"
@@ -153,7 +152,7 @@ def download_image(
             error.fix = "download it yourself and give the path of the file"
         raise
     finally:
-        partial.note.unlink(missing_ok=True)
+        download.note.unlink(missing_ok=True)
 
 
 # ---- what was asked for
@@ -240,17 +239,17 @@ def _downloaded(source: _Source, max_bytes: int, home: Path, clock: Clock, progr
         with contextlib.suppress(IntegrityError):
             return final, _verified(final, source)
         final.unlink()
-    partial = Partial(home / f"{_PREFIX}{source.key}.part")
-    with _progress_bar(source.name, progress) as report:
-        fetch(Request(source.address, max_bytes, verified_later=bool(source.checksum)), partial, clock, report)
+    download = Download(source.address, home / f"{_PREFIX}{source.key}.part", clock, max_bytes, bool(source.checksum))
+    with _progress_bar(source.name, progress) as download.report:
+        download.fetch()
     try:
-        sha256 = _verified(partial.path, source)
+        sha256 = _verified(download.path, source)
     except IntegrityError:
-        partial.drop()
+        download.drop()
         raise
     with writing(final):
-        os.replace(partial.path, final)
-    partial.drop()
+        os.replace(download.path, final)
+    download.drop()
     return final, sha256
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask._version import __version__
-from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError
+from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError, UsageError
 from flashtask.core.library_internals import bytes_after_body
 from flashtask.core.plain_json import read_json
 
 if TYPE_CHECKING:
     import httpx2 as httpx
 
-__all__ = ["Clock", "Partial", "Request", "UnfinishedError", "fetch", "shown", "writing"]
+__all__ = ["Clock", "Download", "UnfinishedError", "shown", "writing"]
 
 #: Tries in a row that bring no new byte.
 MAX_FAILURES = 6
@@ -98,66 +98,6 @@ class Clock:
         return min(self._timeout, self.left())
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to fetch.
-
-    Args:
-        url: the address.
-        max_bytes: the most that is taken.
-        verified_later: a checksum will prove length and version.
-        ends_by_itself: the content shows by itself whether it is whole, so its length need not be announced.
-        tries: in a row that bring no new byte, before it is given up.
-    """
-
-    url: str
-    max_bytes: int
-    verified_later: bool
-    ends_by_itself: bool = False
-    tries: int = MAX_FAILURES
-
-
-@dataclass(frozen=True)
-class _Version:
-    """Which bytes the partial file is a part of."""
-
-    url_sha256: str
-    etag: str = ""
-    last_modified: str = ""
-    total: int | None = None
-
-
-class Partial:
-    """A file on its way and, beside it, a note of which version of which address it belongs to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.note = path.with_name(path.name + ".json")
-
-    def size(self) -> int:
-        """Bytes that have arrived."""
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def version(self, url: str) -> _Version | None:
-        """What the note says; None if there is none, it is of another address, or unreadable."""
-        try:
-            version = _Version(**read_json(self.note))
-        except (OSError, ValueError, TypeError):
-            return None
-        return version if version.url_sha256 == _digest(url) else None
-
-    def begin(self, version: _Version) -> None:
-        """Drop what is there and note what comes."""
-        self.drop()
-        with writing(self.path):
-            self.note.write_text(json.dumps(asdict(version)), "utf-8")
-
-    def drop(self) -> None:
-        """Remove file and note."""
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
-
 def shown(url: str) -> str:
     """An address for messages and files: without its query, which may hold a secret."""
     return url.partition("?")[0].partition("#")[0]
@@ -176,149 +116,207 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def fetch(request: Request, partial: Partial, clock: Clock, report: Callable[[int, int | None], None]) -> None:
-    """Bring `partial` to its full length; what is there already is not asked for again.
+@dataclass
+class Download:
+    """One file on its way from an address. Beside it lies a note of which version it is a part of.
 
     Args:
-        request: what to fetch.
-        partial: where it goes; kept when this fails and may go on later.
+        url: the address.
+        path: where the bytes go; kept when `fetch` fails and may go on later.
         clock: deadline and stall time-out.
+        max_bytes: the most that is taken.
+        verified_later: a checksum will prove length and version.
+        ends_by_itself: the content shows by itself whether it is whole, so its length need not be announced.
+        tries: in a row that bring no new byte, before it is given up.
         report: called with (bytes so far, bytes in all or None).
-
-    Raises:
-        HubError: the server cannot be reached, refuses, or keeps failing.
-        IntegrityError: what it sends is not what it says, or more than `max_bytes`; or a refused redirect.
-        StorageError: the file cannot be written.
     """
-    import httpx2 as httpx
 
-    failures, most, peer = 0, partial.size(), _Peer()
-    with _client() as client:
-        for _ in range(MAX_CONNECTIONS):
-            wait = 0.0
-            try:
-                _one_connection(client, peer, request, partial, clock, report)
-                return
-            except _TryAgainError as error:
-                reason, wait = str(error), error.wait
-            except httpx.ReadTimeout:
-                reason = "the server stopped sending"
-            except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-                version = partial.version(request.url)
-                total = f" of {version.total:,}" if version and version.total else ""
-                reason = f"the connection ended at {partial.size():,}{total} bytes" if version else str(error)
-            except (httpx.RequestError, UnicodeError) as error:
-                peer.refuse_hopeless(error)
-                reason = str(error) or type(error).__name__
-            failures, most = (0, partial.size()) if partial.size() > most else (failures + 1, most)
-            if failures >= request.tries:
-                break
-            wait = max(wait, min(BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF))
-            if wait >= clock.left():
-                raise UnfinishedError(
-                    f"cannot download {shown(request.url)} within {clock.deadline:g} s",
-                    reason,
-                    f"the next try is due in {wait:g} s",
-                    "run it again later: it goes on from what has arrived",
+    url: str
+    path: Path
+    clock: Clock
+    max_bytes: int
+    verified_later: bool = False
+    ends_by_itself: bool = False
+    tries: int = MAX_FAILURES
+    report: Callable[[int, int | None], None] = lambda done, total: None
+
+    @property
+    def note(self) -> Path:
+        """The file that says which version of which address this is."""
+        return self.path.with_name(self.path.name + ".json")
+
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def drop(self) -> None:
+        """Remove file and note."""
+        self.path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def fetch(self) -> None:
+        """Bring the file to its full length; what is there already is not asked for again.
+
+        Raises:
+            HubError: the server cannot be reached, refuses, or keeps failing.
+            IntegrityError: what it sends is not what it says, or more than `max_bytes`; or a refused redirect.
+            StorageError: the file cannot be written.
+            UsageError: the address is not valid.
+        """
+        import httpx2 as httpx
+
+        failures, most, peer = 0, self.size(), _Peer()
+        with _client() as client:
+            for _ in range(MAX_CONNECTIONS):
+                wait = 0.0
+                try:
+                    self._go_on(client, peer)
+                    return
+                except _TryAgainError as error:
+                    reason, wait = str(error), error.wait
+                except httpx.ReadTimeout:
+                    reason = "the server stopped sending"
+                except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+                    version = self._version()
+                    total = f" of {version.total:,}" if version and version.total else ""
+                    reason = f"the connection ended at {self.size():,}{total} bytes" if version else str(error)
+                except httpx.InvalidURL as error:
+                    raise UsageError(
+                        f"cannot download {shown(self.url)!r}", why=str(error), fix="check the address"
+                    ) from error
+                except (httpx.RequestError, UnicodeError) as error:
+                    peer.refuse_hopeless(error)
+                    reason = str(error) or type(error).__name__
+                failures, most = (0, self.size()) if self.size() > most else (failures + 1, most)
+                if failures >= self.tries:
+                    break
+                wait = max(wait, min(BACKOFF_SECONDS * 2**failures, _LONGEST_BACKOFF))
+                if wait >= self.clock.left():
+                    raise UnfinishedError(
+                        f"cannot download {shown(self.url)} within {self.clock.deadline:g} s",
+                        reason,
+                        f"the next try is due in {wait:g} s",
+                        "run it again later: it goes on from what has arrived",
+                    )
+                time.sleep(wait)
+        raise UnfinishedError(
+            f"cannot download {shown(self.url)}",
+            reason,
+            f"{failures} tries in a row brought nothing; {self.size():,} bytes are kept",
+            "check the network connection and run it again: it goes on from there",
+        )
+
+    def _go_on(self, client: httpx.Client, peer: _Peer) -> None:
+        """Take what one connection brings."""
+        version, have = self._version(), self.size()
+        if have and version is not None and have == version.total:
+            return
+        headers = self._range_headers(version, have)
+        if not headers:
+            self.drop()
+        with contextlib.closing(_open(client, peer, self.url, headers, self.clock)) as answer:
+            if answer.status_code == 416:
+                self.drop()
+                raise _TryAgainError("the server has no such part")
+            _refuse_answer(answer)
+            is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+            total = None if is_chunked else _number(answer.headers.get("Content-Length", ""))
+            if answer.status_code == 206:
+                total = self._resumed_total(answer, version, have if headers else -1, total)
+            else:
+                have = 0
+                self._begin(answer, total)
+            if total is None and not is_chunked and not self.verified_later and not self.ends_by_itself:
+                raise HubError(
+                    f"{shown(self.url)}: the server does not say how long the file is",
+                    why="a cut could not be told from the end",
+                    fix='give checksum="sha256:..." from the owner of the file',
                 )
-            time.sleep(wait)
-    raise UnfinishedError(
-        f"cannot download {shown(request.url)}",
-        reason,
-        f"{failures} tries in a row brought nothing; {partial.size():,} bytes are kept",
-        "check the network connection and run it again: it goes on from there",
-    )
+            self._receive(answer, have, total)
 
-
-# ---- one connection
-
-
-def _one_connection(
-    client: httpx.Client,
-    peer: _Peer,
-    request: Request,
-    partial: Partial,
-    clock: Clock,
-    report: Callable[[int, int | None], None],
-) -> None:
-    version, have = partial.version(request.url), partial.size()
-    if have and version is not None and have == version.total:
-        return
-    headers = _range_headers(version, have, request)
-    if not headers:
-        partial.drop()
-    with contextlib.closing(_open(client, peer, request.url, headers, clock)) as answer:
-        _refuse_answer(answer, partial)
-        is_chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-        total = None if is_chunked else _number(answer.headers.get("Content-Length", ""))
-        if answer.status_code == 206:
-            total = _resumed_total(answer, version, have if headers else -1, total, partial)
-        else:
-            have, modified = 0, answer.headers.get("Last-Modified", "")
-            partial.begin(_Version(_digest(request.url), _strong_etag(answer), modified, total))
-        if total is None and not is_chunked and not request.verified_later and not request.ends_by_itself:
-            raise HubError(
-                f"{shown(request.url)}: the server does not say how long the file is",
-                why="a cut could not be told from the end",
-                fix='give checksum="sha256:..." from the owner of the file',
-            )
-        _refuse_size(max(have, total or 0), request, partial)
-        with writing(partial.path), partial.path.open("ab") as file:
+    def _receive(self, answer: httpx.Response, have: int, total: int | None) -> None:
+        self._refuse_size(max(have, total or 0))
+        with writing(self.path), self.path.open("ab") as file:
             for block in answer.iter_raw():
                 have += len(block)
-                _refuse_size(have, request, partial)
+                self._refuse_size(have)
                 file.write(block)
-                report(have, total)
+                self.report(have, total)
                 if have == total:
                     break
-                clock.left()
+                self.clock.left()
             file.flush()
             os.fsync(file.fileno())
         if total is not None and bytes_after_body(answer, _OVERLONG_WAIT):
-            partial.drop()
+            self.drop()
             raise IntegrityError(
-                f"{shown(request.url)}: the server sent more than the {total:,} bytes it announced",
+                f"{shown(self.url)}: the server sent more than the {total:,} bytes it announced",
                 fix="run it again; if it stays, tell the owner of the server",
             )
 
+    def _version(self) -> _Version | None:
+        """What the note says; None if it is missing, unreadable, or of another address."""
+        try:
+            version = _Version(**read_json(self.note))
+        except (OSError, ValueError, TypeError):
+            return None
+        return version if version.url_sha256 == _digest(self.url) else None
 
-def _range_headers(version: _Version | None, have: int, request: Request) -> dict[str, str]:
-    """What asks for the rest; nothing if the rest could belong to another version unnoticed."""
-    if not have or version is None:
-        return {}
-    validator = version.etag or version.last_modified
-    if not validator and not request.verified_later:
-        return {}
-    return {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
+    def _begin(self, answer: httpx.Response, total: int | None) -> None:
+        """Drop what is there and note what comes."""
+        self.drop()
+        version = _Version(_digest(self.url), _strong_etag(answer), answer.headers.get("Last-Modified", ""), total)
+        with writing(self.path):
+            self.note.write_text(json.dumps(asdict(version)), "utf-8")
+
+    def _range_headers(self, version: _Version | None, have: int) -> dict[str, str]:
+        """What asks for the rest; nothing if the rest could belong to another version unnoticed."""
+        validator = version.etag or version.last_modified if version else ""
+        if not have or version is None or not (validator or self.verified_later):
+            return {}
+        return {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
+
+    def _resumed_total(self, answer: httpx.Response, version: _Version | None, have: int, length: int | None) -> int:
+        """The length of the whole file, after checking that the answer is the part that was asked for."""
+        given, etag = answer.headers.get("Content-Range", ""), _strong_etag(answer)
+        if version is not None and version.etag and etag and etag != version.etag:
+            self.drop()
+            raise _TryAgainError("the file changed on the server")
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", given)
+        start, end, total = (int(part) for part in found.groups()) if found else (-1, -1, -1)
+        announced = (version.total if version else None) or total
+        if start != have or end != total - 1 or total != announced or length not in (None, total - have):
+            self.drop()
+            raise IntegrityError(
+                f"{shown(str(answer.url))}: the server sent another part than the one asked for",
+                why=f"asked from byte {have:,}, got Content-Range {given!r}",
+                fix="run it again: it starts from the beginning",
+            )
+        return total
+
+    def _refuse_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            self.drop()
+            raise IntegrityError(
+                f"{shown(self.url)}: the file is larger than {self.max_bytes:,} bytes",
+                why="that is the most this download may take",
+                fix=f"if it is meant to be that large: max_bytes={max(size, 2 * self.max_bytes)}",
+            )
 
 
-def _resumed_total(
-    answer: httpx.Response, version: _Version | None, have: int, length: int | None, partial: Partial
-) -> int:
-    """The length of the whole file, after checking that the answer is the part that was asked for."""
-    given, etag = answer.headers.get("Content-Range", ""), _strong_etag(answer)
-    if version is not None and version.etag and etag and etag != version.etag:
-        partial.drop()
-        raise _TryAgainError("the file changed on the server")
-    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", given)
-    start, end, total = (int(part) for part in found.groups()) if found else (-1, -1, -1)
-    announced = (version.total if version else None) or total
-    if start != have or end != total - 1 or total != announced or length not in (None, total - have):
-        partial.drop()
-        raise IntegrityError(
-            f"{shown(str(answer.url))}: the server sent another part than the one asked for",
-            why=f"asked from byte {have:,}, got Content-Range {given!r}",
-            fix="run it again: it starts from the beginning",
-        )
-    return total
+@dataclass(frozen=True)
+class _Version:
+    """Which bytes a partial file is a part of."""
+
+    url_sha256: str
+    etag: str = ""
+    last_modified: str = ""
+    total: int | None = None
 
 
-def _refuse_answer(answer: httpx.Response, partial: Partial) -> None:
+def _refuse_answer(answer: httpx.Response) -> None:
     """_TryAgainError for a status that may pass; HubError or IntegrityError for others that bring no file."""
     status, url, encoding = answer.status_code, shown(str(answer.url)), answer.headers.get("Content-Encoding", "")
-    if status == 416:
-        partial.drop()
-        raise _TryAgainError("the server has no such part")
     if status in _PASSING:
         raise _TryAgainError(f"status {status}", _seconds(answer.headers.get("Retry-After", "")))
     if status not in (200, 206):
@@ -337,16 +335,6 @@ def _refuse_answer(answer: httpx.Response, partial: Partial) -> None:
             f"{url}: the server packed the file as {encoding!r} though asked not to",
             why="the bytes would not be those of the file",
             fix=_BY_HAND,
-        )
-
-
-def _refuse_size(size: int, request: Request, partial: Partial) -> None:
-    if size > request.max_bytes:
-        partial.drop()
-        raise IntegrityError(
-            f"{shown(request.url)}: the file is larger than {request.max_bytes:,} bytes",
-            why="that is the most this download may take",
-            fix=f"if it is meant to be that large: max_bytes={max(size, 2 * request.max_bytes)}",
         )
 
 
@@ -402,12 +390,12 @@ class _Peer:
         """HubError for a failure that another try would meet again."""
         import httpx2 as httpx
 
-        what = ""
+        what, asked = "", error.request.url.host if isinstance(error, httpx.RequestError) else self._host
         while error is not None:
             if isinstance(error, socket.gaierror | UnicodeError):
                 what, fix = f"cannot find the host {self._host}", "check the address and the network connection"
             elif isinstance(error, ssl.SSLCertVerificationError):
-                what = f"the certificate of {self._host} is not valid"
+                what = f"the certificate of {asked} is not valid"
                 fix = "check the address; behind a company proxy set SSL_CERT_FILE to its certificate"
             elif isinstance(error, httpx.ProxyError):
                 what, fix = f"the proxy {self._host} refused to connect", "check HTTPS_PROXY and NO_PROXY"

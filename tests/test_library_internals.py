@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import copy
 import importlib.metadata
+import socket
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
+import httpx2
 import pytest
 import timm
 import torch
@@ -21,7 +24,7 @@ from flashtask.core import library_internals as internals
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = "core/library_internals.py"
-LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "huggingface_hub")
+LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "huggingface_hub", "httpx2")
 
 
 def batch_norm_class():
@@ -168,6 +171,23 @@ def hub_client_factory():
         set_client_factory(before)
 
 
+def bytes_after_body():
+    for extra in (b"more", b""):
+        with socket.create_server(("127.0.0.1", 0)) as listener, httpx2.Client() as client:
+
+            def answer(listener=listener, extra=extra):
+                with listener.accept()[0] as connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + extra)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            with client.stream("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/") as response:
+                assert next(response.iter_raw()) == b"ok"
+                thread.join()
+                assert internals.bytes_after_body(response, 0.2) == extra
+
+
 CASES = {name: globals()[name] for name in internals.__all__}
 
 
@@ -190,7 +210,7 @@ def test_settings_of_the_hub_that_are_read_or_set_in_its_module_exist(name):
 OF_LIBRARIES = {
     *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_version", "_metadata"),
     *("_schema", "_C", "_dynamo", "_inductor", "_model_args", "_traits"),
-    *("_defaults", "_update_count", "_computed", "_forward_cache"),
+    *("_defaults", "_update_count", "_computed", "_forward_cache", "_httpcore_stream", "_h11_state"),
 }
 CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli")
 
