@@ -21,7 +21,7 @@ from flashtask.core.preprocessing import Preprocessing
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-HEAVY = ("torch", "timm", "torchvision", "numpy", "pandas", "PIL", "huggingface_hub", "torchmetrics")
+HEAVY = ("torch", "timm", "torchvision", "numpy", "pandas", "PIL", "huggingface_hub", "httpx2", "torchmetrics")
 #: Python code that says where flashtask comes from.
 WHERE = "import flashtask, flashtask.core.zoo as z; z.load_zoo(); print(flashtask.__file__)"
 
