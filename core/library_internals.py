@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import httpx2 as httpx
     from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
@@ -232,15 +233,16 @@ def value_of_batch(metric: Metric | Accuracy) -> Any:
     return metric._forward_cache
 
 
-def bytes_after_body(response: Any, wait: float) -> bytes:
+def bytes_after_body(response: httpx.Response, wait: float) -> bytes:
     """What a server sent after the announced end of a body: httpx reads it along and drops it.
 
     Args:
         response: one whose body was read to its end, but which is not closed.
         wait: seconds to wait for a first byte.
     """
+    stream: Any = response.stream
     with suppress(AttributeError):
-        pending: bytes = response.stream._stream._httpcore_stream._stream._connection._h11_state.trailing_data[0]
+        pending: bytes = stream._stream._httpcore_stream._stream._connection._h11_state.trailing_data[0]
         if pending:
             return pending
     with suppress(Exception):  # nothing came, or the server has hung up

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask._version import __version__
-from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError
+from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError, UsageError
 from flashtask.core.library_internals import bytes_after_body
 from flashtask.core.plain_json import read_json
 
@@ -161,6 +161,7 @@ class Download:
             HubError: the server cannot be reached, refuses, or keeps failing.
             IntegrityError: what it sends is not what it says, or more than `max_bytes`; or a refused redirect.
             StorageError: the file cannot be written.
+            UsageError: the address is not valid.
         """
         import httpx2 as httpx
 
@@ -179,6 +180,10 @@ class Download:
                     version = self._version()
                     total = f" of {version.total:,}" if version and version.total else ""
                     reason = f"the connection ended at {self.size():,}{total} bytes" if version else str(error)
+                except httpx.InvalidURL as error:
+                    raise UsageError(
+                        f"cannot download {shown(self.url)!r}", why=str(error), fix="check the address"
+                    ) from error
                 except (httpx.RequestError, UnicodeError) as error:
                     peer.refuse_hopeless(error)
                     reason = str(error) or type(error).__name__
@@ -385,12 +390,12 @@ class _Peer:
         """HubError for a failure that another try would meet again."""
         import httpx2 as httpx
 
-        what = ""
+        what, asked = "", error.request.url.host if isinstance(error, httpx.RequestError) else self._host
         while error is not None:
             if isinstance(error, socket.gaierror | UnicodeError):
                 what, fix = f"cannot find the host {self._host}", "check the address and the network connection"
             elif isinstance(error, ssl.SSLCertVerificationError):
-                what = f"the certificate of {self._host} is not valid"
+                what = f"the certificate of {asked} is not valid"
                 fix = "check the address; behind a company proxy set SSL_CERT_FILE to its certificate"
             elif isinstance(error, httpx.ProxyError):
                 what, fix = f"the proxy {self._host} refused to connect", "check HTTPS_PROXY and NO_PROXY"

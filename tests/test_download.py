@@ -666,6 +666,15 @@ def test_s2_download_data_asks_a_proxy_for_plain_http_and_names_one_that_refuses
         download_data("https://data.example.test/pets.zip", tmp_path / "other")
 
 
+def test_s2_download_data_uses_no_proxy_for_this_machine_and_names_an_unusable_one(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://192.0.2.1:9")
+    assert contents(download_data(server.url, tmp_path / "data", allow_http=True)) == FILES
+    monkeypatch.setenv("https_proxy", "gopher://192.0.2.1:9")
+    with pytest.raises(HubError, match="cannot use the proxy of the environment") as caught:
+        download_data(server.url, tmp_path / "other", allow_http=True)
+    assert "NO_PROXY" in caught.value.fix
+
+
 def test_s2_importing_download_data_loads_no_library():
     unwanted = "{'torch', 'numpy', 'PIL', 'rich', 'httpx', 'httpx2'}"
     code = f"import sys, flashtask.data.download; print({unwanted} & set(sys.modules))"
