@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, errors, get_token
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub import HfApi, constants, errors, get_session, get_token
 
 from flashtask._version import __version__
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError, did_you_mean
@@ -260,7 +259,8 @@ def _has_token() -> bool:
 def _revisions(address: HubAddress) -> list[str]:
     """The branches and tags of a repository; empty if they cannot be had. The client's own call has no time limit."""
     with suppress(Exception):
-        page, headers = f"{endpoint()}/api/models/{address.repository}/refs", build_hf_headers()
+        page, token = f"{endpoint()}/api/models/{address.repository}/refs", get_token()
+        headers = {"authorization": f"Bearer {token}"} if token else {}
         refs = get_session().get(page, headers=headers, timeout=constants.HF_HUB_ETAG_TIMEOUT).json()
         return [ref["name"] for ref in (*refs["branches"], *refs["tags"])]
     return []
