@@ -79,7 +79,7 @@ class Pointwise(Images):
     """Keeps some megabytes of activations for each sample, and needs no working memory beside them."""
 
     def __init__(self):
-        super().__init__(size=256)
+        super().__init__(size=128)
         self.backbone = torch.nn.Linear(1, 1)
         self.head = torch.nn.Linear(3, 2)
 

@@ -22,6 +22,8 @@ from flashtask.trainer.placement.strategies import STRATEGIES
 SCRIPT = Path(__file__).parent / "distributed_script.py"
 #: Sums are taken in another order.
 TOLERANCE = 1e-6
+#: Seconds within which all have ended, on a busy machine too; an exchange waits for minutes.
+SOON = 100
 
 
 class Small(Module):
@@ -292,7 +294,7 @@ def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_
     done, seconds = run_script(tmp_path, what, strategy)
     assert done.returncode != 0
     assert done.stderr.count(said) == 1
-    assert seconds < 30
+    assert seconds < SOON
     assert_nobody_is_left(tmp_path)
 
 
@@ -300,7 +302,7 @@ def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_
 def test_c1_c3_when_the_first_process_is_killed_the_others_end_with_it(tmp_path, strategy):
     done, seconds = run_script(tmp_path, "first is killed", strategy)
     assert done.returncode == -signal.SIGKILL
-    assert seconds < 30
+    assert seconds < SOON
     time.sleep(0.5)
     assert_nobody_is_left(tmp_path)
 
