@@ -5,10 +5,12 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 PIP = $(PYTHON) -m pip --disable-pip-version-check
 DONE = $(VENV)/.flashtask
-# One torch thread a process and a process a core: the tests are many small models.
-PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+# One torch thread a process and a process a core: the tests are many small models. Bytecode is written even where the
+# environment forbids it: otherwise each of the many processes that they start compiles the package again.
+IN_TESTS = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n 2
+PYTEST = $(IN_TESTS) --dist loadfile
 # One file builds every backbone, so here tests are shared out one by one.
-PYTEST_LONG = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal
+PYTEST_LONG = $(IN_TESTS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

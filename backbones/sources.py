@@ -192,6 +192,7 @@ def _load_own(name: str) -> Builder:
     return partial(build_model, name)
 
 
+@cache
 def _installed_version(library: str) -> str:
     try:
         return version(library)

@@ -41,6 +41,8 @@ __all__ = ["PHOTOGRAPH", "AutoChoice", "Rate", "Speed", "auto_choice", "prepared
 PHOTOGRAPH, _CAMERA = (500, 375), (4000, 3000)
 _ROUNDS = 3
 _CLASSES = 10
+#: Images that are predicted in a round, however long that takes: prediction computes them in batches.
+_LEAST_PREDICTED = 64
 #: More than anything predicts in a round.
 _ENDLESS = 1_000_000
 _LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -285,7 +287,7 @@ def _predict(task: ImageClassifier, path: str, num_threads: int, seconds: float)
         next(results)
         began, count = time.perf_counter(), 0
         for count, _ in enumerate(results, 1):
-            if count >= 64 and time.perf_counter() - began >= seconds:
+            if count >= _LEAST_PREDICTED and time.perf_counter() - began >= seconds:
                 break
         return count, time.perf_counter() - began
 

@@ -2,11 +2,15 @@
 
 import gc
 import os
+import shutil
+import subprocess
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,3 +49,16 @@ def no_seed_is_left(private_cache):
     """`seed_everything` is for the whole process: the next test, and what its module prepares, starts without."""
     yield
     seeding._last_seed = None
+
+
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory):
+    """A folder into which pip installed the package of tests/third_party."""
+    source, target = tmp_path_factory.mktemp("source") / "package", tmp_path_factory.mktemp("site")
+    ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    shutil.copytree(Path(__file__).parent / "third_party", source, ignore=ignored)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target

@@ -188,9 +188,9 @@ def test_g_setuid_bits_are_dropped(tmp_path, kind):
 def test_g_bombs_are_refused_early_and_in_little_memory(tmp_path, kind):
     entries = [("zeros", bytes(24 * 2**20))]
     content = zip_bytes(entries) if kind == "zip" else TARS[kind](tar_bytes(entries))
-    started = time.monotonic()
+    started = time.process_time()
     refused(tmp_path, content, match="unpacks to more than")
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -56,10 +56,15 @@ def vit(tmp_path_factory):
     [
         ("test_resnet", {}, True, {}),
         ("test_vit", {"img_size": 96, "in_chans": 1, "num_classes": 7}, True, {"in_chans": 1}),
-        ("test_vit", {"img_size": 96, "in_chans": 1, "num_classes": 7}, True, {"in_chans": 4}),
         ("test_vit", {}, True, {"in_chans": 1, "img_size": 64}),
-        ("test_efficientnet", {"num_classes": 0}, True, {}),
-        ("test_byobnet", {"num_classes": 3}, False, {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("test_vit", {"img_size": 96, "in_chans": 1, "num_classes": 7}, True, {"in_chans": 4}),
+                ("test_efficientnet", {"num_classes": 0}, True, {}),
+                ("test_byobnet", {"num_classes": 3}, False, {}),
+            )
+        ),
     ],
 )
 def test_a_folder_in_timms_layout_gives_what_timm_itself_gives(tmp_path, name, made_with, safe, options):
@@ -232,8 +237,14 @@ def test_a_place_is_no_listed_name_and_asks_no_network_to_be_known():
 # ---- weights from a file
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model.encoder."])
-@pytest.mark.parametrize("name", ["test_resnet", "torchvision/mnasnet0_5"])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        pytest.param(name, prefix, marks=() if prefix in short else pytest.mark.long)
+        for name, short in (("test_resnet", ("", "module.")), ("torchvision/mnasnet0_5", ("model.encoder.",)))
+        for prefix in ("", "module.", "backbone.", "model.encoder.")
+    ],
+)
 def test_weights_of_a_file_are_found_under_their_prefix_and_what_is_left_aside_is_said(tmp_path, capsys, name, prefix):
     build = timm.create_model if "/" not in name else torchvision.models.get_model
     whole = build(name.rpartition("/")[2], num_classes=5).state_dict()
@@ -273,7 +284,7 @@ def test_a_model_on_weights_of_a_file_loads_when_the_file_is_gone(tmp_path):
         ImageClassifier(backbone="test_resnet", backbone_options=options)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "torchvision/mnasnet0_5"])
+@pytest.mark.parametrize("name", ["test_resnet", pytest.param("torchvision/mnasnet0_5", marks=pytest.mark.long)])
 def test_weights_that_do_not_fit_name_the_file_and_the_first_names(tmp_path, name):
     body = build_backbone(name, pretrained=False).module.state_dict()
     path = tmp_path / "w.safetensors"

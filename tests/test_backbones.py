@@ -146,8 +146,16 @@ def test_every_family_of_torchvision_stands_in_the_table_of_layers():
     assert families == set(LAYERS)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "torchvision/squeezenet1_1", "efficientnet_lite0"])
-@pytest.mark.parametrize("in_chans", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "in_chans"),
+    [
+        *(("test_resnet", 1), ("torchvision/squeezenet1_1", 4), ("efficientnet_lite0", 1)),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (("test_resnet", 4), ("torchvision/squeezenet1_1", 1), ("efficientnet_lite0", 4))
+        ),
+    ],
+)
 def test_other_channel_counts_get_the_mean_of_the_known_ones(name, in_chans):
     backbone = build_backbone(name, pretrained=name == "efficientnet_lite0", in_chans=in_chans)
     check_contract(backbone)

@@ -16,6 +16,7 @@ from flashtask import BACKBONES, ImageClassifier, Trainer
 from flashtask.cli import run
 from flashtask.core.worker_threads import fitting_threads
 from flashtask.data.threads import num_cores
+from flashtask.tasks import speed
 from flashtask.tasks.speed import Rate, auto_choice, prepared_speed
 from flashtask.trainer.devices.accelerators import CPUAccelerator
 
@@ -60,6 +61,16 @@ def breaking():
         BACKBONES.remove(name)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def little_is_measured():
+    """A larger photograph of 3 megapixels, two rounds, and few predictions in each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "_CAMERA", (2000, 1500))
+        patch.setattr(speed, "_ROUNDS", 2)
+        patch.setattr(speed, "_LEAST_PREDICTED", 4)
+        yield
+
+
 def measured(capsys, *options):
     assert run(["bench", SMALL, *QUICK, "--json", *options]) == 0
     return json.loads(capsys.readouterr().out)
@@ -70,7 +81,7 @@ def of(found, work):
 
 
 @pytest.fixture(scope="module")
-def fast_bfloat16():
+def fast_bfloat16(little_is_measured):
     """What is measured where the processor computes bfloat16."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(CPUAccelerator, "computes_bfloat16", lambda self, device: True)
@@ -89,8 +100,8 @@ def test_every_number_format_and_layout_is_measured_with_and_without_training(fa
     assert found["backbone"] == SMALL
     assert found["batch_size"] == 2
     assert found["machine"]["torch"] == f"torch {torch.__version__}"
-    # A small picture takes less than one of 12 megapixels.
-    small, large = (next(r for r in of(found, "decode") if size in r["option"]) for size in ("500x375", "4000x3000"))
+    # A small picture takes less than one with 16 times as many pixels.
+    small, large = (next(r for r in of(found, "decode") if size in r["option"]) for size in ("500x375", "2000x1500"))
     assert small["min"] > large["max"]
 
 
@@ -149,17 +160,17 @@ def test_the_table_fits_80_columns_marks_auto_and_says_why(capsys):
 
 
 def test_the_estimates_add_decoding_to_the_network():
-    with prepared_speed(SMALL, batch_size=2, accelerator="cpu") as speed:
-        assert speed.seconds_per_image("train") is None
-        speed.rates = [
+    with prepared_speed(SMALL, batch_size=2, accelerator="cpu") as prepared:
+        assert prepared.seconds_per_image("train") is None
+        prepared.rates = [
             Rate("forward", "a", None, is_auto=True, rounds=[10.0]),
             Rate("forward", "b", None, rounds=[1000.0]),
             Rate("train", "a", None, is_auto=True, rounds=[2.0, 4.0, 9.0]),
             Rate("decode", "photograph", None, is_auto=True, rounds=[100.0]),
             Rate("decode", "camera", None, is_auto=True, rounds=[5.0]),
         ]
-        assert speed.seconds_per_image("forward") == pytest.approx(0.11)
-        assert speed.seconds_per_image("train") == pytest.approx(0.26)
+        assert prepared.seconds_per_image("forward") == pytest.approx(0.11)
+        assert prepared.seconds_per_image("train") == pytest.approx(0.26)
 
 
 def test_ctrl_c_shows_what_was_measured_so_far(breaking, capsys):

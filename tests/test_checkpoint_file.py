@@ -5,14 +5,12 @@ import json
 import os
 import random
 import re
-import resource
-import subprocess
-import sys
 import time
 
 import pytest
 import safetensors.torch
 import torch
+import warm
 from safetensors import safe_open
 
 import flashtask.core.tensor_file as tensor_file
@@ -245,9 +243,9 @@ def test_the_forger_of_these_tests_makes_files_that_are_otherwise_good(tmp_path)
 
 def test_h_header_bombs_are_refused_at_once(tmp_path):
     for length in (2**63, 10**12, tensor_file.MAX_HEADER + 1, 2000):
-        start = time.monotonic()
+        start = time.process_time()
         refused(tmp_path / "x.ckpt", length.to_bytes(8, "little") + b'{"__metadata__":' + b"[" * 900)
-        assert time.monotonic() - start < 1
+        assert time.process_time() - start < 1
 
 
 def test_h_mutated_files_with_a_right_digest_load_or_are_refused(saved, tmp_path):
@@ -322,6 +320,7 @@ def test_what_cannot_be_saved_is_named_and_the_old_file_stays(saved, monkeypatch
 KILLED = """
 import os, signal, sys
 import torch
+import warm
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 torch.set_num_threads(1)
 target, outcomes = sys.argv[1], []
@@ -351,30 +350,24 @@ print(outcomes)
 """
 
 
-def python(code, *arguments, limit=None):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, preexec_fn=limit)
-
-
 def test_a3_a_save_killed_at_any_step_leaves_a_checkpoint_that_verifies(tmp_path):
-    result = python(KILLED, tmp_path / "a.ckpt")
+    result = warm.run(KILLED, tmp_path / "a.ckpt")
     assert result.stdout == "[0, 0, 0, 1, 1]\n", result.stderr
     assert len(remove_partials(tmp_path)) == 2
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
 LIMITED = """
-import sys, torch
+import resource, sys, torch
 from flashtask.core.checkpoint import write_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
 write_checkpoint(sys.argv[1], {"w": torch.ones(1_000_000)})
 """
 
 
 def test_b2_a_file_size_limit_names_path_and_bytes_and_keeps_the_old_file(saved):
     before = saved.read_bytes()
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))  # noqa: E731
-    result = python(LIMITED, saved, limit=limit)
+    result = warm.run(LIMITED, saved)
     assert "StorageError" in result.stderr
     assert re.search(r"4,000,\d{3} bytes are needed, [\d,]+ are free", result.stderr)
     assert str(saved) in result.stderr
@@ -400,7 +393,7 @@ print(written, listed, peak() - start)
 
 
 def test_writing_and_reading_need_no_second_copy_of_the_tensors(tmp_path):
-    result = python(MEMORY, tmp_path / "a.ckpt")
+    result = warm.run(MEMORY, tmp_path / "a.ckpt")
     written, listed, read = map(int, result.stdout.split())
     assert written < 30, result.stdout
     assert listed < 40, result.stdout

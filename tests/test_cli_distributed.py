@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -38,9 +39,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Grad strides do not match")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """11 images a class to train on, so that the last batch is uneven."""
+    """7 images a class to train on, so that the last batch is uneven."""
     root = tmp_path_factory.mktemp("images")
-    for part, count in (("train", 11), ("val", 5)):
+    for part, count in (("train", 7), ("val", 3)):
         colour_folders(root / part, each=count, size=32)
     return root
 
@@ -68,7 +69,7 @@ def finished(process, code=0):
     """Its output and errors, once it has ended with this code and left nobody behind."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, out + err
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while is_group_alive(process.pid):
         assert time.monotonic() < deadline, "somebody is left behind"
         time.sleep(0.02)
@@ -101,7 +102,8 @@ def assert_told_once(out, err):
 
 
 def free_port(first=12_000, last=20_000):
-    for port in range(first, last):
+    """Not the first that is free, which another run of these tests finds too."""
+    for port in random.sample(range(first, last), last - first):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -186,7 +188,7 @@ def test_s105_the_slurm_script_trains_saves_when_time_is_over_and_goes_on_when_r
     settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **slurm(job, 0), "VIRTUAL_ENV": ""}
     command = ["bash", ROOT / "docs" / "slurm.sh", "finetune", images, *TRAIN, "--batch-size", "2", "--output-dir"]
     first = start(*command, "RUN", "--epochs", "2000", cwd=tmp_path, environment=settings)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 110
     while not (tmp_path / "RUN" / "last.ckpt").exists():
         assert time.monotonic() < deadline
         assert first.poll() is None, first.communicate()
@@ -267,7 +269,7 @@ def test_s117_pods_and_mpirun_say_which_process_this_is(images, one, tmp_path, l
 # ---- what they do
 
 
-@pytest.mark.parametrize("count", [1, 32])
+@pytest.mark.parametrize("count", [1, 20])
 def test_predictions_of_two_processes_are_those_of_one_in_one_file(images, one, tmp_path, count, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     paths = sorted(map(str, images.rglob("*.png")))[:count]
@@ -300,7 +302,7 @@ def test_a_plan_for_two_processes_counts_their_steps(images, tmp_path, capfd, mo
     monkeypatch.chdir(tmp_path)
     assert run(["plan", str(images), *TRAIN, *SPAWN, "--no-measure"]) == 0
     told = capfd.readouterr().out
-    assert "2 epochs, 12 steps; cpu, 32, 2 processes" in told  # 22 images by 4
+    assert "2 epochs, 8 steps; cpu, 32, 2 processes" in told  # 14 images by 4
     assert told.count("strategy no_freeze") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -310,7 +312,7 @@ def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(ima
     whole, run_folder = tmp_path / "whole", tmp_path / "RUN"
     longer = [*TRAIN, "--epochs", "20"]
     both = start(sys.executable, "-m", "flashtask", "finetune", images, *longer, *DDP, "--output-dir", run_folder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 110
     while not (run_folder / "last.ckpt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

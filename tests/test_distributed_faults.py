@@ -31,6 +31,8 @@ from flashtask.trainer.distribution.watchdog import Watchdog
 from flashtask.trainer.run_folder import RunFolder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+#: Seconds without a sign of life. Fewer, and a busy machine lets a process that waits for its turn look frozen.
+FROZEN_AFTER = "8"
 
 
 def _load(name):
@@ -62,7 +64,7 @@ def start(tmp_path):
         run.end()
 
 
-def ended(run, seconds=60):
+def ended(run, seconds=110):
     """Wait until nobody is left; the exit code, and what was said."""
     assert run.wait_until_gone(seconds) < seconds
     return run.process.returncode, run.errors.read_text()
@@ -113,10 +115,10 @@ def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path
 
 
 def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path):
-    code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", "2"))
+    code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", FROZEN_AFTER))
     assert code == 71
     assert said.count("process 1 of 2 (pid ") == 1
-    assert "is frozen: no heartbeat for 2 s, at step 5" in said
+    assert f"is frozen: no heartbeat for {FROZEN_AFTER} s, at step 5" in said
     assert "backward" in (tmp_path / "run" / "stacks-0.txt").read_text()
 
 
@@ -392,7 +394,7 @@ def test_ten_runs_in_a_row_end_well(start, tmp_path, launcher):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_c2_whichever_process_is_frozen_the_other_says_so(start, tmp_path, launcher, rank):
     began = time.monotonic()
-    _, said = ended(start(launcher, "--fault", f"freeze:{rank}:5", "--frozen-after", "2"))
+    _, said = ended(start(launcher, "--fault", f"freeze:{rank}:5", "--frozen-after", FROZEN_AFTER))
     assert f"process {rank} of 2 (pid " in said
     assert (tmp_path / "run" / f"stacks-{1 - rank}.txt").exists()
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 100  # and not as long as an exchange waits

@@ -373,7 +373,7 @@ def test_s2_download_data_waits_as_long_as_retry_after_says_but_not_past_the_dea
     server.mode, server.status = "status", (429, {"Retry-After": "1"}, 1)
     started = time.monotonic()
     download_data(server.url, tmp_path / "data", allow_http=True)
-    assert 1 <= time.monotonic() - started < 10
+    assert 1 <= time.monotonic() - started < 30
     server.status = (503, {"Retry-After": "3600"}, 99)
     started = time.monotonic()
     with pytest.raises(HubError, match="next try is due in 3600 s"):
@@ -393,12 +393,12 @@ def test_s2_download_data_ends_stalls_and_drips_in_time(server, tmp_path):
     started = time.monotonic()
     with pytest.raises(HubError, match="stopped sending"):
         download_data(server.url, tmp_path / "data", allow_http=True, timeout=0.1)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     server.mode = "drip"
     started = time.monotonic()
     with pytest.raises(HubError, match="did not finish within 1 s"):
         download_data(server.url, tmp_path / "drip", allow_http=True, deadline=1)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_s2_download_data_follows_a_redirect_on_the_same_host_and_ends_a_loop(server, tmp_path):

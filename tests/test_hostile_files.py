@@ -23,6 +23,8 @@ LONG = {
     ("a pickle of the older format", "weights"),
     ("a pickle that imports a module", "weights"),
     ("a bare pickle", "weights"),
+    ("a TorchScript program", "weights"),
+    ("a zip bomb", "weights"),
     ("a zip whose entries are one and the same", "weights"),
     ("a pickle whose tensor is expanded to 4 TB", "weights"),
     ("a pickle of tuples that double 90 times and are hashed", "weights"),

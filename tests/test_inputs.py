@@ -71,7 +71,7 @@ def server():
         def do_GET(self):
             served.requests.append(self.path)
             if self.path.startswith("/slow"):
-                time.sleep(2)
+                time.sleep(10)
                 return
             if self.path.startswith("/elsewhere"):
                 self.send_response(302)
@@ -264,7 +264,9 @@ def test_a_folder_says_what_it_passed_over(model, tmp_path, capfd):
         model.predict(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", *(pytest.param(name, marks=pytest.mark.long) for name in ("a.png", "a.webp"))]
+)
 def test_one_pil_image_many_times_is_never_read_by_two_threads_at_once(name, model, tmp_path, opened):
     path = tmp_path / name
     photo(400, 300).save(path)
@@ -350,7 +352,7 @@ def test_an_address_has_a_limit_of_bytes_and_of_time(server, tmp_path, monkeypat
     started = time.monotonic()
     with pytest.raises(HubError, match="cannot download") as caught:
         download_image(f"{server.address}/slow", tmp_path / "file", timeout=0.2, deadline=0.5)
-    assert time.monotonic() - started < 1.9
+    assert time.monotonic() - started < 9
     assert "kept" not in str(caught.value)
     download_image(f"{server.address}/large", tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -78,7 +78,7 @@ def test_groups_of_every_model_of_torchvision_follow_the_run(name):
         pytest.param("swin_tiny_patch4_window7_224", 13, marks=pytest.mark.long),
         ("pit_ti_224", 16),  # timm has no matcher for these three
         pytest.param("poolformer_s12", 16, marks=pytest.mark.long),
-        ("csatv2", 22),
+        pytest.param("csatv2", 22, marks=pytest.mark.long),
     ],
 )
 def test_groups_of_timms_models_follow_the_run_with_and_without_a_matcher(name, num_groups):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ ROOM_FILES = sorted(path for room in KNOWS for path in (ROOT / room).rglob("*.py
 ROOT_FILES = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "_version.py"]
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -56,10 +58,10 @@ def wrong_imports(room: str, tree: ast.AST) -> list[str]:
 def imported_files(path: Path) -> set[Path]:
     """The files of the package that a file imports, inside functions too; imports for types alone do not count."""
     tree = parse(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    names = [name.split(".")[1:] for _, name in imported(tree) if name.startswith("flashtask.")]
+    tests = [node for node in ast.walk(tree) if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
+    bodies = [part for node in tests if node.test.id == "TYPE_CHECKING" for part in node.body]
+    found = set(imported(tree)) - {one for part in bodies for one in imported(part)}
+    names = [name.split(".")[1:] for _, name in found if name.startswith("flashtask.")]
     places = [ROOT.joinpath(*name[:end]) for name in names for end in (len(name), len(name) - 1)]
     return {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
 

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.registry import Registry, RegistryEntry
-
-THIRD_PARTY = Path(__file__).parent / "third_party"
 
 
 class Fruits:
@@ -133,24 +132,7 @@ def test_listing_and_describing_load_no_library():
     assert run_python(code, []) == "False True set()"
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder into which pip installed the package of tests/third_party."""
-    target = tmp_path_factory.mktemp("site")
-    source = tmp_path_factory.mktemp("source")
-    for file in THIRD_PARTY.rglob("*"):
-        if file.suffix in (".py", ".toml"):
-            copy = source / file.relative_to(THIRD_PARTY)
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(file.read_bytes())
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "-q"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return target
-
-
-def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(installed):
+def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(third_party):
     code = (
         "import sys, torch; from flashtask.backbones import BACKBONES, build_backbone;"
         "from flashtask.heads import HEADS, build_head;"
@@ -161,11 +143,11 @@ def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(install
         "h = build_head('example_scaled', b.num_features, 3, temperature=2.0);"
         "print(listed, who, early, b.name, tuple(h(b.module(torch.zeros(2, 3, 64, 64))).shape))"
     )
-    assert run_python(code, [installed]) == "True flashtask-example-zoo 0.1.0 False example_tiny (2, 3)"
+    assert forked(code, third_party) == "True flashtask-example-zoo 0.1.0 False example_tiny (2, 3)"
 
 
 @pytest.mark.long
-def test_an_installed_package_is_found_by_filters_and_by_the_command(installed):
+def test_an_installed_package_is_found_by_filters_and_by_the_command(third_party):
     code = (
         "import json, os; from flashtask.cli import run; from flashtask import BACKBONES, HEADS, TASKS;"
         "names = lambda registry, **f: [e.name for e in registry.search(source='flashtask-example-zoo', **f)];"
@@ -173,7 +155,7 @@ def test_an_installed_package_is_found_by_filters_and_by_the_command(installed):
         "run(['zoo', '--source', 'flashtask-example-zoo', '--max-params', '10k']);"
         "run(['zoo', 'show', 'example_tiny'])"
     )
-    found, listed, *shown = run_python(code, [installed]).splitlines()
+    found, listed, *shown = run_python(code, [third_party]).splitlines()
     assert "credit: The example authors" in shown
     assert "library_licence: MIT" in shown
     assert "url: https://example.org/zoo" in shown
@@ -182,7 +164,7 @@ def test_an_installed_package_is_found_by_filters_and_by_the_command(installed):
     assert listed.split() == ["example_tiny", "backbone", "flashtask-example-zoo", "0.1.0"]
 
 
-def test_a_broken_package_is_an_error_that_names_it_only_when_it_is_asked_for(installed):
+def test_a_broken_package_is_an_error_that_names_it_only_when_it_is_asked_for(third_party):
     code = (
         "from flashtask.backbones import BACKBONES\n"
         "assert 'example_broken' in BACKBONES.names()\n"
@@ -190,7 +172,7 @@ def test_a_broken_package_is_an_error_that_names_it_only_when_it_is_asked_for(in
         "try: BACKBONES.get('example_broken')\n"
         "except Exception as error: print(type(error).__name__, str(error).replace(chr(10), ' '))"
     )
-    printed = run_python(code, [installed])
+    printed = forked(code, third_party)
     assert printed.startswith("UsageError the backbone 'example_broken' of the installed package")
     assert "flashtask-example-zoo 0.1.0" in printed
     assert "No module named 'flashtask_example_zoo.missing'" in printed
@@ -207,10 +189,18 @@ def test_a_package_that_promises_a_shipped_name_is_an_error_for_that_name(tmp_pa
         "try: HEADS.get('linear')\n"
         "except Exception as error: print(type(error).__name__, error.what)"
     )
-    assert run_python(code, [tmp_path]) == "UsageError the head 'linear' is provided by rival 1.0 and flashtask"
+    assert forked(code, tmp_path) == "UsageError the head 'linear' is provided by rival 1.0 and flashtask"
+
+
+def forked(code, folder):
+    """What a program prints that finds packages in a folder too, and has torch already."""
+    done = warm.run(f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 def run_python(code, folders):
+    """The same of a new Python."""
     package = [str(Path(path).resolve()) for path in sys.path if path]
     path = os.pathsep.join([*map(str, folders), *package])
     done = subprocess.run(

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 import flashtask
 from flashtask import FlashtaskError
 
-THIRD_PARTY = Path(__file__).parent / "third_party"
 MODEL = "--task example_brightness --backbone example_tiny --no-pretrained --strategy no_freeze --lr 0.01"
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder into which pip installed the package of tests/third_party."""
-    source, target = tmp_path_factory.mktemp("source") / "package", tmp_path_factory.mktemp("site")
-    shutil.copytree(THIRD_PARTY, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    return target
-
-
-@pytest.fixture(scope="module")
-def run_folder(installed, tmp_path_factory):
+def run_folder(third_party, tmp_path_factory):
     """A run of the command line on dark and bright images."""
     root = tmp_path_factory.mktemp("brightness")
     for brightness in (0.1, 0.9):
@@ -41,7 +29,7 @@ def run_folder(installed, tmp_path_factory):
             pixels = np.random.default_rng(index).integers(0, 20, (32, 32, 3)) + int(brightness * 235)
             Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / str(brightness) / f"{index}.png")
     options = [*MODEL.split(), "--epochs", "12", "--batch-size", "4", "--num-workers", "0", "--quiet"]
-    python(installed, "-m", "flashtask", "finetune", str(root / "data"), *options, "--output-dir", str(root / "run"))
+    python(third_party, "-m", "flashtask", "finetune", str(root / "data"), *options, "--output-dir", str(root / "run"))
     return root / "run"
 
 
@@ -51,20 +39,25 @@ def test_a_task_of_another_package_trains_from_the_command_line_with_its_own_los
     assert "task: example_brightness" in (run_folder / "recipe.yaml").read_text()
 
 
-def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with_its_own_metric(installed, run_folder):
+def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with_its_own_metric(
+    third_party, run_folder
+):
     images = [run_folder.parent / "data" / name / "0.png" for name in ("0.1", "0.9")]
     code = (
         "import sys, flashtask\n"
         "from flashtask.cli import run\n"
+        "site, path, data, *images = sys.argv[1:]\n"
+        "sys.path.insert(0, site)\n"
         "early = 'flashtask_example_task' in sys.modules\n"
-        "path, data, *images = sys.argv[1:]\n"
         "task = flashtask.load(path)\n"
         "dark, bright = (float(number) for number in task.predict(images))\n"
         "print(early, type(task).__name__, task.training, dark < 0.5 < bright, flush=True)\n"
         "sys.exit(run(['validate', path, data, '--json', '--quiet']))"
     )
     paths = [run_folder / "best.ckpt", run_folder.parent / "data", *images]
-    printed, metrics = python(installed, "-c", code, *map(str, paths)).splitlines()
+    done = warm.run(code, third_party, *paths)
+    assert done.returncode == 0, done.stderr
+    printed, metrics = done.stdout.splitlines()
     assert printed.split() == ["False", "BrightnessRegressor", "False", "True"]
     assert json.loads(metrics)["val_mean_error"] < 0.2
 
@@ -74,9 +67,9 @@ def test_without_the_package_the_error_names_the_missing_task(run_folder):
         flashtask.load(run_folder / "best.ckpt")
 
 
-def python(installed: Path, *arguments: str) -> str:
+def python(site: Path, *arguments: str) -> str:
     """What a process prints that finds this flashtask, and the installed package."""
-    folders = [str(installed), *(os.path.abspath(path) for path in sys.path if path)]
+    folders = [str(site), *(os.path.abspath(path) for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -295,20 +295,20 @@ def own_weights(good: Path, folder: Path, chance: random.Random) -> tuple[Path, 
 
 #: Kind -> how many in the short and in the long run. Those that are read by a child take a second and more each.
 COUNTS = {
-    ckpt_bytes: (30, 1000),
-    ckpt_header: (25, 1000),
-    ckpt_tree: (25, 900),
+    ckpt_bytes: (20, 1000),
+    ckpt_header: (15, 1000),
+    ckpt_tree: (15, 900),
     ckpt_tree_resumed: (4, 150),
-    ckpt_tensors: (15, 500),
-    own_config: (10, 350),
+    ckpt_tensors: (8, 500),
+    own_config: (6, 350),
     own_weights: (4, 100),
-    timm_config: (10, 350),
-    foreign_header: (10, 250),
-    foreign_json: (10, 250),
+    timm_config: (6, 350),
+    foreign_header: (6, 250),
+    foreign_json: (6, 250),
     pth_bytes: (1, 60),
-    pth_entries: (2, 90),
-    recipe_text: (20, 500),
-    zoo_text: (10, 500),
+    pth_entries: (1, 90),
+    recipe_text: (15, 500),
+    zoo_text: (6, 500),
 }
 
 
