@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import ast
 import copy
-import gc
 import importlib.metadata
 import socket
+import subprocess
+import sys
 import threading
 import warnings
-import weakref
 from collections import OrderedDict
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 import torchmetrics
 from huggingface_hub import constants
 from torch import nn
-from torch.distributed._composable_state import _get_module_state
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -98,31 +93,45 @@ def mark_as_stepped():
         schedule.step()
 
 
-@contextmanager
-def mesh_of_one():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield init_device_mesh("cpu", (1,))
-    finally:
-        dist.destroy_process_group()
+#: In a process of its own: one that had a group cannot be forked any more, as other tests do.
+WITH_MESH = """
+import gc, weakref
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._composable_state import _get_module_state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from flashtask.core import library_internals as internals
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+"""
+
+
+def with_mesh(code):
+    subprocess.run([sys.executable, "-c", WITH_MESH + code], check=True, capture_output=True, text=True)
 
 
 def forget_fsdp():
-    with mesh_of_one() as mesh:
-        layer = nn.Linear(2, 2)
-        fully_shard(layer, mesh=mesh)
-        assert _get_module_state(layer) is not None
-        internals.forget_fsdp(layer)
-        assert _get_module_state(layer) is None
+    with_mesh("""
+layer = nn.Linear(2, 2)
+fully_shard(layer, mesh=mesh)
+assert _get_module_state(layer) is not None
+internals.forget_fsdp(layer)
+assert _get_module_state(layer) is None
+dist.destroy_process_group()
+""")
 
 
 def forget_groups():
-    with mesh_of_one() as mesh:
-        group = weakref.ref(mesh.get_group())
-        internals.forget_groups(mesh)
-    gc.collect()
-    assert group() is None
-    assert mesh.size() == 1
+    with_mesh("""
+group = weakref.ref(mesh.get_group())
+internals.forget_groups(mesh)
+dist.destroy_process_group()
+gc.collect()
+assert group() is None
+assert mesh.size() == 1
+""")
 
 
 def change_count():

@@ -130,7 +130,7 @@ def test_one_process_is_the_first_and_only_one():
         strategy.reduce(value, "maximum")
 
 
-# ---- placement
+# ---- the device plan
 
 
 def test_s118_names_come_to_objects():
