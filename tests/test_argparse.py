@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import warm
 from small import loaders, net
 
 from flashtask import EarlyStopping, Trainer, read_checkpoint
 from flashtask.core.errors import UsageError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 SCRIPT = """
 import argparse
@@ -50,12 +45,9 @@ def parsed(*words):
     return Trainer.add_argparse_args(parser).parse_args(words)
 
 
-def test_s88_a_script_trains_as_its_command_line_says_and_its_namespace_is_its_hyperparameters(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py", "--max_epochs", "2", "--output_dir", "run", "--learning_rate", "0.5"]
-    paths = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_s88_a_script_trains_as_its_command_line_says_and_its_namespace_is_its_hyperparameters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = warm.run(SCRIPT, "--max_epochs", "2", "--output_dir", "run", "--learning_rate", "0.5")
     assert (done.returncode, done.stdout) == (0, "14\n"), done.stderr
     content = read_checkpoint(tmp_path / "run" / "last.ckpt")
     assert content["hyper_parameters"]["learning_rate"] == 0.5

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from small import colour_folders
 
@@ -167,12 +168,12 @@ def test_a_killed_run_resumes_to_the_same_numbers(images, tmp_path):
     long = [*OPTIONS.split(), "--epochs", "4"]
     assert run(["finetune", str(images), *long, "--output-dir", str(tmp_path / "WHOLE")]) == 0
     argv = ["finetune", str(images), *long, "--output-dir", str(tmp_path / "KILLED")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "flashtask", *argv], env=environment, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "KILLED" / "last.ckpt").exists() and process.poll() is None:
+    process = warm.start("import sys\nfrom flashtask.cli import run\nsys.exit(run(sys.argv[1:]))", *argv)
+    while not (tmp_path / "KILLED" / "last.ckpt").exists() and process.is_alive():
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert run([*argv, "--resume"]) == 0
     assert losses(tmp_path / "KILLED") == losses(tmp_path / "WHOLE")
 

@@ -141,17 +141,17 @@ def test_a_spawned_process_takes_a_class_of_the_package_and_a_function_of_a_test
     script = tmp_path / "spawn.py"
     script.write_text(
         "import multiprocessing\n"
-        "from small import colour_folders\n"
+        "from image_trees import write_image\n"
         "from flashtask.core.preprocessing import Preprocessing\n"
         "def twice(preprocessing, function):\n"
         "    return preprocessing, function.__name__\n"
         "if __name__ == '__main__':\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        there, name = pool.apply(twice, (Preprocessing(), colour_folders))\n"
+        "        there, name = pool.apply(twice, (Preprocessing(), write_image))\n"
         "    print(there == Preprocessing(), type(there) is Preprocessing, name)\n"
     )
     paths = (Path(__file__).parent, *(Path(path).resolve() for path in sys.path if path))
-    assert python(script, cwd=tmp_path, path=paths) == "True True colour_folders"
+    assert python(script, cwd=tmp_path, path=paths) == "True True write_image"
 
 
 @pytest.mark.parametrize(

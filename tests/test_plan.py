@@ -187,10 +187,9 @@ OPTIONS = [
     "strategy",
     [
         "lora:4",
-        "gradual:1",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("freeze_unfreeze:1", "layer_decay:0.75", "freeze_unfreeze:7")
+            for name in ("gradual:1", "freeze_unfreeze:1", "layer_decay:0.75", "freeze_unfreeze:7")
         ),
     ],
 )

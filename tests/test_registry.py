@@ -189,7 +189,7 @@ def test_a_package_that_promises_a_shipped_name_is_an_error_for_that_name(tmp_pa
         "try: HEADS.get('linear')\n"
         "except Exception as error: print(type(error).__name__, error.what)"
     )
-    assert run_python(code, [tmp_path]) == "UsageError the head 'linear' is promised by rival 1.0 and flashtask"
+    assert forked(code, tmp_path) == "UsageError the head 'linear' is promised by rival 1.0 and flashtask"
 
 
 def forked(code, folder):

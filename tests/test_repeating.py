@@ -182,7 +182,10 @@ COMMANDS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.long if "list" in name or name == "callbacks" else ()) for name in COMMANDS],
+    [
+        pytest.param(name, marks=() if name in ("options", "loggers", "preprocessing") else pytest.mark.long)
+        for name in COMMANDS
+    ],
 )
 def test_a_command_is_repeated_by_its_recipe_and_continued_by_itself(name, images, tmp_path, capsys):
     size = [] if name == "preprocessing" else ["data.from_folders.preprocessing={input_size: [3, 32, 32]}"]

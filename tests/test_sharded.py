@@ -1,7 +1,6 @@
 """`fsdp`: each process has its share of a model, and everything else is as with one process."""
 
 import copy
-import subprocess
 import sys
 from functools import partial
 
@@ -97,9 +96,7 @@ def difference(one, two):
 # ---- the same numbers
 
 
-@pytest.mark.parametrize(
-    "count", [1, pytest.param(3, marks=pytest.mark.long), 5, pytest.param(8, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("count", [5, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 3, 8))])
 def test_s114_fsdp_reaches_the_weights_and_metrics_of_one_process(tmp_path, count):
     one, first = fitted(tmp_path / "1", 1, count)
     two, second = fitted(tmp_path / "2", 2, count)
@@ -409,12 +406,10 @@ def test_c1_where_one_process_fails_the_others_stop(tmp_path):
     assert_nobody_is_left(tmp_path)
 
 
-def test_s119_fsdp_is_listed_and_loaded_only_when_it_is_asked_for():
+def test_s119_fsdp_is_listed():
     assert {"fsdp", "fsdp_cpu_offload", "fsdp_spawn"} <= set(STRATEGIES.names())
     assert type(resolve_strategy("fsdp")) is FullyShardedDataParallel
     assert resolve_strategy("fsdp_cpu_offload").cpu_offload
-    code = "import sys, flashtask; flashtask.Trainer(); print('torch.distributed.fsdp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 # ---- blocks

@@ -40,6 +40,8 @@ def test_the_public_classes_load_nothing_heavy_but_torch_and_a_run_needs_no_torc
         "import flashtask.tasks.prediction\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         f"assert 'torch' in loaded and not loaded & {HEAVY!r}\n"
+        "Trainer()\n"
+        "assert 'torch.distributed.fsdp' not in sys.modules\n"
         "from PIL import Image\n"
         "model = ImageClassifier('timm/test_resnet', labels=('blue', 'red'), pretrained=False)\n"
         "assert model.predict(Image.new('RGB', (64, 64))).label in ('blue', 'red')\n"
