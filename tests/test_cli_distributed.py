@@ -67,7 +67,12 @@ def start(*command, environment=(), **options):
 
 def finished(process, code=0):
     """Its output and errors, once it has ended with this code and left nobody behind."""
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:  # else it is in the way of the tests that follow
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == code, out + err
     deadline = time.monotonic() + 20
     while is_group_alive(process.pid):

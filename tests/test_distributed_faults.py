@@ -32,7 +32,7 @@ from flashtask.trainer.run_folder import RunFolder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 #: Seconds without a sign of life. Fewer, and a busy machine lets a process that waits for its turn look frozen.
-FROZEN_AFTER = "8"
+FROZEN_AFTER = "5"
 
 
 def _load(name):
