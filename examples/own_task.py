@@ -59,7 +59,7 @@ def main(folder: Path) -> float:
         train_folder=make_images(folder / "images"), val_split=0.25, batch_size=4
     )
     model = Brightness(pretrained=False, learning_rate=0.003)
-    trainer = Trainer(max_epochs=12, default_root_dir=folder)
+    trainer = Trainer(max_epochs=8, default_root_dir=folder)
     trainer.finetune(model, datamodule=data, strategy="no_freeze")
     (metrics,) = trainer.validate(model, datamodule=data)
     return float(metrics["val_error"])

@@ -174,6 +174,7 @@ def test_number_formats_are_those_of_one_process(tmp_path, precision):
     assert difference(one, two) <= {"bf16-mixed": 0.01, "16-mixed": 0.002, "bf16-true": 0.03}[precision]
 
 
+@pytest.mark.long
 def test_weights_can_be_exchanged_in_half_precision(tmp_path):
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     strategy = ForkedFullyShardedDataParallel(mixed_precision=policy)
@@ -203,6 +204,7 @@ def test_each_process_holds_its_share_of_weights_gradients_and_states(tmp_path, 
     assert "shares [(156, 156, 156), (113, 113, 113)] of 269" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_norms_of_gradients_are_those_of_one_process(tmp_path):
     class Seen(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -332,6 +334,7 @@ def test_an_average_of_the_weights_is_that_of_one_process_also_after_a_resume(tm
     assert difference(read_as_module(tmp_path / "after.ckpt"), two) == 0
 
 
+@pytest.mark.long
 def test_factors_of_lora_are_shared_out_too(tmp_path):
     found = []
     for processes in (1, 2):

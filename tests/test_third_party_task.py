@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +25,12 @@ def run_folder(third_party, tmp_path_factory):
             pixels = np.random.default_rng(index).integers(0, 20, (32, 32, 3)) + int(brightness * 235)
             Image.fromarray(pixels.astype(np.uint8)).save(root / "data" / str(brightness) / f"{index}.png")
     options = [*MODEL.split(), "--epochs", "12", "--batch-size", "4", "--num-workers", "0", "--quiet"]
-    python(third_party, "-m", "flashtask", "finetune", str(root / "data"), *options, "--output-dir", str(root / "run"))
+    code = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom flashtask.cli import run\n"
+        "sys.exit(run(['finetune', *sys.argv[2:]]))"
+    )
+    done = warm.run(code, third_party, root / "data", *options, "--output-dir", root / "run")
+    assert done.returncode == 0, done.stderr
     return root / "run"
 
 
@@ -65,12 +66,3 @@ def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with
 def test_without_the_package_the_error_names_the_missing_task(run_folder):
     with pytest.raises(FlashtaskError, match="example_brightness"):
         flashtask.load(run_folder / "best.ckpt")
-
-
-def python(site: Path, *arguments: str) -> str:
-    """What a process prints that finds this flashtask, and the installed package."""
-    folders = [str(site), *(os.path.abspath(path) for path in sys.path if path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -111,7 +111,7 @@ def by_hand(number):
 @pytest.mark.parametrize(
     ("launcher", "names"),
     [
-        (by_hand, "each its own as 127.0.1.1"),
+        pytest.param(by_hand, "each its own as 127.0.1.1", marks=pytest.mark.long),
         pytest.param(torchrun, "each its own as 127.0.1.1", marks=pytest.mark.long),
         pytest.param(torchrun, "right", marks=pytest.mark.long),
     ],

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from flashtask.backbones import BACKBONES
 from flashtask.backbones.building import build_without_values
 
-SAMPLE = 8
+SAMPLE = 4
 
 
 def spread(names, count):
