@@ -116,7 +116,7 @@ class Task(Module):
     #: The head is not the one that came with these weights.
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
-    _awaits_size = False
+    awaits_size = False
     #: What `load` could not bring with it.
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
@@ -289,10 +289,10 @@ class Task(Module):
             self._lack.require_none(self.trainer.current_run.stage)
         self._agree_on_preprocessing(datamodule)
         self.agree_on_targets(datamodule)
-        self._awaits_size = False
+        self.awaits_size = False
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
-            self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
+            self.awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
@@ -316,10 +316,10 @@ class Task(Module):
 
     def _learn_size(self, batch: Any) -> None:
         """The first batch of a fit tells which size files are to be predicted at, where the data does not."""
-        if not self._awaits_size:
+        if not self.awaits_size:
             return
         images, _ = images_and_targets(batch)
-        self._awaits_size = False
+        self.awaits_size = False
         self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
         if self.trainer.enable_model_summary:
             self.trainer.say(describe_prediction(self.preprocessing))
@@ -576,7 +576,7 @@ class Task(Module):
         self._target_description = dict(targets) if isinstance(targets, dict) else None
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
-            self._awaits_size = False
+            self.awaits_size = False
             if self.trainer is None:
                 self._preprocessing_of_weights = self.preprocessing  # else it is the run's, and stands in its recipe
             else:

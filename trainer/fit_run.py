@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
+from flashtask.core.library_internals import batch_norm_class
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
@@ -173,7 +174,7 @@ class FitRun(Run):
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         loader = data.train_dataloader()
         check_training_data(loader, module)
-        self.loader, self.limit = training_loader(trainer, loader, self.seed)
+        self.loader, self.limit = training_loader(trainer, loader, self.seed, joins_single=self._trains_batchnorm())
         self.strategy.agree(lambda: facts_of_data(self))
         self.training_step = self._step_of_module()
         self.keeps_outputs = hasattr(module, "training_epoch_end")
@@ -203,6 +204,12 @@ class FitRun(Run):
                 "the model has LoRA factors, and this run would not train them",
                 fix='model.merge_lora() before the fit, or strategy="lora:8" with the same rank',
             )
+
+    def _trains_batchnorm(self) -> bool:
+        """Whether a BatchNorm layer may be in train mode at some time in the run."""
+        if self.freezing is not None:
+            return self.freezing.trains_batchnorm
+        return any(isinstance(part, batch_norm_class()) for part in self.module.modules())
 
     def _step_of_module(self) -> Callable[..., Any]:
         """The module's step, followed by its `training_step_end` if there is one."""
@@ -356,6 +363,15 @@ class FitRun(Run):
     def batches_in_epoch(self) -> int | None:
         """How many batches an epoch has, None if the loader does not know."""
         return at_most(length_of(self.loader), self.limit)
+
+    @property
+    def remark_on_batches(self) -> str:
+        """A sentence about a last batch with one sample more than the others; empty if it has not."""
+        joined = None if self.ordered is None else self.ordered.joined
+        if joined is None or self.batches_in_epoch != length_of(self.loader):
+            return ""
+        noun = self.module.sample_noun
+        return f"the last batch of an epoch has {joined} {noun}: BatchNorm cannot train on one that is left over alone"
 
     def steps_before(self, epoch: int) -> int | None:
         """How many optimizer steps come before an epoch, None if the loader does not know its length."""

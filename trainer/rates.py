@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["learning_rates", "target_rates"]
+__all__ = ["learning_rates", "redraw", "set_rate", "target_rates"]
 
 
 def learning_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
@@ -31,3 +35,34 @@ def target_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
         str(group.get("name", f"group {index}")) + " learning rate": group.get("initial_lr", group["lr"])
         for index, group in enumerate(groups)
     }
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a parameter group, in place where it is a tensor that compiled steps read."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def redraw(scheduler: Any) -> tuple[float, float] | None:
+    """Set the rates of a schedule that was restored to those that its function gives now, such as for a longer run.
+
+    Rates that something else than the schedule has set are left as they are.
+
+    Returns:
+        The first rate that changed, before and after; None if none did, or if it is not a `LambdaLR`.
+    """
+    changed = None
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    shown = scheduler.get_last_lr()
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        before = float(shown[index])
+        drawn = float(scheduler.base_lrs[index] * scheduler.lr_lambdas[index](scheduler.last_epoch))
+        # A phase of a strategy scales both, which rounds.
+        if float(group["lr"]) == before and not math.isclose(before, drawn, rel_tol=1e-6, abs_tol=1e-12):
+            set_rate(group, drawn)
+            shown[index] = drawn
+            changed = changed or (before, drawn)
+    return changed

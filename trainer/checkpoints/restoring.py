@@ -22,6 +22,7 @@ from flashtask.trainer.distribution.shards import optimizer_state_as_held, state
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.placement.precision import take_formats, take_recorded_precision
+from flashtask.trainer.rates import redraw
 from flashtask.trainer.run_record import settings_of
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
+    _redraw_schedules(run, Path(path))
     states = content.get("random_of_processes", [content["random"]])
     if run.strategy.global_rank < len(states):
         set_generator_states(states[run.strategy.global_rank])
@@ -203,8 +205,8 @@ def _restore(run: FitRun, path: Any, content: dict[str, Any]) -> None:
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: Any) -> None:
     """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
-    if then is None or now is None:
-        return
+    if then is None or now is None or getattr(run.module, "awaits_size", False):
+        return  # or nothing was made for it: the user's own loaders give images of their own size
     # A file from before there were value ranges goes by that of the format, which does not matter for 8-bit images.
     then = {"value_range": "format", **then}
     if then["value_range"] == "format" and now.get("value_range") is None:
@@ -236,6 +238,25 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
         optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
     for rate, state in zip(run.schedulers, rates, strict=True):
         rate.scheduler.load_state_dict(state)
+
+
+def _redraw_schedules(run: FitRun, path: Path) -> None:
+    """A schedule over the whole run is drawn again where this run has another length than the one before.
+
+    The rates in the checkpoint are those of the run before, which are 0 where it had come to its end.
+    """
+    for rate in run.schedulers:
+        changed = None if run.done else redraw(rate.scheduler)
+        if changed is not None:
+            length = "this run" if run.total_steps is None else f"the {run.total_steps} steps of this run"
+            run.trainer.say(
+                f"resuming {path.name}: the learning-rate schedule is drawn again for {length}, "
+                f"so the next step has the rate {changed[1]:g}, not {changed[0]:g}"
+            )
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    if groups and not run.done and not any(float(group["lr"]) for group in groups):
+        kinds = ", ".join(type(rate.scheduler).__name__ for rate in run.schedulers) or "the optimizer"
+        run.trainer.say(f"resuming {path.name}: the learning rate of {kinds} is 0 here, so the next step trains nothing")
 
 
 def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:
