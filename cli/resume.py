@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,8 @@ def resume(requested: Recipe) -> Start:
     if not _checkpoints(folder):
         remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
         return Start(recipe, remark=remark, remains=folder)
-    if _is_finished(folder, recipe):
-        return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
+    if finished := _how_finished(folder, recipe):
+        return Start(recipe, remark=f"nothing left to do: the run in {folder} {finished}", is_finished=True)
     return Start(recipe, folder, remark=f"resuming {folder}")
 
 
@@ -227,13 +228,20 @@ def _default(key: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def _is_finished(folder: Path, recipe: Recipe) -> bool:
+def _how_finished(folder: Path, recipe: Recipe) -> str:
+    """What is to be told of a run that has ended; empty if it goes on."""
     try:
         summary = read_json(folder / "summary.json")
     except FileNotFoundError:
-        return False
+        return ""
     if not isinstance(summary, dict) or not all(type(summary.get(key)) is int for key in ("epochs", "steps")):
         raise IntegrityError(f"{folder / 'summary.json'} is not as flashtask writes it", fix=f"ls -l {folder}")
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
-    return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))
+    if all_epochs or 0 < steps <= summary["steps"]:
+        return "is finished"
+    if not summary.get("stopped"):
+        return ""
+    epochs = f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}"
+    further = f"to train its model further: flashtask finetune --from {shlex.quote(str(folder))}"
+    return f"ended after {epochs}, and more epochs do not continue it: {summary['stopped']}\n{further}"

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError, StorageError, did_you_mean
 
 __all__ = ["atomic_write", "atomic_write_text", "missing_file", "open_regular", "remove_partials", "sha256_file"]
+__all__ += ["storage_error"]
 
 _PARTIAL = re.compile(r"\..*\.partial-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}", re.DOTALL)
 #: What may be meant by a folder in the place of a file.
@@ -57,7 +58,7 @@ def atomic_write(path: str | os.PathLike[str], *, size: int | None = None) -> It
     except BaseException as error:
         written = _discard(file, partial)
         if _is_about(error, partial, target):
-            raise _storage_error(error, target, size if size is not None else written) from error
+            raise storage_error(error, target, size if size is not None else written) from error
         raise
     finally:
         _being_written.discard(partial.name)
@@ -220,9 +221,17 @@ def _is_about(error: BaseException, partial: Path, target: Path) -> bool:
     return is_os_error and getattr(error, "filename", None) in {*ours, *map(Path, filter(None, ours))}
 
 
-def _storage_error(error: BaseException, target: Path, needed: int) -> StorageError:
+def storage_error(error: BaseException, target: Path, needed: int = 0) -> StorageError:
+    """The error for a write that failed, with the file and what can be done.
+
+    Args:
+        error: of the system.
+        target: the file that was written.
+        needed: bytes that were to be written, if known.
+    """
     code = getattr(error, "errno", None) or errno.EIO
-    why = f"{needed:,} bytes are needed, {_free_bytes(target.parent)} are free in {target.parent}"
+    free = f"{_free_bytes(target.parent)} are free in {target.parent}"
+    why = f"{needed:,} bytes are needed, {free}" if needed else f"{free.replace(' are', ' bytes are', 1)}"
     return StorageError(f"cannot write {target}: {os.strerror(code)}", why=why, fix=_fix(code, target))
 
 

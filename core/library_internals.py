@@ -25,6 +25,7 @@ __all__ = [
     "hub_weight_names",
     "is_from_compiler",
     "layer_versions",
+    "let_workers_go",
     "makes_no_memory",
     "metric_state",
     "on_meta",
@@ -98,6 +99,11 @@ def before_each_operation(check: Callable[[Any, tuple[Any, ...], dict[str, Any]]
 def makes_no_memory(operation: Any) -> bool:
     """Whether an operation works on its arguments' own memory, or gives another view of it: only its schema says so."""
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
+
+
+def let_workers_go(loader: Any) -> None:
+    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives."""
+    loader._iterator = None
 
 
 def on_meta(values: Any) -> Any:

@@ -21,7 +21,7 @@ from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.checks import is_number
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
@@ -116,7 +116,7 @@ class Task(Module):
     #: The head is not the one that came with these weights.
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
-    awaits_size = False
+    _awaits_size = False
     #: What `load` could not bring with it.
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
@@ -195,6 +195,11 @@ class Task(Module):
     def preprocessing(self, value: Preprocessing) -> None:
         filled = value.filled_from(self._preprocessing)  # refuses another number of channels
         self._preprocessing = value if value.is_complete else filled
+
+    @property
+    def awaits_size(self) -> bool:
+        """Whether the first batch of the fit will tell how large images are, because its loaders do not."""
+        return self._awaits_size
 
     @property
     def target_description(self) -> dict[str, Any] | None:
@@ -289,10 +294,10 @@ class Task(Module):
             self._lack.require_none(self.trainer.current_run.stage)
         self._agree_on_preprocessing(datamodule)
         self.agree_on_targets(datamodule)
-        self.awaits_size = False
+        self._awaits_size = False
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
-            self.awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
+            self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
@@ -316,10 +321,10 @@ class Task(Module):
 
     def _learn_size(self, batch: Any) -> None:
         """The first batch of a fit tells which size files are to be predicted at, where the data does not."""
-        if not self.awaits_size:
+        if not self._awaits_size:
             return
         images, _ = images_and_targets(batch)
-        self.awaits_size = False
+        self._awaits_size = False
         self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
         if self.trainer.enable_model_summary:
             self.trainer.say(describe_prediction(self.preprocessing))
@@ -576,7 +581,7 @@ class Task(Module):
         self._target_description = dict(targets) if isinstance(targets, dict) else None
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
-            self.awaits_size = False
+            self._awaits_size = False
             if self.trainer is None:
                 self._preprocessing_of_weights = self.preprocessing  # else it is the run's, and stands in its recipe
             else:
@@ -606,8 +611,19 @@ class Task(Module):
 
     @classmethod
     def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
-        """A backbone or head of a zoo file must come from one here too: its bare name may mean another model."""
+        """Names of a zoo file must come from one here too; weights that predict nothing but NaN are refused.
+
+        Raises:
+            UsageError: a backbone or head comes from a zoo file that is not in use.
+            IntegrityError: weights are NaN, or a variance is below 0.
+        """
         require_own_names(content.get("own_zoo", {}), given, path)
+        for name, value in content["state_dict"].items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                is_variance = name.endswith("running_var")
+                if bool(value.isnan().any()) or (is_variance and bool((value < 0).any())):
+                    what = "a variance below 0" if not bool(value.isnan().any()) else "NaN"
+                    raise IntegrityError(f"{path}: its weights cannot be used: {name} holds {what}")
 
     @classmethod
     def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:

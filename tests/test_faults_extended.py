@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from small import Net, loaders
+from small import Net, colour_folders, loaders
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flashtask import Callback, ImageClassifier, Trainer
+from flashtask import Callback, EarlyStopping, ImageClassifier, Trainer
+from flashtask.cli import run as command
 
 
 class Rates(Callback):
@@ -94,3 +95,27 @@ def test_a_schedule_of_ones_own_that_has_come_to_0_is_told(tmp_path, capsys):
     assert fitted(tmp_path, 4, Own(), ckpt_path="last")[0] == 0
     said = "".join(capsys.readouterr())
     assert "the learning rate of CosineAnnealingLR is 0 here, so the next step trains nothing" in said
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_fit_that_has_nothing_left_to_do_tells_why(stops, tmp_path, capsys):
+    stopping = [EarlyStopping("val_loss", stopping_threshold=100.0)] if stops else []
+    fitted(tmp_path, 2, callbacks=stopping)
+    capsys.readouterr()
+    assert fitted(tmp_path, 8 if stops else 2, callbacks=stopping, ckpt_path="last") == []
+    said = "".join(capsys.readouterr())
+    assert ("has reached 100" if stops else "nothing left to do: it has had its 2 epochs and 2 steps") in said
+    assert said.count("nothing left to do") == 1
+
+
+def test_the_command_tells_why_more_epochs_do_not_continue_a_run_that_was_stopped(tmp_path, capsys):
+    colour_folders(tmp_path / "data", 5)
+    run = ["--output-dir", str(tmp_path / "run")]
+    stopping = "trainer.callbacks=[{early_stopping: {stopping_threshold: 100.0, monitor: val_loss}}]"
+    model = ["--backbone", "timm/test_vit", "--no-pretrained", "--seed", "3"]
+    assert command(["finetune", str(tmp_path / "data"), *model, *run, "--epochs", "3", "--set", stopping]) == 0
+    capsys.readouterr()
+    assert command(["finetune", "--resume", *run, "--epochs", "8"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "ended after 1 epoch, and more epochs do not continue it: val_loss" in said
+    assert f"flashtask finetune --from {tmp_path / 'run'}" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import importlib.metadata
+import multiprocessing
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import torchmetrics
 from huggingface_hub import constants, set_client_factory
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -28,6 +30,15 @@ def batch_norm_class():
     layers = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.SyncBatchNorm(2), timm.layers.BatchNormAct2d(2)]
     assert all(isinstance(layer, internals.batch_norm_class()) for layer in layers)
     assert not isinstance(nn.LayerNorm(2), internals.batch_norm_class())
+
+
+def let_workers_go():
+    loader = DataLoader(torch.arange(4), num_workers=1, persistent_workers=True)
+    for _ in range(2):
+        assert len(list(loader)) == 4
+        assert multiprocessing.active_children()
+        internals.let_workers_go(loader)
+        assert not multiprocessing.active_children()
 
 
 def tensor_tables():

@@ -30,7 +30,7 @@ from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt, adapted_layers
 from flashtask.trainer.finetuning.progress import PhaseProgress, require_phase_groups, set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.loading import OrderedBatches, batch_size_of, end_workers, length_of
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
 from flashtask.trainer.nan_guard import NanGuard
@@ -140,6 +140,7 @@ class FitRun(Run):
         self._exhausted = False
         self._group_end = 0
         self._written_step = 0
+        self._resumed_at = -1
         self._step_precision = placement.precision
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
@@ -175,6 +176,7 @@ class FitRun(Run):
         loader = data.train_dataloader()
         check_training_data(loader, module)
         self.loader, self.limit = training_loader(trainer, loader, self.seed, joins_single=self._trains_batchnorm())
+        self.undo.append(partial(end_workers, self.loader))
         self.strategy.agree(lambda: facts_of_data(self))
         self.training_step = self._step_of_module()
         self.keeps_outputs = hasattr(module, "training_epoch_end")
@@ -236,6 +238,7 @@ class FitRun(Run):
         if not writes_step or trainer.overfit_batches:
             return
         loaders = evaluation_loaders(trainer, module, self.data.val_dataloader(), "val")
+        self.undo += [partial(end_workers, loader) for loader in loaders]
         limits = [limit_of(trainer.limit_val_batches, loader) for loader in loaders]
         if all(limit == 0 for limit in limits):
             return
@@ -342,6 +345,14 @@ class FitRun(Run):
     def out_of_steps(self) -> bool:
         """Whether `max_steps` has been reached."""
         return 0 <= self.max_steps <= self.global_step
+
+    @property
+    def why_nothing_was_left(self) -> str:
+        """Why a run that was continued had ended before; empty if it trained."""
+        if self.samples_seen != self._resumed_at or self.solving is not None or self.is_leaving:
+            return ""
+        ended = self.stop_reason or f"it has had its {self.epoch} epochs and {self.global_step} steps"
+        return f"nothing left to do: {ended}"
 
     def may_stop_after(self, epoch: int) -> bool:
         """Whether `min_epochs` and `min_steps` allow a run to stop early when an epoch is over."""
@@ -703,6 +714,7 @@ class FitRun(Run):
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
         self._leave_phase()
+        self.trainer.require_own_folder()
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
@@ -777,6 +789,7 @@ class FitRun(Run):
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
         self._written_step = self.global_step
+        self._resumed_at = self.samples_seen
         self.batch_idx, self.samples = state["batch_idx"], state["samples"]
         self._samples_before = self.samples
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
+from flashtask.core.library_internals import let_workers_go
 from flashtask.core.seeding import Place, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "rebuild_loader"]
+__all__ = ["OrderedBatches", "batch_size_of", "end_workers", "length_of", "rebuild_loader"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -172,6 +173,12 @@ def rebuild_loader(
         in_order=loader.in_order,
         **workers,
     )
+
+
+def end_workers(loader: Any) -> None:
+    """End the processes of a loader that `rebuild_loader` made; the user's own are left alone."""
+    if isinstance(getattr(loader, "batch_sampler", None), OrderedBatches):
+        let_workers_go(loader)
 
 
 def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:

@@ -152,9 +152,7 @@ def check_training_data(loader: Any, module: Module) -> None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
 
 
-def training_loader(
-    trainer: Trainer, loader: Any, seed: int, *, joins_single: bool = False
-) -> tuple[Any, int | None]:
+def training_loader(trainer: Trainer, loader: Any, seed: int, *, joins_single: bool = False) -> tuple[Any, int | None]:
     """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch.
 
     Args:

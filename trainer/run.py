@@ -22,7 +22,7 @@ from flashtask.trainer.datamodule import DataModule, transfer_hooks
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
 from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
-from flashtask.trainer.loading import OrderedBatches, batch_size_of, length_of
+from flashtask.trainer.loading import OrderedBatches, batch_size_of, end_workers, length_of
 from flashtask.trainer.loggers.base import Logger
 from flashtask.trainer.module import Module
 from flashtask.trainer.placement.placement import Placement
@@ -332,6 +332,7 @@ class EvaluationRun(Run):
         if not self._takes_training_data():
             short = {"validate": "val"}.get(stage, stage)
             self.loaders = evaluation_loaders(trainer, self.module, getattr(self.data, f"{short}_dataloader")(), short)
+            self.undo += [partial(end_workers, loader) for loader in self.loaders]
             if not self.loaders:
                 raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
             self.limits = [limit_of(getattr(trainer, f"limit_{short}_batches"), loader) for loader in self.loaders]

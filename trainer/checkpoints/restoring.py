@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
-from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
 from flashtask.core.keywords import argument_fix
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+
+#: Characters of a message about settings that a file holds.
+_LONGEST = 200
 
 
 def module_from_checkpoint(cls: type[Any], path: Any, map_location: Any, strict: bool, given: Mapping[str, Any]) -> Any:
@@ -54,7 +57,14 @@ def module_from_content(
     with put_to_use(path):
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
-        module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
+        arguments = _arguments(cls, content, given or {}, path)
+        try:
+            module = cls.rebuild(arguments, state)
+        except UsageError as error:
+            if given or isinstance(error, UnknownNameError):
+                raise  # the user's own argument, or a name that an import may make known
+            what = f"{path}: its settings are refused: {error.what.removeprefix(f'{path}: ')}"
+            raise IntegrityError(what if len(what) <= _LONGEST else what[:_LONGEST] + "...", why=error.why) from error
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
         if state:
@@ -132,6 +142,11 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
         f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
+    ]
+    wrong += [
+        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, not {str(own[name].dtype).removeprefix('torch.')}"
+        for name in own
+        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
     ]
     if wrong or (strict and (missing or unexpected)):
         details = [
@@ -256,7 +271,9 @@ def _redraw_schedules(run: FitRun, path: Path) -> None:
     groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
     if groups and not run.done and not any(float(group["lr"]) for group in groups):
         kinds = ", ".join(type(rate.scheduler).__name__ for rate in run.schedulers) or "the optimizer"
-        run.trainer.say(f"resuming {path.name}: the learning rate of {kinds} is 0 here, so the next step trains nothing")
+        run.trainer.say(
+            f"resuming {path.name}: the learning rate of {kinds} is 0 here, so the next step trains nothing"
+        )
 
 
 def _other_groups(path: Any, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:
