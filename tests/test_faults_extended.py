@@ -26,6 +26,14 @@ class Cosine(Net):
         return {"optimizer": torch.optim.SGD(self.parameters(), lr=0.1), "lr_scheduler": "cosine"}
 
 
+class OneCycle(Net):
+    """With a cycle over the whole run."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": ("OneCycleLR", {"max_lr": 0.5})}
+
+
 def fitted(folder, epochs, module=None, callbacks=(), batch_size=50, **options):
     """The rates of the steps of a fit of so many epochs in a folder."""
     rates = Rates()
@@ -48,11 +56,18 @@ def test_a_run_that_is_made_longer_has_the_rates_of_the_longer_run(first, batch_
     assert f"the rate {rest[0]:g}, not 0" in said
 
 
-def test_a_run_of_the_same_length_keeps_its_rates_to_the_bit(tmp_path, capsys):
-    whole = fitted(tmp_path / "whole", 4, batch_size=10)
-    stop = {"callbacks": [_After(7)], "batch_size": 10}
-    first = fitted(tmp_path / "run", 4, **stop)
-    rest = fitted(tmp_path / "run", 4, batch_size=10, ckpt_path="last")
+def test_a_cycle_of_a_run_that_is_made_longer_is_that_of_the_longer_run(tmp_path):
+    whole = fitted(tmp_path / "whole", 5, OneCycle(), batch_size=25)
+    fitted(tmp_path / "run", 2, OneCycle(), batch_size=25)
+    rest = fitted(tmp_path / "run", 5, OneCycle(), batch_size=25, ckpt_path="last")
+    assert rest == pytest.approx(whole[4:])
+
+
+@pytest.mark.parametrize("kind", [Cosine, OneCycle])
+def test_a_run_of_the_same_length_keeps_its_rates_to_the_bit(kind, tmp_path, capsys):
+    whole = fitted(tmp_path / "whole", 4, kind(), batch_size=10)
+    first = fitted(tmp_path / "run", 4, kind(), callbacks=[_After(7)], batch_size=10)
+    rest = fitted(tmp_path / "run", 4, kind(), batch_size=10, ckpt_path="last")
     assert first + rest == whole
     assert "drawn again" not in "".join(capsys.readouterr())
 

@@ -181,7 +181,7 @@ def test_an_argument_of_the_users_own_is_still_a_usage_error(checkpoint):
 @pytest.mark.parametrize("text", ["abc", "1e9", "-1", "5 GB", "9" * 40])
 def test_a_size_of_the_cache_that_is_no_number_is_named(text, monkeypatch):
     monkeypatch.setenv("FLASHTASK_FEATURE_CACHE_BYTES", text)
-    with pytest.raises(UsageError, match="FLASHTASK_FEATURE_CACHE_BYTES=.* whole number of bytes"):
+    with pytest.raises(UsageError, match=r"FLASHTASK_FEATURE_CACHE_BYTES=.* whole number of bytes"):
         FeatureStore()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 __all__ = ["learning_rates", "redraw", "set_rate", "target_rates"]
 
@@ -51,9 +51,11 @@ def redraw(scheduler: Any) -> tuple[float, float] | None:
     Rates that something else than the schedule has set are left as they are.
 
     Returns:
-        The first rate that changed, before and after; None if none did, or if it is not a `LambdaLR`.
+        The first rate that changed, before and after; None if none did, or it is no `LambdaLR` or `OneCycleLR`.
     """
     changed = None
+    if isinstance(scheduler, OneCycleLR):
+        return _redraw_cycle(scheduler)
     if not isinstance(scheduler, LambdaLR):
         return None
     shown = scheduler.get_last_lr()
@@ -66,3 +68,13 @@ def redraw(scheduler: Any) -> tuple[float, float] | None:
             shown[index] = drawn
             changed = changed or (before, drawn)
     return changed
+
+
+def _redraw_cycle(scheduler: OneCycleLR) -> tuple[float, float] | None:
+    before = [float(rate) for rate in scheduler.get_last_lr()]
+    if before != [float(group["lr"]) for group in scheduler.optimizer.param_groups]:
+        return None
+    scheduler.last_epoch -= 1
+    scheduler.step()  # to where it was
+    after = float(scheduler.get_last_lr()[0])
+    return None if math.isclose(before[0], after, rel_tol=1e-6, abs_tol=1e-12) else (before[0], after)

@@ -36,9 +36,11 @@ def require_no_run(folder: Path) -> None:
     """The folder holds no run; whether it can be made is not asked.
 
     Raises:
-        OutputError: it is taken.
+        OutputError: it is taken, or a run is going on in it.
     """
     if found := files_of_a_run(folder):
+        if owner := _owner(folder):
+            raise _in_use(folder, owner)
         has_checkpoint = any(name.endswith(".ckpt") for name in found)
         continuing = 'continue that run: ckpt_path="last" (--resume)'
         removing = f"remove it, since it was stopped before its first checkpoint: rm -r {folder}"
@@ -112,8 +114,7 @@ class RunFolder:
     def _refuse_second_owner(self) -> None:
         assert self._lock is not None
         self._lock.close()
-        owner = (self.path / ".lock").read_text().strip()
-        raise OutputError(f"{self.path} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
+        raise _in_use(self.path, (self.path / ".lock").read_text().strip())
 
     def require_unchanged(self) -> None:
         """The folder is still the one that was claimed, and its files are no links to files elsewhere.
@@ -166,6 +167,22 @@ class RunFolder:
         for folder in self._made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
+
+
+def _owner(folder: Path) -> str:
+    """The process whose run is going on in a folder; empty if there is none, or if nobody can know."""
+    if fcntl is None:
+        return ""
+    with suppress(OSError), (folder / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read().strip() or "another process"
+    return ""
+
+
+def _in_use(folder: Path, owner: str) -> OutputError:
+    return OutputError(f"{folder} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
 
 
 def _missing(path: Path) -> list[Path]:

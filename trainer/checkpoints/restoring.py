@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from flashtask.core.checkpoint import put_to_use, read_checkpoint
 from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
@@ -144,7 +145,7 @@ def load_weights(module: Any, state: Mapping[str, torch.Tensor], path: Any, *, s
         if name in state and state[name].shape != own[name].shape
     ]
     wrong += [
-        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, not {str(own[name].dtype).removeprefix('torch.')}"
+        f"{name} holds {state[name].dtype}, not {own[name].dtype}".replace("torch.", "")
         for name in own
         if name in state and state[name].is_floating_point() != own[name].is_floating_point()
     ]
@@ -252,7 +253,14 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: Any) -> None
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
         optimizer._opt_called = content["global_step"] > 0  # type: ignore[attr-defined]
     for rate, state in zip(run.schedulers, rates, strict=True):
-        rate.scheduler.load_state_dict(state)
+        rate.scheduler.load_state_dict(_with_own_length(rate.scheduler, state))
+
+
+def _with_own_length(scheduler: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a schedule, with this run's length where torch would put back that of the run before."""
+    if not isinstance(scheduler, OneCycleLR) or scheduler.total_steps == state.get("total_steps"):
+        return state
+    return {**state, **{name: vars(scheduler)[name] for name in ("total_steps", "_schedule_phases")}}
 
 
 def _redraw_schedules(run: FitRun, path: Path) -> None:
