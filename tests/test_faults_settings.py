@@ -5,13 +5,20 @@ import torch
 from small import Net, colour_folders, loaders
 from test_optimizers import sgd
 
-from flashtask import Callback, ImageClassificationData, MLFlowLogger, Trainer
+from flashtask import Callback, EarlyStopping, ImageClassificationData, MLFlowLogger, Trainer
 from flashtask.cli import run as command
 from flashtask.core.errors import OutputError, UsageError
 from flashtask.trainer.optimizers import make_scheduler
 from flashtask.trainer.run_folder import RunFolder, require_no_run
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "seed": 3, "logger": False}
+
+
+@pytest.mark.parametrize(("every", "told"), [(3, 1), (2, 0)])
+def test_early_stopping_that_never_looks_is_told(every, told, tmp_path, capsys):
+    settings = {"check_val_every_n_epoch": every, "callbacks": EarlyStopping("val_loss"), "output_dir": tmp_path}
+    Trainer(**QUIET, **settings, max_epochs=2).fit(Net(), *loaders())
+    assert "".join(capsys.readouterr()).count("EarlyStopping never looks") == told
 
 
 class OneCycle(Net):
