@@ -203,7 +203,8 @@ def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: F
     _check_keys("a scheduler's settings", settings, _SETTINGS)
     if "monitor" in settings and name.lower() == "reducelronplateau":
         options = {"monitor": settings.pop("monitor"), **options}
-    options = {**options, **{key: settings.pop(key) for key in ("interval", "frequency") if key in settings}}
+    if name.lower() in _BY_STEP and "interval" in settings:
+        options = {**options, "interval": settings["interval"]}
     made = make_scheduler(name, optimizer, run.total_steps, run.steps_before, **options)
     return None if made is None else replace(made, **settings)
 

@@ -348,6 +348,7 @@ class EvaluationRun(Run):
         if loader is None:
             return False
         few, limit = training_loader(self.trainer, loader, self.trainer.seed)
+        self.undo.append(partial(end_workers, few))
         self.loaders, self.limits = [few], [limit]
         return True
 
