@@ -21,7 +21,7 @@ from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.checks import is_number
-from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.errors import UsageError
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
@@ -36,7 +36,7 @@ from flashtask.tasks.batches import (
     images_of,
     preprocessing_for,
 )
-from flashtask.tasks.building import DrawnHead, building_without_weights, fetches_weights
+from flashtask.tasks.building import DrawnHead, building_without_weights, check_weights, fetches_weights
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.origin import as_begun_from
 from flashtask.tasks.own_class import Lack, describe_class
@@ -611,19 +611,17 @@ class Task(Module):
 
     @classmethod
     def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
-        """Names of a zoo file must come from one here too; weights that predict nothing but NaN are refused.
+        """Names of a zoo file must come from one here too, and weights must be what a model can compute with.
 
         Raises:
             UsageError: a backbone or head comes from a zoo file that is not in use.
-            IntegrityError: weights are NaN, or a variance is below 0.
+            IntegrityError: a variance is below 0, or a layer's weight and bias have two formats.
+
+        Warns:
+            UserWarning: weights are NaN, and so will be what is predicted with them.
         """
         require_own_names(content.get("own_zoo", {}), given, path)
-        for name, value in content["state_dict"].items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                is_variance = name.endswith("running_var")
-                if bool(value.isnan().any()) or (is_variance and bool((value < 0).any())):
-                    what = "a variance below 0" if not bool(value.isnan().any()) else "NaN"
-                    raise IntegrityError(f"{path}: its weights cannot be used: {name} holds {what}")
+        check_weights(content["state_dict"], path)
 
     @classmethod
     def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:

@@ -147,11 +147,13 @@ def settings(**values):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (weights("conv_stem.weight", lambda value: value * torch.nan), "conv_stem.weight holds NaN"),
         (weights("running_var", lambda value: -value), "running_var holds a variance below 0"),
         (weights(".bias", lambda value: value.to(torch.int32)), "holds int32, not float32"),
         (weights("running_mean", lambda value: value.to(torch.bool)), "holds bool, not float32"),
-        (weights("head.0.bias", lambda value: value.half()), "stored as float16 and float32"),
+        (
+            weights("head.0.bias", lambda value: value.half()),
+            "weight and bias of head.0 are stored as float32 and float16",
+        ),
         (settings(num_classes=10**4000), "its settings are refused: num_classes=1000"),
         (settings(learning_rate=-1), "learning_rate must be a number above 0"),
         (settings(label_smoothing=7), "label_smoothing"),
@@ -168,6 +170,12 @@ def test_what_no_run_writes_is_refused_as_a_file_and_not_as_an_argument(change, 
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 800
     assert caught.value.exit_code == 76
+
+
+def test_weights_that_are_nan_are_told(checkpoint, tmp_path):
+    change = weights("conv_stem.weight", lambda value: value * torch.nan)
+    with pytest.warns(UserWarning, match=r"conv_stem\.weight holds NaN"):
+        flashtask.load(crafted(checkpoint, tmp_path / "crafted.ckpt", change))
 
 
 def test_an_argument_of_the_users_own_is_still_a_usage_error(checkpoint):

@@ -340,9 +340,6 @@ def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
     Args:
         module: it takes the weights next.
         state: the weights of a checkpoint.
-
-    Raises:
-        IntegrityError: a layer was stored in two formats, in which it cannot compute.
     """
     changed = False
     for name, own in module.state_dict(keep_vars=True).items():
@@ -351,10 +348,6 @@ def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
         if both_float and own.dtype != stored.dtype:
             own.data = own.data.to(stored.dtype)
             changed = True
-    for name, part in module.named_modules() if changed else ():
-        if len(mixed := {p.dtype for p in part.parameters(recurse=False) if p.is_floating_point()}) > 1:
-            kinds = " and ".join(sorted(str(one).removeprefix("torch.") for one in mixed))
-            raise IntegrityError(f"the weights of {name or 'the module'} are stored as {kinds}")
     formats = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     names = [name for name, dtype in _TRUE.items() if formats == {dtype}]
     if changed and names:
