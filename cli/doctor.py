@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashtask.cli.recipe import read_recipe
-from flashtask.cli.resume import checkpoints_in, is_finished, lost_for_resuming
+from flashtask.cli.resume import checkpoints_in, how_finished, lost_for_resuming
 from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import read_json
@@ -140,8 +140,8 @@ def _resume_advice(folder: Path, checked: list[CheckedCheckpoint]) -> str:
         recipe = read_recipe(folder / "recipe.yaml")
         if lost := lost_for_resuming(recipe, folder):
             return f"in Python alone: recipe.yaml does not hold {', '.join(lost)}"
-        if is_finished(folder, recipe):
-            return f"nothing is left to do; to train on: {command} --epochs N"
+        if finished := how_finished(folder, recipe):
+            return f"nothing is left to do: it {finished}"
     except FlashtaskError as error:
         return f"not possible: {error.what}"
     if not checked:

@@ -58,6 +58,7 @@ def _lines(planned: Plan, processes: int) -> Iterator[str]:
     yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {where}"
     validation = _or_open(planned.validation_batches)
     yield f"batches per epoch: {_or_open(planned.batches)}{size}, {validation} for validation"
+    yield from wrapped(planned.remark)
     yield from wrapped(planned.features)
     yield ""
     shown = 7 if planned.how else 5

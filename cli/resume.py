@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = [
     "FREE_KEYS",
     "Start",
     "checkpoints_in",
-    "is_finished",
+    "how_finished",
     "lost_for_resuming",
     "newest_whole_checkpoint",
     "resume",
@@ -111,8 +112,8 @@ def resume(requested: Recipe) -> Start:
     if not checkpoints_in(folder):
         remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
         return Start(recipe, remark=remark, remains=folder)
-    if is_finished(folder, recipe):
-        return Start(recipe, remark=f"nothing left to do: the run in {folder} is finished", is_finished=True)
+    if finished := how_finished(folder, recipe):
+        return Start(recipe, remark=f"nothing left to do: the run in {folder} {finished}", is_finished=True)
     return Start(recipe, folder, remark=f"resuming {folder}")
 
 
@@ -239,8 +240,8 @@ def _default(key: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run in a folder has done all that its recipe asks for.
+def how_finished(folder: Path, recipe: Recipe) -> str:
+    """What is to be said of a run that has ended; empty if it goes on.
 
     Raises:
         IntegrityError: its `summary.json` cannot be read.
@@ -248,11 +249,17 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     try:
         summary = read_json(folder / "summary.json")
     except FileNotFoundError:
-        return False
+        return ""
     if not isinstance(summary, dict) or not all(type(summary.get(key)) is int for key in ("epochs", "steps")):
         raise IntegrityError(
             f"{folder / 'summary.json'} was not written by flashtask, or was changed", fix=f"ls -l {folder}"
         )
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
     all_epochs = epochs is not None and summary["epochs"] >= epochs
-    return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))
+    if all_epochs or 0 < steps <= summary["steps"]:
+        return "is finished"
+    if not summary.get("stopped"):
+        return ""
+    epochs = f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}"
+    further = f"to train its model further: flashtask finetune --from {shlex.quote(str(folder))}"
+    return f"ended after {epochs}, and more epochs do not continue it: {summary['stopped']}\n{further}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -119,6 +121,8 @@ def _no_such_option(name: str, context: click.Context | None, path: str) -> Usag
     here = OTHER_NAMES.get(bare, "")
     if here and (here.split()[0] in own.values() or not here.startswith("--")):
         return UsageError(what, fix=f"in flashtask: {here}")
+    if os.path.lexists(name):
+        return UsageError(what, fix=f"the file of that name is {shlex.quote(os.path.join(os.curdir, name))}")
     if "." in bare:
         return UsageError(what, fix=f"a recipe key goes after --set: --set {bare}=VALUE")
     elsewhere = [command for command, table in TABLES.items() if bare in {option.name for option in table}]

@@ -22,6 +22,7 @@ __all__ = ["as_users_see_it"]
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
+_SINGLE_IN_BATCHNORM = "Expected more than 1 value per channel when training"
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 _CAUGHT = re.compile(r"Caught (\w+) in .*\nOriginal Traceback", re.MULTILINE)
@@ -45,6 +46,12 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
         return error
     if (lost := _lost_worker(error)) is not None:
         return lost
+    if isinstance(error, ValueError) and _SINGLE_IN_BATCHNORM in str(error):
+        return UsageError(
+            "BatchNorm cannot train on a batch of one image or sample",
+            why=str(error),
+            fix='batches of at least 2 (batch_size, drop_last=True in a loader of your own), or strategy="freeze"',
+        )
     if isinstance(error, RuntimeError) and (found := _NAN_GRADIENT.search(str(error))):
         return DivergedError(
             f"a gradient became NaN in {found[1]}",

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from flashtask.core.cache_folder import cache_folder
-from flashtask.core.errors import StorageError
+from flashtask.core.errors import StorageError, UsageError
 from flashtask.core.files import atomic_write, atomic_write_text, remove_partials
 
 __all__ = ["FeatureStore", "StoredFeatures", "content_key"]
 
 #: What the whole store may take, unless `$FLASHTASK_FEATURE_CACHE_BYTES` says otherwise.
 _LIMIT = 5 * 2**30
+_VARIABLE = "FLASHTASK_FEATURE_CACHE_BYTES"
 _BLOCK = 1 << 22
 _ABANDONED = 3600.0
 
@@ -51,6 +52,21 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def _limit() -> int:
+    """Bytes that the whole store may take.
+
+    Raises:
+        UsageError: `$FLASHTASK_FEATURE_CACHE_BYTES` is something else than a whole number.
+    """
+    text = os.environ.get(_VARIABLE, "").strip()
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise UsageError(
+            f"{_VARIABLE}={text[:40]!r} must be a whole number of bytes",
+            fix=f"export {_VARIABLE}={_LIMIT}, or unset it",
+        )
+    return int(text) if text else _LIMIT
+
+
 class FeatureStore:
     """The features that earlier runs have computed.
 
@@ -60,7 +76,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = cache_folder() / "features" if folder is None else folder
-        self.limit = int(os.environ.get("FLASHTASK_FEATURE_CACHE_BYTES", _LIMIT))
+        self.limit = _limit()
 
     def open(self, key: str) -> Features | None:
         """The features (N, F) under a key, mapped from the file; None if there are none, or they are damaged."""

@@ -27,6 +27,7 @@ __all__ = [
     "remove_partials",
     "sha256_file",
     "staging_folder",
+    "storage_error",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -68,7 +69,7 @@ def atomic_write(path: PathLike, *, size: int | None = None) -> Iterator[BinaryI
     except BaseException as error:
         written = _discard(file, partial)
         if _is_about(error, partial, target):
-            raise _storage_error(error, target, size if size is not None else written) from error
+            raise storage_error(error, target, size if size is not None else written) from error
         raise
     finally:
         _being_written.discard(partial.name)
@@ -253,9 +254,17 @@ def _is_about(error: BaseException, partial: Path, target: Path) -> bool:
     return is_os_error and getattr(error, "filename", None) in {*ours, *map(Path, filter(None, ours))}
 
 
-def _storage_error(error: BaseException, target: Path, needed: int) -> StorageError:
+def storage_error(error: BaseException, target: Path, needed: int = 0) -> StorageError:
+    """The error for a write that failed, with the file and what can be done.
+
+    Args:
+        error: of the system.
+        target: the file that was written.
+        needed: bytes that were to be written, if known.
+    """
     code = getattr(error, "errno", None) or errno.EIO
-    why = f"{needed:,} bytes are needed, {_free_bytes(target.parent)} are free in {target.parent}"
+    free = f"{_free_bytes(target.parent)} are free in {target.parent}"
+    why = f"{needed:,} bytes are needed, {free}" if needed else f"{free.replace(' are', ' bytes are', 1)}"
     return StorageError(f"cannot write {target}: {os.strerror(code)}", why=why, fix=_fix(code, target))
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "is_from_compiler",
     "is_view",
     "layer_versions",
+    "let_workers_go",
     "makes_no_memory",
     "mark_as_stepped",
     "metric_state",
@@ -163,6 +164,11 @@ def before_each_operation(check: Callable[[Any, tuple[Any, ...], dict[str, Any]]
 def makes_no_memory(operation: Any) -> bool:
     """Whether an operation works on its arguments' own memory, or gives another view of it: only its schema says so."""
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
+
+
+def let_workers_go(loader: Any) -> None:
+    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives."""
+    loader._iterator = None
 
 
 def on_meta(values: Any) -> Any:

@@ -19,6 +19,8 @@ INSIDE = r"^\w[\w.+ -]*(/\w[\w.+ -]*)*$"
 COMMIT = r"^[0-9a-f]{40}$"
 SOURCE = r"^([a-z]+/[\w.]+|hf-hub:[\w.-]+/[\w.-]+@[0-9a-f]{40})$"
 _SOURCE = "write timm/NAME, torchvision/NAME, or hf-hub:ORGANISATION/NAME@ and the 40 digits of a commit"
+#: Characters of a value that a message quotes.
+_SHOWN = 80
 _SUM = "write the 64 digits that `sha256sum FILE` prints"
 
 
@@ -155,7 +157,7 @@ def check_zoo_document(document: YamlDocument) -> Zoo:
             the file, line and column, of the first problem if there are several.
     """
     if not isinstance(document.content, dict):
-        raise document.error(what=f"this must be a mapping of keys, not {_kind(document.content)}")
+        raise document.error(what=f"this must be a mapping of keys, not {_kind(document.content, quoted=False)}")
     try:
         return Zoo.model_validate(document.content)
     except ValidationError as error:
@@ -201,7 +203,11 @@ def _model_at(path: tuple[Any, ...]) -> type[BaseModel]:
     return model
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any, quoted: bool = True) -> str:
+    """What a value is; a file that is not a zoo file at all is not quoted, because it may hold anything."""
     known = {dict: "a mapping", list: "a list", type(None): "empty"}
-    kinds = {str: "the text", int: "the number"}
-    return known.get(type(value)) or f"{kinds.get(type(value), 'the value')} {value!r}"
+    if (found := known.get(type(value))) is not None:
+        return found
+    kind = {str: "text", int: "number"}.get(type(value), "value")
+    text = repr(value)
+    return f"the {kind} {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}" if quoted else f"a {kind}"

@@ -39,7 +39,8 @@ __all__ = [
 #: What `on_bad_image` may be: refuse the data, or leave bad images out and say so.
 BAD_IMAGE_POLICIES = ("error", "skip")
 
-_SHOWN = 20
+#: Files that a message names at the most.
+_SHOWN = 1000
 _CHUNK = 2048
 
 
@@ -165,7 +166,7 @@ def refuse_bad(bad: list[BadImage], count: int) -> None:
         count: of all images.
 
     Raises:
-        BadDataError: naming the first 20 with their reasons and the number of all. Its `bad_images` holds every one.
+        BadDataError: naming up to 1,000 with their reasons and the number of all. Its `bad_images` holds every one.
     """
     if bad:
         error = BadDataError(
@@ -177,10 +178,11 @@ def refuse_bad(bad: list[BadImage], count: int) -> None:
         raise error
 
 
-def describe(bad: Sequence[BadImage]) -> list[str]:
-    """One line a file, the first 20, and how many more there are."""
-    lines = [f"{quoted_name(image.path)}: {image.reason}" for image in bad[:_SHOWN]]
-    return lines + ([f"... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else [])
+def describe(bad: Sequence[BadImage], most: int = _SHOWN) -> list[str]:
+    """One line a file, the first so many, and how many more there are."""
+    shown = bad[:most]
+    lines = [f"{quoted_name(image.path)}: {image.reason}" for image in shown]
+    return lines + ([f"... and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else [])
 
 
 def find_leaks(train: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:

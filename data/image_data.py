@@ -566,7 +566,7 @@ class ImageData(DataModule):
                 what = lost or f"the {part} part"
                 raise BadDataError(f"no image of {what} can be read", why="\n    ".join(describe(bad)))
         self.skipped += tuple(bad)
-        self._say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad))}")
+        self._say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad, 20))}")
 
     def _lost_targets(self, before: SampleTable, after: SampleTable) -> str:
         """Which targets no training sample has any more, now that some are left out; empty if a model needs none."""

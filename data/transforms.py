@@ -46,6 +46,8 @@ AUGMENTATIONS = {
     "strong": "random crop of 8 to 100 % of the area, horizontal flip, TrivialAugment, random erasing",
 }
 
+#: How far beyond the values of a normalised image those of a transform of the user's may be.
+_SPARE = 10
 _CROP_SCALE = {"light": (0.7, 1.0), "medium": (0.35, 1.0), "strong": (0.08, 1.0)}
 
 
@@ -258,8 +260,34 @@ class _Own:
         if isinstance(result, Image.Image):
             return result
         if isinstance(result, torch.Tensor) and result.is_floating_point() and result.ndim == 3:
+            _check_floats(result, self.rest.preprocessing)
             return result.as_subclass(torch.Tensor)
         raise UsageError(
             f"the augment callable returned {type(result).__name__}, not a PIL image or a tensor (C, H, W)",
             fix="return a PIL image, a uint8 tensor, or a normalised floating-point tensor",
+        )
+
+
+def _check_floats(result: torch.Tensor, preprocessing: Preprocessing) -> None:
+    """Refuse floats that are no normalised image.
+
+    Raises:
+        UsageError: there are other channels than the model takes, or values that no normalised pixel has.
+    """
+    channels, *_ = preprocessing.input_size
+    if result.shape[0] != channels:
+        is_last = result.shape[-1] == channels
+        raise UsageError(
+            f"the augment callable returned a tensor of shape {tuple(result.shape)}, and the model takes "
+            f"({channels}, height, width)",
+            fix="tensor.permute(2, 0, 1)" if is_last else f"return {channels} channels, or a PIL image",
+        )
+    pairs = zip(preprocessing.mean, preprocessing.std, strict=True)
+    most = _SPARE * max(max(1 - mean, mean) / std for mean, std in pairs)
+    found = float(result.detach().abs().max()) if result.numel() else 0.0
+    if found > most:
+        raise UsageError(
+            f"the augment callable returned floats up to {found:g}, which are not normalised",
+            why="validation and prediction normalise with the mean and the deviation of the model",
+            fix="return a uint8 tensor or a PIL image, which is normalised afterwards",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from flashtask.core.errors import IntegrityError
 from flashtask.core.feature_info import FeatureInfo
 from flashtask.core.seeding import derive_seed, seeded_generators
 from flashtask.heads import HEADS, build_head
 from flashtask.tasks.relabelling import rows_of_classes
 
-__all__ = ["DrawnHead", "building_without_weights", "fetches_weights"]
+__all__ = ["DrawnHead", "building_without_weights", "check_weights", "fetches_weights"]
 
 _without_weights: ContextVar[bool] = ContextVar("without_weights", default=False)
 
@@ -34,6 +36,26 @@ def building_without_weights() -> Iterator[None]:
 def fetches_weights(pretrained: bool) -> bool:
     """Whether a task made here and now fetches weights."""
     return pretrained and not _without_weights.get()
+
+
+def check_weights(state: Mapping[str, Any], path: Any) -> None:
+    """Look at the weights of a file before a model takes them; NaN is a warning, because it can be computed with.
+
+    Raises:
+        IntegrityError: a variance is below 0, or a layer's weight and bias have two formats.
+    """
+    floats = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    for name, value in floats.items():
+        layer, _, last = name.rpartition(".")
+        weight = floats.get(f"{layer}.weight")
+        if last == "bias" and weight is not None and weight.dtype != value.dtype:
+            kinds = f"{weight.dtype} and {value.dtype}".replace("torch.", "")
+            raise IntegrityError(f"{path}: weight and bias of {layer} are stored as {kinds}")
+        if last == "running_var" and bool((value < 0).any()):
+            raise IntegrityError(f"{path}: its weights cannot be used: {name} holds a variance below 0")
+    bad = next((name for name, value in floats.items() if bool(value.isnan().any())), None)
+    if bad is not None:
+        warnings.warn(f"{path}: {bad} holds NaN, and so will what is predicted with it", stacklevel=2)
 
 
 class DrawnHead:

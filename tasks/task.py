@@ -41,7 +41,7 @@ from flashtask.tasks.batches import (
     preprocessing_for,
 )
 from flashtask.tasks.fetching import local_file
-from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, fetches_weights
+from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, check_weights, fetches_weights
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
@@ -225,6 +225,11 @@ class Task(Module):
     def preprocessing(self, value: Preprocessing) -> None:
         filled = value.filled_from(self._preprocessing)  # refuses another number of channels
         self._preprocessing = value if value.is_complete else filled
+
+    @property
+    def awaits_size(self) -> bool:
+        """Whether the first batch of the fit will tell how large images are, because its loaders do not."""
+        return self._awaits_size
 
     @property
     def target_description(self) -> dict[str, Any] | None:
@@ -735,8 +740,17 @@ class Task(Module):
 
     @classmethod
     def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: Any) -> None:
-        """A backbone or head of a zoo file must come from one here too: its bare name may mean another model."""
+        """Names of a zoo file must come from one here too, and weights must be what a model can compute with.
+
+        Raises:
+            UsageError: a backbone or head comes from a zoo file that is not in use.
+            IntegrityError: a variance is below 0, or a layer's weight and bias have two formats.
+
+        Warns:
+            UserWarning: weights are NaN, and so will be what is predicted with them.
+        """
         require_own_names(content.get("own_zoo", {}), given, path)
+        check_weights(content["state_dict"], path)
 
     @classmethod
     def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:

@@ -228,6 +228,7 @@ def test_an_empty_class_is_refused_and_nothing_is_left_behind(images, tmp_path, 
     assert not (tmp_path / "RUN").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*holds NaN:UserWarning")
 def test_json_holds_null_where_a_metric_is_no_number(finished, images, tmp_path, capsys):
     content = read_checkpoint(finished / "best.ckpt")
     for name, tensor in content["state_dict"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import importlib.metadata
+import multiprocessing
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 import torchmetrics
 from huggingface_hub import constants
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -41,6 +43,15 @@ def normalization_class():
         isinstance(layer, internals.normalization_class()) for layer in (nn.BatchNorm2d(2), nn.InstanceNorm2d(2))
     )
     assert not isinstance(nn.LayerNorm(2), internals.normalization_class())
+
+
+def let_workers_go():
+    loader = DataLoader(torch.arange(4), num_workers=1, persistent_workers=True)
+    for _ in range(2):
+        assert len(list(loader)) == 4
+        assert multiprocessing.active_children()
+        internals.let_workers_go(loader)
+        assert not multiprocessing.active_children()
 
 
 def tensor_tables():

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
+from flashtask.core.library_internals import let_workers_go
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "order_of", "rebuild_loader", "shares_of_group"]
-__all__ += ["taken_in_turn", "with_order"]
+__all__ = ["OrderedBatches", "batch_size_of", "end_workers", "length_of", "order_of", "rebuild_loader"]
+__all__ += ["shares_of_group", "taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -33,6 +34,8 @@ class OrderedBatches(Sampler[list[Any]]):
         process: which of how many processes this is. `batch_size` is that of one process: the processes take the
             parts of a batch that is as many times as large, one after the other.
         fills: a process that nothing is left for is given samples of another's, so that it can take part in a step.
+        joins_single: a process never has one sample alone where its batches have more: the last one joins the batch
+            before it, or that of the process before.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class OrderedBatches(Sampler[list[Any]]):
         seeded: bool,
         process: tuple[int, int] = (0, 1),
         fills: bool = False,
+        joins_single: bool = False,
     ) -> None:
         self.samples = np.arange(samples) if isinstance(samples, int) else np.asarray(samples, dtype=np.int64)
         self.length, self.shuffle, self.drop_last, self.fills = len(self.samples), shuffle, drop_last, fills
         self.rank, self.world_size = process
         self.own_size = batch_size
+        self.joins_single = joins_single and batch_size > 1
         #: samples in a batch of all processes together
         self.batch_size = batch_size * self.world_size
         self.seed, self.seeded = seed, seeded
@@ -64,19 +69,34 @@ class OrderedBatches(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         whole, rest = divmod(self.length, self.batch_size)
+        if self.joined is not None:
+            rest = 0
         is_given = not self.drop_last and (rest > self.rank * self.own_size or (rest > 0 and self.fills))
         return whole + is_given
 
     def share(self, start: int) -> tuple[int, int]:
         """Samples of the batch that begins at a position in the epoch: those of this process, and of all of them."""
-        whole = min(self.batch_size, self.length - start)
-        return min(self.own_size, max(0, whole - self.rank * self.own_size)), whole
+        whole = self.length - start
+        if whole != self.joined:
+            whole = min(self.batch_size, whole)
+        own = min(self.own_size, max(0, whole - self.rank * self.own_size))
+        if self.joins_single and whole > self.own_size and whole % self.own_size == 1:
+            single = whole // self.own_size  # the process that would have one sample
+            own += (self.rank == single - 1) - (self.rank == single)
+        return own, whole
+
+    @property
+    def joined(self) -> int | None:
+        """Samples of the last batch, if one that would be left over has joined it; else None."""
+        is_single = self.length > self.batch_size and self.length % self.batch_size == 1
+        return self.batch_size + 1 if self.joins_single and is_single and not self.drop_last else None
 
     def __iter__(self) -> Iterator[list[Any]]:
         order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
         indices = self.samples[order]
         seeds = sample_seeds(indices, self.seed, self.epoch, self._occurrences[order]) if self.seeded else None
-        for first in range(self.start, self.length, self.batch_size):
+        first = self.start
+        while first < self.length:
             own, whole = self.share(first)
             if (self.drop_last and whole < self.batch_size) or not (own or self.fills):
                 return
@@ -89,6 +109,7 @@ class OrderedBatches(Sampler[list[Any]]):
             else:
                 own_seeds = seeds[part].tolist()
                 yield [SampleKey(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
+            first += whole
 
 
 def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
@@ -144,7 +165,13 @@ def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any
 
 
 def rebuild_loader(
-    loader: Any, *, seed: int, training: bool, in_order: bool = False, process: tuple[int, int] = (0, 1)
+    loader: Any,
+    *,
+    seed: int,
+    training: bool,
+    in_order: bool = False,
+    joins_single: bool = False,
+    process: tuple[int, int] = (0, 1),
 ) -> Any:
     """The same loader with the run's order, or the loader itself where that cannot be done.
 
@@ -153,6 +180,7 @@ def rebuild_loader(
         seed: of the run.
         training: a training loader; it is shuffled only if the user's own was.
         in_order: do not shuffle, whatever the user's own does.
+        joins_single: as in `OrderedBatches`.
         process: which of how many processes this is; each is given its share.
     """
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
@@ -171,6 +199,7 @@ def rebuild_loader(
         seeded=isinstance(dataset, SeededDataset),
         process=process,
         fills=training,
+        joins_single=joins_single,
     )
     return with_order(
         loader,
@@ -204,6 +233,12 @@ def with_order(loader: DataLoader[Any], dataset: Any, order: OrderedBatches, **o
         multiprocessing_context=loader.multiprocessing_context,
         **options,
     )
+
+
+def end_workers(loader: Any) -> None:
+    """End the processes of a loader that `rebuild_loader` made; the user's own are left alone."""
+    if isinstance(getattr(loader, "batch_sampler", None), OrderedBatches):
+        let_workers_go(loader)
 
 
 def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:

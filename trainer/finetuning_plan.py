@@ -118,6 +118,7 @@ class Plan:
         seconds: of the run, an estimate; None if it is not known.
         how: how memory and time were estimated; empty if they were not.
         features: whether the features of a frozen backbone are computed once, and if not, why: in a sentence.
+        remark: a sentence about a last batch that is larger than the others; empty if it is not.
     """
 
     strategy: str
@@ -133,6 +134,7 @@ class Plan:
     seconds: float | None = None
     how: str = ""
     features: str = ""
+    remark: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dictionaries, lists and numbers."""
@@ -191,6 +193,7 @@ def _look_at(run: FitRun, callbacks: list[Any]) -> Plan:
         device=run.device.type,
         precision=run.precision.name,
         features=features,
+        remark=run.remark_on_batches,
     )
 
 

@@ -17,13 +17,21 @@ from torch.optim import Optimizer
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.checkpoint import error_context, read_checkpoint
 from flashtask.core.errors import DivergedError, UsageError
+from flashtask.core.library_internals import batch_norm_class
 from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
 from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.checkpoints.restoring import restore_run
 from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
-from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, order_of, shares_of_group
+from flashtask.trainer.data_loaders import (
+    OrderedBatches,
+    batch_size_of,
+    end_workers,
+    length_of,
+    order_of,
+    shares_of_group,
+)
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
@@ -138,6 +146,7 @@ class FitRun(Run):
         self._group_end = 0
         self._written_step = 0
         self._step_precision = device_plan.precision
+        self._resumed_at = -1
         #: names that were measured in this epoch
         self.fresh_metrics: set[str] = set()
 
@@ -171,7 +180,8 @@ class FitRun(Run):
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         loader = data.train_dataloader()
         check_training_data(loader, module)
-        self.loader, self.limit = training_loader(trainer, loader, self.seed)
+        self.loader, self.limit = training_loader(trainer, loader, self.seed, joins_single=self._trains_batchnorm())
+        self.undo.append(partial(end_workers, self.loader))
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
@@ -194,6 +204,12 @@ class FitRun(Run):
     def _adapt(self) -> None:
         adapt_for(self)
 
+    def _trains_batchnorm(self) -> bool:
+        """Whether a BatchNorm layer may be in train mode at some time in the run."""
+        if self.freezing is not None:
+            return self.freezing.trains_batchnorm
+        return any(isinstance(part, batch_norm_class()) for part in self.module.modules())
+
     def _add_validation(self) -> None:
         """The runs of validation that nest in this one: after epochs, and the sanity check before the first."""
         trainer, module = self.trainer, self.module
@@ -203,6 +219,7 @@ class FitRun(Run):
         if not writes_step or trainer.overfit_batches:
             return
         loaders = evaluation_loaders(trainer, module, self.data.val_dataloader(), "val")
+        self.undo += [partial(end_workers, loader) for loader in loaders]
         limits = [limit_of(trainer.limit_val_batches, loader) for loader in loaders]
         if all(limit == 0 for limit in limits):
             return
@@ -316,6 +333,14 @@ class FitRun(Run):
         """Whether `max_steps` has been reached."""
         return 0 <= self.max_steps <= self.global_step
 
+    @property
+    def why_nothing_was_left(self) -> str:
+        """Why a run that was continued had ended before; empty if it trained."""
+        if self.samples_seen != self._resumed_at or self.solving is not None or self.is_leaving:
+            return ""
+        ended = self.stop_reason or f"it has had its {self.epoch} epochs and {self.global_step} steps"
+        return f"nothing left to do: {ended}"
+
     def may_stop_after(self, epoch: int) -> bool:
         """Whether `min_epochs` and `min_steps` allow a run to stop early when an epoch is over."""
         least: int = self.trainer.min_epochs or 0
@@ -336,6 +361,15 @@ class FitRun(Run):
     def batches_in_epoch(self) -> int | None:
         """How many batches an epoch has, None if the loader does not know."""
         return at_most(length_of(self.loader), self.limit)
+
+    @property
+    def remark_on_batches(self) -> str:
+        """A sentence about a last batch with one sample more than the others; empty if it has not."""
+        joined = None if self.ordered is None else self.ordered.joined
+        if joined is None or self.batches_in_epoch != length_of(self.loader):
+            return ""
+        noun = self.module.sample_noun
+        return f"the last batch of an epoch has {joined} {noun}: BatchNorm cannot train on one that is left over alone"
 
     def steps_before(self, epoch: int) -> int | None:
         """How many optimizer steps come before an epoch, None if the loader does not know its length."""
@@ -649,6 +683,7 @@ class FitRun(Run):
         self.history.append(row)
         self.epoch_is_complete = self._exhausted
         leave_phase(self)
+        self.trainer.require_own_folder()
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
@@ -715,6 +750,7 @@ class FitRun(Run):
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
         self._written_step = self.global_step
+        self._resumed_at = self.samples_seen
         self.batch_idx, self.samples = state["batch_idx"], state["samples"]
         self._samples_before = self.samples
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]

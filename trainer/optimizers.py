@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 from flashtask.core.number_checks import is_number
@@ -29,7 +29,9 @@ __all__ = [
     "make_scheduler",
     "name_and_options",
     "read_optimizers",
+    "redraw",
     "require_no_closure",
+    "set_rate",
     "target_rates",
     "weight_decay_of",
 ]
@@ -205,6 +207,8 @@ def _named_scheduler(config: dict[str, Any], optimizer: Optimizer | None, run: F
     _check_keys("a scheduler's settings", settings, _SETTINGS)
     if "monitor" in settings and name.lower() == "reducelronplateau":
         options = {"monitor": settings.pop("monitor"), **options}
+    if name.lower() in _BY_STEP and "interval" in settings:
+        options = {**options, "interval": settings["interval"]}
     made = make_scheduler(name, optimizer, run.total_steps, run.steps_before, **options)
     return None if made is None else replace(made, **settings)
 
@@ -315,15 +319,16 @@ def make_scheduler(
     Args:
         name: `constant`; `cosine`, which warms every parameter group up from where it starts to train (its key
             `start`, an epoch) and goes to zero at the end of the run; or a class of `torch.optim.lr_scheduler` in any
-            case, which steps once an epoch.
+            case, which steps once an epoch; `OneCycleLR` and `CyclicLR` step once an optimizer step, and the cycle
+            of `OneCycleLR` is the whole run unless its length is given.
         optimizer: whose rates it changes.
         total_steps: optimizer steps of the whole run, None if it has no known end.
         steps_before: epoch -> optimizer steps before it, None if the loader has no length.
         first_step_of: phase -> the step at which it began, None before; for groups whose `start` is None because it
             depends on the run, and that name their `phase` instead.
         options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
-            for a torch class, its arguments, and for a plateau the metric to `monitor`, whose name says the `mode`
-            unless that is given.
+            for a torch class, its arguments, `interval` (`epoch` or `step`) and `frequency`, and for a plateau the
+            metric to `monitor`, whose name says the `mode` unless that is given.
 
     Raises:
         UsageError: `cosine` for a run without an end, or with groups that start later in a run whose epochs have no
@@ -336,15 +341,39 @@ def make_scheduler(
         return None
     if name.lower() == "cosine":
         return _cosine_rate(optimizer, total_steps, steps_before, first_step_of, options)
-    monitor = None
+    monitor, when = None, _when(name.lower(), options)
+    options = {key: value for key, value in options.items() if key not in when}
+    if name.lower() == "onecyclelr" and not options.keys() & {"total_steps", "epochs", "steps_per_epoch"}:
+        if total_steps is None:
+            raise UsageError(
+                f"lr_scheduler {name!r} needs to know how long the run is",
+                why="there is no limit, or the training loader has no length, so that max_epochs does not tell",
+                fix='lr_scheduler_options={"max_lr": 0.01, "total_steps": 1000}, or max_steps=1000',
+            )
+        options["total_steps"] = total_steps
     if name.lower() == "reducelronplateau":
         options = {"monitor": "val_loss", **options}
         monitor = options.pop("monitor")
         if "mode" not in options and isinstance(monitor, str):
             options["mode"] = _mode_of_plateau(name, monitor)
-    return ScheduledRate(
-        _construct("lr_scheduler", name, _SCHEDULES[name.lower()], optimizer, {}, options), monitor=monitor
-    )
+    made = _construct("lr_scheduler", name, _SCHEDULES[name.lower()], optimizer, {}, options)
+    rate = ScheduledRate(made, monitor=monitor, **when)
+    if name.lower() == "onecyclelr" and rate.interval == "step" and made.total_steps < (total_steps or 0):
+        raise UsageError(
+            f"lr_scheduler {name!r} has a cycle of {made.total_steps} steps, and the run has {total_steps}",
+            fix='leave out the length of the cycle, which is then the run\'s; or "interval": "epoch"',
+        )
+    return rate
+
+
+#: Schedules that count steps, as their own arguments do; the others step once an epoch.
+_BY_STEP = ("cycliclr", "onecyclelr")
+
+
+def _when(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """When a schedule steps: `interval` and `frequency`, as the options say it or as is usual for it."""
+    usual = {"interval": "step"} if name in _BY_STEP else {}
+    return usual | {key: options[key] for key in ("interval", "frequency") if key in options}
 
 
 def _mode_of_plateau(name: str, monitor: str) -> str:
@@ -450,3 +479,46 @@ def target_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
         str(group.get("name", f"group {index}")) + " learning rate": group.get("initial_lr", group["lr"])
         for index, group in enumerate(groups)
     }
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a parameter group, in place where it is a tensor that compiled steps read."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def redraw(scheduler: Any) -> tuple[float, float] | None:
+    """Set the rates of a schedule that was restored to those that its function gives now, such as for a longer run.
+
+    Rates that something else than the schedule has set are left as they are.
+
+    Returns:
+        The first rate that changed, before and after; None if none did, or it is no `LambdaLR` or `OneCycleLR`.
+    """
+    changed = None
+    if isinstance(scheduler, OneCycleLR):
+        return _redraw_cycle(scheduler)
+    if not isinstance(scheduler, LambdaLR):
+        return None
+    shown = scheduler.get_last_lr()
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        before = float(shown[index])
+        drawn = float(scheduler.base_lrs[index] * scheduler.lr_lambdas[index](scheduler.last_epoch))
+        # A phase of a strategy scales both, which rounds.
+        if float(group["lr"]) == before and not math.isclose(before, drawn, rel_tol=1e-6, abs_tol=1e-12):
+            set_rate(group, drawn)
+            shown[index] = drawn
+            changed = changed or (before, drawn)
+    return changed
+
+
+def _redraw_cycle(scheduler: OneCycleLR) -> tuple[float, float] | None:
+    before = [float(rate) for rate in scheduler.get_last_lr()]
+    if before != [float(group["lr"]) for group in scheduler.optimizer.param_groups]:
+        return None
+    scheduler.last_epoch -= 1
+    scheduler.step()  # to where it was
+    after = float(scheduler.get_last_lr()[0])
+    return None if math.isclose(before[0], after, rel_tol=1e-6, abs_tol=1e-12) else (before[0], after)

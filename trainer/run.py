@@ -19,7 +19,7 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.batch_transfer import channels_last, move_to_device
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import load_checkpoint_into
-from flashtask.trainer.data_loaders import batch_size_of, length_of, order_of, taken_in_turn
+from flashtask.trainer.data_loaders import batch_size_of, end_workers, length_of, order_of, taken_in_turn
 from flashtask.trainer.datamodule import DataModule, transfer_hooks
 from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
@@ -332,6 +332,7 @@ class EvaluationRun(Run):
         if not self._takes_training_data():
             short = {"validate": "val"}.get(stage, stage)
             self.loaders = evaluation_loaders(trainer, self.module, getattr(self.data, f"{short}_dataloader")(), short)
+            self.undo += [partial(end_workers, loader) for loader in self.loaders]
             if not self.loaders:
                 raise UsageError(f"there is nothing to {stage} on", fix=f"trainer.{stage}(model, dataloaders=...)")
             self.limits = [limit_of(getattr(trainer, f"limit_{short}_batches"), loader) for loader in self.loaders]
@@ -347,6 +348,7 @@ class EvaluationRun(Run):
         if loader is None:
             return False
         few, limit = training_loader(self.trainer, loader, self.trainer.seed)
+        self.undo.append(partial(end_workers, few))
         self.loaders, self.limits = [few], [limit]
         return True
 

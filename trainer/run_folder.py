@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import yaml
 
-from flashtask.core.errors import OutputError
+from flashtask.core.errors import OutputError, StorageError
 from flashtask.core.files import atomic_write_text, remove_partials
 from flashtask.core.plain_json import number_or_null
 from flashtask.trainer.distribution.heartbeat import start_of
@@ -38,9 +38,11 @@ def require_no_run(folder: Path) -> None:
     """The folder holds no run; whether it can be made is not asked.
 
     Raises:
-        OutputError: it is taken.
+        OutputError: it is taken, or a run is going on in it.
     """
     if found := files_of_a_run(folder):
+        if owner := _owner(folder):
+            raise _in_use(folder, owner)
         has_checkpoint = any(name.endswith(".ckpt") for name in found)
         continuing = 'continue that run: ckpt_path="last" (--resume)'
         removing = f"remove it, since it was stopped before its first checkpoint: rm -r {folder}"
@@ -89,7 +91,7 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("a+")
             if fcntl is not None:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._lock.fileno()).st_ino != (self.path / ".lock").stat().st_ino:
+            if not self._holds_our_lock():
                 raise BlockingIOError  # the owner before removed the file that was locked here
         except BlockingIOError:
             self._refuse_second_owner()
@@ -101,6 +103,7 @@ class RunFolder:
         self._lock.flush()
         remove_partials(self.path)
         _leave_mark(self.path)
+        self._links_before = self._links()
 
     @classmethod
     def next_free(cls, root: Path) -> RunFolder:
@@ -128,8 +131,37 @@ class RunFolder:
     def _refuse_second_owner(self) -> None:
         assert self._lock is not None
         self._lock.close()
-        owner = (self.path / ".lock").read_text().strip()
-        raise OutputError(f"{self.path} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
+        raise _in_use(self.path, (self.path / ".lock").read_text().strip())
+
+    def require_unchanged(self) -> None:
+        """The folder is still the one that was claimed, and its files are no links to files elsewhere.
+
+        Raises:
+            StorageError: it was removed or replaced, or a file of the run has become a link.
+        """
+        if not self._holds_our_lock():
+            raise StorageError(
+                f"the run folder {self.path} was removed or replaced while the run was going on",
+                fix="begin the run again, and leave its folder in place until it ends",
+            )
+        if linked := self._links() - self._links_before:
+            names = ", ".join(sorted(linked))
+            raise StorageError(
+                f"{names} in {self.path} became a link while the run was going on",
+                why="what the link points to would be replaced",
+                fix=f"remove the link and continue: --resume --output-dir {self.path}",
+            )
+
+    def _holds_our_lock(self) -> bool:
+        if self._lock is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), (self.path / ".lock").stat())
+        except OSError:
+            return False
+
+    def _links(self) -> set[str]:
+        return {name for name in files_of_a_run(self.path) if (self.path / name).is_symlink()}
 
     def write_recipe(self, recipe: dict[str, Any] | None) -> None:
         """Write `recipe.yaml`, if the run can be described by names and numbers."""
@@ -144,13 +176,30 @@ class RunFolder:
     def release(self) -> None:
         """Let another run continue here; folders that were made for it and hold nothing go again."""
         if self._lock is not None:
-            (self.path / ".lock").unlink(missing_ok=True)
+            if self._holds_our_lock():  # else it is that of another run
+                (self.path / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
             _wipe_mark(self.path)
         for folder in self._made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
+
+
+def _owner(folder: Path) -> str:
+    """The process whose run is going on in a folder; empty if there is none, or if nobody can know."""
+    if fcntl is None:
+        return ""
+    with suppress(OSError), (folder / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read().strip() or "another process"
+    return ""
+
+
+def _in_use(folder: Path, owner: str) -> OutputError:
+    return OutputError(f"{folder} is in use by {owner or 'another process'}", fix="wait for it, or stop it")
 
 
 def _missing(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
@@ -87,6 +88,7 @@ def _circumstances(run: Run) -> Iterator[None]:
             stack.enter_context(stopping_at_the_next_step(run))
             if run.trainer.detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
+            stack.enter_context(_noted(run))
         stack.enter_context(_switches(run.trainer.deterministic, run.trainer.benchmark))
         stack.enter_context(profiling(run.trainer.profiler, run))
         yield
@@ -114,6 +116,26 @@ def _switches(deterministic: bool | str | None, benchmark: bool | None) -> Itera
         torch.backends.cudnn.benchmark = cudnn
 
 
+#: The threads in which fits are going on, one entry a fit.
+_fitting: list[int] = []
+
+
+@contextmanager
+def _noted(run: FitRun) -> Iterator[None]:
+    """Warn if a fit of another thread draws from the same generators."""
+    thread = threading.get_ident()
+    if any(other != thread for other in _fitting):
+        run.trainer.say(
+            "another fit is going on in another thread of this process: both draw from the same random generators, so "
+            "neither can be repeated or resumed exactly; give each a process of its own"
+        )
+    _fitting.append(thread)
+    try:
+        yield
+    finally:
+        _fitting.remove(thread)
+
+
 def _begin(run: FitRun) -> None:
     """Write the run folder's first files, and print what will be trained."""
     trainer = run.trainer
@@ -133,7 +155,10 @@ def _begin(run: FitRun) -> None:
 def _conclude(run: FitRun) -> None:
     """The end of a fit; a signal that came too late to stop it is still obeyed."""
     trainer = run.trainer
+    if nothing := run.why_nothing_was_left:
+        trainer.say(nothing)
     if trainer.run_folder is not None:
+        trainer.require_own_folder()
         trainer.run_folder.write_summary(summary_of(run, trainer.checkpoint_callback))
     run.module.provenance = provenance_of(run)
     if run.restores_best:

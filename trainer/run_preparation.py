@@ -153,8 +153,15 @@ def check_training_data(loader: object, module: Module) -> None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
 
 
-def training_loader(trainer: Trainer, loader: Any, seed: int) -> tuple[Any, int | None]:
-    """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch."""
+def training_loader(trainer: Trainer, loader: Any, seed: int, *, joins_single: bool = False) -> tuple[Any, int | None]:
+    """The loader to train on and how many batches at the most; to overfit, the same first ones in every epoch.
+
+    Args:
+        trainer: whose limits count.
+        loader: that the data has given.
+        seed: of the run.
+        joins_single: as in `OrderedBatches`: the model has BatchNorm that trains.
+    """
     if hasattr(loader, "__next__") and trainer.max_steps < 0 and trainer.max_epochs != 1:
         raise UsageError(
             f"the training data is a {type(loader).__name__}, which gives its batches only once",
@@ -162,7 +169,7 @@ def training_loader(trainer: Trainer, loader: Any, seed: int) -> tuple[Any, int 
             fix="a list of the batches: list(...); or Trainer(max_epochs=1), or max_steps=... where it never ends",
         )
     few = trainer.overfit_batches
-    rebuilt = _shared(trainer, loader, seed=seed, training=True, in_order=bool(few))
+    rebuilt = _shared(trainer, loader, seed=seed, training=True, in_order=bool(few), joins_single=joins_single)
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
         trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
     return rebuilt, limit_of(few or trainer.limit_train_batches, rebuilt)

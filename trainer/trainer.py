@@ -545,6 +545,15 @@ class Trainer(RunFacts, Lightning1Trainer):
         continues = continues or was_begun_by_us(self._given_output_dir.absolute())
         return RunFolder(self._given_output_dir.absolute(), resume=continues)
 
+    def require_own_folder(self) -> None:
+        """Before something is written: the run folder is still the one that was claimed.
+
+        Raises:
+            StorageError: it was removed or replaced, or a file in it has become a link.
+        """
+        if self.run_folder is not None:
+            self.run_folder.require_unchanged()
+
     def close_output(self, run: FitRun) -> None:
         """Let the run folder go; its path stays known."""
         if self.run_folder is not None and self.fit_run is run:

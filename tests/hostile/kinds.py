@@ -396,7 +396,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
     "a head of a billion": ({"head": "mlp", "head_options": {"hidden_sizes": [30_000, 30_000]}}, REFUSED),
     "labels of another number": ({"labels": ["a", "b", "c"], "num_classes": 3}, BAD_USAGE),
     "labels that are numbers": ({"labels": 5}, REFUSED),
-    "a backbone that is a number": ({"backbone": 5}, BAD_USAGE),
+    "a backbone that is a number": ({"backbone": 5}, REFUSED),
     "an optimizer that is code": ({"optimizer": "os.system"}, BAD_USAGE),
 }
 for _name, (_changes, _code) in SETTINGS.items():

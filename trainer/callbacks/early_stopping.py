@@ -131,6 +131,9 @@ class EarlyStopping(Callback):
         if ended_here and self.wait_count < self.patience:
             run.go_on()
             self._go_on()
+        every, epochs = trainer.check_val_every_n_epoch, run.max_epochs
+        if self._name.startswith("val_") and run.validation is not None and epochs is not None and every > epochs:
+            trainer.say(f"EarlyStopping never looks: check_val_every_n_epoch={every}, and the run has {epochs} epochs")
 
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the metric; checkpoints are written after this, so they know the outcome."""

@@ -22,6 +22,7 @@ from flashtask.trainer.callbacks.weight_averaging import (
     replace_in_state,
     trained_parameters,
 )
+from flashtask.trainer.optimizers import set_rate
 from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.wrapping import unwrapped_name
 
@@ -146,7 +147,7 @@ class StochasticWeightAveraging(AveragingCallback):
             scheduled.is_paused = True
         passed = epoch - self._begun_at
         for group, rate, target in zip(groups, self._rates, self._targets, strict=True):
-            _set_rate(group, _annealed(rate, target, passed, self.annealing_epochs, self.annealing_strategy))
+            set_rate(group, _annealed(rate, target, passed, self.annealing_epochs, self.annealing_strategy))
 
     # ---- the end
 
@@ -298,14 +299,6 @@ def constant_rates(groups: list[dict[str, Any]], given: float | Sequence[float] 
             fix="one rate for each group in their order, or swa_lrs=0.01 for all",
         )
     return [float(given[own.index(name)]) for name in names]
-
-
-def _set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set the rate of a parameter group, in place where it is a tensor that compiled steps read."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
 
 
 # ---- BatchNorm's statistics of weights that were not trained as they are

@@ -423,6 +423,7 @@ def _save_together(
         after_epoch: an epoch is over, else a step.
     """
     run, lasting = trainer.current_fit, [one for one in (*due, *ending) if one.save_last]
+    trainer.require_own_folder()
     try:
         found = {one: one._take(run, values, after_epoch=after_epoch) for one in due}
     except BaseException as error:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoint
-from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import argument_fix
 from flashtask.core.library_internals import mark_as_stepped
@@ -23,6 +24,7 @@ from flashtask.trainer.devices.precision import take_formats, take_recorded_prec
 from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved
+from flashtask.trainer.optimizers import redraw
 from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
 
 M = TypeVar("M", bound="Module")
+#: Characters of a message about settings that a file holds.
+_LONGEST = 200
 
 
 def module_from_checkpoint(
@@ -59,7 +63,14 @@ def module_from_content(
     with error_context(path):
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
-        module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
+        arguments = _arguments(cls, content, given or {}, path)
+        try:
+            module = cls.rebuild(arguments, state)
+        except UsageError as error:
+            if given or isinstance(error, UnknownNameError):
+                raise  # the user's own argument, or a name that an import may make known
+            what = f"{path}: its settings are refused: {error.what.removeprefix(f'{path}: ')}"
+            raise IntegrityError(what if len(what) <= _LONGEST else what[:_LONGEST] + "...", why=error.why) from error
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
         if state:
@@ -138,6 +149,11 @@ def load_weights(module: Module, state: Mapping[str, torch.Tensor], path: PathLi
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    wrong += [
+        f"{name} holds {state[name].dtype}, not {own[name].dtype}".replace("torch.", "")
+        for name in own
+        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
+    ]
     if wrong or (strict and (missing or unexpected)):
         details = [
             *wrong[:3],
@@ -201,6 +217,7 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
+    _redraw_schedules(run, Path(path))
     states = content.get("random_of_processes", [content["random"]])
     if run.strategy.global_rank < len(states):
         set_generator_states(states[run.strategy.global_rank])
@@ -209,8 +226,8 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: PathLike) -> None:
     """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
-    if then is None or now is None:
-        return
+    if then is None or now is None or getattr(run.module, "awaits_size", False):
+        return  # or nothing was made for it: the user's own loaders give images of their own size
     # A file from before there were value ranges goes by that of the format, which does not matter for 8-bit images.
     then = {"value_range": "format", **then}
     if then["value_range"] == "format" and now.get("value_range") is None:
@@ -241,7 +258,35 @@ def _restore_optimizers(run: FitRun, content: dict[str, Any], path: PathLike) ->
         # Schedulers look here whether the optimizer has stepped before they did; in the run that goes on, it has.
         mark_as_stepped(optimizer, content["global_step"] > 0)
     for rate, state in zip(run.schedulers, rates, strict=True):
-        rate.scheduler.load_state_dict(state)
+        rate.scheduler.load_state_dict(_with_own_length(rate.scheduler, state))
+
+
+def _with_own_length(scheduler: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a schedule, with this run's length where torch would put back that of the run before."""
+    if not isinstance(scheduler, OneCycleLR) or scheduler.total_steps == state.get("total_steps"):
+        return state
+    return {**state, **{name: vars(scheduler)[name] for name in ("total_steps", "_schedule_phases")}}
+
+
+def _redraw_schedules(run: FitRun, path: Path) -> None:
+    """A schedule over the whole run is drawn again where this run has another length than the one before.
+
+    The rates in the checkpoint are those of the run before, which are 0 where it had come to its end.
+    """
+    for rate in run.schedulers:
+        changed = None if run.done else redraw(rate.scheduler)
+        if changed is not None:
+            length = "this run" if run.total_steps is None else f"the {run.total_steps} steps of this run"
+            run.trainer.say(
+                f"resuming {path.name}: the learning-rate schedule is drawn again for {length}, "
+                f"so the next step has the rate {changed[1]:g}, not {changed[0]:g}"
+            )
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    if groups and not run.done and not any(float(group["lr"]) for group in groups):
+        kinds = ", ".join(type(rate.scheduler).__name__ for rate in run.schedulers) or "the optimizer"
+        run.trainer.say(
+            f"resuming {path.name}: the learning rate of {kinds} is 0 here, so the next step trains nothing"
+        )
 
 
 def _other_groups(path: PathLike, state: dict[str, Any], optimizer: Optimizer, error: ValueError) -> UsageError:

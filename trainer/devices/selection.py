@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_devices", "device_indices"]
 
+#: On a CPU each device is a process, however few cores there are.
+_MOST = 512
+
 
 def check_devices(devices: Any, most: int | None = 1) -> int | tuple[int, ...] | None:
     """What `devices` means: None for `auto`, -1 for all, how many, or their numbers. No device is asked for.
@@ -56,6 +59,11 @@ def _is_index(value: Any) -> bool:
 
 
 def _limit(devices: Any, count: int, most: int | None) -> None:
+    if count > _MOST:
+        raise UsageError(
+            f"devices={devices!r}: a machine runs {_MOST} processes of one run at the most",
+            fix="devices=2 for two processes, or devices=[0] for a certain device",
+        )
     if most is not None and count > most:
         raise UsageError(
             f"devices={devices!r}: this strategy uses {'one device' if most == 1 else f'{most} devices'} at the most",

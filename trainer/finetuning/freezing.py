@@ -7,14 +7,14 @@ what trains later has its own parameter group from the start, so unfreezing only
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from flashtask.core.errors import UsageError, did_you_mean
-from flashtask.core.library_internals import normalization_class
+from flashtask.core.library_internals import batch_norm_class, normalization_class
 from flashtask.trainer.finetuning.lora import adapted_layers, factor_names
 from flashtask.trainer.finetuning.phase import GROUPS, Phase, Selection
 from flashtask.trainer.finetuning.strategies import Finetuning, Position, Stage
@@ -285,15 +285,30 @@ class Freezing:
         A part with parameters of its own trains when all of them do: a BatchNorm of which the bias alone trains keeps
         its statistics.
         """
-        trains = self.parts.ids(self._names[number])
-        possible = self.parts.ids(name for name, wanted in self._settings_before.items() if wanted)
-        for root in self.roots if self.finetuning.phases[number].train.head else [self.module]:
-            active = _active_parts(root, trains, possible, {})
-            _set_mode(root, active, active[id(root)])
+        for part, mode in self._modes_in(number):
+            part.training = mode
         if self.finetuning.phases[number].train.lora:
             for layer in adapted_layers(self.module).values():
                 # For the dropout before its factors; in torch's attention the mode means more.
                 layer.training = not isinstance(layer, nn.MultiheadAttention)
+
+    def _modes_in(self, number: int) -> Iterator[tuple[nn.Module, bool]]:
+        """Whether each part that the strategy governs is in train mode in a phase."""
+        trains = self.parts.ids(self._names[number])
+        possible = self.parts.ids(name for name, wanted in self._settings_before.items() if wanted)
+        for root in self.roots if self.finetuning.phases[number].train.head else [self.module]:
+            active = _active_parts(root, trains, possible, {})
+            yield from _modes(root, active, active[id(root)])
+
+    @property
+    def trains_batchnorm(self) -> bool:
+        """Whether a BatchNorm layer is in train mode in any phase."""
+        every = [part for part in self.module.modules() if isinstance(part, batch_norm_class())]
+        for number in range(len(self.finetuning.phases)) if every else ():
+            modes = {id(part): mode for part, mode in self._modes_in(number)}
+            if any(modes.get(id(part), True) for part in every):
+                return True
+        return False
 
     def parameter_groups(self) -> list[TrainableGroup]:
         """What trains at some time, the head first: a group for each set of parameters that always train together."""
@@ -353,8 +368,9 @@ def _active_parts(part: nn.Module, trains: set[int], possible: set[int], known: 
     return known
 
 
-def _set_mode(part: nn.Module, active: dict[int, bool], parent_trains: bool) -> None:
+def _modes(part: nn.Module, active: dict[int, bool], parent_trains: bool) -> Iterator[tuple[nn.Module, bool]]:
     has_parameters = next(part.parameters(), None) is not None
-    part.training = active[id(part)] if has_parameters else parent_trains
+    mode = active[id(part)] if has_parameters else parent_trains
+    yield part, mode
     for child in part.children():
-        _set_mode(child, active, part.training)
+        yield from _modes(child, active, mode)

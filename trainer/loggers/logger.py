@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write, storage_error
 from flashtask.trainer.by_name import NamedPart
 
 __all__ = ["CSVLogger", "Logger"]
@@ -136,14 +136,17 @@ class _Table:
         self.replace(list(first or ()), filter(is_kept, self._rows()))
 
     def append(self, rows: list[dict[str, str]]) -> None:
-        columns = _columns_of([dict.fromkeys(self.columns, ""), *rows])
-        if columns != self.columns:
-            self.replace(columns, chain(self._rows() if self.columns else (), rows))
+        columns, exists = _columns_of([dict.fromkeys(self.columns, ""), *rows]), self.path.exists()
+        if columns != self.columns or not exists:
+            self.replace(columns, chain(self._rows() if self.columns and exists else (), rows))
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, columns, restval="").writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, columns, restval="").writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error, self.path) from error
 
     def _rows(self) -> Iterator[dict[str, str]]:
         with self.path.open(newline="", encoding="utf-8") as file:

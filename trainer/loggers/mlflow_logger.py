@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flashtask.core.errors import OutputError
+from flashtask.core.errors import OutputError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
 from flashtask.trainer.loggers.libraries import first_line, flat_values, library, no_run_yet, require_library
@@ -81,8 +81,8 @@ class MLFlowLogger(Logger):
         """Begin an MLflow run, or continue that of the folder."""
         self.close()
         self._mlflow = library("mlflow", "MLFlowLogger", _INSTALL)
-        local = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
-        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+        given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = given or _database_at((folder / "mlflow.db").absolute())
         for package in ("sqlalchemy", "alembic") if uri.startswith("sqlite:") else ():
             require_library(package, "MLFlowLogger with a database", _INSTALL)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class MLFlowLogger(Logger):
             goes_on = self._continue(client, self.run_id or kept)
             if not goes_on:
                 # Without a place of its own, MLflow takes the working folder for a run's files.
-                place = (folder / "mlflow_artifacts").absolute().as_uri() if uri == local else None
+                place = (folder / "mlflow_artifacts").absolute().as_uri() if not given else None
                 self.run_id_now = self._begin(client, self.run_name or folder.name, place)
         atomic_write_text(record, canonical_json({"run_id": self.run_id_now}))
         self._client, self._uri = client, uri
@@ -189,6 +189,23 @@ class MLFlowLogger(Logger):
             self._try_again_at = time.monotonic() + _PAUSE
             told = f"MLflow takes nothing now, {len(self._waiting)} values {fate}: {_first_line(error)}"
             warnings.warn(told, stacklevel=4)
+
+
+def _database_at(path: Path) -> str:
+    """The address of a SQLite database in a file.
+
+    Raises:
+        UsageError: SQLAlchemy is not installed, or no address of its leads to this file.
+    """
+    sqlalchemy = library("sqlalchemy", "MLFlowLogger with a database", _INSTALL)
+    uri = f"sqlite:///{path}"
+    if sqlalchemy.make_url(uri).database != str(path):
+        raise UsageError(
+            f"MLFlowLogger cannot keep its database in {str(path.parent)!r}",
+            why="a character of that name has another meaning in the address of a database",
+            fix='an output_dir without "?" and "%"; or tracking_uri="http://HOST:5000"',
+        )
+    return uri
 
 
 @contextmanager
