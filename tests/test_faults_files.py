@@ -158,7 +158,7 @@ def settings(**values):
         (settings(learning_rate=-1), "learning_rate must be a number above 0"),
         (settings(label_smoothing=7), "label_smoothing"),
         (settings(labels=["a", "b", "c"]), "contradicts 3 labels"),
-        (settings(labels=["a", "a"]), "a label stands twice"),
+        (settings(labels=["a", "a"]), "a label appears twice"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
