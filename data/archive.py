@@ -167,8 +167,8 @@ def _refusal(archive: str, reason: str, member: str | None) -> IntegrityError:
     where = f", member {member!a}" if member is not None else ""
     return IntegrityError(
         f"refused to unpack {archive}{where}: {reason}",
-        why="nothing was unpacked: an archive is taken whole or not at all",
-        fix="get a sound copy from its owner; if it is only too large, give limits=ArchiveLimits(...)",
+        why="nothing was unpacked: an archive is unpacked completely or not at all",
+        fix="get an intact copy from its owner; if it is merely too large, pass limits=ArchiveLimits(...)",
     )
 
 

@@ -238,7 +238,7 @@ def _wrong_in_zip(info: zipfile.ZipInfo, kind: int) -> str:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "it is a symbolic link" if kind == stat.S_IFLNK else "it is neither a file nor a folder"
     if kind == (stat.S_IFREG if is_folder else stat.S_IFDIR) or (is_folder and info.file_size):
-        return "its name and its kind disagree about whether it is a folder"
+        return "its name and its attributes disagree about whether it is a folder"
     if info.compress_type not in _ZIP_METHODS:
         return f"compression method {info.compress_type} is not supported"
     return ""
@@ -310,7 +310,7 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """As tarfile calls it, for each header."""
         if not buf.strip(b"\0") and cls.source.follows_extension:
-            raise RefusedError("its last header extension belongs to no member")
+            raise RefusedError("its last header extension has no member")
         try:
             info = super().frombuf(buf, encoding, errors)
         except (tarfile.HeaderError, ValueError) as error:

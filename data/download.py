@@ -177,7 +177,7 @@ def _local_source(path: Path, wanted: str) -> _Source:
     if not path.is_file():
         raise MissingInputError(f"no archive at {path}", fix="check the path, or give an https:// address")
     if not is_archive(path, path.name):
-        raise UsageError(f"{path} is no zip or tar archive", fix="copy it into the folder yourself")
+        raise UsageError(f"{path} is not a zip or tar archive", fix="copy it into the folder yourself")
     stat = path.stat()
     return _Source(os.path.abspath(path), path.name, wanted, f"{stat.st_size}-{stat.st_mtime_ns}")
 
@@ -191,17 +191,17 @@ def _remote_source(url: str, filename: str | None, wanted: str, allow_http: bool
         parts, has_address = urlsplit(""), False
     if parts.scheme not in ("https", "http") or not has_address or re.search(r"[\x00-\x20\x7f]", url):
         fix = f"give the path alone: download_data({unquote(parts.path)!r})" if parts.scheme == "file" else ""
-        raise UsageError(f"cannot download {shown(url)!r}", why="it is no https address", fix=fix or "https://...")
+        raise UsageError(f"cannot download {shown(url)!r}", why="it is not an https address", fix=fix or "https://...")
     if parts.username is not None:
         raise UsageError(
-            "an address with a user name or password is not taken",
+            "an address with a user name or password is not accepted",
             why="it would end up in logs and files",
             fix="download it in a browser and give the path of the file",
         )
     if parts.scheme == "http" and not allow_http and not wanted:
         raise UsageError(
             f"{shown(url)} is plain http",
-            why="anyone on the way can change what arrives",
+            why="anyone on the network path can change the file",
             fix=f'use https, or give checksum="sha256:...", or allow_http=True: {shown(url)}',
         )
     name = filename or unquote(parts.path.rpartition("/")[2])

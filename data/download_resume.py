@@ -89,7 +89,7 @@ class Clock:
                 f"the download did not finish within {self.deadline:g} s",
                 "the deadline was reached",
                 "what has arrived is kept",
-                "run it again to go on from there, or give a longer deadline=",
+                "run it again to continue from there, or give a longer deadline=",
             )
         return left
 
@@ -196,14 +196,14 @@ class Download:
                         f"cannot download {shown(self.url)} within {self.clock.deadline:g} s",
                         reason,
                         f"the next try is due in {wait:g} s",
-                        "run it again later: it goes on from what has arrived",
+                        "run it again later: it continues from what has arrived",
                     )
                 time.sleep(wait)
         raise UnfinishedError(
             f"cannot download {shown(self.url)}",
             reason,
-            f"{failures} tries in a row brought nothing; {self.size():,} bytes are kept",
-            "check the network connection and run it again: it goes on from there",
+            f"{failures} attempts in a row received nothing; {self.size():,} bytes are kept",
+            "check the network connection and run it again: it continues from there",
         )
 
     def _go_on(self, client: httpx.Client, peer: _Peer) -> None:
@@ -229,7 +229,7 @@ class Download:
             if total is None and not is_chunked and not self.verified_later and not self.ends_by_itself:
                 raise HubError(
                     f"{shown(self.url)}: the server does not say how long the file is",
-                    why="a cut could not be told from the end",
+                    why="an interrupted download could not be distinguished from a complete one",
                     fix='give checksum="sha256:..." from the owner of the file',
                 )
             self._receive(answer, have, total)
@@ -251,7 +251,7 @@ class Download:
             self.drop()
             raise IntegrityError(
                 f"{shown(self.url)}: the server sent more than the {total:,} bytes it announced",
-                fix="run it again; if it stays, tell the owner of the server",
+                fix="run it again; if it happens again, tell the owner of the server",
             )
 
     def _version(self) -> _Version | None:
@@ -288,7 +288,7 @@ class Download:
         if start != have or end != total - 1 or total != announced or length not in (None, total - have):
             self.drop()
             raise IntegrityError(
-                f"{shown(str(answer.url))}: the server sent another part than the one asked for",
+                f"{shown(str(answer.url))}: the server sent a part that was not requested",
                 why=f"asked from byte {have:,}, got Content-Range {given!r}",
                 fix="run it again: it starts from the beginning",
             )
@@ -321,8 +321,8 @@ def _refuse_answer(answer: httpx.Response) -> None:
         raise _TryAgainError(f"status {status}", _seconds(answer.headers.get("Retry-After", "")))
     if status not in (200, 206):
         fixes = {
-            401: f"it wants a login: {_BY_HAND}",
-            403: f"it refuses: {_BY_HAND}",
+            401: f"it requires a login: {_BY_HAND}",
+            403: f"access is denied: {_BY_HAND}",
             410: "look for a new address: the file was taken down",
         }
         raise HubError(
@@ -332,7 +332,7 @@ def _refuse_answer(answer: httpx.Response) -> None:
         )
     if encoding.lower() not in ("", "identity"):
         raise IntegrityError(
-            f"{url}: the server packed the file as {encoding!r} though asked not to",
+            f"{url}: the server compressed the file ({encoding!r}) although it was asked not to",
             why="the bytes would not be those of the file",
             fix=_BY_HAND,
         )
@@ -452,7 +452,7 @@ def _open(client: httpx.Client, peer: _Peer, url: str, headers: dict[str, str], 
         here = there
     raise HubError(
         f"{shown(url)}: more than {MAX_REDIRECTS} redirects",
-        why="the server sends in circles",
+        why="the server redirects in a loop",
         fix="check the address",
     )
 
@@ -466,6 +466,6 @@ def _is_private(text: str) -> bool:
 def _private(host: str, address: str) -> IntegrityError:
     return IntegrityError(
         f"refused a redirect to {host} ({address})",
-        why="that is a private address, and it was not typed by you",
+        why="it is a private address that you did not type",
         fix="check the address with its owner",
     )

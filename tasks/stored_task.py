@@ -38,8 +38,8 @@ def pretrained_task(cls: type[Task], source: Source, given: Mapping[str, Any], m
     for name in OF_THE_WEIGHTS:
         if name in given and not (isinstance(known.get(name), dict) and "not_saved" in known[name]):
             raise UsageError(
-                f"{name} comes with the weights of {source.path}, and cannot be given",
-                fix=f"leave {name} out, or begin from it alone: {kind.__name__}(backbone=...)",
+                f"{name} is part of the model in {source.path} and cannot be set",
+                fix=f"leave out {name}, or build a new model: {kind.__name__}(backbone=...)",
             )
     return build_task(kind, content, source, given, map_location)
 
@@ -81,9 +81,9 @@ def registered_class(content: Mapping[str, Any], source: Source) -> type[Task]:
             return TASKS.get(name)
     except UnknownNameError as error:
         own = class_in_file(content) or "MyTask"
-        error.what = f"{source.path} holds a task {name[:100]!r}, and none of this name is registered here"
+        error.what = f"{source.path} holds a task {name[:100]!r}, but no task of this name is registered"
         error.args = (error.what,)
-        error.why = "it was trained by a class of its own, and a file holds no code"
+        error.why = "it was trained by a class that is not part of flashtask, and a file holds no code"
         error.fix = (
             f"import the module that registers it first (TASKS.register({name[:100]!r}, {own})), "
             f"or flashtask.load({str(source.path)!r}, task={own})"

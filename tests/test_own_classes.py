@@ -126,7 +126,7 @@ def test_a_model_with_its_own_loss_and_metrics_predicts_without_its_class(images
     data = ImageClassificationData.from_folders(images, val_split=0.25, batch_size=4, num_workers=0)
     quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False, "max_epochs": 1}
     trainer = Trainer(**quiet)
-    with pytest.raises(UsageError, match="validation needs the loss and metrics of Weighted") as raised:
+    with pytest.raises(UsageError, match="validation needs the loss and metrics of the class Weighted") as raised:
         trainer.validate(model, datamodule=data)
     assert raised.value.fix == fix
     with pytest.raises(UsageError, match="training needs the loss and metrics of Weighted"):
@@ -144,7 +144,7 @@ def test_what_is_saved_of_it_again_still_says_whose_it_is(images, tmp_path, caps
     flashtask.load(path).save_pretrained(tmp_path / "folder")
     capsys.readouterr()
     again = flashtask.load(tmp_path / "folder")
-    assert "without the loss and metrics of Weighted" in capsys.readouterr().err
+    assert "without the loss and metrics of the class Weighted" in capsys.readouterr().err
     assert scores(again, images) == scores(flashtask.load(path), images)
     # To go on from its weights with the plain loss is a choice that names the class.
     further = ImageClassifier.from_pretrained(path, learning_rate=0.5)
@@ -251,6 +251,6 @@ def test_the_command_line_predicts_with_it_and_says_why_it_cannot_validate(image
     done = warm.run(code, path, images)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 17
-    assert "predicts without the loss and metrics of Weighted" in done.stderr
+    assert "predicts without the loss and metrics of the class Weighted" in done.stderr
     assert run(["validate", str(path), str(images)]) == 2
     assert "error: validation needs the loss and metrics of the class Weighted\n" in capsys.readouterr().err

@@ -165,8 +165,8 @@ def test_features_that_are_no_numbers_are_an_error(name, options, value):
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), r"\(samples, 3\)"),
         (torch.zeros(4, 3), torch.zeros(4), "class index"),
         (torch.zeros(4, 3), torch.zeros(5, dtype=torch.long), "class index"),
-        (torch.zeros(4, 3), torch.tensor([0, 1, 2, 1]), "from 0 to 2, the head has 2"),
-        (torch.zeros(4, 3), torch.tensor([0, 1, -1, 1]), "from -1 to 1"),
+        (torch.zeros(4, 3), torch.tensor([0, 1, 2, 1]), "class indices are 0 to 2, but the head has 2"),
+        (torch.zeros(4, 3), torch.tensor([0, 1, -1, 1]), "class indices are -1 to 1"),
     ],
 )
 def test_what_cannot_be_solved_on_is_refused(name, options, features, targets, message):

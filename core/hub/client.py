@@ -191,7 +191,7 @@ def _told(error: Exception, address: HubAddress, what: str) -> FlashtaskError:
     name, page, answer = address.repository, f"{endpoint()}/{address.repository}", answer_in(error)
     if isinstance(answer, errors.GatedRepoError):
         return HubError(
-            f"{name} is gated: its owner wants to know who uses it",
+            f"{name} is gated: its owner asks users to accept its terms",
             why=_said(answer),
             fix=f"accept the terms at {page}, then {_LOGIN}",
         )
@@ -202,7 +202,7 @@ def _told(error: Exception, address: HubAddress, what: str) -> FlashtaskError:
         )
     if isinstance(answer, errors.RepositoryNotFoundError):
         return HubError(
-            f"no repository {name} at {hub_host()} that you may see",
+            f"no repository {name} at {hub_host()} that you can access",
             why="it does not exist, or it is private" + ("" if _has_token() else " and you are not logged in"),
             fix=f"check the name at {page}; if it is private: {_LOGIN}",
         )
@@ -218,7 +218,7 @@ def _of_status(answer: errors.HfHubHTTPError, failed: str) -> HubError:
         return HubError(
             failed,
             why=f"{hub_host()} answered with status {status}: {_said(answer)}",
-            fix=f"log in as someone who may read it: {_LOGIN}; the token needs the right to read this repository",
+            fix=f"log in with an account that can read it: {_LOGIN}; the token needs the right to read this repository",
         )
     if status == 404:
         return HubError(failed, why="status 404: it does not exist", fix="check the name and HF_ENDPOINT")

@@ -166,7 +166,7 @@ def _wrong_with(path: Path, entry: Entry) -> str | None:
     try:
         status = os.stat(real)
         if not stat.S_ISREG(status.st_mode):
-            return "it is not an ordinary file"
+            return "it is not a regular file"
         if status.st_size != entry.size:
             return f"it has {status.st_size:,} bytes, the hub promised {entry.size:,}"
         found = content_hashes([real])[0] if len(entry.digest) == 64 else _git_hash(Path(real), entry.size)
