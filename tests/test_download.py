@@ -351,7 +351,7 @@ def test_s2_download_data_takes_a_body_that_proves_its_end_another_way(server, t
     assert contents(download_data(server.url, tmp_path / "summed", checksum=SHA)) == FILES
 
 
-@pytest.mark.parametrize(("status", "hint"), [(401, "login"), (403, "refuses"), (404, "address"), (501, "address")])
+@pytest.mark.parametrize(("status", "hint"), [(401, "login"), (403, "access is denied"), (404, "address"), (501, "address")])
 def test_s2_download_data_names_the_status_and_does_not_try_again(server, tmp_path, status, hint):
     server.mode, server.status = "status", (status, {}, 99)
     with pytest.raises(HubError, match=f"status {status}") as caught:
@@ -383,7 +383,7 @@ def test_s2_download_data_waits_as_long_as_retry_after_says_but_not_past_the_dea
 
 def test_s2_download_data_gives_up_on_a_server_that_always_fails(server, tmp_path):
     server.mode, server.status = "status", (500, {}, 99)
-    with pytest.raises(HubError, match="status 500; 6 tries"):
+    with pytest.raises(HubError, match="status 500; 6 attempts"):
         download_data(server.url, tmp_path / "data", allow_http=True)
     assert len(server.requests) == download_resume.MAX_FAILURES
 

@@ -297,7 +297,8 @@ def test_a_damaged_cached_file_is_an_error_offline(hub, tmp_path, monkeypatch):
 
 
 def test_weights_that_were_compared_before_are_not_read_again(hub, monkeypatch):
-    monkeypatch.setattr("flashtask.core.known_files._SETTLED", -10)  # files that were made a moment ago count
+    for name in ("_SETTLED", "_TICK"):
+        monkeypatch.setattr(f"flashtask.core.known_files.{name}", -10)  # files that were made a moment ago count
     fetch(ADDRESS, WANTED)
     monkeypatch.setattr("flashtask.core.known_files.sha256_file", lambda path: pytest.fail(f"{path} is read again"))
     fetch(ADDRESS, WANTED)

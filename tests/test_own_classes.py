@@ -129,7 +129,7 @@ def test_a_model_with_its_own_loss_and_metrics_predicts_without_its_class(images
     with pytest.raises(UsageError, match="validation needs the loss and metrics of the class Weighted") as raised:
         trainer.validate(model, datamodule=data)
     assert raised.value.fix == fix
-    with pytest.raises(UsageError, match="training needs the loss and metrics of Weighted"):
+    with pytest.raises(UsageError, match="training needs the loss and metrics of the class Weighted"):
         trainer.finetune(model, datamodule=data, strategy="freeze")
     predicted = ImageClassificationData.from_folders(predict_folder=images, num_workers=0)
     assert len(trainer.predict(model, datamodule=predicted)) == 1
