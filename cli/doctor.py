@@ -141,7 +141,8 @@ def _resume_advice(folder: Path, checked: list[CheckedCheckpoint]) -> str:
         if lost := lost_for_resuming(recipe, folder):
             return f"in Python alone: recipe.yaml does not hold {', '.join(lost)}"
         if finished := how_finished(folder, recipe):
-            return f"nothing is left to do: it {finished}"
+            longer = f"; to train longer: {command} --epochs N" if finished == "is finished" else ""
+            return f"nothing is left to do, the run {finished}{longer}"
     except FlashtaskError as error:
         return f"not possible: {error.what}"
     if not checked:
