@@ -101,7 +101,7 @@ def difference(first, second):
 
 
 def assert_told_once(out, err):
-    assert len(re.findall("^seed 3, cpu, 32", err, re.MULTILINE)) == 1
+    assert len(re.findall("^seed 3, cpu, precision 32", err, re.MULTILINE)) == 1
     assert re.findall(r"^epoch (\d)/1", err, re.MULTILINE) == ["0", "1"]
     assert [line.partition(" ")[0] for line in out.splitlines()] == ["best", "run", "next:"]
 

@@ -219,7 +219,7 @@ def announce(run: FitRun) -> list[str]:
     """The lines printed before training: seed, device, formats, processes; what trains from which epoch on; rates."""
     layout = "channels_last" if run.memory_format is torch.channels_last else "contiguous"
     several = f", {run.strategy.world_size} processes ({run.strategy.name})" if run.strategy.world_size > 1 else ""
-    lines = [f"seed {run.seed}, {run.device.type}, {_formats(run)}, {layout}{several}"]
+    lines = [f"seed {run.seed}, {run.device.type}, precision {_formats(run)}, {layout}{several}"]
     if remark := run.remark_on_batches:
         lines.append(remark)
     if run.freezing is None:
