@@ -351,7 +351,9 @@ def test_s2_download_data_takes_a_body_that_proves_its_end_another_way(server, t
     assert contents(download_data(server.url, tmp_path / "summed", checksum=SHA)) == FILES
 
 
-@pytest.mark.parametrize(("status", "hint"), [(401, "login"), (403, "access is denied"), (404, "address"), (501, "address")])
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "login"), (403, "access is denied"), (404, "address"), (501, "address")]
+)
 def test_s2_download_data_names_the_status_and_does_not_try_again(server, tmp_path, status, hint):
     server.mode, server.status = "status", (status, {}, 99)
     with pytest.raises(HubError, match=f"status {status}") as caught:
