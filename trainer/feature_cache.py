@@ -148,7 +148,7 @@ def _of_any(run: Run, reason: str) -> str:
 
 def _validates_while_frozen(run: FitRun) -> bool:
     """Whether the whole backbone is frozen until the first epoch that ends with validation is over."""
-    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch
+    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch or 1
     return (run.max_epochs is None or epochs <= run.max_epochs) and all(map(run.is_frozen, range(epochs)))
 
 

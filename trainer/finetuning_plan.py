@@ -166,7 +166,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
         return planned
     with trial(quiet, module, data) as copies:
         measured = measure_phases(copies, strategy, batches_a_step(trainer)[0])
-    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
+    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch or 1)
 
 
 def _strategy_of(run: FitRun) -> Finetuning:

@@ -45,6 +45,7 @@ from flashtask.trainer.run_preparation import (
     leave_optimization_to_module,
     limit_of,
     training_loader,
+    validation_interval,
     want_gradients,
 )
 from flashtask.trainer.run_record import recipe_of
@@ -101,6 +102,8 @@ class FitRun(Run):
         #: what computes the head, if it is solved and not trained
         self.solving: ClosedFormFit | None = None
         self.validation: EvaluationRun | None = None
+        #: batches from one validation to the next; None: it comes where an epoch ends
+        self.validation_interval: int | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
         self.automatic: bool = module.automatic_optimization
@@ -114,13 +117,18 @@ class FitRun(Run):
         self.epoch_is_complete = False
         self.global_step = 0
         self.batch_idx = 0
+        self.batches_seen = 0
         self.samples = 0
         self.samples_seen = 0
+        #: the place of the last validation, as `_place` counts
+        self.validated_at = 0
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.epoch_seconds = 0.0
         self.metrics: dict[str, float] = {}
+        #: the rows of epochs, and those of validations inside epochs
         self.history: list[dict[str, float]] = []
+        self.validations: list[dict[str, float]] = []
         self.stop_reason = ""
         # of the current step
         self.outputs: list[Any] = []
@@ -134,12 +142,17 @@ class FitRun(Run):
         self._epoch_started_at = 0.0
         self._trained_for = 0.0
         self._samples_before = 0
+        #: no batch of the epoch follows; the loader has none left, else the epoch was cut short
+        self.epoch_is_over = False
         self._exhausted = False
         self._group_end = 0
         self._written_step = 0
         self._step_precision = device_plan.precision
-        #: names that were measured in this epoch
+        #: names that were measured in this epoch, and those of them that nobody has looked at yet
         self.fresh_metrics: set[str] = set()
+        self.new_metrics: set[str] = set()
+        #: one of the measurements that nobody has looked at is a validation
+        self.has_validated = False
 
     # ---- making it ready
 
@@ -178,6 +191,8 @@ class FitRun(Run):
         self.keeps_outputs = hasattr(module, "training_epoch_end")
         self._add_validation()
         self._add_training()
+        if self.validation is not None and self.solving is None:
+            self.validation_interval = validation_interval(trainer, self.batches_in_epoch)
         if self.strategy.global_rank:
             # Dropout is to fall on other numbers in each process; weights are those of the first one.
             seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
@@ -238,7 +253,7 @@ class FitRun(Run):
     # ---- what callbacks and extensions call
 
     def stop(self, reason: str) -> None:
-        """End the fit after this epoch; of several reasons the first one counts."""
+        """End the fit after this step, or when `min_epochs` and `min_steps` allow it; the first reason counts."""
         self.stop_reason = self.stop_reason or reason
 
     def go_on(self) -> None:
@@ -323,9 +338,33 @@ class FitRun(Run):
 
     @property
     def validates(self) -> bool:
-        """Whether this epoch ends with validation."""
-        every: int = self.trainer.check_val_every_n_epoch
-        return (self.epoch + 1) % every == 0 or self.solving is not None
+        """Whether validation comes at this place: it is due, or the epoch ends where its end is not known before."""
+        if not self._is_validated_in(self.epoch):
+            return False
+        if self.validation_interval is None or self._is_overdue:
+            return True
+        ends_early = self.epoch_is_over and (not self._exhausted or self.batches_in_epoch is None)
+        return ends_early and self._place > self.validated_at
+
+    def _is_validated_in(self, epoch: int) -> bool:
+        every: int | None = self.trainer.check_val_every_n_epoch
+        return every is None or (epoch + 1) % every == 0 or self.solving is not None
+
+    @property
+    def _place(self) -> int:
+        """Batches so far, of the epoch, or of the run where validation does not go by epochs."""
+        return self.batches_seen if self.trainer.check_val_every_n_epoch is None else self.batch_idx
+
+    @property
+    def _is_overdue(self) -> bool:
+        """Whether a validation was to come since the last one."""
+        every = self.validation_interval
+        return every is not None and self._place // every > self.validated_at // every
+
+    @property
+    def was_validated_in_epoch(self) -> bool:
+        """Whether a validation of this epoch is over."""
+        return self.validated_at > self._place - self.batch_idx
 
     @property
     def group_is_complete(self) -> bool:
@@ -367,9 +406,10 @@ class FitRun(Run):
     def start_epoch(self) -> None:
         """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
-        self.fresh_metrics.clear()
-        self.skip_epoch = False
-        self._epoch_started_at = time.monotonic()
+        if not self.batch_idx:
+            self.fresh_metrics.clear()
+        self.skip_epoch = self.epoch_is_over = False
+        self._epoch_started_at, self._trained_for = time.monotonic(), 0.0
         self.module.train()
         enter_phase(self)
         self._step_precision = self.inference_precision if self.is_frozen(self.epoch) else self.precision
@@ -399,20 +439,50 @@ class FitRun(Run):
         """The engine's own order of samples, None for a loader of the user's that was left alone."""
         return order_of(self.loader)
 
+    def stretches(self) -> Iterator[Iterator[list[Any]]]:
+        """The epoch's remaining batches as `groups` gives them, in stretches: a validation comes between two of them.
+
+        The first stretch is empty where a resumed run was stopped before a validation.
+        """
+        batches, every = self._open(), self.validation_interval
+        while not self.epoch_is_over:
+            self.has_validated = False
+            self.new_metrics.clear()
+            end: float = math.inf
+            if every is not None and self._is_validated_in(self.epoch):
+                end = (self.validated_at // every + 1) * every - (self._place - self.batch_idx)
+            yield self._groups(batches, end)
+            if self._is_overdue:
+                self.validated_at = self._place  # a loop of the user's has left validation out
+
     def groups(self) -> Iterator[list[Any]]:
         """The epoch's remaining batches in accumulation groups, until the epoch is cut short."""
+        return self._groups(self._open(), math.inf)
+
+    def _open(self) -> Iterator[Any]:
         batches = iter(self.loader) if self.ordered is not None or not self.batch_idx else self._read_again()
-        batches = islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
+        return islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
+
+    def _groups(self, batches: Iterator[Any], end: float) -> Iterator[list[Any]]:
+        """Groups of batches up to the place in the epoch at which validation is due, or up to the epoch's end."""
+        started_at = time.monotonic()
         group: list[Any] = []
         accumulate = self.accumulation(self.epoch)
         while not (self._is_cut_short() or self.out_of_steps):
+            if self.batch_idx >= end and self.batch_idx != self.batches_in_epoch:
+                self._trained_for += time.monotonic() - started_at
+                return
             group = list(islice(batches, accumulate))
             if not group:
                 break
             yield group
+        self._trained_for += time.monotonic() - started_at
+        self._end_batches(has_more=bool(group))
+
+    def _end_batches(self, *, has_more: bool) -> None:
+        """The epoch has no further batch, or is left without those that follow."""
         self.group_is_open = False
         self._raise_if_diverged()
-        self._trained_for = time.monotonic() - self._epoch_started_at
         if signal_number := self.strategy.reduce(self.interrupted_by or 0, "max"):
             self.interrupted_by = signal_number
             raise RunInterruptedError(signal_number)
@@ -424,7 +494,8 @@ class FitRun(Run):
                 why="it is empty, or has fewer samples than a batch and drops the last one",
                 fix="a smaller batch_size, drop_last=False, or limit_train_batches above 0",
             )
-        self._exhausted = self.skip_epoch or not group or self.batch_idx == self.batches_in_epoch
+        self._exhausted = self.skip_epoch or not has_more or self.batch_idx == self.batches_in_epoch
+        self.epoch_is_over = True
         self.finish_pass()
 
     def finish_pass(self) -> None:
@@ -434,15 +505,16 @@ class FitRun(Run):
 
     def _is_cut_short(self) -> bool:
         """Whether the epoch ends here; where one process ends it, all do."""
+        stops = bool(self.stop_reason) and self.may_stop_after(self.epoch - 1)
         if self.strategy.world_size > 1:
-            # Asked before every step, so it is one exchange and not three.
-            noted = torch.tensor([int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0])
-            skips, leaves, signal_number = self.strategy.reduce(noted, "max").tolist()
+            # Asked before every step, so it is one exchange and not four.
+            noted = torch.tensor([int(self.skip_epoch), int(self.is_leaving), int(stops), self.interrupted_by or 0])
+            skips, leaves, stops, signal_number = self.strategy.reduce(noted, "max").tolist()
             # A signal that has come since then is kept: the others hear of it when they are asked again.
             self.skip_epoch, self.is_leaving = self.skip_epoch or bool(skips), self.is_leaving or bool(leaves)
             self.interrupted_by = self.interrupted_by or signal_number or None
-            return bool(skips or leaves)
-        return self.skip_epoch or self.is_leaving
+            return bool(skips or leaves or stops)
+        return self.skip_epoch or self.is_leaving or stops
 
     def _read_again(self) -> Iterator[Any]:
         """A loader of the user's, continued in the middle of an epoch: behind the batches that were trained on."""
@@ -484,6 +556,7 @@ class FitRun(Run):
         self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
         for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
             self.batch_idx += 1
+            self.batches_seen += 1
             self.samples += taken
             self.samples_seen += taken
             # A sample that only fills a step is another process's own, and is counted there.
@@ -590,7 +663,10 @@ class FitRun(Run):
         self.global_step += 1
         for rate in self.schedulers:
             if rate.interval == "step" and self.global_step % rate.frequency == 0:
-                rate.step(self.metrics | self.results.callback_values() if rate.reduce_on_plateau else self.metrics)
+                if not rate.reduce_on_plateau:
+                    rate.step(self.metrics)
+                elif not self._is_overdue:  # else it waits for the values of that validation
+                    rate.step(self.metrics | self.results.callback_values())
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
@@ -624,6 +700,29 @@ class FitRun(Run):
         """Values that were measured in this epoch."""
         self.metrics.update(values)
         self.fresh_metrics.update(values)
+        self.new_metrics.update(values)
+
+    def take_validation(self, values: dict[str, float]) -> None:
+        """The values of a validation that is over."""
+        self.take_metrics(values)
+        for rate in self.schedulers if self._is_overdue else ():
+            if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
+                rate.step(self.metrics | self.results.callback_values())
+        self.validated_at, self.has_validated = self._place, True
+
+    def close_validation(self) -> None:
+        """Write the row of a validation inside an epoch."""
+        assert self.validation is not None
+        row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step, **self.validation.results_of_pass}
+        self.validations.append(row)
+        for logger in self.loggers:
+            logger.log_epoch(row)
+        self.flush_logs()
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of the log: of validations inside epochs, and of epochs."""
+        return sorted([*self.validations, *self.history], key=lambda row: (row["epoch"], row["step"]))
 
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
@@ -640,7 +739,7 @@ class FitRun(Run):
         self.training_seconds += trained
         row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step}
         row |= self.results.epoch_values(logger_only=True)
-        if self.validation is not None and self.validates:
+        if self.validation is not None and self.has_validated:
             row |= self.validation.results_of_pass
         row |= {name: rate for name, rate in rates.items() if name not in row}
         row["trainable_parameters"] = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
@@ -656,7 +755,7 @@ class FitRun(Run):
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""
         measured = not rate.reduce_on_plateau or rate.monitor in self.fresh_metrics
-        return measured or self.validation is None or self.validates
+        return measured or self.validation is None or self.was_validated_in_epoch
 
     def end_epoch(self) -> None:
         """Go on to the next epoch; one that `max_steps` cut short keeps its place. Where one process stops, all do."""
@@ -665,15 +764,19 @@ class FitRun(Run):
             return
         self.epoch += 1
         self.epoch_is_complete = False
-        self.batch_idx = self.samples = self._samples_before = 0
-        self.epoch_seconds = 0.0
+        self._go_to_start()
         self.results.reset()
 
     def begin_epoch_anew(self) -> None:
         """Go back from the middle of an epoch to its first batch."""
         self.samples_seen -= self.samples
+        self.batches_seen -= self.batch_idx
+        self._go_to_start()
+
+    def _go_to_start(self) -> None:
         self.batch_idx = self.samples = self._samples_before = 0
         self.epoch_seconds = 0.0
+        self.validated_at = self.validated_at if self.trainer.check_val_every_n_epoch is None else 0
 
     # ---- what survives a kill
 
@@ -698,6 +801,9 @@ class FitRun(Run):
             "epoch_is_complete": complete,
             "global_step": self.global_step,
             "batch_idx": 0 if complete else self.batch_idx,
+            "batches_seen": self.batches_seen,
+            "validated_at": self.validated_at,
+            "measured": [] if complete else sorted(self.fresh_metrics),
             "samples": 0 if complete else self.samples,
             "samples_seen": self.samples_seen,
             "seconds": self.seconds,
@@ -705,6 +811,7 @@ class FitRun(Run):
             "epoch_seconds": so_far if self.batch_idx and not complete else 0.0,
             "metrics": dict(self.metrics),
             "history": self.history,
+            "validations": self.validations,
             "results": [] if complete else self.results.state_dict(self.module),
             "stop_reason": self.stop_reason,
             "phases": None if self.phases is None else self.phases.state_dict(),
@@ -717,6 +824,12 @@ class FitRun(Run):
         self._written_step = self.global_step
         self.batch_idx, self.samples = state["batch_idx"], state["samples"]
         self._samples_before = self.samples
+        # A checkpoint of 0.1 does not have these.
+        self.batches_seen = state.get("batches_seen", self.batch_idx)
+        self.validations = list(state.get("validations", ()))
+        self.fresh_metrics = set(state.get("measured", ()))
+        by_epochs = self.trainer.check_val_every_n_epoch is not None
+        self.validated_at = 0 if by_epochs and state["epoch_is_complete"] else state.get("validated_at", 0)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         self.epoch_seconds = state["epoch_seconds"]
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]

@@ -443,7 +443,7 @@ class EvaluationRun(Run):
             (self.results.epoch_values(logger_only=True), self.results.callback_values())
         )[0]
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_metrics(values)
+            self.parent.take_validation(values)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader."""

@@ -88,7 +88,10 @@ class Trainer(RunFacts, Lightning1Trainer):
         overfit_batches: number or share of the training batches that serve training, validation and test alike,
             unshuffled; validation during a fit is off.
         fast_dev_run: True or a number of batches: run so many of everything once, and write nothing.
-        check_val_every_n_epoch: validate after every so many epochs.
+        check_val_every_n_epoch: validate after every so many epochs; None counts the batches of `val_check_interval`
+            across epochs.
+        val_check_interval: validate inside epochs too: after every such share of an epoch (0.25), or after every so
+            many batches (100), once the optimizer step that they belong to is complete; 1.0 for the end of an epoch.
         log_every_n_steps: how often step values are logged.
         flush_logs_every_n_steps: how often loggers write down what they were told; at the end of an epoch they do.
         accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
@@ -140,7 +143,8 @@ class Trainer(RunFacts, Lightning1Trainer):
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
         fast_dev_run: bool | int = False,
-        check_val_every_n_epoch: int = 1,
+        check_val_every_n_epoch: int | None = 1,
+        val_check_interval: int | float = 1.0,
         log_every_n_steps: int = 50,
         flush_logs_every_n_steps: int = 100,
         accumulate_grad_batches: int | dict[int, int] = 1,
@@ -192,8 +196,8 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.limit_test_batches, self.limit_predict_batches = limit_test_batches, limit_predict_batches
         self.overfit_batches, self.fast_dev_run = overfit_batches, fast_dev_run
-        self.check_val_every_n_epoch, self.log_every_n_steps = check_val_every_n_epoch, log_every_n_steps
-        self.flush_logs_every_n_steps = flush_logs_every_n_steps
+        self.check_val_every_n_epoch, self.val_check_interval = check_val_every_n_epoch, val_check_interval
+        self.log_every_n_steps, self.flush_logs_every_n_steps = log_every_n_steps, flush_logs_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.track_grad_norm, self.detect_anomaly = track_grad_norm, detect_anomaly
@@ -212,7 +216,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     def _run_briefly(self, batches: int) -> None:
         """So many batches of everything, once, leaving nothing behind."""
         self.max_epochs, self.max_steps, self.num_sanity_val_steps = 1, batches, 0
-        self.check_val_every_n_epoch, self.overfit_batches = 1, 0.0
+        self.check_val_every_n_epoch, self.val_check_interval, self.overfit_batches = 1, 1.0, 0.0
         self.limit_train_batches = self.limit_val_batches = batches
         self.limit_test_batches = self.limit_predict_batches = batches
         self.enable_checkpointing, self.loggers = False, []

@@ -37,8 +37,8 @@ __all__ = ["Frequency", "ModelCheckpoint"]
 class ModelCheckpoint(Callback):
     """Writes the checkpoints of a fit: `last.ckpt`, from which it can be continued, and the best by a metric.
 
-    Without arguments both are written after every epoch, into the run folder: `last.ckpt` always, `best.ckpt` if the
-    epoch was the best so far. Equal scores are decided by the lower `val_loss`, then the older stays; NaN and infinity
+    Without arguments both are written after every epoch, and after every validation inside one, into the run folder:
+    `last.ckpt` always, `best.ckpt` if that was the best so far. Equal scores are decided by the lower `val_loss`, then the older stays; NaN and infinity
     are never best. Where the module's own metric is not measured (there is no validation), the newest is best. Several
     of these callbacks may be used at once; the first is `trainer.checkpoint_callback`.
 
@@ -62,7 +62,8 @@ class ModelCheckpoint(Callback):
             such as `{"minutes": 30}`.
         every_n_epochs: look only after every so many epochs. The others are not written and, however good they are,
             cannot be best. None means 1, or never if steps or time are given.
-        save_on_train_epoch_end: False looks only at epochs that were validated.
+        save_on_train_epoch_end: False looks only where validation took place, True only at the ends of epochs; None
+            looks at both.
         save_on_exception: write `last.ckpt` when an error ends the fit between two steps, unless the loss diverged.
 
     Attributes:
@@ -107,7 +108,7 @@ class ModelCheckpoint(Callback):
         self.verbose, self.save_last, self.save_top_k = verbose, save_last, save_top_k
         self.save_weights_only, self.save_on_exception = save_weights_only, save_on_exception
         self.frequency = Frequency(
-            every_n_train_steps or every_n_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end is False
+            every_n_train_steps or every_n_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end
         )
         self.template = _template_of(filename, save_top_k, auto_insert_metric_name)
         self._forget()
@@ -216,7 +217,7 @@ class ModelCheckpoint(Callback):
             return
         self._step_seen = run.global_step
         if due := [one for one in self._together if one.frequency.is_due_after_step(run)]:
-            _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, after_epoch=False)
+            _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, None)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Note that the run is between two steps."""
@@ -226,6 +227,15 @@ class ModelCheckpoint(Callback):
         """Note that it is not, until the epoch's values have been collected."""
         self._resting_place = None
 
+    def on_validated(self, trainer: Trainer, module: Module) -> None:
+        """After a validation inside an epoch: write what is due."""
+        run = trainer.current_fit
+        self._note_place(run)
+        due = [one for one in self._together if one.frequency.is_due_after_validation(run)]
+        if due and self is self._together[0]:
+            values = {**run.metrics, **run.results.callback_values()}
+            _save_together(trainer, due, [], values, run.validations[-1])
+
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After an epoch: write what is due, and `last.ckpt` where the fit ends."""
         run = trainer.current_fit
@@ -234,7 +244,7 @@ class ModelCheckpoint(Callback):
             due = [one for one in self._together if one.frequency.is_due_after_epoch(run)]
             ending = [one for one in self._together if one not in due] if _is_last_epoch(run) else []
             if due or ending:
-                _save_together(trainer, due, ending, run.metrics, after_epoch=True)
+                _save_together(trainer, due, ending, run.metrics, run.history[-1])
 
     def write_last(self, trainer: Trainer) -> str:
         """Write `last.ckpt` with the present state of the run, also in the middle of an epoch; its path."""
@@ -268,7 +278,7 @@ class ModelCheckpoint(Callback):
 
     # ---- which of them are kept
 
-    def _take(self, run: FitRun, values: Mapping[str, float], *, after_epoch: bool) -> SavedFile | None:
+    def _take(self, run: FitRun, values: Mapping[str, float], row: Mapping[str, float] | None) -> SavedFile | None:
         """The file to write among the best, which counts as kept from now on; None if it would not be one of them.
 
         Raises:
@@ -276,7 +286,7 @@ class ModelCheckpoint(Callback):
         """
         if not self.save_top_k:
             return None
-        is_ranked, self.current_score = self._score(run, values, after_epoch)
+        is_ranked, self.current_score = self._score(run, values, after_step=row is None)
         if self.current_score is not None and not math.isfinite(self.current_score):
             is_ranked = False
             if not self._warned_of_score:
@@ -286,7 +296,7 @@ class ModelCheckpoint(Callback):
         if not is_ranked and self.save_top_k > 0:
             return None
         place = {"epoch": run.epoch, "step": run.global_step}
-        metrics = dict(run.history[-1]) if after_epoch else {**values, **place}
+        metrics = {**values, **place} if row is None else dict(row)
         new = SavedFile(self.current_score, tie_break(values), run.epoch, run.global_step, metrics)
         if not self.best.wants(new):
             return None
@@ -294,10 +304,11 @@ class ModelCheckpoint(Callback):
         others = [one.best for one in self._together if one is not self and one.best.folder == self.best.folder]
         return self.best.take(new, stem, [file.name for best in others for file in best.files])
 
-    def _score(self, run: FitRun, values: Mapping[str, float], after_epoch: bool) -> tuple[bool, float | None]:
+    def _score(self, run: FitRun, values: Mapping[str, float], *, after_step: bool) -> tuple[bool, float | None]:
         """(whether this place can be ranked, the value of the metric); without a value a newer place is better."""
-        in_other_epochs = run.validation is not None and not run.validates and self.metric not in run.fresh_metrics
-        if after_epoch and in_other_epochs:
+        # A value that was not measured here says nothing of the present weights.
+        is_closed = run.epoch_is_over and run.has_validated
+        if not after_step and run.validation is not None and not is_closed and self.metric not in run.new_metrics:
             return False, None
         if self.metric in values:
             return True, float(values[self.metric])
@@ -350,16 +361,18 @@ class Frequency:
         steps: after every so many optimizer steps.
         interval: at the first step after so much time, as `read_duration` takes it.
         epochs: after every so many epochs.
-        only_validated: of the epochs, only those that were validated.
+        at_epoch_ends: True only at the ends of epochs, False only where validation took place, None at both.
 
     Raises:
         UsageError: the interval is not a length of time.
     """
 
-    def __init__(self, steps: int | None, interval: Duration | None, epochs: int | None, only_validated: bool) -> None:
+    def __init__(
+        self, steps: int | None, interval: Duration | None, epochs: int | None, at_epoch_ends: bool | None
+    ) -> None:
         self.steps, self.interval = steps, None if interval is None else read_duration(interval)
         self.epochs = 1 if (steps, interval, epochs) == (None, None, None) else epochs
-        self._only_validated = only_validated
+        self._at_epoch_ends = at_epoch_ends
         self._last_due_at = 0.0
 
     def __str__(self) -> str:
@@ -379,9 +392,13 @@ class Frequency:
 
     def is_due_after_epoch(self, run: FitRun) -> bool:
         """Whether a checkpoint is due after the epoch that is over."""
-        if self._only_validated and (run.validation is None or not run.validates):
+        if self._at_epoch_ends is False and not run.has_validated:
             return False
         return self.epochs is not None and (run.epoch + 1) % self.epochs == 0
+
+    def is_due_after_validation(self, run: FitRun) -> bool:
+        """Whether a checkpoint is due after a validation inside an epoch."""
+        return not self._at_epoch_ends and self.epochs is not None and (run.epoch + 1) % self.epochs == 0
 
 
 def _is_last_epoch(run: FitRun) -> bool:
@@ -407,8 +424,7 @@ def _save_together(
     due: Sequence[ModelCheckpoint],
     ending: Sequence[ModelCheckpoint],
     values: Mapping[str, float],
-    *,
-    after_epoch: bool,
+    row: Mapping[str, float] | None,
 ) -> None:
     """Write the best files first, then the last; then remove what they push out.
 
@@ -420,11 +436,11 @@ def _save_together(
         due: the callbacks whose checkpoints are due.
         ending: further ones, which write `last.ckpt` because the fit ends here.
         values: what was measured so far.
-        after_epoch: an epoch is over, else a step.
+        row: of the log, for the epoch or the validation that is over; None after a step.
     """
     run, lasting = trainer.current_fit, [one for one in (*due, *ending) if one.save_last]
     try:
-        found = {one: one._take(run, values, after_epoch=after_epoch) for one in due}
+        found = {one: one._take(run, values, row) for one in due}
     except BaseException as error:
         _undo(due)
         if isinstance(error, UnknownNameError):

@@ -75,7 +75,6 @@ _INSTEAD = {
     "terminate_on_nan": "leave it out: a NaN always ends a run before it touches the weights",
     "tpu_cores": 'accelerator="auto"',
     "truncated_bptt_steps": "split the sequence in training_step, with automatic_optimization = False",
-    "val_check_interval": "check_val_every_n_epoch=1",
     "weights_save_path": "default_root_dir=..., or ModelCheckpoint(dirpath=...)",
     "weights_summary": "callbacks=[ModelSummary(max_depth=1)]",
 }
