@@ -254,5 +254,5 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
             f"{folder / 'summary.json'} was not written by flashtask, or was changed", fix=f"ls -l {folder}"
         )
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
-    all_epochs = epochs is not None and summary["epochs"] >= epochs
+    all_epochs = epochs is not None and 0 <= epochs <= summary["epochs"]
     return all_epochs or 0 < steps <= summary["steps"] or bool(summary.get("stopped"))

@@ -339,8 +339,8 @@ def test_early_stopping_counts_on_after_a_kill(tmp_path):
         return EarlyStopping(monitor="val_loss", patience=3)
 
     values, options = (1.0, 2.0, 3.0, 4.0, 5.0), {"val_check_interval": 3, "max_epochs": 5}
+    stop = SignalAt("train_batch_end", 8, signal.SIGTERM)
     with pytest.raises(SystemExit):
-        stop = SignalAt("train_batch_end", 8, signal.SIGTERM)
         quiet(tmp_path, callbacks=[stopping(), stop], **options).fit(Falling(*values), *loaders())
     module = Falling(*values)
     module.at = 2

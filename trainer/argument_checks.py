@@ -17,14 +17,15 @@ __all__ = ["check_settings"]
 
 #: whole numbers, and the least they may be; None is no number, so it means something only where it is the default
 _COUNTS = {
-    "max_epochs": 1,
-    "min_epochs": 1,
+    "max_epochs": -1,
+    "min_epochs": 0,
     "max_steps": -1,
-    "min_steps": 1,
+    "min_steps": 0,
     "num_sanity_val_steps": -1,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 1,
     "num_nodes": 1,
+    "reload_dataloaders_every_n_epochs": 0,
     "flush_logs_every_n_steps": 1,
 }
 _SWITCHES = (

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "length_of", "order_of", "rebuild_loader", "shares_of_group"]
+__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "length_of", "order_of", "rebuild_loader", "shares_of_group"]
 __all__ += ["taken_in_turn", "with_order"]
 
 
@@ -107,6 +107,33 @@ def order_of(loader: object) -> OrderedBatches | None:
     """The engine's own order of a loader's samples; None for a loader of the user's that was left alone."""
     order = getattr(loader, "batch_sampler", None)
     return order if isinstance(order, OrderedBatches) else None
+
+
+def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int = 0, frozen: bool = False) -> bool:
+    """Where the next iterator of a loader begins.
+
+    Args:
+        loader: of the engine's order, of several loaders, or of the user's own.
+        epoch: whose order it has.
+        sample: samples of the epoch that are left out; None where batches are counted.
+        batch: batches that are left out.
+        frozen: whether the backbone is frozen in the epoch.
+
+    Returns:
+        Whether it begins there; the order of a loader of the user's own begins with the first batch.
+    """
+    order = order_of(loader)
+    if order is not None:
+        order.set_position(epoch, start=batch * order.batch_size if sample is None else sample, frozen=frozen)
+        return True
+    if hasattr(loader, "begin_at"):
+        return bool(loader.begin_at(epoch, batch, frozen))
+    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    samplers.append(getattr(samplers[-1], "sampler", None))
+    for sampler in {id(one): one for one in samplers}.values():
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+    return not batch
 
 
 def shares_of_group(

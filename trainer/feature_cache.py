@@ -119,6 +119,8 @@ def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
     wanted, loader, order = run.trainer.feature_cache, run.loader, run.ordered
     if reason := _not_by_itself(run, callbacks):
         return reason
+    if run.trainer.reload_dataloaders_every_n_epochs:
+        return "loaders are made again in the course of the run"
     if order is None or not isinstance(loader.dataset, SeededDataset):
         return "only flashtask's own datasets say whether a sample is the same in every epoch"
     if not is_whole(wanted) and not loader.dataset.repeats_itself():

@@ -23,7 +23,14 @@ from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.checkpoints.restoring import restore_run
 from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
-from flashtask.trainer.data_loaders import OrderedBatches, batch_size_of, length_of, order_of, shares_of_group
+from flashtask.trainer.data_loaders import (
+    OrderedBatches,
+    batch_size_of,
+    begin_at,
+    length_of,
+    order_of,
+    shares_of_group,
+)
 from flashtask.trainer.datamodule import DataModule, GivenLoaders
 from flashtask.trainer.devices.precision import Precision, record_precision
 from flashtask.trainer.distribution.agreement import facts_of_data
@@ -35,7 +42,14 @@ from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import ScheduledRate, learning_rates, read_optimizers, require_no_closure
+from flashtask.trainer.optimizers import (
+    ScheduledRate,
+    learning_rates,
+    optimizer_in_turn,
+    read_frequencies,
+    read_optimizers,
+    require_no_closure,
+)
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
 from flashtask.trainer.run_preparation import (
@@ -97,6 +111,8 @@ class FitRun(Run):
         self.limit: int | None = None
         self.optimizers: list[Optimizer] = []
         self.schedulers: list[ScheduledRate] = []
+        #: for how many batches each of several optimizers has its turn; empty: each has one in every batch
+        self.frequencies: list[int] = []
         self.freezing: Freezing | None = None
         self.phases: PhaseProgress | None = None
         #: what computes the head, if it is solved and not trained
@@ -145,7 +161,14 @@ class FitRun(Run):
         #: no batch of the epoch follows; the loader has none left, else the epoch was cut short
         self.epoch_is_over = False
         self._exhausted = False
+        #: the epoch in which the loaders were made, and what wraps them
+        self._loaded_in = 0
+        self._extensions: list[RunExtension] = []
+        #: the loader begins at the run's place in the epoch, else with the first batch
+        self._begins_here = True
         self._group_end = 0
+        #: which of several optimizers the group is for; None: all of them
+        self._turn: int | None = None
         self._written_step = 0
         self._step_precision = device_plan.precision
         #: names that were measured in this epoch, and those of them that nobody has looked at yet
@@ -182,17 +205,14 @@ class FitRun(Run):
         if content is not None and "datamodule" in content:
             with error_context(str(self.resume_from)):
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
-        loader = data.train_dataloader()
-        check_training_data(loader, module)
-        self.loader, self.limit = training_loader(trainer, loader, self.seed)
+        self._load_training()
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
         self.keeps_outputs = hasattr(module, "training_epoch_end")
         self._add_validation()
         self._add_training()
-        if self.validation is not None and self.solving is None:
-            self.validation_interval = validation_interval(trainer, self.batches_in_epoch)
+        self._set_validation_interval()
         if self.strategy.global_rank:
             # Dropout is to fall on other numbers in each process; weights are those of the first one.
             seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
@@ -217,14 +237,42 @@ class FitRun(Run):
             trainer.say(f"{type(module).__name__} has no validation_step: the validation data is not used")
         if not writes_step or trainer.overfit_batches:
             return
-        loaders = evaluation_loaders(trainer, module, self.data.val_dataloader(), "val")
-        limits = [limit_of(trainer.limit_val_batches, loader) for loader in loaders]
+        loaders, limits = self._load_validation()
         if all(limit == 0 for limit in limits):
             return
         self.validation = EvaluationRun.inside(self, loaders, limits, leaves_no_trace=False)
         if steps := trainer.num_sanity_val_steps:
             few = limits if steps < 0 else [at_most(steps, limit) for limit in limits]
             self.sanity = EvaluationRun.inside(self, loaders, few, leaves_no_trace=True)
+
+    def _load_training(self) -> None:
+        loader = self.data.train_dataloader()
+        check_training_data(loader, self.module)
+        self.loader, self.limit = training_loader(self.trainer, loader, self.seed)
+
+    def _load_validation(self) -> tuple[list[Any], list[int | None]]:
+        loaders = evaluation_loaders(self.trainer, self.module, self.data.val_dataloader(), "val")
+        return loaders, [limit_of(self.trainer.limit_val_batches, loader) for loader in loaders]
+
+    def _set_validation_interval(self) -> None:
+        if self.validation is not None and self.solving is None:
+            self.validation_interval = validation_interval(self.trainer, self.batches_in_epoch)
+
+    def _reload(self) -> None:
+        """Make the loaders again where `reload_dataloaders_every_n_epochs` asks for it."""
+        every: int = self.trainer.reload_dataloaders_every_n_epochs
+        if not every or self.epoch // every == self._loaded_in // every:
+            return
+        self._loaded_in = self.epoch
+        self._load_training()
+        for extension in self._extensions:
+            self.loader = extension.wrap_loader(self, self.loader)
+        if self.validation is not None:
+            loaders, self.validation.limits = self._load_validation()
+            for extension in self._extensions:
+                loaders = [extension.wrap_loader(self.validation, loader) for loader in loaders]
+            self.validation.read_from(loaders)
+        self._set_validation_interval()
 
     def _add_training(self) -> None:
         """Optimizers and schedules; where the head is solved, the pass that collects its features."""
@@ -233,7 +281,9 @@ class FitRun(Run):
         if self.solves_head:
             ClosedFormFit(self).prepare()
             return
-        self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
+        configured = module.configure_optimizers()
+        self.optimizers, self.schedulers = read_optimizers(configured, self)
+        self.frequencies = read_frequencies(configured)
         if self.freezing is not None and self.freezing.finetuning.has_rates:
             require_phase_groups(self.optimizers, self.freezing.rates, module)
         if self.automatic:
@@ -305,6 +355,7 @@ class FitRun(Run):
 
     def _extend_parts(self, extension: RunExtension) -> None:
         super()._extend_parts(extension)
+        self._extensions.append(extension)
         precision = self.precision
         parts = [(name, part, getattr(precision, name)) for name, part in _PRECISION_PARTS.items()]
         wrapped = {name: extension.wrap_call(self, part, call) for name, part, call in parts}
@@ -320,7 +371,7 @@ class FitRun(Run):
     @property
     def done(self) -> bool:
         """Whether no further epoch is wanted."""
-        if self.out_of_steps or self.epoch >= (self.max_epochs or math.inf):
+        if self.out_of_steps or (self.max_epochs is not None and self.epoch >= self.max_epochs):
             return True
         if self.is_leaving and self.interrupted_by is None:
             return True
@@ -339,7 +390,7 @@ class FitRun(Run):
     @property
     def validates(self) -> bool:
         """Whether validation comes at this place: it is due, or the epoch ends where its end is not known before."""
-        if not self._is_validated_in(self.epoch):
+        if not self.batch_idx or not self._is_validated_in(self.epoch):
             return False
         if self.validation_interval is None or self._is_overdue:
             return True
@@ -396,7 +447,8 @@ class FitRun(Run):
         if self.max_steps < 0 or not batches:
             return self.max_epochs
         epochs = steps = 0
-        while steps < self.max_steps and epochs < (self.max_epochs or math.inf):
+        most = math.inf if self.max_epochs is None else self.max_epochs
+        while steps < self.max_steps and epochs < most:
             steps += math.ceil(batches / self.accumulation(epochs))
             epochs += 1
         return epochs
@@ -415,14 +467,13 @@ class FitRun(Run):
         self._step_precision = self.inference_precision if self.is_frozen(self.epoch) else self.precision
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
+        self._reload()
         self.go_to(self.epoch, self.samples)
 
     def go_to(self, epoch: int, sample: int = 0) -> None:
         """Let the loader give an epoch's batches next, from a sample on if the order is the engine's own."""
-        if self.ordered is not None:
-            self.ordered.set_position(epoch, start=sample, frozen=self.is_frozen(epoch))
-        elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        batch = self.batch_idx if sample else 0
+        self._begins_here = begin_at(self.loader, epoch, sample=sample, batch=batch, frozen=self.is_frozen(epoch))
 
     def is_frozen(self, epoch: int) -> bool:
         """Whether the whole backbone is frozen in an epoch."""
@@ -460,41 +511,41 @@ class FitRun(Run):
         return self._groups(self._open(), math.inf)
 
     def _open(self) -> Iterator[Any]:
-        batches = iter(self.loader) if self.ordered is not None or not self.batch_idx else self._read_again()
+        batches = iter(self.loader) if self._begins_here else self._read_again()
         return islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
 
     def _groups(self, batches: Iterator[Any], end: float) -> Iterator[list[Any]]:
         """Groups of batches up to the place in the epoch at which validation is due, or up to the epoch's end."""
         started_at = time.monotonic()
-        group: list[Any] = []
+        is_used_up = False
         accumulate = self.accumulation(self.epoch)
         while not (self._is_cut_short() or self.out_of_steps):
             if self.batch_idx >= end and self.batch_idx != self.batches_in_epoch:
                 self._trained_for += time.monotonic() - started_at
                 return
             group = list(islice(batches, accumulate))
-            if not group:
+            if is_used_up := not group:
                 break
             yield group
         self._trained_for += time.monotonic() - started_at
-        self._end_batches(has_more=bool(group))
+        self._end_batches(is_used_up)
 
-    def _end_batches(self, *, has_more: bool) -> None:
-        """The epoch has no further batch, or is left without those that follow."""
+    def _end_batches(self, is_used_up: bool) -> None:
+        """The loader has no further batch, or those that follow are left out."""
         self.group_is_open = False
         self._raise_if_diverged()
         if signal_number := self.strategy.reduce(self.interrupted_by or 0, "max"):
             self.interrupted_by = signal_number
             raise RunInterruptedError(signal_number)
-        if not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
+        if is_used_up and not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
             raise used_up("training")
-        if not self.batch_idx:
+        if is_used_up and not self.batch_idx:
             raise UsageError(
                 "the training loader gave no batch",
                 why="it is empty, or has fewer samples than a batch and drops the last one",
                 fix="a smaller batch_size, drop_last=False, or limit_train_batches above 0",
             )
-        self._exhausted = self.skip_epoch or not has_more or self.batch_idx == self.batches_in_epoch
+        self._exhausted = self.skip_epoch or is_used_up or self.batch_idx == self.batches_in_epoch
         self.epoch_is_over = True
         self.finish_pass()
 
@@ -541,6 +592,8 @@ class FitRun(Run):
 
     def forward_only(self, batch: Any, batch_idx: int) -> None:
         """The forward half of a training step, in the precision of evaluation."""
+        if batch is None:
+            return
         self.batch_size = batch_size_of(batch)
         moved = self.to_device(batch)
         for _, arguments in self.turns():
@@ -550,15 +603,19 @@ class FitRun(Run):
 
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
-        sizes = [batch_size_of(batch) for batch in group]
+        sizes = [0 if batch is None else batch_size_of(batch) for batch in group]
         shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
-        self._group_end = self.batch_idx + len(group)
-        self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
+        given = [number for number, batch in enumerate(group, 1) if batch is not None]
+        self._group_end = self.batch_idx + (given[-1] if given else 0)
+        self._turn = optimizer_in_turn(self.frequencies, self.batch_idx) if self.frequencies else None
+        self.group_is_open, self.has_gradients, self.has_stepped = bool(given), False, False
         for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
             self.batch_idx += 1
             self.batches_seen += 1
             self.samples += taken
             self.samples_seen += taken
+            if batch is None:  # a `collate_fn` has nothing to give
+                continue
             # A sample that only fills a step is another process's own, and is counted there.
             with nullcontext() if self.batch_size else uncounted(self._metrics()):
                 yield share, self.to_device(batch), self.batch_idx - 1
@@ -571,8 +628,8 @@ class FitRun(Run):
     def turns(self) -> Iterable[tuple[Optimizer | None, tuple[int, ...]]]:
         """Who is trained by a batch: (optimizer, further arguments of the step), one after the other.
 
-        With several optimizers each has its turn, in which only its own parameters want gradients. With manual
-        optimization, or none, there is one turn without an optimizer.
+        With several optimizers each has its turn, in which only its own parameters want gradients; if they have
+        frequencies, one of them has. With manual optimization, or none, there is one turn without an optimizer.
         """
         if not self.automatic or not self.optimizers:
             return ((None, ()),)
@@ -582,6 +639,8 @@ class FitRun(Run):
 
     def _alternate(self) -> Iterator[tuple[Optimizer, tuple[int]]]:
         for index, optimizer in enumerate(self.optimizers):
+            if self._turn not in (None, index):
+                continue
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 continue  # all that it trains is frozen now
             before = train_only(optimizer, self.optimizers)
@@ -662,11 +721,15 @@ class FitRun(Run):
             return
         self.global_step += 1
         for rate in self.schedulers:
-            if rate.interval == "step" and self.global_step % rate.frequency == 0:
+            if rate.interval == "step" and self.global_step % rate.frequency == 0 and self._is_in_turn(rate):
                 if not rate.reduce_on_plateau:
                     rate.step(self.metrics)
                 elif not self._is_overdue:  # else it waits for the values of that validation
                     rate.step(self.metrics | self.results.callback_values())
+
+    def _is_in_turn(self, rate: ScheduledRate) -> bool:
+        """Whether the optimizer of a schedule has taken the step."""
+        return self._turn is None or getattr(rate.scheduler, "optimizer", None) is self.optimizers[self._turn]
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:

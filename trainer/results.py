@@ -307,7 +307,10 @@ def _shows_step(entry: Entry) -> bool:
 
 def _fork(entry: Entry, suffix: str) -> str:
     """A name that is logged on both levels becomes two: `loss_step` and `loss_epoch`."""
-    return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
+    if not (entry.on_step and entry.on_epoch):
+        return entry.name
+    name, of_loader, number = entry.name.partition("/dataloader_idx_")
+    return f"{name}{suffix}{of_loader}{number}"
 
 
 def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:

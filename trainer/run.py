@@ -387,6 +387,8 @@ class EvaluationRun(Run):
             self._asking = ExitStack()
             self._asking.enter_context(self.strategy.whole_weights(self.module))
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):
+            if batch is None:  # a `collate_fn` has nothing to give
+                continue
             self.batch_size = batch_size_of(batch)
             yield self.to_device(batch, number), batch_idx
             self.samples_seen += self.batch_size
@@ -394,6 +396,7 @@ class EvaluationRun(Run):
             alone = self.strategy.world_size == 1
             if alone and self.parent is not None and self.parent.interrupted_by is not None:
                 raise RunInterruptedError(self.parent.interrupted_by)
+        self.loader_number = None  # what is logged now is of all loaders
 
     def batches_in(self, number: int) -> int | None:
         """How many batches the pass takes from a loader, None if the loader does not know its length."""
@@ -435,7 +438,6 @@ class EvaluationRun(Run):
         Raises:
             UsageError: an iterator was given, and an earlier pass has used it up.
         """
-        self.loader_number = None
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
         self.agree_on_results()
@@ -446,11 +448,13 @@ class EvaluationRun(Run):
             self.parent.take_validation(values)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
-        """The values of the last pass, a dictionary for each loader."""
+        """The values of the last pass, a dictionary for each loader; what has no loader's name is in each."""
+        values = self.results_of_pass
         if len(self.loaders) == 1:
-            return [dict(self.results_of_pass)]
+            return [dict(values)]
         endings = [f"/dataloader_idx_{number}" for number in range(len(self.loaders))]
-        return [{n: v for n, v in self.results_of_pass.items() if n.endswith(ending)} for ending in endings]
+        common = {name: value for name, value in values.items() if not name.endswith(tuple(endings))}
+        return [{**{n: v for n, v in values.items() if n.endswith(ending)}, **common} for ending in endings]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""

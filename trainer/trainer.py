@@ -58,7 +58,8 @@ class Trainer(RunFacts, Lightning1Trainer):
     replacement is named: trainer/lightning1/arguments.py.
 
     Args:
-        max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
+        max_epochs: epochs at the most, -1 for no limit; where nothing limits the run, the module's own number: 10 for a
+            task, else 1000.
         min_epochs: a run is not stopped early before so many epochs; so is `min_steps`.
         max_steps: optimizer steps at the most; -1 for no limit.
         min_steps: see `min_epochs`.
@@ -92,6 +93,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             across epochs.
         val_check_interval: validate inside epochs too: after every such share of an epoch (0.25), or after every so
             many batches (100), once the optimizer step that they belong to is complete; 1.0 for the end of an epoch.
+        reload_dataloaders_every_n_epochs: ask for the loaders again after every so many epochs (`train_dataloader` and
+            `val_dataloader` may look at `trainer.current_epoch`); 0 makes them once.
         log_every_n_steps: how often step values are logged.
         flush_logs_every_n_steps: how often loggers write down what they were told; at the end of an epoch they do.
         accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
@@ -145,6 +148,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         fast_dev_run: bool | int = False,
         check_val_every_n_epoch: int | None = 1,
         val_check_interval: int | float = 1.0,
+        reload_dataloaders_every_n_epochs: int = 0,
         log_every_n_steps: int = 50,
         flush_logs_every_n_steps: int = 100,
         accumulate_grad_batches: int | dict[int, int] = 1,
@@ -197,6 +201,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.limit_test_batches, self.limit_predict_batches = limit_test_batches, limit_predict_batches
         self.overfit_batches, self.fast_dev_run = overfit_batches, fast_dev_run
         self.check_val_every_n_epoch, self.val_check_interval = check_val_every_n_epoch, val_check_interval
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.log_every_n_steps, self.flush_logs_every_n_steps = log_every_n_steps, flush_logs_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
@@ -461,7 +466,8 @@ class Trainer(RunFacts, Lightning1Trainer):
     def epochs_of(self, module: Module) -> int | None:
         """Epochs of a run of a module at the most: the argument, else the module's own where nothing else ends it."""
         has_no_end = self._max_epochs is None and self.max_steps < 0 and self.max_time is None
-        return module.default_max_epochs if has_no_end else self._max_epochs
+        epochs = module.default_max_epochs if has_no_end else self._max_epochs
+        return None if epochs == -1 else epochs
 
     @property
     def seed(self) -> int:

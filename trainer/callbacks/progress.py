@@ -141,7 +141,7 @@ class ProgressBar(Callback):
         """Write the line of the epoch; what does not fit continues, indented, in the next."""
         run = trainer.current_fit
         row = run.history[-1]
-        last = f"/{run.max_epochs - 1}" if run.max_epochs else ""
+        last = f"/{run.max_epochs - 1}" if run.max_epochs is not None else ""
         parts = [f"epoch {run.epoch}{last}"]
         parts += [f"{name} {_number(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
         parts.append(f"{row['seconds']:.1f} s")
