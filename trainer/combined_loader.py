@@ -63,7 +63,9 @@ class CombinedLoader:
         known = [length for length in lengths if length is not None]
         if len(known) < len(lengths):
             raise TypeError("the length of one of the loaders is not known")
-        return {"min_size": min, "sequential": sum}.get(self.mode, max)(known)  # type: ignore[operator]
+        if self.mode == "sequential":
+            return sum(known)
+        return min(known) if self.mode == "min_size" else max(known)
 
     def __iter__(self) -> Iterator[Any]:
         if self.mode == "sequential":

@@ -128,11 +128,11 @@ def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int =
         return True
     if hasattr(loader, "begin_at"):
         return bool(loader.begin_at(epoch, batch, frozen))
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    samplers.append(getattr(samplers[-1], "sampler", None))
-    for sampler in {id(one): one for one in samplers}.values():
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+    sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    for one in {id(one): one for one in (sampler, batches, getattr(batches, "sampler", None))}.values():
+        set_epoch = getattr(one, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
     return not batch
 
 

@@ -615,10 +615,20 @@ class FitRun(Run):
             self.samples += taken
             self.samples_seen += taken
             if batch is None:  # a `collate_fn` has nothing to give
+                self._require_one_process()
                 continue
             # A sample that only fills a step is another process's own, and is counted there.
             with nullcontext() if self.batch_size else uncounted(self._metrics()):
                 yield share, self.to_device(batch), self.batch_idx - 1
+
+    def _require_one_process(self) -> None:
+        """Without a step of this process the others would wait for its gradients."""
+        if self.strategy.world_size > 1:
+            raise UsageError(
+                "the training loader gave None for a batch in one of several processes",
+                why="each process takes part in each step",
+                fix="leave the samples out in the dataset",
+            )
 
     def _metrics(self) -> list[Any]:
         """The metric objects that steps may give something to: parts of the module, and what was logged."""

@@ -430,7 +430,8 @@ class EvaluationRun(Run):
     @property
     def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
-        return any(order.world_size > 1 for order in map(order_of, self.loaders) if order is not None)
+        single = [one for loader in self.loaders for one in getattr(loader, "flattened", [loader])]
+        return any(order.world_size > 1 for order in map(order_of, single) if order is not None)
 
     def close(self) -> None:
         """Compute the values of the pass and hand them to the fit run, if there is one.
