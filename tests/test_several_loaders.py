@@ -106,6 +106,9 @@ def test_lists_of_batches_are_one_loader(tmp_path):
     batches = [{"x": torch.tensor([1])}, {"x": torch.tensor([2])}]
     assert steps(tmp_path / "a", batches) == [{"x": [1]}, {"x": [2]}]
     assert steps(tmp_path / "b", [(torch.tensor([1]), torch.tensor([2]))]) == [([1], [2])]
+    detection = [([torch.tensor([1]), torch.tensor([2])], [{"boxes": torch.tensor([3])}])]
+    assert steps(tmp_path / "c", detection) == [([[1], [2]], {"boxes": [3]})]
+    assert steps(tmp_path / "d", [{"views": [torch.tensor([1]), torch.tensor([2])]}]) == [{"views": [[1], [2]]}]
 
 
 def test_what_is_wrong_in_a_structure_is_told(tmp_path):
@@ -129,8 +132,8 @@ def test_orders_come_from_the_seed_and_differ_between_loaders_epochs_and_repetit
         data = {"a": numbers(0, 16, shuffle=True), "b": numbers(0, 8, shuffle=True)}
         return steps(tmp_path / folder, data, max_epochs=2, **options)
 
-    first, torch_state = run("a"), torch.manual_seed(5)
-    del torch_state
+    first = run("a")
+    torch.manual_seed(5)
     assert run("b") == first
     assert run("c", seed=4) != first
     orders = {name: [number for batch in first for number in batch[name]] for name in ("a", "b")}

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.trainer.data_loaders import begin_at, length_of
+from flashtask.trainer.data_loaders import begin_at, length_of, order_of
 
 __all__ = ["CombinedLoader", "combined", "holds_loaders", "is_batch_list"]
 
@@ -109,7 +110,8 @@ class CombinedLoader:
 
     def _pass(self, loader: Any, again: int, start: int) -> Iterator[Any]:
         """One pass over a loader from a batch on; when it is repeated in an epoch, its order is another one."""
-        begin_at(loader, self._epoch + again * _APART, batch=start, frozen=self._frozen)
+        epoch = self._epoch if order_of(loader) is None else self._epoch + again * _APART
+        begin_at(loader, epoch, batch=start, frozen=self._frozen)
         return iter(loader)
 
 
@@ -125,24 +127,26 @@ def combined(given: Any) -> Any:
 def holds_loaders(given: Any) -> bool:
     """Whether it is a dictionary, list or tuple of loaders; a list of batches is not, but one loader."""
     if isinstance(given, Mapping):
-        return bool(given) and all(_is_loader(one) or holds_loaders(one) for one in given.values())
+        values = given.values()
+        return bool(given) and all(_is_loader(one) or is_batch_list(one) or holds_loaders(one) for one in values)
     return isinstance(given, (list, tuple)) and bool(given) and not is_batch_list(given)
 
 
 def is_batch_list(given: Any) -> bool:
     """A list of tensors, or of tuples, dictionaries or lists of them, is a list of batches, so one loader."""
-    first = given[0] if given and isinstance(given, (list, tuple)) else None
+    first = given[0] if isinstance(given, (list, tuple)) and given else None
     if isinstance(first, (tuple, Mapping)):
-        return not any(map(_is_loader, first.values() if isinstance(first, Mapping) else first))
+        parts = first.values() if isinstance(first, Mapping) else first
+        return not any(isinstance(part, (DataLoader, CombinedLoader)) for part in parts)
     inner = first[0] if isinstance(first, list) and first else None
     return isinstance(first, torch.Tensor) or isinstance(inner, torch.Tensor)
 
 
 def _is_loader(value: Any) -> bool:
     """Whether it gives batches, and is neither a part of a batch nor a structure of loaders."""
-    if isinstance(value, (list, tuple)):
-        return is_batch_list(value)
-    return hasattr(value, "__iter__") and not (hasattr(value, "__array__") or isinstance(value, (str, bytes, Mapping)))
+    if hasattr(value, "__array__") or isinstance(value, (str, bytes, Mapping, list, tuple)):
+        return False
+    return hasattr(value, "__iter__")
 
 
 def _leaves(given: Any) -> Iterator[Any]:

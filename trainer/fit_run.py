@@ -497,8 +497,6 @@ class FitRun(Run):
         """
         batches, every = self._open(), self.validation_interval
         while not self.epoch_is_over:
-            self.has_validated = False
-            self.new_metrics.clear()
             end: float = math.inf
             if every is not None and self._is_validated_in(self.epoch):
                 end = (self.validated_at // every + 1) * every - (self._place - self.batch_idx)
@@ -516,6 +514,8 @@ class FitRun(Run):
 
     def _groups(self, batches: Iterator[Any], end: float) -> Iterator[list[Any]]:
         """Groups of batches up to the place in the epoch at which validation is due, or up to the epoch's end."""
+        self.has_validated = False
+        self.new_metrics.clear()
         started_at = time.monotonic()
         is_used_up = False
         accumulate = self.accumulation(self.epoch)

@@ -250,8 +250,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
             strategy: a finetuning strategy; None trains everything.
@@ -284,8 +284,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module` with a `backbone`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("lora", 8)`, ..., a list of `Phase`, or an
                 object with `phases` or `stages`; None means the module's `default_strategy`: `freeze` for tasks.
@@ -368,8 +368,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
             strategy: the finetuning strategy to tune for; None means the module's own, as in `finetune`.
             learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
@@ -410,8 +410,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`; it stays as it is.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             strategy: the finetuning strategy; None means the module's own, as in `finetune`.
             measure: estimate memory and time from a few steps on copies.
