@@ -400,17 +400,21 @@ class Frequency:
         by_time = self.interval is not None and time.monotonic() - self._last_due_at >= self.interval.total_seconds()
         if by_time:
             self.start()
-        return by_time or (bool(self.steps) and run.global_step % self.steps == 0)
+        return by_time or _is_nth(run.global_step, self.steps)
 
     def is_due_after_epoch(self, run: FitRun) -> bool:
         """Whether a checkpoint is due after the epoch that is over."""
         if self._at_epoch_ends is False and not run.has_validated:
             return False
-        return bool(self.epochs) and (run.epoch + 1) % self.epochs == 0
+        return _is_nth(run.epoch + 1, self.epochs)
 
     def is_due_after_validation(self, run: FitRun) -> bool:
         """Whether a checkpoint is due after a validation inside an epoch."""
-        return not self._at_epoch_ends and bool(self.epochs) and (run.epoch + 1) % self.epochs == 0
+        return not self._at_epoch_ends and _is_nth(run.epoch + 1, self.epochs)
+
+
+def _is_nth(number: int, every: int | None) -> bool:
+    return every is not None and every > 0 and number % every == 0
 
 
 def _is_last_epoch(run: FitRun) -> bool:
