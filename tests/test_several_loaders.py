@@ -233,9 +233,8 @@ class Logs(Seen):
 def test_names_of_values_with_several_loaders(tmp_path):
     trainer = quiet(tmp_path)
     first, second = trainer.test(Logs(), {"a": numbers(0, 4), "b": numbers(10, 4)})
-    common = {"own_0": 0.0, "own_1": 1.0, "d": 5.0}
-    assert first == {"loss_epoch/dataloader_idx_0": 1.5, **common}
-    assert second == {"loss_epoch/dataloader_idx_1": 11.5, **common}
+    assert first == {"loss_epoch/dataloader_idx_0": 1.5, "own_0": 0.0, "d": 5.0}
+    assert second == {"loss_epoch/dataloader_idx_1": 11.5, "own_1": 1.0, "d": 5.0}
     assert trainer.test(Logs(), numbers(0, 4)) == [{"loss_epoch": 1.5, "own_0": 0.0, "d": 5.0}]
 
 

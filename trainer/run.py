@@ -197,8 +197,7 @@ class Run:
             raise UsageError(f"log({name!r}, batch_size={batch_size!r}): a whole number of at least 1 is needed")
         # What only fills a step counts for nothing, whatever the module takes it for.
         weight = self.batch_size if batch_size is None or not self.batch_size else batch_size
-        loader = self.loader_number if settings.add_dataloader_idx else None
-        self.results.log(self.current_hook, name, value, weight, settings, loader)
+        self.results.log(self.current_hook, name, value, weight, settings, self.loader_number)
 
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
@@ -449,13 +448,12 @@ class EvaluationRun(Run):
             self.parent.take_validation(values)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
-        """The values of the last pass, a dictionary for each loader; what has no loader's name is in each."""
-        values = self.results_of_pass
-        if len(self.loaders) == 1:
-            return [dict(values)]
-        endings = [f"/dataloader_idx_{number}" for number in range(len(self.loaders))]
-        common = {name: value for name, value in values.items() if not name.endswith(tuple(endings))}
-        return [{**{n: v for n, v in values.items() if n.endswith(ending)}, **common} for ending in endings]
+        """The values of the last pass, a dictionary for each loader; what was logged after the last one is in each."""
+        values, loaders = self.results_of_pass, self.results.loaders()
+        return [
+            {name: value for name, value in values.items() if loaders[name] in (None, number)}
+            for number in range(len(self.loaders))
+        ]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""
