@@ -294,6 +294,8 @@ def test_a_data_module_from_datasets(tmp_path):
     own = Own.from_datasets(train_dataset={"a": first, "b": Counting(3)}, name="mine")
     assert (type(own), own.name, own.val_dataloader()) == (Own, "mine", None)
     assert set(own.train_dataloader()) == {"a", "b"}
+    with pytest.raises(UsageError, match="missing a required argument: 'name'"):
+        Own.from_datasets(first)
 
 
 def not_seven(samples):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 
 if TYPE_CHECKING:
@@ -71,7 +73,17 @@ class DataModule(BatchTransfer, HyperparametersMixin):
             batch_size: samples in a batch.
             num_workers: processes that load, for each loader.
             options: what the class itself takes.
+
+        Raises:
+            UsageError: the class cannot be made with these options.
         """
+        try:
+            inspect.signature(cls).bind(**options)
+        except TypeError as error:
+            raise UsageError(
+                f"{cls.__name__}.from_datasets cannot make a {cls.__name__}: {error}",
+                fix="DataModule.from_datasets(train_dataset=..., val_dataset=...)",
+            ) from None
         made = cls(**options)
         given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
         for stage, dataset in given.items():
