@@ -400,7 +400,7 @@ class Frequency:
         by_time = self.interval is not None and time.monotonic() - self._last_due_at >= self.interval.total_seconds()
         if by_time:
             self.start()
-        return by_time or _is_nth(run.global_step, self.steps)
+        return by_time or (self.steps is not None and _is_nth(run.global_step, self.steps))
 
     def is_due_after_epoch(self, run: FitRun) -> bool:
         """Whether a checkpoint is due after the epoch that is over."""
