@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from flashtask.trainer.callbacks.weight_averaging import WeightAveraging as WeightAveraging
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from flashtask.trainer.combined_loader import CombinedLoader as CombinedLoader
     from flashtask.trainer.datamodule import DataModule as DataModule
     from flashtask.trainer.datamodule import DataModule as LightningDataModule  # noqa: F401
     from flashtask.trainer.devices.accelerators import ACCELERATORS as ACCELERATORS
@@ -127,6 +128,7 @@ _HOMES = {
     "CSVLogger": "flashtask.trainer.loggers.logger",
     "CUDAAccelerator": "flashtask.trainer.devices.accelerators",
     "Callback": "flashtask.trainer.callbacks.callback",
+    "CombinedLoader": "flashtask.trainer.combined_loader",
     "DataModule": "flashtask.trainer.datamodule",
     "DeviceStatsMonitor": "flashtask.trainer.callbacks.monitors",
     "EMAWeightAveraging": "flashtask.trainer.callbacks.weight_averaging",

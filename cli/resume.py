@@ -255,7 +255,7 @@ def how_finished(folder: Path, recipe: Recipe) -> str:
             f"{folder / 'summary.json'} was not written by flashtask, or was changed", fix=f"ls -l {folder}"
         )
     epochs, steps = recipe.get("trainer.max_epochs"), recipe.get("trainer.max_steps") or -1
-    all_epochs = epochs is not None and summary["epochs"] >= epochs
+    all_epochs = epochs is not None and 0 <= epochs <= summary["epochs"]
     if all_epochs or 0 < steps <= summary["steps"]:
         return "is finished"
     if not summary.get("stopped"):

@@ -332,6 +332,47 @@ def test_c5_a_stop_that_one_process_wants_stops_all_after_the_same_epoch(tmp_pat
     assert (trainer.current_epoch, trainer.global_step) == (2, 10)
 
 
+class StopsInside(Callback):
+    """Process 1 alone wants to stop, after the third batch."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.strategy.global_rank == 1 and batch_idx == 2:
+            trainer.should_stop = True
+
+
+def test_a_stop_that_one_process_wants_stops_all_after_the_same_batch(tmp_path):
+    _, trainer = fitted(tmp_path, 2, 20, max_epochs=4, callbacks=[StopsInside()])
+    assert (trainer.current_epoch, trainer.global_step) == (0, 3)
+    _, trainer = fitted(tmp_path, 2, 20, "least", max_epochs=4, callbacks=[StopsInside()], min_steps=8)
+    assert (trainer.current_epoch, trainer.global_step) == (1, 8)
+
+
+def test_validation_inside_epochs_is_that_of_one_process(tmp_path):
+    one, first = fitted(tmp_path, 1, 18, val_check_interval=2)
+    two, second = fitted(tmp_path, 2, 18, val_check_interval=2)
+    assert (weights_of(one) - weights_of(two)).abs().max() <= TOLERANCE
+    assert [row["step"] for row in second.fit_run.rows] == [row["step"] for row in first.fit_run.rows]
+    assert len(first.fit_run.validations) == 2 * first.fit_run.epoch
+    for mine, theirs in zip(first.fit_run.validations, second.fit_run.validations, strict=True):
+        assert theirs == pytest.approx(mine, abs=TOLERANCE)
+
+
+def test_several_loaders_are_shared(tmp_path):
+    class Both(Small):
+        def training_step(self, batch, batch_idx):
+            return super().training_step([torch.cat(parts) for parts in zip(*batch, strict=True)], batch_idx)
+
+    found = []
+    for processes in (1, 2):
+        size, module = 4 // processes, Both()
+        data = [DataLoader(samples(count), batch_size=size, shuffle=True) for count in (8, 16)]
+        trainer = trainer_of(tmp_path, processes, f"several-{processes}")
+        trainer.fit(module, data)
+        found.append((trainer.global_step, weights_of(module)))
+    assert found[0][0] == found[1][0]
+    assert (found[0][1] - found[1][1]).abs().max() <= TOLERANCE
+
+
 @pytest.mark.long
 def test_c5_a_stop_is_the_same_where_the_script_is_started_again(tmp_path):
     done, _ = run_script(tmp_path, "stops")

@@ -223,12 +223,6 @@ def test_the_class_of_a_datamodule_in_place_of_one_is_told(tmp_path):
         quiet(tmp_path).fit(net(), Data)
 
 
-@pytest.mark.parametrize("several", [list, tuple])
-def test_several_loaders_to_train_on_are_refused(tmp_path, several):
-    with pytest.raises(UsageError, match="several loaders"):
-        quiet(tmp_path).fit(net(), several([loaders()[0], loaders()[0]]))
-
-
 def test_a_generator_that_is_used_up_is_told(tmp_path):
     with pytest.raises(UsageError, match="only once"):
         quiet(tmp_path, max_epochs=2).fit(net(), (batch for batch in loaders()[0]))

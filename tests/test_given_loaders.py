@@ -90,7 +90,7 @@ def test_a_strategy_in_the_place_of_a_loader_is_answered_with_the_call_that_was_
         (IMAGES, "a Tensor of shape (8, 3, 32, 32)", "DataLoader(TensorDataset(images, targets), batch_size=32"),
         (IMAGES.numpy(), "of shape (8, 3, 32, 32)", "DataLoader(TensorDataset(images, targets), batch_size=32"),
         (SAMPLES.tensors, "a pair of tensors", "DataLoader(TensorDataset(images, targets), batch_size=32"),
-        ({"a": 1}, "a dictionary ('a')", "[*loaders.values()]"),
+        ({"a": 1}, "a dictionary ('a')", "a dictionary of loaders"),
         (DataLoader, "the class DataLoader", "DataLoader(...)"),
         (batches_once, "the function batches_once", "call it"),
         (5, "5", "DataLoader(dataset, batch_size=32"),

@@ -368,7 +368,7 @@ def test_min_epochs_and_min_steps_hold_back_an_early_stop(tmp_path):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             trainer.should_stop = True
 
-    for options, epochs in (({}, 1), ({"min_epochs": 3}, 3), ({"min_steps": 10}, 2)):
-        trainer = quiet(tmp_path, max_epochs=5, callbacks=[Stop()], output_dir=tmp_path / str(epochs), **options)
+    for options, steps in (({}, 1), ({"min_epochs": 3}, 21), ({"min_steps": 10}, 10)):  # 7 steps an epoch
+        trainer = quiet(tmp_path, max_epochs=5, callbacks=[Stop()], output_dir=tmp_path / str(steps), **options)
         trainer.fit(net(), *loaders())
-        assert trainer.current_epoch == epochs
+        assert trainer.global_step == steps

@@ -179,7 +179,7 @@ def test_of_several_reasons_to_stop_the_first_one_counts_and_may_be_withdrawn(tm
                 trainer.fit_run.stop("second")
 
     trainer = trained(tmp_path, net(), [Stops()], max_epochs=5)
-    assert (trainer.current_epoch, trainer.fit_run.stop_reason) == (2, "first")
+    assert (trainer.current_epoch, trainer.fit_run.batch_idx, trainer.fit_run.stop_reason) == (1, 1, "first")
 
 
 def test_what_is_logged_inside_logging_nothing_is_dropped(tmp_path):

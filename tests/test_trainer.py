@@ -250,7 +250,9 @@ def test_an_unknown_argument_names_the_nearest(tmp_path):
         Trainer(max_epoch=3)
 
 
-@pytest.mark.parametrize("wrong", [{"max_epochs": 0}, {"max_steps": 1.5}, {"seed": -1}, {"accumulate_grad_batches": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_epochs": -2}, {"max_steps": 1.5}, {"seed": -1}, {"accumulate_grad_batches": 0}]
+)
 def test_a_value_that_cannot_be_meant_is_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Trainer(**wrong)

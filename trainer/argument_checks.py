@@ -17,14 +17,15 @@ __all__ = ["check_settings"]
 
 #: whole numbers, and the least they may be; None is no number, so it means something only where it is the default
 _COUNTS = {
-    "max_epochs": 1,
-    "min_epochs": 1,
+    "max_epochs": -1,
+    "min_epochs": 0,
     "max_steps": -1,
-    "min_steps": 1,
+    "min_steps": 0,
     "num_sanity_val_steps": -1,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 1,
     "num_nodes": 1,
+    "reload_dataloaders_every_n_epochs": 0,
     "flush_logs_every_n_steps": 1,
 }
 _SWITCHES = (
@@ -40,7 +41,16 @@ _SWITCHES = (
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 _FOLDERS = ("default_root_dir", "output_dir")
 _MAY_BE_NONE = {"max_epochs", "min_epochs", "min_steps", "max_time", "precision", "plugins", "memory_format", "seed"}
-_MAY_BE_NONE |= {"callbacks", "gradient_clip_val", "deterministic", "benchmark", "profiler", *_LIMITS, *_FOLDERS}
+_MAY_BE_NONE |= {
+    "callbacks",
+    "check_val_every_n_epoch",
+    "gradient_clip_val",
+    "deterministic",
+    "benchmark",
+    "profiler",
+    *_LIMITS,
+    *_FOLDERS,
+}
 
 
 def check_settings(given: Mapping[str, Any]) -> None:
@@ -56,6 +66,11 @@ def check_settings(given: Mapping[str, Any]) -> None:
             fits, needed, example = _RULES[name]
             if not fits(value):
                 raise UsageError(f"Trainer({name}={value!r}): {needed} is needed", fix=f"{name}={example}")
+    if given["check_val_every_n_epoch"] is None and not is_whole(given["val_check_interval"], 1):
+        raise UsageError(
+            "check_val_every_n_epoch=None needs to know after how many batches validation comes",
+            fix="val_check_interval=1000",
+        )
     accumulation_by_epoch(given["accumulate_grad_batches"])
     if given["max_time"] is not None:
         read_duration(given["max_time"])
@@ -72,6 +87,10 @@ def _number(value: Any) -> bool:
 
 def _limit(value: Any) -> bool:
     return _number(value) and (isinstance(value, int) or value <= 1)
+
+
+def _interval(value: Any) -> bool:
+    return is_whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
 
 
 def _switch(value: Any) -> bool:
@@ -112,6 +131,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "seed": (_whole(0, 2**32 - 1), "a whole number from 0 to 4294967295", "42"),
     "gradient_clip_val": (_number, "None or a number of at least 0", "1.0"),
     "gradient_clip_algorithm": (_among("norm", "value"), '"norm" or "value"', '"norm"'),
+    "val_check_interval": (_interval, "a number of batches, or a share of an epoch up to 1.0,", "0.25"),
     "overfit_batches": (_limit, "a whole number of batches, or a share of them from 0.0 to 1.0,", "10"),
     "fast_dev_run": (_switch_or_count, "True, False or a whole number of batches", "True"),
     "track_grad_norm": (_norm, 'a number above 0, "inf", or -1 for none', "2"),

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 from flashtask.core.library_internals import let_workers_go
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "end_workers", "length_of", "order_of", "rebuild_loader"]
+__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "length_of", "order_of", "rebuild_loader"]
 __all__ += ["shares_of_group", "taken_in_turn", "with_order"]
 
 
@@ -130,6 +130,33 @@ def order_of(loader: object) -> OrderedBatches | None:
     return order if isinstance(order, OrderedBatches) else None
 
 
+def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int = 0, frozen: bool = False) -> bool:
+    """Where the next iterator of a loader begins.
+
+    Args:
+        loader: of the engine's order, of several loaders, or of the user's own.
+        epoch: whose order it has.
+        sample: samples of the epoch that are left out; None where batches are counted.
+        batch: batches that are left out.
+        frozen: whether the backbone is frozen in the epoch.
+
+    Returns:
+        Whether it begins there; the order of a loader of the user's own begins with the first batch.
+    """
+    order = order_of(loader)
+    if order is not None:
+        order.set_position(epoch, start=batch * order.batch_size if sample is None else sample, frozen=frozen)
+        return True
+    if hasattr(loader, "begin_at"):
+        return bool(loader.begin_at(epoch, batch, frozen))
+    sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    for one in {id(one): one for one in (sampler, batches, getattr(batches, "sampler", None))}.values():
+        set_epoch = getattr(one, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+    return not batch
+
+
 def shares_of_group(
     sizes: Sequence[int], order: OrderedBatches | None, start: int, num_processes: int
 ) -> list[tuple[int, int, float]]:
@@ -236,9 +263,10 @@ def with_order(loader: DataLoader[Any], dataset: Any, order: OrderedBatches, **o
 
 
 def end_workers(loader: Any) -> None:
-    """End the processes of a loader that `rebuild_loader` made; the user's own are left alone."""
-    if isinstance(getattr(loader, "batch_sampler", None), OrderedBatches):
-        let_workers_go(loader)
+    """End the processes of a loader that `rebuild_loader` made, or of several; the user's own are left alone."""
+    for one in getattr(loader, "flattened", [loader]):
+        if order_of(one) is not None:
+            let_workers_go(one)
 
 
 def _through_subsets(dataset: Any) -> tuple[Any, int | np.ndarray[Any, Any]]:

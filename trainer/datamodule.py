@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
+from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 
 if TYPE_CHECKING:
@@ -49,6 +52,46 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         """Whether training samples are changed at random even in an epoch in which the whole backbone is frozen."""
         return False
 
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> Self:
+        """A data module around datasets; training samples are shuffled unless they come from an `IterableDataset`.
+
+        Args:
+            train_dataset: a dataset, or a list or dictionary of datasets, each of which has a loader of its own.
+            val_dataset: the same, as the other two.
+            test_dataset: see `val_dataset`.
+            predict_dataset: see `val_dataset`.
+            batch_size: samples in a batch.
+            num_workers: processes that load, for each loader.
+            options: what the class itself takes.
+
+        Raises:
+            UsageError: the class cannot be made with these options.
+        """
+        try:
+            inspect.signature(cls).bind(**options)
+        except TypeError as error:
+            raise UsageError(
+                f"{cls.__name__}.from_datasets cannot make a {cls.__name__}: {error}",
+                fix="DataModule.from_datasets(train_dataset=..., val_dataset=...)",
+            ) from None
+        made = cls(**options)
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        for stage, dataset in given.items():
+            if dataset is not None:
+                make = partial(_loaders_of, dataset, stage == "train", batch_size, num_workers)
+                setattr(made, f"{stage}_dataloader", make)
+        return made
+
     def prepare_data(self) -> None:
         """Download and unpack; called once per node. Set no state here."""
 
@@ -59,19 +102,19 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         """Undo what `setup` did; called on every process."""
 
     def train_dataloader(self) -> Any:
-        """The loader to train on, or None."""
+        """The loader (or a list or dictionary of them) to train on, or None."""
         return None
 
     def val_dataloader(self) -> Any:
-        """The loader (or a list of them) to validate on, or None."""
+        """The loader (or a list or dictionary of them) to validate on, or None."""
         return None
 
     def test_dataloader(self) -> Any:
-        """The loader (or a list of them) to test on, or None."""
+        """The loader (or a list or dictionary of them) to test on, or None."""
         return None
 
     def predict_dataloader(self) -> Any:
-        """The loader (or a list of them) to predict on, or None."""
+        """The loader (or a list or dictionary of them) to predict on, or None."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,8 +128,20 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         """The run ends with an exception, which is raised after this (Ctrl-C included)."""
 
 
-#: What a verb takes as data: a loader, any other iterable of batches, a list of loaders, or a data module.
-Loaders = Iterable[Any] | DataModule
+def _loaders_of(dataset: Any, shuffles: bool, batch_size: int, num_workers: int) -> Any:
+    """A loader, or a list or dictionary of loaders, in the structure of the datasets."""
+    from torch.utils.data import DataLoader, IterableDataset
+
+    if isinstance(dataset, Mapping):
+        return {name: _loaders_of(one, shuffles, batch_size, num_workers) for name, one in dataset.items()}
+    if isinstance(dataset, (list, tuple)):
+        return [_loaders_of(one, shuffles, batch_size, num_workers) for one in dataset]
+    shuffle = shuffles and not isinstance(dataset, IterableDataset)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers)
+
+
+#: What a verb takes as data: a loader, any other iterable of batches, a structure of loaders, or a data module.
+Loaders = Iterable[Any] | Mapping[str, Any] | DataModule
 
 
 class GivenLoaders(DataModule):

@@ -119,6 +119,8 @@ def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
     wanted, loader, order = run.trainer.feature_cache, run.loader, run.ordered
     if reason := _not_by_itself(run, callbacks):
         return reason
+    if run.trainer.reload_dataloaders_every_n_epochs:
+        return "loaders are made again in the course of the run"
     if order is None or not isinstance(loader.dataset, SeededDataset):
         return "only flashtask's own datasets say whether a sample is the same in every epoch"
     if not is_whole(wanted) and not loader.dataset.repeats_itself():
@@ -148,7 +150,7 @@ def _of_any(run: Run, reason: str) -> str:
 
 def _validates_while_frozen(run: FitRun) -> bool:
     """Whether the whole backbone is frozen until the first epoch that ends with validation is over."""
-    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch
+    epochs = 1 if run.solving is not None else run.trainer.check_val_every_n_epoch or 1
     return (run.max_epochs is None or epochs <= run.max_epochs) and all(map(run.is_frozen, range(epochs)))
 
 

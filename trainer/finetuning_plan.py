@@ -168,7 +168,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
         return planned
     with trial(quiet, module, data) as copies:
         measured = measure_phases(copies, strategy, batches_a_step(trainer)[0])
-    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch)
+    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch or 1)
 
 
 def _strategy_of(run: FitRun) -> Finetuning:
@@ -391,9 +391,14 @@ def _measure(trial: Trial, phase: Finetuning, batches_a_step: int) -> Measured:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(trial.device)
     watch = _memory_watch()
-    changes = {"limit_val_batches": _VALIDATION_BATCHES, "check_val_every_n_epoch": 1}
     try:
-        trial.fit(clock, steps=_STEPS, batches_a_step=batches_a_step, finetuning=phase, **changes)
+        trial.fit(
+            clock,
+            steps=_STEPS,
+            batches_a_step=batches_a_step,
+            finetuning=phase,
+            limit_val_batches=_VALIDATION_BATCHES,
+        )
     finally:
         if watch is not None:
             watch.__exit__(None, None, None)

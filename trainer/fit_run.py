@@ -27,6 +27,7 @@ from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form
 from flashtask.trainer.data_loaders import (
     OrderedBatches,
     batch_size_of,
+    begin_at,
     end_workers,
     length_of,
     order_of,
@@ -43,7 +44,14 @@ from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
-from flashtask.trainer.optimizers import ScheduledRate, learning_rates, read_optimizers, require_no_closure
+from flashtask.trainer.optimizers import (
+    ScheduledRate,
+    learning_rates,
+    optimizer_in_turn,
+    read_frequencies,
+    read_optimizers,
+    require_no_closure,
+)
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
 from flashtask.trainer.run_preparation import (
@@ -53,6 +61,7 @@ from flashtask.trainer.run_preparation import (
     leave_optimization_to_module,
     limit_of,
     training_loader,
+    validation_interval,
     want_gradients,
 )
 from flashtask.trainer.run_record import recipe_of
@@ -104,11 +113,15 @@ class FitRun(Run):
         self.limit: int | None = None
         self.optimizers: list[Optimizer] = []
         self.schedulers: list[ScheduledRate] = []
+        #: for how many batches each of several optimizers has its turn; empty: each has one in every batch
+        self.frequencies: list[int] = []
         self.freezing: Freezing | None = None
         self.phases: PhaseProgress | None = None
         #: what computes the head, if it is solved and not trained
         self.solving: ClosedFormFit | None = None
         self.validation: EvaluationRun | None = None
+        #: batches from one validation to the next; None: it comes where an epoch ends
+        self.validation_interval: int | None = None
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
         self.automatic: bool = module.automatic_optimization
@@ -122,13 +135,18 @@ class FitRun(Run):
         self.epoch_is_complete = False
         self.global_step = 0
         self.batch_idx = 0
+        self.batches_seen = 0
         self.samples = 0
         self.samples_seen = 0
+        #: the place of the last validation, as `_place` counts
+        self.validated_at = 0
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.epoch_seconds = 0.0
         self.metrics: dict[str, float] = {}
+        #: the rows of epochs, and those of validations inside epochs
         self.history: list[dict[str, float]] = []
+        self.validations: list[dict[str, float]] = []
         self.stop_reason = ""
         # of the current step
         self.outputs: list[Any] = []
@@ -142,13 +160,25 @@ class FitRun(Run):
         self._epoch_started_at = 0.0
         self._trained_for = 0.0
         self._samples_before = 0
+        #: no batch of the epoch follows; the loader has none left, else the epoch was cut short
+        self.epoch_is_over = False
         self._exhausted = False
+        #: the epoch in which the loaders were made, and what wraps them
+        self._loaded_in = 0
+        self._extensions: list[RunExtension] = []
+        #: the loader begins at the run's place in the epoch, else with the first batch
+        self._begins_here = True
         self._group_end = 0
+        #: which of several optimizers the group is for; None: all of them
+        self._turn: int | None = None
         self._written_step = 0
         self._step_precision = device_plan.precision
         self._resumed_at = -1
-        #: names that were measured in this epoch
+        #: names that were measured in this epoch, and those of them that nobody has looked at yet
         self.fresh_metrics: set[str] = set()
+        self.new_metrics: set[str] = set()
+        #: one of the measurements that nobody has looked at is a validation
+        self.has_validated = False
 
     # ---- making it ready
 
@@ -178,16 +208,14 @@ class FitRun(Run):
         if content is not None and "datamodule" in content:
             with error_context(str(self.resume_from)):
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
-        loader = data.train_dataloader()
-        check_training_data(loader, module)
-        self.loader, self.limit = training_loader(trainer, loader, self.seed, joins_single=self._trains_batchnorm())
-        self.undo.append(partial(end_workers, self.loader))
+        self._load_training()
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
         self.keeps_outputs = hasattr(module, "training_epoch_end")
         self._add_validation()
         self._add_training()
+        self._set_validation_interval()
         if self.strategy.global_rank:
             # Dropout is to fall on other numbers in each process; weights are those of the first one.
             seed_generators(derive_seed("process", self.seed, self.strategy.global_rank) % 2**32)
@@ -218,15 +246,46 @@ class FitRun(Run):
             trainer.say(f"{type(module).__name__} has no validation_step: the validation data is not used")
         if not writes_step or trainer.overfit_batches:
             return
-        loaders = evaluation_loaders(trainer, module, self.data.val_dataloader(), "val")
-        self.undo += [partial(end_workers, loader) for loader in loaders]
-        limits = [limit_of(trainer.limit_val_batches, loader) for loader in loaders]
+        loaders, limits = self._load_validation()
         if all(limit == 0 for limit in limits):
             return
         self.validation = EvaluationRun.inside(self, loaders, limits, leaves_no_trace=False)
         if steps := trainer.num_sanity_val_steps:
             few = limits if steps < 0 else [at_most(steps, limit) for limit in limits]
             self.sanity = EvaluationRun.inside(self, loaders, few, leaves_no_trace=True)
+
+    def _load_training(self) -> None:
+        loader = self.data.train_dataloader()
+        check_training_data(loader, self.module)
+        self.loader, self.limit = training_loader(
+            self.trainer, loader, self.seed, joins_single=self._trains_batchnorm()
+        )
+        self.undo.append(partial(end_workers, self.loader))
+
+    def _load_validation(self) -> tuple[list[Any], list[int | None]]:
+        loaders = evaluation_loaders(self.trainer, self.module, self.data.val_dataloader(), "val")
+        self.undo += [partial(end_workers, loader) for loader in loaders]
+        return loaders, [limit_of(self.trainer.limit_val_batches, loader) for loader in loaders]
+
+    def _set_validation_interval(self) -> None:
+        if self.validation is not None and self.solving is None:
+            self.validation_interval = validation_interval(self.trainer, self.batches_in_epoch)
+
+    def _reload(self) -> None:
+        """Make the loaders again where `reload_dataloaders_every_n_epochs` asks for it."""
+        every: int = self.trainer.reload_dataloaders_every_n_epochs
+        if not every or self.epoch // every == self._loaded_in // every:
+            return
+        self._loaded_in = self.epoch
+        self._load_training()
+        for extension in self._extensions:
+            self.loader = extension.wrap_loader(self, self.loader)
+        if self.validation is not None:
+            loaders, self.validation.limits = self._load_validation()
+            for extension in self._extensions:
+                loaders = [extension.wrap_loader(self.validation, loader) for loader in loaders]
+            self.validation.read_from(loaders)
+        self._set_validation_interval()
 
     def _add_training(self) -> None:
         """Optimizers and schedules; where the head is solved, the pass that collects its features."""
@@ -235,7 +294,9 @@ class FitRun(Run):
         if self.solves_head:
             ClosedFormFit(self).prepare()
             return
-        self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
+        configured = module.configure_optimizers()
+        self.optimizers, self.schedulers = read_optimizers(configured, self)
+        self.frequencies = read_frequencies(configured)
         if self.freezing is not None and self.freezing.finetuning.has_rates:
             require_phase_groups(self.optimizers, self.freezing.rates, module)
         if self.automatic:
@@ -255,7 +316,7 @@ class FitRun(Run):
     # ---- what callbacks and extensions call
 
     def stop(self, reason: str) -> None:
-        """End the fit after this epoch; of several reasons the first one counts."""
+        """End the fit after this step, or when `min_epochs` and `min_steps` allow it; the first reason counts."""
         self.stop_reason = self.stop_reason or reason
 
     def go_on(self) -> None:
@@ -307,6 +368,7 @@ class FitRun(Run):
 
     def _extend_parts(self, extension: RunExtension) -> None:
         super()._extend_parts(extension)
+        self._extensions.append(extension)
         precision = self.precision
         parts = [(name, part, getattr(precision, name)) for name, part in _PRECISION_PARTS.items()]
         wrapped = {name: extension.wrap_call(self, part, call) for name, part, call in parts}
@@ -322,7 +384,7 @@ class FitRun(Run):
     @property
     def done(self) -> bool:
         """Whether no further epoch is wanted."""
-        if self.out_of_steps or self.epoch >= (self.max_epochs or math.inf):
+        if self.out_of_steps or (self.max_epochs is not None and self.epoch >= self.max_epochs):
             return True
         if self.is_leaving and self.interrupted_by is None:
             return True
@@ -348,9 +410,33 @@ class FitRun(Run):
 
     @property
     def validates(self) -> bool:
-        """Whether this epoch ends with validation."""
-        every: int = self.trainer.check_val_every_n_epoch
-        return (self.epoch + 1) % every == 0 or self.solving is not None
+        """Whether validation comes at this place: it is due, or the epoch ends where its end is not known before."""
+        if not self.batch_idx or not self._is_validated_in(self.epoch):
+            return False
+        if self.validation_interval is None or self._is_overdue:
+            return True
+        ends_early = self.epoch_is_over and (not self._exhausted or self.batches_in_epoch is None)
+        return ends_early and self._place > self.validated_at
+
+    def _is_validated_in(self, epoch: int) -> bool:
+        every: int | None = self.trainer.check_val_every_n_epoch
+        return every is None or (epoch + 1) % every == 0 or self.solving is not None
+
+    @property
+    def _place(self) -> int:
+        """Batches so far, of the epoch, or of the run where validation does not go by epochs."""
+        return self.batches_seen if self.trainer.check_val_every_n_epoch is None else self.batch_idx
+
+    @property
+    def _is_overdue(self) -> bool:
+        """Whether a validation was to come since the last one."""
+        every = self.validation_interval
+        return every is not None and self._place // every > self.validated_at // every
+
+    @property
+    def was_validated_in_epoch(self) -> bool:
+        """Whether a validation of this epoch is over."""
+        return self.validated_at > self._place - self.batch_idx
 
     @property
     def group_is_complete(self) -> bool:
@@ -391,7 +477,8 @@ class FitRun(Run):
         if self.max_steps < 0 or not batches:
             return self.max_epochs
         epochs = steps = 0
-        while steps < self.max_steps and epochs < (self.max_epochs or math.inf):
+        most = math.inf if self.max_epochs is None else self.max_epochs
+        while steps < self.max_steps and epochs < most:
             steps += math.ceil(batches / self.accumulation(epochs))
             epochs += 1
         return epochs
@@ -401,22 +488,22 @@ class FitRun(Run):
     def start_epoch(self) -> None:
         """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
-        self.fresh_metrics.clear()
-        self.skip_epoch = False
-        self._epoch_started_at = time.monotonic()
+        if not self.batch_idx:
+            self.fresh_metrics.clear()
+        self.skip_epoch = self.epoch_is_over = False
+        self._epoch_started_at, self._trained_for = time.monotonic(), 0.0
         self.module.train()
         enter_phase(self)
         self._step_precision = self.inference_precision if self.is_frozen(self.epoch) else self.precision
         for optimizer in self.optimizers if self.automatic or not self.samples_seen else ():
             optimizer.zero_grad()  # of a batch that was skipped, or of what happened before the run
+        self._reload()
         self.go_to(self.epoch, self.samples)
 
     def go_to(self, epoch: int, sample: int = 0) -> None:
         """Let the loader give an epoch's batches next, from a sample on if the order is the engine's own."""
-        if self.ordered is not None:
-            self.ordered.set_position(epoch, start=sample, frozen=self.is_frozen(epoch))
-        elif hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        batch = self.batch_idx if sample else 0
+        self._begins_here = begin_at(self.loader, epoch, sample=sample, batch=batch, frozen=self.is_frozen(epoch))
 
     def is_frozen(self, epoch: int) -> bool:
         """Whether the whole backbone is frozen in an epoch."""
@@ -433,32 +520,63 @@ class FitRun(Run):
         """The engine's own order of samples, None for a loader of the user's that was left alone."""
         return order_of(self.loader)
 
+    def stretches(self) -> Iterator[Iterator[list[Any]]]:
+        """The epoch's remaining batches as `groups` gives them, in stretches: a validation comes between two of them.
+
+        The first stretch is empty where a resumed run was stopped before a validation.
+        """
+        batches, every = self._open(), self.validation_interval
+        while not self.epoch_is_over:
+            end: float = math.inf
+            if every is not None and self._is_validated_in(self.epoch):
+                end = (self.validated_at // every + 1) * every - (self._place - self.batch_idx)
+            yield self._groups(batches, end)
+            if self._is_overdue:
+                self.validated_at = self._place  # a loop of the user's has left validation out
+
     def groups(self) -> Iterator[list[Any]]:
         """The epoch's remaining batches in accumulation groups, until the epoch is cut short."""
-        batches = iter(self.loader) if self.ordered is not None or not self.batch_idx else self._read_again()
-        batches = islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
-        group: list[Any] = []
+        return self._groups(self._open(), math.inf)
+
+    def _open(self) -> Iterator[Any]:
+        batches = iter(self.loader) if self._begins_here else self._read_again()
+        return islice(batches, None if self.limit is None else max(0, self.limit - self.batch_idx))
+
+    def _groups(self, batches: Iterator[Any], end: float) -> Iterator[list[Any]]:
+        """Groups of batches up to the place in the epoch at which validation is due, or up to the epoch's end."""
+        self.has_validated = False
+        self.new_metrics.clear()
+        started_at = time.monotonic()
+        is_used_up = False
         accumulate = self.accumulation(self.epoch)
         while not (self._is_cut_short() or self.out_of_steps):
+            if self.batch_idx >= end and self.batch_idx != self.batches_in_epoch:
+                self._trained_for += time.monotonic() - started_at
+                return
             group = list(islice(batches, accumulate))
-            if not group:
+            if is_used_up := not group:
                 break
             yield group
+        self._trained_for += time.monotonic() - started_at
+        self._end_batches(is_used_up)
+
+    def _end_batches(self, is_used_up: bool) -> None:
+        """The loader has no further batch, or those that follow are left out."""
         self.group_is_open = False
         self._raise_if_diverged()
-        self._trained_for = time.monotonic() - self._epoch_started_at
         if signal_number := self.strategy.reduce(self.interrupted_by or 0, "max"):
             self.interrupted_by = signal_number
             raise RunInterruptedError(signal_number)
-        if not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
+        if is_used_up and not self.batch_idx and hasattr(self.loader, "__next__") and self.epoch:
             raise used_up("training")
-        if not self.batch_idx:
+        if is_used_up and not self.batch_idx:
             raise UsageError(
                 "the training loader gave no batch",
                 why="it is empty, or has fewer samples than a batch and drops the last one",
                 fix="a smaller batch_size, drop_last=False, or limit_train_batches above 0",
             )
-        self._exhausted = self.skip_epoch or not group or self.batch_idx == self.batches_in_epoch
+        self._exhausted = self.skip_epoch or is_used_up or self.batch_idx == self.batches_in_epoch
+        self.epoch_is_over = True
         self.finish_pass()
 
     def finish_pass(self) -> None:
@@ -468,15 +586,16 @@ class FitRun(Run):
 
     def _is_cut_short(self) -> bool:
         """Whether the epoch ends here; where one process ends it, all do."""
+        stops = bool(self.stop_reason) and self.may_stop_after(self.epoch - 1)
         if self.strategy.world_size > 1:
-            # Asked before every step, so it is one exchange and not three.
-            noted = torch.tensor([int(self.skip_epoch), int(self.is_leaving), self.interrupted_by or 0])
-            skips, leaves, signal_number = self.strategy.reduce(noted, "max").tolist()
+            # Asked before every step, so it is one exchange and not four.
+            noted = torch.tensor([int(self.skip_epoch), int(self.is_leaving), int(stops), self.interrupted_by or 0])
+            skips, leaves, stops, signal_number = self.strategy.reduce(noted, "max").tolist()
             # A signal that has come since then is kept: the others hear of it when they are asked again.
             self.skip_epoch, self.is_leaving = self.skip_epoch or bool(skips), self.is_leaving or bool(leaves)
             self.interrupted_by = self.interrupted_by or signal_number or None
-            return bool(skips or leaves)
-        return self.skip_epoch or self.is_leaving
+            return bool(skips or leaves or stops)
+        return self.skip_epoch or self.is_leaving or stops
 
     def _read_again(self) -> Iterator[Any]:
         """A loader of the user's, continued in the middle of an epoch: behind the batches that were trained on."""
@@ -503,6 +622,8 @@ class FitRun(Run):
 
     def forward_only(self, batch: Any, batch_idx: int) -> None:
         """The forward half of a training step, in the precision of evaluation."""
+        if batch is None:
+            return
         self.batch_size = batch_size_of(batch)
         moved = self.to_device(batch)
         for _, arguments in self.turns():
@@ -512,17 +633,32 @@ class FitRun(Run):
 
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
-        sizes = [batch_size_of(batch) for batch in group]
+        sizes = [0 if batch is None else batch_size_of(batch) for batch in group]
         shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
-        self._group_end = self.batch_idx + len(group)
-        self.group_is_open, self.has_gradients, self.has_stepped = True, False, False
+        given = [number for number, batch in enumerate(group, 1) if batch is not None]
+        self._group_end = self.batch_idx + (given[-1] if given else 0)
+        self._turn = optimizer_in_turn(self.frequencies, self.batch_idx) if self.frequencies else None
+        self.group_is_open, self.has_gradients, self.has_stepped = bool(given), False, False
         for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
             self.batch_idx += 1
+            self.batches_seen += 1
             self.samples += taken
             self.samples_seen += taken
+            if batch is None:  # a `collate_fn` has nothing to give
+                self._require_one_process()
+                continue
             # A sample that only fills a step is another process's own, and is counted there.
             with nullcontext() if self.batch_size else uncounted(self._metrics()):
                 yield share, self.to_device(batch), self.batch_idx - 1
+
+    def _require_one_process(self) -> None:
+        """Without a step of this process the others would wait for its gradients."""
+        if self.strategy.world_size > 1:
+            raise UsageError(
+                "the training loader gave None for a batch in one of several processes",
+                why="each process takes part in each step",
+                fix="leave the samples out in the dataset",
+            )
 
     def _metrics(self) -> list[Any]:
         """The metric objects that steps may give something to: parts of the module, and what was logged."""
@@ -532,8 +668,8 @@ class FitRun(Run):
     def turns(self) -> Iterable[tuple[Optimizer | None, tuple[int, ...]]]:
         """Who is trained by a batch: (optimizer, further arguments of the step), one after the other.
 
-        With several optimizers each has its turn, in which only its own parameters want gradients. With manual
-        optimization, or none, there is one turn without an optimizer.
+        With several optimizers each has its turn, in which only its own parameters want gradients; if they have
+        frequencies, one of them has. With manual optimization, or none, there is one turn without an optimizer.
         """
         if not self.automatic or not self.optimizers:
             return ((None, ()),)
@@ -543,6 +679,8 @@ class FitRun(Run):
 
     def _alternate(self) -> Iterator[tuple[Optimizer, tuple[int]]]:
         for index, optimizer in enumerate(self.optimizers):
+            if self._turn not in (None, index):
+                continue
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 continue  # all that it trains is frozen now
             before = train_only(optimizer, self.optimizers)
@@ -623,8 +761,15 @@ class FitRun(Run):
             return
         self.global_step += 1
         for rate in self.schedulers:
-            if rate.interval == "step" and self.global_step % rate.frequency == 0:
-                rate.step(self.metrics | self.results.callback_values() if rate.reduce_on_plateau else self.metrics)
+            if rate.interval == "step" and self.global_step % rate.frequency == 0 and self._is_in_turn(rate):
+                if not rate.reduce_on_plateau:
+                    rate.step(self.metrics)
+                elif not self._is_overdue:  # else it waits for the values of that validation
+                    rate.step(self.metrics | self.results.callback_values())
+
+    def _is_in_turn(self, rate: ScheduledRate) -> bool:
+        """Whether the optimizer of a schedule has taken the step."""
+        return self._turn is None or getattr(rate.scheduler, "optimizer", None) is self.optimizers[self._turn]
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
@@ -658,6 +803,29 @@ class FitRun(Run):
         """Values that were measured in this epoch."""
         self.metrics.update(values)
         self.fresh_metrics.update(values)
+        self.new_metrics.update(values)
+
+    def take_validation(self, values: dict[str, float]) -> None:
+        """The values of a validation that is over."""
+        self.take_metrics(values)
+        for rate in self.schedulers if self._is_overdue else ():
+            if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
+                rate.step(self.metrics | self.results.callback_values())
+        self.validated_at, self.has_validated = self._place, True
+
+    def close_validation(self) -> None:
+        """Write the row of a validation inside an epoch."""
+        assert self.validation is not None
+        row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step, **self.validation.results_of_pass}
+        self.validations.append(row)
+        for logger in self.loggers:
+            logger.log_epoch(row)
+        self.flush_logs()
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of the log: of validations inside epochs, and of epochs."""
+        return sorted([*self.validations, *self.history], key=lambda row: (row["epoch"], row["step"]))
 
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
@@ -674,7 +842,7 @@ class FitRun(Run):
         self.training_seconds += trained
         row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step}
         row |= self.results.epoch_values(logger_only=True)
-        if self.validation is not None and self.validates:
+        if self.validation is not None and self.has_validated:
             row |= self.validation.results_of_pass
         row |= {name: rate for name, rate in rates.items() if name not in row}
         row["trainable_parameters"] = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
@@ -691,7 +859,7 @@ class FitRun(Run):
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""
         measured = not rate.reduce_on_plateau or rate.monitor in self.fresh_metrics
-        return measured or self.validation is None or self.validates
+        return measured or self.validation is None or self.was_validated_in_epoch
 
     def end_epoch(self) -> None:
         """Go on to the next epoch; one that `max_steps` cut short keeps its place. Where one process stops, all do."""
@@ -700,15 +868,19 @@ class FitRun(Run):
             return
         self.epoch += 1
         self.epoch_is_complete = False
-        self.batch_idx = self.samples = self._samples_before = 0
-        self.epoch_seconds = 0.0
+        self._go_to_start()
         self.results.reset()
 
     def begin_epoch_anew(self) -> None:
         """Go back from the middle of an epoch to its first batch."""
         self.samples_seen -= self.samples
+        self.batches_seen -= self.batch_idx
+        self._go_to_start()
+
+    def _go_to_start(self) -> None:
         self.batch_idx = self.samples = self._samples_before = 0
         self.epoch_seconds = 0.0
+        self.validated_at = self.validated_at if self.trainer.check_val_every_n_epoch is None else 0
 
     # ---- what survives a kill
 
@@ -733,6 +905,9 @@ class FitRun(Run):
             "epoch_is_complete": complete,
             "global_step": self.global_step,
             "batch_idx": 0 if complete else self.batch_idx,
+            "batches_seen": self.batches_seen,
+            "validated_at": self.validated_at,
+            "measured": [] if complete else sorted(self.fresh_metrics),
             "samples": 0 if complete else self.samples,
             "samples_seen": self.samples_seen,
             "seconds": self.seconds,
@@ -740,6 +915,7 @@ class FitRun(Run):
             "epoch_seconds": so_far if self.batch_idx and not complete else 0.0,
             "metrics": dict(self.metrics),
             "history": self.history,
+            "validations": self.validations,
             "results": [] if complete else self.results.state_dict(self.module),
             "stop_reason": self.stop_reason,
             "phases": None if self.phases is None else self.phases.state_dict(),
@@ -753,6 +929,12 @@ class FitRun(Run):
         self._resumed_at = self.samples_seen
         self.batch_idx, self.samples = state["batch_idx"], state["samples"]
         self._samples_before = self.samples
+        # A checkpoint of 0.1 does not have these.
+        self.batches_seen = state.get("batches_seen", self.batch_idx)
+        self.validations = list(state.get("validations", ()))
+        self.fresh_metrics = set(state.get("measured", ()))
+        by_epochs = self.trainer.check_val_every_n_epoch is not None
+        self.validated_at = 0 if by_epochs and state["epoch_is_complete"] else state.get("validated_at", 0)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         self.epoch_seconds = state["epoch_seconds"]
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]

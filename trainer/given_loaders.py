@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from flashtask.core.errors import UsageError, nearest
+from flashtask.trainer.combined_loader import CombinedLoader, holds_loaders, is_batch_list
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.distribution.process_strategies import STRATEGIES
 from flashtask.trainer.finetuning.phase import Phase
@@ -18,13 +19,13 @@ from flashtask.trainer.finetuning.strategies import FINETUNING, Finetuning
 if TYPE_CHECKING:
     from flashtask.trainer.module import Module
 
-__all__ = ["check_loader", "is_batch_list"]
+__all__ = ["check_loader"]
 
 _PARTS = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
 
 
 def check_loader(value: object, stage: str, module: Module) -> None:
-    """Refuse what cannot be a loader, or a list of them; what is iterable and not known otherwise is left alone.
+    """Refuse what cannot be a loader, or a structure of them; what is iterable and not known otherwise is left alone.
 
     Args:
         value: that was given, or returned by a `*_dataloader` method.
@@ -36,6 +37,10 @@ def check_loader(value: object, stage: str, module: Module) -> None:
     """
     if value is None or isinstance(value, (DataLoader, DataModule)):
         return
+    if isinstance(value, CombinedLoader):
+        value = value.flattened
+    if isinstance(value, Mapping) and holds_loaders(value):
+        value = list(value.values())
     if isinstance(value, (list, tuple)) and not _is_strategy(value):
         if not is_batch_list(value):
             for one in value:
@@ -46,13 +51,6 @@ def check_loader(value: object, stage: str, module: Module) -> None:
     what, fix = _described(value, stage, module)
     if what:
         raise UsageError(f"the {_PARTS[stage]} data must be a DataLoader or a DataModule, not {what}", fix=fix)
-
-
-def is_batch_list(given: Sequence[Any]) -> bool:
-    """A list of tensors, or of tuples, dictionaries or lists of them, is a list of batches, so one loader."""
-    first = given[0] if given else None
-    inner = first[0] if isinstance(first, list) and first else None
-    return isinstance(first, (torch.Tensor, tuple, dict)) or isinstance(inner, torch.Tensor)
 
 
 def _described(value: Any, stage: str, module: Module) -> tuple[str, str]:
@@ -74,7 +72,7 @@ def _described(value: Any, stage: str, module: Module) -> tuple[str, str]:
         what = "a pair of tensors" if shape is None else f"{_a(value)} of shape {tuple(shape)}"
         return what, f"DataLoader(TensorDataset(images, targets), {options})"
     if isinstance(value, Mapping):
-        return f"a dictionary ({', '.join(map(repr, list(value)[:5]))})", "a list: [*loaders.values()]"
+        return f"a dictionary ({', '.join(map(repr, list(value)[:5]))})", "a dictionary of loaders"
     if isinstance(value, type):
         return f"the class {value.__name__}", f"{value.__name__}(...)"
     if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):

@@ -40,6 +40,7 @@ HOOKS = (
     "before_zero_grad",
     "train_batch_end",
     *_EVALUATION,
+    "validated",
     "train_epoch_end",
     "epoch_end",
     "train_end",

@@ -47,13 +47,21 @@ class Loops:
         yield ("fit_end",)
 
     def train(self, run: FitRun) -> Hooks:
-        """One epoch: a step for each group of batches, then validation."""
+        """One epoch: a step for each group of batches, in stretches that validation follows."""
         yield from self.begin_epoch(run)
-        for group in run.groups():
-            yield from self.step(run, group)
-        if run.validation is not None and run.validates:
-            yield from self.evaluate(run.validation)
+        for stretch in run.stretches():
+            for group in stretch:
+                yield from self.step(run, group)
+            if run.validation is not None and run.validates:
+                yield from self.evaluate(run.validation)
+                yield from self.look(run)
         yield from self.end_epoch(run)
+
+    def look(self, run: FitRun) -> Hooks:
+        """After a validation inside an epoch; what was measured at its end is looked at when the epoch is closed."""
+        if not run.epoch_is_over:
+            run.close_validation()
+            yield ("validated",)
 
     def begin_epoch(self, run: FitRun) -> Hooks:
         """Before the first step of an epoch."""

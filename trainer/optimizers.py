@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
-from flashtask.core.number_checks import is_number
+from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.metric_order import direction_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ __all__ = [
     "make_optimizer",
     "make_scheduler",
     "name_and_options",
+    "optimizer_in_turn",
+    "read_frequencies",
     "read_optimizers",
     "redraw",
     "require_no_closure",
@@ -120,6 +124,36 @@ def read_optimizers(returned: object, run: FitRun | None = None) -> tuple[list[O
     return optimizers, [rate for rate in rates if rate is not None]
 
 
+def read_frequencies(returned: object) -> list[int]:
+    """The `frequency` of each of several dictionaries that `configure_optimizers` returned; empty if none has one.
+
+    Raises:
+        UsageError: some have one and others not, or it is not a whole number of at least 1.
+    """
+    if not isinstance(returned, (list, tuple)) or not all(isinstance(part, dict) for part in returned):
+        return []
+    found = [part.get("frequency") for part in returned]
+    if all(frequency is None for frequency in found):
+        return []
+    if not all(is_whole(frequency, 1) for frequency in found):
+        raise UsageError(
+            f"the frequencies of the optimizers are {', '.join(map(str, found))}",
+            why="each optimizer trains for so many batches in turn, so each has to have a whole number of at least 1",
+            fix='{"optimizer": optimizer, "frequency": 1}, or none at all',
+        )
+    return found
+
+
+def optimizer_in_turn(frequencies: list[int], batch: int) -> int:
+    """Which optimizer a batch is for, where each has so many batches in turn.
+
+    Args:
+        frequencies: batches of each optimizer.
+        batch: its number in the epoch, from 0.
+    """
+    return bisect_right([*accumulate(frequencies)], batch % sum(frequencies))
+
+
 def _pairs(returned: Any) -> list[tuple[Any, Any]]:
     """Each optimizer with its scheduler; None if it has none."""
     if returned is None:
@@ -174,7 +208,7 @@ def _not_optimizers(found: str) -> UsageError:
 
 
 def _read_dict(config: dict[str, Any]) -> tuple[Any, Any]:
-    _check_keys("the dictionary of configure_optimizers", config, ("optimizer", "lr_scheduler", "monitor"))
+    _check_keys("the dictionary of configure_optimizers", config, ("optimizer", "lr_scheduler", "monitor", "frequency"))
     if "optimizer" not in config:
         raise _not_optimizers("a dictionary without `optimizer`")
     scheduler = config.get("lr_scheduler")

@@ -71,10 +71,21 @@ _NOTHING = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 class Entry:
     """One logged name: its last value, and what is needed for its value over the epoch."""
 
-    __slots__ = ("last_weight", "metric", "name", "on_epoch", "on_step", "settings", "total", "value", "weight")
+    __slots__ = (
+        "last_weight",
+        "loader",
+        "metric",
+        "name",
+        "on_epoch",
+        "on_step",
+        "settings",
+        "total",
+        "value",
+        "weight",
+    )
 
-    def __init__(self, name: str, settings: LogSettings) -> None:
-        self.name, self.settings = name, settings
+    def __init__(self, name: str, settings: LogSettings, loader: int | None = None) -> None:
+        self.name, self.settings, self.loader = name, settings, loader
         self.on_step, self.on_epoch = bool(settings.on_step), bool(settings.on_epoch)
         self.metric: Metric | Accuracy | None = None
         self.value: Any = None
@@ -195,16 +206,17 @@ class Results:
             value: a number, a scalar tensor or a metric object.
             weight: samples that it stands for.
             settings: how it is kept; the first time that a name is logged decides.
-            loader: number of the loader, where there are several: their values get names of their own.
+            loader: number of the loader, where there are several: their values get names of their own, unless the
+                settings say that they have them.
 
         Raises:
             UsageError: nothing can be logged here, or not on this level, or the value is not a number.
         """
-        if loader is not None:
+        if loader is not None and settings.add_dataloader_idx:
             name = f"{name}/dataloader_idx_{loader}"
         entry = self.entries.get((hook, name))
         if entry is None:
-            entry = self.entries[(hook, name)] = Entry(name, _settled(hook, name, settings))
+            entry = self.entries[(hook, name)] = Entry(name, _settled(hook, name, settings), loader)
         entry.update(value, weight)
 
     def agree(self, gather: Callable[[Any], list[Any]], module: nn.Module) -> None:
@@ -215,12 +227,12 @@ class Results:
             module: that the metric objects are part of.
         """
         places = {id(part): place for place, part in module.named_modules() if is_metric(part)}
-        own = [(key, entry.name, entry.settings, places.get(id(entry.metric))) for key, entry in self.entries.items()]
+        own = [(key, e.name, e.settings, e.loader, places.get(id(e.metric))) for key, e in self.entries.items()]
         known, self.entries = self.entries, {}
-        for key, name, settings, place in (one for of_process in gather(own) for one in of_process):
+        for key, name, settings, loader, place in (one for of_process in gather(own) for one in of_process):
             if key in self.entries:
                 continue
-            entry = self.entries[key] = known.get(key) or Entry(name, settings)
+            entry = self.entries[key] = known.get(key) or Entry(name, settings, loader)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
             if entry.metric is not None and not update_count(entry.metric):
@@ -242,6 +254,10 @@ class Results:
             for e in self.entries.values()
             if e.on_epoch and (e.settings.logger or not logger_only)
         }
+
+    def loaders(self) -> dict[str, int | None]:
+        """The number of the loader that each value of `epoch_values` comes from, None if it is of all of them."""
+        return {_fork(e, "_epoch"): e.loader for e in self.entries.values() if e.on_epoch}
 
     def callback_values(self) -> dict[str, float]:
         """Everything callbacks may monitor: epoch values (forked ones under both names) and last step values."""
@@ -307,7 +323,10 @@ def _shows_step(entry: Entry) -> bool:
 
 def _fork(entry: Entry, suffix: str) -> str:
     """A name that is logged on both levels becomes two: `loss_step` and `loss_epoch`."""
-    return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
+    if not (entry.on_step and entry.on_epoch):
+        return entry.name
+    name, of_loader, number = entry.name.partition("/dataloader_idx_")
+    return f"{name}{suffix}{of_loader}{number}"
 
 
 def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:

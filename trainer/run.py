@@ -197,8 +197,7 @@ class Run:
             raise UsageError(f"log({name!r}, batch_size={batch_size!r}): a whole number of at least 1 is needed")
         # What only fills a step counts for nothing, whatever the module takes it for.
         weight = self.batch_size if batch_size is None or not self.batch_size else batch_size
-        loader = self.loader_number if settings.add_dataloader_idx else None
-        self.results.log(self.current_hook, name, value, weight, settings, loader)
+        self.results.log(self.current_hook, name, value, weight, settings, self.loader_number)
 
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
@@ -389,6 +388,8 @@ class EvaluationRun(Run):
             self._asking = ExitStack()
             self._asking.enter_context(self.strategy.whole_weights(self.module))
         for batch_idx, batch in enumerate(islice(iter(self.loaders[number]), self.limits[number])):
+            if batch is None:  # a `collate_fn` has nothing to give
+                continue
             self.batch_size = batch_size_of(batch)
             yield self.to_device(batch, number), batch_idx
             self.samples_seen += self.batch_size
@@ -396,6 +397,7 @@ class EvaluationRun(Run):
             alone = self.strategy.world_size == 1
             if alone and self.parent is not None and self.parent.interrupted_by is not None:
                 raise RunInterruptedError(self.parent.interrupted_by)
+        self.loader_number = None  # what is logged now is of all loaders
 
     def batches_in(self, number: int) -> int | None:
         """How many batches the pass takes from a loader, None if the loader does not know its length."""
@@ -429,7 +431,8 @@ class EvaluationRun(Run):
     @property
     def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
-        return any(order.world_size > 1 for order in map(order_of, self.loaders) if order is not None)
+        single = [one for loader in self.loaders for one in getattr(loader, "flattened", [loader])]
+        return any(order.world_size > 1 for order in map(order_of, single) if order is not None)
 
     def close(self) -> None:
         """Compute the values of the pass and hand them to the fit run, if there is one.
@@ -437,7 +440,6 @@ class EvaluationRun(Run):
         Raises:
             UsageError: an iterator was given, and an earlier pass has used it up.
         """
-        self.loader_number = None
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
         self.agree_on_results()
@@ -445,14 +447,15 @@ class EvaluationRun(Run):
             (self.results.epoch_values(logger_only=True), self.results.callback_values())
         )[0]
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_metrics(values)
+            self.parent.take_validation(values)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
-        """The values of the last pass, a dictionary for each loader."""
-        if len(self.loaders) == 1:
-            return [dict(self.results_of_pass)]
-        endings = [f"/dataloader_idx_{number}" for number in range(len(self.loaders))]
-        return [{n: v for n, v in self.results_of_pass.items() if n.endswith(ending)} for ending in endings]
+        """The values of the last pass, a dictionary for each loader; what was logged after the last one is in each."""
+        values, loaders = self.results_of_pass, self.results.loaders()
+        return [
+            {name: value for name, value in values.items() if loaders[name] in (None, number)}
+            for number in range(len(self.loaders))
+        ]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""

@@ -99,7 +99,7 @@ class RunFacts:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the fit ends after this epoch; set it to True to end it."""
+        """Whether the fit ends after this step, or when `min_epochs` and `min_steps` allow it; set it to end one."""
         return self.fit_run is not None and bool(self.fit_run.stop_reason)
 
     @should_stop.setter

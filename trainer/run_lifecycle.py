@@ -145,7 +145,7 @@ def _begin(run: FitRun) -> None:
         if told := told_of_recipe(run.recipe):
             trainer.say(told)
     for logger in run.loggers:
-        logger.start(trainer.output_dir, run.history, run.global_step)
+        logger.start(trainer.output_dir, run.rows, run.global_step)
         logger.log_hyperparameters({**run.data.logged_hparams, **run.module.logged_hparams})
     if trainer.enable_model_summary:
         for line in announce(run):

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
+from flashtask.core.seeding import derive_seed
 from flashtask.trainer.callbacks.callback import keeps_state
+from flashtask.trainer.combined_loader import CombinedLoader, combined, holds_loaders
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
-from flashtask.trainer.given_loaders import check_loader, is_batch_list
+from flashtask.trainer.given_loaders import check_loader
 from flashtask.trainer.module import Module
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "limit_of",
     "memory_format_of",
     "training_loader",
+    "validation_interval",
     "want_gradients",
 ]
 
@@ -137,18 +140,12 @@ def leave_optimization_to_module(run: FitRun) -> None:
 
 
 def check_training_data(loader: object, module: Module) -> None:
-    """There is one loader to train on.
+    """There is something to train on.
 
     Raises:
-        UsageError: there is none, there are several, or it is something else.
+        UsageError: there is nothing, or it is something else than loaders.
     """
     check_loader(loader, "train", module)
-    if isinstance(loader, (list, tuple)) and any(isinstance(one, DataLoader) for one in loader):
-        raise UsageError(
-            f"there are several loaders to train on ({len(loader)})",
-            why="a step is given the batches of one",
-            fix="DataLoader(ConcatDataset([...])), or a loader of your own that gives what a step needs",
-        )
     if loader is None:
         raise UsageError("there is nothing to train on", fix="trainer.fit(model, datamodule=data)")
 
@@ -169,10 +166,45 @@ def training_loader(trainer: Trainer, loader: Any, seed: int, *, joins_single: b
             fix="a list of the batches: list(...); or Trainer(max_epochs=1), or max_steps=... where it never ends",
         )
     few = trainer.overfit_batches
-    rebuilt = _shared(trainer, loader, seed=seed, training=True, in_order=bool(few), joins_single=joins_single)
+
+    def shared(number: int, one: Any) -> Any:
+        """Several loaders have orders of their own, also where they have the same samples."""
+        own_seed = derive_seed("loader", seed, number) if number else seed
+        return _shared(trainer, one, seed=own_seed, training=True, in_order=bool(few), joins_single=joins_single)
+
+    loader = combined(loader)
+    rebuilt = loader.with_loaders(shared) if isinstance(loader, CombinedLoader) else shared(0, loader)
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
         trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
     return rebuilt, limit_of(few or trainer.limit_train_batches, rebuilt)
+
+
+def validation_interval(trainer: Trainer, batches: int | None) -> int | None:
+    """After how many batches validation comes; None for the end of an epoch.
+
+    Args:
+        trainer: with `val_check_interval`.
+        batches: of an epoch, None if the loader does not know.
+
+    Raises:
+        UsageError: a share of an epoch of unknown length, or more batches than an epoch has.
+    """
+    given = trainer.val_check_interval
+    if isinstance(given, float):
+        if given == 1.0:
+            return None
+        if batches is None:
+            raise UsageError(
+                f"val_check_interval={given} needs a training loader with a length",
+                fix="a number of batches: val_check_interval=100",
+            )
+        return max(1, int(batches * given))
+    if batches is not None and given > batches and trainer.check_val_every_n_epoch is not None:
+        raise UsageError(
+            f"val_check_interval={given}: an epoch has {batches} batches, so validation would never come",
+            fix=f"val_check_interval={given}, check_val_every_n_epoch=None counts them across epochs",
+        )
+    return given
 
 
 def check_state_keys(run: FitRun) -> None:
@@ -190,12 +222,21 @@ def check_state_keys(run: FitRun) -> None:
 
 
 def evaluation_loaders(trainer: Trainer, module: Module, given: Any, stage: str) -> list[Any]:
-    """The loaders of a validation, test or prediction: one, a list of them, or none."""
+    """The loaders of a validation, test or prediction, one after the other; empty if there is none."""
     if given is None:
         return []
     check_loader(given, stage, module)
-    several = list(given) if isinstance(given, (list, tuple)) and not is_batch_list(given) else [given]
-    return [_shared(trainer, loader, seed=trainer.seed, training=False) for loader in several if loader is not None]
+    in_turn = isinstance(given, CombinedLoader) and given.mode == "sequential"
+    several = given.flattened if in_turn else CombinedLoader(given).flattened if holds_loaders(given) else [given]
+
+    def shared(number: int, one: Any) -> Any:
+        return _shared(trainer, one, seed=trainer.seed, training=False)
+
+    return [
+        one.with_loaders(shared) if isinstance(one, CombinedLoader) else shared(number, one)
+        for number, one in enumerate(several)
+        if one is not None
+    ]
 
 
 def _shared(trainer: Trainer, loader: Any, **options: Any) -> Any:

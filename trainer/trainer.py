@@ -55,10 +55,11 @@ class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/lightning1/arguments.py.
+    replacement is named: trainer/lightning1/older_arguments.py.
 
     Args:
-        max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.
+        max_epochs: epochs at the most, -1 for no limit; where nothing limits the run, the module's own number: 10 for a
+            task, else 1000.
         min_epochs: a run is not stopped early before so many epochs; so is `min_steps`.
         max_steps: optimizer steps at the most; -1 for no limit.
         min_steps: see `min_epochs`.
@@ -88,7 +89,12 @@ class Trainer(RunFacts, Lightning1Trainer):
         overfit_batches: number or share of the training batches that serve training, validation and test alike,
             unshuffled; validation during a fit is off.
         fast_dev_run: True or a number of batches: run so many of everything once, and write nothing.
-        check_val_every_n_epoch: validate after every so many epochs.
+        check_val_every_n_epoch: validate after every so many epochs; None counts the batches of `val_check_interval`
+            across epochs.
+        val_check_interval: validate inside epochs too: after every such share of an epoch (0.25), or after every so
+            many batches (100), once the optimizer step that they belong to is complete; 1.0 for the end of an epoch.
+        reload_dataloaders_every_n_epochs: ask for the loaders again after every so many epochs (`train_dataloader` and
+            `val_dataloader` may look at `trainer.current_epoch`); 0 makes them once.
         log_every_n_steps: how often step values are logged.
         flush_logs_every_n_steps: how often loggers write down what they were told; at the end of an epoch they do.
         accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
@@ -140,7 +146,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
         fast_dev_run: bool | int = False,
-        check_val_every_n_epoch: int = 1,
+        check_val_every_n_epoch: int | None = 1,
+        val_check_interval: int | float = 1.0,
+        reload_dataloaders_every_n_epochs: int = 0,
         log_every_n_steps: int = 50,
         flush_logs_every_n_steps: int = 100,
         accumulate_grad_batches: int | dict[int, int] = 1,
@@ -192,8 +200,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.limit_train_batches, self.limit_val_batches = limit_train_batches, limit_val_batches
         self.limit_test_batches, self.limit_predict_batches = limit_test_batches, limit_predict_batches
         self.overfit_batches, self.fast_dev_run = overfit_batches, fast_dev_run
-        self.check_val_every_n_epoch, self.log_every_n_steps = check_val_every_n_epoch, log_every_n_steps
-        self.flush_logs_every_n_steps = flush_logs_every_n_steps
+        self.check_val_every_n_epoch, self.val_check_interval = check_val_every_n_epoch, val_check_interval
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.log_every_n_steps, self.flush_logs_every_n_steps = log_every_n_steps, flush_logs_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.track_grad_norm, self.detect_anomaly = track_grad_norm, detect_anomaly
@@ -212,7 +221,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     def _run_briefly(self, batches: int) -> None:
         """So many batches of everything, once, leaving nothing behind."""
         self.max_epochs, self.max_steps, self.num_sanity_val_steps = 1, batches, 0
-        self.check_val_every_n_epoch, self.overfit_batches = 1, 0.0
+        self.check_val_every_n_epoch, self.val_check_interval, self.overfit_batches = 1, 1.0, 0.0
         self.limit_train_batches = self.limit_val_batches = batches
         self.limit_test_batches = self.limit_predict_batches = batches
         self.enable_checkpointing, self.loggers = False, []
@@ -241,8 +250,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             ckpt_path: continue from this checkpoint, `"last"` for the run folder's own.
             strategy: a finetuning strategy; None trains everything.
@@ -275,8 +284,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module` with a `backbone`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             strategy: `"freeze"`, `"no_freeze"`, `("freeze_unfreeze", 5)`, `("lora", 8)`, ..., a list of `Phase`, or an
                 object with `phases` or `stages`; None means the module's `default_strategy`: `freeze` for tasks.
@@ -359,8 +368,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
             strategy: the finetuning strategy to tune for; None means the module's own, as in `finetune`.
             learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
@@ -401,8 +410,8 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Args:
             model: a `Module`; it stays as it is.
-            train_dataloaders: a loader, or a `DataModule`.
-            val_dataloaders: a loader or a list of them.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders.
             strategy: the finetuning strategy; None means the module's own, as in `finetune`.
             measure: estimate memory and time from a few steps on copies.
@@ -457,7 +466,8 @@ class Trainer(RunFacts, Lightning1Trainer):
     def epochs_of(self, module: Module) -> int | None:
         """Epochs of a run of a module at the most: the argument, else the module's own where nothing else ends it."""
         has_no_end = self._max_epochs is None and self.max_steps < 0 and self.max_time is None
-        return module.default_max_epochs if has_no_end else self._max_epochs
+        epochs = module.default_max_epochs if has_no_end else self._max_epochs
+        return None if epochs == -1 else epochs
 
     @property
     def seed(self) -> int:

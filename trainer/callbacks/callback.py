@@ -67,6 +67,9 @@ class Callback(NamedPart):
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Before the first batch of an epoch; what is frozen has been settled."""
 
+    def on_validated(self, trainer: Trainer, module: Module) -> None:
+        """After a validation inside an epoch (`val_check_interval`): between two steps, its values are in the log."""
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After an epoch and its validation, before the epoch's values are collected."""
 

@@ -25,6 +25,8 @@ _STATE = ("wait_count", "best_score", "best_loss", "stopped_epoch", "stopping_re
 class EarlyStopping(Callback):
     """Looks at a metric after each epoch in which it was measured, and ends the fit after too many bad ones.
 
+    With `Trainer(val_check_interval=...)` it looks after each validation, which then counts as an epoch does below.
+
     An epoch is good if the metric is at least `min_delta` better than the best so far, so with the default 0 an equal
     value is good too; for the module's own metric (a task's `val_accuracy`), `val_loss` decides between equal values as
     it does for `best.ckpt`: only a lower one is good.
@@ -40,8 +42,8 @@ class EarlyStopping(Callback):
         check_finite: end the fit if the metric is NaN or infinite.
         stopping_threshold: end the fit once the metric is as good as this.
         divergence_threshold: end the fit once the metric is worse than this.
-        check_on_train_epoch_end: None looks whenever the metric was measured, True insists on it in every epoch, False
-            looks only in epochs that were validated.
+        check_on_train_epoch_end: None looks whenever the metric was measured, True insists on it at the end of every
+            epoch, False looks only at validations.
 
     Attributes:
         stopped_epoch: the epoch after which it ended the fit, or None.
@@ -135,15 +137,23 @@ class EarlyStopping(Callback):
         if self._name.startswith("val_") and run.validation is not None and epochs is not None and every > epochs:
             trainer.say(f"EarlyStopping never looks: check_val_every_n_epoch={every}, and the run has {epochs} epochs")
 
+    def on_validated(self, trainer: Trainer, module: Module) -> None:
+        """Look at a metric that was measured inside an epoch."""
+        run = trainer.current_fit
+        if self._name in run.new_metrics and not self.check_on_train_epoch_end:
+            self._look(trainer, run)
+
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the metric; checkpoints are written after this, so they know the outcome."""
         run = trainer.current_fit
         try:
-            if not self._is_due(run):
-                return
+            if self._is_due(run):
+                self._look(trainer, run)
         except UnknownNameError as error:
             self._unknown = error  # raised when the checkpoint of this epoch has been written
-            return
+
+    def _look(self, trainer: Trainer, run: FitRun) -> None:
+        self._counts_epochs = run.validation_interval is None
         score = float(run.metrics[self._name])
         self.stopping_reason, message = self._judge(score, tie_break(run.metrics))
         if self.stopping_reason:
@@ -174,11 +184,11 @@ class EarlyStopping(Callback):
         """
         if not run.epoch_is_complete:
             return False  # cut short: it is looked at when it has been continued
-        validated = run.validation is not None and run.validates
+        validated = run.validation is not None and run.was_validated_in_epoch
         if self.check_on_train_epoch_end is False and not validated:
             return False
-        if self._name in run.fresh_metrics:
-            return True
+        if self._name in run.fresh_metrics:  # perhaps a validation inside the epoch was the last to measure it
+            return self.check_on_train_epoch_end is True or self._name in run.new_metrics
         if self.check_on_train_epoch_end is None and run.validation is not None and not validated:
             return False
         error = UnknownNameError("metric to monitor", self._name, sorted(run.fresh_metrics))
@@ -207,7 +217,8 @@ class EarlyStopping(Callback):
             best = "" if self.best_score is None else f"; the best was {self.best_score:.6g}"
             if self.best_loss is not None and self._loss_decides and score == self.best_score:
                 best += f" with val_loss {self.best_loss:.6g}"
-            return "patience", f"{name} did not get better in {self.wait_count} epochs{best}"
+            looks = "epochs" if self._counts_epochs else "validations"
+            return "patience", f"{name} did not get better in {self.wait_count} {looks}{best}"
         return "", ""
 
     def _is_good(self, score: float, loss: float) -> bool:

@@ -127,11 +127,21 @@ class ProgressBar(Callback):
             self._clear()
             self._started_at, self._before = outer[0] + time.monotonic() - began, outer[1]
 
+    def on_validated(self, trainer: Trainer, module: Module) -> None:
+        """Write a line for a validation inside an epoch."""
+        row = trainer.current_fit.validations[-1]
+        self._validated = _metrics(row, "val_")
+        parts = [f"epoch {row['epoch']} step {row['step']}"]
+        parts += [f"{name} {_number(value, 4)}" for name, value in self._validated.items()]
+        self._clear()
+        self.stream.write(_in_lines(parts, self._columns()) + "\n")
+        self.stream.flush()
+
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Write the line of the epoch; what does not fit continues, indented, in the next."""
         run = trainer.current_fit
         row = run.history[-1]
-        last = f"/{run.max_epochs - 1}" if run.max_epochs else ""
+        last = f"/{run.max_epochs - 1}" if run.max_epochs is not None else ""
         parts = [f"epoch {run.epoch}{last}"]
         parts += [f"{name} {_number(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
         parts.append(f"{row['seconds']:.1f} s")

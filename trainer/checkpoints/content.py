@@ -18,8 +18,10 @@ from flashtask.trainer.run_record import data_counts, environment, settings_of
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
 
-__all__ = ["checkpoint_content", "weights_only"]
+__all__ = ["ROWS", "checkpoint_content", "weights_only"]
 
+#: The rows of the log among what `FitRun.state_dict` gives.
+ROWS = ("history", "validations")
 #: Keys that only a resume needs.
 _ONLY_FOR_RESUMING = (
     "progress",
@@ -51,7 +53,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "environment": environment(run),
         "recipe": run.recipe,
         "data_counts": data_counts(run.data),
-        "progress": {**progress, "history": _as_bytes(progress["history"])},
+        "progress": {**progress, **{name: _as_bytes(progress[name]) for name in ROWS}},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],
         "callbacks": {one.state_key: one.state_dict() for one in run.callbacks if keeps_state(one)},
@@ -78,6 +80,6 @@ def weights_only(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_bytes(rows: list[dict[str, float]]) -> torch.Tensor:
-    """Rows as a tensor: the history grows with the run, and the header of the file must not."""
+    """Rows as a tensor: they grow with the run, and the header of the file must not."""
     text = json.dumps(rows, separators=(",", ":"))
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())

@@ -33,20 +33,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Frequency", "ModelCheckpoint"]
 
+#: what may be monitored besides metrics: of later places there is more
+_PLACE = ("epoch", "step")
+
 
 class ModelCheckpoint(Callback):
     """Writes the checkpoints of a fit: `last.ckpt`, from which it can be continued, and the best by a metric.
 
-    Without arguments both are written after every epoch, into the run folder: `last.ckpt` always, `best.ckpt` if the
-    epoch was the best so far. Equal scores are decided by the lower `val_loss`, then the older stays; NaN and infinity
-    are never best. Where the module's own metric is not measured (there is no validation), the newest is best. Several
-    of these callbacks may be used at once; the first is `trainer.checkpoint_callback`.
+    Without arguments both are written after every epoch, and after every validation inside one, into the run folder:
+    `last.ckpt` always, `best.ckpt` if that was the best so far. Equal scores are decided by the lower `val_loss`, then
+    the older stays; NaN and infinity are never best. Where the module's own metric is not measured (there is no
+    validation), the newest is best. Several of these callbacks may be used at once; the first is
+    `trainer.checkpoint_callback`.
 
     Args:
         dirpath: folder to write to, relative to the trainer's `default_root_dir`; None means the run folder.
         filename: template for the names of the best files, such as `"{epoch:02d}-{val_loss:.2f}"`; `epoch`, `step` and
             every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept.
-        monitor: the metric to rank by; None means the module's own.
+        monitor: the metric to rank by, or `epoch` or `step` to keep the newest; None means the module's own.
         verbose: say after each look what was written.
         save_last: True writes `last.ckpt` at each look and at the end of the fit. `"link"` does too, but where one of
             the best files is written as well, `last.ckpt` is a second name (a hard link) of it: half the writing, but
@@ -56,13 +60,15 @@ class ModelCheckpoint(Callback):
         mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
             other what its name says (`val_f1`: more, `val_loss`: less).
         auto_insert_metric_name: write `epoch=02` for `{epoch:02d}`, else `02`.
-        every_n_train_steps: look after every so many optimizer steps, and rank by the values that are known then.
+        every_n_train_steps: look after every so many optimizer steps, and rank by the values that are known then; 0
+            never does.
         every_n_steps: another name for it.
         train_time_interval: look at the first step after so much time: `"00:01:00:00"`, a timedelta, or a dictionary
             such as `{"minutes": 30}`.
         every_n_epochs: look only after every so many epochs. The others are not written and, however good they are,
-            cannot be best. None means 1, or never if steps or time are given.
-        save_on_train_epoch_end: False looks only at epochs that were validated.
+            cannot be best. None means 1, or never if steps or time are given; so does 0 in any case.
+        save_on_train_epoch_end: False looks only where validation took place, True only at the ends of epochs; None
+            looks at both.
         save_on_exception: write `last.ckpt` when an error ends the fit between two steps, unless the loss diverged.
 
     Attributes:
@@ -107,7 +113,10 @@ class ModelCheckpoint(Callback):
         self.verbose, self.save_last, self.save_top_k = verbose, save_last, save_top_k
         self.save_weights_only, self.save_on_exception = save_weights_only, save_on_exception
         self.frequency = Frequency(
-            every_n_train_steps or every_n_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end is False
+            every_n_steps if every_n_train_steps is None else every_n_train_steps,
+            train_time_interval,
+            every_n_epochs,
+            save_on_train_epoch_end,
         )
         self.template = _template_of(filename, save_top_k, auto_insert_metric_name)
         self._forget()
@@ -180,7 +189,8 @@ class ModelCheckpoint(Callback):
         self.links = self.save_last == "link"
         #: the name of the metric that ranks the files
         self.metric: str = self.monitor or module.monitor
-        mode = best_mode("ModelCheckpoint", self.metric, self.mode, module)
+        mode = self.mode or ("max" if self.metric in _PLACE else None)
+        mode = best_mode("ModelCheckpoint", self.metric, mode, module)
         may_replace = partial(self._folder.may_replace, is_fixed=not self.template.fields)
         self.best = BestFiles(self._folder.path, self.save_top_k, mode, may_replace)
         self._say = trainer.say
@@ -216,7 +226,7 @@ class ModelCheckpoint(Callback):
             return
         self._step_seen = run.global_step
         if due := [one for one in self._together if one.frequency.is_due_after_step(run)]:
-            _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, after_epoch=False)
+            _save_together(trainer, due, [], {**run.metrics, **run.results.callback_values()}, None)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Note that the run is between two steps."""
@@ -226,6 +236,15 @@ class ModelCheckpoint(Callback):
         """Note that it is not, until the epoch's values have been collected."""
         self._resting_place = None
 
+    def on_validated(self, trainer: Trainer, module: Module) -> None:
+        """After a validation inside an epoch: write what is due."""
+        run = trainer.current_fit
+        self._note_place(run)
+        due = [one for one in self._together if one.frequency.is_due_after_validation(run)]
+        if due and self is self._together[0]:
+            values = {**run.metrics, **run.results.callback_values()}
+            _save_together(trainer, due, [], values, run.validations[-1])
+
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """After an epoch: write what is due, and `last.ckpt` where the fit ends."""
         run = trainer.current_fit
@@ -234,7 +253,7 @@ class ModelCheckpoint(Callback):
             due = [one for one in self._together if one.frequency.is_due_after_epoch(run)]
             ending = [one for one in self._together if one not in due] if _is_last_epoch(run) else []
             if due or ending:
-                _save_together(trainer, due, ending, run.metrics, after_epoch=True)
+                _save_together(trainer, due, ending, run.metrics, run.history[-1])
 
     def write_last(self, trainer: Trainer) -> str:
         """Write `last.ckpt` with the present state of the run, also in the middle of an epoch; its path."""
@@ -268,7 +287,7 @@ class ModelCheckpoint(Callback):
 
     # ---- which of them are kept
 
-    def _take(self, run: FitRun, values: Mapping[str, float], *, after_epoch: bool) -> SavedFile | None:
+    def _take(self, run: FitRun, values: Mapping[str, float], row: Mapping[str, float] | None) -> SavedFile | None:
         """The file to write among the best, which counts as kept from now on; None if it would not be one of them.
 
         Raises:
@@ -276,7 +295,9 @@ class ModelCheckpoint(Callback):
         """
         if not self.save_top_k:
             return None
-        is_ranked, self.current_score = self._score(run, values, after_epoch)
+        place = {"epoch": run.epoch, "step": run.global_step}
+        values = {**values, **place}
+        is_ranked, self.current_score = self._score(run, values, after_step=row is None)
         if self.current_score is not None and not math.isfinite(self.current_score):
             is_ranked = False
             if not self._warned_of_score:
@@ -285,19 +306,21 @@ class ModelCheckpoint(Callback):
                 self._say(f"epoch {run.epoch}: {what} (reported once)")
         if not is_ranked and self.save_top_k > 0:
             return None
-        place = {"epoch": run.epoch, "step": run.global_step}
-        metrics = dict(run.history[-1]) if after_epoch else {**values, **place}
+        metrics = dict(values if row is None else row)
         new = SavedFile(self.current_score, tie_break(values), run.epoch, run.global_step, metrics)
         if not self.best.wants(new):
             return None
-        stem = self.template.fill({**values, **place}, is_early=_has_not_validated(run))
+        stem = self.template.fill(values, is_early=_has_not_validated(run))
         others = [one.best for one in self._together if one is not self and one.best.folder == self.best.folder]
         return self.best.take(new, stem, [file.name for best in others for file in best.files])
 
-    def _score(self, run: FitRun, values: Mapping[str, float], after_epoch: bool) -> tuple[bool, float | None]:
+    def _score(self, run: FitRun, values: Mapping[str, float], *, after_step: bool) -> tuple[bool, float | None]:
         """(whether this place can be ranked, the value of the metric); without a value a newer place is better."""
-        in_other_epochs = run.validation is not None and not run.validates and self.metric not in run.fresh_metrics
-        if after_epoch and in_other_epochs:
+        if self.metric in _PLACE:
+            return True, float(values[self.metric])
+        # A value that was not measured here says nothing of the present weights.
+        is_closed = run.epoch_is_over and run.has_validated
+        if not after_step and run.validation is not None and not is_closed and self.metric not in run.new_metrics:
             return False, None
         if self.metric in values:
             return True, float(values[self.metric])
@@ -347,19 +370,21 @@ class Frequency:
     """How often checkpoints are due: by each of these on its own, and after every epoch if none is given.
 
     Args:
-        steps: after every so many optimizer steps.
+        steps: after every so many optimizer steps; 0 for never.
         interval: at the first step after so much time, as `read_duration` takes it.
-        epochs: after every so many epochs.
-        only_validated: of the epochs, only those that were validated.
+        epochs: after every so many epochs; 0 for never.
+        at_epoch_ends: True only at the ends of epochs, False only where validation took place, None at both.
 
     Raises:
         UsageError: the interval is not a length of time.
     """
 
-    def __init__(self, steps: int | None, interval: Duration | None, epochs: int | None, only_validated: bool) -> None:
+    def __init__(
+        self, steps: int | None, interval: Duration | None, epochs: int | None, at_epoch_ends: bool | None
+    ) -> None:
         self.steps, self.interval = steps, None if interval is None else read_duration(interval)
         self.epochs = 1 if (steps, interval, epochs) == (None, None, None) else epochs
-        self._only_validated = only_validated
+        self._at_epoch_ends = at_epoch_ends
         self._last_due_at = 0.0
 
     def __str__(self) -> str:
@@ -375,19 +400,27 @@ class Frequency:
         by_time = self.interval is not None and time.monotonic() - self._last_due_at >= self.interval.total_seconds()
         if by_time:
             self.start()
-        return by_time or (self.steps is not None and run.global_step % self.steps == 0)
+        return by_time or (self.steps is not None and _is_nth(run.global_step, self.steps))
 
     def is_due_after_epoch(self, run: FitRun) -> bool:
         """Whether a checkpoint is due after the epoch that is over."""
-        if self._only_validated and (run.validation is None or not run.validates):
+        if self._at_epoch_ends is False and not run.has_validated:
             return False
-        return self.epochs is not None and (run.epoch + 1) % self.epochs == 0
+        return _is_nth(run.epoch + 1, self.epochs)
+
+    def is_due_after_validation(self, run: FitRun) -> bool:
+        """Whether a checkpoint is due after a validation inside an epoch."""
+        return not self._at_epoch_ends and _is_nth(run.epoch + 1, self.epochs)
+
+
+def _is_nth(number: int, every: int | None) -> bool:
+    return every is not None and every > 0 and number % every == 0
 
 
 def _is_last_epoch(run: FitRun) -> bool:
     """Whether no epoch follows the one that is over."""
     stops = run.is_leaving or (bool(run.stop_reason) and run.may_stop_after(run.epoch))
-    return stops or run.out_of_steps or run.epoch + 1 >= (run.max_epochs or math.inf)
+    return stops or run.out_of_steps or run.epoch + 1 >= (math.inf if run.max_epochs is None else run.max_epochs)
 
 
 def _has_not_validated(run: FitRun) -> bool:
@@ -407,8 +440,7 @@ def _save_together(
     due: Sequence[ModelCheckpoint],
     ending: Sequence[ModelCheckpoint],
     values: Mapping[str, float],
-    *,
-    after_epoch: bool,
+    row: Mapping[str, float] | None,
 ) -> None:
     """Write the best files first, then the last; then remove what they push out.
 
@@ -420,12 +452,12 @@ def _save_together(
         due: the callbacks whose checkpoints are due.
         ending: further ones, which write `last.ckpt` because the fit ends here.
         values: what was measured so far.
-        after_epoch: an epoch is over, else a step.
+        row: of the log, for the epoch or the validation that is over; None after a step.
     """
     run, lasting = trainer.current_fit, [one for one in (*due, *ending) if one.save_last]
     trainer.require_own_folder()
     try:
-        found = {one: one._take(run, values, after_epoch=after_epoch) for one in due}
+        found = {one: one._take(run, values, row) for one in due}
     except BaseException as error:
         _undo(due)
         if isinstance(error, UnknownNameError):
@@ -506,7 +538,7 @@ def _report(run: FitRun, one: ModelCheckpoint, file: SavedFile | None) -> str:
 #: (whether a value is valid, what is needed, an example)
 _Rule = tuple[Callable[[Any], bool], str, str]
 _SWITCH: _Rule = (lambda v: isinstance(v, bool), "True or False", "True")
-_FREQUENCY: _Rule = (lambda v: v is None or is_whole(v, 1), "None or a whole number of at least 1", "5")
+_FREQUENCY: _Rule = (lambda v: v is None or is_whole(v, 0), "None or a whole number of at least 0", "5")
 _RULES: dict[str, _Rule] = {
     "dirpath": (lambda v: v is None or isinstance(v, (str, os.PathLike)), "None or a path", '"checkpoints"'),
     "monitor": (lambda v: v is None or isinstance(v, str), "None or the name of a metric", '"val_loss"'),

@@ -20,6 +20,7 @@ from flashtask.core.keywords import argument_fix
 from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
+from flashtask.trainer.checkpoints.content import ROWS
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
@@ -214,7 +215,9 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
     if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
         run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
     progress = dict(content["progress"])
-    progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
+    for name in ROWS:
+        if name in progress:  # a checkpoint of 0.1 has the history alone
+            progress[name] = json.loads(bytes(progress[name].numpy().tobytes()))
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
     _redraw_schedules(run, Path(path))

@@ -4,7 +4,7 @@ An adapter over loop.py, whose functions it calls for everything that has an ord
 used; until something in it is replaced, a trainer runs loop.py itself and pays nothing. The loops of a fit are
 
     FitLoop                       an epoch after the other
-      TrainingEpochLoop             a group of batches after the other, then validation
+      TrainingEpochLoop             a group of batches after the other, and validation
         TrainingBatchLoop             one of the two below
           OptimizerLoop                 a step of each optimizer
           ManualOptimization            a step of the module's own
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
@@ -183,22 +184,37 @@ class _Reading(Loop):
     """A loop over an iterator, which is released at the end, also after an error."""
 
     _source: Iterator[Any] = iter(())
+    #: what the next turn works on, once somebody has asked whether there is one
+    _upcoming: tuple[Any, ...] = ()
 
     @property
     def done(self) -> bool:
-        """Never: the iterator's `StopIteration` ends the loop."""
-        return False
+        """Whether the iterator has nothing left; what it gives is kept for the next turn."""
+        if not self._upcoming:
+            self._upcoming = tuple(islice(self._source, 1))
+        return not self._upcoming
+
+    def _next(self) -> Any:
+        """What this turn works on.
+
+        Raises:
+            StopIteration: nothing is left.
+        """
+        if self.done:
+            raise StopIteration
+        (found,), self._upcoming = self._upcoming, ()
+        return found
 
     def run(self, *arguments: Any) -> Any:
         """Turn after turn until the loader has nothing left."""
         try:
             return super().run(*arguments)
         finally:
-            self._source = iter(())
+            self._source, self._upcoming = iter(()), ()
 
 
 class TrainingEpochLoop(_Reading):
-    """One epoch: a step for each group of batches, then validation."""
+    """One epoch: a step for each group of batches, and validation where it is due."""
 
     def __init__(self) -> None:
         self.batch_loop: Loop = TrainingBatchLoop()
@@ -213,18 +229,29 @@ class TrainingEpochLoop(_Reading):
         """Freeze what the epoch freezes, and continue where the run is in it."""
         run = self.trainer.fit_run
         self.go_through(self.trainer.loops.begin_epoch(run))
-        self._source = run.groups()
+        self._source = self._groups(run)
+
+    def _groups(self, run: FitRun) -> Iterator[list[Any]]:
+        """The groups of the epoch; between two of them there may be a validation."""
+        for stretch in run.stretches():
+            yield from stretch
+            if not run.epoch_is_over:
+                self._validate(run)
+
+    def _validate(self, run: FitRun) -> None:
+        if run.validation is not None and run.validates:
+            self.val_loop.run(run.validation)
+            self.go_through(self.trainer.loops.look(run))
 
     def advance(self, *arguments: Any) -> None:
         """The next group: the batches of one optimizer step, which is one batch unless gradients are accumulated."""
-        group = next(self._source)
+        group = self._next()
         self.batch_loop.run(group, self.trainer.fit_run.batch_idx)
 
     def on_run_end(self) -> Any:
         """Validate, and go on to the next epoch."""
         run = self.trainer.fit_run
-        if run.validation is not None and run.validates:
-            self.val_loop.run(run.validation)
+        self._validate(run)
         self.go_through(self.trainer.loops.end_epoch(run))
 
 
@@ -315,7 +342,7 @@ class EvaluationEpochLoop(_Reading):
     def advance(self, *arguments: Any) -> None:
         """The next batch: one step, and the hooks around it."""
         run, number = arguments
-        batch, batch_idx = next(self._source)
+        batch, batch_idx = self._next()
         # The generator turns a StopIteration of the module's step into an error; here it would end the loop.
         self.go_through(self.trainer.loops.measure(run, number, batch, batch_idx))
 
