@@ -80,8 +80,8 @@ class Logger(NamedPart):
         return self._is_open
 
     def attach(self, trainer: Trainer) -> None:
-        """A run of a trainer begins; one that is open belongs to the run that has opened it."""
-        if not self.is_open:
+        """A run of a trainer begins; in the middle of another trainer's run it goes on logging that one."""
+        if self.trainer is None or self.trainer.active_run is None:
             self.trainer = trainer
 
     def begin(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
