@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import Net, loaders, net
+from small import Net, colour_folders, loaders, net
 from test_loggers import quiet, rows_of, scalars, stepping, wandb_history, wandb_records
 
 from flashtask import Callback, CSVLogger, Logger, TensorBoardLogger, Trainer, WandbLogger
+from flashtask.cli import run
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.by_name import named_form, recipe_of_part
 from flashtask.trainer.loggers.logger_registry import LOGGERS, make_loggers
@@ -396,3 +397,27 @@ def test_a_logger_with_options_is_given_in_every_form(given):
 def test_options_of_wandb_itself_are_in_the_recipe():
     (_, logger) = make_loggers({"wandb": {"offline": True, "tags": ["small"], "log_model": True}})
     assert recipe_of_part(logger, LOGGERS) == {"wandb": {"offline": True, "log_model": True, "tags": ["small"]}}
+
+
+TINY = "--no-pretrained --backbone timm/test_resnet --batch-size 4 --val-split 0.25 --num-workers 0 --quiet".split()
+
+
+def test_a_logger_with_options_is_given_by_command_and_by_recipe(tmp_path):
+    colour_folders(tmp_path / "images", each=6)
+
+    def finetune(source, run_name, *words):
+        return run(["finetune", str(source), "--output-dir", str(tmp_path / run_name), *words])
+
+    size = "--set=data.from_folders.preprocessing={input_size: [3, 32, 32]}"
+    options = "{save_dir: logs, name: cats}"
+    asked = [*TINY, size, "--epochs"]
+    assert finetune("images", "first", *asked, "1", f"--set=trainer.logger={{csv: {options}}}") == 0
+    recipe = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
+    assert recipe["trainer"]["logger"] == [{"csv": {"save_dir": "logs", "name": "cats"}}]
+    recipe["trainer"]["logger"] = {"csv": {"save_dir": "logs", "name": "cats"}}
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert finetune("mine.yaml", "second", "--quiet") == 0
+    assert Path("logs/cats/second/metrics.csv").read_text().startswith("epoch,step")
+    for given in (f"[csv, {options}]", f"[{{csv: {options}}}]"):
+        assert finetune("images", "first", *asked, "2", f"--set=trainer.logger={given}", "--resume") == 0
+    assert [row["epoch"] for row in rows_of(Path("logs/cats/first/metrics.csv"))] == ["0", "1"]
