@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.monitors import LearningRateMonitor as LearningRateMonitor
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.callbacks.progress_libraries import RichProgressBar as RichProgressBar
+    from flashtask.trainer.callbacks.progress_libraries import RichProgressBarTheme as RichProgressBarTheme
+    from flashtask.trainer.callbacks.progress_libraries import TQDMProgressBar as TQDMProgressBar
     from flashtask.trainer.callbacks.stochastic_weight_averaging import (
         StochasticWeightAveraging as StochasticWeightAveraging,
     )
@@ -181,6 +184,8 @@ _HOMES = {
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
     "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
+    "RichProgressBar": "flashtask.trainer.callbacks.progress_libraries",
+    "RichProgressBarTheme": "flashtask.trainer.callbacks.progress_libraries",
     "STRATEGIES": "flashtask.trainer.distribution.process_strategies",
     "ScaledPrecision": "flashtask.trainer.devices.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
@@ -193,6 +198,7 @@ _HOMES = {
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
     "SpatialReader": "flashtask.data.spatial",
+    "TQDMProgressBar": "flashtask.trainer.callbacks.progress_libraries",
     "TargetReader": "flashtask.data.targets",
     "Task": "flashtask.tasks.task",
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",

@@ -399,7 +399,8 @@ def test_options_of_wandb_itself_are_in_the_recipe():
     assert recipe_of_part(logger, LOGGERS) == {"wandb": {"offline": True, "log_model": True, "tags": ["small"]}}
 
 
-TINY = "--no-pretrained --backbone timm/test_resnet --batch-size 4 --val-split 0.25 --num-workers 0 --quiet".split()
+DATA = {"backbone": "timm/test_resnet", "batch-size": "4", "val-split": "0.25", "num-workers": "0"}
+TINY = ["--no-pretrained", *(f"--{name}={value}" for name, value in DATA.items()), "--quiet"]
 
 
 def test_a_logger_with_options_is_given_by_command_and_by_recipe(tmp_path):

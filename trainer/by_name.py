@@ -140,7 +140,7 @@ def recipe_of_part(part: NamedPart, registry: Registry[Any]) -> dict[str, Any] |
     arguments, named = part._made_with
     signature = inspect.signature(type(part))
     bound = signature.bind(*arguments, **named).arguments
-    options = {}
+    options: dict[str, Any] = {}
     for key, given in bound.items():
         value, now = plain_setting(given), plain_setting(vars(part).get(key, given))
         # What is kept under the name of an argument may be what was made of it: a length of time, a path.

@@ -212,6 +212,7 @@ class SilentLogger(Logger):
         return self
 
     def __call__(self, *arguments: Any, **options: Any) -> SilentLogger:
+        """Nothing happens."""
         return self
 
     @property

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flashtask.core.files import PathLike
 from flashtask.core.errors import UsageError
+from flashtask.core.files import PathLike
 from flashtask.trainer.loggers.libraries import flat_values, library, require_library
 from flashtask.trainer.loggers.logger import FolderLogger, SilentLogger
 

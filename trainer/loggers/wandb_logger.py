@@ -215,7 +215,6 @@ class WandbLogger(Logger):
         if self._is_own:
             run.finish(exit_code=0 if error is None else 1)
 
-
     def _store_checkpoints(self) -> None:
         """Log the checkpoints of the fit as an artifact, each one once; `best` and `latest` are W&B's aliases."""
         run = None if self.trainer is None else self.trainer.active_run
