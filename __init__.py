@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.lightning1.loops import PredictionLoop as PredictionLoop
     from flashtask.trainer.lightning1.loops import TrainingBatchLoop as TrainingBatchLoop
     from flashtask.trainer.lightning1.loops import TrainingEpochLoop as TrainingEpochLoop
-    from flashtask.trainer.loggers.logger import CSVLogger as CSVLogger
+    from flashtask.trainer.loggers.csv_logger import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.logger import Logger as Logger
     from flashtask.trainer.loggers.logger_registry import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger as MLFlowLogger
@@ -127,7 +127,7 @@ _HOMES = {
     "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
     "CALLBACKS": "flashtask.trainer.callbacks.callback_registry",
     "CPUAccelerator": "flashtask.trainer.devices.accelerators",
-    "CSVLogger": "flashtask.trainer.loggers.logger",
+    "CSVLogger": "flashtask.trainer.loggers.csv_logger",
     "CUDAAccelerator": "flashtask.trainer.devices.accelerators",
     "Callback": "flashtask.trainer.callbacks.callback",
     "DataModule": "flashtask.trainer.datamodule",

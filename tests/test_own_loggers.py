@@ -46,6 +46,9 @@ class Lightnings:
     def save(self):
         self.calls.append(("save",))
 
+    def close(self):
+        raise AssertionError("Lightning 1.6 calls this; it takes no error")
+
     def finalize(self, status):
         self.calls.append(("finalize", status))
 
@@ -340,6 +343,14 @@ def test_an_evaluation_without_a_fit_makes_no_folder_for_values_alone():
     assert [path.name for path in Path("logs/test").iterdir()] == ["evaluations.csv"]
 
 
+def test_a_test_elsewhere_leaves_the_log_of_a_fit_as_it_is(tmp_path):
+    quiet(tmp_path / "run", CSVLogger("logs", version="same")).fit(stepping(), *loaders())
+    kept = {file: Path("logs/same", file).read_text() for file in ("metrics.csv", "steps.csv")}
+    Trainer(logger=CSVLogger("logs", version="same"), enable_progress_bar=False).test(net(), loaders()[1])
+    assert {file: Path("logs/same", file).read_text() for file in kept} == kept
+    assert rows_of(Path("logs/same/evaluations.csv"))[0]["stage"] == "test"
+
+
 # ---- several processes
 
 
@@ -365,11 +376,16 @@ class InAFile:
 
 
 def test_other_processes_have_a_stand_in_that_does_nothing(tmp_path):
-    logger = [TensorBoardLogger("logs"), InAFile(tmp_path / "calls")]
+    opened = TensorBoardLogger("logs", version="run")
+    opened.experiment.add_scalar("before", 1.0, 0)
+    opened.save()
+    logger = [opened, InAFile(tmp_path / "calls")]
     trainer = quiet(tmp_path / "run", logger, max_epochs=1, devices=2, strategy="ddp_spawn", accelerator="cpu")
     trainer.fit(Everywhere(), *loaders())
     assert len(set((tmp_path / "calls").read_text().split())) == 1
     assert {value for _, value in scalars("logs/run", "of_the_first")} == {0.0}
+    assert scalars("logs/run", "before") == [(0, 1.0)]
+    opened.close()
 
 
 # ---- by name

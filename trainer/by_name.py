@@ -135,7 +135,7 @@ def recipe_of_part(part: NamedPart, registry: Registry[Any]) -> dict[str, Any] |
     Options are the arguments that it was made with, unless an attribute of the same name has been changed since.
     """
     name = registry.name_of(type(part))
-    if name is None:
+    if name is None or not isinstance(part, NamedPart):
         return None
     arguments, named = part._made_with
     signature = inspect.signature(type(part))

@@ -16,7 +16,9 @@ from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.distribution.process_strategies import Strategy
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers.logger import CSVLogger, Logger, SilentLogger, TakesMetrics, as_called
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics, as_called
+from flashtask.trainer.loggers.csv_logger import CSVLogger
+from flashtask.trainer.loggers.logger import Logger, SilentLogger
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import ScheduledRate
 from flashtask.trainer.run import EvaluationRun, Run

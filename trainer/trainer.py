@@ -33,7 +33,8 @@ from flashtask.trainer.finetuning.strategies import Finetuning, FinetuningLike, 
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
-from flashtask.trainer.loggers.logger import Logger, TakesMetrics
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.loggers.logger_registry import LoggerLike, make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module

@@ -1,29 +1,21 @@
-"""Where logged values go: the base of all loggers, and the CSV log."""
+"""Where logged values go: the base of all loggers, of those that write files, and what writes nothing."""
 
 from __future__ import annotations
 
 import atexit
-import csv
-import io
-import os
-import warnings
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UsageError
-from flashtask.core.files import PathLike, atomic_write, atomic_write_text
+from flashtask.core.files import PathLike
 from flashtask.trainer.by_name import NamedPart
-from flashtask.trainer.loggers.libraries import plain_value
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["CSVLogger", "FolderLogger", "Logger", "SilentLogger", "TakesMetrics", "as_called"]
+__all__ = ["FolderLogger", "Logger", "SilentLogger"]
 
 
 class Logger(NamedPart):
@@ -118,6 +110,11 @@ class Logger(NamedPart):
     @property
     def log_dir(self) -> str | None:
         """The folder of this run's files; None before there is one."""
+        return self.save_dir
+
+    @property
+    def root_dir(self) -> str | None:
+        """The folder of all versions."""
         return self.save_dir
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -231,6 +228,11 @@ class SilentLogger(Logger):
         return getattr(self._real, "save_dir", None)
 
     @property
+    def root_dir(self) -> str | None:
+        """The folder of all versions of the logger that it stands for."""
+        return getattr(self._real, "root_dir", None)
+
+    @property
     def log_dir(self) -> str | None:
         """The folder of the run of the logger that it stands for."""
         return getattr(self._real, "log_dir", None)
@@ -240,120 +242,6 @@ class SilentLogger(Logger):
 
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
         """Nothing is logged."""
-
-
-@runtime_checkable
-class TakesMetrics(Protocol):
-    """What makes an object a logger: Lightning's method."""
-
-    def log_metrics(self, metrics: Any, step: Any = None) -> Any:
-        """Values by name, with the step that they belong to."""
-        ...
-
-
-class AdaptedLogger(Logger):
-    """A logger that has Lightning's methods, as the engine calls it.
-
-    Args:
-        given: any object with `log_metrics(metrics, step)`; `log_hyperparams(params)`, `save()` and `finalize(status)`
-            are called where it has them, and the engine's own methods in place of those where it has written these.
-    """
-
-    def __init__(self, given: Any) -> None:
-        self.given = given
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it was started, and not closed since."""
-        return self.given.is_open if isinstance(self.given, Logger) else self._is_open
-
-    @property
-    def needs_run_folder(self) -> bool:
-        """Whether it can only log beside a fit."""
-        return isinstance(self.given, Logger) and self.given.needs_run_folder
-
-    def open_outside_of_a_fit(self) -> None:
-        """Start, unless a run has started it."""
-        if isinstance(self.given, Logger):
-            self.given.open_outside_of_a_fit()
-        self._mark(True)
-
-    def attach(self, trainer: Trainer) -> None:
-        """A run of a trainer begins."""
-        super().attach(trainer)
-        if isinstance(self.given, Logger):
-            self.given.attach(trainer)
-
-    def _mark(self, is_open: bool) -> None:
-        super()._mark(is_open)
-        if isinstance(self.given, Logger):
-            self.given._mark(is_open)
-
-    def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """Its own `start`, if it has one of a flashtask logger."""
-        if isinstance(self.given, Logger):
-            self.given.start(folder, history, step)
-
-    def start_again(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """Its own `start_again`, if it has one of a flashtask logger."""
-        if isinstance(self.given, Logger):
-            self.given.start_again(folder, history, step)
-
-    def log_hyperparameters(self, values: dict[str, Any]) -> None:
-        """`log_hyperparams(params)`."""
-        self._call("log_hyperparameters", "log_hyperparams", (values,), values)
-
-    def draw_together(self, chart: str) -> None:
-        """Lightning has no such method."""
-        if isinstance(self.given, Logger):
-            self.given.draw_together(chart)
-
-    def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """`log_metrics(metrics, step)`, with the epoch among the values."""
-        self._call("log_step", "log_metrics", (values, step, epoch), {**values, "epoch": epoch}, step)
-
-    def log_epoch(self, row: dict[str, float]) -> None:
-        """`log_metrics(metrics, step)`."""
-        values = {name: value for name, value in row.items() if name != "step"}
-        self._call("log_epoch", "log_metrics", (row,), values, int(row["step"]))
-
-    def log_evaluation(self, stage: str, values: dict[str, float], step: int, epoch: int) -> None:
-        """`log_metrics(metrics, step)`, with the epoch among the values."""
-        own = (stage, values, step, epoch)
-        self._call("log_evaluation", "log_metrics", own, {**values, "epoch": epoch}, step)
-
-    def flush(self) -> None:
-        """`save()`."""
-        self._call("flush", "save", ())
-
-    def close(self, error: BaseException | None = None) -> None:
-        """`finalize("success")` or `finalize("failed")`."""
-        self._call("close", "finalize", (error,), "success" if error is None else "failed")
-
-    def _call(self, name: str, lightnings: str, arguments: tuple[Any, ...], *lightnings_arguments: Any) -> None:
-        """Call whichever of two methods a derived class has written; where both are of one class, the engine's."""
-        if _is_lightnings(type(self.given), name, lightnings):
-            if callable(call := getattr(self.given, lightnings, None)):
-                call(*lightnings_arguments)
-        else:
-            getattr(self.given, name)(*arguments)
-
-
-def _is_lightnings(kind: type[Any], name: str, lightnings: str) -> bool:
-    """Whether a class has Lightning's method in place of the engine's: of its own, or where it has no other."""
-    ours, theirs = (next((n for n, one in enumerate(kind.__mro__) if m in vars(one)), None) for m in (name, lightnings))
-    return ours is None or (theirs is not None and theirs < ours)
-
-
-def as_called(logger: Logger | TakesMetrics) -> Logger:
-    """A logger as the engine calls it: itself, or an adapter if its class has methods of Lightning's."""
-    if isinstance(logger, Logger) and not any(_is_lightnings(type(logger), *pair) for pair in _PAIRS.items()):
-        return logger
-    return AdaptedLogger(logger)
-
-
-#: a method that the engine calls, and Lightning's in its place
-_PAIRS = {"log_step": "log_metrics", "log_hyperparameters": "log_hyperparams", "flush": "save", "close": "finalize"}
 
 
 class FolderLogger(Logger):
@@ -429,166 +317,8 @@ class FolderLogger(Logger):
 
     def _start_alone(self) -> None:
         if self.folder is not None:
-            self.start(Path(str(self.version)), [], 0)
+            self.start_again(Path(str(self.version)), [], 0)  # an earlier run's files may be there
         elif self.trainer is not None and self.trainer.active_run is not None:
             self.start(self.trainer.folder_for_evaluation(), [], 0)
         else:
             raise self._too_early()
-
-
-class CSVLogger(FolderLogger):
-    """`metrics.csv` (a row an epoch), `steps.csv` (values of steps), `evaluations.csv` (of `validate` and `test`).
-
-    Rows of epochs are written at once, those of steps when the log is flushed.
-
-    Args:
-        save_dir: write a log besides that in the run folder, to `<save_dir>/<name>/<version>`, with the
-            hyper-parameters in `hparams.yaml`; None means the one in the run folder.
-        name: of the folder of all versions; none if not given.
-        version: of the run: a text, or a number for `version_<number>`; the run folder's name if not given.
-
-    Raises:
-        UsageError: a name or version without `save_dir`.
-    """
-
-    instead = {
-        "prefix": 'self.log("prefix/loss", ...)',
-        "flush_logs_every_n_steps": "Trainer(flush_logs_every_n_steps=...)",
-    }
-    _epochs: _Table | None = None
-    _steps: _Table | None = None
-
-    def __init__(
-        self, save_dir: PathLike | None = None, name: str | None = None, version: int | str | None = None
-    ) -> None:
-        super().__init__(save_dir, name, version)
-        self._waiting: list[dict[str, str]] = []
-
-    @property
-    def experiment(self) -> CSVLogger:
-        """The logger itself, ready for `log_metrics`; nothing in processes other than the first."""
-        if not self._is_written_here():
-            return cast("CSVLogger", SilentLogger(self))
-        self.open_outside_of_a_fit()
-        return self
-
-    def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """Begin the files; those of a resumed run are cut back to where it stands."""
-        if self._is_begun_in(folder, step):
-            return
-        self._open(folder)
-        assert self._epochs is not None
-        assert self._steps is not None
-        if self.folder is not None and not step and self._epochs.path.exists():
-            warnings.warn(f"the log of an earlier run in {self._here} is replaced", stacklevel=2)
-        self._epochs.replace(_columns_of(rows := [_texts(row) for row in history]), rows)
-        self._steps.cut_back(step)
-
-    def start_again(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """Append to the files that are there."""
-        self._open(folder)
-
-    def _open(self, folder: Path) -> None:
-        self.close()
-        self._here, self._waiting = self._place(folder), []
-        self._here.mkdir(parents=True, exist_ok=True)
-        self._mark(True)
-        self._epochs, self._steps = _Table(self._here / "metrics.csv"), _Table(self._here / "steps.csv")
-
-    def log_hyperparameters(self, values: dict[str, Any]) -> None:
-        """Write `hparams.yaml`; what is in the run folder has `recipe.yaml` for that."""
-        if self.folder is not None and values:
-            assert self._here is not None, "hyper-parameters come after start"
-            path = self._here / "hparams.yaml"
-            known = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
-            atomic_write_text(path, yaml.safe_dump({**known, **plain_value(values)}, sort_keys=False))
-
-    def log_step(self, values: dict[str, float], step: int, epoch: int) -> None:
-        """Keep a row for `steps.csv`."""
-        if not values:
-            return
-        self._waiting.append(_texts({"epoch": epoch, "step": step, **values}))
-        if len(self._waiting) >= _MOST_WAITING:
-            self.flush()
-
-    def log_epoch(self, row: dict[str, float]) -> None:
-        """Append a row to `metrics.csv`."""
-        assert self._epochs is not None, "log_epoch comes after start"
-        self._epochs.append([_texts(row)])
-
-    def log_evaluation(self, stage: str, values: dict[str, float], step: int, epoch: int) -> None:
-        """Append a row to `evaluations.csv`."""
-        assert self._here is not None, "log_evaluation comes after start"
-        row = {"stage": stage, **_texts({"epoch": epoch, "step": step, **values})}
-        _Table(self._here / "evaluations.csv").append([row])
-
-    def flush(self) -> None:
-        """Append the rows that are kept to `steps.csv`."""
-        if self._steps is not None and self._waiting:
-            self._steps.append(self._waiting)
-            self._waiting = []
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Write what is still kept, and let the files go."""
-        self.flush()
-        self._epochs = self._steps = None
-        self._mark(False)
-
-
-#: rows of steps that are kept at the most, even if nobody asks for a flush
-_MOST_WAITING = 1000
-
-
-class _Table:
-    """A CSV file that grows by rows. They are in the file alone: when a new column appears, it is read again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns: list[str] = []
-
-    def replace(self, columns: list[str], rows: Iterable[dict[str, str]]) -> None:
-        """Replace the file; without columns it is removed."""
-        self.columns = columns
-        if not columns:
-            self.path.unlink(missing_ok=True)
-            return
-        with atomic_write(self.path) as raw:
-            file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-            file.detach()  # closing is for the one who opened it
-
-    def cut_back(self, step: int) -> None:
-        """Keep the rows up to a step, for a resumed run; a file without rows is removed."""
-
-        def is_kept(row: dict[str, str]) -> bool:
-            return (row.get("step") or "").isdigit() and int(row["step"]) <= step
-
-        first = next(filter(is_kept, self._rows()), None) if step and self.path.exists() else None
-        self.replace(list(first or ()), filter(is_kept, self._rows()))
-
-    def append(self, rows: list[dict[str, str]]) -> None:
-        if not self.columns and self.path.exists():
-            self.columns = list(next(self._rows(), ()))
-        columns = _columns_of([dict.fromkeys(self.columns, ""), *rows])
-        if columns != self.columns:
-            self.replace(columns, chain(self._rows() if self.columns else (), rows))
-            return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, columns, restval="").writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _rows(self) -> Iterator[dict[str, str]]:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            # The last line may be one that a killed process did not finish.
-            yield from csv.DictReader(line for line in file if line.endswith("\n"))
-
-
-def _texts(row: dict[str, float]) -> dict[str, str]:
-    return {name: format(value, ".6g") if isinstance(value, float) else str(value) for name, value in row.items()}
-
-
-def _columns_of(rows: list[dict[str, str]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))

@@ -8,7 +8,9 @@ from typing import Any
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import LazySource, Registry
 from flashtask.trainer.by_name import Named, make_parts
-from flashtask.trainer.loggers.logger import CSVLogger, Logger, TakesMetrics
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics
+from flashtask.trainer.loggers.csv_logger import CSVLogger
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
 
 __all__ = ["LOGGERS", "LoggerLike", "make_loggers"]
@@ -22,7 +24,7 @@ LOGGERS.add_source(
         "logger",
         "flashtask.trainer",
         {
-            "csv": ("loggers.logger:CSVLogger", "metrics.csv and steps.csv in the run folder, or in another one"),
+            "csv": ("loggers.csv_logger:CSVLogger", "metrics.csv and steps.csv in the run folder, or in another one"),
             "tensorboard": (
                 "loggers.tensorboard_logger:TensorBoardLogger",
                 "TensorBoard's event files in the run folder",

@@ -95,7 +95,12 @@ class TensorBoardLogger(FolderLogger):
     def start_again(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
         """Write to another event file, which is made with the first value."""
         self._open(folder)
-        self._purge_step = None
+        assert self._here is not None
+        self._purge_step = None if any(self._here.rglob("events.out.tfevents.*")) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A writer cannot go to another process, which writes a file of its own.
+        return {**vars(self), "_writers": {}, "_purge_step": None}
 
     def _open(self, folder: Path) -> None:
         self.close()
