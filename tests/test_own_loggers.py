@@ -363,6 +363,9 @@ class Everywhere(Using):
         assert (self.logger.name, self.logger.version) == ("tensorboard", "run")
         return super().training_step(batch, batch_idx)
 
+    def validation_step(self, batch, batch_idx):
+        self.log("val_rank", float(self.trainer.strategy.global_rank), on_step=True, sync_dist=True)
+
 
 class InAFile:
     """Writes down which process has called it."""
@@ -382,9 +385,13 @@ def test_other_processes_have_a_stand_in_that_does_nothing(tmp_path):
     logger = [opened, InAFile(tmp_path / "calls")]
     trainer = quiet(tmp_path / "run", logger, max_epochs=1, devices=2, strategy="ddp_spawn", accelerator="cpu")
     trainer.fit(Everywhere(), *loaders())
+    assert trainer.test(dataloaders=loaders()[1])[0]["test_loss"] > 0
     assert len(set((tmp_path / "calls").read_text().split())) == 1
     assert {value for _, value in scalars("logs/run", "of_the_first")} == {0.0}
     assert scalars("logs/run", "before") == [(0, 1.0)]
+    assert {value for _, value in scalars("logs/run", "val_rank_step")} == {0.0}  # of the process that writes
+    assert [value for _, value in scalars("logs/run", "val_rank_epoch")] == [pytest.approx(0.5, abs=0.1)]
+    assert len(scalars("logs/run", "test_loss")) == 1
     opened.close()
 
 

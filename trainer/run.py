@@ -416,7 +416,9 @@ class EvaluationRun(Run):
             self.outputs[number].append(outputs)
         self._batches_seen += 1
         if self.loggers and self._batches_seen % self.trainer.log_every_n_steps == 0:
-            values = self.results.step_values()  # empty unless the module asked for `on_step=True`
+            # Empty unless the module asked for `on_step=True`. Processes may have different numbers of batches, so
+            # with `sync_dist=True` only the values of the epoch are of all of them.
+            values = self.results.step_values(of_all=False)
             for logger in self._opened_loggers() if values else ():
                 logger.log_step(values, self.trainer.global_step, self.trainer.current_epoch)
 
