@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.monitors import LearningRateMonitor as LearningRateMonitor
     from flashtask.trainer.callbacks.prediction_writer import BasePredictionWriter as BasePredictionWriter
     from flashtask.trainer.callbacks.progress import ProgressBar as ProgressBar
+    from flashtask.trainer.callbacks.progress_libraries import RichProgressBar as RichProgressBar
+    from flashtask.trainer.callbacks.progress_libraries import RichProgressBarTheme as RichProgressBarTheme
+    from flashtask.trainer.callbacks.progress_libraries import TQDMProgressBar as TQDMProgressBar
     from flashtask.trainer.callbacks.stochastic_weight_averaging import (
         StochasticWeightAveraging as StochasticWeightAveraging,
     )
@@ -94,7 +97,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.lightning1.loops import PredictionLoop as PredictionLoop
     from flashtask.trainer.lightning1.loops import TrainingBatchLoop as TrainingBatchLoop
     from flashtask.trainer.lightning1.loops import TrainingEpochLoop as TrainingEpochLoop
-    from flashtask.trainer.loggers.logger import CSVLogger as CSVLogger
+    from flashtask.trainer.loggers.csv_logger import CSVLogger as CSVLogger
     from flashtask.trainer.loggers.logger import Logger as Logger
     from flashtask.trainer.loggers.logger_registry import LOGGERS as LOGGERS
     from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger as MLFlowLogger
@@ -125,7 +128,7 @@ _HOMES = {
     "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
     "CALLBACKS": "flashtask.trainer.callbacks.callback_registry",
     "CPUAccelerator": "flashtask.trainer.devices.accelerators",
-    "CSVLogger": "flashtask.trainer.loggers.logger",
+    "CSVLogger": "flashtask.trainer.loggers.csv_logger",
     "CUDAAccelerator": "flashtask.trainer.devices.accelerators",
     "Callback": "flashtask.trainer.callbacks.callback",
     "CombinedLoader": "flashtask.trainer.combined_loader",
@@ -183,6 +186,8 @@ _HOMES = {
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
     "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
+    "RichProgressBar": "flashtask.trainer.callbacks.progress_libraries",
+    "RichProgressBarTheme": "flashtask.trainer.callbacks.progress_libraries",
     "STRATEGIES": "flashtask.trainer.distribution.process_strategies",
     "ScaledPrecision": "flashtask.trainer.devices.precision",
     "SimpleProfiler": "flashtask.trainer.profiling.profilers",
@@ -195,6 +200,7 @@ _HOMES = {
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
     "SpatialReader": "flashtask.data.spatial",
+    "TQDMProgressBar": "flashtask.trainer.callbacks.progress_libraries",
     "TargetReader": "flashtask.data.targets",
     "Task": "flashtask.tasks.task",
     "TensorBoardLogger": "flashtask.trainer.loggers.tensorboard_logger",

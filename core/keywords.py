@@ -192,7 +192,8 @@ def _unknown(name: str, known: list[str], function: Callable[..., Any], argument
     if function.__name__ == "__init__" and all_names is not None:
         known = all_names()
     error = UnknownNameError(f"argument of {_called(function, arguments)}", name, known)
-    error.fix = argument_fix(name, known) or error.fix
+    instead = getattr(arguments[0], "instead", {}) if arguments else {}
+    error.fix = instead.get(name) or argument_fix(name, known) or error.fix
     return error
 
 

@@ -361,4 +361,6 @@ def check_options(owner: str, builder: Callable[..., object], options: Mapping[s
     known = [parameter.name for parameter in parameters]
     for option in options:
         if option not in known:
-            raise UnknownNameError(f"option of the {owner}", option, known)
+            error = UnknownNameError(f"option of the {owner}", option, known)
+            error.fix = getattr(builder, "instead", {}).get(option) or error.fix
+            raise error

@@ -61,3 +61,13 @@ def test_what_the_readme_trains_or_plans_needs_no_hub():
 def test_links_in_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_logger_of_ones_own_is_sent_values_of_steps_and_epochs(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / "own_logger.py"))
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    sent = example["main"](output_dir=tmp_path / "run", **quiet)
+    assert [step for name, _, step in sent if name == "train_loss_step"] == [4, 8, 12, 16, 20, 24]
+    losses = [value for name, value, _ in sent if name == "train_loss_epoch"]
+    assert losses == sorted(losses, reverse=True)
+    assert ("hyper_parameters/learning_rate", 0.1, 0) in sent

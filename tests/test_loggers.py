@@ -18,8 +18,9 @@ from small import Net, loaders, net
 
 from flashtask import Callback, Trainer
 from flashtask.core.errors import HubError, OutputError, UnknownNameError, UsageError
+from flashtask.trainer.loggers.csv_logger import CSVLogger
 from flashtask.trainer.loggers.libraries import flat_values, plain_value
-from flashtask.trainer.loggers.logger import CSVLogger, Logger
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.loggers.logger_registry import LOGGERS, make_loggers
 from flashtask.trainer.loggers.mlflow_logger import MLFlowLogger
 from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available

@@ -10,7 +10,8 @@ import torch
 from flashtask import Callback, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.devices.accelerators import resolve_device
-from flashtask.trainer.loggers.logger import CSVLogger, Logger
+from flashtask.trainer.loggers.csv_logger import CSVLogger
+from flashtask.trainer.loggers.logger import Logger
 
 NOT_NONE = [
     "max_steps",

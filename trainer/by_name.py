@@ -106,6 +106,9 @@ def _is_pair(item: Any) -> bool:
 
 def _read(item: Any, kind: type[Any], argument: str, needed: UsageError) -> list[Any]:
     """An object, or names with their options."""
+    if isinstance(item, type) and issubclass(item, kind):
+        made = f"{item.__name__}()" if argument == "profiler" else f"[{item.__name__}()]"
+        raise UsageError(f"Trainer({argument}=...): {item.__name__} is a class", fix=f"{argument}={made}")
     if isinstance(item, kind):
         return [item]
     if isinstance(item, str):
@@ -114,9 +117,6 @@ def _read(item: Any, kind: type[Any], argument: str, needed: UsageError) -> list
         return [(item[0], item[1])]
     if isinstance(item, Mapping) and all(options is None or isinstance(options, Mapping) for options in item.values()):
         return [(name, options or {}) for name, options in item.items()]
-    if isinstance(item, type) and issubclass(item, kind):
-        made = f"{item.__name__}()" if argument == "profiler" else f"[{item.__name__}()]"
-        raise UsageError(f"Trainer({argument}=...): {item.__name__} is a class", fix=f"{argument}={made}")
     raise needed
 
 
@@ -135,18 +135,21 @@ def recipe_of_part(part: NamedPart, registry: Registry[Any]) -> dict[str, Any] |
     Options are the arguments that it was made with, unless an attribute of the same name has been changed since.
     """
     name = registry.name_of(type(part))
-    if name is None:
+    if name is None or not isinstance(part, NamedPart):
         return None
     arguments, named = part._made_with
     signature = inspect.signature(type(part))
     bound = signature.bind(*arguments, **named).arguments
-    options = {}
+    options: dict[str, Any] = {}
     for key, given in bound.items():
         value, now = plain_setting(given), plain_setting(vars(part).get(key, given))
         # What is kept under the name of an argument may be what was made of it: a length of time, a path.
         value = now if type(now) is type(value) else value
-        if value is NOT_PLAIN or signature.parameters[key].kind is inspect.Parameter.VAR_KEYWORD:
+        if value is NOT_PLAIN:
             return None
+        if signature.parameters[key].kind is inspect.Parameter.VAR_KEYWORD:
+            options |= value
+            continue
         if value != signature.parameters[key].default:
             options[key] = value
     return {name: options}

@@ -189,7 +189,7 @@ class FitRun(Run):
         self.resume_from = trainer.open_output(self)
         seed_generators(self.seed)
         record_precision(module, trainer.precision)
-        self.loggers = trainer.loggers if trainer.is_global_zero else []
+        self.loggers = trainer.called_loggers if trainer.is_global_zero else []
         self._start()
         if self.device.type == "cpu":
             keep_freed_memory()

@@ -239,10 +239,14 @@ class Results:
                 # Another process has given its own something: torchmetrics is not to warn of one that saw nothing.
                 set_update_count(entry.metric, 1)
 
-    def step_values(self) -> dict[str, float]:
-        """The last value of what is logged on steps, under the names loggers show."""
+    def step_values(self, *, of_all: bool = True) -> dict[str, float]:
+        """The last value of what is logged on steps, under the names loggers show.
+
+        Args:
+            of_all: reduce over all processes what asks for it; each of them must call this.
+        """
         return {
-            _fork(e, "_step"): e.step_value(self._reduce)
+            _fork(e, "_step"): e.step_value(self._reduce if of_all else _alone)
             for e in self.entries.values()
             if _shows_step(e) and e.settings.logger
         }

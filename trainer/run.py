@@ -300,6 +300,8 @@ class EvaluationRun(Run):
         self._has_all_outputs = False
         self._modes: list[tuple[nn.Module, bool]] = []
         self._outer: Run | None = None
+        #: loggers that a script, or the fit that it was called in, has opened
+        self._open_before: list[Logger] = []
         #: what holds while the module is asked for a batch
         self._asking: ExitStack | None = None
 
@@ -325,6 +327,9 @@ class EvaluationRun(Run):
         trainer, stage, step = self.trainer, self.stage, f"{self.word}_step"
         if stage != "predict" and getattr(type(self.module), step) is getattr(Module, step):
             raise UsageError(f"{type(self.module).__name__} has no {step}", fix=f"def {step}(self, batch, batch_idx)")
+        if trainer.is_global_zero:
+            self.loggers = trainer.called_loggers
+            self._open_before = [one for one in self.loggers if one.is_open]
         self._start()
         if self.weights_from is not None:
             load_checkpoint_into(self.module, read_checkpoint(self.weights_from), self.weights_from)
@@ -415,9 +420,26 @@ class EvaluationRun(Run):
             self.outputs[number].append(outputs)
         self._batches_seen += 1
         if self.loggers and self._batches_seen % self.trainer.log_every_n_steps == 0:
-            values = self.results.step_values()  # empty unless the module asked for `on_step=True`
-            for logger in self.loggers if values else ():
+            # Empty unless the module asked for `on_step=True`. Processes may have different numbers of batches, so
+            # with `sync_dist=True` only the values of the epoch are of all of them.
+            values = self.results.step_values(of_all=False)
+            for logger in self._opened_loggers() if values else ():
                 logger.log_step(values, self.trainer.global_step, self.trainer.current_epoch)
+
+    def _opened_loggers(self) -> list[Logger]:
+        """The loggers, opened on first use outside of a fit; without any fit, those that need no run folder."""
+        if self.parent is not None:
+            return self.loggers
+        has_folder = self.trainer.run_folder is not None
+        writing = [one for one in self.loggers if one.is_open or has_folder or not one.needs_run_folder]
+        for logger in writing:
+            logger.open_outside_of_a_fit()
+        return writing
+
+    def loggers_to_close(self) -> list[Logger]:
+        """The loggers that this run has opened, or its module by using them."""
+        opened = [one for one in self.loggers if one.is_open and one not in self._open_before]
+        return opened if self.parent is None else []
 
     @property
     def outputs_of_pass(self) -> list[Any]:
@@ -448,6 +470,9 @@ class EvaluationRun(Run):
         )[0]
         if self.parent is not None and not self.is_sanity_check:
             self.parent.take_validation(values)
+        trainer, found = self.trainer, self.results_of_pass
+        for logger in self._opened_loggers() if self.parent is None and found else ():
+            logger.log_evaluation(self.stage, found, trainer.global_step, trainer.current_epoch)
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader; what was logged after the last one is in each."""

@@ -16,7 +16,9 @@ from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.distribution.process_strategies import Strategy
 from flashtask.trainer.fit_run import FitRun
-from flashtask.trainer.loggers.logger import CSVLogger, Logger, SilentLogger
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics, as_called
+from flashtask.trainer.loggers.csv_logger import CSVLogger
+from flashtask.trainer.loggers.logger import Logger, SilentLogger
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import ScheduledRate
 from flashtask.trainer.run import EvaluationRun, Run
@@ -40,7 +42,10 @@ class RunFacts:
     fast_dev_run: bool | int
     _given_output_dir: Path | None
     _claimed_folder: Path | None
-    loggers: list[Logger]
+    #: as they were given, in every process
+    given_loggers: list[Logger | TakesMetrics]
+    #: the same, with the methods that the engine calls
+    called_loggers: list[Logger]
     _last_metrics: dict[str, float]
 
     def __init__(self) -> None:
@@ -188,11 +193,25 @@ class RunFacts:
         return self.fit_run.schedulers if self.fit_run is not None else []
 
     @property
-    def logger(self) -> Logger | None:
-        """The first logger that the user chose, else the CSV log; None without any, silent with `fast_dev_run`."""
-        if not self.loggers and self.fast_dev_run:
+    def loggers(self) -> list[Any]:
+        """All loggers; in processes other than the first, stand-ins on which every call does nothing."""
+        return [*self.given_loggers] if self.is_global_zero else [SilentLogger(one) for one in self.given_loggers]
+
+    @loggers.setter
+    def loggers(self, loggers: list[Logger | TakesMetrics]) -> None:
+        self.given_loggers, self.called_loggers = loggers, [as_called(one) for one in loggers]
+
+    @property
+    def logger(self) -> Any:
+        """The first logger that the user chose, else the run folder's CSV log; None without any.
+
+        With `fast_dev_run`, and in processes other than the first, a stand-in on which every call does nothing.
+        """
+        if not self.given_loggers and self.fast_dev_run:
             return SilentLogger()
-        return next((one for one in self.loggers if type(one) is not CSVLogger), next(iter(self.loggers), None))
+        chosen = [one for one in self.given_loggers if not (type(one) is CSVLogger and one.needs_run_folder)]
+        first = next(iter(chosen or self.given_loggers), None)
+        return first if first is None or self.is_global_zero else SilentLogger(first)
 
     @property
     def logged_metrics(self) -> dict[str, float]:

@@ -33,6 +33,8 @@ def execute(run: FitRun | EvaluationRun, loop: Callable[[Any], Hooks]) -> None:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM; the place in the run has been saved.
         OutOfMemoryError: a batch did not fit.
     """
+    for logger in run.trainer.called_loggers:
+        logger.attach(run.trainer)
     with run.strategy.launch(), _ending_well(run):
         run.strategy.begin(run)
         run.prepare()
@@ -145,7 +147,7 @@ def _begin(run: FitRun) -> None:
         if told := told_of_recipe(run.recipe):
             trainer.say(told)
     for logger in run.loggers:
-        logger.start(trainer.output_dir, run.rows, run.global_step)
+        logger.begin(trainer.output_dir, run.rows, run.global_step)
         logger.log_hyperparameters({**run.data.logged_hparams, **run.module.logged_hparams})
     if trainer.enable_model_summary:
         for line in announce(run):
@@ -177,9 +179,12 @@ def _end(run: Run, error: BaseException | None) -> None:
                 last_first.callback(trainer.forget, run)
             last_first.callback(trainer.close_output, run)
             for logger in reversed(run.loggers):
-                last_first.callback(logger.close, error)
+                last_first.callback(logger.end, error)
             if run.freezing is not None:
                 last_first.callback(run.freezing.restore)
+        elif isinstance(run, EvaluationRun):
+            for logger in reversed(run.loggers_to_close()):
+                last_first.callback(logger.end, error)
         for undo in run.undo:
             last_first.callback(undo)
         last_first.callback(run.abandon_evaluation)

@@ -182,7 +182,7 @@ def _named(trainer: Trainer, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     if given is False:
         yield "logger", False
     elif given is not True and given is not None:
-        parts["logger"] = (trainer.loggers, LOGGERS)
+        parts["logger"] = (trainer.given_loggers, LOGGERS)
     if type(trainer.profiler) is not PassThrough:
         parts["profiler"] = ([trainer.profiler], PROFILERS)
     for name, (objects, registry) in parts.items():

@@ -33,8 +33,9 @@ from flashtask.trainer.finetuning.strategies import Finetuning, FinetuningLike, 
 from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics
 from flashtask.trainer.loggers.logger import Logger
-from flashtask.trainer.loggers.logger_registry import make_loggers
+from flashtask.trainer.loggers.logger_registry import LoggerLike, make_loggers
 from flashtask.trainer.loop import Loops
 from flashtask.trainer.module import Module
 from flashtask.trainer.profiling.profilers import Profiler, resolve_profiler
@@ -79,8 +80,8 @@ class Trainer(RunFacts, Lightning1Trainer):
         default_root_dir: run folders are made in `runs/` below it; the working folder if not given.
         output_dir: the run folder itself; it must not hold a run yet.
         callbacks: one or a list: a `Callback`, a name that `CALLBACKS` lists, or `(name, {options})`.
-        logger: True for the CSV log and TensorBoard's where it is installed, False for none, or a `Logger`, a name that
-            `LOGGERS` lists or a list of them beside the CSV log.
+        logger: True for the CSV log and TensorBoard's where it is installed, False for none, or a `Logger`, an object
+            with Lightning's `log_metrics`, a name that `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
         enable_progress_bar: show progress; a line an epoch if the output is not a terminal.
         enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
@@ -135,7 +136,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         default_root_dir: PathLike | None = None,
         output_dir: PathLike | None = None,
         callbacks: Callback | Named | Sequence[Callback | Named] | None = None,
-        logger: bool | Logger | Named | Sequence[Logger | Named] | None = True,
+        logger: LoggerLike | Sequence[Logger | TakesMetrics | Named] | None = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
         enable_model_summary: bool = True,
@@ -532,6 +533,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         self._before = (self.run_folder, self.fit_run, self._restored_best)
         self._set_fit(folder, run, None)
         return earlier or run.resume_from
+
+    def folder_for_evaluation(self) -> Path:
+        """Where an evaluation without a fit writes what its module logs by itself: a folder like that of a run."""
+        if self._given_output_dir is not None:
+            return self._given_output_dir.absolute()
+        folder = RunFolder.next_free(self.default_root_dir)
+        folder.release()
+        return folder.path
 
     def _set_fit(self, folder: RunFolder | None, run: FitRun | None, restored_best: Path | None) -> None:
         self.run_folder, self.fit_run, self._restored_best = folder, run, restored_best

@@ -40,11 +40,13 @@ CALLBACKS.add_source(
             ),
             "model_summary": ("callbacks.model_summary:ModelSummary", "prints the layers, and which of them train"),
             "progress_bar": ("callbacks.progress:ProgressBar", "a line that shows epoch, batches, time and metrics"),
+            "rich_progress_bar": ("callbacks.progress_libraries:RichProgressBar", "a progress bar of rich"),
             "stochastic_weight_averaging": (
                 "callbacks.stochastic_weight_averaging:StochasticWeightAveraging",
                 "averages the weights at the ends of the last epochs",
             ),
             "timer": ("callbacks.timing:Timer", "measures the parts of a run, and ends it when its time is up"),
+            "tqdm_progress_bar": ("callbacks.progress_libraries:TQDMProgressBar", "a progress bar of tqdm"),
             "weight_averaging": (
                 "callbacks.weight_averaging:WeightAveraging",
                 "averages the weights over optimizer steps",

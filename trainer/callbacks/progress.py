@@ -1,4 +1,4 @@
-"""The progress bar, which needs a terminal, and the line that a run prints for each epoch."""
+"""The progress bar, for a terminal or a notebook, and the line that a run prints for each epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 import torch
 
@@ -23,11 +23,48 @@ if TYPE_CHECKING:
     from flashtask.trainer.run import EvaluationRun
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["ProgressBar"]
+__all__ = ["BarState", "ProgressBar", "clock", "shown_value"]
 
 _REFRESH_SECONDS = 0.1
+#: In a notebook, where each drawing is a message that the browser keeps.
+_NOTEBOOK_SECONDS = 0.5
 #: What is shown before the numbers, by the stage of a run.
 _EVALUATIONS = {"validate": "validating", "test": "testing", "predict": "predicting"}
+
+
+class BarState(NamedTuple):
+    """What a bar shows.
+
+    Args:
+        stage: `train`, `sanity`, `validation`, `test`, `predict`, or `pass` for one that computes features.
+        description: of it in words: `epoch 3`, `validating`.
+        done: batches of the epoch or pass.
+        total: its batches; None for a stream that does not know its length.
+        done_before: batches of an epoch that was resumed in its middle.
+        seconds: since its clock was started.
+        speed: samples per second.
+        noun: what the samples are: `images`.
+        metrics: loss and metrics by name.
+        first: how many of these are loss and metrics of the last validation; the others asked for the bar.
+    """
+
+    stage: str
+    description: str
+    done: int
+    total: int | None
+    done_before: int
+    seconds: float
+    speed: float
+    noun: str
+    metrics: Mapping[str, Any]
+    first: int
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the end of the epoch or pass; None where that is not known."""
+        if not self.total or self.done <= self.done_before:
+            return None
+        return self.seconds / (self.done - self.done_before) * (self.total - self.done)
 
 
 class ProgressBar(Callback):
@@ -35,10 +72,11 @@ class ProgressBar(Callback):
 
     The metrics are those of the last validation, and what the module logs with `prog_bar=True`. The line is never wider
     than the terminal: numbers get shorter first, then the last values are left out. What is printed meanwhile appears
-    above the line.
+    above the line. Also the base of other bars: a subclass changes `get_metrics`, or draws in `show` and `clear`.
 
     Args:
-        stream: where to write; standard error if not given. Without a terminal only a line for each epoch is written.
+        stream: where to write; standard error if not given. Only a terminal or a notebook gets a bar, anything else a
+            line for each epoch.
         refresh_rate: redraw only after every so many batches, and at most ten times a second; 0 draws no bar.
 
     Raises:
@@ -47,18 +85,95 @@ class ProgressBar(Callback):
 
     def __init__(self, stream: TextIO | None = None, refresh_rate: int = 1) -> None:
         if not is_whole(refresh_rate, 0):
-            raise UsageError(f"ProgressBar(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
+            kind = type(self).__name__
+            raise UsageError(f"{kind}(refresh_rate={refresh_rate!r}): a whole number of at least 0 is needed")
         self.refresh_rate = refresh_rate
         self.stream = stream if stream is not None else sys.stderr
-        self._live = _is_terminal(self.stream) and os.environ.get("TERM") != "dumb" and refresh_rate > 0
+        self._in_notebook = _is_in_notebook(self.stream)
+        is_terminal = _is_terminal(self.stream) and os.environ.get("TERM") != "dumb"
+        self._live = (is_terminal or self._in_notebook) and refresh_rate > 0
+        self._enabled = True
         self._shown_at = 0.0
         self._started_at = 0.0
-        #: the line that is rewritten, while there is one
+        #: the line that is rewritten, while there is one; in a notebook, how long it is
         self._line: Live | None = None
+        self._line_length = 0
         #: (batches, samples) of the epoch that were done when its clock started
         self._before = (0, 0)
         #: the metrics of the last validation
         self._validated: dict[str, float] = {}
+        #: what the last step returned
+        self._outputs: Any = None
+
+    # ---- what a subclass may change, and others call
+
+    def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, Any]:
+        """What a bar shows of training: the loss of the last step, then metrics by name; numbers or texts."""
+        loss = self._outputs.get("loss") if isinstance(self._outputs, dict) else self._outputs
+        # With manual optimization a step may return anything.
+        values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
+        others = trainer.current_fit.results.bar_values()
+        return values | self._validated | {name: v for name, v in others.items() if name not in self._validated}
+
+    def show(self, state: BarState) -> None:
+        """Draw, or redraw."""
+        head = [state.description, f"{state.done}/{state.total}" if state.total else f"{state.done} batches"]
+        if state.total is None:
+            head.append(clock(state.seconds))
+        elif (left := state.seconds_left) is not None:
+            head.append(f"{clock(left)} left")
+        width = self._columns() - 1  # a full line would move the cursor to the next one
+        metrics = list(state.metrics.items())
+        for digits, gap, noun in ((4, "  ", f" {state.noun}"), (3, " ", "")):
+            shown = [f"{name} {shown_value(value, digits)}" for name, value in metrics]
+            parts = [*head, *shown[: state.first], f"{state.speed:.0f}{noun}/s", *shown[state.first :]]
+            if len(gap.join(parts)) <= width:
+                break
+        while len(parts) > 1 and len(gap.join(parts)) > width:
+            parts.pop()
+        self._show(gap.join(parts)[:width])
+
+    def clear(self) -> None:
+        """Remove what is drawn; a later `show` draws it again."""
+        if self._line_length:
+            self.stream.write(f"\r{' ' * self._line_length}\r")
+            self._line_length = 0
+        if self._line is not None:
+            self._line.update("")
+            self._line.stop()
+            self._line = None
+
+    def print(self, *values: Any, sep: str = " ") -> None:
+        """Write a line above the bar, in place of the `print` of Python."""
+        self.clear()
+        self.stream.write(sep.join(map(str, values)) + "\n")
+        self.stream.flush()
+
+    def disable(self) -> None:
+        """Draw and write nothing from now on; processes other than the first do not."""
+        self.clear()
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draw again."""
+        self._enabled = True
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it draws, on a terminal or in a notebook."""
+        return self._enabled and self.refresh_rate > 0
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it draws nowhere."""
+        return not self.is_enabled
+
+    # ---- hooks
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """The first process alone draws."""
+        if not trainer.is_global_zero:
+            self.disable()
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of the epoch, which may be one that is resumed in its middle."""
@@ -70,13 +185,15 @@ class ProgressBar(Callback):
         """Redraw, at most ten times a second; the loss is read only then, so that no step waits for a device."""
         if not self._is_due(batch_idx):
             return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         run = trainer.current_fit
-        # With manual optimization a step may return anything.
-        values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
-        others = {name: value for name, value in run.results.bar_values().items() if name not in self._validated}
-        what, shown = f"epoch {run.epoch}", values | self._validated
-        self._draw(what, run.batch_idx, run.batches_in_epoch, run.samples, module, shown, others)
+        self._outputs = outputs
+        metrics = self.get_metrics(trainer, module)
+        self._outputs = None
+        asked = run.results.bar_values().keys() - self._validated.keys()
+        first = sum(name not in asked for name in metrics)
+        metrics = dict(sorted(metrics.items(), key=lambda item: item[0] in asked))
+        position = (run.batch_idx, run.batches_in_epoch, run.samples)
+        self._draw("train", f"epoch {run.epoch}", *position, module, metrics, first)
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -89,7 +206,8 @@ class ProgressBar(Callback):
         known = [length for length in lengths if length is not None]
         done = sum(length or 0 for length in lengths[:dataloader_idx]) + batch_idx + 1
         total = sum(known) if len(known) == len(lengths) else None
-        self._draw(_EVALUATIONS[run.stage], done, total, run.samples_seen + run.batch_size, module)
+        stage = "sanity" if run.is_sanity_check else run.word
+        self._draw(stage, _EVALUATIONS[run.stage], done, total, run.samples_seen + run.batch_size, module)
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
@@ -119,12 +237,12 @@ class ProgressBar(Callback):
             nonlocal done, samples
             done, samples = done + 1, samples + size
             if self._is_due(done - 1):
-                self._draw(what, done, batches, samples, module)
+                self._draw("pass", what, done, batches, samples, module)
 
         try:
             yield draw
         finally:
-            self._clear()
+            self.clear()
             self._started_at, self._before = outer[0] + time.monotonic() - began, outer[1]
 
     def on_validated(self, trainer: Trainer, module: Module) -> None:
@@ -139,68 +257,64 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Write the line of the epoch; what does not fit continues, indented, in the next."""
+        if not self._enabled:
+            return
         run = trainer.current_fit
         row = run.history[-1]
         last = f"/{run.max_epochs - 1}" if run.max_epochs is not None else ""
         parts = [f"epoch {run.epoch}{last}"]
-        parts += [f"{name} {_number(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
+        parts += [f"{name} {shown_value(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
         parts.append(f"{row['seconds']:.1f} s")
         speed = f"{row.get(f'{module.sample_noun}_per_second', 0):.0f} {module.sample_noun}/s"
         width = self._columns()
         if len("  ".join([*parts, speed])) <= width:
             parts.append(speed)
-        self._clear()
-        self.stream.write(_in_lines(parts, width) + "\n")
-        self.stream.flush()
+        self.print(_in_lines(parts, width))
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """Remove the bar, so that the error has a line of its own."""
-        self._clear()
+        self.clear()
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
         """Remove the bar."""
-        self._clear()
+        self.clear()
 
     on_validation_end = on_test_end = on_predict_end = on_fit_end
 
     def _is_due(self, batch_idx: int) -> bool:
         """Whether the bar is redrawn for a batch."""
-        if not self._live or (batch_idx + 1) % self.refresh_rate:
+        if not self._live or not self._enabled or (batch_idx + 1) % self.refresh_rate:
             return False
         now = time.monotonic()
-        if now - self._shown_at < _REFRESH_SECONDS:
+        if now - self._shown_at < (_NOTEBOOK_SECONDS if self._in_notebook else _REFRESH_SECONDS):
             return False
         self._shown_at = now
         return True
 
     def _draw(
         self,
-        what: str,
+        stage: str,
+        description: str,
         done: int,
         total: int | None,
         samples: int,
         module: Module,
-        values: Mapping[str, float] = {},
-        others: Mapping[str, float] = {},
+        metrics: Mapping[str, Any] = {},
+        first: int = 0,
     ) -> None:
         spent = max(time.monotonic() - self._started_at, 1e-9)
-        batches_before, samples_before = self._before
-        head = [what, f"{done}/{total}" if total else f"{done}"]
-        if total and done > batches_before:
-            head.append(f"{_clock(spent / (done - batches_before) * (total - done))} left")
-        speed = f"{(samples - samples_before) / spent:.0f}"
-        width = self._columns() - 1  # a full line would move the cursor to the next one
-        for digits, gap, noun in ((4, "  ", f" {module.sample_noun}"), (3, " ", "")):
-            shown = [[f"{name} {_number(value, digits)}" for name, value in some.items()] for some in (values, others)]
-            parts = [*head, *shown[0], f"{speed}{noun}/s", *shown[1]]
-            if len(gap.join(parts)) <= width:
-                break
-        while len(parts) > 1 and len(gap.join(parts)) > width:
-            parts.pop()
-        self._show(gap.join(parts)[:width])
+        before, samples_before = self._before
+        speed = (samples - samples_before) / spent
+        state = (stage, description, done, total, before, spent, speed, module.sample_noun, metrics, first)
+        self.show(BarState(*state))
 
     def _show(self, line: str) -> None:
         """Draw the line where it is, and begin one if there is none."""
+        if self._in_notebook:  # whose output obeys a carriage return and no other control character
+            self.stream.write(f"\r{line:<{self._line_length}}")
+            self.stream.flush()
+            self._line_length = len(line)
+            return
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
@@ -227,15 +341,16 @@ class ProgressBar(Callback):
                     return own
         return shutil.get_terminal_size().columns if self._live or "COLUMNS" in os.environ else 80
 
-    def _clear(self) -> None:
-        if self._line is not None:
-            self._line.update("")
-            self._line.stop()
-            self._line = None
-
 
 def _is_terminal(stream: TextIO) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
+
+
+def _is_in_notebook(stream: TextIO) -> bool:
+    """Whether a stream is shown by a notebook: Jupyter, Colab, VS Code and others run an IPython kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None and stream in (sys.stdout, sys.stderr)
 
 
 def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
@@ -247,8 +362,10 @@ def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
     }
 
 
-def _number(value: float, digits: int) -> str:
-    """Fixed digits where they say something, else as few as a number needs."""
+def shown_value(value: Any, digits: int) -> str:
+    """Fixed digits where they say something, else as few as a number needs; a text as it is."""
+    if not isinstance(value, (int, float)):
+        return str(value)
     return f"{value:.{digits}f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.{digits - 1}g}"
 
 
@@ -262,7 +379,8 @@ def _in_lines(parts: list[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, `1:05`, from an hour on with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

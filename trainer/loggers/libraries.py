@@ -11,9 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from flashtask.core.errors import UsageError
-from flashtask.trainer.loggers.logger import Logger
 
-__all__ = ["first_line", "flat_values", "library", "no_run_yet", "plain_value", "require_library"]
+__all__ = ["first_line", "flat_values", "library", "plain_value", "require_library"]
 
 
 def require_library(name: str, wanted_by: str, command: str) -> None:
@@ -44,15 +43,6 @@ def library(name: str, wanted_by: str, command: str) -> Any:
         raise UsageError(
             f"{wanted_by} needs {name}, which cannot be imported", why=str(error), fix=f"{command} --upgrade"
         ) from error
-
-
-def no_run_yet(logger: Logger) -> UsageError:
-    """The error for asking a logger for what it has only while a run is going on."""
-    kind = type(logger).__name__
-    return UsageError(
-        f"{kind}.experiment is there only while a run is going on",
-        fix=f"use it in a hook: logger = {kind}(), and logger.experiment in on_train_start",
-    )
 
 
 def first_line(error: Exception) -> str:

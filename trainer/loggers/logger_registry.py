@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flashtask.core.errors import UsageError
 from flashtask.core.registry import LazySource, Registry
 from flashtask.trainer.by_name import Named, make_parts
-from flashtask.trainer.loggers.logger import CSVLogger, Logger
+from flashtask.trainer.loggers.adapted_logger import TakesMetrics
+from flashtask.trainer.loggers.csv_logger import CSVLogger
+from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.loggers.tensorboard_logger import TensorBoardLogger, is_available
 
-__all__ = ["LOGGERS", "make_loggers"]
+__all__ = ["LOGGERS", "LoggerLike", "make_loggers"]
+
+#: What `Trainer(logger=...)` takes, alone or in a list.
+LoggerLike = bool | Logger | TakesMetrics | Named
 
 LOGGERS: Registry[type[Logger]] = Registry("logger")
 LOGGERS.add_source(
@@ -18,7 +24,7 @@ LOGGERS.add_source(
         "logger",
         "flashtask.trainer",
         {
-            "csv": ("loggers.logger:CSVLogger", "metrics.csv and steps.csv in the run folder"),
+            "csv": ("loggers.csv_logger:CSVLogger", "metrics.csv and steps.csv in the run folder, or in another one"),
             "tensorboard": (
                 "loggers.tensorboard_logger:TensorBoardLogger",
                 "TensorBoard's event files in the run folder",
@@ -30,12 +36,13 @@ LOGGERS.add_source(
 )
 
 
-def make_loggers(given: bool | Logger | Named | Sequence[Logger | Named] | None) -> list[Logger]:
-    """The loggers that `Trainer(logger=...)` means; the CSV log is always among them, unless it is False.
+def make_loggers(given: LoggerLike | Sequence[Logger | TakesMetrics | Named] | None) -> list[Logger | TakesMetrics]:
+    """The loggers that `Trainer(logger=...)` means; the run folder's CSV log is among them, unless it is False.
 
     Args:
         given: True or None (the CSV log, and TensorBoard's where it is installed), False, a name, a name with options
-            (`("wandb", {"offline": True})` or `{"wandb": {"offline": True}}`), a `Logger`, or a list of these.
+            (`("wandb", {"offline": True})` or `{"wandb": {"offline": True}}`), a `Logger`, any object with Lightning's
+            `log_metrics(metrics, step)`, or a list of these.
 
     Raises:
         UnknownNameError: no logger has this name, or the logger no such option.
@@ -50,12 +57,12 @@ def make_loggers(given: bool | Logger | Named | Sequence[Logger | Named] | None)
         f"Trainer(logger={given!r}): True, False, a Logger, a name, or a list of loggers and names is needed",
         fix='logger="wandb", logger=("wandb", {"offline": True}), or class Mine(flashtask.Logger)',
     )
-    made: list[Logger] = make_parts(given, LOGGERS, Logger, "logger", needed)
-    csv_logs = sum(isinstance(one, CSVLogger) for one in made)
+    made: list[Any] = make_parts(given, LOGGERS, TakesMetrics, "logger", needed)
+    csv_logs = sum(isinstance(one, CSVLogger) and one.needs_run_folder for one in made)
     names = [one for one in given if isinstance(one, str)] if isinstance(given, (list, tuple)) else []
     if csv_logs > 1 or len({id(one) for one in made}) < len(made) or len({*names}) < len(names):
         raise UsageError(
-            f"Trainer(logger=...): one logger is given twice in {', '.join(one.name for one in made)}",
+            f"Trainer(logger=...): one logger is given twice in {', '.join(type(one).__name__ for one in made)}",
             why="it would write each value twice",
             fix="name it once; the CSV log need not be named",
         )

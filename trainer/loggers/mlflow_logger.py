@@ -16,8 +16,8 @@ from typing import Any
 from flashtask.core.errors import OutputError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.libraries import first_line, flat_values, library, no_run_yet, require_library
-from flashtask.trainer.loggers.logger import Logger
+from flashtask.trainer.loggers.libraries import first_line, flat_values, library, require_library
+from flashtask.trainer.loggers.logger import Logger, SilentLogger
 
 __all__ = ["MLFlowLogger"]
 
@@ -50,6 +50,14 @@ class MLFlowLogger(Logger):
         OutputError: the tracking server does not answer, or the database cannot be written.
     """
 
+    instead = {
+        "save_dir": 'tracking_uri="sqlite:///logs/mlflow.db"',
+        "artifact_location": "make the experiment with mlflow.create_experiment(name, artifact_location)",
+        "log_model": 'logger.experiment.log_artifact(logger.version, "best.ckpt") after the fit',
+        "prefix": 'self.log("prefix/loss", ...)',
+    }
+    _alone = 'tracking_uri="sqlite:///mlflow.db"'
+
     def __init__(
         self,
         experiment_name: str = "flashtask",
@@ -62,23 +70,45 @@ class MLFlowLogger(Logger):
         self.experiment_name, self.run_name, self.tracking_uri = experiment_name, run_name, tracking_uri
         self.run_id, self.tags = run_id, tags
         self._client: Any = None
+        #: the file of a run folder that names the MLflow run
+        self._record: Path | None = None
         self._waiting: list[Any] = []
         self._known: set[tuple[str, int, str]] = set()
         self._try_again_at = 0.0
 
     @property
     def experiment(self) -> Any:
-        """The `MlflowClient`; `run_id_now` is the run it logs to.
+        """The `MlflowClient`, also before and after a fit; `version` is the run that it logs to.
 
         Raises:
-            UsageError: no run is going on.
+            UsageError: before a fit, without a `tracking_uri`.
         """
-        if self._client is None:
-            raise no_run_yet(self)
+        if not self._is_written_here():
+            return SilentLogger(self)
+        self.open_outside_of_a_fit()
         return self._client
+
+    @property
+    def version(self) -> str | None:
+        """The id of the MLflow run; None before there is one."""
+        return getattr(self, "run_id_now", self.run_id)
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
         """Begin an MLflow run, or continue that of the folder."""
+        record = folder / "mlflow.json"
+        if self._client is not None and not step and self._record in (None, record):  # begun before the fit
+            self._record = record
+            atomic_write_text(record, canonical_json({"run_id": self.run_id_now}))
+        else:
+            self._start_in(folder, history, step, record)
+
+    def _start_alone(self) -> None:
+        if self.trainer is None and self.tracking_uri is None and "MLFLOW_TRACKING_URI" not in os.environ:
+            raise self._too_early()
+        folder = Path.cwd() if self.trainer is None else self.trainer.default_root_dir
+        self._start_in(folder, [], 0, None)
+
+    def _start_in(self, folder: Path, history: list[dict[str, float]], step: int, record: Path | None) -> None:
         self.close()
         self._mlflow = library("mlflow", "MLFlowLogger", _INSTALL)
         given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -86,8 +116,7 @@ class MLFlowLogger(Logger):
         for package in ("sqlalchemy", "alembic") if uri.startswith("sqlite:") else ():
             require_library(package, "MLFlowLogger with a database", _INSTALL)
         folder.mkdir(parents=True, exist_ok=True)
-        record = folder / "mlflow.json"
-        kept = read_json(record)["run_id"] if step and record.exists() else None
+        kept = read_json(record)["run_id"] if step and record is not None and record.exists() else None
         self._step, self._waiting, self._known, self._try_again_at = step, [], set(), 0.0
         with _said_as_output(self._mlflow, uri):
             client = self._mlflow.MlflowClient(tracking_uri=uri)
@@ -96,8 +125,10 @@ class MLFlowLogger(Logger):
                 # Without a place of its own, MLflow takes the working folder for a run's files.
                 place = (folder / "mlflow_artifacts").absolute().as_uri() if not given else None
                 self.run_id_now = self._begin(client, self.run_name or folder.name, place)
-        atomic_write_text(record, canonical_json({"run_id": self.run_id_now}))
-        self._client, self._uri = client, uri
+        if record is not None:
+            atomic_write_text(record, canonical_json({"run_id": self.run_id_now}))
+        self._client, self._uri, self._record = client, uri, record
+        self._mark(True)
         for row in () if goes_on else history:
             self.log_epoch(row)
 
@@ -170,6 +201,7 @@ class MLFlowLogger(Logger):
             self._send()
             self._client.set_terminated(self.run_id_now, status="FINISHED" if error is None else "FAILED")
         self._client = None
+        self._mark(False)
 
     def _send(self) -> None:
         while self._waiting:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from flashtask.core.errors import UsageError
 from flashtask.core.files import PathLike
-from flashtask.trainer.loggers.libraries import flat_values, library, no_run_yet, require_library
-from flashtask.trainer.loggers.logger import Logger
+from flashtask.trainer.loggers.libraries import flat_values, library, require_library
+from flashtask.trainer.loggers.logger import FolderLogger, SilentLogger
 
 __all__ = ["TensorBoardLogger", "is_available"]
 
@@ -23,42 +24,65 @@ def is_available() -> bool:
     return find_spec("tensorboard") is not None
 
 
-class TensorBoardLogger(Logger):
+class TensorBoardLogger(FolderLogger):
     """Writes what `tensorboard --logdir <folder>` shows: values over steps, charts of several series, hyper-parameters.
 
     Values of steps and epochs stand at the optimizer step. A resumed run goes on where its checkpoint stands: what was
     written after it is hidden by TensorBoard.
 
     Args:
-        folder: None means `tensorboard` in the run folder; else each run writes to `<folder>/<name of its run folder>`.
+        folder: None means `tensorboard` in the run folder; else a run writes to `<folder>/<name>/<version>`.
+        name: of the folder of all versions; none if not given.
+        version: of the run: a text, or a number for `version_<number>`; the run folder's name if not given.
+        save_dir: another name of `folder`.
+        sub_dir: a folder in that of the version.
 
     Raises:
-        UsageError: TensorBoard is not installed.
+        UsageError: TensorBoard is not installed; a name or version without a folder.
     """
 
-    def __init__(self, folder: PathLike | None = None) -> None:
+    instead = {
+        "log_graph": "self.logger.experiment.add_graph(self, inputs) in on_train_start",
+        "default_hp_metric": "leave it out: no hp_metric is written",
+        "prefix": 'self.log("prefix/loss", ...)',
+    }
+
+    def __init__(
+        self,
+        folder: PathLike | None = None,
+        name: str | None = None,
+        version: int | str | None = None,
+        *,
+        save_dir: PathLike | None = None,
+        sub_dir: PathLike | None = None,
+    ) -> None:
         require_library("tensorboard", "TensorBoardLogger", _INSTALL)
-        self.folder = None if folder is None else Path(folder)
-        self._here: Path | None = None
-        self._purge_step = 0
+        if folder is not None and save_dir is not None:
+            raise UsageError("folder and save_dir of TensorBoardLogger are the same", fix="drop save_dir")
+        super().__init__(save_dir if folder is None else folder, name, version)
+        self.sub_dir = sub_dir
+        self._purge_step: int | None = 0
         self._charts: set[str] = set()
         self._writers: dict[str, Any] = {}
 
     @property
     def experiment(self) -> Any:
-        """The `SummaryWriter` of the run, for images, texts and whatever else it can take.
+        """The `SummaryWriter` of the run, for images, texts and whatever else it can take; also before and after it.
 
         Raises:
-            UsageError: no run is going on.
+            UsageError: there is no folder yet, since it was given none and no fit has begun.
         """
-        if self._here is None:
-            raise no_run_yet(self)
+        if not self._is_written_here():
+            return SilentLogger(self)
+        self.open_outside_of_a_fit()
         return self._writer()
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
         """Open the event file; a run that goes on in another folder brings its rows along."""
-        self.close()
-        self._here = folder / "tensorboard" if self.folder is None else self.folder / folder.name
+        if self._is_begun_in(folder, step):
+            return
+        self._open(folder)
+        assert self._here is not None
         files = list(self._here.rglob("events.out.tfevents.*"))
         _wait_for_a_later_name(files)
         # What was written from this step on is hidden. A run that begins says so too: of several files, TensorBoard
@@ -67,6 +91,25 @@ class TensorBoardLogger(Logger):
         self._writer()
         for row in () if files else history:
             self.log_epoch(row)
+
+    def start_again(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
+        """Write to another event file, which is made with the first value."""
+        self._open(folder)
+        assert self._here is not None
+        self._purge_step = None if any(self._here.rglob("events.out.tfevents.*")) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A writer cannot go to another process, which writes a file of its own.
+        return {**vars(self), "_writers": {}, "_purge_step": None}
+
+    def _open(self, folder: Path) -> None:
+        self.close()
+        self._here = self._place(folder)
+        self._mark(True)
+
+    def _place(self, folder: Path) -> Path:
+        place = super()._place(folder)
+        return (place / "tensorboard" if self.folder is None else place) / (self.sub_dir or "")
 
     def log_hyperparameters(self, values: dict[str, Any]) -> None:
         """Write the hyper-parameters where TensorBoard's HPARAMS tab finds them, beside the run's own values."""
@@ -99,7 +142,8 @@ class TensorBoardLogger(Logger):
         """Write what is left and close the files."""
         for writer in self._writers.values():
             writer.close()
-        self._here, self._writers = None, {}
+        self._writers = {}
+        self._mark(False)
 
     def _add(self, name: str, value: float, step: int) -> None:
         chart = max((chart for chart in self._charts if name.startswith(f"{chart}/")), key=len, default=None)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.core.errors import HubError, UnknownNameError, UsageError
-from flashtask.core.files import atomic_write_text
+from flashtask.core.files import PathLike, atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
-from flashtask.trainer.loggers.libraries import first_line, library, no_run_yet, plain_value, require_library
-from flashtask.trainer.loggers.logger import Logger
+from flashtask.trainer.loggers.libraries import first_line, library, plain_value, require_library
+from flashtask.trainer.loggers.logger import Logger, SilentLogger
 
 __all__ = ["WandbLogger"]
 
@@ -34,6 +34,10 @@ class WandbLogger(Logger):
         name: what W&B calls the run; it finds a name by itself.
         offline: write files only, to be sent later with `wandb sync`; False leaves it to W&B (`WANDB_MODE`).
         id: of a W&B run to continue.
+        log_model: when a fit ends, store its `best.ckpt` and `last.ckpt` as versions of the artifact `model-<id>`.
+        save_dir: for W&B's own files; the run folder if not given.
+        version: another name of `id`.
+        experiment: a W&B run that is active already, to be used and left open.
         options: further arguments of `wandb.init`, for example `entity`, `group`, `tags`.
 
     Raises:
@@ -42,43 +46,91 @@ class WandbLogger(Logger):
         HubError: W&B does not answer.
     """
 
+    instead = {
+        "prefix": 'self.log("prefix/loss", ...)',
+        "checkpoint_name": "log_model=True, which calls the artifact model-<id>",
+        "add_file_policy": "leave it out",
+    }
+
     def __init__(
         self,
         project: str = "flashtask",
         name: str | None = None,
         offline: bool = False,
         id: str | None = None,
+        *,
+        log_model: bool = False,
+        save_dir: PathLike | None = None,
+        version: str | None = None,
+        experiment: Any = None,
         **options: Any,
     ) -> None:
         require_library("wandb", "WandbLogger", _INSTALL)
-        self.project, self.run_name, self.offline, self.id, self.options = project, name, offline, id, options
+        if not isinstance(log_model, bool):
+            raise UsageError(
+                f"WandbLogger(log_model={log_model!r}): True or False is needed",
+                fix="log_model=True for the best and the last checkpoint at the end of a fit",
+            )
+        if id is not None and version is not None:
+            raise UsageError("id and version of WandbLogger are the same", fix="drop version")
+        self.project, self.run_name, self.offline, self.options = project, name, offline, options
+        self.id = version if id is None else id
+        self.log_model, self._save_dir, self._given_run = log_model, save_dir, experiment
         for option in options:
             known = [*inspect.signature(library("wandb", "WandbLogger", _INSTALL).init).parameters, "offline"]
             if option not in known:
-                raise UnknownNameError("option of WandbLogger", option, known)
+                error = UnknownNameError("option of WandbLogger", option, [*known, "log_model", "save_dir"])
+                error.fix = self.instead.get(option) or error.fix
+                raise error
         self._run: Any = None
+        self._last_id: str | None = None
+        #: the file of a run folder that names the W&B run
+        self._record: Path | None = None
         self._charts: dict[str, dict[str, list[list[float]]]] = {}
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, for images, tables and whatever else it can take.
-
-        Raises:
-            UsageError: no run is going on.
-        """
-        if self._run is None:
-            raise no_run_yet(self)
+        """The W&B run, for images, tables and whatever else it can take; also before and after a fit."""
+        if not self._is_written_here():
+            return SilentLogger(self)
+        self.open_outside_of_a_fit()
         return self._run
+
+    @property
+    def version(self) -> str | None:
+        """The id of the W&B run; None before there is one."""
+        return self._last_id or self.id
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder of W&B's files that it was given, else the run folder; None before there is one."""
+        return super().save_dir if self._save_dir is None else str(self._save_dir)
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
         """Begin a W&B run, or continue that of the folder."""
+        record = folder / "wandb.json"
+        if self._run is not None and not step and self._record in (None, record):  # begun before the fit
+            self._record = record
+            self.flush()
+        else:
+            self._begin(folder, history, step, record)
+
+    def _start_alone(self) -> None:
+        place = Path.cwd() if self.trainer is None else self.trainer.default_root_dir
+        self._begin(place, [], 0, None)
+
+    def _begin(self, folder: Path, history: list[dict[str, float]], step: int, record: Path | None) -> None:
         self.close()
         wandb = library("wandb", "WandbLogger", _INSTALL)
-        self._record = folder / "wandb.json"
-        kept = read_json(self._record) if step and self._record.exists() else {}
-        active = wandb.run if self.id is None else None
+        self._record = record
+        kept = read_json(record) if step and record is not None and record.exists() else {}
+        active = self._given_run
+        if active is None and self.id is None:
+            active = wandb.run
         self._is_own = active is None
         self._run = active if active is not None else self._init(wandb, folder, kept.get("id"))
+        self._last_id = self._run.id
+        self._mark(True)
         self._run.define_metric("global_step", hidden=True)
         self._run.define_metric("*", step_metric="global_step")
         # W&B counts the calls; the parts of an offline run fit together only if the next goes on counting.
@@ -90,6 +142,7 @@ class WandbLogger(Logger):
         self.flush()
 
     def _init(self, wandb: Any, folder: Path, kept_id: str | None) -> Any:
+        folder = folder if self._save_dir is None else Path(self._save_dir)
         folder.mkdir(parents=True, exist_ok=True)
         given = {"project": self.project, "name": self.run_name, "dir": str(folder), "id": self.id or kept_id}
         if self.offline:
@@ -142,7 +195,7 @@ class WandbLogger(Logger):
 
     def flush(self) -> None:
         """Keep id and charts for a resumed run; W&B's own process writes and sends the values as they come."""
-        if self._run is not None:
+        if self._run is not None and self._record is not None:
             kept = {"id": self._run.id, "count": self._run.step, "charts": self._charts}
             atomic_write_text(self._record, canonical_json(kept))
 
@@ -154,10 +207,26 @@ class WandbLogger(Logger):
             if lines:
                 self._run.log({chart: _drawn(chart, lines)})
         self.flush()
+        self._mark(False)
+        if self.log_model and error is None:
+            self._store_checkpoints()
         run, self._run = self._run, None
         self._charts = {chart: {} for chart in self._charts}
         if self._is_own:
             run.finish(exit_code=0 if error is None else 1)
+
+    def _store_checkpoints(self) -> None:
+        """Log the checkpoints of the fit as an artifact, each one once; `best` and `latest` are W&B's aliases."""
+        run = None if self.trainer is None else self.trainer.active_run
+        checkpoint = None if self.trainer is None else self.trainer.checkpoint_callback
+        if checkpoint is None or run is None or run.stage != "fit":
+            return
+        wandb = library("wandb", "WandbLogger", _INSTALL)
+        for alias, path in (("best", checkpoint.best_model_path), ("latest", checkpoint.last_model_path)):
+            if path:
+                artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+                artifact.add_file(str(path))
+                self._run.log_artifact(artifact, aliases=[alias])
 
 
 def _drawn(chart: str, lines: dict[str, list[list[float]]]) -> Any:
