@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import yaml
 
-from flashtask.core.files import PathLike, atomic_write, atomic_write_text
+from flashtask.core.files import PathLike, atomic_write, atomic_write_text, storage_error
 from flashtask.trainer.loggers.libraries import plain_value
 from flashtask.trainer.loggers.logger import FolderLogger, SilentLogger
 
