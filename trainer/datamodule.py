@@ -97,9 +97,7 @@ class GivenLoaders(DataModule):
 
     def prepare_data(self) -> None:
         """The module's own, for loaders of its own."""
-        prepare = getattr(self._module, "prepare_data", None)
-        if prepare is not None:
-            prepare()
+        self._module.prepare_data()
 
     def has(self, stage: str) -> bool:
         """Whether a loader was passed for `train`, `val`, `test` or `predict`."""
@@ -111,10 +109,7 @@ class GivenLoaders(DataModule):
 
     def _loader(self, stage: str) -> Any:
         loader = self._given.get(stage)
-        if loader is not None:
-            return loader
-        method = getattr(self._module, f"{stage}_dataloader", None)
-        return method() if method is not None else None
+        return getattr(self._module, f"{stage}_dataloader")() if loader is None else loader
 
     def train_dataloader(self) -> Any:
         """The given loader, or the module's."""

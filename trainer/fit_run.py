@@ -32,6 +32,7 @@ from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt_for
 from flashtask.trainer.finetuning.phase_ends import PhaseProgress, enter_phase, leave_phase, require_phase_groups
 from flashtask.trainer.finetuning.strategies import Finetuning
+from flashtask.trainer.hooks import is_written
 from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
@@ -49,6 +50,7 @@ from flashtask.trainer.run_preparation import (
 )
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
+from flashtask.trainer.step_outputs import as_seen_by_hooks
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -119,7 +121,6 @@ class FitRun(Run):
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.epoch_seconds = 0.0
-        self.metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
         self.stop_reason = ""
         # of the current step
@@ -175,7 +176,7 @@ class FitRun(Run):
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
-        self.keeps_outputs = hasattr(module, "training_epoch_end")
+        self.keeps_outputs = is_written(module, "training_epoch_end", Module)
         self._add_validation()
         self._add_training()
         if self.strategy.global_rank:
@@ -218,6 +219,8 @@ class FitRun(Run):
         if self.solves_head:
             ClosedFormFit(self).prepare()
             return
+        if self.freezing is not None:
+            self.freezing.freeze_for_good()
         self.optimizers, self.schedulers = read_optimizers(module.configure_optimizers(), self)
         if self.freezing is not None and self.freezing.finetuning.has_rates:
             require_phase_groups(self.optimizers, self.freezing.rates, module)
@@ -615,21 +618,38 @@ class FitRun(Run):
         for logger in self.loggers:
             logger.flush()
 
-    def keep(self, outputs: Any) -> None:
-        """Collect outputs of steps, if the module wants to see them at the end of the epoch."""
+    def keep(self, returned: list[Any]) -> Any:
+        """Collect what steps returned, if the module wants to see it at the end of the epoch.
+
+        Args:
+            returned: for a batch, by the step of each optimizer.
+
+        Returns:
+            What hooks are given: what the step returned, or a list of that where there are several optimizers.
+        """
         if self.keeps_outputs:
-            self.outputs.append(detached(outputs))
+            self.outputs.append(self._of_turns([as_seen_by_hooks(detached(one)) for one in returned]))
+        return self._of_turns([as_seen_by_hooks(one) for one in returned])
+
+    def _of_turns(self, returned: list[Any]) -> Any:
+        if self.automatic and len(self.optimizers) > 1:
+            return returned
+        return returned[0] if returned else None
 
     def take_metrics(self, values: dict[str, float]) -> None:
         """Values that were measured in this epoch."""
         self.metrics.update(values)
         self.fresh_metrics.update(values)
 
+    def collect(self) -> None:
+        """Compute the epoch's values as far as they are logged, so that hooks of its end can read them."""
+        self.agree_on_results()
+        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
         rates = learning_rates(self.optimizers)
-        self.agree_on_results()
-        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+        self.collect()
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
             if due and self._can_step(rate):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from flashtask.trainer.devices.precision import Precision, recorded_precision
 from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
+from flashtask.trainer.module_hooks import ModuleHooks
 from flashtask.trainer.results import Logged, LogSettings
 from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
@@ -29,11 +30,8 @@ __all__ = ["Module"]
 AnyOptimizer = Optimizer | ManualOptimizer
 
 
-class Module(BatchTransfer, HyperparametersMixin, nn.Module):
-    """An `nn.Module` with the steps of training. At least `training_step` and `configure_optimizers` must be written.
-
-    Every `on_<hook>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
-    """
+class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
+    """An `nn.Module` with the steps of training; `training_step` and `configure_optimizers` must be written."""
 
     _hparams_are_stored = True
 
@@ -162,18 +160,6 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     def data_is_set_up(self, datamodule: DataModule) -> None:
         """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
 
-    def setup(self, stage: str) -> None:
-        """A stage starts; called on every process."""
-
-    def teardown(self, stage: str) -> None:
-        """A stage ends, also after an error; called on every process."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written: add to it."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint has been read, nothing has been restored yet."""
-
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says about the module beside its weights (a task: name, labels, preprocessing)."""
         recorded = recorded_precision(self)
@@ -187,8 +173,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def modules_to_freeze(self) -> list[nn.Module]:
-        """What a finetuning strategy may freeze: the attribute `backbone`."""
+    def modules_to_freeze(self) -> nn.Module | Iterable[nn.Module] | None:
+        """What a finetuning strategy may freeze: the attribute `backbone`; None for nothing."""
         backbone = getattr(self, "backbone", None)
         if not isinstance(backbone, nn.Module):
             raise UsageError(
@@ -196,6 +182,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
                 fix="write modules_to_freeze(self) -> list of modules",
             )
         return [backbone]
+
+    def parts_to_freeze(self) -> list[nn.Module]:
+        """What `modules_to_freeze` gives, as a list."""
+        given = self.modules_to_freeze()
+        return [] if given is None else [given] if _is_one(given) else [*given]
 
     def head_to_solve(self) -> Any:
         """What a `freeze` run may solve instead of training it: the attribute `head`, if it has a method `solve`.
@@ -269,7 +260,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         names = {id(parameter): unwrapped_name(name) for name, parameter in self.named_parameters()}
         groups = []
-        for root in map(unwrapped, self.modules_to_freeze()):
+        for root in map(unwrapped, self.parts_to_freeze()):
             parts = list(root.children()) or [root]
             direct = [names[id(p)] for p in root.parameters(recurse=False)] if list(root.children()) else []
             groups += [direct, *([names[id(p)] for p in part.parameters()] for part in parts)]
@@ -417,6 +408,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
 def _inner(optimizer: AnyOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
+
+
+def _is_one(given: nn.Module | Iterable[nn.Module]) -> TypeGuard[nn.Module]:
+    """Whether it is one part and not several: of the containers, a Sequential computes something."""
+    return isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList)
 
 
 def _one_or_all(found: list[Any]) -> Any:

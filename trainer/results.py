@@ -254,6 +254,14 @@ class Results:
                 values[_fork(entry, "_epoch")] = values[entry.name] = entry.epoch_value(self._reduce)
         return values
 
+    def values_in_step(self) -> dict[str, float]:
+        """What was logged in the last step, in this process, under the names that `callback_values` has."""
+        values: dict[str, float] = {}
+        for entry in self.entries.values():
+            if entry.on_step and entry.value is not None:
+                values[_fork(entry, "_step")] = values[entry.name] = entry.step_value()
+        return values
+
     def bar_values(self) -> dict[str, float]:
         """The last values of what was logged with `prog_bar=True`."""
         return {e.name: e.step_value() for e in self.entries.values() if e.settings.prog_bar and e.value is not None}
@@ -307,7 +315,10 @@ def _shows_step(entry: Entry) -> bool:
 
 def _fork(entry: Entry, suffix: str) -> str:
     """A name that is logged on both levels becomes two: `loss_step` and `loss_epoch`."""
-    return entry.name + suffix if entry.on_step and entry.on_epoch else entry.name
+    if not (entry.on_step and entry.on_epoch):
+        return entry.name
+    name, loader, number = entry.name.partition("/dataloader_idx_")
+    return f"{name}{suffix}{loader}{number}"
 
 
 def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:

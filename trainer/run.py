@@ -24,7 +24,7 @@ from flashtask.trainer.datamodule import DataModule, transfer_hooks
 from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
-from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
+from flashtask.trainer.hooks import LEVELS, is_written, listeners, report_misspelled_data_methods
 from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
 from flashtask.trainer.results import Logged, LogSettings, Results
@@ -65,6 +65,8 @@ class Run:
         self.precision, self.inference_precision = device_plan.precision, device_plan.inference_precision
         self.memory_format: torch.memory_format = torch.contiguous_format
         self.results = Results(self.strategy.reduce)
+        #: the last value of each metric
+        self.metrics: dict[str, float] = {}
         #: the hook or step that runs now; it decides how `log` keeps a value
         self.current_hook = "setup"
         #: samples in the batch that is worked on
@@ -135,6 +137,7 @@ class Run:
         self.undo += [partial(callback.teardown, trainer, module, stage) for callback in reversed(self.callbacks)]
         for callback in self.callbacks:
             callback.setup(trainer, module, stage)
+        module.configure_model()
         self.memory_format = memory_format_of(self)
         module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.precision.convert_module(module)
@@ -200,6 +203,12 @@ class Run:
         loader = self.loader_number if settings.add_dataloader_idx else None
         self.results.log(self.current_hook, name, value, weight, settings, loader)
 
+    @property
+    def live_metrics(self) -> dict[str, float]:
+        """The last value of each metric; during a training step also those that were logged in it."""
+        is_in_step, _ = LEVELS.get(self.current_hook, (False, False))
+        return {**self.metrics, **self.results.values_in_step()} if is_in_step else self.metrics
+
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
         if self.strategy.world_size > 1:
@@ -238,9 +247,9 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_step_end(run: Run, step: Callable[..., Any], word: str) -> Callable[..., Any]:
     """A step, followed by the module's `<word>_step_end` if there is one, which may change what the step returned."""
-    step_end = getattr(run.module, f"{word}_step_end", None)
-    if step_end is None:
+    if not is_written(run.module, f"{word}_step_end", Module):
         return step
+    step_end = getattr(run.module, f"{word}_step_end")
 
     def step_and_end(*arguments: Any) -> Any:
         outputs = step(*arguments)
@@ -292,7 +301,8 @@ class EvaluationRun(Run):
         self.loaders: list[Any] = []
         #: for each loader, batches at the most, or None
         self.limits: list[int | None] = []
-        self.keeps_outputs = keeps_outputs and (stage == "predict" or hasattr(module, f"{self.word}_epoch_end"))
+        wants_outputs = stage == "predict" or is_written(module, f"{self.word}_epoch_end", Module)
+        self.keeps_outputs = keeps_outputs and wants_outputs
         self.outputs: list[list[Any]] = []
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
@@ -371,6 +381,7 @@ class EvaluationRun(Run):
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
+        self.metrics = {}
         self.samples_seen = self._batches_seen = 0
         self._has_all_outputs = False
         self.outputs = [[] for _ in self.loaders]
@@ -394,6 +405,7 @@ class EvaluationRun(Run):
             alone = self.strategy.world_size == 1
             if alone and self.parent is not None and self.parent.interrupted_by is not None:
                 raise RunInterruptedError(self.parent.interrupted_by)
+        self.loader_number = None
 
     def batches_in(self, number: int) -> int | None:
         """How many batches the pass takes from a loader, None if the loader does not know its length."""
@@ -425,32 +437,41 @@ class EvaluationRun(Run):
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     @property
+    def predictions(self) -> tuple[list[Any], ...]:
+        """What `on_predict_epoch_end` may take; nothing in other stages."""
+        return (self.outputs_of_pass,) if self.stage == "predict" else ()
+
+    @property
     def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
         return any(order.world_size > 1 for order in map(order_of, self.loaders) if order is not None)
 
-    def close(self) -> None:
-        """Compute the values of the pass and hand them to the fit run, if there is one.
+    def collect(self) -> None:
+        """Compute the values of the pass as far as they are logged, and hand them to the fit run, if there is one.
 
         Raises:
             UsageError: an iterator was given, and an earlier pass has used it up.
         """
-        self.loader_number = None
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
         self.agree_on_results()
-        self.results_of_pass, values = self.strategy.gather(
-            (self.results.epoch_values(logger_only=True), self.results.callback_values())
-        )[0]
+        self.metrics = self.strategy.gather(self.results.callback_values())[0]
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_metrics(values)
+            self.parent.take_metrics(self.metrics)
+
+    def close(self) -> None:
+        """Collect the values of the pass, those that hooks of its end have logged among them."""
+        self.collect()
+        self.results_of_pass = self.strategy.gather(self.results.epoch_values(logger_only=True))[0]
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader."""
         if len(self.loaders) == 1:
             return [dict(self.results_of_pass)]
         endings = [f"/dataloader_idx_{number}" for number in range(len(self.loaders))]
-        return [{n: v for n, v in self.results_of_pass.items() if n.endswith(ending)} for ending in endings]
+        found = self.results_of_pass
+        of_all = {name: value for name, value in found.items() if not name.endswith(tuple(endings))}
+        return [{n: v for n, v in found.items() if n.endswith(ending)} | of_all for ending in endings]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.core.files import PathLike
+from flashtask.core.metric_value import metric_values
 from flashtask.core.model_path import model_path
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
@@ -80,11 +81,14 @@ class RunFacts:
 
     @property
     def callback_metrics(self) -> dict[str, float]:
-        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit.
+        """The last values of all metrics: of the fit run, and of the evaluation that runs now or came after it.
 
-        Once `finetune` has put the best epoch's weights back, the values of that epoch.
+        They are `MetricValue`s: numbers that also have the methods of a tensor. Once `finetune` has put the best
+        epoch's weights back, the values are that epoch's. In a training step they include what was logged in it.
         """
-        return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
+        fit, active = self.fit_run, self.active_run
+        values = dict(fit.metrics if fit is not None else {})
+        return metric_values(values | (self._last_metrics if active is None else active.live_metrics))
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -198,7 +202,7 @@ class RunFacts:
     def logged_metrics(self) -> dict[str, float]:
         """The values of the last epoch that loggers were given."""
         rows = self.fit_run.history if self.fit_run is not None else []
-        return dict(rows[-1]) if rows else {}
+        return metric_values(rows[-1]) if rows else {}
 
     def checkpoint_file(self, ckpt_path: PathLike | None, *, continues: bool = True) -> Path | None:
         """The file that `best`, `last` or a path means; of a run folder the last checkpoint if a fit continues it."""

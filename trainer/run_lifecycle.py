@@ -87,6 +87,9 @@ def _circumstances(run: Run) -> Iterator[None]:
             stack.enter_context(stopping_at_the_next_step(run))
             if run.trainer.detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
+        if run.precision.dtype is torch.float64:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
         stack.enter_context(_switches(run.trainer.deterministic, run.trainer.benchmark))
         stack.enter_context(profiling(run.trainer.profiler, run))
         yield

@@ -520,6 +520,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if earlier is not None:
             self.say(f"torchrun has started this again: going on from {earlier}")
         self._before = (self.run_folder, self.fit_run, self._restored_best)
+        self._last_metrics = {}
         self._set_fit(folder, run, None)
         return earlier or run.resume_from
 
@@ -586,8 +587,8 @@ class Trainer(RunFacts, Lightning1Trainer):
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit
-        if stage != "predict":
-            self._last_metrics = run.results_of_pass
+        if stage != "predict" and self.active_run is None:  # a fit that goes on has values of its own
+            self._last_metrics = run.metrics
         return run
 
 

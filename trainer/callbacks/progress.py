@@ -70,7 +70,8 @@ class ProgressBar(Callback):
         """Redraw, at most ten times a second; the loss is read only then, so that no step waits for a device."""
         if not self._is_due(batch_idx):
             return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        last = outputs[-1] if isinstance(outputs, list) and outputs else outputs  # of several optimizers
+        loss = last.get("loss") if isinstance(last, dict) else last
         run = trainer.current_fit
         # With manual optimization a step may return anything.
         values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}

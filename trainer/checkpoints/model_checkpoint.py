@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
 from flashtask.core.files import PathLike
+from flashtask.core.metric_value import MetricValue
 from flashtask.core.number_checks import is_whole
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.timing import Duration, read_duration
@@ -135,7 +136,8 @@ class ModelCheckpoint(Callback):
     @property
     def best_model_score(self) -> float | None:
         """The monitored value of the best file."""
-        return self.best.best.score if self.best.best is not None else None
+        best = self.best.best
+        return None if best is None or best.score is None else MetricValue(best.score)
 
     best_score = best_model_score
 

@@ -60,6 +60,7 @@ def module_from_content(
         cls.check_content(content, given or {}, path)
         state = _weights_in(content)
         module = cls.rebuild(_arguments(cls, content, given or {}, path), state)
+        module.configure_model()
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
         if state:
