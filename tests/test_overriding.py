@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -10,7 +12,18 @@ import pytest
 import torch
 from small import Net, loaders, net
 
-from flashtask import Callback, DataModule, ModelCheckpoint, Module, Trainer, read_checkpoint
+from flashtask import (
+    Callback,
+    DataModule,
+    ModelCheckpoint,
+    ModelSummary,
+    Module,
+    ScaledPrecision,
+    Trainer,
+    read_checkpoint,
+)
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.trainer.batch_transfer import stacked
 from flashtask.trainer.callbacks.callback import _HOOKS
 from flashtask.trainer.module_hooks import ModuleHooks
 
@@ -369,3 +382,390 @@ def test_metrics_that_a_callback_keeps_are_stored(tmp_path):
     stored = read_checkpoint(trainer.checkpoint_callback.last_model_path)["callbacks"]["Keeping"]
     assert stored == {"last": trainer.callback_metrics["val_loss"]}
     assert type(stored["last"]) is float
+
+
+# ---- parts of a step
+
+
+class Plain(Net):
+    """Without dropout, so that runs can be compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = torch.nn.Identity()
+        self.called = []
+
+
+def trained(tmp_path, kind, **options) -> torch.nn.Module:
+    torch.manual_seed(1)
+    module = kind()
+    quiet(tmp_path, enable_checkpointing=False, **options).fit(module, loaders(24)[0])
+    return module
+
+
+def same_weights(first, second) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+class Newer(Plain):
+    def backward(self, loss):
+        self.called.append("backward")
+        super().backward(loss)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        self.called.append(("step", epoch, batch_idx))
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        self.called.append("zero_grad")
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self.called.append(("clip", gradient_clip_val))
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.called.append(("schedule", metric))
+        super().lr_scheduler_step(scheduler, metric)
+
+
+class OlderSteps(Plain):
+    def backward(self, loss, optimizer, optimizer_idx, *args, **kwargs):
+        self.called.append("backward")
+        loss.backward(*args, **kwargs)
+
+    def optimizer_step(
+        self,
+        epoch,
+        batch_idx,
+        optimizer,
+        optimizer_idx,
+        optimizer_closure,
+        on_tpu=False,
+        using_native_amp=False,
+        using_lbfgs=False,
+    ):
+        self.called.append(("step", epoch, batch_idx))
+        assert (optimizer_idx, on_tpu) == (0, False)
+        assert optimizer.param_groups[0]["lr"] > 0
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer, optimizer_idx):
+        self.called.append("zero_grad")
+        optimizer.zero_grad()
+
+    def configure_gradient_clipping(self, optimizer, optimizer_idx, gradient_clip_val, gradient_clip_algorithm):
+        self.called.append(("clip", gradient_clip_val))
+        self.clip_gradients(
+            optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
+        )
+
+    def lr_scheduler_step(self, scheduler, optimizer_idx, metric):
+        self.called.append(("schedule", metric))
+        scheduler.step()
+
+
+@pytest.mark.parametrize("kind", [Newer, OlderSteps])
+def test_a_module_may_write_each_part_of_a_step(tmp_path, kind):
+    """What they do by default gives the same bits as the engine's own parts."""
+    plain = trained(tmp_path, Plain, gradient_clip_val=0.01)
+    written = trained(tmp_path, kind, gradient_clip_val=0.01)
+    step = ["backward", ("clip", 0.01), ("step", 0, 0), "zero_grad"]
+    assert written.called[:4] == step
+    assert written.called[-2:] == ["zero_grad", ("schedule", None)]
+    assert len(written.called) == 3 * len(step) + 1
+    assert same_weights(plain, written)
+
+
+def test_optimizer_step_may_change_the_rate_or_leave_a_step_out(tmp_path):
+    class Warm(Plain):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            self.called.append(float(optimizer_closure()))
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            if batch_idx == 0:
+                optimizer.step(closure=optimizer_closure)
+
+    module = trained(tmp_path, Warm)
+    torch.manual_seed(1)
+    before = Warm()
+    assert same_weights(module, before)  # the rate is 0, and AdamW's decay follows the rate
+    assert all(loss > 0 for loss in module.called)
+    assert len(module.called) == 3
+
+
+def test_clipping_of_ones_own_clips(tmp_path):
+    class Clipping(Plain):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+            self.clip_gradients(optimizer, gradient_clip_val=1e-3, gradient_clip_algorithm="value")
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            self.called.append(max(float(p.grad.abs().max()) for p in self.parameters()))
+            optimizer.step()
+
+    assert trained(tmp_path, Clipping).called == [pytest.approx(1e-3)] * 3
+
+
+def test_a_scheduler_that_wants_the_epoch_is_stepped_by_the_module(tmp_path):
+    class ByEpoch(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, epoch=None):
+            self.epochs = [*getattr(self, "epochs", []), epoch]
+            super().step(epoch)
+
+    class Own(Plain):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [ByEpoch(optimizer, lambda epoch: 1.0)]
+
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step(epoch=self.current_epoch + 7)
+
+    trainer = quiet(tmp_path, max_epochs=2)
+    with pytest.warns(UserWarning, match="epoch"):
+        trainer.fit(Own(), loaders(16)[0])
+    assert trainer.lr_scheduler_configs[0].scheduler.epochs == [None, 7, 8]
+
+
+def test_backward_is_called_with_manual_optimization_too(tmp_path):
+    class Manual(Plain):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.optimizers().zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            self.optimizers().step()
+
+        def backward(self, loss, **options):
+            self.called.append("backward")
+            super().backward(loss, **options)
+
+    assert trained(tmp_path, Manual).called == ["backward"] * 3
+
+
+def test_scaled_losses_reach_backward(tmp_path):
+    class Scaled(Plain):
+        def backward(self, loss):
+            self.called.append(loss.item())
+            super().backward(loss)
+
+    module = trained(tmp_path, Scaled, precision=ScaledPrecision("cpu"))
+    assert min(module.called) > 1000
+
+
+# ---- callbacks, checkpoints, batches
+
+
+def test_callbacks_of_the_module_take_the_places_of_those_of_their_class(tmp_path):
+    class Noting(Callback):
+        def __init__(self, told):
+            self.told = told
+
+        def on_train_start(self, trainer, module):
+            self.told.append("module")
+
+    class Own(Net):
+        def configure_callbacks(self):
+            return [Noting(told), ModelCheckpoint(filename="own")]
+
+    told, given = [], []
+    trainer = quiet(tmp_path, callbacks=[Noting(given), ModelCheckpoint(filename="given")])
+    trainer.fit(Own(), *loaders(16))
+    assert (told, given) == (["module"], [])
+    assert trainer.checkpoint_callback.best_model_path.endswith("own.ckpt")
+
+
+def test_state_dict_hooks_and_checkpoint_hooks_change_what_is_stored(tmp_path):
+    def hide(module, state, prefix, _):
+        del state[f"{prefix}hidden"]
+
+    class Own(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scratch", torch.zeros(2))
+            self.register_buffer("hidden", torch.zeros(2))
+            self._register_state_dict_hook(hide)
+            self.seen = None
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["own"] = {"note": 7}
+            del checkpoint["state_dict"]["scratch"]
+
+        def on_load_checkpoint(self, checkpoint):
+            self.seen = checkpoint["own"]["note"]
+
+        @property
+        def strict_loading(self):
+            return False
+
+    trainer = quiet(tmp_path)
+    trainer.fit(Own(), *loaders(16))
+    path = trainer.checkpoint_callback.last_model_path
+    assert not {"scratch", "hidden"} & read_checkpoint(path)["state_dict"].keys()
+    assert Own.load_from_checkpoint(path).seen == 7
+    with pytest.raises(IntegrityError, match="no scratch"):
+        Own.load_from_checkpoint(path, strict=True)
+    trainer.test(ckpt_path="last", dataloaders=loaders(16)[1])
+
+
+def test_batches_are_changed_on_their_way(tmp_path):
+    class Own(Net):
+        seen = ()
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return {"inputs": batch[0], "targets": batch[1]}
+
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            return super().transfer_batch_to_device({**batch, "device": str(device)}, device, dataloader_idx)
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.seen = (*sorted(batch), batch["device"], dataloader_idx)
+            return batch["inputs"], batch["targets"]
+
+    module = Own()
+    quiet(tmp_path).fit(module, *loaders(16))
+    assert module.seen == ("device", "inputs", "targets", "cpu", 0)
+
+
+# ---- logging
+
+
+def test_a_callback_and_a_child_module_log_as_the_module_does(tmp_path):
+    class Child(Module):
+        def forward(self, inputs):
+            self.log("child", 2.0)
+            return inputs
+
+    class Parent(Net):
+        def __init__(self):
+            super().__init__()
+            self.child = Child()
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step([self.child(batch[0]), batch[1]], batch_idx)
+
+    class Logging(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.log("callback", float(batch_idx), on_epoch=True, on_step=False, reduce_fx=torch.sum)
+            self.log_dict({"a": 1.0, "b": 2.0})
+
+    callback, module = Logging(), Parent()
+    trainer = quiet(tmp_path, callbacks=callback)
+    trainer.fit(module, loaders(24)[0])
+    assert {"callback": 3.0, "child": 2.0, "a": 1.0, "b": 2.0}.items() <= trainer.callback_metrics.items()
+    for outside in (callback, module, module.child):
+        with pytest.warns(UserWarning, match="outside of a run is ignored"):
+            outside.log("late", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("reduce_fx", "expected"),
+    [(torch.mean, 1.0), ("mean", 1.0), (torch.sum, 3.0), (sum, 3.0), (torch.max, 2.0), (max, 2.0), (torch.amin, 0.0)],
+)
+def test_a_reduction_may_be_a_function(tmp_path, reduce_fx, expected):
+    class Own(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", float(batch_idx), reduce_fx=reduce_fx, batch_size=1)
+
+    assert quiet(tmp_path).validate(Own(), loaders(24)[1]) == [{"val_loss": expected}]
+
+
+def test_a_reduction_that_is_not_known_is_refused(tmp_path):
+    class Own(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", 1.0, reduce_fx=torch.median)
+
+    with pytest.raises(UsageError, match=r"median.*one of mean, sum, max, min"):
+        quiet(tmp_path).validate(Own(), loaders(16)[1])
+
+
+# ---- what a module knows
+
+
+def test_what_a_module_knows_of_its_run(tmp_path, capsys):
+    seen = {}
+
+    class Own(Net):
+        def on_train_start(self):
+            self.print("one", "two", sep="-")
+            seen.update(ranks=(self.global_rank, self.local_rank), loggers=self.loggers)
+            tensor = torch.ones(2)
+            seen["gathered"] = self.all_gather({"a": tensor})["a"] is tensor
+
+    module = Own()
+    assert (module.global_rank, module.local_rank, module.loggers) == (0, 0, [])
+    trainer = quiet(tmp_path, logger=True)
+    trainer.fit(module, *loaders(16))
+    assert seen == {"ranks": (0, 0), "loggers": trainer.loggers, "gathered": True}
+    assert capsys.readouterr().out == "one-two\n"
+
+
+def test_the_first_hyper_parameters_are_kept():
+    module = Net(width=4)
+    module.hparams.width = 9
+    assert (module.hparams_initial.width, module.hparams.width) == (4, 9)
+    assert Module().hparams_initial == {}
+
+
+def test_structures_of_all_processes_are_stacked():
+    made = stacked([{"a": (torch.ones(2), n), "b": "text"} for n in range(3)])
+    assert made["a"][0].shape == (3, 2)
+    assert made["a"][1].tolist() == [0, 1, 2]
+    assert made["b"] == "text"
+
+
+def test_the_summary_has_sizes_for_an_example(tmp_path, capsys):
+    class Own(Plain):
+        example_input_array = torch.zeros(2, 4)
+
+    plain = trained(tmp_path, Plain)
+    module = trained(tmp_path, Own, callbacks=ModelSummary(max_depth=2))
+    shown = capsys.readouterr().err
+    assert "in" in shown.splitlines()[0]
+    assert "2 x 4" in next(line for line in shown.splitlines() if line.startswith("backbone.0"))
+    assert "2 x 3" in next(line for line in shown.splitlines() if line.startswith("all"))
+    assert same_weights(plain, module)
+
+
+def test_a_compiled_module_is_trained_and_saved_under_its_own_names(tmp_path):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.manual_seed(1)
+    module = Plain()
+    compiled = torch.compile(module, backend=backend)
+    trainer = quiet(tmp_path)
+    trainer.fit(compiled, loaders(24)[0])
+    assert graphs
+    assert same_weights(module, trained(tmp_path, Plain))
+    stored = read_checkpoint(trainer.checkpoint_callback.last_model_path)["state_dict"]
+    assert list(stored) == list(Plain().state_dict())
+    trainer.test(compiled, loaders(16)[1])
+
+
+# ---- copies
+
+
+def test_a_module_is_copied_and_pickled_during_and_after_a_fit(tmp_path):
+    class Copying(Net):
+        def on_train_epoch_end(self):
+            self.inner = copy.deepcopy(self).state_dict()
+
+    module = Copying()
+    quiet(tmp_path).fit(module, *loaders(16))
+    assert module.inner.keys() == module.state_dict().keys()
+    copied = copy.deepcopy(module)
+    assert copied.trainer is None
+    quiet(tmp_path).fit(copied, *loaders(16))
+
+
+def test_a_whole_module_is_saved_by_torch(tmp_path):
+    trainer, module = quiet(tmp_path), net()
+    trainer.fit(module, *loaders(16))
+    torch.save(module, tmp_path / "module.pt")
+    loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert same_weights(module, loaded)
+    assert loaded.hparams == module.hparams
+    assert same_weights(pickle.loads(pickle.dumps(module)), module)  # noqa: S301 - of this test

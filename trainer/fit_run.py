@@ -51,6 +51,7 @@ from flashtask.trainer.run_preparation import (
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.step_outputs import as_seen_by_hooks
+from flashtask.trainer.step_overrides import StepOverrides
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -67,7 +68,16 @@ class FitRun(Run):
     stage, word = "fit", "train"
     _parts: Mapping[str, str] = {
         name: name
-        for name in ("training_step", "to_device", "clip_gradients", "count_step", "finish_pass", "close_epoch")
+        for name in (
+            "training_step",
+            "to_device",
+            "clip_gradients",
+            "zero_grad",
+            "count_step",
+            "scheduler_step",
+            "finish_pass",
+            "close_epoch",
+        )
     }
 
     def __init__(
@@ -125,6 +135,8 @@ class FitRun(Run):
         self.stop_reason = ""
         # of the current step
         self.outputs: list[Any] = []
+        #: the number of the optimizer whose turn it is
+        self.turn = 0
         #: the rest of the epoch is left out
         self.skip_epoch = False
         #: the epoch ends at the next step and keeps its place, to be continued by another run
@@ -190,6 +202,7 @@ class FitRun(Run):
             if self.solving is not None:
                 self.solving.resume()
         use_features(self)
+        self.extend(StepOverrides(module, Module))
         self._finish_preparing()
 
     def _adapt(self) -> None:
@@ -515,6 +528,7 @@ class FitRun(Run):
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 continue  # all that it trains is frozen now
             before = train_only(optimizer, self.optimizers)
+            self.turn = index
             yield optimizer, (index,)
             for parameter, wanted in before.items():
                 parameter.requires_grad_(wanted)
@@ -569,6 +583,14 @@ class FitRun(Run):
                 self.check_finite("the norm of the gradients", norm)
         self.guard.hold_back(optimizer)
 
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        """Clear the gradients of an optimizer that has stepped."""
+        optimizer.zero_grad()
+
+    def scheduler_step(self, scheduler: Any, metric: float | None) -> None:
+        """Step a scheduler, with the metric that it monitors if it wants one."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
     def _raise_if_diverged(self) -> None:
         """What a device noted is read here, where values are read anyway."""
         if self.guard.has_seen_bad():
@@ -593,7 +615,8 @@ class FitRun(Run):
         self.global_step += 1
         for rate in self.schedulers:
             if rate.interval == "step" and self.global_step % rate.frequency == 0:
-                rate.step(self.metrics | self.results.callback_values() if rate.reduce_on_plateau else self.metrics)
+                fresh = self.results.callback_values() if rate.reduce_on_plateau else {}
+                rate.step(self.metrics | fresh, self.scheduler_step)
 
     @property
     def own_part(self) -> dict[str, Callable[..., Any]]:
@@ -653,7 +676,7 @@ class FitRun(Run):
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
             if due and self._can_step(rate):
-                rate.step(self.metrics)
+                rate.step(self.metrics, self.scheduler_step)
         spent = self.epoch_seconds + time.monotonic() - self._epoch_started_at
         trained = max(self._trained_for, 1e-9)
         self.seconds += spent

@@ -88,11 +88,11 @@ class Loops:
                     yield ("after_backward",)
                 if optimizer is not None and run.group_is_complete and run.has_gradients:
                     run.precision.unscale(optimizer)
-                    yield ("before_optimizer_step", optimizer, *(arguments or (0,)))
+                    yield ("before_optimizer_step", optimizer, run.turn)
                     run.clip_gradients(optimizer)
                     run.precision.step(optimizer)
                     yield ("before_zero_grad", optimizer)
-                    optimizer.zero_grad()
+                    run.zero_grad(optimizer)
             if run.group_is_complete:
                 run.count_step()
             yield ("train_batch_end", run.keep(returned), batch, batch_idx)

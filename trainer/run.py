@@ -121,9 +121,12 @@ class Run:
     def _start(self) -> None:
         """The common start of every stage: the data is fetched, meets the module, and is set up."""
         trainer, module, data, stage = self.trainer, self.module, self.data, self.stage
-        self.callbacks = trainer.callbacks_of(stage)
+        self.callbacks = trainer.callbacks_of(stage, module)
         module.trainer = data.trainer = trainer
         trainer.active_run = self
+        for callback in self.callbacks:
+            self.undo.append(partial(setattr, callback, "logs_for", callback.logs_for))
+            callback.logs_for = module
         report_misspelled_data_methods(data, DataModule)
         self.listeners = listeners(trainer, module, self.callbacks, Module, Callback, self.own_part)
         if self.strategy.local_rank == 0:

@@ -17,6 +17,7 @@ from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader, is_batch_list
 from flashtask.trainer.module import Module
+from flashtask.trainer.wrapping import without_wrapper
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -39,7 +40,8 @@ __all__ = [
 
 
 def check_module(module: object) -> Module:
-    """The module itself, or an error that says what was given instead."""
+    """The module itself, also of `torch.compile(module)`, or an error that says what was given instead."""
+    module = without_wrapper(module)
     if not isinstance(module, Module):
         raise UsageError(
             f"a Trainer needs a flashtask.Module, not {type(module).__name__}",

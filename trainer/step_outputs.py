@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,12 @@ __all__ = ["LossOutput", "as_seen_by_hooks"]
 class LossOutput(torch.Tensor):
     """A loss that a step returned by itself: a detached tensor, which also reads like `{"loss": tensor}`."""
 
-    # What is computed from it is a plain tensor.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        with torch.DisableTorchFunctionSubclass():  # what is computed from it is a plain tensor
+            return func(*args, **(kwargs or {}))
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):

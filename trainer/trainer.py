@@ -474,9 +474,15 @@ class Trainer(RunFacts, Lightning1Trainer):
 
     # ---- how a run is carried out
 
-    def callbacks_of(self, stage: str) -> list[Callback]:
-        """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
-        given = [*self.callbacks, *self._from_arguments()]
+    def callbacks_of(self, stage: str, module: Module) -> list[Callback]:
+        """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last.
+
+        A callback of the module takes the place of the trainer's of the same class.
+        """
+        of_module = make_callbacks(module.configure_callbacks())
+        replaced = {type(callback) for callback in of_module}
+        given = [callback for callback in self.callbacks if type(callback) not in replaced]
+        given += [*of_module, *self._from_arguments()]
         own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
         shows_own = any(isinstance(callback, ProgressBar) for callback in own)
         shows_bar = self.enable_progress_bar and not shows_own and self.is_global_zero

@@ -35,7 +35,7 @@ M = TypeVar("M", bound="Module")
 
 
 def module_from_checkpoint(
-    cls: type[M], path: PathLike, map_location: MapLocation, strict: bool, given: Mapping[str, Any]
+    cls: type[M], path: PathLike, map_location: MapLocation, strict: bool | None, given: Mapping[str, Any]
 ) -> M:
     """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
     path = model_path(path)
@@ -52,7 +52,7 @@ def module_from_content(
     content: dict[str, Any],
     path: PathLike,
     *,
-    strict: bool = True,
+    strict: bool | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> M:
     """The same from the content that `read_checkpoint` returned; `path` is for messages."""
@@ -67,7 +67,7 @@ def module_from_content(
             module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
         take_formats(module, state)
         take_recorded_precision(module, content)
-        load_weights(module, state, path, strict=strict)
+        load_weights(module, state, path, strict=module.strict_loading if strict is None else strict)
     return module.eval()
 
 
@@ -164,7 +164,7 @@ def load_checkpoint_into(module: Module, content: dict[str, Any], path: PathLike
         state = _weights_in(content)
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
-        load_weights(module, state, path)
+        load_weights(module, state, path, strict=module.strict_loading)
 
 
 def restore_run(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:

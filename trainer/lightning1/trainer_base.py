@@ -26,11 +26,6 @@ OLDER_HOOKS = {
     "on_pretrain_routine_start": "on_fit_start",
     "on_pretrain_routine_end": "on_fit_start",
     "on_validation_model_eval": "on_validation_start",
-    "configure_callbacks": "Trainer(callbacks=...)",
-    "configure_gradient_clipping": "Trainer(gradient_clip_val=...)",
-    "lr_scheduler_step": "automatic_optimization = False",
-    "optimizer_step": "on_before_optimizer_step",
-    "optimizer_zero_grad": "on_before_zero_grad",
 }
 
 
