@@ -181,6 +181,7 @@ class FitRun(Run):
         content = None if self.resume_from is None else read_checkpoint(self.resume_from)
         if content is not None and "datamodule" in content:
             with error_context(str(self.resume_from)):
+                data.on_load_checkpoint(content)
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         loader = data.train_dataloader()
         check_training_data(loader, module)

@@ -28,7 +28,7 @@ class LossOutput(torch.Tensor):
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        return key == "loss" if isinstance(key, str) else super().__contains__(key)  # type: ignore[arg-type]
+        return key == "loss" if isinstance(key, str) else super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
         """As `dict.get`."""

@@ -43,6 +43,7 @@ from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder, was_begun_by_us
 from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.run_preparation import check_module, data_of
+from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:
     from flashtask.trainer.finetuning_plan import Plan
@@ -102,7 +103,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
         feature_cache: compute the features of a frozen backbone once, and keep them for later runs: `auto` where every
             epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
-        auto_lr_find: what `tune` finds unless told otherwise: the learning rate.
+        auto_lr_find: what `tune` finds unless told otherwise: the learning rate, also by the name of its attribute.
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
@@ -153,7 +154,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         profiler: Profiler | Named | None = None,
         use_distributed_sampler: bool = True,
         feature_cache: bool | int | str = "auto",
-        auto_lr_find: bool = False,
+        auto_lr_find: bool | str = False,
         auto_scale_batch_size: bool | str = False,
         **older: Any,
     ) -> None:
@@ -254,7 +255,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
+        self.ckpt_path = self.checkpoint_file(ckpt_path)
+        run = FitRun(self, module, data, resume_from=self.ckpt_path)
         execute(run, self._path.fit)
         return self._result_of(run)
 
@@ -292,9 +294,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         loaders = train_dataloader if train_dataloaders is None else train_dataloaders
         module = check_module(model)
         data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
-        resume_from = self.checkpoint_file(ckpt_path)
+        self.ckpt_path = self.checkpoint_file(ckpt_path)
         finetuning = _finetuning(module, strategy)
-        run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
+        run = FitRun(self, module, data, finetuning, resume_from=self.ckpt_path, restores_best=restore_best)
         execute(run, self._path.fit)
         return self._result_of(run)
 
@@ -311,9 +313,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
+        verbose: bool = False,
     ) -> list[dict[str, float]]:
-        """Run validation; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
+        """Run validation; returns a list with one dictionary of metrics for each loader.
+
+        With `verbose` they are also printed as a table.
+        """
+        run = self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
+        return self._tell_metrics(run, verbose)
 
     @named_arguments
     def test(
@@ -322,9 +329,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
+        verbose: bool = True,
     ) -> list[dict[str, float]]:
-        """Run a test; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
+        """Run a test; returns a list with one dictionary of metrics for each loader.
+
+        With `verbose` they are also printed as a table.
+        """
+        run = self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
+        return self._tell_metrics(run, verbose)
 
     @named_arguments
     def predict(
@@ -352,7 +364,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
         strategy: FinetuningLike | None = None,
-        learning_rate: bool | Mapping[str, Any] | None = None,
+        learning_rate: bool | str | Mapping[str, Any] | None = None,
         batch_size: bool | str | Mapping[str, Any] | None = None,
     ) -> TuningResult:
         """Find a learning rate or a batch size and set it on the module or its data; nothing else changes.
@@ -363,7 +375,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             val_dataloaders: a loader or a list of them.
             datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
             strategy: the finetuning strategy to tune for; None means the module's own, as in `finetune`.
-            learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
+            learning_rate: find it: True, the name of the attribute that has it, or a dictionary of options; None means
+                `auto_lr_find`.
             batch_size: find it: True, `power`, `binsearch`, or a dictionary of options; None means
                 `auto_scale_batch_size`.
 
@@ -443,6 +456,15 @@ class Trainer(RunFacts, Lightning1Trainer):
 
     #: `fit` and `finetune` say what came of them; the command line says it itself
     says_result = True
+
+    def _tell_metrics(self, run: EvaluationRun, verbose: bool) -> list[dict[str, float]]:
+        found = run.metrics_of_loaders()
+        if verbose and self.says_result and any(found):
+            names = list(dict.fromkeys(name for of_loader in found for name in of_loader))
+            rows = [[name, *(f"{one[name]:.6g}" if name in one else "" for one in found)] for name in names]
+            heads = [f"loader {number}" for number in range(len(found))] if len(found) > 1 else ["value"]
+            self.say(text_table([f"{run.stage} metric", *heads], rows, None))
+        return found
 
     @property
     def max_epochs(self) -> int | None:
@@ -587,9 +609,10 @@ class Trainer(RunFacts, Lightning1Trainer):
         if dataloaders is None and datamodule is None and fitted is not None and reusable:
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
-        weights_from = self.checkpoint_file(ckpt_path, continues=False)
+        self.ckpt_path = weights_from = self.checkpoint_file(ckpt_path, continues=False)
         run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
         execute(run, self._path.evaluate)
+        self._loaders[stage] = run.loaders
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit

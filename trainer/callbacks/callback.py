@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["Callback", "LambdaCallback", "keeps_state"]
+__all__ = ["Callback", "LambdaCallback", "keeps_state", "state_name"]
 
 
 class Callback(NamedPart):
@@ -185,6 +185,12 @@ class Callback(NamedPart):
 def keeps_state(callback: Callback) -> bool:
     """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
     return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict
+
+
+def state_name(callback: Callback) -> str:
+    """The name that a callback's state has in a checkpoint; of a class as its key, as Lightning 1.4 had it, the name."""
+    key: object = callback.state_key
+    return key.__qualname__ if isinstance(key, type) else str(key)
 
 
 #: Names of the hooks of `Callback`.

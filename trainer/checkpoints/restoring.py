@@ -19,6 +19,7 @@ from flashtask.core.keywords import argument_fix
 from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
+from flashtask.trainer.callbacks.callback import state_name
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
@@ -26,12 +27,21 @@ from flashtask.trainer.hyperparameters import as_collection, find_not_saved
 from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
+    from flashtask.trainer.datamodule import DataModule
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.module import Module
 
-__all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+__all__ = [
+    "data_from_checkpoint",
+    "load_checkpoint_into",
+    "load_weights",
+    "module_from_checkpoint",
+    "module_from_content",
+    "restore_run",
+]
 
 M = TypeVar("M", bound="Module")
+D = TypeVar("D", bound="DataModule")
 
 
 def module_from_checkpoint(
@@ -45,6 +55,18 @@ def module_from_checkpoint(
             fix=f"{cls.__name__}.from_pretrained({str(path)!r})",
         )
     return module_from_content(cls, read_checkpoint(path, map_location=map_location), path, strict=strict, given=given)
+
+
+def data_from_checkpoint(cls: type[D], path: PathLike, given: Mapping[str, Any]) -> D:
+    """A data module with the hyper-parameters that the one of a run had."""
+    path = model_path(path)
+    content = read_checkpoint(path)
+    with error_context(path):
+        stored = content.get("datamodule_hyper_parameters") or {}
+        data = cls(**_arguments(cls, {"hyper_parameters": stored}, given, path))
+        data.on_load_checkpoint(content)
+        data.load_state_dict(content.get("datamodule") or {})
+    return data
 
 
 def module_from_content(
@@ -194,9 +216,10 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
         run.precision.load_state_dict(content["precision"]["state"])
     states = content["callbacks"]
     for callback in run.callbacks:
-        if callback.state_key in states:
-            callback.load_state_dict(states[callback.state_key])
-    if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
+        if state_name(callback) in states:
+            callback.load_state_dict(states[state_name(callback)])
+    known = {state_name(one) for one in run.callbacks}
+    if lost := [key for key, state in states.items() if state and key not in known]:
         run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
     progress = dict(content["progress"])
     progress["history"] = json.loads(bytes(progress["history"].numpy().tobytes()))
