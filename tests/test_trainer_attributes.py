@@ -90,7 +90,10 @@ class Shown(Net):
         self.log("shown", float(batch_idx), prog_bar=True)
         return super().training_step(batch, batch_idx)
 
-    def predict_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        super().validation_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
         return self(batch[0])
 
 
@@ -169,7 +172,7 @@ def test_a_test_prints_its_metrics_unless_told_otherwise(tmp_path, capsys):
     trainer.test(module, val, verbose=False)
     trainer.validate(module, val)
     assert capsys.readouterr().err == ""
-    trainer.validate(module, [val, val], verbose=True)
+    trainer.validate(Shown(), [val, val], verbose=True)
     assert "loader 1" in capsys.readouterr().err
 
 

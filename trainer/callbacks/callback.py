@@ -188,7 +188,7 @@ def keeps_state(callback: Callback) -> bool:
 
 
 def state_name(callback: Callback) -> str:
-    """The name that a callback's state has in a checkpoint; of a class as its key, as Lightning 1.4 had it, the name."""
+    """The name that a callback's state has in a checkpoint; a key may be a class, as in Lightning 1.4."""
     key: object = callback.state_key
     return key.__qualname__ if isinstance(key, type) else str(key)
 

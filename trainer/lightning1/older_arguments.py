@@ -191,7 +191,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser, made: type) -> argparse.ArgumentParser:
-    """Give a parser an option for each argument of a class (a trainer or data module), except those that it has already.
+    """Give a parser an option for each argument of a trainer or data module, except those that it has already.
 
     Returns:
         The same parser.
