@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["HOOKS", "LEVELS", "is_written", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
+__all__ = [
+    "HOOKS",
+    "LEVELS",
+    "arguments_taken",
+    "is_written",
+    "listeners",
+    "report_misspelled_data_methods",
+    "report_misspelled_methods",
+]
 
 _EVALUATION = tuple(
     f"{word}_{hook}"
@@ -133,7 +141,7 @@ def _as_it_takes(owner: object, name: str, base: type) -> Callable[..., Any]:
     """A hook as the loop calls it: one that takes fewer arguments than there are is given the first of them."""
     method: Callable[..., Any] = getattr(owner, name)
     most = len(inspect.signature(getattr(base, name)).parameters) - 1
-    taken = _places(method)
+    taken = arguments_taken(method)
     taken = most if taken is None else taken
     if taken == most and name not in _WITH_MORE:
         return method
@@ -146,7 +154,7 @@ def _as_it_takes(owner: object, name: str, base: type) -> Callable[..., Any]:
     return call
 
 
-def _places(method: Callable[..., Any]) -> int | None:
+def arguments_taken(method: Callable[..., Any]) -> int | None:
     """How many arguments a function takes by position; None for any number."""
     parameters = inspect.signature(method).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
