@@ -123,7 +123,8 @@ def compiled_call(wrapper: nn.Module, module: nn.Module) -> None:
 
     `module.compile()` does the same, but the options that the wrapper was made with are not public.
     """
-    module._compiled_call_impl = wrapper.dynamo_ctx(module._call_impl)
+    compiles: Any = wrapper.dynamo_ctx
+    module._compiled_call_impl = compiles(module._call_impl)
 
 
 def rate_lists(schedule: object) -> Iterator[list[float]]:

@@ -190,6 +190,19 @@ def test_a_learning_rate_is_found_by_the_name_of_its_attribute(tmp_path):
     assert module.speed == found.learning_rate.suggestion != 1e-4
 
 
+def test_should_stop_ends_the_epoch_after_the_batch(tmp_path):
+    class Stopping(Net):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 2:
+                self.trainer.should_stop = True
+
+    for least, steps in ((None, 2), (2, 6)):
+        trainer = quiet(tmp_path, max_epochs=5, min_epochs=least)
+        trainer.fit(Stopping(), *loaders(24))
+        assert trainer.global_step == steps
+        assert "val_loss" in trainer.callback_metrics
+
+
 # ---- callbacks
 
 

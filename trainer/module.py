@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -240,7 +240,9 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
     def parts_to_freeze(self) -> list[nn.Module]:
         """What `modules_to_freeze` gives, as a list."""
         given = self.modules_to_freeze()
-        return [] if given is None else [given] if _is_one(given) else [*given]
+        if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+            return [given]
+        return [] if given is None else list(cast("Iterable[nn.Module]", given))
 
     def head_to_solve(self) -> Any:
         """What a `freeze` run may solve instead of training it: the attribute `head`, if it has a method `solve`.
@@ -360,7 +362,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle has: everything but the run that the module is in."""
-        state = dict(super().__getstate__())  # type: ignore[misc]
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
         return {name: value for name, value in state.items() if name not in ("_trainer", "_toggled")}
 
     @property
@@ -528,11 +530,6 @@ def _inner(optimizer: AnyOptimizer) -> Optimizer:
 def _argument(name: str, place: int, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     """An argument that was given by its name or its place."""
     return options[name] if name in options else arguments[place]
-
-
-def _is_one(given: nn.Module | Iterable[nn.Module]) -> TypeGuard[nn.Module]:
-    """Whether it is one part and not several: of the containers, a Sequential computes something."""
-    return isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList)
 
 
 def _one_or_all(found: list[Any]) -> Any:

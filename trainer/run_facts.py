@@ -116,13 +116,22 @@ class RunFacts:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the fit ends after this epoch; set it to True to end it."""
+        """Whether the fit ends after this epoch.
+
+        Set to True, it ends the epoch after this batch, and the fit after that, as soon as `min_epochs` and `min_steps`
+        allow it.
+        """
         return self.fit_run is not None and bool(self.fit_run.stop_reason)
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        if self.fit_run is not None:
-            self.fit_run.stop("trainer.should_stop was set") if value else self.fit_run.go_on()
+        run = self.fit_run
+        if run is not None and not value:
+            run.go_on()
+        elif run is not None:
+            run.stop("trainer.should_stop was set")
+            if run.may_stop_after(run.epoch):
+                run.skip_rest()
 
     @property
     def is_global_zero(self) -> bool:
