@@ -539,7 +539,10 @@ def test_backward_is_called_with_manual_optimization_too(tmp_path):
             self.called.append("backward")
             super().backward(loss, **options)
 
-    assert trained(tmp_path, Manual).called == ["backward"] * 3
+        def on_before_optimizer_step(self, optimizer, optimizer_idx):
+            self.called.append(optimizer_idx)
+
+    assert trained(tmp_path, Manual).called == ["backward", 0] * 3
 
 
 def test_scaled_losses_reach_backward(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -242,7 +242,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         given = self.modules_to_freeze()
         if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
             return [given]
-        return [] if given is None else list(cast("Iterable[nn.Module]", given))
+        return [] if given is None else list(given)
 
     def head_to_solve(self) -> Any:
         """What a `freeze` run may solve instead of training it: the attribute `head`, if it has a method `solve`.
