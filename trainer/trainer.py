@@ -56,7 +56,7 @@ class Trainer(RunFacts, Lightning1Trainer):
     """Trains, validates, tests and predicts any `Module`.
 
     Names of the Lightning 1.x Trainer (`gpus`, `progress_bar_refresh_rate`, ...) are understood too, or their
-    replacement is named: trainer/lightning1/arguments.py.
+    replacement is named: trainer/lightning1/older_arguments.py.
 
     Args:
         max_epochs: epochs at the most; where nothing limits the run, the module's own number: 10 for a task, else 1000.

@@ -88,8 +88,9 @@ class Lightning1Trainer:
     if not TYPE_CHECKING:  # a checker is to find mistyped attributes
 
         def __getattr__(self, name: str) -> Any:
-            told = f"{type(self).__name__} has no attribute {name!r}"
-            raise AttributeError(f"{told}; instead: {NOT_THERE[name]}" if name in NOT_THERE else told)
+            if name in NOT_THERE:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; instead: {NOT_THERE[name]}")
+            return object.__getattribute__(self, name)  # whose error says what a property could not find
 
     @property
     def lightning_module(self) -> Any:
