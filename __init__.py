@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from flashtask.trainer.callbacks.callback import LambdaCallback as LambdaCallback
     from flashtask.trainer.callbacks.callback_registry import CALLBACKS as CALLBACKS
     from flashtask.trainer.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from flashtask.trainer.callbacks.finetuning_callbacks import BackboneFinetuning as BackboneFinetuning
+    from flashtask.trainer.callbacks.finetuning_callbacks import BaseFinetuning as BaseFinetuning
     from flashtask.trainer.callbacks.model_summary import ModelSummary as ModelSummary
     from flashtask.trainer.callbacks.monitors import DeviceStatsMonitor as DeviceStatsMonitor
     from flashtask.trainer.callbacks.monitors import GradientNormMonitor as GradientNormMonitor
@@ -124,6 +126,8 @@ _HOMES = {
     "AdvancedProfiler": "flashtask.trainer.profiling.profilers",
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
+    "BackboneFinetuning": "flashtask.trainer.callbacks.finetuning_callbacks",
+    "BaseFinetuning": "flashtask.trainer.callbacks.finetuning_callbacks",
     "BasePredictionWriter": "flashtask.trainer.callbacks.prediction_writer",
     "BatchSizeSearch": "flashtask.trainer.tuning.batch_size_search",
     "CALLBACKS": "flashtask.trainer.callbacks.callback_registry",

@@ -80,7 +80,7 @@ def _measure(
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**_below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)
-    (metrics,) = getattr(trainer, stage)(task, datamodule=datamodule)
+    (metrics,) = getattr(trainer, stage)(task, datamodule=datamodule, verbose=False)
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from flashtask.core.codec_read import FACTORIES, NUMPY_SCALAR, STORED_AS, decode, dense_strides, tensor_names
 from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import layer_versions
+from flashtask.core.metric_value import MetricValue
 from flashtask.core.plain_json import canonical_json
 from flashtask.core.tensor_file import DTYPES
 
@@ -223,6 +224,7 @@ class _Encoder:
 _SIMPLE: dict[type, Callable[[_Encoder, Any, Path], Any]] = {
     int: _Encoder.integer,
     float: _Encoder.real,
+    MetricValue: _Encoder.real,
     complex: _Encoder.complex_number,
     str: _Encoder.text,
     bytes: _Encoder.raw_bytes,

@@ -25,6 +25,7 @@ __all__ = [
     "before_each_operation",
     "bytes_after_body",
     "change_count",
+    "compiled_call",
     "extractor_graphs",
     "forget_fsdp",
     "forget_groups",
@@ -116,6 +117,15 @@ def forget_groups(mesh: DeviceMesh) -> None:
 def change_count(tensor: Tensor) -> int:
     """How often a tensor was changed in place; autograd counts it, and only so is a change seen without a copy."""
     return tensor._version
+
+
+def compiled_call(wrapper: nn.Module, module: nn.Module) -> None:
+    """Let a module compile its calls as the wrapper does that `torch.compile` made of it.
+
+    `module.compile()` does the same, but the options that the wrapper was made with are not public.
+    """
+    compiles: Any = wrapper.dynamo_ctx
+    module._compiled_call_impl = compiles(module._call_impl)
 
 
 def rate_lists(schedule: object) -> Iterator[list[float]]:

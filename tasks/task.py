@@ -765,7 +765,7 @@ class Task(Module):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: Any, map_location: Any = None, strict: bool = True, **given: Any
+        cls, checkpoint_path: Any, map_location: Any = None, strict: bool | None = None, **given: Any
     ) -> Self:
         """As `Module.load_from_checkpoint`; an address (https) is downloaded to the cache first."""
         return super().load_from_checkpoint(local_file(checkpoint_path), map_location, strict, **given)

@@ -137,10 +137,11 @@ def test_s40_groups_and_several_optimizers_get_names_of_their_own(tmp_path):
     }
 
 
-def test_s40_momentum_that_no_optimizer_has_is_an_error(tmp_path):
+def test_s40_momentum_that_no_optimizer_has_is_zero(tmp_path):
     module = scheduled(lambda m: torch.optim.Adagrad(m.parameters()))
-    with pytest.raises(UsageError, match="log_momentum=True"):
-        quiet(tmp_path, LearningRateMonitor(log_momentum=True)).fit(module, loaders()[0])
+    monitor = LearningRateMonitor(log_momentum=True)
+    quiet(tmp_path, monitor).fit(module, loaders()[0])
+    assert set(monitor.last_momentum_values.values()) == {0.0}
 
 
 def test_s40_another_interval_is_refused():

@@ -136,7 +136,7 @@ def test_s89_fast_dev_run_writes_nothing_stops_nothing_early_and_keeps_no_checkp
     assert not told[0].calls
     assert not told[1].calls
     assert trainer.checkpoint_callback is None
-    assert trainer.callback_metrics.keys() == {"train_loss", "val_loss"}
+    assert trainer.callback_metrics.keys() == {"train_loss", "val_loss", "test_loss"}
 
 
 def test_s89_fast_dev_run_keeps_callbacks_that_do_not_stop_or_write(tmp_path):

@@ -209,15 +209,6 @@ def test_a_hook_of_older_trainers_names_the_one_that_took_its_place(tmp_path):
             quiet(tmp_path, fast_dev_run=True, callbacks=old()).fit(net(), *loaders())
 
 
-@pytest.mark.parametrize(
-    "name", ["optimizer_step", "lr_scheduler_step", "configure_gradient_clipping", "configure_callbacks"]
-)
-def test_a_method_that_only_older_trainers_call_is_reported(tmp_path, name):
-    old = type("Old", (Net,), {name: lambda self, *arguments: None})
-    with pytest.warns(UserWarning, match=f"Old.{name} is never called"):
-        quiet(tmp_path, fast_dev_run=True).fit(old(), *loaders())
-
-
 def test_the_class_of_a_datamodule_in_place_of_one_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"Data is a class"):
         quiet(tmp_path).fit(net(), Data)

@@ -223,6 +223,19 @@ def fused_convolution():
         assert torch.allclose(found, layer(images).relu(), atol=1e-5)
 
 
+def compiled_call():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    module = torch.nn.Linear(2, 2)
+    internals.compiled_call(torch.compile(module, backend=backend), module)
+    module(torch.ones(1, 2))
+    assert len(graphs) == 1
+
+
 def is_from_compiler():
     def stops(values):
         torch._dynamo.graph_break()

@@ -497,7 +497,7 @@ def test_callbacks_with_the_same_arguments_but_for_the_folder_have_states_of_the
 
 def test_two_callbacks_that_would_write_the_same_files_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"two ModelCheckpoints write best\.ckpt"):
-        fit(tmp_path / "a", [1.0], ModelCheckpoint(), ModelCheckpoint(monitor="train_loss"))
+        fit(tmp_path / "a", [1.0], ModelCheckpoint(), ModelCheckpoint(monitor="train_loss", filename="best"))
     both = ModelCheckpoint()
     with pytest.raises(UsageError, match="twice"):
         fit(tmp_path / "b", [1.0], both, both)

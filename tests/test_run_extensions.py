@@ -149,7 +149,7 @@ def test_a_callback_that_is_an_extension_wraps_steps_loaders_and_hooks(tmp_path)
     asked = {name for stage, name in extension.parts if stage == "fit"}
     assert asked == {
         *("training_step", "to_device", "backward", "unscale", "clip_gradients", "optimizer_step", "scale_update"),
-        *("count_step", "finish_pass", "close_epoch"),
+        *("zero_grad", "count_step", "scheduler_step", "finish_pass", "close_epoch"),
     }
     assert ("validate", "validation_step") in extension.parts
     assert "train_batch_end" in extension.hooks

@@ -279,6 +279,21 @@ class LogsSteps(Small):
         self.seen.append(self.trainer.fit_run.results.step_values())
 
 
+def test_tensors_of_all_processes_are_gathered(tmp_path):
+    class Gathering(Small):
+        def training_step(self, batch, batch_idx):
+            found = self.all_gather({"rank": torch.tensor(float(self.global_rank)), "size": [len(batch[0])]})
+            self.log("ranks", found["rank"].sum())
+            self.log("shape", float(found["size"][0].numel()))
+            with pytest.raises(UsageError, match="without gradients"):
+                self.all_gather(batch[0], sync_grads=True)
+            return super().training_step(batch, batch_idx)
+
+    trainer = trainer_of(tmp_path, 2, max_epochs=1)
+    trainer.fit(Gathering(), DataLoader(samples(8), batch_size=2))
+    assert (trainer.callback_metrics["ranks"], trainer.callback_metrics["shape"]) == (1.0, 2.0)
+
+
 @pytest.mark.parametrize("count", [5, 9, 11])
 def test_s98_values_of_steps_count_each_sample_once(tmp_path, count):
     """With 5 and 9 samples nothing is left for process 1 in the last step, and nothing in validation."""

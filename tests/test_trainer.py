@@ -363,7 +363,8 @@ def test_evaluation_stages_do_not_replace_the_fit_run(tmp_path):
     (tested,) = trainer.test(module, loaders()[1])
     assert result["val_loss"] == pytest.approx(metrics["val_loss"])
     assert tested["test_loss"] == pytest.approx(metrics["val_loss"])
-    assert (trainer.callback_metrics, trainer.global_step) == (metrics, step)
+    assert (trainer.fit_run.metrics, trainer.global_step) == (metrics, step)
+    assert trainer.callback_metrics == {**metrics, **tested}  # the last evaluation beside the fit
 
 
 def test_evaluation_leaves_modes_and_generators_alone(tmp_path):

@@ -36,7 +36,6 @@ _SWITCHES = (
     "benchmark",
     "use_distributed_sampler",
     "sync_batchnorm",
-    "auto_lr_find",
 )
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 _FOLDERS = ("default_root_dir", "output_dir")
@@ -136,6 +135,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "fast_dev_run": (_switch_or_count, "True, False or a whole number of batches", "True"),
     "track_grad_norm": (_norm, 'a number above 0, "inf", or -1 for none', "2"),
     "deterministic": (_one_of(True, False, "warn"), 'True, False or "warn"', "True"),
+    "auto_lr_find": (
+        lambda value: isinstance(value, bool) or (isinstance(value, str) and value.isidentifier()),
+        "True, False or the name of an attribute",
+        "True",
+    ),
     "auto_scale_batch_size": (
         _one_of(True, False, "power", "binsearch"),
         'True, False, "power" or "binsearch"',

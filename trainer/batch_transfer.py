@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import is_view
 
-__all__ = ["channels_last", "detached", "in_dtype", "move_to_device", "without_views"]
+__all__ = ["channels_last", "detached", "in_dtype", "move_to_device", "stacked", "without_views"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -49,6 +49,22 @@ def _is_floating(leaf: Any) -> bool:
 def detached(outputs: Any) -> Any:
     """The same structure with every tensor cut off from its graph, so that an epoch of outputs fits into memory."""
     return _mapped(outputs, lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf)
+
+
+def stacked(values: Sequence[Any]) -> Any:
+    """Structures of one kind as one, whose tensors and numbers are those of all, stacked: (number of structures, ...).
+
+    Other values are those of the first structure.
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: stacked([one[key] for one in values]) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [stacked(part) for part in zip(*values, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    if isinstance(first, (int, float)):
+        return torch.tensor(values)
+    return torch.stack(list(values)) if isinstance(first, torch.Tensor) else first
 
 
 def without_views(outputs: Any) -> Any:

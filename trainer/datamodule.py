@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from flashtask.trainer.hyperparameters import HyperparametersMixin
 if TYPE_CHECKING:
     import torch
 
+    from flashtask.core.files import PathLike
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
@@ -124,6 +126,47 @@ class DataModule(BatchTransfer, HyperparametersMixin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written: add to it."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint has been read, nothing has been restored yet."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: PathLike, **given: Any) -> Self:
+        """A data module made with the hyper-parameters that the one of a run had saved, and with its state.
+
+        Args:
+            checkpoint_path: a file of a run, or its folder.
+            given: constructor arguments; they win over the stored ones.
+
+        Raises:
+            MissingInputError: there is no such file.
+            UsageError: an argument is needed that the file does not hold.
+        """
+        from flashtask.trainer.checkpoints.restoring import data_from_checkpoint
+
+        return data_from_checkpoint(cls, checkpoint_path, given)
+
+    @classmethod
+    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Give a parser an option for each argument of the constructor, except those that it has already."""
+        from flashtask.trainer.lightning1.older_arguments import add_arguments
+
+        return add_arguments(parser, cls)
+
+    @classmethod
+    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
+        """The data module that a parsed command line asks for; other options of the script are ignored.
+
+        Args:
+            namespace: what `parser.parse_args()` gave.
+            changes: arguments that win over the namespace's.
+        """
+        from flashtask.trainer.lightning1.older_arguments import given_arguments
+
+        return cls(**{**given_arguments(namespace, cls), **changes})
+
     def on_exception(self, exception: BaseException) -> None:
         """The run ends with an exception, which is raised after this (Ctrl-C included)."""
 
@@ -152,9 +195,7 @@ class GivenLoaders(DataModule):
 
     def prepare_data(self) -> None:
         """The module's own, for loaders of its own."""
-        prepare = getattr(self._module, "prepare_data", None)
-        if prepare is not None:
-            prepare()
+        self._module.prepare_data()
 
     def has(self, stage: str) -> bool:
         """Whether a loader was passed for `train`, `val`, `test` or `predict`."""
@@ -166,10 +207,7 @@ class GivenLoaders(DataModule):
 
     def _loader(self, stage: str) -> Any:
         loader = self._given.get(stage)
-        if loader is not None:
-            return loader
-        method = getattr(self._module, f"{stage}_dataloader", None)
-        return method() if method is not None else None
+        return getattr(self._module, f"{stage}_dataloader")() if loader is None else loader
 
     def train_dataloader(self) -> Any:
         """The given loader, or the module's."""

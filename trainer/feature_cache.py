@@ -243,7 +243,7 @@ def _fitting_threads(run: Run, batch_size: int) -> Iterator[None]:
     less than 3 ms with one.
     """
     threads = torch.get_num_threads()
-    frozen = {p for part in run.module.modules_to_freeze() for p in part.parameters()}
+    frozen = {p for part in run.module.parts_to_freeze() for p in part.parameters()}
     products = batch_size * sum(p.numel() for p in run.module.parameters() if p not in frozen)
     if run.device.type != "cpu" or threads == 1 or products > _SMALL:
         yield

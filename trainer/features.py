@@ -73,7 +73,7 @@ class FrozenPart:
 
     def renew(self) -> None:
         """Find out whether the weights have changed; for every process."""
-        parts, strategy = self.run.module.modules_to_freeze(), self.run.strategy
+        parts, strategy = self.run.module.parts_to_freeze(), self.run.strategy
         if not strategy.reduce(int(_writes(parts) != self._writes), "max"):
             return
         with strategy.whole_weights(self.run.module):

@@ -156,7 +156,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[])
 
     def look(run: FitRun) -> Iterator[Any]:
-        looks.append((_look_at(run, trainer.callbacks_of("fit")), _strategy_of(run)))
+        looks.append((_look_at(run, trainer.callbacks_of("fit", copies.module)), _strategy_of(run)))
         yield from ()
 
     with trial(quiet, module, data) as copies:

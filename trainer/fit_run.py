@@ -41,6 +41,7 @@ from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.lora import adapt_for
 from flashtask.trainer.finetuning.phase_ends import PhaseProgress, enter_phase, leave_phase, require_phase_groups
 from flashtask.trainer.finetuning.strategies import Finetuning
+from flashtask.trainer.hooks import is_written
 from flashtask.trainer.loss_checks import NanGuard, loss_in
 from flashtask.trainer.manual_optimization import clip, train_only
 from flashtask.trainer.module import Module
@@ -66,6 +67,8 @@ from flashtask.trainer.run_preparation import (
 )
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
+from flashtask.trainer.step_outputs import as_seen_by_hooks
+from flashtask.trainer.step_overrides import StepOverrides
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -82,7 +85,16 @@ class FitRun(Run):
     stage, word = "fit", "train"
     _parts: Mapping[str, str] = {
         name: name
-        for name in ("training_step", "to_device", "clip_gradients", "count_step", "finish_pass", "close_epoch")
+        for name in (
+            "training_step",
+            "to_device",
+            "clip_gradients",
+            "zero_grad",
+            "count_step",
+            "scheduler_step",
+            "finish_pass",
+            "close_epoch",
+        )
     }
 
     def __init__(
@@ -143,13 +155,14 @@ class FitRun(Run):
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.epoch_seconds = 0.0
-        self.metrics: dict[str, float] = {}
         #: the rows of epochs, and those of validations inside epochs
         self.history: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.stop_reason = ""
         # of the current step
         self.outputs: list[Any] = []
+        #: the number of the optimizer whose turn it is
+        self.turn = 0
         #: the rest of the epoch is left out
         self.skip_epoch = False
         #: the epoch ends at the next step and keeps its place, to be continued by another run
@@ -207,12 +220,13 @@ class FitRun(Run):
         content = None if self.resume_from is None else read_checkpoint(self.resume_from)
         if content is not None and "datamodule" in content:
             with error_context(str(self.resume_from)):
+                data.on_load_checkpoint(content)
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         self._load_training()
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
-        self.keeps_outputs = hasattr(module, "training_epoch_end")
+        self.keeps_outputs = is_written(module, "training_epoch_end", Module)
         self._add_validation()
         self._add_training()
         self._set_validation_interval()
@@ -227,6 +241,7 @@ class FitRun(Run):
             if self.solving is not None:
                 self.solving.resume()
         use_features(self)
+        self.extend(StepOverrides(module, Module))
         self._finish_preparing()
 
     def _adapt(self) -> None:
@@ -294,6 +309,8 @@ class FitRun(Run):
         if self.solves_head:
             ClosedFormFit(self).prepare()
             return
+        if self.freezing is not None:
+            self.freezing.freeze_for_good()
         configured = module.configure_optimizers()
         self.optimizers, self.schedulers = read_optimizers(configured, self)
         self.frequencies = read_frequencies(configured)
@@ -684,6 +701,7 @@ class FitRun(Run):
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 continue  # all that it trains is frozen now
             before = train_only(optimizer, self.optimizers)
+            self.turn = index
             yield optimizer, (index,)
             for parameter, wanted in before.items():
                 parameter.requires_grad_(wanted)
@@ -738,6 +756,14 @@ class FitRun(Run):
                 self.check_finite("the norm of the gradients", norm)
         self.guard.hold_back(optimizer)
 
+    def zero_grad(self, optimizer: Optimizer) -> None:
+        """Clear the gradients of an optimizer that has stepped."""
+        optimizer.zero_grad()
+
+    def scheduler_step(self, scheduler: Any, metric: float | None) -> None:
+        """Step a scheduler, with the metric that it monitors if it wants one."""
+        scheduler.step() if metric is None else scheduler.step(metric)
+
     def _raise_if_diverged(self) -> None:
         """What a device noted is read here, where values are read anyway."""
         if self.guard.has_seen_bad():
@@ -763,9 +789,9 @@ class FitRun(Run):
         for rate in self.schedulers:
             if rate.interval == "step" and self.global_step % rate.frequency == 0 and self._is_in_turn(rate):
                 if not rate.reduce_on_plateau:
-                    rate.step(self.metrics)
+                    rate.step(self.metrics, self.scheduler_step)
                 elif not self._is_overdue:  # else it waits for the values of that validation
-                    rate.step(self.metrics | self.results.callback_values())
+                    rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
 
     def _is_in_turn(self, rate: ScheduledRate) -> bool:
         """Whether the optimizer of a schedule has taken the step."""
@@ -794,10 +820,23 @@ class FitRun(Run):
         for logger in self.loggers:
             logger.flush()
 
-    def keep(self, outputs: Any) -> None:
-        """Collect outputs of steps, if the module wants to see them at the end of the epoch."""
+    def keep(self, returned: list[Any]) -> Any:
+        """Collect what steps returned, if the module wants to see it at the end of the epoch.
+
+        Args:
+            returned: for a batch, by the step of each optimizer.
+
+        Returns:
+            What hooks are given: what the step returned, or a list of that where there are several optimizers.
+        """
         if self.keeps_outputs:
-            self.outputs.append(detached(outputs))
+            self.outputs.append(self._of_turns([as_seen_by_hooks(detached(one)) for one in returned]))
+        return self._of_turns([as_seen_by_hooks(one) for one in returned])
+
+    def _of_turns(self, returned: list[Any]) -> Any:
+        if self.automatic and len(self.optimizers) > 1:
+            return returned
+        return returned[0] if returned else None
 
     def take_metrics(self, values: dict[str, float]) -> None:
         """Values that were measured in this epoch."""
@@ -810,7 +849,7 @@ class FitRun(Run):
         self.take_metrics(values)
         for rate in self.schedulers if self._is_overdue else ():
             if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
-                rate.step(self.metrics | self.results.callback_values())
+                rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
         self.validated_at, self.has_validated = self._place, True
 
     def close_validation(self) -> None:
@@ -827,15 +866,19 @@ class FitRun(Run):
         """The rows of the log: of validations inside epochs, and of epochs."""
         return sorted([*self.validations, *self.history], key=lambda row: (row["epoch"], row["step"]))
 
+    def collect(self) -> None:
+        """Compute the epoch's values as far as they are logged, so that hooks of its end can read them."""
+        self.agree_on_results()
+        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
         rates = learning_rates(self.optimizers)
-        self.agree_on_results()
-        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+        self.collect()
         for rate in self.schedulers:
             due = rate.interval == "epoch" and (self.epoch + 1) % rate.frequency == 0 and self._exhausted
             if due and self._can_step(rate):
-                rate.step(self.metrics)
+                rate.step(self.metrics, self.scheduler_step)
         spent = self.epoch_seconds + time.monotonic() - self._epoch_started_at
         trained = max(self._trained_for, 1e-9)
         self.seconds += spent

@@ -6,10 +6,11 @@ order. Only methods that somebody wrote are called: a hook that nothing implemen
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import nearest
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["HOOKS", "LEVELS", "is_written", "listeners", "report_misspelled_data_methods", "report_misspelled_methods"]
+__all__ = [
+    "HOOKS",
+    "LEVELS",
+    "arguments_taken",
+    "is_written",
+    "listeners",
+    "report_misspelled_data_methods",
+    "report_misspelled_methods",
+]
 
 _EVALUATION = tuple(
     f"{word}_{hook}"
@@ -55,6 +64,10 @@ _OUTPUT_HOOKS = {
     "test_outputs": "test_epoch_end",
     "predict_outputs": "predict_epoch_end",
 }
+
+#: Hooks that are given one argument more than those of the base classes have, which older modules and callbacks take:
+#: the number of the optimizer, and all predictions.
+_WITH_MORE = ("on_before_optimizer_step", "on_predict_epoch_end")
 
 #: Hooks that are called with something to change or by their own rules, not by the loop.
 _OTHER_HOOKS = (
@@ -94,6 +107,10 @@ def listeners(
     A method named almost like a hook is reported with the hook that was probably meant.
     """
     callbacks = list(callbacks)
+
+    def call_of(callback: Any, name: str) -> Callable[..., Any]:
+        return partial(_as_it_takes(callback, name, callback_base), trainer, module)
+
     for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
         _report_misspelled(owner, base, trainer.older_hooks)
     report_misspelled_methods(module, module_base, _METHODS, depth=5)
@@ -101,18 +118,16 @@ def listeners(
     for hook in HOOKS:
         name = f"on_{hook}"
         written = [one for one in callbacks if is_written(one, name, callback_base)]
-        calls: list[Callable[..., Any]] = [
-            partial(getattr(one, name), trainer, module) for one in written if not one.comes_last
-        ]
+        calls: list[Callable[..., Any]] = [call_of(one, name) for one in written if not one.comes_last]
         if is_written(module, name, module_base):
-            calls.append(getattr(module, name))
+            calls.append(_as_it_takes(module, name, module_base))
         if hook in engine:
             calls.append(engine[hook])
-        calls += [partial(getattr(one, name), trainer, module) for one in written if one.comes_last]
+        calls += [call_of(one, name) for one in written if one.comes_last]
         if calls:
             told[hook] = tuple(calls)
     for hook, name in _OUTPUT_HOOKS.items():
-        if hasattr(module, name):
+        if is_written(module, name, module_base):
             told[hook] = (getattr(module, name),)
     return told
 
@@ -120,7 +135,32 @@ def listeners(
 def is_written(owner: object, name: str, base: type) -> bool:
     """Whether an object has a method of this name that is not the one of its base class, which does nothing."""
     method = getattr(owner, name, None)
-    return method is not None and getattr(method, "__func__", method) is not base.__dict__.get(name)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name, None)
+
+
+def _as_it_takes(owner: object, name: str, base: type) -> Callable[..., Any]:
+    """A hook as the loop calls it: one that takes fewer arguments than there are is given the first of them."""
+    method: Callable[..., Any] = getattr(owner, name)
+    most = len(inspect.signature(getattr(base, name)).parameters) - 1
+    taken = arguments_taken(method)
+    taken = most if taken is None else taken
+    if taken == most and name not in _WITH_MORE:
+        return method
+
+    @wraps(method)
+    def call(*arguments: Any) -> Any:
+        return method(*arguments[:taken])
+
+    call.__self__ = getattr(method, "__self__", None)  # type: ignore[attr-defined]
+    return call
+
+
+def arguments_taken(method: Callable[..., Any]) -> int | None:
+    """How many arguments a function takes by position; None for any number."""
+    parameters = inspect.signature(method).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 #: What a module may write beside hooks.

@@ -75,12 +75,18 @@ class HyperparametersMixin:
     """Adds `save_hyperparameters` and `hparams`."""
 
     _hparams: Any = None
+    _hparams_initial: Any = None
     #: where a collection that was saved whole came from: {"argument", "kind", "beside"}
     _hparams_form: dict[str, Any] | None = None
     _not_logged: frozenset[str] = frozenset()
     _said_not_saved: frozenset[str] = frozenset()
     #: whether checkpoints hold the hyper-parameters; then what cannot be stored is warned of
     _hparams_are_stored = False
+
+    @property
+    def hparams_initial(self) -> Any:
+        """A copy of the hyper-parameters as the last `save_hyperparameters` left them."""
+        return copy.deepcopy(Hyperparameters() if self._hparams_initial is None else self._hparams_initial)
 
     @property
     def hparams(self) -> Any:
@@ -118,6 +124,7 @@ class HyperparametersMixin:
             names = self._save_collection(args[0], arguments, ignored)
         else:
             names = self._save_arguments(args, arguments, ignored)
+        object.__setattr__(self, "_hparams_initial", _deep_copy_of(self.hparams))
         changed = set(names)
         logged = self._not_logged - changed if logger else self._not_logged | changed
         object.__setattr__(self, "_not_logged", frozenset(logged))
@@ -257,6 +264,19 @@ def _copy_of(held: Any, ignored: set[str]) -> Any:
         return held
     values = vars(held) if isinstance(held, argparse.Namespace) else held
     return Hyperparameters({key: value for key, value in values.items() if key not in ignored})
+
+
+def _deep_copy_of(hparams: Any) -> Any:
+    """A copy that later changes do not reach; a value that cannot be copied is the same object in both."""
+    if _is_omegaconf(hparams):
+        return copy.deepcopy(hparams)
+    copied = Hyperparameters()
+    for name, value in hparams.items():
+        try:
+            copied[name] = copy.deepcopy(value)
+        except Exception:  # whatever a value's own method raises
+            copied[name] = value
+    return copied
 
 
 def _init_arguments(frame: types.FrameType | None, owner: object) -> tuple[dict[str, Any], int]:

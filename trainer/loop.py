@@ -71,6 +71,7 @@ class Loops:
     def end_epoch(self, run: FitRun) -> Hooks:
         """After the epoch's steps and its validation."""
         yield ("training_outputs", run.outputs)
+        run.collect()
         yield ("train_epoch_end",)
         run.close_epoch()
         yield ("epoch_end",)
@@ -82,10 +83,11 @@ class Loops:
             yield ("train_batch_start", batch, batch_idx)
             if run.skip_epoch:
                 return
-            outputs = None
+            returned: list[Any] = []
             for optimizer, arguments in run.turns():
                 with run.forward():
                     outputs = run.training_step(batch, batch_idx, *arguments)
+                returned.append(outputs)
                 loss = run.loss_of(outputs)
                 if loss is not None:
                     loss = loss if share == 1 else loss * share
@@ -94,15 +96,14 @@ class Loops:
                     yield ("after_backward",)
                 if optimizer is not None and run.group_is_complete and run.has_gradients:
                     run.precision.unscale(optimizer)
-                    yield ("before_optimizer_step", optimizer)
+                    yield ("before_optimizer_step", optimizer, run.turn)
                     run.clip_gradients(optimizer)
                     run.precision.step(optimizer)
                     yield ("before_zero_grad", optimizer)
-                    optimizer.zero_grad()
+                    run.zero_grad(optimizer)
             if run.group_is_complete:
                 run.count_step()
-            run.keep(outputs)
-            yield ("train_batch_end", outputs, batch, batch_idx)
+            yield ("train_batch_end", run.keep(returned), batch, batch_idx)
 
     def evaluate(self, run: EvaluationRun) -> Hooks:
         """One pass over the data of validation, test or prediction, without gradients."""
@@ -129,7 +130,8 @@ class Loops:
     def end_pass(self, run: EvaluationRun) -> Hooks:
         """After the last batch of a pass: its values are computed, and modes put back."""
         yield (f"{run.word}_outputs", run.outputs_of_pass)
-        yield (f"{run.word}_epoch_end",)
+        run.collect()
+        yield (f"{run.word}_epoch_end", *run.predictions)
         run.close()
         yield (f"{run.word}_end",)
         run.end()

@@ -36,7 +36,7 @@ class ManualOptimizer:
         if closure is None:
             run.agree_on_gradients(self.optimizer)
             run.precision.unscale(self.optimizer)
-        run.notify("before_optimizer_step", self.optimizer)
+        run.notify("before_optimizer_step", self.optimizer, run.optimizers.index(self.optimizer))
         run.guard.hold_back(self.optimizer)
         result = run.precision.step(self.optimizer, closure and partial(self._evaluated, closure))
         run.note_step()

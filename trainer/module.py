@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -10,18 +11,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError, nearest
+from flashtask.trainer.batch_transfer import detached, move_to_device, stacked
 from flashtask.trainer.datamodule import BatchTransfer, DataModule
 from flashtask.trainer.devices.precision import Precision, recorded_precision
 from flashtask.trainer.finetuning.lora import merge
 from flashtask.trainer.hyperparameters import HyperparametersMixin
 from flashtask.trainer.manual_optimization import ManualOptimizer, clip, train_only
-from flashtask.trainer.results import Logged, LogSettings
+from flashtask.trainer.module_hooks import ModuleHooks
+from flashtask.trainer.results import Logged, LogSettings, reduction_name
 from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
 if TYPE_CHECKING:
     from flashtask.core.checkpoint import MapLocation
     from flashtask.core.files import PathLike
+    from flashtask.trainer.callbacks.callback import Callback
     from flashtask.trainer.fit_run import FitRun
+    from flashtask.trainer.loggers.logger import Logger
     from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Module"]
@@ -29,16 +34,12 @@ __all__ = ["Module"]
 AnyOptimizer = Optimizer | ManualOptimizer
 
 
-class Module(BatchTransfer, HyperparametersMixin, nn.Module):
-    """An `nn.Module` with the steps of training. At least `training_step` and `configure_optimizers` must be written.
-
-    Every `on_<hook>` of `Callback` can be written here too, without the arguments `trainer` and `module`.
-    """
+class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
+    """An `nn.Module` with the steps of training; `training_step` and `configure_optimizers` must be written."""
 
     _hparams_are_stored = True
+    _trainer: Trainer | None = None
 
-    #: Set by the trainer for the length of a run; None outside of one.
-    trainer: Trainer = None  # type: ignore[assignment]
     #: False: `training_step` computes gradients and steps `self.optimizers()` itself, and returns what it likes.
     automatic_optimization: bool = True
     #: The metric by which checkpoints are ranked, and whether more is better (`max`) or less (`min`).
@@ -52,6 +53,10 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
     default_strategy: Any = "no_freeze"
     #: Epochs of a run whose trainer has no `max_epochs`, and no `max_steps` or `max_time` that ends it.
     default_max_epochs: int = 1000
+    #: Whether a checkpoint that is loaded must hold every weight and nothing else.
+    strict_loading: bool = True
+    #: A batch of inputs that `forward` takes (a tuple or dictionary: its arguments), for sizes in `ModelSummary`.
+    example_input_array: Any = None
     #: Distributions (names on PyPI) that the module's outputs depend on; their versions are recorded with a run.
     libraries: tuple[str, ...] = ()
     #: What logs call a sample.
@@ -122,19 +127,27 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         run.notify("after_backward")
 
     def clip_gradients(
-        self, optimizer: AnyOptimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str = "norm"
+        self,
+        optimizer: AnyOptimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of an optimizer's parameters by `norm` or by `value`.
+
+        What is not given is the trainer's; 0 clips nothing.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
         """
-        if not gradient_clip_val:
-            return
         run, inner = self._fit(), _inner(optimizer)
-        run.agree_on_gradients(inner)
+        limit = run.trainer.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
+        algorithm = gradient_clip_algorithm or run.trainer.gradient_clip_algorithm
+        if not limit:
+            return
+        if not run.automatic:
+            run.agree_on_gradients(inner)
         run.precision.unscale(inner)
-        norm = clip(inner, gradient_clip_val, gradient_clip_algorithm)
+        norm = clip(inner, limit, algorithm)
         if norm is not None and not run.precision.skips_overflow:
             run.check_finite("the norm of the gradients", norm)
 
@@ -154,25 +167,52 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             raise UsageError(f"{type(self).__name__} is not being fitted", fix="call this in training_step")
         return run
 
+    # ---- parts of a step that the engine leaves to the module where they are written
+
+    def backward(self, loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        """Compute gradients of a loss, which the run's precision may have scaled; options are `Tensor.backward`'s.
+
+        The optimizer and its number, which Lightning 1.x gives after the loss, are ignored.
+        """
+        loss.backward(**options)  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Let an optimizer step: `optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)`.
+
+        Gradients have been computed and clipped, so the closure computes nothing; it gives the loss. An optimizer that
+        is not stepped here loses them. `optimizer_idx` may be named before the closure.
+        """
+        _argument("optimizer", 2, arguments, options).step()
+
+    def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
+        """Clear gradients after a step: `optimizer_zero_grad(self, epoch, batch_idx, optimizer)`."""
+        _argument("optimizer", 2, arguments, options).zero_grad()
+
+    def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
+        """Clip gradients: `(self, optimizer, gradient_clip_val, gradient_clip_algorithm)`, which are the trainer's.
+
+        Call `self.clip_gradients` in it, with what you choose.
+        """
+        names = ("optimizer", "gradient_clip_val", "gradient_clip_algorithm")
+        self.clip_gradients(**{**dict(zip(names, arguments, strict=False)), **options})
+
+    def lr_scheduler_step(self, *arguments: Any, **options: Any) -> None:
+        """Step a scheduler: `lr_scheduler_step(self, scheduler, metric)`; the metric is None without a `monitor`."""
+        scheduler = _argument("scheduler", 0, arguments, options)
+        metric = options["metric"] if "metric" in options else arguments[-1]
+        scheduler.step() if metric is None else scheduler.step(metric)
+
     # ---- around a run
+
+    def configure_callbacks(self) -> Callback | Sequence[Callback]:
+        """Callbacks of the module, which take the places of the trainer's of the same classes."""
+        return []
 
     def connect(self, datamodule: DataModule) -> None:
         """Meet the data: called once per stage before `setup` and before optimizers are made."""
 
     def data_is_set_up(self, datamodule: DataModule) -> None:
         """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
-
-    def setup(self, stage: str) -> None:
-        """A stage starts; called on every process."""
-
-    def teardown(self, stage: str) -> None:
-        """A stage ends, also after an error; called on every process."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written: add to it."""
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint has been read, nothing has been restored yet."""
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says about the module beside its weights (a task: name, labels, preprocessing)."""
@@ -187,8 +227,8 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return None
 
-    def modules_to_freeze(self) -> list[nn.Module]:
-        """What a finetuning strategy may freeze: the attribute `backbone`."""
+    def modules_to_freeze(self) -> nn.Module | Iterable[nn.Module] | None:
+        """What a finetuning strategy may freeze: the attribute `backbone`; None for nothing."""
         backbone = getattr(self, "backbone", None)
         if not isinstance(backbone, nn.Module):
             raise UsageError(
@@ -196,6 +236,13 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
                 fix="write modules_to_freeze(self) -> list of modules",
             )
         return [backbone]
+
+    def parts_to_freeze(self) -> list[nn.Module]:
+        """What `modules_to_freeze` gives, as a list."""
+        given = self.modules_to_freeze()
+        if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+            return [given]
+        return [] if given is None else list(given)
 
     def head_to_solve(self) -> Any:
         """What a `freeze` run may solve instead of training it: the attribute `head`, if it has a method `solve`.
@@ -269,7 +316,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """
         names = {id(parameter): unwrapped_name(name) for name, parameter in self.named_parameters()}
         groups = []
-        for root in map(unwrapped, self.modules_to_freeze()):
+        for root in map(unwrapped, self.parts_to_freeze()):
             parts = list(root.children()) or [root]
             direct = [names[id(p)] for p in root.parameters(recurse=False)] if list(root.children()) else []
             groups += [direct, *([names[id(p)] for p in part.parameters()] for part in parts)]
@@ -303,6 +350,22 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         return super().train(mode and not getattr(self, "_frozen", False))
 
     @property
+    def trainer(self) -> Trainer:
+        """The trainer of the run, also for a module inside another one; None outside of a run."""
+        return self._trainer  # type: ignore[return-value]
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        for part in self.modules():
+            if isinstance(part, Module):
+                object.__setattr__(part, "_trainer", trainer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle has: everything but the run that the module is in."""
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in ("_trainer", "_toggled")}
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         first = next(self.parameters(), None)
@@ -323,6 +386,48 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         """The trainer's first logger that the user chose, None outside of a run."""
         return self.trainer.logger if self.trainer is not None else None
 
+    @property
+    def loggers(self) -> list[Logger]:
+        """All loggers of the trainer; none outside of a run."""
+        return list(self.trainer.loggers) if self.trainer is not None else []
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process, counted from 0."""
+        return self.trainer.strategy.global_rank if self.trainer is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this process on its machine, counted from 0."""
+        return self.trainer.strategy.local_rank if self.trainer is not None else 0
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """Print, in the first process alone."""
+        if self.global_rank == 0:
+            print(*values, **options)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """The same structure with each tensor as all processes have it, stacked: (number of processes, ...).
+
+        Outside of a run, and with one process, the data itself.
+
+        Args:
+            data: tensors of one shape in all processes, in lists, tuples or dictionaries.
+            group: None, for all processes.
+            sync_grads: gradients do not flow through it, so only False can be given where there are several.
+
+        Raises:
+            UsageError: a group, or gradients.
+        """
+        if self.trainer is None or self.trainer.strategy.world_size == 1:
+            return data
+        if group is not None or sync_grads:
+            raise UsageError(
+                "all_gather(group=..., sync_grads=True): what is gathered is of all processes, without gradients",
+                fix="torch.distributed.nn.functional.all_gather",
+            )
+        return stacked([move_to_device(one, self.device) for one in self.trainer.strategy.gather(detached(data))])
+
     def log(
         self,
         name: str,
@@ -331,7 +436,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         logger: bool = True,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: str = "mean",
+        reduce_fx: str | Callable[..., Any] = "mean",
         batch_size: int | None = None,
         sync_dist: bool = False,
         rank_zero_only: bool = False,
@@ -347,7 +452,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             logger: give it to the loggers.
             on_step: keep each step's value; the default depends on the hook.
             on_epoch: keep the value over the epoch; the default depends on the hook.
-            reduce_fx: `mean`, `sum`, `max` or `min` over the epoch.
+            reduce_fx: `mean`, `sum`, `max` or `min` over the epoch; also torch's functions of these names.
             batch_size: weight of the value; found from the batch if not given.
             sync_dist: reduce the value over all processes, as `reduce_fx` says; a mean counts each process by its
                 samples. Metric objects do so by themselves.
@@ -355,15 +460,18 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             add_dataloader_idx: with several loaders, give each its own name, `name/dataloader_idx_0`.
             trainer: False is another word for `logger=False`.
 
+        Outside of a run the value is ignored with a warning.
+
         Raises:
-            UsageError: nothing can be logged here, or not like this.
+            UsageError: nothing can be logged in this hook, or not like this.
         """
         if self.trainer is None:
-            raise UsageError(f"log({name!r}) outside of a run", fix="log inside training_step or another hook")
+            warnings.warn(f"log({name!r}) outside of a run is ignored", stacklevel=2)
+            return
         if rank_zero_only and not self.trainer.is_global_zero:
             return
-        shown = logger and trainer
-        settings = LogSettings(prog_bar, shown, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx)
+        shown, how = logger and trainer, reduction_name(reduce_fx)
+        settings = LogSettings(prog_bar, shown, on_step, on_epoch, how, sync_dist, add_dataloader_idx)
         self.trainer.current_run.log(name, value, settings, batch_size)
 
     def log_dict(self, values: Mapping[str, Logged], **options: Any) -> None:
@@ -392,7 +500,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
         cls,
         checkpoint_path: PathLike,
         map_location: MapLocation = None,
-        strict: bool = True,
+        strict: bool | None = None,
         **given: Any,
     ) -> Self:
         """The module that a checkpoint holds, in eval mode; no data is needed and no code from the file runs.
@@ -401,7 +509,7 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
             checkpoint_path: a file written by `save_checkpoint` or a run, or a run folder: its best checkpoint, else
                 its last.
             map_location: device for the tensors.
-            strict: every weight must be there and nothing else.
+            strict: every weight must be there and nothing else; None means the module's `strict_loading`.
             given: constructor arguments; they win over the stored ones, and stand in for those that could not be
                 stored.
 
@@ -417,6 +525,11 @@ class Module(BatchTransfer, HyperparametersMixin, nn.Module):
 
 def _inner(optimizer: AnyOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, ManualOptimizer) else optimizer
+
+
+def _argument(name: str, place: int, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """An argument that was given by its name or its place."""
+    return options[name] if name in options else arguments[place]
 
 
 def _one_or_all(found: list[Any]) -> Any:

@@ -89,14 +89,19 @@ class ScheduledRate:
                 fix='{"scheduler": scheduler, "monitor": "val_loss"}',
             )
 
-    def step(self, metrics: dict[str, float]) -> None:
-        """Step the scheduler, with the monitored metric if it wants one; one that is paused stands still."""
+    def step(self, metrics: dict[str, float], call: Callable[[Any, float | None], None]) -> None:
+        """Step the scheduler, with the monitored metric if it wants one, unless it is paused.
+
+        Args:
+            metrics: the last value of each.
+            call: steps a scheduler, with a metric or None.
+        """
         if self.is_paused:
             return
         if not self.reduce_on_plateau:
-            self.scheduler.step()
+            call(self.scheduler, None)
         elif self.monitor in metrics:
-            self.scheduler.step(metrics[self.monitor])
+            call(self.scheduler, metrics[self.monitor])
         elif self.strict:
             raise UnknownNameError("metric to monitor", str(self.monitor), metrics)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flashtask.core.accuracy import Accuracy
 
-__all__ = ["Entry", "LogSettings", "Logged", "Results"]
+__all__ = ["Entry", "LogSettings", "Logged", "Results", "reduction_name"]
 
 
 def _most(a: Any, b: Any) -> Any:
@@ -50,6 +50,12 @@ def _alone(value: Any, how: str) -> Any:
 
 #: what every row of the log says itself
 _COLUMNS = ("epoch", "step", "seconds")
+
+
+def reduction_name(reduce_fx: str | Callable[..., Any]) -> str:
+    """The name of a reduction that was given as a function: `torch.mean`, `max`, ...; of another, its own."""
+    name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", repr(reduce_fx))
+    return {"amax": "max", "amin": "min"}.get(name, name)
 
 
 class LogSettings(NamedTuple):
@@ -274,6 +280,14 @@ class Results:
                 values[_fork(entry, "_epoch")] = values[entry.name] = entry.epoch_value(self._reduce)
         return values
 
+    def values_in_step(self) -> dict[str, float]:
+        """What was logged in the last step, in this process, under the names that `callback_values` has."""
+        values: dict[str, float] = {}
+        for entry in self.entries.values():
+            if entry.on_step and entry.value is not None:
+                values[_fork(entry, "_step")] = values[entry.name] = entry.step_value()
+        return values
+
     def bar_values(self) -> dict[str, float]:
         """The last values of what was logged with `prog_bar=True`."""
         return {e.name: e.step_value() for e in self.entries.values() if e.settings.prog_bar and e.value is not None}
@@ -349,7 +363,10 @@ def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:
     if settings.on_step and not step and epoch and not hook.endswith(("_step", "batch_start", "batch_end")):
         raise UsageError(f"log({name!r}, on_step=True): on_{hook} comes once an epoch", fix="log it with on_epoch=True")
     if settings.reduce_fx not in ("mean", *_REDUCTIONS):
-        raise UsageError(f"log({name!r}, reduce_fx={settings.reduce_fx!r}): one of mean, sum, max, min")
+        raise UsageError(
+            f"log({name!r}, reduce_fx={settings.reduce_fx!r}): one of mean, sum, max, min",
+            fix="collect the values in a list, and log what you make of them in on_*_epoch_end",
+        )
     return settings._replace(
         on_step=step if settings.on_step is None else settings.on_step,
         on_epoch=epoch if settings.on_epoch is None else settings.on_epoch,

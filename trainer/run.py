@@ -24,7 +24,7 @@ from flashtask.trainer.datamodule import DataModule, transfer_hooks
 from flashtask.trainer.device_plan import DevicePlan
 from flashtask.trainer.distribution.agreement import facts_of_module
 from flashtask.trainer.feature_cache import use_known_features
-from flashtask.trainer.hooks import listeners, report_misspelled_data_methods
+from flashtask.trainer.hooks import LEVELS, is_written, listeners, report_misspelled_data_methods
 from flashtask.trainer.loggers.logger import Logger
 from flashtask.trainer.module import Module
 from flashtask.trainer.results import Logged, LogSettings, Results
@@ -65,6 +65,8 @@ class Run:
         self.precision, self.inference_precision = device_plan.precision, device_plan.inference_precision
         self.memory_format: torch.memory_format = torch.contiguous_format
         self.results = Results(self.strategy.reduce)
+        #: the last value of each metric
+        self.metrics: dict[str, float] = {}
         #: the hook or step that runs now; it decides how `log` keeps a value
         self.current_hook = "setup"
         #: samples in the batch that is worked on
@@ -119,9 +121,12 @@ class Run:
     def _start(self) -> None:
         """The common start of every stage: the data is fetched, meets the module, and is set up."""
         trainer, module, data, stage = self.trainer, self.module, self.data, self.stage
-        self.callbacks = trainer.callbacks_of(stage)
+        self.callbacks = trainer.callbacks_of(stage, module)
         module.trainer = data.trainer = trainer
         trainer.active_run = self
+        for callback in self.callbacks:
+            self.undo.append(partial(setattr, callback, "logs_for", callback.logs_for))
+            callback.logs_for = module
         report_misspelled_data_methods(data, DataModule)
         self.listeners = listeners(trainer, module, self.callbacks, Module, Callback, self.own_part)
         if self.strategy.local_rank == 0:
@@ -135,6 +140,7 @@ class Run:
         self.undo += [partial(callback.teardown, trainer, module, stage) for callback in reversed(self.callbacks)]
         for callback in self.callbacks:
             callback.setup(trainer, module, stage)
+        module.configure_model()
         self.memory_format = memory_format_of(self)
         module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.precision.convert_module(module)
@@ -199,6 +205,12 @@ class Run:
         weight = self.batch_size if batch_size is None or not self.batch_size else batch_size
         self.results.log(self.current_hook, name, value, weight, settings, self.loader_number)
 
+    @property
+    def live_metrics(self) -> dict[str, float]:
+        """The last value of each metric; during a training step also those that were logged in it."""
+        is_in_step, _ = LEVELS.get(self.current_hook, (False, False))
+        return {**self.metrics, **self.results.values_in_step()} if is_in_step else self.metrics
+
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
         if self.strategy.world_size > 1:
@@ -237,9 +249,9 @@ def as_it_takes(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_step_end(run: Run, step: Callable[..., Any], word: str) -> Callable[..., Any]:
     """A step, followed by the module's `<word>_step_end` if there is one, which may change what the step returned."""
-    step_end = getattr(run.module, f"{word}_step_end", None)
-    if step_end is None:
+    if not is_written(run.module, f"{word}_step_end", Module):
         return step
+    step_end = getattr(run.module, f"{word}_step_end")
 
     def step_and_end(*arguments: Any) -> Any:
         outputs = step(*arguments)
@@ -291,7 +303,8 @@ class EvaluationRun(Run):
         self.loaders: list[Any] = []
         #: for each loader, batches at the most, or None
         self.limits: list[int | None] = []
-        self.keeps_outputs = keeps_outputs and (stage == "predict" or hasattr(module, f"{self.word}_epoch_end"))
+        wants_outputs = stage == "predict" or is_written(module, f"{self.word}_epoch_end", Module)
+        self.keeps_outputs = keeps_outputs and wants_outputs
         self.outputs: list[list[Any]] = []
         #: the values of the last pass, under the names loggers show
         self.results_of_pass: dict[str, float] = {}
@@ -377,6 +390,7 @@ class EvaluationRun(Run):
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
+        self.metrics = {}
         self.samples_seen = self._batches_seen = 0
         self._has_all_outputs = False
         self.outputs = [[] for _ in self.loaders]
@@ -451,13 +465,18 @@ class EvaluationRun(Run):
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
     @property
+    def predictions(self) -> tuple[list[Any], ...]:
+        """What `on_predict_epoch_end` may take; nothing in other stages."""
+        return (self.outputs_of_pass,) if self.stage == "predict" else ()
+
+    @property
     def shares_loaders(self) -> bool:
         """Whether each process has a share of the samples that the engine has given it."""
         single = [one for loader in self.loaders for one in getattr(loader, "flattened", [loader])]
         return any(order.world_size > 1 for order in map(order_of, single) if order is not None)
 
-    def close(self) -> None:
-        """Compute the values of the pass and hand them to the fit run, if there is one.
+    def collect(self) -> None:
+        """Compute the values of the pass as far as they are logged, and hand them to the fit run, if there is one.
 
         Raises:
             UsageError: an iterator was given, and an earlier pass has used it up.
@@ -465,12 +484,17 @@ class EvaluationRun(Run):
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
         self.agree_on_results()
-        self.results_of_pass, values = self.strategy.gather(
-            (self.results.epoch_values(logger_only=True), self.results.callback_values())
-        )[0]
+        self.metrics = self.strategy.gather(self.results.callback_values())[0]
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_validation(values)
-        trainer, found = self.trainer, self.results_of_pass
+            self.parent.take_metrics(self.metrics)
+
+    def close(self) -> None:
+        """Collect the values of the pass, those that hooks of its end have logged among them."""
+        self.collect()
+        self.results_of_pass = found = self.strategy.gather(self.results.epoch_values(logger_only=True))[0]
+        trainer = self.trainer
+        if self.parent is not None and not self.is_sanity_check:
+            self.parent.take_validation(self.metrics)
         for logger in self._opened_loggers() if self.parent is None and found else ():
             logger.log_evaluation(self.stage, found, trainer.global_step, trainer.current_epoch)
 

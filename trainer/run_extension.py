@@ -24,7 +24,8 @@ class RunExtension:
         Args:
             run: the fit run or, for `validation_step` and its like, the evaluation run.
             name: `training_step`, `validation_step`, `test_step`, `predict_step`, `to_device`, `backward`, `unscale`,
-                `clip_gradients`, `optimizer_step`, `scale_update`, `count_step`, `finish_pass` or `close_epoch`.
+                `clip_gradients`, `optimizer_step`, `zero_grad`, `scale_update`, `count_step`, `scheduler_step`,
+                `finish_pass` or `close_epoch`.
             call: what is called now.
         """
         return call

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.optim import Optimizer
 
 from flashtask.core.errors import UsageError
 from flashtask.core.files import PathLike
+from flashtask.core.metric_value import metric_values
 from flashtask.core.model_path import model_path
 from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.callbacks.early_stopping import EarlyStopping
+from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+from flashtask.trainer.data_loaders import length_of
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.distribution.process_strategies import Strategy
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.loggers.adapted_logger import TakesMetrics, as_called
@@ -21,8 +26,12 @@ from flashtask.trainer.loggers.csv_logger import CSVLogger
 from flashtask.trainer.loggers.logger import Logger, SilentLogger
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import ScheduledRate
-from flashtask.trainer.run import EvaluationRun, Run
+from flashtask.trainer.run import EvaluationRun, Run, at_most
 from flashtask.trainer.run_folder import RunFolder
+from flashtask.trainer.run_preparation import device_plan_of, limit_of
+
+if TYPE_CHECKING:
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["RunFacts"]
 
@@ -46,10 +55,15 @@ class RunFacts:
     given_loggers: list[Logger | TakesMetrics]
     #: the same, with the methods that the engine calls
     called_loggers: list[Logger]
+    num_sanity_val_steps: int
+    #: the checkpoint that the stage that runs, or ran last, was given; None without one
+    ckpt_path: Path | None = None
     _last_metrics: dict[str, float]
+    #: stage -> the loaders of its last run
+    _loaders: dict[str, list[Any]]
 
     def __init__(self) -> None:
-        self._last_metrics = {}
+        self._last_metrics, self._loaders = {}, {}
 
     @property
     def current_fit(self) -> FitRun:
@@ -85,11 +99,14 @@ class RunFacts:
 
     @property
     def callback_metrics(self) -> dict[str, float]:
-        """The last values of all metrics: of the fit run, or of the last evaluation if there was no fit.
+        """The last values of all metrics: of the fit run, and of the evaluation that runs now or came after it.
 
-        Once `finetune` has put the best epoch's weights back, the values of that epoch.
+        They are `MetricValue`s: numbers that also have the methods of a tensor. Once `finetune` has put the best
+        epoch's weights back, the values are that epoch's. In a training step they include what was logged in it.
         """
-        return dict(self.fit_run.metrics if self.fit_run is not None else self._last_metrics)
+        fit, active = self.fit_run, self.active_run
+        values = dict(fit.metrics if fit is not None else {})
+        return metric_values(values | (self._last_metrics if active is None else active.live_metrics))
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -116,6 +133,90 @@ class RunFacts:
     def is_global_zero(self) -> bool:
         """Whether this process writes files and prints."""
         return self.strategy.is_global_zero
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process, counted from 0."""
+        return self.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this process on its machine, counted from 0."""
+        return self.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """The number of the machine, counted from 0."""
+        return self.global_rank // self.num_devices
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        return self.strategy.world_size
+
+    @property
+    def device_ids(self) -> list[int]:
+        """The numbers of the devices of this machine that runs use, one for each process."""
+        return list(device_plan_of(cast("Trainer", self)).devices)
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices of this machine runs use."""
+        return len(self.device_ids)
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """The number format of the run that is worked on, else of the last fit, else of runs to come."""
+        run = self.active_run or self.fit_run
+        return run.precision if run is not None else device_plan_of(cast("Trainer", self)).precision
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler of `16-mixed`; None in other formats."""
+        return getattr(self.precision_plugin, "scaler", None)
+
+    # ---- what is done now
+
+    @property
+    def training(self) -> bool:
+        """Whether a fit is in its training steps, and not in validation."""
+        return isinstance(self.active_run, FitRun)
+
+    @property
+    def validating(self) -> bool:
+        """Whether validation runs, during a fit too, but for its sanity check."""
+        return self._evaluates("validate") and not self.sanity_checking
+
+    @property
+    def testing(self) -> bool:
+        """Whether a test runs."""
+        return self._evaluates("test")
+
+    @property
+    def predicting(self) -> bool:
+        """Whether a prediction runs."""
+        return self._evaluates("predict")
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether validation or a test runs."""
+        return self.validating or self.testing
+
+    def _evaluates(self, stage: str) -> bool:
+        return isinstance(self.active_run, EvaluationRun) and self.active_run.stage == stage
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or a signal has ended the last fit."""
+        return self.fit_run is not None and self.fit_run.interrupted_by is not None
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch that is trained on is the last of its epoch; False if the loader does not know."""
+        run = self.fit_run
+        return run is not None and run.batch_idx == run.batches_in_epoch
+
+    # ---- files, module, data
 
     @property
     def output_dir(self) -> Path:
@@ -161,15 +262,76 @@ class RunFacts:
         return run.validation.loaders if run is not None and run.validation is not None else []
 
     @property
+    def test_dataloaders(self) -> list[Any]:
+        """The loaders of the test that runs, else of the last one."""
+        return self._loaders_of("test")
+
+    @property
+    def predict_dataloaders(self) -> list[Any]:
+        """The loaders of the prediction that runs, else of the last one."""
+        return self._loaders_of("predict")
+
+    def _loaders_of(self, stage: str) -> list[Any]:
+        run = self.active_run
+        return run.loaders if isinstance(run, EvaluationRun) and run.stage == stage else self._loaders.get(stage, [])
+
+    def _batches_of(self, stage: str, loaders: list[Any]) -> list[int | float]:
+        limits = [limit_of(getattr(self, f"limit_{stage}_batches"), loader) for loader in loaders]
+        found = [at_most(length_of(loader), limit) for loader, limit in zip(loaders, limits, strict=True)]
+        return [float("inf") if one is None else one for one in found]
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Batches in a pass over each loader of validation; infinite if the loader does not know."""
+        return self._batches_of("val", self.val_dataloaders)
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """The same for the sanity check."""
+        steps = self.num_sanity_val_steps
+        return [one if steps < 0 else min(steps, one) for one in self.num_val_batches]
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        """The same for a test."""
+        return self._batches_of("test", self.test_dataloaders)
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        """The same for a prediction."""
+        return self._batches_of("predict", self.predict_dataloaders)
+
+    @property
     def num_training_batches(self) -> int | float:
         """Batches in an epoch of the fit; infinite if the loader does not know."""
         batches = self.fit_run.batches_in_epoch if self.fit_run is not None else None
         return float("inf") if batches is None else batches
 
     @property
-    def log_dir(self) -> str | None:
-        """The run folder, as text; None before there is one."""
-        return None if self.run_folder is None else str(self.run_folder.path)
+    def log_dir(self) -> str:
+        """The run folder, as text; before there is one the folder that was given for it, else `default_root_dir`."""
+        known = self.claimed_folder if self.run_folder is None else self.run_folder.path
+        return str(known or self._given_output_dir or self.default_root_dir)
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """All callbacks that stop a fit by a metric."""
+        return [one for one in self._known_callbacks if isinstance(one, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first of them."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressBar | None:
+        """The progress bar, of the user or of the run that is worked on."""
+        return next((one for one in self._known_callbacks if isinstance(one, ProgressBar)), None)
+
+    @property
+    def _known_callbacks(self) -> list[Callback]:
+        run = self.active_run or self.fit_run
+        return self.callbacks if run is None or not run.callbacks else run.callbacks
 
     @property
     def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
@@ -217,7 +379,18 @@ class RunFacts:
     def logged_metrics(self) -> dict[str, float]:
         """The values of the last epoch that loggers were given."""
         rows = self.fit_run.history if self.fit_run is not None else []
-        return dict(rows[-1]) if rows else {}
+        return metric_values(rows[-1]) if rows else {}
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The last values of what was logged with `prog_bar=True`."""
+        run = self.active_run or self.fit_run
+        return metric_values(run.results.bar_values()) if run is not None else {}
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """Print, in the first process alone."""
+        if self.is_global_zero:
+            print(*values, **options)
 
     def checkpoint_file(self, ckpt_path: PathLike | None, *, continues: bool = True) -> Path | None:
         """The file that `best`, `last` or a path means; of a run folder the last checkpoint if a fit continues it."""
@@ -244,6 +417,7 @@ class RunFacts:
 
     def checkpoint_folders(self) -> list[Path]:
         """Where a run with these arguments writes checkpoints, as far as that is known before it starts."""
-        given = [one.dirpath for one in self.callbacks if isinstance(one, ModelCheckpoint) and one.dirpath is not None]
+        checkpoints = [one for one in self.callbacks if isinstance(one, ModelCheckpoint)]
+        given = [one.given_dirpath for one in checkpoints if one.given_dirpath is not None]
         own = [] if self._given_output_dir is None else [self._given_output_dir.absolute()]
         return [*(Path(self.default_root_dir, folder).absolute() for folder in given), *own]

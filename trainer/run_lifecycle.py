@@ -91,6 +91,9 @@ def _circumstances(run: Run) -> Iterator[None]:
             if run.trainer.detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
             stack.enter_context(_noted(run))
+        if run.precision.dtype is torch.float64:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
         stack.enter_context(_switches(run.trainer.deterministic, run.trainer.benchmark))
         stack.enter_context(profiling(run.trainer.profiler, run))
         yield

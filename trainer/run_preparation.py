@@ -12,13 +12,14 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed
-from flashtask.trainer.callbacks.callback import keeps_state
+from flashtask.trainer.callbacks.callback import keeps_state, state_name
 from flashtask.trainer.combined_loader import CombinedLoader, combined, holds_loaders
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader
 from flashtask.trainer.module import Module
+from flashtask.trainer.wrapping import without_wrapper
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
@@ -42,7 +43,8 @@ __all__ = [
 
 
 def check_module(module: object) -> Module:
-    """The module itself, or an error that says what was given instead."""
+    """The module itself, also of `torch.compile(module)`, or an error that says what was given instead."""
+    module = without_wrapper(module)
     if not isinstance(module, Module):
         raise UsageError(
             f"a Trainer needs a flashtask.Module, not {type(module).__name__}",
@@ -87,7 +89,7 @@ def _is_a_class(given: type) -> UsageError:
     return UsageError(f"{name} is a class, and a data module is needed", fix=f"datamodule={name}(...)")
 
 
-def device_plan_of(trainer: Trainer, module: Module) -> DevicePlan:
+def device_plan_of(trainer: Trainer, module: Module | None = None) -> DevicePlan:
     """Where the runs of a trainer are, and in which number formats: the argument, else what the module prefers."""
     return resolve_device_plan(
         accelerator=trainer.accelerator,
@@ -95,7 +97,7 @@ def device_plan_of(trainer: Trainer, module: Module) -> DevicePlan:
         strategy=trainer.strategy,
         precision=trainer.precision,
         plugins=trainer.plugins,
-        default_precision=module.default_precision,
+        default_precision=(module or Module).default_precision,
         num_nodes=trainer.num_nodes,
     )
 
@@ -213,12 +215,13 @@ def check_state_keys(run: FitRun) -> None:
     for callback in run.callbacks:
         if not keeps_state(callback):
             continue
-        if callback.state_key in seen:
+        name = state_name(callback)
+        if name in seen:
             raise UsageError(
-                f"two callbacks store their state as {callback.state_key!r}",
+                f"two callbacks store their state as {name!r}",
                 fix="give each its own: a property state_key in the class",
             )
-        seen.add(callback.state_key)
+        seen.add(name)
 
 
 def evaluation_loaders(trainer: Trainer, module: Module, given: Any, stage: str) -> list[Any]:

@@ -44,6 +44,7 @@ from flashtask.trainer.run_facts import RunFacts
 from flashtask.trainer.run_folder import RunFolder, was_begun_by_us
 from flashtask.trainer.run_lifecycle import execute
 from flashtask.trainer.run_preparation import check_module, data_of
+from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:
     from flashtask.trainer.finetuning_plan import Plan
@@ -109,7 +110,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
         feature_cache: compute the features of a frozen backbone once, and keep them for later runs: `auto` where every
             epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
-        auto_lr_find: what `tune` finds unless told otherwise: the learning rate.
+        auto_lr_find: what `tune` finds unless told otherwise: the learning rate, also by the name of its attribute.
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
@@ -162,7 +163,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         profiler: Profiler | Named | None = None,
         use_distributed_sampler: bool = True,
         feature_cache: bool | int | str = "auto",
-        auto_lr_find: bool = False,
+        auto_lr_find: bool | str = False,
         auto_scale_batch_size: bool | str = False,
         **older: Any,
     ) -> None:
@@ -264,7 +265,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             return self.finetune(model, train_dataloaders, val_dataloaders, datamodule, strategy, ckpt_path)
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        run = FitRun(self, module, data, resume_from=self.checkpoint_file(ckpt_path))
+        self.ckpt_path = self.checkpoint_file(ckpt_path)
+        run = FitRun(self, module, data, resume_from=self.ckpt_path)
         execute(run, self._path.fit)
         return self._result_of(run)
 
@@ -302,9 +304,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         loaders = train_dataloader if train_dataloaders is None else train_dataloaders
         module = check_module(model)
         data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
-        resume_from = self.checkpoint_file(ckpt_path)
+        self.ckpt_path = self.checkpoint_file(ckpt_path)
         finetuning = _finetuning(module, strategy)
-        run = FitRun(self, module, data, finetuning, resume_from=resume_from, restores_best=restore_best)
+        run = FitRun(self, module, data, finetuning, resume_from=self.ckpt_path, restores_best=restore_best)
         execute(run, self._path.fit)
         return self._result_of(run)
 
@@ -321,9 +323,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
+        verbose: bool = False,
     ) -> list[dict[str, float]]:
-        """Run validation; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("validate", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
+        """Run validation; returns a list with one dictionary of metrics for each loader.
+
+        With `verbose` they are also printed as a table.
+        """
+        run = self._evaluate("validate", model, dataloaders, ckpt_path, datamodule)
+        return self._tell_metrics(run, verbose)
 
     @named_arguments
     def test(
@@ -332,9 +339,14 @@ class Trainer(RunFacts, Lightning1Trainer):
         dataloaders: Loaders | None = None,
         ckpt_path: PathLike | None = None,
         datamodule: DataModule | None = None,
+        verbose: bool = True,
     ) -> list[dict[str, float]]:
-        """Run a test; returns a list with one dictionary of metrics for each loader."""
-        return self._evaluate("test", model, dataloaders, ckpt_path, datamodule).metrics_of_loaders()
+        """Run a test; returns a list with one dictionary of metrics for each loader.
+
+        With `verbose` they are also printed as a table.
+        """
+        run = self._evaluate("test", model, dataloaders, ckpt_path, datamodule)
+        return self._tell_metrics(run, verbose)
 
     @named_arguments
     def predict(
@@ -362,7 +374,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
         strategy: FinetuningLike | None = None,
-        learning_rate: bool | Mapping[str, Any] | None = None,
+        learning_rate: bool | str | Mapping[str, Any] | None = None,
         batch_size: bool | str | Mapping[str, Any] | None = None,
     ) -> TuningResult:
         """Find a learning rate or a batch size and set it on the module or its data; nothing else changes.
@@ -373,7 +385,8 @@ class Trainer(RunFacts, Lightning1Trainer):
             val_dataloaders: a loader, or a list or dictionary of them.
             datamodule: instead of loaders; a batch size can only be found for one, or for a module's own loaders.
             strategy: the finetuning strategy to tune for; None means the module's own, as in `finetune`.
-            learning_rate: find it: True, or a dictionary of options; None means `auto_lr_find`.
+            learning_rate: find it: True, the name of the attribute that has it, or a dictionary of options; None means
+                `auto_lr_find`.
             batch_size: find it: True, `power`, `binsearch`, or a dictionary of options; None means
                 `auto_scale_batch_size`.
 
@@ -454,6 +467,15 @@ class Trainer(RunFacts, Lightning1Trainer):
     #: `fit` and `finetune` say what came of them; the command line says it itself
     says_result = True
 
+    def _tell_metrics(self, run: EvaluationRun, verbose: bool) -> list[dict[str, float]]:
+        found = run.metrics_of_loaders()
+        if verbose and self.says_result and any(found):
+            names = list(dict.fromkeys(name for of_loader in found for name in of_loader))
+            rows = [[name, *(f"{one[name]:.6g}" if name in one else "" for one in found)] for name in names]
+            heads = [f"loader {number}" for number in range(len(found))] if len(found) > 1 else ["value"]
+            self.say(text_table([f"{run.stage} metric", *heads], rows, None))
+        return found
+
     @property
     def max_epochs(self) -> int | None:
         """Epochs at the most: the argument, else those of the last fit run; None before it or without a limit."""
@@ -485,9 +507,15 @@ class Trainer(RunFacts, Lightning1Trainer):
 
     # ---- how a run is carried out
 
-    def callbacks_of(self, stage: str) -> list[Callback]:
-        """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last."""
-        given = [*self.callbacks, *self._from_arguments()]
+    def callbacks_of(self, stage: str, module: Module) -> list[Callback]:
+        """The callbacks of a run: the progress bar, the user's own, and for a fit checkpoints last.
+
+        A callback of the module takes the place of the trainer's of the same class.
+        """
+        of_module = make_callbacks(module.configure_callbacks())
+        replaced = {type(callback) for callback in of_module}
+        given = [callback for callback in self.callbacks if type(callback) not in replaced]
+        given += [*of_module, *self._from_arguments()]
         own = [callback for callback in given if not isinstance(callback, ModelCheckpoint)]
         shows_own = any(isinstance(callback, ProgressBar) for callback in own)
         shows_bar = self.enable_progress_bar and not shows_own and self.is_global_zero
@@ -531,6 +559,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if earlier is not None:
             self.say(f"torchrun has started this again: going on from {earlier}")
         self._before = (self.run_folder, self.fit_run, self._restored_best)
+        self._last_metrics = {}
         self._set_fit(folder, run, None)
         return earlier or run.resume_from
 
@@ -608,14 +637,15 @@ class Trainer(RunFacts, Lightning1Trainer):
         if dataloaders is None and datamodule is None and fitted is not None and reusable:
             datamodule = fitted.data
         data = data_of(module, datamodule, **{{"validate": "val"}.get(stage, stage): dataloaders})
-        weights_from = self.checkpoint_file(ckpt_path, continues=False)
+        self.ckpt_path = weights_from = self.checkpoint_file(ckpt_path, continues=False)
         run = EvaluationRun(self, module, data, stage, keeps_outputs=keeps_outputs, weights_from=weights_from)
         execute(run, self._path.evaluate)
+        self._loaders[stage] = run.loaders
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit
-        if stage != "predict":
-            self._last_metrics = run.results_of_pass
+        if stage != "predict" and self.active_run is None:  # a fit that goes on has values of its own
+            self._last_metrics = run.metrics
         return run
 
 

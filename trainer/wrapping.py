@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["keep_unwrapped_names", "parameters_by_name", "unwrapped", "unwrapped_name"]
+from flashtask.core.library_internals import compiled_call
+
+__all__ = ["keep_unwrapped_names", "parameters_by_name", "unwrapped", "unwrapped_name", "without_wrapper"]
 
 #: Where `torch.compile` keeps the module it was given.
 _WRAPPED = "_orig_mod"
@@ -22,6 +24,15 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside its wrapper, if it has one."""
     inner = getattr(module, _WRAPPED, module)
     assert isinstance(inner, nn.Module)
+    return inner
+
+
+def without_wrapper(given: object) -> object:
+    """The module that `torch.compile` was given, whose calls are compiled from now on; anything else is kept."""
+    inner = getattr(given, _WRAPPED, None)
+    if not isinstance(given, nn.Module) or not isinstance(inner, nn.Module):
+        return given
+    compiled_call(given, inner)
     return inner
 
 

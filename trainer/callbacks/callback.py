@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["Callback", "LambdaCallback", "keeps_state"]
+__all__ = ["Callback", "LambdaCallback", "keeps_state", "state_name"]
 
 
 class Callback(NamedPart):
@@ -27,6 +28,20 @@ class Callback(NamedPart):
 
     #: Its hooks are called after those of the module and all other callbacks: for writing down the state they leave.
     comes_last = False
+    #: The module of the run, set for the length of it.
+    logs_for: Module | None = None
+
+    def log(self, name: str, value: Any, **options: Any) -> None:
+        """Log a value as `Module.log` does, with the same options; outside of a run it is ignored with a warning."""
+        if self.logs_for is None:
+            warnings.warn(f"log({name!r}) outside of a run is ignored", stacklevel=2)
+        else:
+            self.logs_for.log(name, value, **options)
+
+    def log_dict(self, values: Mapping[str, Any], **options: Any) -> None:
+        """Log several values with the same options."""
+        for name, value in values.items():
+            self.log(name, value, **options)
 
     @property
     def state_key(self) -> str:
@@ -173,6 +188,12 @@ class Callback(NamedPart):
 def keeps_state(callback: Callback) -> bool:
     """Whether a callback writes its own `state_dict`, and so has a place in checkpoints."""
     return getattr(callback.state_dict, "__func__", None) is not Callback.state_dict
+
+
+def state_name(callback: Callback) -> str:
+    """The name that a callback's state has in a checkpoint; a key may be a class, as in Lightning 1.4."""
+    key: object = callback.state_key
+    return key.__qualname__ if isinstance(key, type) else str(key)
 
 
 #: Names of the hooks of `Callback`.

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.metric_value import MetricValue
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.metric_order import best_mode, rank, tie_break
@@ -94,7 +95,7 @@ class EarlyStopping(Callback):
     def _forget(self) -> None:
         self.wait_count = 0
         self._unknown: UnknownNameError | None = None
-        self.best_score: float | None = None
+        self.best_score = None
         self.best_loss: float | None = None
         self._go_on()
 
@@ -102,6 +103,15 @@ class EarlyStopping(Callback):
         self.stopped_epoch: int | None = None
         self.stopping_reason = ""
         self.stopping_reason_message = ""
+
+    @property
+    def best_score(self) -> float | None:
+        """The best value so far, a `MetricValue`, or None."""
+        return self._best_score
+
+    @best_score.setter
+    def best_score(self, score: float | None) -> None:
+        self._best_score = None if score is None else MetricValue(score)
 
     @property
     def state_key(self) -> str:

@@ -31,11 +31,15 @@ class LearningRateMonitor(Callback):
     Args:
         logging_interval: `step` (the rate that each logged step uses), `epoch` (the rate an epoch begins with), or
             None: each by the `interval` of its scheduler.
-        log_momentum: log `<name>-momentum` too (the first beta of Adam and the like).
-        log_weight_decay: log `<name>-weight_decay` too.
+        log_momentum: log `<name>-momentum` too (the first beta of Adam and the like); 0 for an optimizer without it.
+        log_weight_decay: log `<name>-weight_decay` too; 0 for an optimizer without it.
+
+    Attributes:
+        lrs: the rates of the fit by the name that logs have, in the order in which they were read.
+        last_momentum_values: the last momentum by name, if it is logged; so is `last_weight_decay_values`.
 
     Raises:
-        UsageError: another interval; momentum or weight decay is asked for and no optimizer has it.
+        UsageError: another interval.
     """
 
     def __init__(
@@ -48,9 +52,16 @@ class LearningRateMonitor(Callback):
             )
         self.logging_interval = logging_interval
         self.log_momentum, self.log_weight_decay = log_momentum, log_weight_decay
+        self._forget()
+
+    def _forget(self) -> None:
+        self.lrs: dict[str, list[float]] = {}
+        self.last_momentum_values: dict[str, float] = {}
+        self.last_weight_decay_values: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         """Find a name for each optimizer's rates, and whether they are logged by step or by epoch."""
+        self._forget()
         run = trainer.current_fit
         watched = _named_optimizers(run.optimizers, run.schedulers)
         chosen = [(name, optimizer, self.logging_interval or interval) for name, optimizer, interval in watched]
@@ -58,13 +69,6 @@ class LearningRateMonitor(Callback):
             wanted: [(name, optimizer) for name, optimizer, interval in chosen if interval == wanted]
             for wanted in ("step", "epoch")
         }
-        groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-        for asked, key, read in (
-            (self.log_momentum, "log_momentum", _momentum),
-            (self.log_weight_decay, "log_weight_decay", _weight_decay),
-        ):
-            if asked and all(read(group) is None for group in groups):
-                raise UsageError(f"LearningRateMonitor({key}=True): no optimizer has it", fix=f"drop {key}")
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Log what is watched by epoch."""
@@ -78,11 +82,13 @@ class LearningRateMonitor(Callback):
     def _log(self, trainer: Trainer, interval: str) -> None:
         for name, optimizer in self._watched[interval]:
             for label, group in _labelled_groups(name, optimizer):
+                self.lrs.setdefault(label, []).append(float(group["lr"]))
                 _log(trainer, label, group["lr"])
-                momentum, decay = _momentum(group), _weight_decay(group)
-                if self.log_momentum and momentum is not None:
+                if self.log_momentum:
+                    self.last_momentum_values[f"{label}-momentum"] = momentum = _momentum(group)
                     _log(trainer, f"{label}-momentum", momentum)
-                if self.log_weight_decay and decay is not None:
+                if self.log_weight_decay:
+                    self.last_weight_decay_values[f"{label}-weight_decay"] = decay = group.get("weight_decay", 0.0)
                     _log(trainer, f"{label}-weight_decay", decay)
 
 
@@ -232,9 +238,5 @@ def _labelled_groups(name: str, optimizer: Optimizer) -> Iterator[tuple[str, dic
         yield (name if len(groups) == 1 else f"{name}/{group.get('name', f'pg{number}')}"), group
 
 
-def _momentum(group: dict[str, Any]) -> Any:
-    return group["betas"][0] if "betas" in group else group.get("momentum")
-
-
-def _weight_decay(group: dict[str, Any]) -> Any:
-    return group.get("weight_decay")
+def _momentum(group: dict[str, Any]) -> float:
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))

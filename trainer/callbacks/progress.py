@@ -109,7 +109,8 @@ class ProgressBar(Callback):
 
     def get_metrics(self, trainer: Trainer, module: Module) -> dict[str, Any]:
         """What a bar shows of training: the loss of the last step, then metrics by name; numbers or texts."""
-        loss = self._outputs.get("loss") if isinstance(self._outputs, dict) else self._outputs
+        last = self._outputs[-1] if isinstance(self._outputs, list) and self._outputs else self._outputs
+        loss = last.get("loss") if isinstance(last, dict) else last  # of several optimizers: of the last
         # With manual optimization a step may return anything.
         values = {"loss": float(loss.detach())} if isinstance(loss, torch.Tensor) and loss.numel() == 1 else {}
         others = trainer.current_fit.results.bar_values()
@@ -247,13 +248,13 @@ class ProgressBar(Callback):
 
     def on_validated(self, trainer: Trainer, module: Module) -> None:
         """Write a line for a validation inside an epoch."""
+        if not self._enabled:
+            return
         row = trainer.current_fit.validations[-1]
         self._validated = _metrics(row, "val_")
         parts = [f"epoch {row['epoch']} step {row['step']}"]
-        parts += [f"{name} {_number(value, 4)}" for name, value in self._validated.items()]
-        self._clear()
-        self.stream.write(_in_lines(parts, self._columns()) + "\n")
-        self.stream.flush()
+        parts += [f"{name} {shown_value(value, 4)}" for name, value in self._validated.items()]
+        self.print(_in_lines(parts, self._columns()))
 
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Write the line of the epoch; what does not fit continues, indented, in the next."""

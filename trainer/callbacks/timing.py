@@ -24,11 +24,11 @@ _PARTS = ("weeks", "days", "hours", "minutes", "seconds")
 Duration = str | timedelta | dict[str, float]
 
 
-def read_duration(duration: Duration) -> timedelta:
+def read_duration(duration: Duration, *, may_be_zero: bool = False) -> timedelta:
     """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
 
     Raises:
-        UsageError: anything else, or a length that is not above zero.
+        UsageError: anything else, or a length below zero, or of zero unless `may_be_zero`.
     """
     found: Duration | None = duration
     if isinstance(duration, str):
@@ -43,7 +43,7 @@ def read_duration(duration: Duration) -> timedelta:
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise UsageError(f"a duration's {part} are a number, not {value!r}", fix=f'{{"{part}": 1}}')
         found = _length(duration)
-    if not isinstance(found, timedelta) or found <= timedelta(0):
+    if not isinstance(found, timedelta) or found < timedelta(0) or not (found or may_be_zero):
         raise UsageError(
             f"{duration!r} is not a length of time",
             why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and longer than zero',
@@ -67,8 +67,8 @@ class Timer(Callback):
     continued with more time.
 
     Args:
-        duration: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary of its parts; None
-            only measures.
+        duration: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary of its parts; zero ends the fit
+            before its first step, None only measures.
         interval: look at the clock after each `step` or each `epoch`.
         verbose: print a line when the time is up.
 
@@ -79,7 +79,7 @@ class Timer(Callback):
     def __init__(self, duration: Duration | None = None, interval: str = "step", verbose: bool = True) -> None:
         if interval not in ("step", "epoch"):
             raise UsageError(f'Timer(interval={interval!r}): "step" or "epoch" is needed', fix='interval="step"')
-        self.duration = None if duration is None else read_duration(duration)
+        self.duration = None if duration is None else read_duration(duration, may_be_zero=True)
         self.interval, self.verbose = interval, verbose
         self._spent = dict.fromkeys(_STAGES, 0.0)
         self._started: dict[str, float] = {}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flashtask.core.seeding import generator_states
-from flashtask.trainer.callbacks.callback import keeps_state
+from flashtask.trainer.callbacks.callback import keeps_state, state_name
 from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
 from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
@@ -56,7 +56,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "progress": {**progress, **{name: _as_bytes(progress[name]) for name in ROWS}},
         "optimizer_states": [optimizer.state_dict() for optimizer in run.optimizers],
         "lr_schedulers": [rate.scheduler.state_dict() for rate in run.schedulers],
-        "callbacks": {one.state_key: one.state_dict() for one in run.callbacks if keeps_state(one)},
+        "callbacks": {state_name(one): one.state_dict() for one in run.callbacks if keeps_state(one)},
         "precision": {"name": run.precision.name, "state": run.precision.state_dict()},
         "datamodule": run.data.state_dict(),
         "datamodule_hyper_parameters": plain_hyperparameters(run.data),
@@ -69,6 +69,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
     content = whole(content, run.strategy.is_global_zero)
     for callback in run.callbacks:
         callback.on_save_checkpoint(run.trainer, module, content)
+    run.data.on_save_checkpoint(content)
     module.on_save_checkpoint(content)
     found: dict[str, Any] = whole(content, run.strategy.is_global_zero)
     return found

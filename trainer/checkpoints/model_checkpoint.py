@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import DivergedError, FlashtaskError, StorageError, UnknownNameError, UsageError
 from flashtask.core.files import PathLike
+from flashtask.core.metric_value import MetricValue
 from flashtask.core.number_checks import is_whole
-from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.callbacks.callback import Callback, state_name
 from flashtask.trainer.callbacks.timing import Duration, read_duration
 from flashtask.trainer.checkpoints.content import checkpoint_content, weights_only
 from flashtask.trainer.checkpoints.kept_files import (
@@ -47,9 +49,11 @@ class ModelCheckpoint(Callback):
     `trainer.checkpoint_callback`.
 
     Args:
-        dirpath: folder to write to, relative to the trainer's `default_root_dir`; None means the run folder.
+        dirpath: folder to write to, relative to the trainer's `default_root_dir`; None means the run folder. From the
+            start of a fit on, the attribute is the absolute path of the folder.
         filename: template for the names of the best files, such as `"{epoch:02d}-{val_loss:.2f}"`; `epoch`, `step` and
-            every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept.
+            every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept; a second
+            callback without a name adds `-2`.
         monitor: the metric to rank by, or `epoch` or `step` to keep the newest; None means the module's own.
         verbose: say after each look what was written.
         save_last: True writes `last.ckpt` at each look and at the end of the fit. `"link"` does too, but where one of
@@ -109,7 +113,9 @@ class ModelCheckpoint(Callback):
         save_on_exception: bool = False,
     ) -> None:
         _check_arguments(locals())
-        self.dirpath, self.filename, self.monitor, self.mode = dirpath, filename, monitor, mode
+        #: the folder that was asked for; None means the run folder
+        self.given_dirpath = dirpath
+        self.filename, self.monitor, self.mode = filename, monitor, mode
         self.verbose, self.save_last, self.save_top_k = verbose, save_last, save_top_k
         self.save_weights_only, self.save_on_exception = save_weights_only, save_on_exception
         self.frequency = Frequency(
@@ -118,7 +124,8 @@ class ModelCheckpoint(Callback):
             every_n_epochs,
             save_on_train_epoch_end,
         )
-        self.template = _template_of(filename, save_top_k, auto_insert_metric_name)
+        self.template = self._given_template = _template_of(filename, save_top_k, auto_insert_metric_name)
+        self._insert_names = auto_insert_metric_name
         self._forget()
 
     def _forget(self) -> None:
@@ -137,6 +144,17 @@ class ModelCheckpoint(Callback):
     # ---- which files there are
 
     @property
+    def dirpath(self) -> PathLike | None:
+        """The folder of the files; before a fit the one that was asked for."""
+        folder = self.best.folder
+        return str(folder) if folder != Path() else self.given_dirpath
+
+    @dirpath.setter
+    def dirpath(self, dirpath: PathLike | None) -> None:
+        self.given_dirpath = dirpath
+        self.best = BestFiles(Path(), 0, "max")
+
+    @property
     def best_model_path(self) -> str:
         """The best file, or an empty text."""
         return str(self.best.folder / self.best.best.name) if self.best.best is not None else ""
@@ -144,7 +162,8 @@ class ModelCheckpoint(Callback):
     @property
     def best_model_score(self) -> float | None:
         """The monitored value of the best file."""
-        return self.best.best.score if self.best.best is not None else None
+        best = self.best.best
+        return None if best is None or best.score is None else MetricValue(best.score)
 
     best_score = best_model_score
 
@@ -184,29 +203,36 @@ class ModelCheckpoint(Callback):
         self._forget()
         self._together = [one for one in trainer.current_fit.callbacks if isinstance(one, ModelCheckpoint)]
         self._number = [one for one in self._together if one._own_key == self._own_key].index(self)
-        self._folder = CheckpointFolder(trainer, self.dirpath)
+        self._folder = CheckpointFolder(trainer, self.given_dirpath)
         #: `last.ckpt` may be a link
         self.links = self.save_last == "link"
         #: the name of the metric that ranks the files
         self.metric: str = self.monitor or module.monitor
         mode = self.mode or ("max" if self.metric in _PLACE else None)
         mode = best_mode("ModelCheckpoint", self.metric, mode, module)
+        self._require_own_names()
         may_replace = partial(self._folder.may_replace, is_fixed=not self.template.fields)
         self.best = BestFiles(self._folder.path, self.save_top_k, mode, may_replace)
         self._say = trainer.say
-        self._require_own_names()
 
     def _require_own_names(self) -> None:
-        """Two callbacks must not write over each other's files."""
+        """Two callbacks must not write over each other's files: where no name was given, the second is `best-2`."""
         if self._together.count(self) > 1:
             raise UsageError("a ModelCheckpoint is twice in the list of callbacks", fix="drop one of the two")
-        for one in self._together[: self._together.index(self)]:
-            is_same = (one.best.folder, one.template.text) == (self.best.folder, self.template.text)
-            if is_same and one.save_top_k and self.save_top_k:
+        beside = [
+            one.template.text
+            for one in self._together[: self._together.index(self)]
+            if one.best.folder == self._folder.path and one.save_top_k and self.save_top_k
+        ]
+        self.template = self._given_template
+        if self.template.text in beside:
+            if self.filename is not None:
                 raise UsageError(
-                    f"two ModelCheckpoints write {self.template.text}.ckpt in {self.best.folder}",
+                    f"two ModelCheckpoints write {self.template.text}.ckpt in {self._folder.path}",
                     fix='another name or folder for one of them: ModelCheckpoint(filename="{epoch}-{val_loss:.2f}")',
                 )
+            numbered = (f"{self.template.text}-{number}" for number in count(2))
+            self.template = NameTemplate(next(name for name in numbered if name not in beside), self._insert_names)
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         """Start the clock of `train_time_interval`."""
@@ -350,8 +376,9 @@ class ModelCheckpoint(Callback):
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Report it if the run that is resumed did not have this callback."""
         known = [key for key in checkpoint.get("callbacks", {}) if key.startswith(type(self).__name__)]
-        if self.save_top_k and known and self.state_key not in known:
-            trainer.say(f"the best so far is unknown to {self.state_key}: the checkpoint has {', '.join(known)}")
+        own = state_name(self)
+        if self.save_top_k and known and own not in known:
+            trainer.say(f"the best so far is unknown to {own}: the checkpoint has {', '.join(known)}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back the best so far; where a run is continued in another folder, its files are copied there."""

@@ -20,6 +20,7 @@ from flashtask.core.keywords import argument_fix
 from flashtask.core.library_internals import mark_as_stepped
 from flashtask.core.model_path import model_path
 from flashtask.core.seeding import set_generator_states
+from flashtask.trainer.callbacks.callback import state_name
 from flashtask.trainer.checkpoints.content import ROWS
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
@@ -29,18 +30,27 @@ from flashtask.trainer.optimizers import redraw
 from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
+    from flashtask.trainer.datamodule import DataModule
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.module import Module
 
-__all__ = ["load_checkpoint_into", "load_weights", "module_from_checkpoint", "module_from_content", "restore_run"]
+__all__ = [
+    "data_from_checkpoint",
+    "load_checkpoint_into",
+    "load_weights",
+    "module_from_checkpoint",
+    "module_from_content",
+    "restore_run",
+]
 
 M = TypeVar("M", bound="Module")
+D = TypeVar("D", bound="DataModule")
 #: Characters of a message about settings that a file holds.
 _LONGEST = 200
 
 
 def module_from_checkpoint(
-    cls: type[M], path: PathLike, map_location: MapLocation, strict: bool, given: Mapping[str, Any]
+    cls: type[M], path: PathLike, map_location: MapLocation, strict: bool | None, given: Mapping[str, Any]
 ) -> M:
     """Build a module from the hyper-parameters of a checkpoint and load its weights, in eval mode."""
     path = model_path(path)
@@ -52,12 +62,24 @@ def module_from_checkpoint(
     return module_from_content(cls, read_checkpoint(path, map_location=map_location), path, strict=strict, given=given)
 
 
+def data_from_checkpoint(cls: type[D], path: PathLike, given: Mapping[str, Any]) -> D:
+    """A data module with the hyper-parameters that the one of a run had."""
+    path = model_path(path)
+    content = read_checkpoint(path)
+    with error_context(path):
+        stored = content.get("datamodule_hyper_parameters") or {}
+        data = cls(**_arguments(cls, {"hyper_parameters": stored}, given, path))
+        data.on_load_checkpoint(content)
+        data.load_state_dict(content.get("datamodule") or {})
+    return data
+
+
 def module_from_content(
     cls: type[M],
     content: dict[str, Any],
     path: PathLike,
     *,
-    strict: bool = True,
+    strict: bool | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> M:
     """The same from the content that `read_checkpoint` returned; `path` is for messages."""
@@ -72,13 +94,14 @@ def module_from_content(
                 raise  # the user's own argument, or a name that an import may make known
             what = f"{path}: its settings are refused: {error.what.removeprefix(f'{path}: ')}"
             raise IntegrityError(what if len(what) <= _LONGEST else what[:_LONGEST] + "...", why=error.why) from error
+        module.configure_model()
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
         if state:
             module.to(next(iter(state.values())).device)  # where `map_location` has put the weights
         take_formats(module, state)
         take_recorded_precision(module, content)
-        load_weights(module, state, path, strict=strict)
+        load_weights(module, state, path, strict=module.strict_loading if strict is None else strict)
     return module.eval()
 
 
@@ -180,7 +203,7 @@ def load_checkpoint_into(module: Module, content: dict[str, Any], path: PathLike
         state = _weights_in(content)
         module.on_load_checkpoint(content)
         restore_adapters(module, content, path)
-        load_weights(module, state, path)
+        load_weights(module, state, path, strict=module.strict_loading)
 
 
 def restore_run(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
@@ -210,9 +233,10 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
         run.precision.load_state_dict(content["precision"]["state"])
     states = content["callbacks"]
     for callback in run.callbacks:
-        if callback.state_key in states:
-            callback.load_state_dict(states[callback.state_key])
-    if lost := [key for key, state in states.items() if state and key not in {one.state_key for one in run.callbacks}]:
+        if state_name(callback) in states:
+            callback.load_state_dict(states[state_name(callback)])
+    known = {state_name(one) for one in run.callbacks}
+    if lost := [key for key, state in states.items() if state and key not in known]:
         run.trainer.say(f"resuming {Path(path).name} without what it holds of {', '.join(lost)}")
     progress = dict(content["progress"])
     for name in ROWS:

@@ -92,7 +92,11 @@ class Precision:
 
     def backward(self, loss: torch.Tensor, **options: Any) -> None:
         """Compute gradients; options are those of `Tensor.backward`."""
-        loss.backward(**options)  # type: ignore[no-untyped-call]
+        self.scaled(loss).backward(**options)  # type: ignore[no-untyped-call]
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss as gradients are computed from it."""
+        return loss
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring gradients to their true size, before they are clipped or looked at; once more changes nothing."""
@@ -169,9 +173,9 @@ class ScaledPrecision(MixedPrecision):
         self._unscaled: set[int] = set()
         self._updates = 0
 
-    def backward(self, loss: torch.Tensor, **options: Any) -> None:
-        """Compute scaled gradients."""
-        self.scaler.scale(loss).backward(**options)  # type: ignore[no-untyped-call]
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss times the scale."""
+        return self.scaler.scale(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, unless this has been done since the last update."""

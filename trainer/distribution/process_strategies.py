@@ -69,6 +69,11 @@ class Strategy:
         )
 
     @property
+    def strategy_name(self) -> str:
+        """The same as `name`."""
+        return self.name
+
+    @property
     def is_global_zero(self) -> bool:
         """Whether this process is the one that writes files and prints."""
         return self.global_rank == 0

@@ -52,7 +52,7 @@ class Parts:
 
     def __init__(self, module: Module) -> None:
         self.parameters = parameters_by_name(module)
-        self.roots: list[nn.Module] = list(module.modules_to_freeze())
+        self.roots: list[nn.Module] = module.parts_to_freeze()
         self.lora = factor_names(module)
         groups = [[unwrapped_name(name) for name in group] for group in module.layer_groups()]
         self.groups = [[name for name in group if name not in self.lora] for group in groups]
@@ -255,6 +255,14 @@ class Freezing:
         return selection.is_head_only or (
             bool(selection.patterns) and not self.trainable(self.finetuning.phases[number])
         )
+
+    def freeze_for_good(self) -> None:
+        """Turn off gradients of what no phase trains, before the optimizers are made."""
+        trains = self.parts.ids(name for names in self._names for name in names)
+        for name in self._governed:
+            parameter = self.parts.parameters[name]
+            if id(parameter) not in trains:
+                parameter.requires_grad_(False)
 
     def apply(self, epoch: int, ends: Mapping[int, int] | None = None) -> Position:
         """Turn gradients on or off and set train and eval modes as the epoch's phase wants them.

@@ -182,7 +182,7 @@ def adapt_for(run: FitRun) -> None:
     """
     settings = None if run.finetuning is None else run.finetuning.lora
     if settings is not None:
-        adaptation = adapt(run.module, run.module.modules_to_freeze(), settings, run.seed)
+        adaptation = adapt(run.module, run.module.parts_to_freeze(), settings, run.seed)
         if run.trainer.enable_model_summary:
             run.trainer.say(str(adaptation))
     elif adapted_layers(run.module):

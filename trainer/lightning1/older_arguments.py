@@ -189,34 +189,40 @@ def unoccupied(memory: Sequence[tuple[int, int]], count: int) -> list[int]:
 _WORDS = {"true": True, "false": False, "none": None}
 
 
-def add_arguments(parser: argparse.ArgumentParser, trainer_class: type) -> argparse.ArgumentParser:
-    """Give a parser an option for each argument of a trainer, except those that it has already.
+def add_arguments(parser: argparse.ArgumentParser, made: type) -> argparse.ArgumentParser:
+    """Give a parser an option for each argument of a trainer or data module, except those that it has already.
 
     Returns:
         The same parser.
     """
-    group = parser.add_argument_group(f"flashtask.{trainer_class.__name__}")
-    for name, argument in _arguments(trainer_class).items():
+    group = parser.add_argument_group(f"flashtask.{made.__name__}")
+    for name, argument in _arguments(made).items():
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         is_switch = "bool" in str(argument.annotation)
         alone: dict[str, Any] = {"nargs": "?", "const": True} if is_switch else {}
+        default = argparse.SUPPRESS if argument.default is argument.empty else argument.default
         with suppress(argparse.ArgumentError):  # the script's own
-            group.add_argument(*spellings, dest=name, type=_value, default=argument.default, **alone)
-    for name in UNDERSTOOD:
+            group.add_argument(*spellings, dest=name, type=_value, default=default, **alone)
+    for name in _older(made):
         with suppress(argparse.ArgumentError):
             group.add_argument(f"--{name}", type=_value, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-def given_arguments(namespace: argparse.Namespace, trainer_class: type) -> dict[str, Any]:
-    """What a namespace says that is an argument of a trainer; the rest is the script's own."""
-    known = {*_arguments(trainer_class), *UNDERSTOOD}
+def given_arguments(namespace: argparse.Namespace, made: type) -> dict[str, Any]:
+    """What a namespace says that is an argument of a class; the rest is the script's own."""
+    known = {*_arguments(made), *_older(made)}
     return {name: value for name, value in vars(namespace).items() if name in known}
 
 
-def _arguments(trainer_class: type) -> dict[str, inspect.Parameter]:
-    found = inspect.signature(trainer_class).parameters
-    return {name: argument for name, argument in found.items() if argument.kind is argument.KEYWORD_ONLY}
+def _arguments(made: type) -> dict[str, inspect.Parameter]:
+    found = inspect.signature(made).parameters
+    return {name: one for name, one in found.items() if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)}
+
+
+def _older(made: type) -> list[str]:
+    """Older names of arguments, which a trainer alone has."""
+    return list(UNDERSTOOD) if hasattr(made, "older_hooks") else []
 
 
 def _value(text: str) -> Any:

@@ -13,7 +13,7 @@ from flashtask.trainer.loop import Loops
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["OLDER_HOOKS", "Lightning1Trainer"]
+__all__ = ["NOT_THERE", "OLDER_HOOKS", "Lightning1Trainer"]
 
 #: Hooks that only older trainers call -> what takes their place here.
 OLDER_HOOKS = {
@@ -26,11 +26,52 @@ OLDER_HOOKS = {
     "on_pretrain_routine_start": "on_fit_start",
     "on_pretrain_routine_end": "on_fit_start",
     "on_validation_model_eval": "on_validation_start",
-    "configure_callbacks": "Trainer(callbacks=...)",
-    "configure_gradient_clipping": "Trainer(gradient_clip_val=...)",
-    "lr_scheduler_step": "automatic_optimization = False",
-    "optimizer_step": "on_before_optimizer_step",
-    "optimizer_zero_grad": "on_before_zero_grad",
+}
+
+
+#: Attributes of older and newer Lightning trainers that this one has not -> what takes their place.
+NOT_THERE = {
+    "amp_backend": 'precision="16-mixed"',
+    "call_hook": "trainer.current_run.notify(hook)",
+    "convert_to_lightning_optimizers": "trainer.optimizers",
+    "data_parallel": "trainer.strategy.name",
+    "data_parallel_device_ids": "trainer.device_ids",
+    "distributed_sampler_kwargs": "trainer.world_size, trainer.global_rank",
+    "enable_validation": "bool(trainer.val_dataloaders)",
+    "gpus": "trainer.device_ids",
+    "init_module": "with torch.device(...): model = Net()",
+    "init_optimizers": "trainer.optimizers",
+    "ipus": "trainer.device_ids",
+    "lightning_optimizers": "trainer.optimizers",
+    "lr_schedulers": "trainer.lr_scheduler_configs",
+    "num_gpus": "trainer.num_devices",
+    "num_processes": "trainer.world_size",
+    "optimizer_frequencies": "automatic_optimization = False",
+    "predicted_ckpt_path": "trainer.ckpt_path",
+    "prediction_writer_callbacks": "trainer.callbacks",
+    "prepare_dataloader": "datamodule.train_dataloader()",
+    "progress_bar_dict": "trainer.progress_bar_metrics",
+    "received_sigterm": "trainer.interrupted",
+    "request_dataloader": "datamodule.train_dataloader()",
+    "reset_predict_dataloader": "trainer.predict_dataloaders, in a hook",
+    "reset_test_dataloader": "trainer.test_dataloaders, in a hook",
+    "reset_train_dataloader": "trainer.train_dataloader, in a hook",
+    "reset_train_val_dataloaders": "trainer.train_dataloader and trainer.val_dataloaders, in a hook",
+    "reset_val_dataloader": "trainer.val_dataloaders, in a hook",
+    "resume_from_checkpoint": "trainer.ckpt_path",
+    "root_gpu": "trainer.device_ids[0]",
+    "run_stage": "trainer.loops",
+    "slurm_job_id": 'os.environ["SLURM_JOB_ID"]',
+    "terminate_on_nan": "leave it out: a NaN always ends a run",
+    "tested_ckpt_path": "trainer.ckpt_path",
+    "tpu_cores": "trainer.device_ids",
+    "training_type_plugin": "trainer.strategy",
+    "tuning": "trainer.tune(...)",
+    "use_amp": "trainer.precision_plugin.name",
+    "validated_ckpt_path": "trainer.ckpt_path",
+    "verbose_evaluate": "trainer.test(verbose=False)",
+    "weights_save_path": "trainer.checkpoint_callback.dirpath",
+    "weights_summary": "callbacks=[ModelSummary(max_depth=1)]",
 }
 
 
@@ -43,6 +84,13 @@ class Lightning1Trainer:
 
     #: hooks that this trainer does not call -> what to write instead
     older_hooks: Mapping[str, str] = OLDER_HOOKS
+
+    if not TYPE_CHECKING:  # a checker is to find mistyped attributes
+
+        def __getattr__(self, name: str) -> Any:
+            if name in NOT_THERE:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; instead: {NOT_THERE[name]}")
+            return object.__getattribute__(self, name)  # whose error says what a property could not find
 
     @property
     def lightning_module(self) -> Any:

@@ -131,7 +131,7 @@ def _copies(module: Module, data: DataModule) -> tuple[Module, DataModule]:
             fix="make what cannot be copied in setup(self, stage), or give it a __deepcopy__",
         ) from error
     for made in copies:
-        made.trainer = None  # type: ignore[assignment]
+        made.trainer = None
     for part in copies[0].modules():
         _bind_again(part, memo)
     return copies

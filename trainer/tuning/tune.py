@@ -43,7 +43,7 @@ def tune(
     data: DataModule,
     *,
     finetuning: Finetuning | None = None,
-    learning_rate: bool | Mapping[str, Any] = False,
+    learning_rate: bool | str | Mapping[str, Any] = False,
     batch_size: bool | str | Mapping[str, Any] = False,
 ) -> TuningResult:
     """Find a batch size, then with it a learning rate, and give both to the module and its data.
@@ -55,7 +55,7 @@ def tune(
         module: to tune.
         data: to train it on.
         finetuning: what is frozen: the rate is searched in the first stage, the batch size in that which trains most.
-        learning_rate: True, or arguments of `RangeTest`.
+        learning_rate: True, the name of the attribute, or arguments of `RangeTest`.
         batch_size: True, `"power"`, `"binsearch"`, or arguments of `BatchSizeOptions`.
 
     Raises:
@@ -63,7 +63,9 @@ def tune(
             learning rate makes the loss fall.
         OutOfMemoryError: not even small batches fit.
     """
-    test = _options(RangeTest, "learning_rate", learning_rate)
+    test = _options(
+        RangeTest, "learning_rate", {"attribute": learning_rate} if isinstance(learning_rate, str) else learning_rate
+    )
     sizes = _options(
         BatchSizeOptions, "batch_size", {"mode": batch_size} if isinstance(batch_size, str) else batch_size
     )
