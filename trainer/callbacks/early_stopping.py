@@ -144,7 +144,9 @@ class EarlyStopping(Callback):
             run.go_on()
             self._go_on()
         every, epochs = trainer.check_val_every_n_epoch, run.max_epochs
-        if self._name.startswith("val_") and run.validation is not None and epochs is not None and every > epochs:
+        if every is None or epochs is None or every <= epochs:
+            return
+        if self._name.startswith("val_") and run.validation is not None:
             trainer.say(f"EarlyStopping never looks: check_val_every_n_epoch={every}, and the run has {epochs} epochs")
 
     def on_validated(self, trainer: Trainer, module: Module) -> None:

@@ -161,7 +161,7 @@ class Logger(NamedPart):
         if trainer is None or fit is None or trainer.run_folder is None:
             self._start_alone()
         elif fit.is_prepared or fit.resume_from is None:
-            self.start_again(trainer.run_folder.path, fit.history, fit.global_step)
+            self.start_again(trainer.run_folder.path, fit.rows, fit.global_step)
         else:
             raise self._too_early()
         self._mark(True)
