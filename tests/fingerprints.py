@@ -33,12 +33,12 @@ def of_files(*folders: Path) -> dict[str, str]:
     return found
 
 
-def _told(held: Any, seen: dict[int, int]) -> Any:
+def _told(held: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     if held is None or isinstance(held, (bool, int, float, complex, str, bytes, Path)):
         return repr(held)
     if id(held) in seen:
-        return f"the {seen[id(held)]}th"
-    seen[id(held)] = len(seen)
+        return f"the {seen[id(held)][0]}th"
+    seen[id(held)] = len(seen), held  # held, so that no later object has the same id
     kind = type(held).__qualname__
     if isinstance(held, torch.Tensor):
         content = hashlib.sha256(held.detach().contiguous().cpu().numpy().tobytes()).hexdigest()

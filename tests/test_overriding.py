@@ -80,9 +80,10 @@ def test_super_can_be_called_in_every_hook(tmp_path):
     trainer.fit(module, datamodule=data, ckpt_path="last")  # its hook of loading is called
     trainer.predict(overriding_all(Seeing, ["prepare_data", "predict_dataloader"], told["module"])(), loaders(8)[1])
     assert told["module"]["prepare_data"] == 1
-    not_asked = {"on_exception", "prepare_data", "train_dataloader", "val_dataloader", "test_dataloader"}
+    not_asked = {"on_exception", "on_validated", "prepare_data"}
+    not_asked |= {"train_dataloader", "val_dataloader", "test_dataloader"}
     assert {name for name in of_module if not told["module"][name]} <= not_asked | {"predict_dataloader"}
-    assert {name for name in _HOOKS if not told["callback"][name]} == {"on_exception"}
+    assert {name for name in _HOOKS if not told["callback"][name]} == {"on_exception", "on_validated"}
     assert {name for name in of_data if not told["data"][name]} == {"on_exception"}
 
 

@@ -428,7 +428,7 @@ def test_the_command_line_solves_resumes_and_refuses(tmp_path, images, capsys):
     assert cli(["finetune", str(images), *options, "--output-dir", folder]) == 0
     assert "best epoch 0: val_loss" in capsys.readouterr().out
     assert cli(["finetune", str(images), *options, "--output-dir", folder, "--resume"]) == 0
-    assert "is finished" in capsys.readouterr().err
+    assert "nothing left to do" in capsys.readouterr().err
     assert cli(["predict", f"{folder}/best.ckpt", str(images / "val" / "red"), "--format", "csv"]) == 0
     other = str(tmp_path / "OTHER")
     assert cli(["finetune", str(images), *options, "--output-dir", other, "--strategy", "no_freeze"]) == 2

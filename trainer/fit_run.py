@@ -22,6 +22,7 @@ from flashtask.core.metrics import is_metric, uncounted
 from flashtask.core.seeding import derive_seed, generator_states, seed_generators, set_generator_states
 from flashtask.trainer.batch_transfer import detached
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
+from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.checkpoints.restoring import restore_run
 from flashtask.trainer.closed_form_fit import ClosedFormFit, fits_in_closed_form, refuse_gradients
 from flashtask.trainer.data_loaders import (
@@ -187,6 +188,7 @@ class FitRun(Run):
         self._written_step = 0
         self._step_precision = device_plan.precision
         self._resumed_at = -1
+        self._hooks_read_outputs = True
         #: names that were measured in this epoch, and those of them that nobody has looked at yet
         self.fresh_metrics: set[str] = set()
         self.new_metrics: set[str] = set()
@@ -204,6 +206,12 @@ class FitRun(Run):
         record_precision(module, trainer.precision)
         self.loggers = trainer.called_loggers if trainer.is_global_zero else []
         self._start()
+        # The callbacks of this package read a loss however it comes, and a step is spared the wrapping.
+        owners = [(module, Module), *((callback, Callback) for callback in self.callbacks)]
+        self._hooks_read_outputs = any(
+            is_written(owner, "on_train_batch_end", base) and not type(owner).__module__.startswith("flashtask.")
+            for owner, base in owners
+        )
         if self.device.type == "cpu":
             keep_freed_memory()
         check_state_keys(self)
@@ -831,6 +839,8 @@ class FitRun(Run):
         """
         if self.keeps_outputs:
             self.outputs.append(self._of_turns([as_seen_by_hooks(detached(one)) for one in returned]))
+        if not self._hooks_read_outputs:
+            return self._of_turns(returned)
         return self._of_turns([as_seen_by_hooks(one) for one in returned])
 
     def _of_turns(self, returned: list[Any]) -> Any:

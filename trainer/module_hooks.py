@@ -115,6 +115,9 @@ class ModuleHooks:
     def on_validation_end(self) -> None:
         """After validation, whose metrics have been computed."""
 
+    def on_validated(self) -> None:
+        """After a validation inside an epoch; its row is in the log."""
+
     def on_validation_epoch_start(self) -> None:
         """Before the first batch, after `on_validation_start`."""
 

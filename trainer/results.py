@@ -79,7 +79,7 @@ class Entry:
 
     __slots__ = (
         "last_weight",
-        "loader",
+        "loaders",
         "metric",
         "name",
         "on_epoch",
@@ -91,7 +91,9 @@ class Entry:
     )
 
     def __init__(self, name: str, settings: LogSettings, loader: int | None = None) -> None:
-        self.name, self.settings, self.loader = name, settings, loader
+        self.name, self.settings = name, settings
+        #: the numbers of the loaders that it was logged for; None where it is not of a single one
+        self.loaders = {loader}
         self.on_step, self.on_epoch = bool(settings.on_step), bool(settings.on_epoch)
         self.metric: Metric | Accuracy | None = None
         self.value: Any = None
@@ -223,6 +225,8 @@ class Results:
         entry = self.entries.get((hook, name))
         if entry is None:
             entry = self.entries[(hook, name)] = Entry(name, _settled(hook, name, settings), loader)
+        elif loader is not None:
+            entry.loaders.add(loader)
         entry.update(value, weight)
 
     def agree(self, gather: Callable[[Any], list[Any]], module: nn.Module) -> None:
@@ -233,12 +237,14 @@ class Results:
             module: that the metric objects are part of.
         """
         places = {id(part): place for place, part in module.named_modules() if is_metric(part)}
-        own = [(key, e.name, e.settings, e.loader, places.get(id(e.metric))) for key, e in self.entries.items()]
+        own = [(key, e.name, e.settings, e.loaders, places.get(id(e.metric))) for key, e in self.entries.items()]
         known, self.entries = self.entries, {}
-        for key, name, settings, loader, place in (one for of_process in gather(own) for one in of_process):
+        for key, name, settings, loaders, place in (one for of_process in gather(own) for one in of_process):
             if key in self.entries:
+                self.entries[key].loaders |= loaders
                 continue
-            entry = self.entries[key] = known.get(key) or Entry(name, settings, loader)
+            entry = self.entries[key] = known.get(key) or Entry(name, settings)
+            entry.loaders = set(loaders)
             if entry.metric is None and place is not None:
                 entry.metric = module.get_submodule(place)  # type: ignore[assignment]
             if entry.metric is not None and not update_count(entry.metric):
@@ -265,9 +271,10 @@ class Results:
             if e.on_epoch and (e.settings.logger or not logger_only)
         }
 
-    def loaders(self) -> dict[str, int | None]:
-        """The number of the loader that each value of `epoch_values` comes from, None if it is of all of them."""
-        return {_fork(e, "_epoch"): e.loader for e in self.entries.values() if e.on_epoch}
+    def is_of_loader(self, number: int) -> dict[str, bool]:
+        """For each value of `epoch_values`: whether it was logged for this loader, or for all of them."""
+        logged = [entry for entry in self.entries.values() if entry.on_epoch]
+        return {_fork(entry, "_epoch"): not entry.loaders.isdisjoint((number, None)) for entry in logged}
 
     def callback_values(self) -> dict[str, float]:
         """Everything callbacks may monitor: epoch values (forked ones under both names) and last step values."""

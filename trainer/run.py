@@ -500,11 +500,8 @@ class EvaluationRun(Run):
 
     def metrics_of_loaders(self) -> list[dict[str, float]]:
         """The values of the last pass, a dictionary for each loader; what was logged after the last one is in each."""
-        values, loaders = self.results_of_pass, self.results.loaders()
-        return [
-            {name: value for name, value in values.items() if loaders[name] in (None, number)}
-            for number in range(len(self.loaders))
-        ]
+        of_loaders = [self.results.is_of_loader(number) for number in range(len(self.loaders))]
+        return [{n: value for n, value in self.results_of_pass.items() if is_own[n]} for is_own in of_loaders]
 
     def end(self) -> None:
         """Put modes back; a sanity check leaves no trace in the generators either."""
