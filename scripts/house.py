@@ -26,9 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
-    "batch_transfer by_name data_loaders hooks hyperparameters metric_order run_extension signals",
-    "text_table wrapping",
-    "datamodule",
+    "batch_transfer by_name data_loaders hooks hyperparameters metric_order module_hooks run_extension signals",
+    "combined_loader step_outputs step_overrides text_table wrapping",
     "finetuning",
     # where it is computed, and how a step changes weights
     "devices",
@@ -41,7 +40,8 @@ TRAINER_LAYERS = (
     "loggers profiling",
     "run_folder run_record",
     "checkpoints",
-    # what is trained
+    # what is trained, and on what
+    "datamodule",
     "module",
     "closed_form_fit feature_cache features",
     # the run

@@ -14,7 +14,6 @@ from flashtask._version import __version__
 from flashtask.core.zoo import own_zoo_files
 from flashtask.trainer.by_name import NOT_PLAIN, WATCHING, plain_setting, recipe_of_part
 from flashtask.trainer.callbacks.callback_registry import CALLBACKS
-from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.devices.accelerators import ACCELERATORS
 from flashtask.trainer.devices.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
 from flashtask.trainer.distribution.process_strategies import STRATEGIES
@@ -26,6 +25,7 @@ from flashtask.trainer.profiling.profilers import PROFILERS, PassThrough
 
 if TYPE_CHECKING:
     from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
+    from flashtask.trainer.datamodule import DataModule
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.trainer import Trainer
 

@@ -16,6 +16,7 @@ from flashtask.trainer.hooks import is_written
 from flashtask.trainer.run_extension import RunExtension
 
 if TYPE_CHECKING:
+    from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.module import Module
     from flashtask.trainer.run import Run
 
@@ -81,7 +82,7 @@ class StepOverrides(RunExtension):
 
         return backward
 
-    def _backward(self, run: Any, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    def _backward(self, run: FitRun, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def backward(loss: torch.Tensor, **options: Any) -> Any:
             self._loss = loss.detach()
             optimizer = run.optimizers[run.turn] if run.optimizers else None
@@ -89,7 +90,7 @@ class StepOverrides(RunExtension):
 
         return backward
 
-    def _clip_gradients(self, run: Any, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    def _clip_gradients(self, run: FitRun, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def clip_gradients(optimizer: Optimizer) -> Any:
             trainer = run.trainer
             limits = [trainer.gradient_clip_val, trainer.gradient_clip_algorithm]
@@ -98,7 +99,7 @@ class StepOverrides(RunExtension):
 
         return clip_gradients
 
-    def _optimizer_step(self, run: Any, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    def _optimizer_step(self, run: FitRun, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def optimizer_step(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
             stepped = StepOptimizer(optimizer, call)
             given = [run.epoch, run.batch_idx - 1, stepped, closure or (lambda: self._loss)]
@@ -106,13 +107,13 @@ class StepOverrides(RunExtension):
 
         return optimizer_step
 
-    def _zero_grad(self, run: Any, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    def _zero_grad(self, run: FitRun, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def zero_grad(optimizer: Optimizer) -> Any:
             return method([run.epoch, run.batch_idx - 1, optimizer], {"optimizer_idx": run.turn})
 
         return zero_grad
 
-    def _scheduler_step(self, run: Any, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    def _scheduler_step(self, run: FitRun, method: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def scheduler_step(scheduler: Any, metric: float | None) -> Any:
             return method([scheduler, metric], {"optimizer_idx": run.turn})
 
