@@ -8,13 +8,14 @@ import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from flashtask import Module
+from flashtask import Module, Trainer
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (200, 50, 40)}
 
@@ -87,6 +88,12 @@ def loaders(samples: int = 50, batch_size: int = 8) -> tuple[DataLoader, DataLoa
     inputs = torch.randn(samples, 4, generator=generator)
     data = TensorDataset(inputs, (inputs.sum(1) > 0).long())
     return DataLoader(data, batch_size=batch_size, shuffle=True), DataLoader(data, batch_size=batch_size)
+
+
+def quiet(tmp_path: Path, **options: Any) -> Trainer:
+    """A trainer for one epoch that prints nothing and logs nothing."""
+    given = {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False, **options}
+    return Trainer(default_root_dir=tmp_path, **given)
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from small import Net, loaders, net
+from small import Net, loaders, net, quiet
 
 from flashtask import (
     Callback,
@@ -19,19 +19,12 @@ from flashtask import (
     ModelSummary,
     Module,
     ScaledPrecision,
-    Trainer,
     read_checkpoint,
 )
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.trainer.batch_transfer import stacked
 from flashtask.trainer.callbacks.callback import _HOOKS
 from flashtask.trainer.module_hooks import ModuleHooks
-
-
-def quiet(tmp_path, **options) -> Trainer:
-    given = {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False, **options}
-    return Trainer(default_root_dir=tmp_path, **given)
-
 
 # ---- every hook has one of the base class behind it
 

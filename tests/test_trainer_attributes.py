@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import Net, loaders, net
+from small import Net, loaders, net, quiet
 
 from flashtask import (
     Callback,
@@ -27,12 +27,6 @@ from flashtask import (
     read_checkpoint,
 )
 from flashtask.trainer.lightning1.trainer_base import NOT_THERE
-
-
-def quiet(tmp_path, **options) -> Trainer:
-    given = {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False, **options}
-    return Trainer(default_root_dir=tmp_path, **given)
-
 
 # ---- before, in and after runs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flashtask.core.errors import UsageError
 from flashtask.trainer.hyperparameters import HyperparametersMixin
+from flashtask.trainer.lightning1.older_arguments import ArgparseMixin
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class BatchTransfer:
         return batch
 
 
-class DataModule(BatchTransfer, HyperparametersMixin):
+class DataModule(BatchTransfer, ArgparseMixin, HyperparametersMixin):
     """Loaders for each stage, and what has to happen before and after them.
 
     A stage is `fit`, `validate`, `test` or `predict`. Override what you need; a loader that is not there means that
@@ -147,25 +147,6 @@ class DataModule(BatchTransfer, HyperparametersMixin):
         from flashtask.trainer.checkpoints.restoring import data_from_checkpoint
 
         return data_from_checkpoint(cls, checkpoint_path, given)
-
-    @classmethod
-    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Give a parser an option for each argument of the constructor, except those that it has already."""
-        from flashtask.trainer.lightning1.older_arguments import add_arguments
-
-        return add_arguments(parser, cls)
-
-    @classmethod
-    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
-        """The data module that a parsed command line asks for; other options of the script are ignored.
-
-        Args:
-            namespace: what `parser.parse_args()` gave.
-            changes: arguments that win over the namespace's.
-        """
-        from flashtask.trainer.lightning1.older_arguments import given_arguments
-
-        return cls(**{**given_arguments(namespace, cls), **changes})
 
     def on_exception(self, exception: BaseException) -> None:
         """The run ends with an exception, which is raised after this (Ctrl-C included)."""

@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -17,7 +17,8 @@ from flashtask.core.keywords import argument_fix
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.devices.selection import check_devices
 
-__all__ = ["UNDERSTOOD", "add_arguments", "devices_of_gpus", "given_arguments", "todays_names", "unoccupied"]
+__all__ = ["UNDERSTOOD", "ArgparseMixin", "add_arguments", "devices_of_gpus", "given_arguments", "todays_names"]
+__all__ += ["unoccupied"]
 
 Arguments = dict[str, Any]
 
@@ -187,6 +188,29 @@ def unoccupied(memory: Sequence[tuple[int, int]], count: int) -> list[int]:
 
 
 # ---- argparse
+
+
+class ArgparseMixin:
+    """Makes an object of a class from the command line of a script, an option for each argument."""
+
+    @classmethod
+    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Give a parser an option for each argument of the class (`--max_epochs`), except those that it has already."""
+        return add_arguments(parser, cls)
+
+    @classmethod
+    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
+        """The object that a parsed command line asks for; other options of the script are ignored.
+
+        Args:
+            namespace: what `parser.parse_args()` gave.
+            changes: arguments that win over the namespace's, such as `callbacks`.
+
+        Raises:
+            UsageError: a value that an argument cannot have.
+        """
+        return cls(**{**given_arguments(namespace, cls), **changes})
+
 
 _WORDS = {"true": True, "false": False, "none": None}
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flashtask.trainer.lightning1.loops import LoopTree, TreeLoop
-from flashtask.trainer.lightning1.older_arguments import add_arguments, given_arguments, todays_names
+from flashtask.trainer.lightning1.older_arguments import ArgparseMixin, todays_names
 from flashtask.trainer.loop import Loops
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ NOT_THERE = {
 }
 
 
-class Lightning1Trainer:
+class Lightning1Trainer(ArgparseMixin):
     """Base of `Trainer` for scripts that were written for Lightning 1.x: what connects the engine with this folder."""
 
     loops: Loops
@@ -100,24 +99,6 @@ class Lightning1Trainer:
     @classmethod
     def _todays_names(cls, older: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         return todays_names(cls, older, given)
-
-    @classmethod
-    def add_argparse_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Give a parser an option for each argument of the trainer (`--max_epochs`), except those it has already."""
-        return add_arguments(parser, cls)
-
-    @classmethod
-    def from_argparse_args(cls, namespace: argparse.Namespace, **changes: Any) -> Self:
-        """The trainer that a parsed command line asks for; other options of the script are ignored.
-
-        Args:
-            namespace: what `parser.parse_args()` gave.
-            changes: arguments that win over the namespace's, such as `callbacks`.
-
-        Raises:
-            UsageError: a value that an argument cannot have.
-        """
-        return cls(**{**given_arguments(namespace, cls), **changes})
 
     # ---- loops as objects, made when they are first asked for
 

@@ -154,6 +154,7 @@ class _Table:
         self.replace(list(first or ()), filter(is_kept, self._rows()))
 
     def append(self, rows: list[dict[str, str]]) -> None:
+        """Add rows at the end; new columns, or a file that somebody removed, have it written again."""
         if not self.columns and self.path.exists():
             self.columns = list(next(self._rows(), ()))
         columns, exists = _columns_of([dict.fromkeys(self.columns, ""), *rows]), self.path.exists()
