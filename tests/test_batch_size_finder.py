@@ -140,9 +140,13 @@ def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
     assert all(a.memory < b.memory for a, b in zip(found.points, found.points[1:], strict=False))
 
 
+# Blocks of the heap are reused or not by chance, which changes the peak by a quarter; mapped ones end when they are freed.
 LINE = """
+import ctypes
 from pathlib import Path
 from test_batch_size_finder import Pointwise, needed_at, search
+M_MMAP_THRESHOLD = -3
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
 search(Path("."), Pointwise(), max_batch_size=2)  # what is loaded on first use is loaded, and is no part of the line
 module = Pointwise()
 found = search(Path("."), module)
@@ -169,8 +173,8 @@ def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     done = alone(tmp_path, LINE)
     assert done.returncode == 0, done.stderr
     measured, expected, needed = map(int, done.stdout.split())
-    assert needed > 1.5 * measured
-    assert needed <= expected <= 1.5 * needed
+    assert needed > 3.5 * measured
+    assert needed <= expected <= 1.2 * needed
 
 
 LIMITED = """
