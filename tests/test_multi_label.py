@@ -60,6 +60,7 @@ def f1_of(says, holds):
     return (2 * hits / (2 * hits + (says & ~holds).sum(0) + (~says & holds).sum(0))).mean()
 
 
+@pytest.mark.long
 def test_the_run_and_validate_and_the_rows_agree(table, tmp_path, capsys):
     trainer, model, data = fitted(table, tmp_path / "run")
     assert model.labels == ("bright", "red")
