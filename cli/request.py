@@ -16,6 +16,7 @@ from flashtask.cli.recipe_checks import check_names, check_shape, check_values, 
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
+from flashtask.data.cached_inputs import brought_here, is_address
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
@@ -38,6 +39,8 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
         MissingInputError: a recipe or folder that is not there.
     """
     data, config = _data_and_config(data, params["config"])
+    if data and not (is_address(data) and is_table_name(data)):
+        data = brought_here(data)
     if config and not os.path.isfile(config):
         raise missing_file(config)
     recipe = _base(config, params)
@@ -107,6 +110,8 @@ def fill_in(recipe: Recipe) -> None:
     """
     if recipe.get("task") is None:
         recipe.set("task", _task_of_data(recipe), "default")
+    if recipe.get(f"data.{OF_TABLES}.label_separator") is not None and recipe.get("task") == DEFAULT_TASK:
+        recipe.set("model.multi_label", True, "--delimiter")  # a cell with several labels leaves no other reading
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
     task = recipe.get("task")
@@ -150,7 +155,7 @@ def require_data(recipe: Recipe) -> None:
         if places.get(name):
             existing_folder(places[name], name)
         file = places.get(name.replace("_folder", "_file"))
-        if file and not os.path.isfile(file):
+        if file and not is_address(file) and not os.path.isfile(file):
             raise missing_file(file)
 
 
@@ -204,7 +209,7 @@ def _expect_table(recipe: Recipe, data: str) -> None:
         MissingInputError: there is no such file.
         UsageError: the recipe makes its data in another way.
     """
-    if not os.path.isfile(data):
+    if not is_address(data) and not os.path.isfile(data):
         raise missing_file(data)
     before = recipe.constructor
     if before not in (CONSTRUCTOR, OF_TABLES):

@@ -22,6 +22,7 @@ from flashtask.data.arguments import (
     read_preprocessing,
     takes,
 )
+from flashtask.data.cached_inputs import is_address
 from flashtask.data.dataset_items import DatasetPart, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.image_datamodule import ImageDataModule
@@ -659,7 +660,7 @@ def _rows_of(
         raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
     held = None
     root, resolver = own.get("images_root"), own.get("resolver")
-    folder = str(table.folder) if root is None else root
+    folder = table.folder if root is None else root
     if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
         names = [_path_in(cell, folder, resolver) for cell in cells]
     else:
@@ -690,9 +691,9 @@ def _path_in(cell: Any, folder: str, resolver: Callable[[str], PathLike] | None)
         return ""
     if resolver is not None:
         text = os.fspath(resolver(text))
-    if "://" in text:
+    if is_address(text):
         return text
-    return f"{folder.rstrip('/')}/{text}" if "://" in folder else os.path.normpath(os.path.join(folder, text))
+    return f"{folder.rstrip('/')}/{text}" if is_address(folder) else os.path.normpath(os.path.join(folder, text))
 
 
 def _picture_in(cell: Any) -> Any:
@@ -810,7 +811,7 @@ def _name_of_loader(source: ImageSource, given: Any) -> Any:
 
 
 def _absolute(path: PathLike | None) -> str | None:
-    if path is None or "://" in os.fspath(path):
+    if path is None or is_address(os.fspath(path)):
         return None if path is None else os.fspath(path)
     return os.path.abspath(os.path.expanduser(path))
 

@@ -111,6 +111,22 @@ class ImageDataModule(DataModule):
         """What was understood of the targets, in words."""
         return self._reader.describe()
 
+    def __repr__(self) -> str:
+        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
+        rows = [("part", "samples", "targets", "from")]
+        for part, count in self.sizes().items():
+            raw = self._table.of(part).targets
+            source = self._source(part)
+            origin = f"{source.argument} {_shortened(os.path.basename(source.place), 40)}".strip()
+            targets = "" if raw is None or part == "predict" else self._reader.summary(raw)
+            rows.append((part, f"{count:,}", targets, origin))
+        lines = [_shortened(f"{type(self).__name__}: {self.describe_targets()}", 80)]
+        for part, count_text, targets, origin in rows:
+            lines.append(
+                f"{part:<7} {count_text:>10}  {_shortened(targets, 32):<32}  {_shortened(origin, 27)}".rstrip()
+            )
+        return "\n".join(lines)
+
     def sizes(self) -> dict[str, int]:
         """How many samples each part has, without those that were left out."""
         return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
@@ -446,3 +462,7 @@ class ImageDataModule(DataModule):
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
         return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from flashtask.core.errors import BadDataError, FlashtaskError, UsageError
 from flashtask.core.known_files import content_hashes, stamps_of
 from flashtask.core.names import quoted_name
 from flashtask.core.registry import Registry
+from flashtask.data.cached_inputs import cached_file, is_address, known_place
+from flashtask.data.images import picture_hash
 from flashtask.data.inputs import Input, input_of
 
 __all__ = ["FILES", "IMAGE_LOADERS", "ImageSource", "LoadedFiles", "MemoryImages", "source_of_files"]
@@ -31,7 +33,7 @@ _SAMPLED = 256
 
 
 class ImageSource:
-    """Base of sources, and the source of image files; the inputs are paths.
+    """Base of sources, and the source of image files; the inputs are paths, or addresses whose files are cached.
 
     `description` says how pictures are read, beyond what the files themselves tell; None if that has no name, and then
     nothing that depends on it is kept between runs.
@@ -40,32 +42,44 @@ class ImageSource:
     description: str | None = ""
 
     def input(self, name: str) -> Input:
-        """The picture of a name; it is decoded later."""
-        return Input(quoted_name(name), name, name)
+        """The picture of a name; it is decoded later.
+
+        Raises:
+            UsageError, MissingInputError, HubError, StorageError: the file at an address cannot be had.
+        """
+        return Input(quoted_name(name), cached_file(name) if is_address(name) else name, name)
 
     def state(self, name: str) -> Hashable | None:
         """What differs as soon as a picture may have changed; None if it is not there."""
         try:
-            file = os.stat(name)
+            file = os.stat(_path(name))
         except OSError:
             return None  # reading it says why
         return file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino
 
     def stamps(self, names: Sequence[str]) -> dict[str, str]:
         """The same as texts that hold for other processes too, of the pictures that have one."""
-        return stamps_of(names) if self.description is not None else {}
+        if self.description is None:
+            return {}
+        found = stamps_of([_path(name) for name in names])
+        return {name: found[_path(name)] for name in names if _path(name) in found}
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         """Bytes by name, of those that are there; pictures of different sizes are not equal."""
-        return {name: os.path.getsize(name) for name in names if os.path.isfile(name)}
+        return {name: os.path.getsize(_path(name)) for name in names if os.path.isfile(_path(name))}
 
     def hashes(self, names: Sequence[str]) -> list[str]:
         """The SHA-256 of each content."""
-        return content_hashes(names)
+        return content_hashes([_path(name) for name in names])
 
     def fingerprint(self, names: Sequence[str]) -> list[str]:
         """What tells these pictures from others where the names do not; for files the names do."""
         return []
+
+
+def _path(name: str) -> str:
+    """The file on this machine, which may not be fetched yet."""
+    return str(known_place(name)) if is_address(name) else name
 
 
 #: The source of image files in the formats that are read here.
@@ -100,7 +114,7 @@ class LoadedFiles(ImageSource):
         """
         called = quoted_name(name)
         try:
-            found = self.load(name)
+            found = self.load(cached_file(name) if is_address(name) else name)
             if isinstance(found, (str, os.PathLike)):
                 raise TypeError("it gives a path")
             return replace(input_of(found), name=called, path=name)
@@ -186,11 +200,7 @@ def _hash_of(given: Input) -> str:
     if isinstance(source, str):
         return content_hashes([source])[0]
     if isinstance(source, Image.Image):
-        if isinstance(source, ImageFile.ImageFile) and source.tile and os.path.isfile(source.filename):
-            return content_hashes([os.fsdecode(source.filename)])[0]  # not read yet, and to be decoded from its file
-        orientation = source.getexif().get(0x0112) if hasattr(source, "getexif") else None
-        about = f"{source.mode} {source.size} {orientation} {source.getpalette()} {source.info.get('transparency')}"
-        return hashlib.sha256(about.encode() + source.tobytes()).hexdigest()
+        return picture_hash(source)
     assert isinstance(source, np.ndarray)
     content = np.ascontiguousarray(source)
     return hashlib.sha256(f"{content.shape} {content.dtype}".encode() + content.tobytes()).hexdigest()

@@ -15,6 +15,7 @@ What is decided here, for training and prediction alike:
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -47,7 +48,7 @@ from flashtask.data.wide_images import (
 )
 
 __all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "image_bounds", "in_mode", "is_image_name", "load_image"]
-__all__ += ["image_size", "load_scaled", "prepare_decoders"]
+__all__ += ["image_size", "load_scaled", "picture_hash", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -175,6 +176,16 @@ def image_bounds(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) 
             if not is_wide(image):
                 return None
             return bounds_of_values(wide_values(_verified(image, file), file))
+
+
+def picture_hash(image: Image.Image) -> str:
+    """The SHA-256 of a PIL image's pixels, mode, size and orientation; one that was not read yet stays unread."""
+    with _lock_of(_IMAGES, image), _lock_of(_FILES, getattr(image, "fp", None) or image):
+        content = _unread_file(image, MAX_PIXELS, _READ_AGAIN)
+        read = image if content is None else Image.open(io.BytesIO(content), formats=prepare_decoders())
+        read.load()
+    about = (read.mode, read.size, _orientation(read), read.getpalette(), read.info.get("transparency"))
+    return hashlib.sha256(repr(about).encode() + read.tobytes()).hexdigest()
 
 
 def image_size(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

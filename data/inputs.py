@@ -85,7 +85,7 @@ class Input:
             HubError, IntegrityError: the address cannot be had.
         """
         if isinstance(self.source, str):
-            return first.read(self.source) if cache is None else cache.read(first, self.source)
+            return first.read(self.source, self.name) if cache is None else cache.read(first, self.source)
         if isinstance(self.source, Address):
             with self.source.file() as path:
                 return first.read(path, self.name)
@@ -195,14 +195,21 @@ def read_inputs(given: Any) -> tuple[list[Input], bool]:
 
 
 def input_of(given: Any) -> Input:
-    """One picture that is known to be one: a path is not looked at before it is decoded."""
+    """One picture: a path is not looked at before it is decoded.
+
+    Raises:
+        UsageError: it is no picture, or several.
+    """
     if isinstance(given, Input):
         return given
     if isinstance(given, (str, os.PathLike)):
         path = os.fspath(given)
         return Input(quoted_name(path), path, path)
+    if not _is_one(given):
+        raise _not_taken(given, "")
     found = _read(given, "")
-    assert isinstance(found, Input)
+    if not isinstance(found, Input):
+        raise UsageError(f"there are {len(found)} pictures, not one")
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flashtask.core.errors import UsageError, did_you_mean
+from flashtask.data.cached_inputs import is_address
 from flashtask.data.layout import part_in_name
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
@@ -271,7 +272,7 @@ def check_rows(
         for row, path in enumerate(one.inputs):
             if not path:
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
-            elif are_files and not may_be_missing and "://" not in path and not os.path.exists(path):
+            elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
                 problems.add("missing image", f"{one.where(row, one.input_field)}: the file does not exist: {path!r}")
         if one.targets is None:
             continue

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from flashtask.core.errors import BadDataError, UsageError, did_you_mean
 from flashtask.core.files import missing_file
+from flashtask.data.cached_inputs import cached_file, is_address
 from flashtask.data.layout import is_image_name
 from flashtask.data.problems import Problems
 from flashtask.data.samples import Column, as_text
@@ -91,9 +92,9 @@ class Table:
             raise BadDataError(f"{argument}: {place!r} has two columns {twice[0]!r}", fix="rename one of them")
 
     @property
-    def folder(self) -> Path:
-        """What relative paths in it count from."""
-        return Path.cwd()
+    def folder(self) -> str:
+        """What relative paths in it count from: a folder, or the address of one."""
+        return os.getcwd()
 
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
         """The cells of columns as the table holds them, of all rows or of the first `most`."""
@@ -191,17 +192,18 @@ class _FileTable(Table):
     """
 
     def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(cached_file(str(path)) if is_address(path) else path).expanduser().absolute()
         if not self.path.is_file():
             raise missing_file(self.path)
-        super().__init__(str(self.path), argument, self._header(argument))
+        self.place, self.argument = str(path) if is_address(path) else str(self.path), argument
+        super().__init__(self.place, argument, self._header(argument))
 
     def _header(self, argument: str) -> Sequence[str]:
         raise NotImplementedError
 
     @property
-    def folder(self) -> Path:
-        return self.path.parent
+    def folder(self) -> str:
+        return self.place.rpartition("/")[0] if is_address(self.place) else str(self.path.parent)
 
     @contextmanager
     def _opened(self, argument: str) -> Iterator[TextIO]:
@@ -291,7 +293,6 @@ class JsonLinesTable(_FileTable):
 
     def _header(self, argument: str) -> Sequence[str]:
         self._lines: list[int] = []
-        self.argument, self.place = argument, str(self.path)
         return [str(name) for _, row in islice(self._rows(), 1) for name in row]
 
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
@@ -333,7 +334,6 @@ class ParquetTable(_FileTable):
     """
 
     def _header(self, argument: str) -> Sequence[str]:
-        self.argument = argument
         if find_spec("polars"):
             import polars
 
