@@ -40,6 +40,7 @@ __all__ = [
     "FINETUNE",
     "GROUPS",
     "OF_TABLES",
+    "OF_THE_HUB",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -56,6 +57,8 @@ GROUPS = ("Data", "Model", "Finetuning", "Training", "Hardware", "Output", "Sele
 CONSTRUCTOR = "from_folders"
 #: The constructor of data in tables.
 OF_TABLES = "from_csv"
+#: The constructor of dataset repositories.
+OF_THE_HUB = "from_hub_dataset"
 
 
 @dataclass(frozen=True)

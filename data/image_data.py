@@ -25,6 +25,7 @@ from flashtask.data.arguments import (
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.dataset_items import DatasetPart, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
+from flashtask.data.hub_dataset import fetch_dataset
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
@@ -48,7 +49,7 @@ class ImageData(ImageDataModule):
     """
 
     #: What a recipe may call.
-    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_csv", "from_files")
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_csv", "from_files", "from_hub_dataset")
     #: The kinds of targets that such data may have; the first is the one of folders.
     readers: ClassVar[tuple[type[TargetReader], ...]] = ()
 
@@ -451,6 +452,52 @@ class ImageData(ImageDataModule):
                 found[f"{part}_dataset"] = loader.dataset
         return cls.from_datasets(**found, **options)
 
+    @classmethod
+    @takes(TargetOptions)
+    def from_hub_dataset(
+        cls,
+        repository: str,
+        *,
+        revision: str | None = None,
+        input_field: str | None = None,
+        target_fields: str | Sequence[str] | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take a dataset repository of the Hugging Face hub: Parquet files, other tables, or folders of images.
+
+        Files are fetched once and compared with the hashes that the hub gives. Those whose name or folder speaks of
+        `train`, `validation` or `test` are that part. Images inside Parquet files are held in memory as bytes.
+
+        Args:
+            repository: `org/name`, or an address such as `hf://datasets/org/name@main`.
+            revision: a branch, tag or commit.
+            input_field: the column of the images; found if there is only one.
+            target_fields: the column or columns of the targets; the only other column if not given.
+
+        Raises:
+            UsageError: an invalid value, or a column that is not there.
+            BadDataError: the repository holds no images, or rows that cannot be used.
+            HubError: the hub cannot be reached, or refuses.
+            IntegrityError: a file is not the one that the hub promised.
+        """
+        found = fetch_dataset(repository, revision)
+        if found.folder is not None:
+            made = cls.from_root(found.folder, **options)
+        else:
+            tables = {part: open_table(files, f"{part}_file") for part, files in found.tables.items()}
+            known = dict(options)
+            if "val" not in tables:
+                known.setdefault("val_split", DEFAULT_VAL_SPLIT)
+            arguments = {table.argument: table.place for table in tables.values()}
+            first = tables.get("train") or next(iter(tables.values()))
+            inputs = first.input_field(input_field)
+            fields = first.target_fields(target_fields, (inputs,))
+            if (names := first.class_names(fields[0])) is not None:
+                known.setdefault("labels", names)
+            made = cls._of_tables(tables, inputs, fields, {}, ("from_csv", arguments), {}, known, FILES)
+        made._instead = ("from_hub_dataset", _said(repository=repository, revision=revision))
+        return made
+
     # ---- what the constructors share
 
     @classmethod
@@ -587,15 +634,23 @@ class ImageData(ImageDataModule):
         if constructor == "from_folders":
             is_labels = cls.readers[:1] == (LabelReader,)
             return ("certain", "class folders") if is_labels else ("no", "")
-        if constructor != "from_csv":
+        if constructor == "from_hub_dataset":
+            fetched = fetch_dataset(arguments["repository"], arguments.get("revision"))
+            if fetched.folder is not None:
+                return cls.suits("from_folders", {})
+            table = open_table(next(iter(fetched.tables.values())), "train_file")
+        elif constructor == "from_csv":
+            argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
+            table = open_table(arguments[argument], argument)
+        else:
             return "certain", constructor
         if arguments.get("label_separator"):
             return ("certain", "several labels in a column") if LabelsReader in cls.readers else ("no", "")
-        argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
-        table = open_table(arguments[argument], argument)
         used = (arguments.get(f"{name}_field") for name in ("split", "group", "weight"))
         inputs = table.input_field(arguments.get("input_field"))
         fields = table.target_fields(arguments.get("target_fields"), (inputs, *used))
+        if table.class_names(fields[0]) is not None:
+            return ("certain", f"classes in the column {fields[0]!r}") if LabelReader in cls.readers else ("no", "")
         columns = table.columns(fields)
         raw = np.stack(columns, axis=1) if len(columns) > 1 else columns[0]
         readings = [reader.suits(raw) for reader in cls.readers]

@@ -34,6 +34,8 @@ __all__ = ["ImageDataModule"]
 #: What the arguments that give a part may end with.
 _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
 
+#: Arguments that are paths of this machine.
+_PLACES = ("_folder", "_file")
 _PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -68,6 +70,8 @@ class ImageDataModule(DataModule):
         self._table = table
         self._images = images
         self._arguments = dict(arguments)
+        # Of data that was fetched first: the constructor that fetches it, and its arguments in place of the paths.
+        self._instead: tuple[str, dict[str, Any]] | None = None
         self._remarks = dict(remarks or {})
         self.batch_size: int = arguments["batch_size"]
         self.num_workers: int | None = arguments["num_workers"]
@@ -258,7 +262,10 @@ class ImageDataModule(DataModule):
                 arguments[name] = {"not_saved": type(arguments[name]).__name__}
         if self.preprocessing is not None:
             arguments["preprocessing"] = self.preprocessing.to_dict()
-        return {self._constructor: arguments}
+        if self._instead is None:
+            return {self._constructor: arguments}
+        constructor, own = self._instead
+        return {constructor: own | {name: one for name, one in arguments.items() if not name.endswith(_PLACES)}}
 
     def setup(self, stage: str) -> None:
         """Read every image of the stage that was not read before, and make its datasets.

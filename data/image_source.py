@@ -164,9 +164,7 @@ class MemoryImages(ImageSource):
         try:
             return replace(input_of(given), name=name)
         except UsageError as error:  # as an image that cannot be read, so that all of them are named
-            raise BadDataError(
-                error.what.replace(" that was given", f" {name}"), why=error.why or error.what
-            ) from error
+            raise BadDataError(f"cannot read {name}", why=error.what) from error
 
     def state(self, name: str) -> Hashable:
         """Pictures in memory do not change."""

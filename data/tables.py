@@ -38,7 +38,7 @@ def open_table(source: Any, argument: str) -> Table:
     """The table in a file (.csv, .tsv, .jsonl, .parquet) or a data frame.
 
     Args:
-        source: a path, or an object with columns.
+        source: a path, an object with columns, or a tuple of the paths of Parquet files that are one table.
         argument: that gave it, such as `train_file`, for messages.
 
     Raises:
@@ -46,6 +46,10 @@ def open_table(source: Any, argument: str) -> Table:
         BadDataError: it is not a table.
         UsageError: it is neither a path nor a data frame, or a library is missing.
     """
+    if isinstance(source, tuple) and len(source) == 1:
+        (source,) = source
+    if isinstance(source, tuple):
+        return ParquetTable(source[0], argument, source[1:])
     if not isinstance(source, (str, os.PathLike)):
         return FrameTable(source, argument)
     ending = os.fspath(source).lower()
@@ -99,6 +103,10 @@ class Table:
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
         """The cells of columns as the table holds them, of all rows or of the first `most`."""
         raise NotImplementedError
+
+    def class_names(self, field: str) -> tuple[str, ...] | None:
+        """The names of the classes whose numbers a column holds, as Parquet files of the hub say them; else None."""
+        return None
 
     def row(self, index: int) -> str:
         """What messages call a row: `line 4`."""
@@ -325,13 +333,22 @@ class JsonLinesTable(_FileTable):
 
 
 class ParquetTable(_FileTable):
-    """A Parquet file, read by polars or pyarrow.
+    """A Parquet file, or several that are one table, read by polars or pyarrow.
+
+    Args:
+        path: of the file.
+        argument: that gave it.
+        more: further files, whose rows come after.
 
     Raises:
         MissingInputError: there is no such file.
         BadDataError: it cannot be read.
         UsageError: neither library is installed.
     """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str, more: Sequence[Path] = ()) -> None:
+        self._more = tuple(more)
+        super().__init__(path, argument)
 
     def _header(self, argument: str) -> Sequence[str]:
         if find_spec("polars"):
@@ -347,17 +364,33 @@ class ParquetTable(_FileTable):
         )
 
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
-        wanted = list(names)
+        found: list[list[Any]] = [[] for _ in names]
+        for path in (self.path, *self._more) if most is None else (self.path,):
+            for column, cells in zip(found, self._values_of(path, list(names), most), strict=True):
+                column += cells
+        return found
+
+    def _values_of(self, path: Path, names: list[str], most: int | None) -> list[list[Any]]:
         if find_spec("polars"):
             import polars
 
-            frame = self._read(lambda: polars.read_parquet(self.path, columns=wanted, n_rows=most))
+            frame = self._read(lambda: polars.read_parquet(path, columns=names, n_rows=most))
             return [frame[name].to_list() for name in names]
         import pyarrow.parquet
 
-        table = self._read(lambda: pyarrow.parquet.read_table(self.path, columns=wanted))
+        table = self._read(lambda: pyarrow.parquet.read_table(path, columns=names))
         table = table if most is None else table.slice(0, most)
         return [table[name].to_pylist() for name in names]
+
+    def class_names(self, field: str) -> tuple[str, ...] | None:
+        if not find_spec("pyarrow"):
+            return None
+        import pyarrow.parquet
+
+        about = (self._read(lambda: pyarrow.parquet.read_schema(self.path)).metadata or {}).get(b"huggingface", b"{}")
+        feature = json.loads(about).get("info", {}).get("features", {}).get(field, {})
+        names = feature.get("names") if isinstance(feature, dict) else None
+        return tuple(map(str, names)) if isinstance(names, list) else None
 
     def _read(self, read: Any) -> Any:
         try:
