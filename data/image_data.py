@@ -585,11 +585,12 @@ class ImageData(ImageDataModule):
         """Data of rows, once nothing is wrong with any of them."""
         known = checked_options(options)
         name, separator = options.get("target_format", "auto"), options.get("label_separator")
-        has_labels = NumberReader not in cls.readers
-        if name == "number" and has_labels:
+        readers = {LabelReader: "labels", LabelsReader: "labels", NumberReader: "numbers"}
+        kind = next((kind for reader, kind in readers.items() if issubclass(cls.readers[0], reader)), "")
+        if name == "number" and kind == "labels":
             raise UsageError(f"{cls.__name__} has labels, not numbers", fix="ImageRegressionData")
         labels = options.get("labels")
-        rows, targets = with_format(rows, fields, name, separator, labels, has_labels=has_labels)
+        rows, targets = with_format(rows, fields, name, separator, labels, kind=kind)
         if targets.name in ("label", "one_hot"):
             reader: TargetReader = cls.readers[0](targets.fields)
         else:
@@ -601,7 +602,7 @@ class ImageData(ImageDataModule):
             table,
             targets,
             problems,
-            has_labels=has_labels,
+            kind=kind,
             are_files=not isinstance(source, MemoryImages),
             may_be_missing=known["on_bad_image"] == "skip",
         )

@@ -111,7 +111,7 @@ def with_format(
     separator: str | None,
     labels: Sequence[str] | None,
     *,
-    has_labels: bool,
+    kind: str,
 ) -> tuple[list[Rows], TargetFormat]:
     """Bring the targets of all parts to columns that readers take, and say how they were written.
 
@@ -124,7 +124,7 @@ def with_format(
         name: one of TARGET_FORMATS.
         separator: between several labels in one cell, as the user gave it.
         labels: names of the classes, in the order of the columns or of the numbers.
-        has_labels: whether targets are labels rather than numbers.
+        kind: `labels` or `numbers`; empty for targets of another kind, which their reader checks.
 
     Raises:
         UsageError: an unknown format, one that does not fit, or targets that can be read in two ways.
@@ -137,7 +137,7 @@ def with_format(
     known = [one for one in rows if one.targets is not None and len(one.targets)]
     are_lists = any(one.targets.ndim == 1 and any(BETWEEN in cell for cell in one.targets) for one in known)  # type: ignore[union-attr]
     if name == "auto" and are_lists:
-        name = _format_of_lists(known) if has_labels else "number"
+        name = _format_of_lists(known) if kind == "labels" else "number"
     made = list(rows)
     if name in ("one_hot", "multi_hot", "number") and are_lists:
         width = max(cell.count(BETWEEN) for one in known for cell in one.targets) + 1  # type: ignore[union-attr]
@@ -148,7 +148,7 @@ def with_format(
     _check_width(made, fields, labels)
     if name == "one_hot":
         made = [replace(one, targets=_names_of_one_hot(one, fields)) for one in made]
-    elif labels is not None and len(fields) == 1 and has_labels:
+    elif labels is not None and len(fields) == 1 and kind == "labels":
         made = [replace(one, targets=_named(one, list(labels))) for one in made]
     return made, TargetFormat(name, fields, BETWEEN if name == "list" else separator)
 
@@ -189,7 +189,7 @@ def _names_of_one_hot(one: Rows, fields: tuple[str, ...]) -> Column | None:
         return None
     if one.targets.ndim == 1:
         raise UsageError(f"{one.argument}: target_format='one_hot' needs a column for each class")
-    on = np.isin(one.targets.astype(np.str_), _ON)
+    on = np.array([[cell in _ON for cell in row] for row in one.targets.tolist()])
     wrong = np.flatnonzero(on.sum(axis=1) != 1)
     if len(wrong):
         raise UsageError(
@@ -252,7 +252,7 @@ def check_rows(
     targets: TargetFormat,
     problems: Problems,
     *,
-    has_labels: bool,
+    kind: str,
     are_files: bool,
     may_be_missing: bool,
 ) -> None:
@@ -263,7 +263,7 @@ def check_rows(
         table: the samples that `table_of_rows` made of them.
         targets: how they are written.
         problems: what is found is added to it.
-        has_labels: whether targets are labels rather than numbers.
+        kind: `labels` or `numbers`; empty for targets of another kind, which their reader checks.
         are_files: whether inputs are paths.
         may_be_missing: whether files that are not there are left out later.
     """
@@ -276,27 +276,27 @@ def check_rows(
                 problems.add("missing image", f"{one.where(row, one.input_field)}: the file does not exist: {path!r}")
         if one.targets is None:
             continue
-        for row, what in _bad_targets(one, targets, has_labels):
+        for row, what in _bad_targets(one, targets, kind):
             problems.add(*what, fix="" if row >= 0 else "check label_separator")
         if are_files:
             _find_contradictions(one, seen, problems)
-    if has_labels and len(problems):
+    if kind == "labels" and len(problems):
         _find_new_labels(rows, table, targets, problems)
 
 
-def _bad_targets(one: Rows, targets: TargetFormat, has_labels: bool) -> Iterator[tuple[int, tuple[str, str]]]:
+def _bad_targets(one: Rows, targets: TargetFormat, kind: str) -> Iterator[tuple[int, tuple[str, str]]]:
     """The row, the kind and the place of each target that cannot be read; row -1 is about all."""
     assert one.targets is not None
     columns = one.targets if one.targets.ndim == 2 else one.targets[:, None]
     fields = targets.fields if len(targets.fields) == columns.shape[1] else ("",) * columns.shape[1]
-    may_be_empty = has_labels and (targets.separator is not None or columns.shape[1] > 1)
-    for place, field in enumerate(fields):
+    may_be_empty = kind == "labels" and (targets.separator is not None or columns.shape[1] > 1)
+    for place, field in enumerate(fields if kind else ()):
         for row, text in enumerate(columns[:, place]):
             if not text and not may_be_empty:
                 yield row, ("empty cell", f"{one.where(row, field)} is empty: the sample has no target")
             elif text.lower() == "nan":
                 yield row, ("NaN target", f"{one.where(row, field)}: {text!r}")
-            elif not has_labels and text and not np.isfinite(number_or_nan(text)):
+            elif kind == "numbers" and text and not np.isfinite(number_or_nan(text)):
                 yield row, ("target that is not a number", f"{one.where(row, field)}: {text!r} is not a number")
     separator = targets.separator
     if separator not in (None, BETWEEN) and one.part == "train" and not any(separator in cell for cell in one.targets):
