@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_classification import ImageClassificationData as ImageClassificationData
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
+    from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
     from flashtask.data.samples import SampleTable as SampleTable
     from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
@@ -151,6 +152,7 @@ _HOMES = {
     "GradientAccumulationScheduler": "flashtask.trainer.callbacks.accumulation",
     "GradientNormMonitor": "flashtask.trainer.callbacks.monitors",
     "HEADS": "flashtask.heads",
+    "IMAGE_LOADERS": "flashtask.data.image_source",
     "ImageClassificationData": "flashtask.data.image_classification",
     "ImageClassifier": "flashtask.tasks.image_classification",
     "ImageData": "flashtask.data.image_data",

@@ -20,6 +20,7 @@ __all__ = ["cache"]
 _KINDS = {
     "features": "features of frozen backbones",
     "checkpoints": "checkpoints that were downloaded",
+    "data": "archives that were unpacked, and files at addresses",
     "hub": "hashes of the files in hub repositories",
     "backbone_sizes": "numbers of parameters",
     "files": "which files were checked, and their hashes",

@@ -18,6 +18,7 @@ from flashtask.cli.processes import check_distributed, launched
 from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
+from flashtask.data.cached_inputs import brought_here, is_address
 from flashtask.data.layout import existing_folder, is_table_name, stage_folder
 
 __all__ = ["evaluate"]
@@ -56,17 +57,24 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
         click.echo(f"{name:<{width}}  {value:.4f}")
 
 
-def _data_source(data: str, part: str) -> Path:
+def _data_source(data: str, part: str) -> Path | str:
     """The folder or the table that DATA means."""
     if is_table_name(data):
-        if not os.path.isfile(data):
+        if not is_address(data) and not os.path.isfile(data):
             raise missing_file(data)
-        return Path(data)
+        return data
+    data = brought_here(data)
     return stage_folder(existing_folder(data, "DATA"), part)
 
 
 def _measure(
-    stage: str, checkpoint: Path | str, source: Path, options: Mapping[str, Any], strategy: Any, *, per_class: bool
+    stage: str,
+    checkpoint: Path | str,
+    source: Path | str,
+    options: Mapping[str, Any],
+    strategy: Any,
+    *,
+    per_class: bool,
 ) -> dict[str, float]:
     from flashtask import load
     from flashtask.trainer.trainer import Trainer

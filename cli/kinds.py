@@ -9,7 +9,7 @@ from typing import Any
 from flashtask.core.errors import did_you_mean
 
 __all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
-__all__ += ["below_one", "names", "not_negative", "text", "value_range", "whole"]
+__all__ += ["below_one", "delimiter", "names", "not_negative", "text", "value_range", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -30,6 +30,13 @@ def names(value: str) -> str | list[str]:
     if not all(parts):
         raise ValueError(f"{value!r} is not a name or a list of names such as a,b")
     return parts if len(parts) > 1 else parts[0]
+
+
+def delimiter(value: str) -> str:
+    """What stands between two labels; `\\t` is a tab."""
+    if not value:
+        raise ValueError("is empty")
+    return value.replace("\\t", "\t")
 
 
 def whole(at_least: int = 0, at_most: int | None = None) -> Kind:

@@ -15,6 +15,7 @@ from flashtask.cli.kinds import (
     Kind,
     auto_or,
     below_one,
+    delimiter,
     devices,
     image_size,
     magnitude,
@@ -39,6 +40,7 @@ __all__ = [
     "FINETUNE",
     "GROUPS",
     "OF_TABLES",
+    "OF_THE_HUB",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -55,6 +57,8 @@ GROUPS = ("Data", "Model", "Finetuning", "Training", "Hardware", "Output", "Sele
 CONSTRUCTOR = "from_folders"
 #: The constructor of data in tables.
 OF_TABLES = "from_csv"
+#: The constructor of dataset repositories.
+OF_THE_HUB = "from_hub_dataset"
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,57 @@ _COLUMNS = (
         "--target",
         f"data.{OF_TABLES}.target_fields",
         names,
-        "Table data: the column of targets, or several: a,b.",
+        "Table data: the column of targets; several: a,b, or the option again.",
         "COLUMN",
         "the only other column",
+        "Data",
+        many=True,
+    ),
+    Option(
+        "--delimiter",
+        f"data.{OF_TABLES}.label_separator",
+        delimiter,
+        "Table data: what separates several labels in a cell; \\t is a tab.",
+        "TEXT",
+        "none: a cell holds one label",
+        "Data",
+    ),
+    Option(
+        "--root",
+        f"data.{OF_TABLES}.images_root",
+        text,
+        "Table data: the folder that relative image paths count from.",
+        "FOLDER",
+        "that of the table",
+        "Data",
+    ),
+)
+_ROWS = (
+    Option(
+        "--part",
+        f"data.{OF_TABLES}.split_field",
+        text,
+        "Table data: the column with train, val or test for each row.",
+        "COLUMN",
+        "none; see --val-split",
+        "Data",
+    ),
+    Option(
+        "--group",
+        f"data.{OF_TABLES}.group_field",
+        text,
+        "Table data: rows with one value here are never split.",
+        "COLUMN",
+        "none",
+        "Data",
+    ),
+    Option(
+        "--weight",
+        f"data.{OF_TABLES}.weight_field",
+        text,
+        "Table data: how much each row counts in training.",
+        "COLUMN",
+        "none: all count alike",
         "Data",
     ),
 )
@@ -342,6 +394,7 @@ _IMAGES = (
     _ON_BAD_IMAGE,
     _VALUE_RANGE,
     *_COLUMNS,
+    *_ROWS,
 )
 
 _REST = (
@@ -585,9 +638,17 @@ def given(options: Iterable[Option], params: Mapping[str, Any]) -> dict[str, tup
     found = {}
     for option in options:
         value = params.get(option.name)
+        if option.many and option.key:
+            value = _flat(value or ())
         if option.key and value is not None and value is not False:
             found[option.key] = (option.flag, option.value if option.kind is None else value)
     return found
+
+
+def _flat(values: Iterable[Any]) -> Any:
+    """What an option that may be repeated holds: nothing, one value, or a list of all."""
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return parts if len(parts) > 1 else parts[0] if parts else None
 
 
 def kinds_by_key() -> dict[str, Kind]:

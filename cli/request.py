@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.model_source import check_source
-from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, given, kinds_by_key
+from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, OF_THE_HUB, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
 from flashtask.cli.recipe_checks import check_names, check_shape, check_values, require_whole
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
+from flashtask.data.cached_inputs import brought_here, is_address
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
@@ -38,15 +39,21 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
         MissingInputError: a recipe or folder that is not there.
     """
     data, config = _data_and_config(data, params["config"])
+    if data and not _is_hub_dataset(data) and not (is_address(data) and is_table_name(data)):
+        data = brought_here(data)
     if config and not os.path.isfile(config):
         raise missing_file(config)
     recipe = _base(config, params)
     require_whole(recipe)
     check_shape(recipe)
-    if data and is_table_name(data):
+    if data and _is_hub_dataset(data):
+        _expect(recipe, OF_THE_HUB)
+    elif data and is_table_name(data):
         _expect_table(recipe, data)
     options = given(FINETUNE, params)
-    if recipe.constructor != OF_TABLES:
+    if recipe.constructor == OF_THE_HUB:
+        options = {_of_the_hub(key): said for key, said in options.items()}
+    elif recipe.constructor != OF_TABLES:
         refuse_columns(flag for key, (flag, _) in options.items() if key.startswith(f"data.{OF_TABLES}."))
     for key, (flag, value) in options.items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)
@@ -107,6 +114,8 @@ def fill_in(recipe: Recipe) -> None:
     """
     if recipe.get("task") is None:
         recipe.set("task", _task_of_data(recipe), "default")
+    if recipe.get(f"data.{recipe.constructor}.label_separator") is not None and recipe.get("task") == DEFAULT_TASK:
+        recipe.set("model.multi_label", True, "--delimiter")  # a cell with several labels leaves no other reading
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
     task = recipe.get("task")
@@ -143,14 +152,14 @@ def require_data(recipe: Recipe) -> None:
     """
     section = f"data.{recipe.constructor}"
     places = recipe.get(section) or {}
-    needed = {CONSTRUCTOR: "train_folder", OF_TABLES: "train_file"}.get(recipe.constructor)
+    needed = {CONSTRUCTOR: "train_folder", OF_TABLES: "train_file", OF_THE_HUB: "repository"}.get(recipe.constructor)
     if not places or (needed and not places.get(needed)):
         raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
     for name in _FOLDERS:
         if places.get(name):
             existing_folder(places[name], name)
         file = places.get(name.replace("_folder", "_file"))
-        if file and not os.path.isfile(file):
+        if file and not is_address(file) and not os.path.isfile(file):
             raise missing_file(file)
 
 
@@ -177,6 +186,9 @@ def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, 
 
 def _put_data(recipe: Recipe, data: str) -> None:
     """DATA replaces all folders or files of the recipe; flags and `--set` still win."""
+    if _is_hub_dataset(data):
+        recipe.set(f"data.{OF_THE_HUB}.repository", data, "DATA")
+        return
     if is_table_name(data):
         _put_table(recipe, data)
         return
@@ -197,26 +209,45 @@ def _put_data(recipe: Recipe, data: str) -> None:
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
 
+def _of_the_hub(key: str) -> str:
+    """The key of an option for columns, in data from a repository of the hub."""
+    return key.replace(f"data.{OF_TABLES}.", f"data.{OF_THE_HUB}.", 1)
+
+
+def _is_hub_dataset(data: str) -> bool:
+    """Whether DATA is a dataset repository; `hf://datasets/org/name/file.csv` is a file."""
+    return data.startswith("hf://datasets/") and data.count("/") == 4
+
+
 def _expect_table(recipe: Recipe, data: str) -> None:
-    """DATA is a table: what the recipe says of folders' data counts for it as well, but for the folders.
+    """DATA is a table.
 
     Raises:
         MissingInputError: there is no such file.
         UsageError: the recipe makes its data in another way.
     """
-    if not os.path.isfile(data):
+    if not is_address(data) and not os.path.isfile(data):
         raise missing_file(data)
+    _expect(recipe, OF_TABLES)
+
+
+def _expect(recipe: Recipe, constructor: str) -> None:
+    """DATA is for another constructor than folders are: what the recipe says of these counts for it as well.
+
+    Raises:
+        UsageError: the recipe makes its data in another way.
+    """
     before = recipe.constructor
-    if before not in (CONSTRUCTOR, OF_TABLES):
-        raise UsageError(f"{recipe.source_of(f'data.{before}')}: DATA is a table, but the recipe has `{before}`")
+    if before not in (CONSTRUCTOR, constructor):
+        raise UsageError(f"{recipe.source_of(f'data.{before}')}: DATA needs `{constructor}`, the recipe has `{before}`")
     said = [
         (key.rpartition(".")[2], value, recipe.source_of(key)) for key, value in recipe.leaves() if key[:5] == "data."
     ]
     recipe.remove("data")
-    recipe.set(f"data.{OF_TABLES}", {}, "DATA")
+    recipe.set(f"data.{constructor}", {}, "DATA")
     for name, value, source in said:
         if name not in _FOLDERS and not name.endswith("_file"):
-            recipe.set(f"data.{OF_TABLES}.{name}", value, source)
+            recipe.set(f"data.{constructor}.{name}", value, source)
 
 
 def _put_table(recipe: Recipe, data: str) -> None:

@@ -1,30 +1,148 @@
-"""What `from_folders` refuses before it lists a folder: values that cannot be meant, and contradictions."""
+"""The options that every constructor of image data has, and what is refused before any data is read."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from flashtask.core.errors import UsageError
+from flashtask.core.keywords import named_arguments
 from flashtask.core.number_checks import is_whole
-from flashtask.core.preprocessing import Preprocessing
+from flashtask.core.preprocessing import Preprocessing, as_value_range
+from flashtask.data.checks import check_policy
 from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share
 from flashtask.data.transforms import check_augment
 
 __all__ = [
+    "ImageOptions",
     "PathLike",
+    "TargetOptions",
     "check_files",
     "check_folders",
     "check_numbers",
     "check_split",
+    "checked_options",
     "one_augment",
     "read_preprocessing",
+    "takes",
 ]
 
 PathLike = str | os.PathLike[str]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ImageOptions(TypedDict, total=False):
+    """Options of every constructor.
+
+    Args:
+        batch_size: images a step, at least 1.
+        val_split: the part of the training images to validate on: a share in (0, 1) or a number of images,
+            stratified.
+        split_seed: the split's own seed.
+        num_workers: processes that load images; None decides by itself (none unless processes are
+            forked).
+        augment: one of flashtask.data.transforms.AUGMENTATIONS, or a callable on PIL images; training
+            only.
+        transform: another name for `augment` with a callable.
+        on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
+            so.
+        preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
+        value_range: (low, high), the values of images with more than 8 bits a channel (16-bit and
+            floating-point files, `.npy` arrays) that are black and white; None finds the least and the
+            greatest value over the training images. More in `Preprocessing`.
+    """
+
+    batch_size: int
+    val_split: float | int | None
+    split_seed: int
+    num_workers: int | None
+    augment: str | Callable[[Any], Any]
+    transform: Callable[[Any], Any] | None
+    on_bad_image: str
+    preprocessing: Preprocessing | Mapping[str, Any] | None
+    value_range: Sequence[float] | str | None
+
+
+class TargetOptions(ImageOptions, total=False):
+    """Options of constructors whose targets are not the names of folders.
+
+    Args:
+        label_separator: what separates several labels in one cell or text.
+        target_format: how targets are written: `label`, `one_hot`, `multi_hot`, `list` (of labels), `separated`,
+            `number`; `auto` takes the only reading that is possible.
+        labels: names of the classes, in the order of their numbers or of the columns of targets.
+    """
+
+    label_separator: str | None
+    target_format: str
+    labels: Sequence[str] | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "batch_size": 32,
+    "val_split": None,
+    "split_seed": 0,
+    "num_workers": None,
+    "augment": "auto",
+    "transform": None,
+    "on_bad_image": "error",
+    "preprocessing": None,
+    "value_range": None,
+    "label_separator": None,
+    "target_format": "auto",
+    "labels": None,
+}
+
+
+def takes(options: type) -> Callable[[F], F]:
+    """Give a constructor with `**options: Unpack[...]` the signature, the documentation and the checks of its options.
+
+    Args:
+        options: `ImageOptions` or `TargetOptions`.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=kind)
+            for name, kind in options.__annotations__.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        before, raises, after = inspect.cleandoc(function.__doc__ or "").partition("\n\nRaises:")
+        words = [inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2] for base in _bases(options)]
+        function.__doc__ = "\n".join([before, *words]) + raises + after
+        return named_arguments(function)
+
+    return decorate
+
+
+def _bases(options: type) -> list[type]:
+    """The groups of options, the more special ones first; a TypedDict does not keep its bases as classes."""
+    return [TargetOptions, ImageOptions] if options is TargetOptions else [ImageOptions]
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `ImageOptions` with their defaults, as a recipe holds them.
+
+    Raises:
+        UsageError: an invalid value.
+    """
+    given = {**_DEFAULTS, **options}
+    check_numbers(**{name: given[name] for name in ("batch_size", "num_workers", "split_seed")})
+    check_policy(given["on_bad_image"])
+    kept = {name: given[name] for name in ("batch_size", "val_split", "split_seed", "num_workers")}
+    ends = as_value_range(given["value_range"])
+    return kept | {
+        "augment": one_augment(given["augment"], given["transform"]),
+        "on_bad_image": given["on_bad_image"],
+        "value_range": list(ends) if isinstance(ends, tuple) else ends,
+    }
 
 
 def check_numbers(*, batch_size: object, num_workers: object, split_seed: object) -> None:
@@ -120,20 +238,34 @@ def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:
     return folders
 
 
-def check_files(given: Mapping[str, PathLike | None]) -> dict[str, PathLike]:
-    """The files that were given.
+def check_files(given: Mapping[str, Any], constructor: str, what: str, example: str) -> dict[str, Any]:
+    """What was given of `train_<what>`, `val_<what>`, ..., by part.
+
+    Args:
+        given: by part.
+        constructor: for messages.
+        what: `file`, `files`, `data`.
+        example: a value for `train_<what>`.
 
     Raises:
         UsageError: there is none, or training and evaluation have the same.
     """
-    files = {part: path for part, path in given.items() if path is not None}
-    if not files:
-        raise UsageError("from_csv needs a file", fix='from_csv(train_file="cells.csv")')
+    found = {part: one for part, one in given.items() if one is not None}
+    if not found:
+        noun = {"file": "a file", "files": "files", "data": "data"}.get(what, what)
+        raise UsageError(f"{constructor} needs {noun}", fix=f"{constructor}(train_{what}={example})")
     for part in ("val", "test"):
-        if "train" in files and part in files and os.path.realpath(files["train"]) == os.path.realpath(files[part]):
+        if "train" in found and part in found and _are_the_same(found["train"], found[part]):
+            shown = f": {os.fspath(found[part])!r}" if isinstance(found[part], (str, os.PathLike)) else ""
             raise UsageError(
-                f"train_file and {part}_file are the same file: {os.fspath(files[part])!r}",
+                f"train_{what} and {part}_{what} are the same {what}{shown}",
                 why="a model would be judged on what it was trained on",
-                fix="val_split=0.2 instead of val_file" if part == "val" else "leave out test_file",
+                fix=f"val_split=0.2 instead of val_{what}" if part == "val" else f"leave out test_{what}",
             )
-    return files
+    return found
+
+
+def _are_the_same(one: Any, two: Any) -> bool:
+    if isinstance(one, (str, os.PathLike)) and isinstance(two, (str, os.PathLike)):
+        return os.path.realpath(one) == os.path.realpath(two)
+    return one is two

@@ -8,8 +8,7 @@ may decode to other pixels without an error. That is not found here.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
@@ -18,10 +17,11 @@ import PIL
 
 from flashtask._version import __version__
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, did_you_mean
-from flashtask.core.known_files import content_hashes, known_notes, remember_notes, stamps_of
+from flashtask.core.known_files import known_notes, remember_notes
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import ValueRange
-from flashtask.data.images import bounds_of_file, load_image, prepare_decoders
+from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.images import load_image, prepare_decoders
 from flashtask.data.value_range import Bounds, why_unknown
 
 __all__ = [
@@ -81,22 +81,25 @@ def look_at_images(
     channels: int = 3,
     read: Callable[[str], object] | None = None,
     value_range: ValueRange | None = None,
+    images: ImageSource = FILES,
 ) -> Looked:
     """Decode every file completely, in threads: which are bad, and which values those of more than 8 bits have.
 
     Files that were found good before, and have not changed since, are not read; bad ones are read each time.
 
     Args:
-        paths: image files.
+        paths: image files, or the names that `images` has for pictures.
         channels: as the images will be read.
-        read: what decodes a file of 8 bits, if it is to be kept; by default `load_image` with these channels.
+        read: what decodes a picture of 8 bits, if it is to be kept; by default `load_image` with these channels.
         value_range: with `format`, files of more than 8 bits are read like others, and no bounds are looked for.
+        images: where the pictures are read.
     """
     read = read or (lambda path: load_image(path, channels, value_range=value_range))
     measures = value_range != "format"
     how = "with bounds" if measures else "by the range of the format"
     check = f"decodes to {channels} channels, {how}: pillow {PIL.__version__}, flashtask {__version__}"
-    stamps = stamps_of(paths)
+    check += images.description or ""
+    stamps = images.stamps(paths)
     notes = known_notes(stamps, check)
     unknown = [path for path in dict.fromkeys(paths) if path not in notes]
     bad: list[BadImage] = []
@@ -106,7 +109,7 @@ def look_at_images(
         # In chunks, so that Ctrl-C does not wait for a million queued files, and what was found is not lost.
         for start in range(0, len(unknown), _CHUNK):
             chunk = unknown[start : start + _CHUNK]
-            found = dict(zip(chunk, pool.map(lambda path: _look(path, read, measures), chunk), strict=True))
+            found = dict(zip(chunk, pool.map(lambda path: _look(path, read, measures, images), chunk), strict=True))
             bad += [one for one in found.values() if isinstance(one, BadImage)]
             good = {path: note for path, note in found.items() if isinstance(note, str)}
             remember_notes(stamps, check, good)
@@ -114,11 +117,11 @@ def look_at_images(
     return Looked(bad, {path: _as_bounds(notes[path]) for path in paths if notes.get(path)})
 
 
-def _look(path: str, read: Callable[[str], object], measures: bool) -> str | BadImage:
-    """The note on a good file: its bounds, or nothing for one of 8 bits."""
+def _look(path: str, read: Callable[[str], object], measures: bool, images: ImageSource) -> str | BadImage:
+    """The note on a good picture: its bounds, or nothing for one of 8 bits."""
     if measures:
         with suppress(BadDataError, MissingInputError):  # reading it says why
-            bounds = bounds_of_file(path)
+            bounds = images.input(path).bounds()
             if bounds is not None:
                 return f"{bounds[0]!r} {bounds[1]!r}"
     try:
@@ -185,28 +188,16 @@ def describe(bad: Sequence[BadImage], most: int = _SHOWN) -> list[str]:
     return lines + ([f"... and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else [])
 
 
-def find_leaks(train: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:
-    """Find files whose content (sha256) is in both: pairs (in `other`, in `train`), in the order of `other`.
+def find_leaks(train: Sequence[str], other: Sequence[str], images: ImageSource = FILES) -> list[tuple[str, str]]:
+    """Find pictures whose content (sha256) is in both: pairs (in `other`, in `train`), in the order of `other`.
 
     Only files of a size that occurs on both sides are read, and those once until they change. Files that cannot be
     read are left to `look_at_images`.
     """
-    ours, theirs = _by_size(train), _by_size(other)
-    common = ours.keys() & theirs.keys()
-    known, suspects = _by_path(ours, common), _by_path(theirs, common)
-    first = {content: path for path, content in reversed(known.items())}
-    return [(path, first[suspects[path]]) for path in other if suspects.get(path) in first]
-
-
-def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
-    sizes: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        if os.path.isfile(path):
-            sizes[os.path.getsize(path)].append(path)
-    return sizes
-
-
-def _by_path(by_size: dict[int, list[str]], sizes: Iterable[int]) -> dict[str, str]:
-    """The hashes of the files of these sizes."""
-    paths = [path for size in sizes for path in by_size[size]]
-    return dict(zip(paths, content_hashes(paths), strict=True))
+    ours, theirs = images.sizes(train), images.sizes(other)
+    common = set(ours.values()) & set(theirs.values())
+    suspects = [path for path, size in theirs.items() if size in common]
+    known = [path for path, size in ours.items() if size in common]
+    first = dict(zip(images.hashes(known[::-1]), known[::-1], strict=True))
+    found = dict(zip(suspects, images.hashes(suspects), strict=True))
+    return [(path, first[found[path]]) for path in other if found.get(path) in first]

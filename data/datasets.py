@@ -11,12 +11,11 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from flashtask.core.errors import UsageError
-from flashtask.core.known_files import content_hashes
 from flashtask.core.seeding import SampleKey, SeededDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Pixels
 from flashtask.data.geometry import Geometry
-from flashtask.data.images import image_size
+from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.samples import WeightedTargets
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.threads import in_threads
@@ -55,13 +54,14 @@ class ImageFileDataset(SeededDataset):
     weights it is a `WeightedTargets` of both. It can be pickled for spawned workers.
 
     Args:
-        paths: the image files.
-        targets: one row a file: class indices (N,), (N, ...) floats, or rows for `spatial`; None for prediction.
+        paths: the image files, or the names that `images` has for pictures.
+        targets: one row a picture: class indices (N,), (N, ...) floats, or rows for `spatial`; None for prediction.
         transform: what turns a PIL image into a tensor; an `Augmentation` for training.
         channels: 3 (RGB) or 1 (grey).
         cache: where decoded pictures are kept; by default they are not.
         spatial: makes targets that move with the image; None if they do not depend on it.
         weights: (N,) float32, of the samples in training.
+        images: where the pictures are read.
 
     Raises:
         UsageError: there are not as many targets as paths.
@@ -77,12 +77,14 @@ class ImageFileDataset(SeededDataset):
         *,
         spatial: SpatialReader | None = None,
         weights: np.ndarray[Any, Any] | None = None,
+        images: ImageSource = FILES,
     ) -> None:
         if targets is not None and len(targets) != len(paths):
             raise UsageError(f"{len(paths)} paths but {len(targets)} targets")
         self.paths = paths
         self.targets = None if targets is None else np.asarray(targets)
         self.channels = channels
+        self._images = images
         if isinstance(transform, Augmentation):
             self.augmentation = transform
         else:
@@ -110,12 +112,12 @@ class ImageFileDataset(SeededDataset):
         return [WeightedTargets(self.targets[row], self._weights[row]) for row in rows]
 
     def contents_of(self, indices: Sequence[int]) -> list[str] | None:
-        """The hash of each file, with the transform of frozen epochs; None for a transform of the user's own."""
-        how = description(self.augmentation.frozen)
-        if how is None:
+        """The hash of each picture, with how it is read and transformed in frozen epochs; None if that has no name."""
+        how, read_by = description(self.augmentation.frozen), self._images.description
+        if how is None or read_by is None:
             return None
-        hashes = content_hashes([self.paths[index] for index in indices])
-        return [f"{hashed} {self.channels} {how}" for hashed in hashes]
+        hashes = self._images.hashes([self.paths[index] for index in indices])
+        return [f"{hashed} {self.channels} {how}{read_by}" for hashed in hashes]
 
     def sample(self, key: SampleKey) -> Sample:
         """Decode and transform one sample."""
@@ -162,7 +164,7 @@ class ImageFileDataset(SeededDataset):
 
     def _decode(self, key: SampleKey | int) -> Pixels:
         first = first_steps(self._transform(key), self.channels)
-        return self._cache.read(first, self.paths[_index(key)])
+        return self._cache.read(first, self.paths[_index(key)], self._images)
 
     def _transform(self, key: SampleKey | int) -> Transform:
         is_frozen = isinstance(key, SampleKey) and key.frozen
@@ -202,7 +204,7 @@ class ImageFileDataset(SeededDataset):
         assert self.targets is not None
         index = _index(key)
         if index not in self._sizes:
-            self._sizes[index] = image_size(self.paths[index])
+            self._sizes[index] = self._images.input(self.paths[index]).size()
         return self._sizes[index], self._spatial.target(self.targets[index], self._sizes[index])
 
     def _weighted(self, key: SampleKey | int, target: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.utils.data
 from flashtask.core.machine import processes_here
 from flashtask.core.memory import memory_limits
 from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.data.image_source import FILES, ImageSource
 
 __all__ = ["DecodedCache", "fitting_cache_bytes"]
 
@@ -29,7 +29,7 @@ def fitting_cache_bytes() -> int:
 
 
 class DecodedCache:
-    """Decoded pictures by what was done to them, their path, size and times of modification and change.
+    """Decoded pictures by what was done to them, their path or name, and the state of the file.
 
     Nothing is ever thrown out: what does not fit is decoded each time. Worker processes see what was there when they
     were forked and add nothing; a copy that is sent to another process is empty.
@@ -48,18 +48,24 @@ class DecodedCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def read(self, first: FirstSteps, path: str) -> Pixels:
-        """What the first steps make of a file; the pixels are the same whether they were kept or not.
+    def read(self, first: FirstSteps, path: str, images: ImageSource = FILES) -> Pixels:
+        """What the first steps make of an image; the pixels are the same whether they were kept or not.
+
+        Args:
+            first: the steps.
+            path: of a file, or the name that the source has for the image.
+            images: where the image is read.
 
         Raises:
             BadDataError, MissingInputError: as `load_image`.
         """
-        key = _key(first, path)
-        if key is None:
-            return first.read(path)
+        state = images.state(path)
+        if state is None:
+            return images.input(path).read(first)
+        key = (first, path, state)
         pixels = self._kept.get(key)
         if pixels is None:
-            pixels = first.read(path)
+            pixels = images.input(path).read(first)
             self._keep(key, pixels)
         return pixels
 
@@ -73,11 +79,3 @@ class DecodedCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodedCache, (self.limit,)
-
-
-def _key(first: FirstSteps, path: str) -> tuple[Any, ...] | None:
-    try:
-        file = os.stat(path)
-    except OSError:
-        return None  # reading it says why
-    return first, path, file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino

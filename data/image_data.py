@@ -1,134 +1,69 @@
-"""`ImageData`: images with targets, from folders or from tables, as the data of a run."""
+"""`ImageData`: images with targets from folders, files, tables, arrays, pictures and datasets."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from flashtask.core.errors import BadDataError, UsageError
-from flashtask.core.keywords import named_arguments
-from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
 from flashtask.data.arguments import (
+    ImageOptions,
     PathLike,
+    TargetOptions,
     check_files,
     check_folders,
-    check_numbers,
     check_split,
-    one_augment,
+    checked_options,
     read_preprocessing,
+    takes,
 )
-from flashtask.data.checks import BadImage, check_policy, describe, find_leaks, look_at_images, refuse_bad
-from flashtask.data.datasets import ImageFileDataset
-from flashtask.data.decoded_cache import DecodedCache
-from flashtask.data.decoding import FirstSteps
+from flashtask.data.cached_inputs import is_address
+from flashtask.data.dataset_items import DatasetPart, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, part_in_name, resolve_layout, stage_folder
-from flashtask.data.loaders import image_loader
-from flashtask.data.samples import PARTS, Column, SampleTable, as_text
-from flashtask.data.spatial import SpatialReader
-from flashtask.data.splits import grouped_split, stratified_split
-from flashtask.data.tables import Table
-from flashtask.data.targets import LabelReader, LabelsReader, Source, TargetReader, number_or_nan
-from flashtask.data.transforms import eval_transform, first_steps, train_transform
-from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
+from flashtask.data.hub_dataset import fetch_dataset
+from flashtask.data.image_datamodule import ImageDataModule
+from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
+from flashtask.data.problems import Problems
+from flashtask.data.rows import Rows, check_rows, table_of_rows, target_column, with_format
+from flashtask.data.samples import PARTS, SampleTable, as_text
+from flashtask.data.tables import Table, open_table
+from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageData"]
 
-_PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+#: Paths and targets in Python that a recipe holds; longer lists are not saved.
+_MOST_IN_RECIPE = 1000
 
 
-class ImageData(DataModule):
-    """Base of image data: a table of samples, and a reader that makes targets of what the table has.
+class ImageData(ImageDataModule):
+    """Base of image data: each constructor makes a table of samples, and a reader of their targets.
 
-    A kind of data is a subclass that names its `readers`. Targets are read when the data is made, before any image.
-    `setup` reads every image of the stage once until it changes, and names all bad ones; validation, test and
-    prediction images see the model's own preprocessing, whatever training does.
-
-    Args:
-        table: all samples.
-        reader: of the targets. If there are training samples, it learns from them; else it knows already, or a model
-            gives its own to `use_targets`.
-        recipe: the constructor's name and its arguments, for the recipe.
-        remarks: what to say of each part when it is set up.
+    A kind of data is a subclass that names its `readers`.
     """
 
     #: What a recipe may call.
-    constructors = ("from_folders", "from_csv")
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_csv", "from_files", "from_hub_dataset")
     #: The kinds of targets that such data may have; the first is the one of folders.
     readers: ClassVar[tuple[type[TargetReader], ...]] = ()
 
-    def __init__(
-        self,
-        table: SampleTable,
-        reader: TargetReader,
-        recipe: tuple[str, Mapping[str, Any]],
-        remarks: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        self._constructor, arguments = recipe
-        self._table = table
-        self._arguments = dict(arguments)
-        self._remarks = dict(remarks or {})
-        self.batch_size: int = arguments["batch_size"]
-        self.num_workers: int | None = arguments["num_workers"]
-        #: The user's own preprocessing: what it gives wins over that of any model. None leaves all to the model.
-        self.preprocessing: Preprocessing | None = None
-        self._of_model: Preprocessing | None = None
-        #: Images that `on_bad_image="skip"` left out.
-        self.skipped: tuple[BadImage, ...] = ()
-        #: Files whose content is also in the training part: (the file, the training file).
-        self.leaks: tuple[tuple[str, str], ...] = ()
-        self._checked: set[str] = set()
-        # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
-        self._wide: dict[str, dict[str, Bounds]] = {}
-        self._said_of_range = ""
-        self._cache = DecodedCache()
-        self._datasets: dict[str, ImageFileDataset] = {}
-        self._manifest: tuple[str, ...] = ()
-        self._against = "the model"
-        self._reader = reader
-        if arguments["val_split"] is not None:
-            self._split(arguments["val_split"], arguments["split_seed"])
-        self._learn()
-
-    def _learn(self) -> None:
-        """Learn from the training samples what targets there are; without any, from all others that have targets."""
-        parts = ["train"] if self._table.has("train") else [p for p in ("val", "test") if self._table.has(p)]
-        if not parts or self._table.targets is None:
-            return
-        raw = np.concatenate([self._table.of(part).targets for part in parts])
-        where = " and ".join(dict.fromkeys(self._argument(part) for part in parts))
-        self._take_reader(self._reader.learned(raw, replace(self._source(parts[0]), argument=where)), where)
-
-    # ---- constructors
+    # ---- folders and files
 
     @classmethod
-    @named_arguments
+    @takes(ImageOptions)
     def from_folders(
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,
         test_folder: PathLike | None = None,
         predict_folder: PathLike | None = None,
-        *,
-        batch_size: int = 32,
-        val_split: float | int | None = None,
-        split_seed: int = 0,
-        num_workers: int | None = None,
-        augment: str | Callable[[Any], Any] = "auto",
-        transform: Callable[[Any], Any] | None = None,
-        on_bad_image: str = "error",
-        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
-        value_range: Sequence[float] | str | None = None,
+        **options: Unpack[ImageOptions],
     ) -> Self:
         """Take folders whose names are the targets: `train_folder/cat/1.jpg` is an image of a cat.
 
@@ -137,21 +72,6 @@ class ImageData(DataModule):
             val_folder: matched to the classes by name; a class may be missing, none may be added.
             test_folder: as `val_folder`.
             predict_folder: images without targets, at any depth.
-            batch_size: images a step, at least 1.
-            val_split: the part of the training images to validate on: a share in (0, 1) or a number of images,
-                stratified.
-            split_seed: the split's own seed.
-            num_workers: processes that load images; None decides by itself (none unless processes are
-                forked).
-            augment: one of flashtask.data.transforms.AUGMENTATIONS, or a callable on PIL images; training
-                only.
-            transform: another name for `augment` with a callable.
-            on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
-                so.
-            preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
-            value_range: (low, high), the values of images with more than 8 bits a channel (16-bit and
-                floating-point files, `.npy` arrays) that are black and white; None finds the least and the
-                greatest value over the training images. More in `Preprocessing`.
 
         Raises:
             UsageError: an invalid value, or arguments that contradict each other.
@@ -159,8 +79,8 @@ class ImageData(DataModule):
             BadDataError: folders that are not class folders, or class names that do not match.
         """
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
-        options = _checked_options(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image)
-        check_split(val_split, given, "folder")
+        known = checked_options(options)
+        check_split(known["val_split"], given, "folder")
         folders = check_folders(given)
         listed = {part: _list_part(part, folder) for part, folder in folders.items()}
         table = SampleTable.joined(
@@ -173,13 +93,79 @@ class ImageData(DataModule):
         )
         arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
         remarks = {part: list(_remarks(part, images)) for part, images in listed.items()}
-        recipe = ("from_folders", {**arguments, **options, **_value_range(value_range)})
-        made = cls(table, cls.readers[0](), recipe, remarks)
-        made.preprocessing = read_preprocessing(preprocessing)
+        made = cls(table, cls.readers[0](), ("from_folders", {**arguments, **known}), remarks)
+        made.preprocessing = read_preprocessing(options.get("preprocessing"))
         return made
 
     @classmethod
-    @named_arguments
+    @takes(TargetOptions)
+    def from_files(
+        cls,
+        train_files: PathLike | Sequence[PathLike] | None = None,
+        train_targets: Sequence[Any] | None = None,
+        val_files: PathLike | Sequence[PathLike] | None = None,
+        val_targets: Sequence[Any] | None = None,
+        test_files: PathLike | Sequence[PathLike] | None = None,
+        test_targets: Sequence[Any] | None = None,
+        predict_files: PathLike | Sequence[PathLike] | None = None,
+        *,
+        target: str | Callable[[str], Any] | None = None,
+        load_image: str | Callable[[str], Any] | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take image files, with a target for each, or with targets that their names tell.
+
+        Args:
+            train_files: paths; or a folder, for all images in it.
+            train_targets: one for each file: a text, a number, or several.
+            val_files: as `train_files`, to validate on.
+            val_targets: of `val_files`.
+            test_files: as `val_files`.
+            test_targets: of `test_files`.
+            predict_files: files without targets.
+            target: in place of lists of targets: a regular expression, whose first group is the target, searched in
+                each path (with forward slashes); or a function from the path to the target.
+            load_image: reads a file in place of Pillow: a function from a path to an array (H, W) or (H, W, C), a
+                tensor or a PIL image, or the name of one in `flashtask.IMAGE_LOADERS`.
+
+        Raises:
+            UsageError: an invalid value, or another number of targets than files.
+            MissingInputError: a folder that is not there.
+            BadDataError: files that are not there, or targets that cannot be read; all are named.
+        """
+        given = {"train": train_files, "val": val_files, "test": test_files, "predict": predict_files}
+        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        source = source_of_files(load_image)
+        files = {
+            part: _paths(one, f"{part}_files")
+            for part, one in check_files(given, "from_files", "files", '["1.png", "2.png"]').items()
+        }
+        arguments: dict[str, Any] = {}
+        for part, paths in files.items():
+            arguments[f"{part}_files"] = _in_recipe(given[part], paths)
+            if targets.get(part) is not None:
+                arguments[f"{part}_targets"] = _in_recipe(targets[part], targets[part])
+        arguments |= _said(target=target, load_image=_name_of_loader(source, load_image))
+        folder = os.path.commonpath([os.path.dirname(path) for paths in files.values() for path in paths])
+        rows, problems = [], Problems()
+        for part, paths in files.items():
+            where = _where_in_list(f"{part}_files")
+            own = targets.get(part)
+            if target is not None and part != "predict":
+                if own is not None:
+                    raise UsageError(f"{part}_targets and target both give the targets", fix="leave one of them out")
+                own = list(_targets_of_names(paths, target, where, problems))
+            if own is None and part != "predict":
+                raise UsageError(f"{part}_files needs targets", fix=f"{part}_targets=[...], or target=r'([a-z]+)_'")
+            column = None if own is None else target_column(own, f"{part}_targets", len(paths))
+            rows.append(Rows(part, f"{part}_files", where, as_text(paths), "", column, folder, problems=problems))
+        check_split(options.get("val_split"), given, "files")
+        return cls._of_rows(rows, ("target",), ("from_files", arguments), dict(options), source)
+
+    # ---- tables
+
+    @classmethod
+    @takes(TargetOptions)
     def from_csv(
         cls,
         input_field: str | None = None,
@@ -190,73 +176,441 @@ class ImageData(DataModule):
         predict_file: PathLike | None = None,
         *,
         images_root: PathLike | None = None,
+        resolver: Callable[[str], PathLike] | None = None,
         split_field: str | None = None,
         group_field: str | None = None,
         weight_field: str | None = None,
-        label_separator: str | None = None,
-        batch_size: int = 32,
-        val_split: float | int | None = None,
-        split_seed: int = 0,
-        num_workers: int | None = None,
-        augment: str | Callable[[Any], Any] = "auto",
-        transform: Callable[[Any], Any] | None = None,
-        on_bad_image: str = "error",
-        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
-        value_range: Sequence[float] | str | None = None,
+        load_image: str | Callable[[str], Any] | None = None,
+        **options: Unpack[TargetOptions],
     ) -> Self:
-        """Take CSV or TSV files with a header: a row an image.
+        """Take tables in files, a row an image: CSV or TSV with a header, Parquet, or JSON lines.
 
         Args:
             input_field: the column with the paths of the images; the only one that holds names of images if not given.
             target_fields: the column or columns with the targets; the only other column if not given.
-            train_file: the table to train on.
+            train_file: the table to train on: .csv, .tsv, .parquet or .jsonl.
             val_file: as `train_file`, to validate on; it has the same columns.
             test_file: as `val_file`.
             predict_file: images without targets.
             images_root: the folder that relative paths count from; that of each table if not given.
+            resolver: from a cell of `input_field` to the path of the image.
             split_field: a column of `train_file` that names the part of each row (train, val, test).
             group_field: a column of `train_file`; rows with the same value (a patient, a site) are never split
                 between training and validation by `val_split`.
             weight_field: a column of `train_file` with numbers of 0 or more: how much each row counts in the training
                 loss, as a share of their mean. Validation and test count all rows alike.
-            label_separator: what separates several labels in one column.
-            batch_size: as in `from_folders`, and so are all that follow.
-            val_split: of the training rows.
-            split_seed: the split's own seed.
-            num_workers: processes that load images.
-            augment: of training images.
-            transform: another name for `augment` with a callable.
-            on_bad_image: `error` or `skip`.
-            preprocessing: in place of the model's.
-            value_range: of images with more than 8 bits a channel.
+            load_image: as in `from_files`.
 
         Raises:
             UsageError: an invalid value, or a column that is not there.
             MissingInputError: a file that is not there.
-            BadDataError: a file that is not a table, or targets that cannot be read.
+            BadDataError: a file that is not a table, or rows that cannot be used; all are named.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        options = _checked_options(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image)
-        check_split(val_split, given, "file")
-        files = {part: Table(file, f"{part}_file") for part, file in check_files(given).items()}
-        first = files.get("train") or next(iter(files.values()))
-        inputs = first.input_field(input_field)
-        has_targets = set(files) != {"predict"}
-        used = (inputs, split_field, group_field, weight_field)
-        fields = first.target_fields(target_fields, used) if has_targets else ()
-        columns = {"inputs": inputs, "split": split_field, "group": group_field, "weight": weight_field}
-        tables = [_rows_of(part, table, fields, columns, images_root) for part, table in files.items()]
-        arguments: dict[str, Any] = {f"{part}_file": str(table.path) for part, table in files.items()}
-        arguments |= {"input_field": inputs, "target_fields": list(fields)}
-        own = {"images_root": None if images_root is None else os.path.abspath(images_root)}
-        own |= {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
-        own |= {"label_separator": label_separator}
-        arguments |= {name: value for name, value in own.items() if value is not None}
-        reader = cls.reader_of_columns(fields, label_separator)
-        made = cls(
-            SampleTable.joined(tables), reader, ("from_csv", {**arguments, **options, **_value_range(value_range)})
+        check_split(options.get("val_split"), given, "file")
+        files = check_files(given, "from_csv", "file", '"cells.csv"')
+        tables = {part: open_table(file, f"{part}_file") for part, file in files.items()}
+        arguments = {table.argument: table.place for table in tables.values()}
+        columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
+        source = source_of_files(load_image)
+        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
+        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        return cls._of_tables(
+            tables, input_field, target_fields, columns, ("from_csv", arguments), own, dict(options), source
         )
-        made.preprocessing = read_preprocessing(preprocessing)
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_data_frame(
+        cls,
+        input_field: str | None = None,
+        target_fields: str | Sequence[str] | None = None,
+        train_data_frame: Any = None,
+        val_data_frame: Any = None,
+        test_data_frame: Any = None,
+        predict_data_frame: Any = None,
+        *,
+        images_root: PathLike | None = None,
+        resolver: Callable[[str], PathLike] | None = None,
+        split_field: str | None = None,
+        group_field: str | None = None,
+        weight_field: str | None = None,
+        load_image: str | Callable[[str], Any] | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take data frames of pandas or polars, a row an image; a mapping from names to columns is one too.
+
+        Args:
+            input_field: the column with paths of images, or with the images; found if there is only one.
+            target_fields: the column or columns with the targets; the only other column if not given.
+            train_data_frame: the table to train on.
+            val_data_frame: as `train_data_frame`, to validate on; it has the same columns.
+            test_data_frame: as `val_data_frame`.
+            predict_data_frame: images without targets.
+            images_root: the folder that relative paths count from; the current one if not given.
+            resolver: as in `from_csv`, and so are all that follow.
+            split_field: a column of `train_data_frame`.
+            group_field: a column of `train_data_frame`.
+            weight_field: a column of `train_data_frame`.
+            load_image: as in `from_files`.
+
+        Raises:
+            UsageError: an invalid value, or a column that is not there.
+            BadDataError: rows that cannot be used; all are named.
+        """
+        given = {
+            "train": train_data_frame,
+            "val": val_data_frame,
+            "test": test_data_frame,
+            "predict": predict_data_frame,
+        }
+        check_split(options.get("val_split"), given, "data_frame")
+        frames = check_files(given, "from_data_frame", "data_frame", "frame")
+        tables = {part: open_table(frame, f"{part}_data_frame") for part, frame in frames.items()}
+        arguments = {table.argument: {"not_saved": table.place} for table in tables.values()}
+        columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
+        source = source_of_files(load_image)
+        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
+        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        return cls._of_tables(
+            tables, input_field, target_fields, columns, ("from_data_frame", arguments), own, dict(options), source
+        )
+
+    # ---- memory
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_numpy(
+        cls,
+        train_data: Any = None,
+        train_targets: Sequence[Any] | None = None,
+        val_data: Any = None,
+        val_targets: Sequence[Any] | None = None,
+        test_data: Any = None,
+        test_targets: Sequence[Any] | None = None,
+        predict_data: Any = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take NumPy arrays: (N, H, W, C) or (N, H, W), or a list of arrays (H, W, C) or (H, W) of any sizes.
+
+        Values of uint8 are pixels as they are; other numbers are scaled by `value_range`, which is found over the
+        training images if it is not given.
+
+        Args:
+            train_data: images to train on, with 1, 3 (RGB) or 4 channels.
+            train_targets: one for each: numbers of classes, names, (N, K) flags or numbers, or lists of labels.
+            val_data: to validate on.
+            val_targets: of `val_data`.
+            test_data: as `val_data`.
+            test_targets: of `test_data`.
+            predict_data: images without targets.
+
+        Raises:
+            UsageError: an invalid value, or another number of targets than images.
+            BadDataError: targets that cannot be read; all are named.
+        """
+        data = {"train": train_data, "val": val_data, "test": test_data, "predict": predict_data}
+        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        return cls._of_pictures("from_numpy", "data", data, targets, dict(options))
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_tensors(
+        cls,
+        train_data: Any = None,
+        train_targets: Sequence[Any] | None = None,
+        val_data: Any = None,
+        val_targets: Sequence[Any] | None = None,
+        test_data: Any = None,
+        test_targets: Sequence[Any] | None = None,
+        predict_data: Any = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take torch tensors: (N, C, H, W) or (N, H, W), or a list of tensors (C, H, W) or (H, W) of any sizes.
+
+        Args:
+            train_data: images to train on, as in `from_numpy` but for the order of the axes.
+            train_targets: as in `from_numpy`, and so are all that follow.
+            val_data: to validate on.
+            val_targets: of `val_data`.
+            test_data: as `val_data`.
+            test_targets: of `test_data`.
+            predict_data: images without targets.
+
+        Raises:
+            UsageError: an invalid value, or another number of targets than images.
+            BadDataError: targets that cannot be read; all are named.
+        """
+        data = {"train": train_data, "val": val_data, "test": test_data, "predict": predict_data}
+        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        return cls._of_pictures("from_tensors", "data", data, targets, dict(options))
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_images(
+        cls,
+        train_images: Sequence[Any] | None = None,
+        train_targets: Sequence[Any] | None = None,
+        val_images: Sequence[Any] | None = None,
+        val_targets: Sequence[Any] | None = None,
+        test_images: Sequence[Any] | None = None,
+        test_targets: Sequence[Any] | None = None,
+        predict_images: Sequence[Any] | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take PIL images, or the bytes of image files.
+
+        Args:
+            train_images: to train on.
+            train_targets: as in `from_numpy`, and so are all that follow.
+            val_images: to validate on.
+            val_targets: of `val_images`.
+            test_images: as `val_images`.
+            test_targets: of `test_images`.
+            predict_images: images without targets.
+
+        Raises:
+            UsageError: an invalid value, or another number of targets than images.
+            BadDataError: targets that cannot be read; all are named.
+        """
+        images = {"train": train_images, "val": val_images, "test": test_images, "predict": predict_images}
+        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        return cls._of_pictures("from_images", "images", images, targets, dict(options))
+
+    # ---- datasets
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_datasets(  # type: ignore[override]
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        *,
+        input_field: str | None = None,
+        target_field: str | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take datasets of torch, torchvision or Hugging Face, whose items are images with targets.
+
+        Items are (image, target), or mappings; an image is a PIL image, an array (H, W, C) or a tensor (C, H, W),
+        without random transforms: these belong to `augment`. Names of classes come from `classes` or the features.
+
+        Args:
+            train_dataset: to train on.
+            val_dataset: to validate on.
+            test_dataset: as `val_dataset`.
+            predict_dataset: images, with or without targets, which are not used.
+            input_field: the key of the image in items that are mappings, or the column; found under the usual names.
+            target_field: the same of the target.
+
+        Raises:
+            UsageError: an invalid value, or a dataset without a length.
+            BadDataError: items that change, or targets that cannot be read.
+        """
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        check_split(options.get("val_split"), given, "dataset")
+        found = {
+            part: read_dataset(dataset, f"{part}_dataset", input_field, target_field, has_targets=part != "predict")
+            for part, dataset in check_files(given, "from_datasets", "dataset", "dataset").items()
+        }
+        images = {part: one.images for part, one in found.items()}
+        targets = {part: one.targets for part, one in found.items()}
+        named = {**_labels_of(found), **options}
+        return cls._of_pictures(
+            "from_datasets",
+            "dataset",
+            images,
+            targets,
+            named,
+            kinds={part: type(dataset).__name__ for part, dataset in given.items()},
+            field=target_field or "target",
+        )
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_data_module(cls, datamodule: DataModule, **options: Unpack[TargetOptions]) -> Self:
+        """Take the datasets of another data module's loaders, with the preprocessing and augmentation of this class.
+
+        Args:
+            datamodule: whose loaders have datasets as in `from_datasets`; its batch size and transforms of batches are
+                not used.
+
+        Raises:
+            UsageError: its loaders have no datasets.
+            BadDataError: as `from_datasets`.
+        """
+        datamodule.prepare_data()
+        found: dict[str, Any] = {}
+        for part, stage in {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}.items():
+            datamodule.setup(stage)
+            loader = getattr(datamodule, f"{part}_dataloader")()
+            if loader is not None:
+                if not hasattr(loader, "dataset"):
+                    raise UsageError(f"{part}_dataloader() gives {type(loader).__name__}, which has no dataset")
+                found[f"{part}_dataset"] = loader.dataset
+        return cls.from_datasets(**found, **options)
+
+    @classmethod
+    @takes(TargetOptions)
+    def from_hub_dataset(
+        cls,
+        repository: str,
+        *,
+        revision: str | None = None,
+        input_field: str | None = None,
+        target_fields: str | Sequence[str] | None = None,
+        **options: Unpack[TargetOptions],
+    ) -> Self:
+        """Take a dataset repository of the Hugging Face hub: Parquet files, other tables, or folders of images.
+
+        Files are fetched once and compared with the hashes that the hub gives. Those whose name or folder speaks of
+        `train`, `validation` or `test` are that part. Images inside Parquet files are held in memory as bytes.
+
+        Args:
+            repository: `org/name`, or an address such as `hf://datasets/org/name@main`.
+            revision: a branch, tag or commit.
+            input_field: the column of the images; found if there is only one.
+            target_fields: the column or columns of the targets; the only other column if not given.
+
+        Raises:
+            UsageError: an invalid value, or a column that is not there.
+            BadDataError: the repository holds no images, or rows that cannot be used.
+            HubError: the hub cannot be reached, or refuses.
+            IntegrityError: a file is not the one that the hub promised.
+        """
+        found = fetch_dataset(repository, revision)
+        if found.folder is not None:
+            made = cls.from_root(found.folder, **options)
+        else:
+            tables = {part: open_table(files, f"{part}_file") for part, files in found.tables.items()}
+            known = dict(options)
+            if "val" not in tables:
+                known.setdefault("val_split", DEFAULT_VAL_SPLIT)
+            arguments = {table.argument: table.place for table in tables.values()}
+            first = tables.get("train") or next(iter(tables.values()))
+            inputs = first.input_field(input_field)
+            fields = first.target_fields(target_fields, (inputs,))
+            if (names := first.class_names(fields[0])) is not None:
+                known.setdefault("labels", names)
+            made = cls._of_tables(tables, inputs, fields, {}, ("from_csv", arguments), {}, known, FILES)
+        made._instead = ("from_hub_dataset", _said(repository=repository, revision=revision))
+        return made
+
+    # ---- what the constructors share
+
+    @classmethod
+    def _of_tables(
+        cls,
+        tables: Mapping[str, Table],
+        input_field: str | None,
+        target_fields: str | Sequence[str] | None,
+        columns: Mapping[str, str | None],
+        recipe: tuple[str, dict[str, Any]],
+        own: Mapping[str, Any],
+        options: dict[str, Any],
+        source: ImageSource,
+    ) -> Self:
+        """Data of the rows of tables, which have the columns of the first of them."""
+        first = next(iter(tables.values()))
+        inputs = first.input_field(input_field)
+        has_targets = set(tables) != {"predict"}
+        fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
+        _require_columns(tables, inputs, fields)
+        of_columns = {name: value for name, value in columns.items() if value is not None}
+        separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
+        images: dict[str, list[Any]] = {}
+        rows = []
+        for part, table in tables.items():
+            one, held = _rows_of(part, table, inputs, fields, of_columns, own)
+            rows.append(one)
+            if held is not None:
+                images[table.argument] = held
+        arguments = {
+            **recipe[1],
+            "input_field": inputs,
+            "target_fields": list(fields),
+            **own,
+            **of_columns,
+            **separator,
+        }
+        made = cls._of_rows(rows, fields, (recipe[0], arguments), options, MemoryImages(images) if images else source)
+        part = next(iter(tables))
+        made._remarks = {part: [_understood(tables, rows, inputs, fields, of_columns)]}
+        return made
+
+    @classmethod
+    def _of_pictures(
+        cls,
+        constructor: str,
+        kind: str,
+        given: Mapping[str, Any],
+        targets: Mapping[str, Any],
+        options: dict[str, Any],
+        *,
+        kinds: Mapping[str, str] | None = None,
+        field: str = "target",
+    ) -> Self:
+        """Data of pictures in memory."""
+        check_split(options.get("val_split"), given, kind)
+        pictures = check_files(given, constructor, kind, kind)
+        arguments: dict[str, Any] = {}
+        rows, fields = [], (field,)
+        for part, images in pictures.items():
+            argument = f"{part}_{kind}"
+            _require_pictures(images, argument)
+            arguments[argument] = {"not_saved": (kinds or {}).get(part) or type(images).__name__}
+            column = None
+            if targets.get(part) is not None:
+                column = target_column(targets[part], f"{part}_targets", len(images))
+                if column.ndim == 2:
+                    fields = tuple(map(str, range(column.shape[1])))
+            elif part != "predict":
+                raise UsageError(f"{argument} needs targets", fix=f"{part}_targets=[...]")
+            names = as_text(MemoryImages.names(argument, len(images)))
+            rows.append(Rows(part, argument, _where_in_list(argument), names, targets=column))
+        source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
+        return cls._of_rows(rows, fields, (constructor, arguments), options, source)
+
+    @classmethod
+    def _of_rows(
+        cls,
+        rows: Sequence[Rows],
+        fields: tuple[str, ...],
+        recipe: tuple[str, Mapping[str, Any]],
+        options: dict[str, Any],
+        source: ImageSource = FILES,
+    ) -> Self:
+        """Data of rows, once nothing is wrong with any of them."""
+        known = checked_options(options)
+        name, separator = options.get("target_format", "auto"), options.get("label_separator")
+        readers = {LabelReader: "labels", LabelsReader: "labels", NumberReader: "numbers"}
+        kind = next((kind for reader, kind in readers.items() if issubclass(cls.readers[0], reader)), "")
+        if name == "number" and kind == "labels":
+            raise UsageError(f"{cls.__name__} has labels, not numbers", fix="ImageRegressionData")
+        labels = options.get("labels")
+        rows, targets = with_format(rows, fields, name, separator, labels, kind=kind)
+        if targets.name in ("label", "one_hot"):
+            reader: TargetReader = cls.readers[0](targets.fields)
+        else:
+            reader = cls.reader_of_columns(targets.fields, targets.separator)
+        problems = next((one.problems for one in rows if one.problems is not None), None) or Problems()
+        table = table_of_rows(rows, problems)
+        check_rows(
+            rows,
+            table,
+            targets,
+            problems,
+            kind=kind,
+            are_files=not isinstance(source, MemoryImages),
+            may_be_missing=known["on_bad_image"] == "skip",
+        )
+        problems.refuse(" and ".join(dict.fromkeys(one.argument for one in rows)))
+        said = {} if name == "auto" else {"target_format": name}
+        said |= {} if labels is None else {"labels": list(labels)}
+        made = cls(table, reader, (recipe[0], {**recipe[1], **said, **known}), images=source)
+        made.preprocessing = read_preprocessing(options.get("preprocessing"))
         return made
 
     @classmethod
@@ -281,15 +635,23 @@ class ImageData(DataModule):
         if constructor == "from_folders":
             is_labels = cls.readers[:1] == (LabelReader,)
             return ("certain", "class folders") if is_labels else ("no", "")
-        if constructor != "from_csv":
+        if constructor == "from_hub_dataset":
+            fetched = fetch_dataset(arguments["repository"], arguments.get("revision"))
+            if fetched.folder is not None:
+                return cls.suits("from_folders", {})
+            table = open_table(next(iter(fetched.tables.values())), "train_file")
+        elif constructor == "from_csv":
+            argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
+            table = open_table(arguments[argument], argument)
+        else:
             return "certain", constructor
         if arguments.get("label_separator"):
             return ("certain", "several labels in a column") if LabelsReader in cls.readers else ("no", "")
-        argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
-        table = Table(arguments[argument], argument)
         used = (arguments.get(f"{name}_field") for name in ("split", "group", "weight"))
         inputs = table.input_field(arguments.get("input_field"))
         fields = table.target_fields(arguments.get("target_fields"), (inputs, *used))
+        if table.class_names(fields[0]) is not None:
+            return ("certain", f"classes in the column {fields[0]!r}") if LabelReader in cls.readers else ("no", "")
         columns = table.columns(fields)
         raw = np.stack(columns, axis=1) if len(columns) > 1 else columns[0]
         readings = [reader.suits(raw) for reader in cls.readers]
@@ -320,7 +682,7 @@ class ImageData(DataModule):
         """What a trained model is measured on: a table with the columns that it was trained on, or a folder.
 
         Args:
-            source: a CSV or TSV file; else a folder that holds one for the part, or the folder of the part itself.
+            source: a table; else a folder that holds one for the part, or the folder of the part itself.
             part: `val` or `test`.
             targets: of the model, as its reader describes them.
             options: of the constructor.
@@ -330,418 +692,188 @@ class ImageData(DataModule):
             return cls.from_folders(**folders, **options)
         known = targets or {}
         own: dict[str, Any] = {"target_fields": known.get("fields"), "label_separator": known.get("separator")}
+        if known.get("kind") == LabelReader.kind and len(known.get("fields") or ()) > 1:
+            own["target_format"] = "one_hot"
         tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
         return cls.from_csv(**{**tables, **options})
-
-    # ---- targets
-
-    @property
-    def targets(self) -> dict[str, Any]:
-        """How the targets are read, as plain values that a checkpoint keeps."""
-        return self._reader.to_dict()
-
-    def describe_targets(self) -> str:
-        """What was understood of the targets, in words."""
-        return self._reader.describe()
-
-    def sizes(self) -> dict[str, int]:
-        """How many samples each part has, without those that were left out."""
-        return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
-
-    def use_targets(self, targets: Mapping[str, Any]) -> None:
-        """Read the targets as those were read that a model was trained on.
-
-        Args:
-            targets: as the property `targets` of that data gave them.
-
-        Raises:
-            BadDataError: targets that the model does not know.
-            UsageError: targets of another kind.
-        """
-        kinds = {reader.kind: reader for reader in self.readers}
-        if (kind := targets.get("kind")) not in kinds or type(self._reader) is not kinds[kind]:
-            raise UsageError(
-                f"the model was trained on targets of the kind {kind!r}, but this data has {self._reader.kind!r}"
-            )
-        stored = kinds[kind].from_dict(targets)
-        self._take_reader(replace(stored, fields=self._reader.fields), "the model")
-
-    def _take_reader(self, reader: TargetReader, against: str) -> None:
-        self._reader, self._against = reader, against
-        for part in ("train", "val", "test"):
-            if self._table.has(part):
-                self._read_targets(part)
-        self._datasets.clear()
-
-    def _read_targets(self, part: str) -> Any:
-        raw = self._table.of(part).targets
-        return None if raw is None else self._reader.read(raw, self._source(part))
-
-    def _argument(self, part: str) -> str:
-        """The argument that a part came from."""
-        own = f"{part}_{'folder' if self._constructor == 'from_folders' else 'file'}"
-        return own if own in self._arguments else own.replace(part, "train")
-
-    def _source(self, part: str) -> Source:
-        argument = self._argument(part)
-        noun = "class folder(s)" if argument.endswith("folder") else "label(s)"
-        return Source(argument, str(self._arguments.get(argument, "")), noun, self._against)
-
-    # ---- preprocessing
-
-    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Take the preprocessing of the model that the data is connected to now; what the user gave still wins.
-
-        Raises:
-            UsageError: the user's own is for another number of channels.
-        """
-        before, self._of_model = self._of_model, preprocessing
-        if preprocessing != before:
-            # Those that were made for another model are made again.
-            self._datasets = {part: self._dataset(part) for part in self._datasets}
-
-    @property
-    def used_preprocessing(self) -> Preprocessing:
-        """What is used: the user's own fields, the others of the model, and after `setup` the range of the values.
-
-        Raises:
-            UsageError: the user's own is for another number of channels, or gives another range than `value_range`.
-        """
-        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
-        known = (self._of_model or Preprocessing()).resolved()
-        if self.preprocessing is not None:
-            known = self.preprocessing.filled_from(known)
-        own = self._own_range()
-        return known if own is None else replace(known, value_range=own)
-
-    @property
-    def augments_while_frozen(self) -> bool:
-        """Whether `augment` is anything but `auto` and `none`."""
-        return self._arguments["augment"] not in ("auto", "none")
-
-    def split_manifest(self) -> tuple[str, ...]:
-        """The images that `val_split` chose, relative to the training folder; empty without a split."""
-        return self._manifest
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which files the run trains and validates on, as a digest, and the split; a resume compares them."""
-        manifest = np.frombuffer(json.dumps(self._manifest).encode(), dtype=np.uint8)
-        return {"targets": self.targets, "files": self._digest(), "split": manifest.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare with what the run was started on.
-
-        Raises:
-            BadDataError: files or labels are other ones.
-        """
-        if not self._are_the_targets_of(state) or state["files"] != self._digest():
-            raise BadDataError(
-                "the images are not those that the run was started on",
-                why="a resumed run sees the same samples in the same order; files or classes were added or removed",
-                fix="start a new run, or put the folders back as they were",
-            )
-
-    def _digest(self) -> dict[str, str]:
-        """For each part a digest of the names of its files, and of targets that the names do not tell."""
-        found = {}
-        for part in ("train", "val"):
-            if self._table.has(part):
-                table = self._table.of(part)
-                told: list[str] = []
-                if self._constructor != "from_folders" and table.targets is not None:
-                    told += table.targets.ravel().tolist()
-                if part == "train" and table.weights is not None:
-                    told += map(str, table.weights.tolist())
-                found[part] = hashlib.sha256("\0".join([*table.names(), *told]).encode()).hexdigest()
-        return found
-
-    def _are_the_targets_of(self, state: Mapping[str, Any]) -> bool:
-        if "targets" not in state:  # written when labels were all that targets could be
-            return tuple(state["labels"]) == getattr(self._reader, "labels", ())
-        return bool(state["targets"] == self.targets)
-
-    def recipe(self) -> dict[str, Any]:
-        """The call that makes this data again, as a recipe holds it: absolute paths, plain values.
-
-        A transform of the user's own is `{"not_saved": "<its class>"}`.
-        """
-        arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
-        if not isinstance(arguments["augment"], str):
-            arguments["augment"] = {"not_saved": type(arguments["augment"]).__name__}
-        if self.preprocessing is not None:
-            arguments["preprocessing"] = self.preprocessing.to_dict()
-        return {self._constructor: arguments}
-
-    def setup(self, stage: str) -> None:
-        """Read every image of the stage that was not read before, and make its datasets.
-
-        Args:
-            stage: fit, validate, test or predict.
-
-        Raises:
-            BadDataError: images that cannot be read (with `on_bad_image="error"`), or a class that has none
-                left.
-            UsageError: an unknown stage.
-        """
-        if stage not in _PARTS_OF_STAGE:
-            raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
-        parts = [part for part in _PARTS_OF_STAGE[stage] if self._table.has(part)]
-        self._check_in_turn([part for part in parts if part not in self._checked])
-        self._settle_range(parts)
-        for part in parts:
-            self._datasets[part] = self._dataset(part)
-
-    def train_dataloader(self) -> DataLoader[Any] | None:
-        """Batches of (images, targets), shuffled."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any] | None:
-        """Batches of (images, targets), in the order of the listing."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any] | None:
-        """Batches of (images, targets), in the order of the listing."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any] | None:
-        """Batches of images, in the order of the listing."""
-        return self._loader("predict")
-
-    def _split(self, share: float | int, seed: int) -> None:
-        rows = np.flatnonzero(self._table.parts == PARTS.index("train"))
-        whole = self._table.at(rows)
-        names = whole.names()
-        strata = self._reader.strata(whole.targets) if whole.targets is not None else [""] * len(rows)
-        if whole.groups is not None:
-            val = grouped_split(whole.groups.tolist(), share, seed)
-        else:
-            _, val = stratified_split(names, strata, share, seed)
-        self._table = self._table.with_part(rows[val], "val")
-        self._manifest = tuple(names[i] for i in val)
-
-    def _check_in_turn(self, parts: list[str]) -> None:
-        """Of the processes of a run, one on each machine reads all files; the others then find its notes."""
-        strategy = None if self.trainer is None else self.trainer.strategy
-        if strategy is None or not parts:
-            self._check(parts)
-            return
-        if strategy.local_rank:
-            strategy.barrier("images are checked")
-        self._check(parts)
-        if not strategy.local_rank:
-            strategy.barrier("images are checked")
-
-    def _check(self, parts: list[str]) -> None:
-        # What is decoded to be checked is kept: the first epoch has it already.
-        steps = {part: self._first_steps(part) for part in parts}
-        inputs = {part: self._table.of(part).inputs.tolist() for part in parts}
-        reads = {path: steps[part] for part in reversed(parts) for path in inputs[part]}
-        paths = [path for part in parts for path in inputs[part]]
-        # A training set is measured, whatever the model says: only the user knows better.
-        known = self._own_range() if "train" in parts else self.used_preprocessing.value_range
-        looked = look_at_images(paths, self._channels(), lambda path: self._cache.read(reads[path], path), known)
-        if self._arguments["on_bad_image"] == "error":
-            refuse_bad(looked.bad, len(paths))
-        if looked.bad:
-            self._leave_out(parts, looked.bad)
-        for part in parts:
-            self._wide[part] = {path: looked.bounds[path] for path in inputs[part] if path in looked.bounds}
-        for part in parts:
-            for line in self._remarks.get(part, ()):
-                self._say(line)
-        for part in ("val", "test"):
-            if part in parts and self._table.has("train"):
-                self._report_leaks(part)
-        self._checked.update(parts)
-
-    def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
-        names = {image.path for image in bad}
-        before = {part: self._table.of(part) for part in parts}
-        of_parts = np.isin(self._table.parts, [PARTS.index(part) for part in parts])
-        is_bad = np.fromiter((path in names for path in self._table.inputs), dtype=bool, count=len(self._table))
-        self._table = self._table.at(~(is_bad & of_parts))
-        for part in parts:
-            lost = self._lost_targets(before[part], self._table.of(part)) if part == "train" else ""
-            if lost or not self._table.has(part):
-                what = lost or f"the {part} part"
-                raise BadDataError(f"no image of {what} can be read", why="\n    ".join(describe(bad)))
-        self.skipped += tuple(bad)
-        self._say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad, 20))}")
-
-    def _lost_targets(self, before: SampleTable, after: SampleTable) -> str:
-        """Which targets no training sample has any more, now that some are left out; empty if a model needs none."""
-        return ""
-
-    def _report_leaks(self, part: str) -> None:
-        found = find_leaks(self._table.of("train").inputs.tolist(), self._table.of(part).inputs.tolist())
-        if found:
-            self.leaks += tuple(found)
-            pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
-            self._say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
-
-    def _say(self, line: str) -> None:
-        # On stderr: stdout may be read by a program. Only the first process of several speaks.
-        if self.trainer is not None:
-            self.trainer.say(line)
-        elif os.environ.get("RANK", "0") == "0":
-            print(line, file=sys.stderr)
-
-    def _settle_range(self, parts: Sequence[str]) -> None:
-        """Find the range of values over the training images, unless it is known, and say which it is."""
-        wide = self._wide.get("train", {}) if "train" in parts else {}
-        if wide and self._own_range() is None:
-            found = joined_bounds(wide.values())
-            known = self.used_preprocessing.value_range
-            used = known if isinstance(known, tuple) else range_of_bounds(found, next(iter(wide)))
-            self._of_model = replace((self._of_model or Preprocessing()).resolved(), value_range=used)
-            said = about_range(found, used, len(wide), int((self._table.parts == PARTS.index("train")).sum()))
-            if said != self._said_of_range:
-                self._say(said)
-                self._said_of_range = said
-        of_all = {path: bounds for part in parts for path, bounds in self._wide.get(part, {}).items()}
-        if of_all and self.used_preprocessing.value_range is None:
-            path = next(iter(of_all))
-            raise unknown_range(f"the image {path!r}", of_all[path])
-
-    def _own_range(self) -> ValueRange | None:
-        """The value range that the user gave.
-
-        Raises:
-            UsageError: two that differ.
-        """
-        given = as_value_range(self._arguments.get("value_range"))
-        own = None if self.preprocessing is None else self.preprocessing.value_range
-        if given is not None and own is not None and given != own:
-            raise UsageError(f"value_range={given} and preprocessing.value_range={own} differ", fix="give one of them")
-        return own if given is None else given
-
-    def _channels(self) -> int:
-        return self.used_preprocessing.input_size[0]
-
-    def _dataset(self, part: str) -> ImageFileDataset:
-        preprocessing = self.used_preprocessing
-        inputs = self._table.of(part).inputs
-        targets = None if part == "predict" else self._read_targets(part)
-        is_training = part == "train"
-        transform = (
-            train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
-        )
-        spatial = self._reader if isinstance(self._reader, SpatialReader) else None
-        weights = self._weights() if is_training else None
-        return ImageFileDataset(
-            inputs, targets, transform, self._channels(), self._cache, spatial=spatial, weights=weights
-        )
-
-    def _weights(self) -> Any:
-        """Of the training samples, 1 on average; None if all count alike.
-
-        Raises:
-            BadDataError: all are 0.
-        """
-        weights = self._table.of("train").weights
-        if weights is None:
-            return None
-        if not (mean := float(weights.mean(dtype=np.float64))):
-            raise BadDataError("the weights of all training samples are 0")
-        return (weights / mean).astype(np.float32)
-
-    @property
-    def has_spatial_targets(self) -> bool:
-        """Whether targets are places in the image, which move with it."""
-        return isinstance(self._reader, SpatialReader)
-
-    def _first_steps(self, part: str) -> FirstSteps:
-        """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
-        preprocessing = self.used_preprocessing
-        if part != "train":
-            return eval_transform(preprocessing).first
-        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
-        if not self._table.has(part):
-            return None
-        if part not in self._datasets:
-            stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
-            raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
 
 
 def _rows_of(
     part: str,
     table: Table,
+    inputs: str,
     fields: tuple[str, ...],
-    columns: Mapping[str, str | None],
-    images_root: PathLike | None,
-) -> SampleTable:
-    """The samples of one file; with a column for the part, those of several parts."""
-    inputs, split, group, weight = (columns[name] for name in ("inputs", "split", "group", "weight"))
+    columns: Mapping[str, str],
+    own: Mapping[str, Any],
+) -> tuple[Rows, list[Any] | None]:
+    """The rows of one table, and the pictures if it holds these rather than paths."""
+    words = {"groups": "group_field", "weights": "weight_field", "parts": "split_field"}
+    extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
     own_fields = fields if part != "predict" else ()
-    extra = [name for name in (split, group, weight) if name is not None] if part == "train" else []
-    assert inputs is not None
-    paths, *others = table.columns([inputs, *own_fields, *extra])
-    root = Path(images_root).expanduser().absolute() if images_root is not None else table.path.parent
-    targets = np.stack(others[: len(own_fields)], axis=1) if len(own_fields) > 1 else others[0] if own_fields else None
-    found = dict(zip(extra, others[len(own_fields) :], strict=True))
-    made = SampleTable.of_part(
+    others = table.columns([*own_fields, *extra.values()])
+    (cells,) = table.values([inputs])
+    if not cells and not len(table.problems):
+        raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
+    held = None
+    root, resolver = own.get("images_root"), own.get("resolver")
+    folder = table.folder if root is None else root
+    if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
+        names = [_path_in(cell, folder, resolver) for cell in cells]
+    else:
+        held = [_picture_in(cell) for cell in cells]
+        names = MemoryImages.names(table.argument, len(held))
+    count = len(own_fields)
+    targets = np.stack(others[:count], axis=1) if count > 1 else others[0] if count else None
+    found = dict(zip(extra, others[count:], strict=True))
+    rows = Rows(
         part,
-        (os.path.normpath(root / path) for path in paths),
+        table.argument,
+        table.where,
+        as_text(names),
+        inputs,
         targets,
-        groups=found.get(group) if group else None,
-        root=root,
-        weights=_weights_in(found[weight], weight, table) if weight in found else None,
+        "" if held is not None else folder,
+        fields=tuple(extra.items()),
+        problems=table.problems if len(table.problems) else None,
+        **found,
     )
-    if split not in found:
-        return made
-    for name in set(found[split].tolist()):
-        if (meant := part_in_name(name)) is None:
-            raise BadDataError(
-                f"{table.argument} {str(table.path)!r}: column {split!r} has {name!r}, which is not a part of the data",
-                why="the parts are train, val and test",
-            )
-        made = made.with_part(np.flatnonzero(found[split] == name), meant)
-    return made
+    return rows, held
 
 
-def _weights_in(column: Column, field: str, table: Table) -> Column:
-    """The numbers of a column of weights, float32.
+def _path_in(cell: Any, folder: str, resolver: Callable[[str], PathLike] | None) -> str:
+    """The path that a cell means; empty for an empty cell."""
+    text = "" if cell is None else os.fspath(cell).strip()
+    if not text:
+        return ""
+    if resolver is not None:
+        text = os.fspath(resolver(text))
+    if is_address(text):
+        return text
+    return f"{folder.rstrip('/')}/{text}" if is_address(folder) else os.path.normpath(os.path.join(folder, text))
 
-    Raises:
-        BadDataError: one is not a number of 0 or more.
+
+def _picture_in(cell: Any) -> Any:
+    """A picture in a cell; Parquet files of the hub hold the bytes of a file beside its name."""
+    if isinstance(cell, Mapping):
+        return cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    return cell
+
+
+def _require_columns(tables: Mapping[str, Table], inputs: str, fields: tuple[str, ...]) -> None:
+    """Raises:
+    BadDataError: tables lack columns of the first.
     """
-    weights = np.array([number_or_nan(cell) for cell in column], dtype=np.float32)
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise BadDataError(
-            f"{table.argument} {str(table.path)!r}: sample {bad[0] + 1} has the weight {str(column[bad[0]])!r} in "
-            f"column {field!r}",
-            why="a weight is a number of 0 or more",
-        )
-    return weights
+    problems = Problems()
+    for part, table in tables.items():
+        for name in (inputs, *(fields if part != "predict" else ())):
+            if name not in table.fields:
+                there = ", ".join(map(repr, table.fields[:20]))
+                problems.add("missing column", f"{table.argument}: no column {name!r}; there are: {there}")
+    problems.refuse(" and ".join(table.argument for table in tables.values()))
 
 
-def _checked_options(
-    batch_size: int,
-    val_split: float | int | None,
-    split_seed: int,
-    num_workers: int | None,
-    augment: str | Callable[[Any], Any],
-    transform: Callable[[Any], Any] | None,
-    on_bad_image: str,
-) -> dict[str, Any]:
-    """The options that every constructor has, as a recipe holds them."""
-    check_numbers(batch_size=batch_size, num_workers=num_workers, split_seed=split_seed)
-    check_policy(on_bad_image)
-    options: dict[str, Any] = {"batch_size": batch_size, "val_split": val_split, "split_seed": split_seed}
-    return options | {
-        "num_workers": num_workers,
-        "augment": one_augment(augment, transform),
-        "on_bad_image": on_bad_image,
-    }
+def _understood(
+    tables: Mapping[str, Table],
+    rows: Sequence[Rows],
+    inputs: str,
+    fields: tuple[str, ...],
+    columns: Mapping[str, str],
+) -> str:
+    """One line on what was read from tables."""
+    counts = ", ".join(
+        f"{len(one.inputs):,} rows of {os.path.basename(table.place)}"
+        for one, table in zip(rows, tables.values(), strict=True)
+    )
+    words = {"split_field": "part", "group_field": "group", "weight_field": "weight"}
+    used = [f"image {inputs!r}", *([f"target {', '.join(map(repr, fields))}"] if fields else [])]
+    used += [f"{words[name]} {column!r}" for name, column in columns.items()]
+    return f"{counts}; columns: {', '.join(used)}"
 
 
-def _value_range(value_range: Sequence[float] | str | None) -> dict[str, Any]:
-    ends = as_value_range(value_range)
-    return {"value_range": list(ends) if isinstance(ends, tuple) else ends}
+def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
+    """The absolute paths of files; a folder stands for the images in it."""
+    if isinstance(given, (str, os.PathLike)):
+        from flashtask.data.layout import existing_folder
+
+        return list(list_images(existing_folder(given, argument), argument).paths)
+    paths = [os.fspath(path) for path in given]
+    if not paths:
+        raise BadDataError(f"{argument} is empty")
+    return [_absolute(path) or "" for path in paths]
+
+
+def _targets_of_names(
+    paths: Sequence[str],
+    target: str | Callable[[str], Any],
+    where: Callable[[int, str], str],
+    problems: Problems,
+) -> Iterator[Any]:
+    """The targets that the names of files tell."""
+    if callable(target):
+        yield from map(target, paths)
+        return
+    try:
+        pattern = re.compile(target)
+    except re.error as error:
+        raise UsageError(f"target={target!r} is not a regular expression", why=str(error)) from None
+    if not pattern.groups:
+        raise UsageError(f"target={target!r} has no group", fix="put the part that is the target in parentheses")
+    for row, path in enumerate(paths):
+        found = pattern.search(path.replace(os.sep, "/"))
+        if found is None:
+            problems.add("name without a target", f"{where(row, '')}: {path!r} does not match {target!r}")
+        yield "?" if found is None else found[1]
+
+
+def _where_in_list(argument: str) -> Callable[[int, str], str]:
+    def where(row: int, field: str) -> str:
+        return f"{argument}[{row}]"
+
+    return where
+
+
+def _require_pictures(images: Any, argument: str) -> None:
+    if (
+        isinstance(images, (str, bytes, Mapping))
+        or not hasattr(images, "__len__")
+        or not hasattr(images, "__getitem__")
+    ):
+        raise UsageError(f"{argument} must be an array or a list of images, not {type(images).__name__}")
+    if not len(images):
+        raise BadDataError(f"{argument} is empty")
+    shape = getattr(images, "shape", None)
+    if shape is not None and len(shape) not in (3, 4):
+        raise UsageError(f"{argument} must have three or four axes, the first for the images, not {tuple(shape)}")
+
+
+def _labels_of(found: Mapping[str, DatasetPart]) -> dict[str, Any]:
+    labels = next((one.labels for one in found.values() if one.labels is not None), None)
+    return {} if labels is None else {"labels": labels}
+
+
+def _in_recipe(given: Any, values: Any) -> Any:
+    """A folder, or a short list of plain values, as a recipe holds it."""
+    if isinstance(given, (str, os.PathLike)):
+        return _absolute(given)
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(values) <= _MOST_IN_RECIPE and all(isinstance(value, (str, int, float, list)) for value in values):
+        return values
+    return {"not_saved": f"{len(values):,} values"}
+
+
+def _name_of_loader(source: ImageSource, given: Any) -> Any:
+    """The name of a registered function, else the function itself."""
+    return getattr(source, "name", None) or given
+
+
+def _absolute(path: PathLike | None) -> str | None:
+    if path is None or is_address(os.fspath(path)):
+        return None if path is None else os.fspath(path)
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _said(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _remarks(part: str, images: ImageSet) -> Iterator[str]:

@@ -15,6 +15,7 @@ What is decided here, for training and prediction alike:
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -46,8 +47,8 @@ from flashtask.data.wide_images import (
     wide_values,
 )
 
-__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "bounds_of_file", "in_mode", "is_image_name", "load_image"]
-__all__ += ["image_size", "load_scaled", "prepare_decoders"]
+__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "image_bounds", "in_mode", "is_image_name", "load_image"]
+__all__ += ["image_size", "load_scaled", "picture_hash", "prepare_decoders"]
 
 #: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
 MAX_PIXELS = 89_478_485
@@ -143,21 +144,48 @@ def load_scaled(
         return in_mode(image, "L" if grey else "RGB"), whole
 
 
-def bounds_of_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> Bounds | None:
-    """The least and the greatest value of a file with more than 8 bits a channel; None for any other.
+def image_bounds(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> Bounds | None:
+    """The least and the greatest value of an image with more than 8 bits a channel; None for any other.
 
     A file with more than 8 bits is decoded to its last byte; of others only the header is read.
+
+    Args:
+        source: as in `load_scaled`.
+        name: what messages call it; by default the path.
+        max_pixels: as in `load_scaled`.
 
     Raises:
         BadDataError, MissingInputError, UsageError: as `load_scaled`.
     """
-    with _faults_of(path, ""), _opened(path) as file:
-        if is_array_file(file):
-            return bounds_of_values(read_array(file, max_pixels))
-        image = _pillow_image(file, max_pixels)
-        if not is_wide(image):
-            return None
-        return bounds_of_values(wide_values(_verified(image, file), file))
+    with _faults_of(source, name):
+        if isinstance(source, np.ndarray):
+            return bounds_of_values(array_values(source, max_pixels))
+        if isinstance(source, Image.Image):
+            if not is_wide(source):
+                return None
+            # The pixels of a copy, so that a picture that was not read yet is later decoded from its file.
+            with _lock_of(_IMAGES, source), _lock_of(_FILES, getattr(source, "fp", None) or source):
+                content = _unread_file(source, max_pixels, (*_READ_AGAIN, "TIFF", "PPM"))
+                if content is None:
+                    return bounds_of_values(wide_values(source, None))
+            source = content
+        with _opened(source) as file:
+            if is_array_file(file):
+                return bounds_of_values(read_array(file, max_pixels))
+            image = _pillow_image(file, max_pixels)
+            if not is_wide(image):
+                return None
+            return bounds_of_values(wide_values(_verified(image, file), file))
+
+
+def picture_hash(image: Image.Image) -> str:
+    """The SHA-256 of a PIL image's pixels, mode, size and orientation; one that was not read yet stays unread."""
+    with _lock_of(_IMAGES, image), _lock_of(_FILES, getattr(image, "fp", None) or image):
+        content = _unread_file(image, MAX_PIXELS, _READ_AGAIN)
+        read = image if content is None else Image.open(io.BytesIO(content), formats=prepare_decoders())
+        read.load()
+    about = (read.mode, read.size, _orientation(read), read.getpalette(), read.info.get("transparency"))
+    return hashlib.sha256(repr(about).encode() + read.tobytes()).hexdigest()
 
 
 def image_size(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

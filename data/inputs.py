@@ -31,13 +31,14 @@ from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoding import FirstSteps, Fitting, Pixels
 from flashtask.data.folders import list_images
 from flashtask.data.geometry import Geometry
-from flashtask.data.images import image_size
+from flashtask.data.images import Encoded, image_bounds, image_size
 from flashtask.data.layout import nearest_existing
+from flashtask.data.value_range import Bounds
 
 if TYPE_CHECKING:
     from flashtask.data.decoded_cache import DecodedCache
 
-__all__ = ["Input", "input_of", "read_inputs"]
+__all__ = ["Address", "Input", "input_of", "read_inputs"]
 
 #: The most that is read from an open file: more than any picture of the allowed size takes.
 _MOST_BYTES = 2**30
@@ -68,7 +69,7 @@ class Input:
     """
 
     name: str
-    source: str | bytes | Image.Image | np.ndarray[Any, Any] | _Address
+    source: str | bytes | Image.Image | np.ndarray[Any, Any] | Address
     path: str | None = None
 
     def read(self, first: FirstSteps, cache: DecodedCache | None = None) -> Pixels:
@@ -84,8 +85,8 @@ class Input:
             HubError, IntegrityError: the address cannot be had.
         """
         if isinstance(self.source, str):
-            return first.read(self.source) if cache is None else cache.read(first, self.source)
-        if isinstance(self.source, _Address):
+            return first.read(self.source, self.name) if cache is None else cache.read(first, self.source)
+        if isinstance(self.source, Address):
             with self.source.file() as path:
                 return first.read(path, self.name)
         if isinstance(self.source, np.ndarray):
@@ -99,15 +100,36 @@ class Input:
         Raises:
             BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
         """
-        if isinstance(self.source, _Address):
+        return Fitting(preprocessing).geometry(self.size())
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright picture.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        with self._decodable() as source:
+            return image_size(source, self.name)
+
+    def bounds(self) -> Bounds | None:
+        """The least and the greatest value of a picture with more than 8 bits a channel; None for any other.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        with self._decodable() as source:
+            return image_bounds(source, self.name)
+
+    @contextmanager
+    def _decodable(self) -> Iterator[Encoded]:
+        if isinstance(self.source, Address):
             with self.source.file() as path:
-                size = image_size(path, self.name)
+                yield path
         else:
-            size = image_size(self.source, self.name)
-        return Fitting(preprocessing).geometry(size)
+            yield self.source
 
 
-class _Address:
+class Address:
     """An http(s) address, fetched when its file is first asked for; the file goes when nobody needs it any more."""
 
     def __init__(self, url: str) -> None:
@@ -134,7 +156,7 @@ class _Address:
                     remove()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Address, (self._url,)  # another process fetches for itself
+        return Address, (self._url,)  # another process fetches for itself
 
 
 def _remove(folder: str, owner: int) -> None:
@@ -173,14 +195,21 @@ def read_inputs(given: Any) -> tuple[list[Input], bool]:
 
 
 def input_of(given: Any) -> Input:
-    """One picture that is known to be one: a path is not looked at before it is decoded."""
+    """One picture: a path is not looked at before it is decoded.
+
+    Raises:
+        UsageError: it is no picture, or several.
+    """
     if isinstance(given, Input):
         return given
     if isinstance(given, (str, os.PathLike)):
         path = os.fspath(given)
         return Input(quoted_name(path), path, path)
+    if not _is_one(given):
+        raise _not_taken(given, "")
     found = _read(given, "")
-    assert isinstance(found, Input)
+    if not isinstance(found, Input):
+        raise UsageError(f"there are {len(found)} pictures, not one")
     return found
 
 
@@ -238,7 +267,7 @@ def _of_text(text: str) -> Input | list[Input]:
         from flashtask.data.download_resume import shown
 
         check_address(text)
-        return Input(repr(shown(text)), _Address(text), text)
+        return Input(repr(shown(text)), Address(text), text)
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         return _of_folder(path)

@@ -45,7 +45,7 @@ IMAGE_EXTENSIONS = frozenset((
 # fmt: on
 
 #: Of files that hold a table of samples.
-TABLE_ENDINGS = (".csv", ".tsv")
+TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
 
 #: The folder names that mean a part of the data rather than a class.
 SPLIT_NAMES = {
@@ -211,7 +211,7 @@ def _is_a_file(argument: str, text: str, file: Path) -> UsageError:
     if file.name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
         what = "an archive"
         fix = f'in Python: flashtask.download_data({text!r}, "data") unpacks it into the folder "data"'
-    elif suffix in (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet"):
+    elif suffix in (*TABLE_ENDINGS, ".xlsx", ".json"):
         what, fix = "a table", "labels are read from the names of folders: data/cat/1.jpg, data/dog/2.jpg"
     elif is_image_name(file.name):
         what, fix = "an image", "give the folder that holds a folder of images for each class"

@@ -50,7 +50,7 @@ class SampleTable:
     Every data constructor makes one. Splitting, checking and batching need no more than this table, whatever the task.
 
     Args:
-        inputs: (N,) absolute paths as text.
+        inputs: (N,) text: absolute paths, addresses, or names of pictures in memory (see `ImageSource`).
         parts: (N,) uint8, the position of each sample's part in `PARTS`.
         targets: (N,) or (N, K), as the source has them: text, or numbers. A target reader makes model targets of them.
             None where no sample has any.
@@ -124,10 +124,10 @@ class SampleTable:
         return replace(self, parts=parts, roots={**self.roots, part: self.roots.get(before, "")})
 
     def names(self) -> list[str]:
-        """The inputs relative to the root of their part, with forward slashes."""
+        """The paths relative to the root of their part, with forward slashes; other inputs as they are."""
         roots = [self.roots.get(part, "") for part in PARTS]
         return [
-            os.path.relpath(path, roots[part] or None).replace(os.sep, "/")
+            os.path.relpath(path, roots[part] or None).replace(os.sep, "/") if os.path.isabs(path) else path
             for path, part in zip(self.inputs, self.parts, strict=True)
         ]
 

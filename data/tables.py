@@ -1,68 +1,135 @@
-"""Files that hold a table: which columns there are, and those that are asked for."""
+"""Tables of samples: which columns there are, and the cells of those that are asked for, as text.
+
+Each kind of table is a subclass that gives the cells of a column. CSV needs the standard library alone; Parquet needs
+polars or pyarrow; a data frame is whatever has `columns` and gives a column by its name, as those of pandas and polars.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import json
+import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from flashtask.core.errors import BadDataError, UsageError, did_you_mean
 from flashtask.core.files import missing_file
+from flashtask.data.cached_inputs import cached_file, is_address
 from flashtask.data.layout import is_image_name
+from flashtask.data.problems import Problems
 from flashtask.data.samples import Column, as_text
 
-__all__ = ["Table"]
+__all__ = ["BETWEEN", "Table", "as_cell", "open_table"]
 
 _DELIMITERS = ",;\t|"
 #: Rows that are looked at to find the column of the images.
 _LOOKED_AT = 20
+#: What separates the values of a list in one cell.
+BETWEEN = "\x1f"
 
 
-class Table:
-    """A CSV or TSV file with a header; commas, semicolons, tabs and bars are recognised by the header.
+def open_table(source: Any, argument: str) -> Table:
+    """The table in a file (.csv, .tsv, .jsonl, .parquet) or a data frame.
 
     Args:
-        path: of the file, UTF-8.
+        source: a path, an object with columns, or a tuple of the paths of Parquet files that are one table.
         argument: that gave it, such as `train_file`, for messages.
 
     Raises:
         MissingInputError: there is no such file.
-        BadDataError: it has no header, or a name occurs twice in it.
+        BadDataError: it is not a table.
+        UsageError: it is neither a path nor a data frame, or a library is missing.
+    """
+    if isinstance(source, tuple) and len(source) == 1:
+        (source,) = source
+    if isinstance(source, tuple):
+        return ParquetTable(source[0], argument, source[1:])
+    if not isinstance(source, (str, os.PathLike)):
+        return FrameTable(source, argument)
+    ending = os.fspath(source).lower()
+    if ending.endswith((".parquet", ".pq")):
+        return ParquetTable(source, argument)
+    return JsonLinesTable(source, argument) if ending.endswith((".jsonl", ".ndjson")) else CsvTable(source, argument)
+
+
+def as_cell(value: Any) -> str:
+    """A value as the text of a cell: nothing for None and NaN, the values of a list with U+001F between them."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # of numpy or torch
+        value = value.tolist()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return BETWEEN.join(as_cell(each) for each in (sorted(value) if isinstance(value, (set, frozenset)) else value))
+    text = str(value).strip()
+    return "" if text in ("nan", "NaT", "<NA>") else text
+
+
+class Table:
+    """Base of tables.
+
+    Args:
+        place: the file, or what the table is.
+        argument: that gave it, such as `train_file`, for messages.
+        fields: the names of the columns.
+
+    Raises:
+        BadDataError: there are no columns, or a name occurs twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
-        self.path, self.argument = Path(path).expanduser().absolute(), argument
-        if not self.path.is_file():
-            raise missing_file(self.path)
-        with self._opened() as file:
-            first = file.readline()
-        self._delimiter = max(_DELIMITERS, key=first.count)
-        self.fields = tuple(name.strip() for name in next(csv.reader([first], delimiter=self._delimiter), []))
+    def __init__(self, place: str, argument: str, fields: Sequence[str]) -> None:
+        self.place, self.argument, self.fields = place, argument, tuple(fields)
+        #: Rows that cannot be read.
+        self.problems = Problems()
         if not any(self.fields):
-            raise BadDataError(f"{argument}: {str(self.path)!r} is empty", why="the first line names the columns")
+            raise BadDataError(f"{argument}: {place!r} is empty", why="the first line names the columns")
         if twice := [name for name in self.fields if self.fields.count(name) > 1]:
-            raise BadDataError(f"{argument}: {str(self.path)!r} has two columns {twice[0]!r}", fix="rename one of them")
+            raise BadDataError(f"{argument}: {place!r} has two columns {twice[0]!r}", fix="rename one of them")
+
+    @property
+    def folder(self) -> str:
+        """What relative paths in it count from: a folder, or the address of one."""
+        return os.getcwd()
+
+    def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
+        """The cells of columns as the table holds them, of all rows or of the first `most`."""
+        raise NotImplementedError
+
+    def class_names(self, field: str) -> tuple[str, ...] | None:
+        """The names of the classes whose numbers a column holds, as Parquet files of the hub say them; else None."""
+        return None
+
+    def row(self, index: int) -> str:
+        """What messages call a row: `line 4`."""
+        return f"row {index + 1}"
+
+    def where(self, index: int, field: str = "") -> str:
+        """What messages call a cell: `cells.csv, line 4, column 'kind'`."""
+        column = f", column {field!r}" if field else ""
+        return f"{os.path.basename(self.place)}, {self.row(index)}{column}"
 
     def columns(self, names: Sequence[str]) -> list[Column]:
         """The columns of these names, each (N,) text without spaces around it.
 
         Raises:
             UsageError: there is no such column.
-            BadDataError: there are no rows, or one has another number of cells than the header.
+            BadDataError: there are no rows.
         """
         for name in names:
             self._require(name)
-        places = [self.fields.index(name) for name in names]
-        found: list[list[str]] = [[] for _ in names]
-        for row in self._rows():
-            for cells, place in zip(found, places, strict=True):
-                cells.append(row[place].strip())
-        if found and not found[0]:
-            raise BadDataError(f"{self.argument}: {str(self.path)!r} has a header and no rows")
-        return [as_text(cells) for cells in found]
+        found = self.values(names)
+        if found and not found[0] and not len(self.problems):
+            raise BadDataError(f"{self.argument}: {self.place!r} has a header and no rows")
+        return [as_text(map(as_cell, cells)) for cells in found]
 
     def input_field(self, given: str | None) -> str:
         """The column of the images: the one that is given, else the only one that holds names of image files.
@@ -73,15 +140,13 @@ class Table:
         if given is not None:
             self._require(given)
             return given
-        rows = [row for _, row in zip(range(_LOOKED_AT), self._rows(), strict=False)]
-        likely = [
-            name for place, name in enumerate(self.fields) if rows and all(is_image_name(row[place]) for row in rows)
-        ]
+        cells = dict(zip(self.fields, self.values(self.fields, _LOOKED_AT), strict=True))
+        likely = [name for name, column in cells.items() if column and all(map(_is_image, column))]
         if len(likely) == 1:
             return likely[0]
         found = f"these do: {', '.join(map(repr, likely))}" if likely else f"there are: {self._shown()}"
         raise UsageError(
-            f"{self.argument} {str(self.path)!r}: which column holds the images? {found}",
+            f"{self.argument} {self.place!r}: which column holds the images? {found}",
             fix=f'input_field="{(likely or self.fields)[0]}"',
         )
 
@@ -104,14 +169,14 @@ class Table:
         if len(others) == 1:
             return (others[0],)
         raise UsageError(
-            f"{self.argument} {str(self.path)!r}: which column holds the targets? There are: {self._shown()}",
+            f"{self.argument} {self.place!r}: which column holds the targets? There are: {self._shown()}",
             fix=f'target_fields="{others[0]}"' if others else "a table with a column of targets",
         )
 
     def _require(self, name: str) -> None:
         if name not in self.fields:
             raise UsageError(
-                f"{self.argument} {str(self.path)!r} has no column {name!r}; there are: {self._shown()}",
+                f"{self.argument} {self.place!r} has no column {name!r}; there are: {self._shown()}",
                 fix=did_you_mean(name, self.fields) or "",
             )
 
@@ -119,28 +184,250 @@ class Table:
         more = f" and {len(self.fields) - 20} more" if len(self.fields) > 20 else ""
         return ", ".join(map(repr, self.fields[:20])) + more
 
-    def _rows(self) -> Iterator[list[str]]:
-        with self._opened() as file:
-            reader = csv.reader(file, delimiter=self._delimiter)
-            next(reader)
-            for row in reader:
-                if not any(row):
-                    continue  # an empty line
-                if len(row) != len(self.fields):
-                    raise BadDataError(
-                        f"{self.argument}: {str(self.path)!r}, line {reader.line_num} has {len(row)} cells, "
-                        f"and the header has {len(self.fields)}"
-                    )
-                yield row
+
+def _is_image(cell: Any) -> bool:
+    """Whether a cell names an image, or is one: a picture, or its bytes as Parquet files of the hub hold them."""
+    if isinstance(cell, str):
+        return is_image_name(cell.strip())
+    return hasattr(cell, "getexif") or isinstance(cell, bytes) or (isinstance(cell, Mapping) and "bytes" in cell)
+
+
+class _FileTable(Table):
+    """Base of tables in files.
+
+    Raises:
+        MissingInputError: there is no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
+        self.path = Path(cached_file(str(path)) if is_address(path) else path).expanduser().absolute()
+        if not self.path.is_file():
+            raise missing_file(self.path)
+        self.place, self.argument = str(path) if is_address(path) else str(self.path), argument
+        super().__init__(self.place, argument, self._header(argument))
+
+    def _header(self, argument: str) -> Sequence[str]:
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> str:
+        return self.place.rpartition("/")[0] if is_address(self.place) else str(self.path.parent)
 
     @contextmanager
-    def _opened(self) -> Iterator[TextIO]:
+    def _opened(self, argument: str) -> Iterator[TextIO]:
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 yield file
         except (UnicodeDecodeError, csv.Error) as error:
-            raise BadDataError(
-                f"{self.argument}: {str(self.path)!r} is not a table in UTF-8",
-                why=str(error),
-                fix="save it as UTF-8 CSV",
-            ) from None
+            raise self._not_text(argument, error) from None
+
+    def _not_text(self, argument: str, error: Exception) -> BadDataError:
+        """The error for a file that is not text in UTF-8, with the line that is not."""
+        why, fix = str(error), "save it as UTF-8 CSV"
+        if isinstance(error, UnicodeDecodeError):
+            content = self.path.read_bytes()
+            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                why, encoding = "it begins as UTF-16 does", "UTF-16"
+            else:
+                encoding = "LATIN1"
+                for number, line in enumerate(content.splitlines(), start=1):
+                    try:
+                        line.decode()
+                    except UnicodeDecodeError as found:
+                        shown = line.decode("latin-1")[:60]
+                        why = f"line {number} has the byte 0x{line[found.start]:02x}, as in {shown!r}"
+                        break
+            fix = f"save it as UTF-8: iconv -f {encoding} -t UTF-8 {self.path.name} > utf8.csv"
+        return BadDataError(f"{argument}: {str(self.path)!r} is not a table in UTF-8", why=why, fix=fix)
+
+
+class CsvTable(_FileTable):
+    """A CSV or TSV file with a header; commas, semicolons, tabs and bars are recognised by the header.
+
+    Args:
+        path: of the file, UTF-8.
+        argument: that gave it, such as `train_file`, for messages.
+
+    Raises:
+        MissingInputError: there is no such file.
+        BadDataError: it has no header, or a name occurs twice in it.
+    """
+
+    def _header(self, argument: str) -> Sequence[str]:
+        self._lines: list[int] = []
+        with self._opened(argument) as file:
+            first = file.readline()
+        self._delimiter = max(_DELIMITERS, key=first.count)
+        return [name.strip() for name in next(csv.reader([first], delimiter=self._delimiter), [])]
+
+    def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
+        places = [self.fields.index(name) for name in names]
+        found: list[list[str]] = [[] for _ in names]
+        lines: list[int] = []
+        self.problems = Problems()
+        for line, row in islice(self._rows(), most):
+            if len(row) != len(self.fields):
+                what = f"line {line} has {len(row)} cells, and the header has {len(self.fields)}"
+                self.problems.add("row of another length", f"{self.path.name}, {what}")
+                continue
+            lines.append(line)
+            for cells, place in zip(found, places, strict=True):
+                cells.append(row[place])
+        self._lines = lines
+        return found
+
+    def row(self, index: int) -> str:
+        return f"line {self._lines[index]}"
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows, with the line on which each begins."""
+        with self._opened(self.argument) as file:
+            reader = csv.reader(file, delimiter=self._delimiter)
+            next(reader)
+            line = reader.line_num + 1
+            for row in reader:
+                if any(row):  # not an empty line
+                    yield line, row
+                line = reader.line_num + 1
+
+
+class JsonLinesTable(_FileTable):
+    """A file with a JSON object on each line; the columns are the keys of the first, others may leave some out.
+
+    Raises:
+        MissingInputError: there is no such file.
+        BadDataError: a line is not a JSON object.
+    """
+
+    def _header(self, argument: str) -> Sequence[str]:
+        self._lines: list[int] = []
+        return [str(name) for _, row in islice(self._rows(), 1) for name in row]
+
+    def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
+        rows = list(islice(self._rows(), most))
+        self._lines = [line for line, _ in rows]
+        return [[row.get(name) for _, row in rows] for name in names]
+
+    def row(self, index: int) -> str:
+        return f"line {self._lines[index]}"
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._opened(self.argument) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    why = str(error)
+                else:
+                    if isinstance(row, dict):
+                        yield number, row
+                        continue
+                    why = f"it holds {line.strip()[:60]!r}"
+                raise BadDataError(
+                    f"{self.argument}: {self.place!r}, line {number} is not a JSON object",
+                    why=why,
+                    fix='a row is a line such as {"file": "1.png", "label": "cat"}',
+                )
+
+
+class ParquetTable(_FileTable):
+    """A Parquet file, or several that are one table, read by polars or pyarrow.
+
+    Args:
+        path: of the file.
+        argument: that gave it.
+        more: further files, whose rows come after.
+
+    Raises:
+        MissingInputError: there is no such file.
+        BadDataError: it cannot be read.
+        UsageError: neither library is installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str, more: Sequence[Path] = ()) -> None:
+        self._more = tuple(more)
+        super().__init__(path, argument)
+
+    def _header(self, argument: str) -> Sequence[str]:
+        if find_spec("polars"):
+            import polars
+
+            return list(self._read(lambda: polars.read_parquet_schema(self.path)))
+        if find_spec("pyarrow"):
+            import pyarrow.parquet
+
+            return list(self._read(lambda: pyarrow.parquet.read_schema(self.path).names))
+        raise UsageError(
+            f"{argument}: reading {self.path.name!r} needs polars or pyarrow", fix='pip install "flashtask[tables]"'
+        )
+
+    def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
+        found: list[list[Any]] = [[] for _ in names]
+        for path in (self.path, *self._more) if most is None else (self.path,):
+            for column, cells in zip(found, self._values_of(path, list(names), most), strict=True):
+                column += cells
+        return found
+
+    def _values_of(self, path: Path, names: list[str], most: int | None) -> list[list[Any]]:
+        if find_spec("polars"):
+            import polars
+
+            frame = self._read(lambda: polars.read_parquet(path, columns=names, n_rows=most))
+            return [frame[name].to_list() for name in names]
+        import pyarrow.parquet
+
+        table = self._read(lambda: pyarrow.parquet.read_table(path, columns=names))
+        table = table if most is None else table.slice(0, most)
+        return [table[name].to_pylist() for name in names]
+
+    def class_names(self, field: str) -> tuple[str, ...] | None:
+        if not find_spec("pyarrow"):
+            return None
+        import pyarrow.parquet
+
+        about = (self._read(lambda: pyarrow.parquet.read_schema(self.path)).metadata or {}).get(b"huggingface", b"{}")
+        feature = json.loads(about).get("info", {}).get("features", {}).get(field, {})
+        names = feature.get("names") if isinstance(feature, dict) else None
+        return tuple(map(str, names)) if isinstance(names, list) else None
+
+    def _read(self, read: Any) -> Any:
+        try:
+            return read()
+        except MemoryError:
+            raise
+        except Exception as error:  # each library has errors of its own
+            raise BadDataError(f"{self.argument}: cannot read {str(self.path)!r}", why=str(error)[:300]) from error
+
+
+class FrameTable(Table):
+    """A data frame of pandas or polars, or any object with `columns` whose columns are got by name.
+
+    Args:
+        frame: the table; a mapping from names to equally long lists is one too.
+        argument: that gave it, for messages.
+
+    Raises:
+        UsageError: something else.
+    """
+
+    def __init__(self, frame: Any, argument: str) -> None:
+        fields = list(frame) if isinstance(frame, Mapping) else getattr(frame, "columns", None)
+        if fields is None:
+            raise UsageError(
+                f"{argument} must be a data frame or the path of a table, not {type(frame).__name__}",
+                fix=f'{argument}={{"file": ["1.png"], "label": ["cat"]}}',
+            )
+        super().__init__(type(frame).__name__, argument, [str(name) for name in fields])
+        self._frame = {str(name): frame[name] for name in fields}
+        if len({len(column) for column in self._frame.values()}) > 1:
+            raise UsageError(f"{argument}: the columns have different lengths")
+
+    def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
+        columns = [self._frame[name] for name in names]
+        return [list(islice(column.tolist() if hasattr(column, "tolist") else column, most)) for column in columns]
+
+    def where(self, index: int, field: str = "") -> str:
+        column = f", column {field!r}" if field else ""
+        return f"{self.argument}, {self.row(index)}{column}"

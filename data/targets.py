@@ -7,7 +7,8 @@ model ever meets: the classes, the scale. It is stored in checkpoints, so new da
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -91,6 +92,10 @@ class TargetReader:
     def describe(self) -> str:
         """What was understood, in words: `3 classes, from the column 'species'`."""
         return self.origin
+
+    def summary(self, raw: Column) -> str:
+        """The targets of some samples in a few words: `cat 12, dog 9`."""
+        return ""
 
     @property
     def origin(self) -> str:
@@ -176,6 +181,10 @@ class LabelReader(TargetReader):
         """The labels."""
         return raw.tolist()  # type: ignore[no-any-return]
 
+    def summary(self, raw: Column) -> str:
+        """How many samples each label has, the most frequent first."""
+        return _counted(raw.tolist())
+
     def describe(self) -> str:
         """The number of classes, and where they are from."""
         return f"{len(self.labels)} classes" + (f", {self.origin}" if self.fields else "")
@@ -258,6 +267,12 @@ class LabelsReader(TargetReader):
         parts = names.split(self.separator) if self.separator else [names]
         return list(dict.fromkeys(name.strip() for name in parts if name.strip()))
 
+    def summary(self, raw: Column) -> str:
+        """How many samples have each label, the most frequent first."""
+        if raw.ndim == 2:
+            return _counted(self.fields[place] for row in raw for place, flag in enumerate(row) if flag.lower() in _YES)
+        return _counted(name for names in raw for name in self._names(names))
+
     def describe(self) -> str:
         """The number of labels, and where they are from."""
         return f"{len(self.labels)} labels, any number of them per sample, {self.origin}"
@@ -329,6 +344,11 @@ class NumberReader(TargetReader):
         """What predictions call the numbers."""
         return self.fields or ("number",)
 
+    def summary(self, raw: Column) -> str:
+        """The least and the greatest number of each column."""
+        columns = _as_numbers(raw.ravel()).reshape(len(raw), -1).T
+        return ", ".join(f"{column.min():.4g} to {column.max():.4g}" for column in columns)
+
     def describe(self) -> str:
         """Mean and deviation, and where the numbers are from."""
         shown = ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean[:4], self.std[:4], strict=True))
@@ -364,6 +384,10 @@ def match_labels(found: Sequence[str], labels: Sequence[str], source: Source) ->
             fix=f"rename or remove the {what} {unknown[0]!r}" + (f" ({guess})" if guess else ""),
         )
     return missing
+
+
+def _counted(labels: Iterable[str]) -> str:
+    return ", ".join(f"{label} {count:,}" for label, count in Counter(labels).most_common(_SHOWN))
 
 
 def _as_numbers(raw: Column) -> Column:

@@ -536,12 +536,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 _REPO = r"/([^/]+/[^/]+)"
 _ROUTES = (
-    ("GET", rf"/api/models{_REPO}", "model_info"),
-    ("GET", rf"/api/models{_REPO}/revision/([^/]+)", "model_info"),
+    ("GET", rf"/api/(?:models|datasets){_REPO}", "model_info"),
+    ("GET", rf"/api/(?:models|datasets){_REPO}/revision/([^/]+)", "model_info"),
     ("GET", rf"/api/models{_REPO}/tree/([^/]+)/?(.*)", "tree"),
     ("POST", rf"/api/models{_REPO}/paths-info/([^/]+)", "paths_info"),
     ("GET", rf"/api/models{_REPO}/refs", "refs"),
-    ("GET|HEAD", rf"{_REPO}/resolve/([^/]+)/(.+)", "resolve_bytes"),
+    ("GET|HEAD", rf"(?:/datasets)?{_REPO}/resolve/([^/]+)/(.+)", "resolve_bytes"),
     ("GET|HEAD", r"/lfs/([0-9a-f]{64})/([0-9a-f]{40})/(.+)", "lfs_bytes"),
     ("POST", r"/api/repos/create", "create_repository"),
     ("DELETE", r"/api/repos/delete", "delete_repository"),

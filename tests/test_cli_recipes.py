@@ -148,6 +148,11 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "zoo": "$FLASHTASK_ZOO",
         f"data.{OF_TABLES}.input_field": "the only one with image paths",
         f"data.{OF_TABLES}.target_fields": "the only other column",
+        f"data.{OF_TABLES}.label_separator": "none: a cell holds one label",
+        f"data.{OF_TABLES}.images_root": "that of the table",
+        f"data.{OF_TABLES}.split_field": "none; see --val-split",
+        f"data.{OF_TABLES}.group_field": "none",
+        f"data.{OF_TABLES}.weight_field": "none: all count alike",
     }
     of_results = {"trainer.precision": "32, or the one that was set for the run"}  # test_one_number.py sees that it is
     for option, its_words in [*((one, words) for one in FINETUNE), *((one, words | of_results) for one in EVALUATE)]:

@@ -15,7 +15,7 @@ from flashtask import ImageClassificationData, ImageClassifier, Preprocessing, T
 from flashtask.cli import run as flashtask
 from flashtask.core.checkpoint import write_checkpoint
 from flashtask.core.errors import BadDataError, UsageError
-from flashtask.data import checks
+from flashtask.data import inputs
 from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Fitting
@@ -237,7 +237,7 @@ def test_the_bounds_of_files_are_remembered(tmp_path, monkeypatch):
     made_long_ago(root.rglob("*.png"))
     first = data_of(root)
     first.setup("fit")
-    monkeypatch.setattr(checks, "bounds_of_file", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(inputs, "image_bounds", lambda path, name: pytest.fail(f"{path} is read again"))
     second = data_of(root)
     second.setup("fit")
     assert second.used_preprocessing == first.used_preprocessing

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from flashtask.core.errors import BadDataError
-from flashtask.data.images import bounds_of_file, load_image, load_scaled
+from flashtask.data.images import image_bounds, load_image, load_scaled
 
 TWELVE = (0, 4095)
 #: 12-bit data in 16 bits: what Pillow and a division by 257 leave is 17 grey levels.
@@ -121,7 +121,7 @@ def test_12_bit_grey_keeps_256_levels(kind, tmp_path):
     assert len(np.unique(wanted)) == 256
     assert load_image(path, value_range=TWELVE).mode == "RGB"
     low, high = (0, 4096) if "float16" in kind else (0, 4095)
-    assert bounds_of_file(path) == (low, high)
+    assert image_bounds(path) == (low, high)
 
 
 @pytest.mark.parametrize("kind", COLOURS)
@@ -129,7 +129,7 @@ def test_12_bit_colour_keeps_256_levels(kind, tmp_path):
     path = tmp_path / "a"
     path.write_bytes(COLOURS[kind])
     np.testing.assert_array_equal(np.asarray(load_image(path, value_range=TWELVE)), COLOUR_LEVELS)
-    assert bounds_of_file(path) == TWELVE
+    assert image_bounds(path) == TWELVE
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -166,7 +166,7 @@ def test_bytes_are_read_as_they_are_whatever_the_range(tmp_path):
     for name in ("a.npy", "a.png"):
         for value_range in (None, TWELVE, "format"):
             np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name, value_range=value_range)), pixels)
-        assert bounds_of_file(tmp_path / name) is None
+        assert image_bounds(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("kind", ["png", "uint16 npy", "float tif"])

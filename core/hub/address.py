@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from flashtask.core.errors import UsageError
@@ -16,6 +17,7 @@ from flashtask.core.errors import UsageError
 __all__ = ["HubAddress", "branch_address", "endpoint", "hub_cache", "hub_host", "hub_is_offline", "is_hub_address"]
 
 _PREFIXES = ("hf://", "hf-hub:")
+_DATASETS = "datasets/"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}")
 # What git allows in the name of a branch or tag, without the characters that mean something in an address.
@@ -25,10 +27,17 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A repository of the hub, `org/name`, at a branch, tag or commit; None means its main branch."""
+    """A repository of the hub, `org/name`, at a branch, tag or commit; None means its main branch.
+
+    Args:
+        repository: an owner and a name.
+        revision: a branch, tag or commit.
+        kind: `model` or `dataset`; the address of a dataset is `hf://datasets/org/name`.
+    """
 
     repository: str
     revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
 
     def __post_init__(self) -> None:
         """Refuse whatever could be read as something else: a path, an option, a part of a web address."""
@@ -48,17 +57,18 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Read `org/name`, `org/name@revision`, or one of these after `hf://` or `hf-hub:`.
+        """Read `org/name`, `org/name@revision`, or one of these after `hf://`, `hf-hub:` or `hf://datasets/`.
 
         Raises:
             UsageError: the text is not such an address.
         """
         rest = text.strip()
         rest = rest.removeprefix(next(filter(rest.startswith, _PREFIXES), ""))
-        repository, at, revision = rest.partition("@")
+        kind: Literal["model", "dataset"] = "dataset" if rest.startswith(_DATASETS) else "model"
+        repository, at, revision = rest.removeprefix(_DATASETS).partition("@")
         if at and not revision:
             raise UsageError(f"{text!r} names no revision after '@'", fix=f"write {text.strip()}main")
-        return cls(repository, revision or None)
+        return cls(repository, revision or None, kind)
 
     @property
     def is_pinned(self) -> bool:
@@ -66,7 +76,12 @@ class HubAddress:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
-        return f"hf://{self.repository}" + (f"@{self.revision}" if self.revision else "")
+        return f"hf://{self.path}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def path(self) -> str:
+        """What follows the hub's own address on its pages: `org/name`, `datasets/org/name`."""
+        return f"{_DATASETS if self.kind == 'dataset' else ''}{self.repository}"
 
 
 def is_hub_address(text: str) -> bool:

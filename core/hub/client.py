@@ -92,7 +92,9 @@ def read_listing(address: HubAddress) -> Listing:
     revision, limit = address.revision, constants.HF_HUB_ETAG_TIMEOUT
     try:
         found = _patiently(
-            lambda: client().model_info(address.repository, revision=revision, files_metadata=True, timeout=limit)
+            lambda: client().repo_info(
+                address.repository, repo_type=address.kind, revision=revision, files_metadata=True, timeout=limit
+            )
         )
     except Exception as error:
         raise _told(error, address, "the list of files") from error
@@ -118,7 +120,9 @@ def download(address: HubAddress, commit: str, name: str) -> Path:
     try:
         return Path(
             _patiently(
-                lambda: client().hf_hub_download(address.repository, name, revision=commit, cache_dir=hub_cache())
+                lambda: client().hf_hub_download(
+                    address.repository, name, repo_type=address.kind, revision=commit, cache_dir=hub_cache()
+                )
             )
         )
     except Exception as error:
@@ -127,7 +131,7 @@ def download(address: HubAddress, commit: str, name: str) -> Path:
 
 def no_file(address: HubAddress, commit: str, name: str, names: Iterable[str]) -> HubError:
     """The error for a file that the repository does not have."""
-    fix = did_you_mean(name, list(names)) or f"see what it has: {endpoint()}/{address.repository}/tree/{commit}"
+    fix = did_you_mean(name, list(names)) or f"see what it has: {endpoint()}/{address.path}/tree/{commit}"
     return HubError(f"{address.repository} has no file {name!r} at {commit[:12]}", fix=fix)
 
 
@@ -188,7 +192,7 @@ def _patiently(ask: Callable[[], Result]) -> Result:
 
 def _told(error: Exception, address: HubAddress, what: str) -> FlashtaskError:
     """The error to raise for one that the client raised while it fetched `what`."""
-    name, page, answer = address.repository, f"{endpoint()}/{address.repository}", answer_in(error)
+    name, page, answer = address.repository, f"{endpoint()}/{address.path}", answer_in(error)
     if isinstance(answer, errors.GatedRepoError):
         return HubError(
             f"{name} is gated: its owner asks users to accept its terms",

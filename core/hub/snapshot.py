@@ -36,7 +36,7 @@ from flashtask.core.hub.client import (
 from flashtask.core.known_files import content_hashes
 from flashtask.core.plain_json import canonical_json, read_json
 
-__all__ = ["MAX_BYTES", "Snapshot", "fetch"]
+__all__ = ["MAX_BYTES", "Snapshot", "fetch", "list_files"]
 
 #: The most that one call downloads, in bytes, unless the caller says otherwise.
 MAX_BYTES = 16 * 2**30
@@ -98,6 +98,15 @@ def fetch(
     if may_ask:
         cache.keep_revision(listing.commit)
     return Snapshot(listing.commit, cache.folder(listing.commit))
+
+
+def list_files(address: HubAddress) -> Listing:
+    """The files of a repository, and the commit that they are of; a commit that was listed before makes no request.
+
+    Raises:
+        HubError: unreachable, not found, private or gated (exit code 69).
+    """
+    return _listing(address, _Cache(address), (), ())[0]
 
 
 def _listing(address: HubAddress, cache: _Cache, files: Sequence[str], names: Sequence[str]) -> tuple[Listing, bool]:
@@ -211,7 +220,8 @@ class _Cache:
 
     def __init__(self, address: HubAddress) -> None:
         folder = address.repository.replace("/", "--")
-        self._shared, self._listings = hub_cache() / f"models--{folder}", cache_folder() / "hub" / folder
+        listings = folder if address.kind == "model" else f"{address.kind}s--{folder}"
+        self._shared, self._listings = hub_cache() / f"{address.kind}s--{folder}", cache_folder() / "hub" / listings
         self._reference = None if address.is_pinned else self._shared / "refs" / (address.revision or "main")
 
     def folder(self, commit: str) -> Path:

@@ -1,0 +1,132 @@
+"""Data that has to be brought here first: files at addresses, and archives. Both are kept in the cache.
+
+http and https are fetched by the project's own client, the hub's `hf://` and the stores of clouds by fsspec, whose
+libraries are named where they are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flashtask.core.cache_folder import cache_folder
+from flashtask.core.errors import FlashtaskError, HubError, MissingInputError, UsageError
+from flashtask.core.files import staging_folder
+from flashtask.core.known_files import content_hashes
+from flashtask.data.archive import extract_archive, is_archive
+
+__all__ = ["brought_here", "cached_file", "is_address", "known_place", "unpacked"]
+
+#: The most that one address may hold.
+_MOST_BYTES = 256 * 2**30
+_DEADLINE = 12 * 3600.0
+#: What fsspec reaches over the network, and the library that each needs.
+_STORES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface-hub",
+    "memory": "fsspec",
+}
+
+
+def is_address(text: object) -> bool:
+    """Whether a text is an address rather than a path: `https://...`, `s3://...`."""
+    return isinstance(text, str) and "://" in text
+
+
+def known_place(address: str) -> Path:
+    """Where the file at an address is kept; it may not be there yet."""
+    name = Path(urlsplit(address).path).name or "file"
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[-100:]
+    return cache_folder() / "data" / _key(address) / safe
+
+
+def cached_file(address: str) -> str:
+    """The path of the file at an address, fetched once: what it held when it was fetched is used from then on.
+
+    Raises:
+        UsageError: no such kind of address, or a library is missing.
+        MissingInputError: there is no such file.
+        HubError: it cannot be reached.
+        StorageError: the cache cannot be written.
+    """
+    place = known_place(address)
+    if place.is_file():
+        return str(place)
+    scheme = urlsplit(address).scheme.lower()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with staging_folder(place.parent, "fetching") as staging:
+        file = staging / place.name
+        if scheme in ("http", "https"):
+            from flashtask.data.download import download_image
+
+            download_image(address, file, max_bytes=_MOST_BYTES, deadline=_DEADLINE)
+        else:
+            _copy(address, scheme, file)
+        os.replace(file, place)
+    return str(place)
+
+
+def _copy(address: str, scheme: str, file: Path) -> None:
+    if scheme not in _STORES or "::" in address:
+        raise UsageError(
+            f"cannot read the address {address!r}",
+            why=f"addresses begin with http://, https://, {', '.join(f'{name}://' for name in _STORES)}",
+            fix="copy the file to this machine, and give its path",
+        )
+    try:
+        import fsspec
+
+        with fsspec.open(address, "rb") as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+    except FlashtaskError:
+        raise
+    except ImportError as error:
+        fix = f"pip install fsspec {_STORES[scheme]}"
+        raise UsageError(f"reading {address!r} needs another library", why=str(error), fix=fix) from error
+    except FileNotFoundError as error:
+        raise MissingInputError(f"no such file: {address!r}") from error
+    except Exception as error:  # each store has errors of its own
+        raise HubError(f"cannot read {address!r}", why=f"{type(error).__name__}: {error}") from error
+
+
+def unpacked(path: str | os.PathLike[str]) -> Path:
+    """The folder with the content of a zip or tar archive, unpacked once into the cache.
+
+    An archive that holds a single folder stands for that folder.
+
+    Raises:
+        MissingInputError, IntegrityError, OutputError, StorageError: as `extract_archive`.
+    """
+    file = Path(path).expanduser().absolute()
+    folder = cache_folder() / "data" / _key(content_hashes([str(file)])[0])
+    if not folder.is_dir():
+        # Another process may have unpacked it meanwhile; a folder there is whole.
+        with suppress(FileExistsError):
+            extract_archive(file, folder)
+    inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def brought_here(data: str) -> str:
+    """DATA of a command as a path of this machine: an archive becomes its folder, a file at an address a file.
+
+    Raises:
+        UsageError, MissingInputError, HubError, IntegrityError, StorageError: as `cached_file` and `unpacked`.
+    """
+    if is_address(data):
+        data = cached_file(data)
+    if os.path.isfile(data) and is_archive(Path(data), os.path.basename(data)):
+        return str(unpacked(data))
+    return data
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]

@@ -1,0 +1,475 @@
+"""`ImageDataModule`: a table of images and a reader of their targets, as the data of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
+from flashtask.data.checks import BadImage, describe, find_leaks, look_at_images, refuse_bad
+from flashtask.data.datasets import ImageFileDataset
+from flashtask.data.decoded_cache import DecodedCache
+from flashtask.data.decoding import FirstSteps
+from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.loaders import image_loader
+from flashtask.data.samples import PARTS, SampleTable
+from flashtask.data.spatial import SpatialReader
+from flashtask.data.splits import grouped_split, stratified_split
+from flashtask.data.targets import Source, TargetReader
+from flashtask.data.transforms import eval_transform, first_steps, train_transform
+from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
+from flashtask.trainer.datamodule import DataModule
+
+__all__ = ["ImageDataModule"]
+
+#: What the arguments that give a part may end with.
+_KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
+
+#: Arguments that are paths of this machine.
+_PLACES = ("_folder", "_file")
+_PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class ImageDataModule(DataModule):
+    """A table of samples, and a reader that makes targets of what the table has.
+
+    Targets are read when the data is made, before any image.
+    `setup` reads every image of the stage once until it changes, and names all bad ones; validation, test and
+    prediction images see the model's own preprocessing, whatever training does.
+
+    Args:
+        table: all samples.
+        reader: of the targets. If there are training samples, it learns from them; else it knows already, or a model
+            gives its own to `use_targets`.
+        recipe: the constructor's name and its arguments, for the recipe.
+        remarks: what to say of each part when it is set up.
+        images: where the pictures of the table are read.
+    """
+
+    #: The kinds of targets that such data may have; the first is the one of folders.
+    readers: ClassVar[tuple[type[TargetReader], ...]] = ()
+
+    def __init__(
+        self,
+        table: SampleTable,
+        reader: TargetReader,
+        recipe: tuple[str, Mapping[str, Any]],
+        remarks: Mapping[str, Sequence[str]] | None = None,
+        images: ImageSource = FILES,
+    ) -> None:
+        self._constructor, arguments = recipe
+        self._table = table
+        self._images = images
+        self._arguments = dict(arguments)
+        # Of data that was fetched first: the constructor that fetches it, and its arguments in place of the paths.
+        self._instead: tuple[str, dict[str, Any]] | None = None
+        self._remarks = dict(remarks or {})
+        self.batch_size: int = arguments["batch_size"]
+        self.num_workers: int | None = arguments["num_workers"]
+        #: The user's own preprocessing: what it gives wins over that of any model. None leaves all to the model.
+        self.preprocessing: Preprocessing | None = None
+        self._of_model: Preprocessing | None = None
+        #: Images that `on_bad_image="skip"` left out.
+        self.skipped: tuple[BadImage, ...] = ()
+        #: Files whose content is also in the training part: (the file, the training file).
+        self.leaks: tuple[tuple[str, str], ...] = ()
+        self._checked: set[str] = set()
+        # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
+        self._wide: dict[str, dict[str, Bounds]] = {}
+        self._said_of_range = ""
+        self._cache = DecodedCache()
+        self._datasets: dict[str, ImageFileDataset] = {}
+        self._manifest: tuple[str, ...] = ()
+        self._against = "the model"
+        self._reader = reader
+        if arguments["val_split"] is not None:
+            self._split(arguments["val_split"], arguments["split_seed"])
+        self._learn()
+
+    def _learn(self) -> None:
+        """Learn from the training samples what targets there are; without any, from all others that have targets."""
+        parts = ["train"] if self._table.has("train") else [p for p in ("val", "test") if self._table.has(p)]
+        if not parts or self._table.targets is None:
+            return
+        raw = np.concatenate([self._table.of(part).targets for part in parts])
+        where = " and ".join(dict.fromkeys(self._argument(part) for part in parts))
+        self._take_reader(self._reader.learned(raw, replace(self._source(parts[0]), argument=where)), where)
+
+    # ---- targets
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """How the targets are read, as plain values that a checkpoint keeps."""
+        return self._reader.to_dict()
+
+    def describe_targets(self) -> str:
+        """What was understood of the targets, in words."""
+        return self._reader.describe()
+
+    def __repr__(self) -> str:
+        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
+        rows = [("part", "samples", "targets", "from")]
+        for part, count in self.sizes().items():
+            raw = self._table.of(part).targets
+            source = self._source(part)
+            origin = f"{source.argument} {_shortened(os.path.basename(source.place), 40)}".strip()
+            targets = "" if raw is None or part == "predict" else self._reader.summary(raw)
+            rows.append((part, f"{count:,}", targets, origin))
+        lines = [_shortened(f"{type(self).__name__}: {self.describe_targets()}", 80)]
+        for part, count_text, targets, origin in rows:
+            lines.append(
+                f"{part:<7} {count_text:>10}  {_shortened(targets, 32):<32}  {_shortened(origin, 27)}".rstrip()
+            )
+        return "\n".join(lines)
+
+    def sizes(self) -> dict[str, int]:
+        """How many samples each part has, without those that were left out."""
+        return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
+
+    def use_targets(self, targets: Mapping[str, Any]) -> None:
+        """Read the targets as those were read that a model was trained on.
+
+        Args:
+            targets: as the property `targets` of that data gave them.
+
+        Raises:
+            BadDataError: targets that the model does not know.
+            UsageError: targets of another kind.
+        """
+        kinds = {reader.kind: reader for reader in self.readers}
+        if (kind := targets.get("kind")) not in kinds or type(self._reader) is not kinds[kind]:
+            raise UsageError(
+                f"the model was trained on targets of the kind {kind!r}, but this data has {self._reader.kind!r}"
+            )
+        stored = kinds[kind].from_dict(targets)
+        self._take_reader(replace(stored, fields=self._reader.fields), "the model")
+
+    def _take_reader(self, reader: TargetReader, against: str) -> None:
+        self._reader, self._against = reader, against
+        for part in ("train", "val", "test"):
+            if self._table.has(part):
+                self._read_targets(part)
+        self._datasets.clear()
+
+    def _read_targets(self, part: str) -> Any:
+        raw = self._table.of(part).targets
+        return None if raw is None else self._reader.read(raw, self._source(part))
+
+    def _argument(self, part: str) -> str:
+        """The argument that a part came from."""
+        found = (f"{one}_{kind}" for one in (part, "train") for kind in _KINDS_OF_ARGUMENTS)
+        return next((name for name in found if name in self._arguments), f"train_{_KINDS_OF_ARGUMENTS[0]}")
+
+    def _source(self, part: str) -> Source:
+        argument = self._argument(part)
+        noun = "class folder(s)" if argument.endswith("folder") else "label(s)"
+        place = self._arguments.get(argument, "")
+        return Source(argument, place if isinstance(place, str) else "", noun, self._against)
+
+    # ---- preprocessing
+
+    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Take the preprocessing of the model that the data is connected to now; what the user gave still wins.
+
+        Raises:
+            UsageError: the user's own is for another number of channels.
+        """
+        before, self._of_model = self._of_model, preprocessing
+        if preprocessing != before:
+            # Those that were made for another model are made again.
+            self._datasets = {part: self._dataset(part) for part in self._datasets}
+
+    @property
+    def used_preprocessing(self) -> Preprocessing:
+        """What is used: the user's own fields, the others of the model, and after `setup` the range of the values.
+
+        Raises:
+            UsageError: the user's own is for another number of channels, or gives another range than `value_range`.
+        """
+        # A module that names no preprocessing gets the defaults: 224 x 224, ImageNet's mean and deviation.
+        known = (self._of_model or Preprocessing()).resolved()
+        if self.preprocessing is not None:
+            known = self.preprocessing.filled_from(known)
+        own = self._own_range()
+        return known if own is None else replace(known, value_range=own)
+
+    @property
+    def augments_while_frozen(self) -> bool:
+        """Whether `augment` is anything but `auto` and `none`."""
+        return self._arguments["augment"] not in ("auto", "none")
+
+    def split_manifest(self) -> tuple[str, ...]:
+        """The images that `val_split` chose, relative to the training folder; empty without a split."""
+        return self._manifest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which images the run trains and validates on, as a digest, and the split; a resume compares them.
+
+        The digest is of the names of files, or of the pixels of up to 256 pictures of a part that is in memory.
+        """
+        manifest = np.frombuffer(json.dumps(self._manifest).encode(), dtype=np.uint8)
+        return {"targets": self.targets, "files": self._digest(), "split": manifest.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with what the run was started on.
+
+        Raises:
+            BadDataError: files or labels are other ones.
+        """
+        if not self._are_the_targets_of(state) or state["files"] != self._digest():
+            raise BadDataError(
+                "the images are not those that the run was started on",
+                why="a resumed run sees the same samples in the same order; files or classes were added or removed",
+                fix="start a new run, or put the folders back as they were",
+            )
+
+    def _digest(self) -> dict[str, str]:
+        """For each part a digest of the names of its images, and of pixels and targets that the names do not tell."""
+        found = {}
+        for part in ("train", "val"):
+            if self._table.has(part):
+                table = self._table.of(part)
+                told = self._images.fingerprint(table.inputs.tolist())
+                if self._constructor != "from_folders" and table.targets is not None:
+                    told += table.targets.ravel().tolist()
+                if part == "train" and table.weights is not None:
+                    told += map(str, table.weights.tolist())
+                found[part] = hashlib.sha256("\0".join([*table.names(), *told]).encode()).hexdigest()
+        return found
+
+    def _are_the_targets_of(self, state: Mapping[str, Any]) -> bool:
+        if "targets" not in state:  # written when labels were all that targets could be
+            return tuple(state["labels"]) == getattr(self._reader, "labels", ())
+        return bool(state["targets"] == self.targets)
+
+    def recipe(self) -> dict[str, Any]:
+        """The call that makes this data again, as a recipe holds it: absolute paths, plain values.
+
+        What a recipe cannot hold is `{"not_saved": "<its type>"}`: functions, and images in memory.
+        """
+        arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
+        for name in ("augment", "load_image", "resolver", "target"):
+            if callable(arguments.get(name)):
+                arguments[name] = {"not_saved": type(arguments[name]).__name__}
+        if self.preprocessing is not None:
+            arguments["preprocessing"] = self.preprocessing.to_dict()
+        if self._instead is None:
+            return {self._constructor: arguments}
+        constructor, own = self._instead
+        return {constructor: own | {name: one for name, one in arguments.items() if not name.endswith(_PLACES)}}
+
+    def setup(self, stage: str) -> None:
+        """Read every image of the stage that was not read before, and make its datasets.
+
+        Args:
+            stage: fit, validate, test or predict.
+
+        Raises:
+            BadDataError: images that cannot be read (with `on_bad_image="error"`), or a class that has none
+                left.
+            UsageError: an unknown stage.
+        """
+        if stage not in _PARTS_OF_STAGE:
+            raise UsageError(f"no stage {stage!r}; there are: {', '.join(_PARTS_OF_STAGE)}")
+        parts = [part for part in _PARTS_OF_STAGE[stage] if self._table.has(part)]
+        self._check_in_turn([part for part in parts if part not in self._checked])
+        self._settle_range(parts)
+        for part in parts:
+            self._datasets[part] = self._dataset(part)
+
+    def train_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, targets), shuffled."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, targets), in the order of the listing."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of (images, targets), in the order of the listing."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any] | None:
+        """Batches of images, in the order of the listing."""
+        return self._loader("predict")
+
+    def _split(self, share: float | int, seed: int) -> None:
+        rows = np.flatnonzero(self._table.parts == PARTS.index("train"))
+        whole = self._table.at(rows)
+        names = whole.names()
+        strata = self._reader.strata(whole.targets) if whole.targets is not None else [""] * len(rows)
+        if whole.groups is not None:
+            val = grouped_split(whole.groups.tolist(), share, seed)
+        else:
+            _, val = stratified_split(names, strata, share, seed)
+        self._table = self._table.with_part(rows[val], "val")
+        self._manifest = tuple(names[i] for i in val)
+
+    def _check_in_turn(self, parts: list[str]) -> None:
+        """Of the processes of a run, one on each machine reads all files; the others then find its notes."""
+        strategy = None if self.trainer is None else self.trainer.strategy
+        if strategy is None or not parts:
+            self._check(parts)
+            return
+        if strategy.local_rank:
+            strategy.barrier("images are checked")
+        self._check(parts)
+        if not strategy.local_rank:
+            strategy.barrier("images are checked")
+
+    def _check(self, parts: list[str]) -> None:
+        # What is decoded to be checked is kept: the first epoch has it already.
+        steps = {part: self._first_steps(part) for part in parts}
+        inputs = {part: self._table.of(part).inputs.tolist() for part in parts}
+        reads = {path: steps[part] for part in reversed(parts) for path in inputs[part]}
+        paths = [path for part in parts for path in inputs[part]]
+        # A training set is measured, whatever the model says: only the user knows better.
+        known = self._own_range() if "train" in parts else self.used_preprocessing.value_range
+        looked = look_at_images(
+            paths, self._channels(), lambda path: self._cache.read(reads[path], path, self._images), known, self._images
+        )
+        if self._arguments["on_bad_image"] == "error":
+            refuse_bad(looked.bad, len(paths))
+        if looked.bad:
+            self._leave_out(parts, looked.bad)
+        for part in parts:
+            self._wide[part] = {path: looked.bounds[path] for path in inputs[part] if path in looked.bounds}
+        for part in parts:
+            for line in self._remarks.get(part, ()):
+                self._say(line)
+        for part in ("val", "test"):
+            if part in parts and self._table.has("train"):
+                self._report_leaks(part)
+        self._checked.update(parts)
+
+    def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
+        names = {image.path for image in bad}
+        before = {part: self._table.of(part) for part in parts}
+        of_parts = np.isin(self._table.parts, [PARTS.index(part) for part in parts])
+        is_bad = np.fromiter((path in names for path in self._table.inputs), dtype=bool, count=len(self._table))
+        self._table = self._table.at(~(is_bad & of_parts))
+        for part in parts:
+            lost = self._lost_targets(before[part], self._table.of(part)) if part == "train" else ""
+            if lost or not self._table.has(part):
+                what = lost or f"the {part} part"
+                raise BadDataError(f"no image of {what} can be read", why="\n    ".join(describe(bad)))
+        self.skipped += tuple(bad)
+        self._say(f"left out {len(bad)} image(s) that cannot be read: {'; '.join(describe(bad, 20))}")
+
+    def _lost_targets(self, before: SampleTable, after: SampleTable) -> str:
+        """Which targets no training sample has any more, now that some are left out; empty if a model needs none."""
+        return ""
+
+    def _report_leaks(self, part: str) -> None:
+        parts = [self._table.of(name).inputs.tolist() for name in ("train", part)]
+        found = find_leaks(*parts, self._images)
+        if found:
+            self.leaks += tuple(found)
+            pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
+            self._say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
+
+    def _say(self, line: str) -> None:
+        # On stderr: stdout may be read by a program. Only the first process of several speaks.
+        if self.trainer is not None:
+            self.trainer.say(line)
+        elif os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr)
+
+    def _settle_range(self, parts: Sequence[str]) -> None:
+        """Find the range of values over the training images, unless it is known, and say which it is."""
+        wide = self._wide.get("train", {}) if "train" in parts else {}
+        if wide and self._own_range() is None:
+            found = joined_bounds(wide.values())
+            known = self.used_preprocessing.value_range
+            used = known if isinstance(known, tuple) else range_of_bounds(found, next(iter(wide)))
+            self._of_model = replace((self._of_model or Preprocessing()).resolved(), value_range=used)
+            said = about_range(found, used, len(wide), int((self._table.parts == PARTS.index("train")).sum()))
+            if said != self._said_of_range:
+                self._say(said)
+                self._said_of_range = said
+        of_all = {path: bounds for part in parts for path, bounds in self._wide.get(part, {}).items()}
+        if of_all and self.used_preprocessing.value_range is None:
+            path = next(iter(of_all))
+            raise unknown_range(f"the image {path!r}", of_all[path])
+
+    def _own_range(self) -> ValueRange | None:
+        """The value range that the user gave.
+
+        Raises:
+            UsageError: two that differ.
+        """
+        given = as_value_range(self._arguments.get("value_range"))
+        own = None if self.preprocessing is None else self.preprocessing.value_range
+        if given is not None and own is not None and given != own:
+            raise UsageError(f"value_range={given} and preprocessing.value_range={own} differ", fix="give one of them")
+        return own if given is None else given
+
+    def _channels(self) -> int:
+        return self.used_preprocessing.input_size[0]
+
+    def _dataset(self, part: str) -> ImageFileDataset:
+        preprocessing = self.used_preprocessing
+        inputs = self._table.of(part).inputs
+        targets = None if part == "predict" else self._read_targets(part)
+        is_training = part == "train"
+        transform = (
+            train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
+        )
+        spatial = self._reader if isinstance(self._reader, SpatialReader) else None
+        weights = self._weights() if is_training else None
+        return ImageFileDataset(
+            inputs,
+            targets,
+            transform,
+            self._channels(),
+            self._cache,
+            spatial=spatial,
+            weights=weights,
+            images=self._images,
+        )
+
+    def _weights(self) -> Any:
+        """Of the training samples, 1 on average; None if all count alike.
+
+        Raises:
+            BadDataError: all are 0.
+        """
+        weights = self._table.of("train").weights
+        if weights is None:
+            return None
+        if not (mean := float(weights.mean(dtype=np.float64))):
+            raise BadDataError("the weights of all training samples are 0")
+        return (weights / mean).astype(np.float32)
+
+    @property
+    def has_spatial_targets(self) -> bool:
+        """Whether targets are places in the image, which move with it."""
+        return isinstance(self._reader, SpatialReader)
+
+    def _first_steps(self, part: str) -> FirstSteps:
+        """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
+        preprocessing = self.used_preprocessing
+        if part != "train":
+            return eval_transform(preprocessing).first
+        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
+        if not self._table.has(part):
+            return None
+        if part not in self._datasets:
+            stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
+            raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
+        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,62 @@
+"""`Problems`: everything that is wrong with the rows of a data set, collected and named in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flashtask.core.errors import BadDataError
+
+__all__ = ["Problems"]
+
+#: Problems that a message names at the most, over all kinds.
+_SHOWN = 10
+
+
+class Problems:
+    """What is wrong with rows, by kind."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {}
+        self._fixes: dict[str, str] = {}
+
+    def add(self, kind: str, place: str, *, fix: str = "") -> None:
+        """Note one problem.
+
+        Args:
+            kind: what the message counts: `empty cell`.
+            place: one line that names the file, the row and the column, and what is wrong there.
+            fix: what to do with all of this kind.
+        """
+        self._found.setdefault(kind, []).append(place)
+        if fix:
+            self._fixes.setdefault(kind, fix)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._found.values()))
+
+    def refuse(self, where: str) -> None:
+        """Raise one error for all that was found.
+
+        Args:
+            where: the files or arguments, for the first line.
+
+        Raises:
+            BadDataError: something was found; it names ten places of all kinds, and the number of each kind.
+        """
+        if not self._found:
+            return
+        counts = ", ".join(f"{len(places):,} x {kind}" for kind, places in self._found.items())
+        shown = list(self._shown())
+        more = len(self) - len(shown)
+        lines = [*shown, *([f"... and {more:,} more"] if more else [])]
+        raise BadDataError(
+            f"{where}: {counts}", why="\n    ".join(lines), fix="; ".join(dict.fromkeys(self._fixes.values()))
+        )
+
+    def _shown(self) -> Iterator[str]:
+        """As many of each kind as there is room for, kind by kind."""
+        room, kinds = _SHOWN, len(self._found)
+        for places in sorted(self._found.values(), key=len):
+            count = min(len(places), max(1, room // kinds))
+            yield from places[:count]
+            room, kinds = room - count, kinds - 1

@@ -1,0 +1,148 @@
+"""Tables, archives and addresses as DATA of the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tarfile
+import zipfile
+
+import pytest
+import yaml
+from small import colour_folders
+
+from flashtask.cli import run
+
+MODEL = ["--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "4", "--quiet"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return colour_folders(tmp_path / "photos", each=6)
+
+
+@pytest.fixture
+def table(tmp_path, photos):
+    """Twelve rows: a label, tags, flags, a number, the part, a site and a weight; paths count from `photos`."""
+    rows = [["file", "kind", "tags", "odd", "large", "size", "part", "site", "weight"]]
+    for number in range(12):
+        kind = ("blue", "red")[number % 2]
+        tags = [name for name, on in (("odd", number % 2), ("large", number > 5)) if on]
+        row = [f"{kind}/{number // 2}.png", kind, ";".join(tags) or "none", number % 2, int(number > 5), number / 4]
+        rows.append([*row, "val" if number >= 8 else "train", f"s{number // 4}", 1 + number % 2])
+    (tmp_path / "tables").mkdir()
+    with (tmp_path / "tables" / "all.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path / "tables" / "all.csv"
+
+
+def finetuned(data, folder, *words):
+    assert run(["finetune", str(data), *words, *MODEL, "--output-dir", str(folder)]) == 0
+    return yaml.safe_load((folder / "recipe.yaml").read_text())
+
+
+def test_every_column_has_an_option_and_the_table_is_described(table, photos, tmp_path, capsys):
+    words = ["--input", "file", "--target", "kind", "--part", "part", "--group", "site", "--weight", "weight"]
+    recipe = finetuned(table, tmp_path / "run", *words, "--root", str(photos))
+    line = "12 rows of all.csv; columns: image 'file', target 'kind', part 'part', group 'site', weight 'weight'"
+    assert line in capsys.readouterr().err
+    arguments = recipe["data"]["from_csv"]
+    assert arguments["images_root"] == str(photos)
+    assert (arguments["split_field"], arguments["group_field"], arguments["weight_field"]) == ("part", "site", "weight")
+    assert run(["validate", str(tmp_path / "run"), str(table), "--root", str(photos), "--input", "file", "--json"]) == 0
+    assert "val_accuracy" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [["--target", "odd", "--target", "large"], ["--target", "odd,large"]])
+def test_several_targets_are_repeated_or_joined(words, table, photos, tmp_path):
+    words = [*words, "--input", "file", "--root", str(photos), "--multi-label", "--part", "part"]
+    assert finetuned(table, tmp_path / "run", *words)["data"]["from_csv"]["target_fields"] == ["odd", "large"]
+
+
+def test_a_delimiter_means_several_labels(table, photos, tmp_path):
+    words = ["--target", "tags", "--delimiter", ";", "--input", "file", "--root", str(photos)]
+    recipe = finetuned(table, tmp_path / "run", *words)
+    assert recipe["model"]["multi_label"] is True
+    assert recipe["data"]["from_csv"]["label_separator"] == ";"
+
+
+def test_numbers_are_guessed_where_nothing_else_is_possible(table, photos, tmp_path, capsys):
+    words = ["--target", "size", "--input", "file", "--root", str(photos), "--part", "part"]
+    assert finetuned(table, tmp_path / "run", *words)["task"] == "image_regression"
+    assert "task: image_regression (12 different numbers in the column 'size')" in capsys.readouterr().err
+
+
+def test_json_lines_are_a_table(table, photos, tmp_path):
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--target", "kind", "--root", str(photos), "--part", "part"]
+    recipe = finetuned(tmp_path / "all.jsonl", tmp_path / "run", *words)
+    assert recipe["data"]["from_csv"]["input_field"] == "file"
+
+
+def packed(photos, kind):
+    """The folder in an archive, with `photos/` around it."""
+    if kind == "zip":
+        with zipfile.ZipFile(photos.with_suffix(".zip"), "w") as archive:
+            for file in sorted(photos.rglob("*.png")):
+                archive.write(file, f"photos/{file.relative_to(photos)}")
+        return photos.with_suffix(".zip")
+    with tarfile.open(photos.with_suffix(".tar.gz"), "w:gz") as archive:
+        archive.add(photos, "photos")
+    return photos.with_suffix(".tar.gz")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_is_its_folder(kind, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    archive = packed(photos, kind)
+    shutil.rmtree(photos)
+    folder = finetuned(archive, tmp_path / "run")["data"]["from_folders"]["train_folder"]
+    assert folder.startswith(str(tmp_path / "cache" / "data"))
+    assert run(["validate", str(tmp_path / "run"), str(archive)]) == 0
+    assert finetuned(archive, tmp_path / "again")["data"]["from_folders"]["train_folder"] == folder
+
+
+def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    assert run(["finetune", str(tmp_path / "bad.zip"), "--output-dir", str(tmp_path / "run")]) == 76
+    assert "refused to unpack bad.zip" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.suffix == ".txt"]
+
+
+def test_files_at_addresses_are_fetched_once(table, photos, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/all.csv", table.read_bytes())
+    for file in photos.rglob("*.png"):
+        store.pipe(f"/bucket/{file.relative_to(photos)}", file.read_bytes())
+    words = ["--target", "kind", "--input", "file", "--part", "part"]
+    recipe = finetuned("memory://bucket/all.csv", tmp_path / "run", *words)
+    assert recipe["data"]["from_csv"]["train_file"] == "memory://bucket/all.csv"
+    store.rm("/bucket", recursive=True)
+    again = finetuned("memory://bucket/all.csv", tmp_path / "again", *words)
+    assert again["data"] == recipe["data"]
+    left, right = (json.loads((tmp_path / name / "summary.json").read_text())["best"] for name in ("run", "again"))
+    assert left == right
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "words"),
+    [
+        ("memory://bucket/none.csv", 66, "no such file"),
+        ("ftp://example.org/photos.zip", 2, "addresses begin with http://"),
+        ("s3://bucket/photos.zip", 2, "pip install fsspec s3fs"),
+    ],
+)
+def test_addresses_that_cannot_be_read(address, code, words, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert run(["finetune", address]) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
