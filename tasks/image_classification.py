@@ -10,10 +10,11 @@ from torch import nn
 
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.named_choice import Choice
 from flashtask.core.number_checks import is_number
 from flashtask.data.inputs import Input
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
-from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
+from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_weights, chosen_loss, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
@@ -41,10 +42,12 @@ class ImageClassifier(Task):
         labels: names of the classes, in the order of the outputs; learned from the data if not given.
         head: `linear`, `mlp`, another registered name, or a module.
         multi_label: an image has any number of the labels.
-        loss_fn: `cross_entropy` or `focal` (Lin et al., 2017; gamma 2), for several labels `binary_cross_entropy` or
-            `focal`; or a callable that takes logits (B, classes) and targets, and gives a scalar. None means the first.
-        class_weights: in the training loss, of each class: `balanced` (from the training data), by label, or in the
-            order of the classes. With several labels, the weight of the images that have the label.
+        loss_fn: `cross_entropy`, `focal` (gamma 2) or `bce`; for several labels `bce`, `focal` or `asymmetric`
+            (gamma_neg 4, gamma_pos 1, clip 0.05), also with arguments: `("focal", {"gamma": 3})`; or a callable that
+            takes logits (B, classes) and targets, and gives a scalar. None means `cross_entropy`, or `bce`.
+        class_weights: in the training loss, of each class: `balanced` or `effective_number` (beta 0.9999; Cui et al.,
+            2019), both from the training data; by label; or in the order of the classes. With several labels, the
+            weight of the images that have the label.
         label_smoothing: how much of each target is spread evenly over all classes in training, from 0 to below 1.
             Validation and test measure the loss without smoothing and weights.
         metrics: further ones, by name (`f1`, `auroc`, `balanced_accuracy`, ...: see `flashtask.tasks.metrics`), or as
@@ -71,18 +74,18 @@ class ImageClassifier(Task):
         head: str | nn.Module = "linear",
         *,
         multi_label: bool = False,
-        loss_fn: str | Callable[..., torch.Tensor] | None = None,
-        class_weights: str | Mapping[str, float] | Sequence[float] | None = None,
+        loss_fn: Choice | Callable[..., torch.Tensor] | None = None,
+        class_weights: Choice | Mapping[str, float] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         metrics: Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
-        check_loss(loss_fn, known)
+        named = chosen_loss(loss_fn, known)
         check_weights(class_weights)
         for option, is_given in (("class_weights", class_weights is not None), ("label_smoothing", label_smoothing)):
-            if is_given and not isinstance(loss_fn, str):
+            if is_given and named is None:
                 raise UsageError(
                     f"{option} applies only to losses given by name, but loss_fn is a callable",
                     fix=f"implement it in loss_fn, or leave out {option}",
@@ -98,7 +101,8 @@ class ImageClassifier(Task):
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.multi_label, self._loss_fn, self._class_weights = multi_label, loss_fn, class_weights
+        self.multi_label, self._class_weights = multi_label, class_weights
+        self._loss_fn, self._named_loss = loss_fn, named
         self._more_metrics = metrics
         self._weight: torch.Tensor | None = None
         #: With several labels: from which probability on each label applies, in the order of the labels.
@@ -127,23 +131,26 @@ class ImageClassifier(Task):
 
         In train mode with smoothing and class weights.
         """
-        if not isinstance(self._loss_fn, str):
-            own: torch.Tensor = self._loss_fn(outputs, targets)
+        if self._named_loss is None:
+            own: torch.Tensor = self._loss_fn(outputs, targets)  # type: ignore[operator]  # a callable, if it has no name
             return own
-        return self._named_loss(self._loss_fn, outputs, targets)
+        return self._loss_by_name(self._named_loss, outputs, targets)
 
     def weighted_loss(
         self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss with weights of samples (B,), which multiply those of classes."""
-        if not isinstance(self._loss_fn, str):
+        if self._named_loss is None:
             return super().weighted_loss(outputs, targets, weights)
-        return self._named_loss(self._loss_fn, outputs, targets, weights)
+        return self._loss_by_name(self._named_loss, outputs, targets, weights)
 
-    def _named_loss(
-        self, name: str, outputs: torch.Tensor, targets: torch.Tensor, samples: torch.Tensor | None = None
+    def _loss_by_name(
+        self,
+        named: Callable[..., torch.Tensor],
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        samples: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[name]
         if not self.training:
             return named(outputs, targets, None, 0.0, samples)
         weight = None if self._weight is None else self._weight.to(outputs.device)
