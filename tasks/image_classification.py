@@ -25,6 +25,8 @@ from flashtask.trainer.run_record import data_counts
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.metrics import NamedMetrics
+
 __all__ = ["ImageClassifier"]
 
 
@@ -50,8 +52,10 @@ class ImageClassifier(Task):
             weight of the images that have the label.
         label_smoothing: how much of each target is spread evenly over all classes in training, from 0 to below 1.
             Validation and test measure the loss without smoothing and weights.
-        metrics: further ones, by name (`f1`, `auroc`, `balanced_accuracy`, ...: see `flashtask.tasks.metrics`), or as
-            objects of torchmetrics. They are logged as `val_f1`, ... With several labels only objects.
+        metrics: further ones: names of torchmetrics in lower case (`f1_score` or `f1`, `auroc`, `mcc`,
+            `balanced_accuracy`, ...), averaged over classes as the end of the name says (`f1_macro`, `f1_micro`,
+            `f1_weighted`; `f1_per_class` logs `val_f1_CLASS`), with arguments (`("fbeta", {"beta": 2.0})`), or objects
+            of torchmetrics. They are logged as `val_f1`, ...
         options: those of `Task`: `learning_rate`, `optimizer`, `pretrained`, ...
 
     Raises:
@@ -77,7 +81,7 @@ class ImageClassifier(Task):
         loss_fn: Choice | Callable[..., torch.Tensor] | None = None,
         class_weights: Choice | Mapping[str, float] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
-        metrics: Sequence[Any] | None = None,
+        metrics: Any = None,
         **options: Any,
     ) -> None:
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
@@ -108,7 +112,7 @@ class ImageClassifier(Task):
         #: With several labels: from which probability on each label applies, in the order of the labels.
         self.thresholds: tuple[float, ...] | None = None
         if multi_label:
-            self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels}
+            self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels, **self._set_by_arguments}
             vars(self).update(self._set_by_arguments)
         self._refuse_closed_form()
         #: The user's own words, which data that has other classes contradicts; a loaded model's are not.
@@ -169,11 +173,16 @@ class ImageClassifier(Task):
             own = {"map": MeanAveragePrecision(num_outputs), "f1": LabelsF1(num_outputs)}
         else:
             own = {"accuracy": Accuracy(num_outputs)}
-        if self._more_metrics:
-            from flashtask.tasks.metrics import label_metrics, named_metrics
+        return {**self._asked_metrics(num_outputs).whole, **own} if self._more_metrics else own
 
-            own |= named_metrics(self._more_metrics, {} if self.multi_label else label_metrics, num_outputs)
-        return own
+    def _asked_metrics(self, num_outputs: int) -> NamedMetrics:
+        from flashtask.tasks.metrics import label_metrics, labels_metrics, named_metrics
+
+        return named_metrics(self._more_metrics, labels_metrics if self.multi_label else label_metrics, num_outputs)
+
+    def asked_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Metrics such as `f1_per_class`."""
+        return self._asked_metrics(num_outputs).by_class if self._more_metrics else {}
 
     def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
         """Precision, recall and F1 of each class; of several labels average precision and F1 at their thresholds."""
@@ -228,6 +237,8 @@ class ImageClassifier(Task):
         """A fit chooses thresholds in each validation; every other stage measures with those that are stored."""
         if self.multi_label:
             for part, metrics in self.metrics.items():
+                if part.endswith("_asked_by_class"):
+                    continue
                 is_chosen = part == "val" and self._begins_a_fit()
                 metrics["f1"].thresholds = None if is_chosen else self.thresholds or (0.5,) * (self.num_classes or 0)  # type: ignore[index]
 
@@ -264,6 +275,7 @@ class ImageClassifier(Task):
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
         self._add_metrics()
+        self._check_monitor()
         self._give_thresholds()
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
         if self._begins_a_fit():

@@ -59,7 +59,7 @@ class ImageRegressor(Task):
         head: str | nn.Module = "linear",
         *,
         loss_fn: Choice | Callable[..., torch.Tensor] = "huber",
-        metrics: Sequence[Any] | None = None,
+        metrics: Any = None,
         **options: Any,
     ) -> None:
         named = chosen_loss(loss_fn, NUMBER_LOSSES)

@@ -20,7 +20,7 @@ from torch import nn
 from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.core.bounded_building import no_larger_than
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.feature_info import FEATURE_KINDS
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
@@ -53,6 +53,7 @@ from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
+from flashtask.trainer.metric_order import direction_of
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import (
     check_names,
@@ -94,6 +95,8 @@ class Task(Module):
             in timm's `no_weight_decay()`, such as position embeddings.
         lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`; also `(name, {options})`.
         lr_scheduler_options: its arguments.
+        monitor: the metric that decides which epoch is best, for checkpoints and early stopping, such as `val_f1_macro`
+            or `val_loss`; None means the task's own.
 
     Raises:
         UnknownNameError: a name that nothing has.
@@ -155,8 +158,14 @@ class Task(Module):
         weight_decay: float | None = None,
         lr_scheduler: Any = "cosine",
         lr_scheduler_options: Mapping[str, Any] | None = None,
+        monitor: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(monitor, str | None):
+            raise UsageError(f"monitor must be the name of a metric, not {monitor!r}", fix='monitor="val_loss"')
+        self._asked_monitor = monitor
+        if monitor is not None:
+            self._set_attributes(monitor=monitor)
         for what, rate in (
             ("learning_rate", learning_rate),
             ("backbone_learning_rate", backbone_learning_rate),
@@ -295,6 +304,10 @@ class Task(Module):
         """
         return {}
 
+    def asked_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Metrics with a number for each class that are logged in every validation and test, in a fit too."""
+        return {}
+
     def output_names(self, num_outputs: int) -> Sequence[str]:
         """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
         return tuple(map(str, range(num_outputs)))
@@ -362,6 +375,7 @@ class Task(Module):
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
+        self._check_monitor()
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Read the data's targets as those were read that the model was trained on; a first fit learns them from it.
@@ -395,9 +409,35 @@ class Task(Module):
         if len(self.metrics) == 0 and self._head.sizes[1]:
             for part in ("val", "test"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
+                asked = dict(self.asked_class_metrics(self._head.sizes[1]))
+                self.metrics[f"{part}_asked_by_class"] = nn.ModuleDict(asked).to(self.device)
         if self.per_class and self._head.sizes[1] and "val_by_class" not in self.metrics:
             for part in ("val_by_class", "test_by_class"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_class_metrics(self._head.sizes[1]))).to(self.device)
+
+    def _check_monitor(self) -> None:
+        """The metric that `monitor` names is one that validation measures; its direction is that of the metric.
+
+        Raises:
+            UnknownNameError: it is not, with the nearest names.
+        """
+        name, metrics = self._asked_monitor, self.metrics
+        if name is None or "val" not in metrics or not self._begins_a_fit() or self._has_own_steps("fit"):
+            return
+        whole: dict[str, Any] = {f"val_{one}": metric for one, metric in dict(metrics["val"].items()).items()}  # type: ignore[operator]
+        for one, metric in dict(metrics["val_asked_by_class"].items()).items():  # type: ignore[operator]
+            whole |= {f"val_{one}_{label}": metric for label in self.output_names(self._head.sizes[1])}
+        if name not in whole and name not in ("val_loss", "train_loss"):
+            raise UnknownNameError("metric to monitor", name, ["val_loss", *whole, "train_loss"])
+        if direction_of(name) is None:
+            is_higher = getattr(whole[name], "higher_is_better", None)
+            if is_higher is not None:
+                self._set_attributes(monitor_mode="max" if is_higher else "min")
+
+    def _set_attributes(self, **values: Any) -> None:
+        """Give settings of the class the values that arguments ask for; the recipe of a run has the arguments."""
+        self._set_by_arguments = {**self._set_by_arguments, **values}
+        vars(self).update(values)
 
     def data_is_set_up(self, datamodule: Any) -> None:
         """Take what the data has made of the preprocessing: with the value range of its training images."""
@@ -465,12 +505,14 @@ class Task(Module):
             metric.update(*inputs)
 
     def _class_metrics(self, part: str) -> Mapping[str, Any]:
-        """The metrics by class that the verb asks for: none in a fit, whose table of epochs would get a column each."""
-        run = self.trainer.active_run
-        if not self.per_class or getattr(run, "parent", None) is not None:
-            return {}
-        found: Any = dict(self.metrics.items()).get(f"{part}_by_class")  # not there before the first batch
-        return {} if found is None else dict(found.items())
+        """The metrics by class that were asked for, and with `per_class` all, but not in a fit: a column each."""
+        is_in_fit = getattr(self.trainer.active_run, "parent", None) is not None
+        wanted = ["asked_by_class"] if is_in_fit or not self.per_class else ["asked_by_class", "by_class"]
+        found: dict[str, Any] = {}
+        for kind in wanted:
+            metrics: Any = dict(self.metrics.items()).get(f"{part}_{kind}")  # not there before the first batch
+            found |= {} if metrics is None else dict(metrics.items())
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of each class, if they were asked for."""
@@ -526,9 +568,13 @@ class Task(Module):
         """Unless a subclass has steps of its own, which may look at the images, or features are larger than images."""
         if self.feature_info.kind == "maps" or self._has_spatial_targets:
             return False
+        return not self._has_own_steps(stage)
+
+    def _has_own_steps(self, stage: str) -> bool:
+        """Whether a subclass has written steps of its own for a stage."""
         own = {"fit": ("training_step", "validation_step"), "validate": ("validation_step",), "test": ("test_step",)}
         steps = ("forward", "shared_step", "_measure", *own[stage])
-        return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
+        return any(getattr(type(self), name) is not getattr(Task, name) for name in steps)
 
     def why_no_features(self, stage: str) -> str:
         """Why the steps do not take features that are computed once."""
