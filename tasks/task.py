@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -19,13 +20,14 @@ from torch import nn
 
 from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
+from flashtask.backbones.sizes import as_image_size, build_for_size, depth_option
 from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.feature_info import FEATURE_KINDS
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
-from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
+from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.inputs import Input, read_inputs
@@ -83,6 +85,11 @@ class Task(Module):
         num_outputs: of the head; None leaves the head to `connect`, when the data is known.
         head_options: arguments of the head.
         backbone_options: arguments of the backbone's builder.
+        image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position embeddings
+            are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
+        resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then the
+            rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
+        drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
         pretrained: load the backbone's weights.
         in_chans: channels of the images.
         learning_rate: of everything outside the backbone.
@@ -149,6 +156,9 @@ class Task(Module):
         *,
         head_options: Mapping[str, Any] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        resize: str | None = None,
+        drop_path_rate: float | None = None,
         pretrained: bool = True,
         in_chans: int = 3,
         learning_rate: float = 1e-2,
@@ -174,6 +184,7 @@ class Task(Module):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
         if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
             raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
+        check_resize(resize)
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         if weight_decay is not None:
             if "weight_decay" in self._optimizer_options:
@@ -187,12 +198,15 @@ class Task(Module):
         if pretrained and not fetched:
             options.pop("weights", None)  # a checkpoint brings its own
         self._drawn_from = None if pretrained else fresh_seed()
-        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
+        options |= depth_option(backbone, drop_path_rate, options)
+        self._asked_size, self._resize = None if image_size is None else as_image_size(image_size), resize
+        build = build_backbone if self._asked_size is None else partial(build_for_size, image_size=self._asked_size)
+        built = build(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
-        self._preprocessing = built.preprocessing.resolved()
+        self._preprocessing = resized_by(built.preprocessing.resolved(), resize)
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing
@@ -372,6 +386,7 @@ class Task(Module):
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
+            self._say_size()
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
@@ -403,6 +418,15 @@ class Task(Module):
         self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
         if self.trainer.enable_model_summary:
             self.trainer.say(describe_prediction(self.preprocessing))
+
+    def _say_size(self) -> None:
+        """The size that `image_size` was rounded up to."""
+        asked, used = self._asked_size, self._own_preprocessing.input_size[1:]
+        if asked is not None and asked != used and self.trainer.enable_model_summary:
+            self.trainer.say(
+                f"image_size: {asked[0]} x {asked[1]} is rounded up to {used[0]} x {used[1]}, the next size that the "
+                "backbone takes"
+            )
 
     def _add_metrics(self) -> None:
         """Make the metrics if the head is known; prediction has no need of them."""
@@ -448,10 +472,26 @@ class Task(Module):
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
         if isinstance(own, Preprocessing):
+            self._refuse_two_sizes(own)
             self.preprocessing = own
         if hasattr(datamodule, "use_preprocessing"):
             datamodule.use_preprocessing(self.preprocessing)
         self.data_is_set_up(datamodule)
+
+    def _refuse_two_sizes(self, of_data: Preprocessing) -> None:
+        """`image_size` and `resize` are not contradicted by the preprocessing that was set on the data.
+
+        Raises:
+            UsageError: they are.
+        """
+        asked = {"image_size": (self._asked_size, "input_size"), "resize": (self._resize, "crop_mode")}
+        for argument, (given, field) in asked.items():
+            own, theirs = getattr(self._own_preprocessing, field), getattr(of_data, field)
+            if given is not None and field in of_data.given and own[-2:] != theirs[-2:]:
+                raise UsageError(
+                    f"{argument} of the model means {field}={own}, but the preprocessing of the data has {theirs}",
+                    fix="set one of them",
+                )
 
     # ---- steps
 
@@ -718,6 +758,9 @@ class Task(Module):
         recipe does not lead to.
         """
         arguments = {**plain_hyperparameters(self), **self.resolved_hyperparameters()}
+        if self._asked_size is not None:
+            height, width = self._asked_size  # as it was asked for, so that the same command resumes the run
+            arguments["image_size"] = height if height == width else [height, width]
         if self.pretrained_from is not None:
             arguments = recipe_arguments(self.pretrained_from, arguments, has_new_head=self._has_new_head)
         lost = {f"model.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
@@ -770,6 +813,8 @@ class Task(Module):
         if "learning_rate" not in vars(self):
             return {}
         values = {"learning_rate": self.learning_rate, "backbone_learning_rate": self.backbone_learning_rate}
+        if self._asked_size is not None:
+            values["image_size"] = self._preprocessing_of_weights.input_size[1:]
         return {name: value for name, value in {**values, **self._built_by}.items() if name in self.argument_names()}
 
     @classmethod
