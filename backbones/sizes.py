@@ -81,8 +81,9 @@ def build_for_size(name: Any, image_size: tuple[int, int], **options: Any) -> Ba
                 raise
         else:
             return _built(name, larger, options)
+    height, width = image_size
     raise UsageError(
-        f"the backbone {name!r} cannot take images of {image_size[0]} x {image_size[1]} pixels, or somewhat larger ones",
+        f"the backbone {name!r} cannot take images of {height} x {width} pixels, or somewhat larger ones",
         why=refused.why or refused.what,
         fix="leave out image_size: it takes its own size",
     )

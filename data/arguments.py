@@ -12,7 +12,7 @@ from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.layout import existing_folder
 from flashtask.data.splits import check_share
-from flashtask.data.transforms import check_augment
+from flashtask.data.transforms import AugmentLike, check_augment
 
 __all__ = [
     "PathLike",
@@ -44,21 +44,27 @@ def check_numbers(*, batch_size: object, num_workers: object, split_seed: object
 
 
 def one_augment(
-    augment: str | Callable[[Any], Any], transform: Callable[[Any], Any] | None
-) -> str | Callable[[Any], Any]:
+    augment: AugmentLike,
+    transform: Callable[[Any], Any] | None,
+    flip: str | None = None,
+    random_erasing: float | None = None,
+) -> AugmentLike:
     """The one of `augment` and `transform` that says what training does to images.
 
     Raises:
         UsageError: both say it, or the one that does is neither a known name nor a callable.
     """
     check_augment(augment)
-    if transform is None:
-        return augment
-    if augment != "auto":
-        raise UsageError("augment and transform both set the transform of training images", fix="leave one of them out")
-    if not callable(transform):
-        raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
-    return transform
+    if transform is not None:
+        if augment != "auto":
+            raise UsageError(
+                "augment and transform both set the transform of training images", fix="leave one of them out"
+            )
+        if not callable(transform):
+            raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
+        augment = transform
+    check_augment(augment, flip, random_erasing)
+    return augment
 
 
 def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.keywords import named_arguments
@@ -33,12 +33,14 @@ from flashtask.data.decoding import FirstSteps
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, part_in_name, resolve_layout, stage_folder
 from flashtask.data.loaders import image_loader
+from flashtask.data.mirrored import changed_by_mirroring
+from flashtask.data.samplers import SamplerLike, balanced_sampler, check_sampler, weighted_sampler
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_split, stratified_split
 from flashtask.data.tables import Table
 from flashtask.data.targets import LabelReader, LabelsReader, Source, TargetReader, number_or_nan
-from flashtask.data.transforms import eval_transform, first_steps, train_transform
+from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
 
@@ -90,7 +92,7 @@ class ImageData(DataModule):
         self._checked: set[str] = set()
         # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
         self._wide: dict[str, dict[str, Bounds]] = {}
-        self._said_of_range = ""
+        self._said_of_range = self._said_of_flips = ""
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
@@ -124,8 +126,11 @@ class ImageData(DataModule):
         val_split: float | int | None = None,
         split_seed: int = 0,
         num_workers: int | None = None,
-        augment: str | Callable[[Any], Any] = "auto",
+        augment: AugmentLike = "auto",
         transform: Callable[[Any], Any] | None = None,
+        flip: str | None = None,
+        random_erasing: float | None = None,
+        sampler: SamplerLike | None = None,
         on_bad_image: str = "error",
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         value_range: Sequence[float] | str | None = None,
@@ -143,9 +148,15 @@ class ImageData(DataModule):
             split_seed: the split's own seed.
             num_workers: processes that load images; None decides by itself (none unless processes are
                 forked).
-            augment: one of flashtask.data.transforms.AUGMENTATIONS, or a callable on PIL images; training
+            augment: one of flashtask.data.transforms.AUGMENTATIONS; a list of transforms of torchvision by name
+                (`[{"RandomRotation": {"degrees": 10}}, "RandomGrayscale"]`); or a callable on PIL images; training
                 only.
             transform: another name for `augment` with a callable.
+            flip: `none`, `horizontal`, `vertical` or `both`: how a named augmentation mirrors images; None means
+                `horizontal`, and warns of class names such as left and right.
+            random_erasing: probability that a part of a training image is erased; None means that of `augment`.
+            sampler: `balanced` draws every class equally often; `weighted` draws by the numbers of `weight_field`; or
+                a torch sampler. All draw from (seed, epoch) in a fit. None means each sample once an epoch.
             on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
                 so.
             preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
@@ -159,7 +170,10 @@ class ImageData(DataModule):
             BadDataError: folders that are not class folders, or class names that do not match.
         """
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
-        options = _checked_options(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image)
+        options = _checked_options(
+            *(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image),
+            *(flip, random_erasing, sampler),
+        )
         check_split(val_split, given, "folder")
         folders = check_folders(given)
         listed = {part: _list_part(part, folder) for part, folder in folders.items()}
@@ -198,8 +212,11 @@ class ImageData(DataModule):
         val_split: float | int | None = None,
         split_seed: int = 0,
         num_workers: int | None = None,
-        augment: str | Callable[[Any], Any] = "auto",
+        augment: AugmentLike = "auto",
         transform: Callable[[Any], Any] | None = None,
+        flip: str | None = None,
+        random_erasing: float | None = None,
+        sampler: SamplerLike | None = None,
         on_bad_image: str = "error",
         preprocessing: Preprocessing | Mapping[str, Any] | None = None,
         value_range: Sequence[float] | str | None = None,
@@ -226,6 +243,9 @@ class ImageData(DataModule):
             num_workers: processes that load images.
             augment: of training images.
             transform: another name for `augment` with a callable.
+            flip: how a named augmentation mirrors images.
+            random_erasing: probability of it.
+            sampler: `balanced`, `weighted`, or a torch sampler.
             on_bad_image: `error` or `skip`.
             preprocessing: in place of the model's.
             value_range: of images with more than 8 bits a channel.
@@ -236,7 +256,10 @@ class ImageData(DataModule):
             BadDataError: a file that is not a table, or targets that cannot be read.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        options = _checked_options(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image)
+        options = _checked_options(
+            *(batch_size, val_split, split_seed, num_workers, augment, transform, on_bad_image),
+            *(flip, random_erasing, sampler),
+        )
         check_split(val_split, given, "file")
         files = {part: Table(file, f"{part}_file") for part, file in check_files(given).items()}
         first = files.get("train") or next(iter(files.values()))
@@ -466,8 +489,9 @@ class ImageData(DataModule):
         A transform of the user's own is `{"not_saved": "<its class>"}`.
         """
         arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
-        if not isinstance(arguments["augment"], str):
-            arguments["augment"] = {"not_saved": type(arguments["augment"]).__name__}
+        for name in ("augment", "sampler"):
+            if not isinstance(arguments.get(name), str | list | tuple | None):
+                arguments[name] = {"not_saved": type(arguments[name]).__name__}
         if self.preprocessing is not None:
             arguments["preprocessing"] = self.preprocessing.to_dict()
         return {self._constructor: arguments}
@@ -490,6 +514,24 @@ class ImageData(DataModule):
         self._settle_range(parts)
         for part in parts:
             self._datasets[part] = self._dataset(part)
+        if "train" in parts:
+            self._warn_of_flips()
+
+    def _warn_of_flips(self) -> None:
+        """Say so once if images are mirrored by default, and the names of the classes speak against it."""
+        why = "" if self._arguments.get("flip") else changed_by_mirroring(getattr(self._reader, "labels", ()))
+        if why and why != self._said_of_flips and self._augment != "none" and isinstance(self._augment, str):
+            frozen = " while the backbone trains" if self._augment == "auto" else ""
+            self._say(
+                f"warning: augment={self._augment} flips images horizontally{frozen}, but {why}; flip=none leaves that "
+                "out, flip=horizontal accepts it"
+            )
+            self._said_of_flips = why
+
+    @property
+    def _augment(self) -> AugmentLike:
+        augment: AugmentLike = self._arguments["augment"]
+        return augment
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         """Batches of (images, targets), shuffled."""
@@ -623,9 +665,7 @@ class ImageData(DataModule):
         inputs = self._table.of(part).inputs
         targets = None if part == "predict" else self._read_targets(part)
         is_training = part == "train"
-        transform = (
-            train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
-        )
+        transform = self._train_transform(preprocessing) if is_training else eval_transform(preprocessing)
         spatial = self._reader if isinstance(self._reader, SpatialReader) else None
         weights = self._weights() if is_training else None
         return ImageFileDataset(
@@ -639,7 +679,7 @@ class ImageData(DataModule):
             BadDataError: all are 0.
         """
         weights = self._table.of("train").weights
-        if weights is None:
+        if weights is None or self._arguments.get("sampler") == "weighted":
             return None
         if not (mean := float(weights.mean(dtype=np.float64))):
             raise BadDataError("the weights of all training samples are 0")
@@ -655,7 +695,11 @@ class ImageData(DataModule):
         preprocessing = self.used_preprocessing
         if part != "train":
             return eval_transform(preprocessing).first
-        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
+        return first_steps(self._train_transform(preprocessing).frozen, self._channels())
+
+    def _train_transform(self, preprocessing: Preprocessing) -> Augmentation:
+        changes = {name: self._arguments.get(name) for name in ("flip", "random_erasing")}
+        return train_transform(preprocessing, self._augment, **changes)
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
         if not self._table.has(part):
@@ -663,7 +707,18 @@ class ImageData(DataModule):
         if part not in self._datasets:
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+        sampler = self._sampler() if part == "train" else None
+        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
+
+    def _sampler(self) -> Sampler[int] | None:
+        """What draws the training samples of an epoch; None for each of them once."""
+        given = self._arguments.get("sampler")
+        if given is None or not isinstance(given, str):
+            return given
+        dataset, table = self._datasets["train"], self._table.of("train")
+        if given == "weighted":
+            return weighted_sampler(table.weights)
+        return balanced_sampler(dataset.targets if self._reader.kind == "label" else None)
 
 
 def _rows_of(
@@ -724,17 +779,24 @@ def _checked_options(
     val_split: float | int | None,
     split_seed: int,
     num_workers: int | None,
-    augment: str | Callable[[Any], Any],
+    augment: AugmentLike,
     transform: Callable[[Any], Any] | None,
     on_bad_image: str,
+    flip: str | None = None,
+    random_erasing: float | None = None,
+    sampler: SamplerLike | None = None,
 ) -> dict[str, Any]:
     """The options that every constructor has, as a recipe holds them."""
     check_numbers(batch_size=batch_size, num_workers=num_workers, split_seed=split_seed)
     check_policy(on_bad_image)
+    check_sampler(sampler)
     options: dict[str, Any] = {"batch_size": batch_size, "val_split": val_split, "split_seed": split_seed}
     return options | {
         "num_workers": num_workers,
-        "augment": one_augment(augment, transform),
+        "augment": one_augment(augment, transform, flip, random_erasing),
+        "flip": flip,
+        "random_erasing": random_erasing,
+        "sampler": sampler,
         "on_bad_image": on_bad_image,
     }
 

@@ -85,10 +85,10 @@ class Task(Module):
         num_outputs: of the head; None leaves the head to `connect`, when the data is known.
         head_options: arguments of the head.
         backbone_options: arguments of the backbone's builder.
-        image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position embeddings
-            are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
-        resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then the
-            rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
+        image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position
+            embeddings are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
+        resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then
+            the rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
         drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
         pretrained: load the backbone's weights.
         in_chans: channels of the images.

@@ -48,7 +48,10 @@ def test_a_vision_transformer_of_another_size_is_timms_own_with_resampled_embedd
     options = {"backbone_options": {"weights": str(tmp_path / "vit.safetensors")}}
     model = ImageClassifier("timm/test_vit", 2, image_size=(96, 128), **options).eval()
     theirs = timm.create_model(
-        "test_vit", pretrained=True, num_classes=0, img_size=(96, 128),
+        "test_vit",
+        pretrained=True,
+        num_classes=0,
+        img_size=(96, 128),
         pretrained_cfg_overlay={"file": str(tmp_path / "vit.safetensors"), "num_classes": 0},
     ).eval()
     images = torch.randn(2, 3, 96, 128)

@@ -1,7 +1,8 @@
 """Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a position to resume from.
 
-Only a plain `DataLoader` with a sequential or random sampler is rebuilt; subclasses, samplers of the user's own and
-iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the sampler.)
+Only a plain `DataLoader` with a sequential or random sampler, or an `EpochSampler`, is rebuilt; subclasses, samplers of
+the user's own and iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the
+sampler.)
 """
 
 from __future__ import annotations
@@ -12,13 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
 
+from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import let_workers_go
-from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
+from flashtask.core.seeding import (
+    SampleKey,
+    SeededDataset,
+    derive_seed,
+    permutation,
+    sample_seeds,
+    seeded_generators,
+)
 
-__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "length_of", "order_of", "rebuild_loader"]
-__all__ += ["shares_of_group", "taken_in_turn", "with_order"]
+__all__ = ["EpochSampler", "OrderedBatches", "WeightedSampler", "batch_size_of", "begin_at", "end_workers", "length_of"]
+__all__ += ["order_of", "rebuild_loader", "shares_of_group", "taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -36,6 +53,7 @@ class OrderedBatches(Sampler[list[Any]]):
         fills: a process that nothing is left for is given samples of another's, so that it can take part in a step.
         joins_single: a process never has one sample alone where its batches have more: the last one joins the batch
             before it, or that of the process before.
+        sampler: draws the order of each epoch among `samples`, in place of a permutation.
     """
 
     def __init__(
@@ -50,9 +68,11 @@ class OrderedBatches(Sampler[list[Any]]):
         process: tuple[int, int] = (0, 1),
         fills: bool = False,
         joins_single: bool = False,
+        sampler: EpochSampler | None = None,
     ) -> None:
         self.samples = np.arange(samples) if isinstance(samples, int) else np.asarray(samples, dtype=np.int64)
-        self.length, self.shuffle, self.drop_last, self.fills = len(self.samples), shuffle, drop_last, fills
+        self.length = len(self.samples) if sampler is None else len(sampler)
+        self.shuffle, self.drop_last, self.fills, self.sampler = shuffle, drop_last, fills, sampler
         self.rank, self.world_size = process
         self.own_size = batch_size
         self.joins_single = joins_single and batch_size > 1
@@ -92,9 +112,13 @@ class OrderedBatches(Sampler[list[Any]]):
         return self.batch_size + 1 if self.joins_single and is_single and not self.drop_last else None
 
     def __iter__(self) -> Iterator[list[Any]]:
-        order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
-        indices = self.samples[order]
-        seeds = sample_seeds(indices, self.seed, self.epoch, self._occurrences[order]) if self.seeded else None
+        if self.sampler is not None:
+            indices = self.samples[self.sampler.indices(self.seed, self.epoch)]
+            occurrences = _occurrences(indices)
+        else:
+            order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
+            indices, occurrences = self.samples[order], self._occurrences[order]
+        seeds = sample_seeds(indices, self.seed, self.epoch, occurrences) if self.seeded else None
         first = self.start
         while first < self.length:
             own, whole = self.share(first)
@@ -110,6 +134,72 @@ class OrderedBatches(Sampler[list[Any]]):
                 own_seeds = seeds[part].tolist()
                 yield [SampleKey(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
             first += whole
+
+
+class EpochSampler(Sampler[int]):
+    """Lets the engine draw a sampler's indices from (seed, epoch): a fit resumes exactly and shares them.
+
+    Outside of the engine its indices are those of the sampler, as it draws them itself.
+
+    Args:
+        sampler: has a length and gives indices of the dataset. What it draws from the global generators or from its own
+            `generator` depends on (seed, epoch) alone; its `set_epoch` is called if it has one.
+
+    Raises:
+        UsageError: it has no length, or it shares samples over processes itself.
+    """
+
+    def __init__(self, sampler: Sampler[int]) -> None:
+        if not hasattr(sampler, "__iter__") or not hasattr(sampler, "__len__"):
+            raise UsageError(f"a sampler gives indices and has a length, and {sampler!r} does not")
+        if isinstance(sampler, DistributedSampler):
+            raise UsageError(
+                "a DistributedSampler shares samples over processes, which the trainer does itself",
+                fix="leave it out, or give the sampler that it stands for",
+            )
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]  # looked for above
+
+    def indices(self, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The indices of an epoch, the same in every process.
+
+        Raises:
+            UsageError: there are not as many as its length says.
+        """
+        drawn_from = derive_seed("sampler", seed, epoch)
+        if callable(set_epoch := getattr(self.sampler, "set_epoch", None)):
+            set_epoch(epoch)
+        if isinstance(own := getattr(self.sampler, "generator", None), torch.Generator):
+            own.manual_seed(drawn_from)
+        with seeded_generators(drawn_from):
+            indices = np.fromiter((int(index) for index in self.sampler), dtype=np.int64)
+        if len(indices) != len(self):
+            raise UsageError(f"the sampler gave {len(indices)} samples, but its length is {len(self)}")
+        return indices
+
+
+class WeightedSampler(Sampler[int]):
+    """As many samples as there are, drawn with replacement, each in proportion to its weight.
+
+    Args:
+        weights: (N,), 0 or more, not all of them 0.
+    """
+
+    def __init__(self, weights: np.ndarray[Any, Any]) -> None:
+        self.weights = np.asarray(weights, dtype=np.float64)
+
+    def __iter__(self) -> Iterator[int]:
+        bounds = np.cumsum(self.weights)
+        places = torch.rand(len(bounds), dtype=torch.float64).numpy() * bounds[-1]
+        yield from np.searchsorted(bounds, places, side="right").tolist()
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
@@ -212,7 +302,7 @@ def rebuild_loader(
     """
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
-    if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not in_order:
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler, EpochSampler) and not in_order:
         return loader
     if _has_options(loader.sampler) and not in_order:
         return loader
@@ -227,6 +317,7 @@ def rebuild_loader(
         process=process,
         fills=training,
         joins_single=joins_single,
+        sampler=loader.sampler if isinstance(loader.sampler, EpochSampler) and not in_order else None,
     )
     return with_order(
         loader,
