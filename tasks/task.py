@@ -44,6 +44,7 @@ from flashtask.tasks.batches import (
 )
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, check_weights, fetches_weights
+from flashtask.tasks.mixing import Mixing, mixed_images, rolled
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
@@ -90,6 +91,8 @@ class Task(Module):
         resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then
             the rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
         drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
+        mixup_alpha: MixUp of the training batches with shares from Beta(alpha, alpha), such as 0.2; 0 for none.
+        cutmix_alpha: CutMix, such as 1.0; with both, each batch gets one of the two by equal chances.
         pretrained: load the backbone's weights.
         in_chans: channels of the images.
         learning_rate: of everything outside the backbone.
@@ -159,6 +162,8 @@ class Task(Module):
         image_size: int | Sequence[int] | None = None,
         resize: str | None = None,
         drop_path_rate: float | None = None,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
         pretrained: bool = True,
         in_chans: int = 3,
         learning_rate: float = 1e-2,
@@ -185,6 +190,7 @@ class Task(Module):
         if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
             raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
         check_resize(resize)
+        self._mixing = Mixing(mixup_alpha, cutmix_alpha)
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         if weight_decay is not None:
             if "weight_decay" in self._optimizer_options:
@@ -387,6 +393,7 @@ class Task(Module):
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             self._say_size()
+            self._require_that_mixing_is_possible()
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
@@ -418,6 +425,18 @@ class Task(Module):
         self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
         if self.trainer.enable_model_summary:
             self.trainer.say(describe_prediction(self.preprocessing))
+
+    def _require_that_mixing_is_possible(self) -> None:
+        """Refuse MixUp and CutMix where a loss of two targets has no meaning, or would not be computed."""
+        if not self._mixing:
+            return
+        fix = "leave it out"
+        if self._has_spatial_targets:
+            raise UsageError(f"{self._mixing.described}: targets that are places in the image cannot be mixed", fix=fix)
+        if getattr(self.head_to_solve(), "requires_solving", False):
+            raise UsageError(f"{self._mixing.described}: the head {self._head.kind!r} is solved, not trained", fix=fix)
+        if type(self).shared_step is not Task.shared_step:
+            raise UsageError(f"{self._mixing.described}: {type(self).__name__} has a shared_step of its own", fix=fix)
 
     def _say_size(self) -> None:
         """The size that `image_size` was rounded up to."""
@@ -502,19 +521,42 @@ class Task(Module):
             batch: images (B, C, H, W) and targets; in training `WeightedTargets`, if the samples have weights.
         """
         images, targets = images_and_targets(batch)
+        targets, weights = self._read_targets(targets)
+        outputs = in_dtype(self(images), torch.float32)
+        return StepOutput.of(self._loss_of(outputs, targets, weights), outputs, targets)
+
+    def _read_targets(self, targets: Any) -> tuple[Any, torch.Tensor | None]:
+        """The targets of a batch as the loss takes them, and the weights of its samples, if they have any."""
         weights = None
         if isinstance(targets, WeightedTargets):
             targets, weights = targets
-        targets = self.to_targets(targets)
-        outputs = in_dtype(self(images), torch.float32)
-        if weights is None:
-            return StepOutput.of(self.loss(outputs, targets), outputs, targets)
-        return StepOutput.of(self.weighted_loss(outputs, targets, weights), outputs, targets)
+        return self.to_targets(targets), weights
+
+    def _loss_of(
+        self, outputs: Any, targets: Any, weights: torch.Tensor | None
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        return self.loss(outputs, targets) if weights is None else self.weighted_loss(outputs, targets, weights)
+
+    def _mixed_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        """As `shared_step`, with images mixed two by two: the loss is that of both targets, by their shares."""
+        images, targets = images_and_targets(batch)
+        targets, weights = self._read_targets(targets)
+        run = self.trainer.current_fit
+        kept, box = self._mixing.draw(run.seed, run.epoch, batch_idx, images.shape[-2:])
+        outputs = in_dtype(self(mixed_images(images, kept, box)), torch.float32)
+        of_own = self._loss_of(outputs, targets, weights)
+        of_others = self._loss_of(outputs, rolled(targets), None if weights is None else rolled(weights))
+        if not isinstance(of_own, Mapping):
+            assert isinstance(of_others, torch.Tensor)
+            return StepOutput(kept * of_own + (1 - kept) * of_others, outputs, targets)
+        assert isinstance(of_others, Mapping)
+        parts = {name: kept * loss + (1 - kept) * of_others[name] for name, loss in of_own.items()}
+        return StepOutput.of(parts, outputs, targets)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, logged as `train_loss` over the epoch, and its parts as `train_loss_NAME`."""
         self._learn_size(batch)
-        step = self.shared_step(batch)
+        step = self._mixed_step(batch, batch_idx) if self._mixing else self.shared_step(batch)
         self._log_loss(step, "train", on_step=False, on_epoch=True)
         return step.loss
 
@@ -606,7 +648,7 @@ class Task(Module):
 
     def takes_features(self, stage: str) -> bool:
         """Unless a subclass has steps of its own, which may look at the images, or features are larger than images."""
-        if self.feature_info.kind == "maps" or self._has_spatial_targets:
+        if self.feature_info.kind == "maps" or self._has_spatial_targets or (stage == "fit" and self._mixing):
             return False
         return not self._has_own_steps(stage)
 
@@ -622,6 +664,8 @@ class Task(Module):
             return "the maps of all images would take more memory than the images"
         if self._has_spatial_targets:
             return "the targets move with the images"
+        if stage == "fit" and self._mixing:
+            return f"{self._mixing.described} mixes the images of each batch anew"
         return super().why_no_features(stage)
 
     def feature_size(self) -> int:

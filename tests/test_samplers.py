@@ -61,9 +61,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_processes_share_one_order(name):
     whole = epoch_of(SAMPLERS[name](), epoch=1, batch_size=8)
-    parts = [
-        rebuild_loader(loader(SAMPLERS[name](), 4), seed=0, training=True, process=(rank, 2)) for rank in range(2)
-    ]
+    parts = [rebuild_loader(loader(SAMPLERS[name](), 4), seed=0, training=True, process=(rank, 2)) for rank in range(2)]
     for part in parts:
         part.batch_sampler.set_position(1)
     together = torch.cat([batch for pair in zip(*parts, strict=True) for batch in pair])
