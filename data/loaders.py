@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from flashtask.core.samplers import EpochSampler
 from flashtask.data.datasets import ImageFileDataset, collate
 from flashtask.data.threads import num_cores
-from flashtask.trainer.data_loaders import EpochSampler
 
 __all__ = ["fitting_workers", "image_loader"]
 

@@ -98,7 +98,8 @@ class Task(Module):
         learning_rate: of everything outside the backbone.
         backbone_learning_rate: of the backbone; None means a tenth of `learning_rate`, or all of it where the backbone
             is not pretrained.
-        optimizer: a class of `torch.optim` in any case, or `(name, {options})`.
+        optimizer: a class of `torch.optim` in any case; a name of timm's factory, such as `lamb`, or `timm/adamw` where
+            torch has one of this name too; or `(name, {options})`.
         optimizer_options: its other arguments.
         weight_decay: of the weights, 0 or more; None means the optimizer's own default (`adamw`: 0.01). Biases, the
             weights of norms and whatever else has one dimension or none are never decayed, nor what the backbone names

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subs
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.samplers import EpochSampler, WeightedSampler
 from flashtask.core.seeding import SeededDataset
 from flashtask.tasks.head_drawing import building_without_weights
-from flashtask.trainer.data_loaders import EpochSampler, OrderedBatches, WeightedSampler, rebuild_loader
+from flashtask.trainer.data_loaders import OrderedBatches, rebuild_loader
 
 
 class Numbers(SeededDataset):

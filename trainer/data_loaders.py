@@ -13,29 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    Subset,
-)
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
-from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import let_workers_go
-from flashtask.core.seeding import (
-    SampleKey,
-    SeededDataset,
-    derive_seed,
-    permutation,
-    sample_seeds,
-    seeded_generators,
-)
+from flashtask.core.samplers import EpochSampler
+from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["EpochSampler", "OrderedBatches", "WeightedSampler", "batch_size_of", "begin_at", "end_workers", "length_of"]
-__all__ += ["order_of", "rebuild_loader", "shares_of_group", "taken_in_turn", "with_order"]
+__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "length_of", "order_of", "rebuild_loader"]
+__all__ += ["shares_of_group", "taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -134,72 +119,6 @@ class OrderedBatches(Sampler[list[Any]]):
                 own_seeds = seeds[part].tolist()
                 yield [SampleKey(i, self.epoch, s, self.frozen) for i, s in zip(chunk, own_seeds, strict=True)]
             first += whole
-
-
-class EpochSampler(Sampler[int]):
-    """Lets the engine draw a sampler's indices from (seed, epoch): a fit resumes exactly and shares them.
-
-    Outside of the engine its indices are those of the sampler, as it draws them itself.
-
-    Args:
-        sampler: has a length and gives indices of the dataset. What it draws from the global generators or from its own
-            `generator` depends on (seed, epoch) alone; its `set_epoch` is called if it has one.
-
-    Raises:
-        UsageError: it has no length, or it shares samples over processes itself.
-    """
-
-    def __init__(self, sampler: Sampler[int]) -> None:
-        if not hasattr(sampler, "__iter__") or not hasattr(sampler, "__len__"):
-            raise UsageError(f"a sampler gives indices and has a length, and {sampler!r} does not")
-        if isinstance(sampler, DistributedSampler):
-            raise UsageError(
-                "a DistributedSampler shares samples over processes, which the trainer does itself",
-                fix="leave it out, or give the sampler that it stands for",
-            )
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]  # looked for above
-
-    def indices(self, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The indices of an epoch, the same in every process.
-
-        Raises:
-            UsageError: there are not as many as its length says.
-        """
-        drawn_from = derive_seed("sampler", seed, epoch)
-        if callable(set_epoch := getattr(self.sampler, "set_epoch", None)):
-            set_epoch(epoch)
-        if isinstance(own := getattr(self.sampler, "generator", None), torch.Generator):
-            own.manual_seed(drawn_from)
-        with seeded_generators(drawn_from):
-            indices = np.fromiter((int(index) for index in self.sampler), dtype=np.int64)
-        if len(indices) != len(self):
-            raise UsageError(f"the sampler gave {len(indices)} samples, but its length is {len(self)}")
-        return indices
-
-
-class WeightedSampler(Sampler[int]):
-    """As many samples as there are, drawn with replacement, each in proportion to its weight.
-
-    Args:
-        weights: (N,), 0 or more, not all of them 0.
-    """
-
-    def __init__(self, weights: np.ndarray[Any, Any]) -> None:
-        self.weights = np.asarray(weights, dtype=np.float64)
-
-    def __iter__(self) -> Iterator[int]:
-        bounds = np.cumsum(self.weights)
-        places = torch.rand(len(bounds), dtype=torch.float64).numpy() * bounds[-1]
-        yield from np.searchsorted(bounds, places, side="right").tolist()
-
-    def __len__(self) -> int:
-        return len(self.weights)
 
 
 def taken_in_turn(by_process: tuple[list[Any], ...]) -> list[Any]:
