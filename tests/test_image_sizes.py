@@ -122,7 +122,7 @@ def test_a_checkpoint_predicts_at_its_size_through_every_verb(tmp_path, folders,
     model = flashtask.load("run")
     assert (model.preprocessing.input_size, model.preprocessing.crop_mode) == ((3, 160, 160), "squash")
     paths = sorted((folders / "val").glob("*/*.png"))
-    found = {str(one.path): one.probabilities[0] for one in model.predict([str(path) for path in paths])}
+    found = {str(one.path): one.score for one in model.predict([str(path) for path in paths])}
     capsys.readouterr()
     assert command_line(["predict", "run", *map(str, paths), "--format", "json"]) == 0
     for row in json.loads(capsys.readouterr().out):
@@ -140,7 +140,7 @@ def test_a_checkpoint_predicts_at_its_size_through_every_verb(tmp_path, folders,
         assert float(row[name]) == pytest.approx(by_command[name], abs=1e-5)
     folder = model.save_pretrained(tmp_path / "folder")
     again = flashtask.load(folder).predict(str(paths[0]))
-    assert again.probabilities[0] == pytest.approx(found[str(paths[0])], abs=1e-6)
+    assert again.score == pytest.approx(found[str(paths[0])], abs=1e-6)
 
 
 def test_two_different_sizes_contradict_each_other(tmp_path, folders):
