@@ -126,7 +126,7 @@ def test_a_checkpoint_predicts_at_its_size_through_every_verb(tmp_path, folders,
     capsys.readouterr()
     assert command_line(["predict", "run", *map(str, paths), "--format", "json"]) == 0
     for row in json.loads(capsys.readouterr().out):
-        assert row["probability"] == pytest.approx(found[row["path"]], abs=1e-6)
+        assert row["score"] == pytest.approx(found[row["path"]], abs=1e-6)
     data = ImageClassificationData.from_folders(val_folder=folders / "val", predict_folder=folders / "val")
     (by_trainer,) = quiet(tmp_path).validate(model, datamodule=data)
     outputs = torch.cat(quiet(tmp_path).predict(model, datamodule=data))
