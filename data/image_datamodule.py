@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
@@ -21,11 +21,13 @@ from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import FirstSteps
 from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.loaders import image_loader
+from flashtask.data.mirrored import changed_by_mirroring
+from flashtask.data.samplers import balanced_sampler, weighted_sampler
 from flashtask.data.samples import PARTS, SampleTable
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_split, stratified_split
 from flashtask.data.targets import Source, TargetReader
-from flashtask.data.transforms import eval_transform, first_steps, train_transform
+from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
 
@@ -85,7 +87,7 @@ class ImageDataModule(DataModule):
         self._checked: set[str] = set()
         # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
         self._wide: dict[str, dict[str, Bounds]] = {}
-        self._said_of_range = ""
+        self._said_of_range = self._said_of_flips = ""
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
@@ -257,8 +259,8 @@ class ImageDataModule(DataModule):
         What a recipe cannot hold is `{"not_saved": "<its type>"}`: functions, and images in memory.
         """
         arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
-        for name in ("augment", "load_image", "resolver", "target"):
-            if callable(arguments.get(name)):
+        for name in ("augment", "sampler", "load_image", "resolver", "target"):
+            if not isinstance(arguments.get(name), str | list | tuple | dict | None):
                 arguments[name] = {"not_saved": type(arguments[name]).__name__}
         if self.preprocessing is not None:
             arguments["preprocessing"] = self.preprocessing.to_dict()
@@ -285,6 +287,24 @@ class ImageDataModule(DataModule):
         self._settle_range(parts)
         for part in parts:
             self._datasets[part] = self._dataset(part)
+        if "train" in parts:
+            self._warn_of_flips()
+
+    def _warn_of_flips(self) -> None:
+        """Say so once if images are mirrored by default, and the names of the classes speak against it."""
+        why = "" if self._arguments.get("flip") else changed_by_mirroring(getattr(self._reader, "labels", ()))
+        if why and why != self._said_of_flips and self._augment != "none" and isinstance(self._augment, str):
+            frozen = " while the backbone trains" if self._augment == "auto" else ""
+            self._say(
+                f"warning: augment={self._augment} flips images horizontally{frozen}, but {why}; flip=none leaves that "
+                "out, flip=horizontal accepts it"
+            )
+            self._said_of_flips = why
+
+    @property
+    def _augment(self) -> AugmentLike:
+        augment: AugmentLike = self._arguments["augment"]
+        return augment
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         """Batches of (images, targets), shuffled."""
@@ -421,9 +441,7 @@ class ImageDataModule(DataModule):
         inputs = self._table.of(part).inputs
         targets = None if part == "predict" else self._read_targets(part)
         is_training = part == "train"
-        transform = (
-            train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
-        )
+        transform = self._train_transform(preprocessing) if is_training else eval_transform(preprocessing)
         spatial = self._reader if isinstance(self._reader, SpatialReader) else None
         weights = self._weights() if is_training else None
         return ImageFileDataset(
@@ -444,7 +462,7 @@ class ImageDataModule(DataModule):
             BadDataError: all are 0.
         """
         weights = self._table.of("train").weights
-        if weights is None:
+        if weights is None or self._arguments.get("sampler") == "weighted":
             return None
         if not (mean := float(weights.mean(dtype=np.float64))):
             raise BadDataError("the weights of all training samples are 0")
@@ -460,7 +478,11 @@ class ImageDataModule(DataModule):
         preprocessing = self.used_preprocessing
         if part != "train":
             return eval_transform(preprocessing).first
-        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
+        return first_steps(self._train_transform(preprocessing).frozen, self._channels())
+
+    def _train_transform(self, preprocessing: Preprocessing) -> Augmentation:
+        changes = {name: self._arguments.get(name) for name in ("flip", "random_erasing")}
+        return train_transform(preprocessing, self._augment, **changes)
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
         if not self._table.has(part):
@@ -468,7 +490,18 @@ class ImageDataModule(DataModule):
         if part not in self._datasets:
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+        sampler = self._sampler() if part == "train" else None
+        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
+
+    def _sampler(self) -> Sampler[int] | None:
+        """What draws the training samples of an epoch; None for each of them once."""
+        given = self._arguments.get("sampler")
+        if given is None or not isinstance(given, str):
+            return given
+        dataset, table = self._datasets["train"], self._table.of("train")
+        if given == "weighted":
+            return weighted_sampler(table.weights)
+        return balanced_sampler(dataset.targets if self._reader.kind == "label" else None)
 
 
 def _shortened(text: str, most: int) -> str:

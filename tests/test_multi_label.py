@@ -212,7 +212,7 @@ def test_a_model_with_a_loss_of_its_own_still_predicts_elsewhere(tmp_path, capsy
     ("options", "words"),
     [
         ({"loss_fn": "focall"}, "did you mean 'focal'"),
-        ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, or a callable"),
+        ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, binary_cross_entropy, bce, or a callable"),
         ({"class_weights": "balanecd"}, "class_weights must be balanced"),
         ({"class_weights": {"a": -1}}, "class_weights must be balanced"),
         (
