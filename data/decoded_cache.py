@@ -10,7 +10,7 @@ import torch.utils.data
 
 from flashtask.core.machine import processes_here
 from flashtask.core.memory import memory_limits
-from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.data.decoding import FirstSteps, Pixels, Seen
 
 __all__ = ["DecodedCache", "fitting_cache_bytes"]
 
@@ -48,18 +48,23 @@ class DecodedCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def read(self, first: FirstSteps, path: str) -> Pixels:
+    def read(self, first: FirstSteps, path: str, seen: Seen | None = None) -> Pixels:
         """What the first steps make of a file; the pixels are the same whether they were kept or not.
+
+        Args:
+            first: the first steps.
+            path: of the file.
+            seen: as in `Fitting.read`; not called for a picture that was kept.
 
         Raises:
             BadDataError, MissingInputError: as `load_image`.
         """
         key = _key(first, path)
         if key is None:
-            return first.read(path)
+            return first.read(path, seen=seen)
         pixels = self._kept.get(key)
         if pixels is None:
-            pixels = first.read(path)
+            pixels = first.read(path, seen=seen)
             self._keep(key, pixels)
         return pixels
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from flashtask.core.errors import BadDataError, IntegrityError, did_you_mean
 from flashtask.data.samples import Column
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels", "number_or_nan"]
 
@@ -91,6 +94,19 @@ class TargetReader:
     def describe(self) -> str:
         """What was understood, in words: `3 classes, from the column 'species'`."""
         return self.origin
+
+    def lines(self, target: Any) -> list[str]:
+        """The target of one sample, as a batch has it, in words: what stands below its picture."""
+        return [str(target)]
+
+    def draw(self, image: Image, target: Any) -> Image:
+        """The picture of a sample with what of its target lies in it; by default the picture as it is.
+
+        Args:
+            image: as the model gets it, in mode RGB.
+            target: as a batch has it, in the pixels of this picture.
+        """
+        return image
 
     @property
     def origin(self) -> str:
@@ -176,6 +192,10 @@ class LabelReader(TargetReader):
         """The labels."""
         return raw.tolist()  # type: ignore[no-any-return]
 
+    def lines(self, target: Any) -> list[str]:
+        """The name of the class."""
+        return [self.labels[int(target)]]
+
     def describe(self) -> str:
         """The number of classes, and where they are from."""
         return f"{len(self.labels)} classes" + (f", {self.origin}" if self.fields else "")
@@ -258,6 +278,10 @@ class LabelsReader(TargetReader):
         parts = names.split(self.separator) if self.separator else [names]
         return list(dict.fromkeys(name.strip() for name in parts if name.strip()))
 
+    def lines(self, target: Any) -> list[str]:
+        """The names of the labels that apply."""
+        return [", ".join(name for name, flag in zip(self.labels, target, strict=True) if flag) or "no label"]
+
     def describe(self) -> str:
         """The number of labels, and where they are from."""
         return f"{len(self.labels)} labels, any number of them per sample, {self.origin}"
@@ -323,6 +347,10 @@ class NumberReader(TargetReader):
                 why=f"{len(bad)} of {numbers.size} values are not finite numbers",
             )
         return numbers
+
+    def lines(self, target: Any) -> list[str]:
+        """Each number with its name."""
+        return [f"{name} {float(value):.4g}" for name, value in zip(self.names, target, strict=True)]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
@@ -557,6 +558,18 @@ class Task(Module):
         if (kind := self.feature_info.kind) != "pooled":
             options["gives"] = kind
         return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
+
+    def examine(self, paths: Sequence[str], targets: Any, groups: Sequence[int]) -> Examined:
+        """What `ImageData.audit` asks a model: features of images, and scores of classes by cross-fitted heads.
+
+        Args:
+            paths: of the images.
+            targets: (N,) class indices; None if there are no classes.
+            groups: (N,) numbers; images with the same number are in the same fold.
+        """
+        from flashtask.tasks.label_errors import examine
+
+        return examine(self, paths, targets, groups)
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""
