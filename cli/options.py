@@ -530,7 +530,7 @@ _OF_THE_DATA = (
 )
 
 AUDIT = (
-    replace(_BACKBONE, help="Also find label errors and neighbours with its features."),
+    replace(_BACKBONE, help="Also find label errors and neighbours by its features.", default="none"),
     *_OF_THE_DATA,
     Option("--ignore", "", text, "A file with findings to leave out, a line each.", "FILE", group="Selection"),
     Option("--html", "", text, "Write a page with thumbnails.", "FILE", group="Output"),

@@ -106,10 +106,6 @@ def test_unreadable_files_are_found_with_their_reasons(data):
     assert found.spoils
 
 
-def copied(image, path, **options):
-    image.save(path, **options)
-
-
 @pytest.mark.parametrize(
     ("name", "how", "said"),
     [
@@ -168,7 +164,11 @@ def test_classes_are_counted(tmp_path):
             for _ in range(size):
                 picture(number := number + 1, (32, 24)).save(root / part / name / f"{number}.png")
     found = audit(root)
-    assert [(f.kind, f.subject) for f in found.findings] == [("missing_class", "owl"), ("few", "dog"), ("imbalance", "dog")]
+    assert [(f.kind, f.subject) for f in found.findings] == [
+        ("missing_class", "owl"),
+        ("few", "dog"),
+        ("imbalance", "dog"),
+    ]
     assert "no image of class 'owl' in val" in str(found)
     assert "'cat' has 40 images, 'dog' 4: 10 to 1" in str(found)
 
@@ -219,7 +219,9 @@ def coloured(tmp_path_factory):
         colour = ("blue", "red")[number % 2]
         label = {"blue": "red", "red": "blue"}[colour] if number in (7, 30, 61) else colour
         shade = np.array({"blue": (40, 60, 200), "red": (200, 60, 40)}[colour])
-        pixels = np.asarray(picture(number, (48, 48)), dtype=np.float64) * 0.3 + shade * 0.7 + rng.normal(0, 5, (48, 48, 3))
+        pixels = (
+            np.asarray(picture(number, (48, 48)), dtype=np.float64) * 0.3 + shade * 0.7 + rng.normal(0, 5, (48, 48, 3))
+        )
         (root / label).mkdir(exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / label / f"{number:02}.png")
     return root
@@ -233,7 +235,11 @@ def model():
 def test_labels_that_others_contradict_come_first(coloured, model):
     data = ImageClassificationData.from_folders(coloured, val_split=0.2)
     found = data.audit(model)
-    assert {one[0].partition("/")[2] for one in names(found, "label")[:3]} == {"red/30.png", "blue/07.png", "blue/61.png"}
+    assert {one[0].partition("/")[2] for one in names(found, "label")[:3]} == {
+        "red/30.png",
+        "blue/07.png",
+        "blue/61.png",
+    }
     assert len(found.by_kind["label"]) <= 6
     scores = [finding.score for finding in found.by_kind["label"]]
     assert scores == sorted(scores)
@@ -327,7 +333,9 @@ def test_findings_that_were_looked_at_are_left_out(data, tmp_path, capsys):
     shutil.copy(data / "train" / "cat" / "003.png", data / "val" / "cat" / "same.png")
     Image.new("RGB", (64, 48)).save(data / "val" / "dog" / "blank.png")
     ignored = tmp_path / "ignored"
-    ignored.write_text("# looked at\nleak: val/cat/same.*\n\nval/dog/blank.png # a test of the camera\nblurred: train/*\n")
+    ignored.write_text(
+        "# looked at\nleak: val/cat/same.*\n\nval/dog/blank.png # a test of the camera\nblurred: train/*\n"
+    )
     assert flashtask(["audit", str(data), "--ignore", str(ignored), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["findings"], told["ignored"]) == ([], 2)
