@@ -29,6 +29,7 @@ from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_TABLES, OF_THE_HUB, Gro
 from flashtask.cli.switches import SWITCHES
 
 __all__ = [
+    "AUDIT",
     "BENCH",
     "CACHE",
     "CONSTRUCTOR",
@@ -43,6 +44,7 @@ __all__ = [
     "PREDICT",
     "PULL",
     "PUSH",
+    "SHOW",
     "TABLES",
     "TUNE",
 ]
@@ -461,6 +463,34 @@ ZOO = (
 
 CACHE = (_JSON,)
 
+_BACKBONE = Option("--backbone", "", text, "", "NAME", group="Model")
+_OF_THE_DATA = (
+    next(option for option in _IMAGES if option.flag == "--val-split"),
+    _VALUE_RANGE,
+    *_COLUMNS,
+    *(option for option in _REST if option.flag in ("--multi-label", "--task", "--config", "--set")),
+    _ZOO_FILE,
+)
+
+AUDIT = (
+    replace(_BACKBONE, help="Also find label errors and neighbours by its features.", default="none"),
+    *_OF_THE_DATA,
+    Option("--ignore", "", text, "A file with findings to leave out, a line each.", "FILE", group="Selection"),
+    Option("--html", "", text, "Write a page with thumbnails.", "FILE", group="Output"),
+    _JSON,
+)
+
+SHOW = (
+    replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
+    *_OF_THE_DATA,
+    next(option for option in _IMAGES if option.flag == "--augment"),
+    Option("--part", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
+    Option("--num", "", whole(1), "Number of images.", "N", "12", "Selection"),
+    Option("--epoch", "", whole(), "Epoch whose order and augmentation is drawn.", "N", "0", "Selection"),
+    Option("--seed", "", whole(0, 2**32 - 1), "Seed of the run.", "N", "0", "Selection"),
+    Option("--output", "", text, "Image file.", "FILE", "batch.png", "Output"),
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -498,6 +528,8 @@ TABLES = {
     "finetune": FINETUNE,
     "tune": TUNE,
     "plan": PLAN,
+    "audit": AUDIT,
+    "show": SHOW,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,

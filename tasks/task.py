@@ -29,7 +29,9 @@ from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
+from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
@@ -688,6 +690,21 @@ class Task(Module):
         if (kind := self.feature_info.kind) != "pooled":
             options["gives"] = kind
         return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
+
+    def examine(
+        self, paths: Sequence[str], targets: Any, groups: Sequence[int], images: ImageSource = FILES
+    ) -> Examined:
+        """What `ImageData.audit` asks a model: features of images, and scores of classes by cross-fitted heads.
+
+        Args:
+            paths: of the images, or the names that `images` has for them.
+            targets: (N,) class indices; None if there are no classes.
+            groups: (N,) numbers; images with the same number are in the same fold.
+            images: where the pictures are read.
+        """
+        from flashtask.tasks.label_errors import examine
+
+        return examine(self, paths, targets, groups, images)
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""
