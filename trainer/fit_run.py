@@ -52,7 +52,6 @@ from flashtask.trainer.optimizers import (
     optimizer_in_turn,
     read_frequencies,
     read_optimizers,
-    require_no_closure,
 )
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
@@ -182,7 +181,10 @@ class FitRun(Run):
         self._extensions: list[RunExtension] = []
         #: the loader begins at the run's place in the epoch, else with the first batch
         self._begins_here = True
-        self._group_end = 0
+        #: the number of batches in the epoch up to the end of the accumulation group
+        self.group_end = 0
+        #: the part of the group's samples that the batch has
+        self.share = 1.0
         #: which of several optimizers the group is for; None: all of them
         self._turn: int | None = None
         self._written_step = 0
@@ -249,7 +251,7 @@ class FitRun(Run):
             if self.solving is not None:
                 self.solving.resume()
         use_features(self)
-        self.extend(StepOverrides(module, Module))
+        self.extend(StepOverrides(self, Module))
         self._finish_preparing()
 
     def _adapt(self) -> None:
@@ -324,9 +326,7 @@ class FitRun(Run):
         self.frequencies = read_frequencies(configured)
         if self.freezing is not None and self.freezing.finetuning.has_rates:
             require_phase_groups(self.optimizers, self.freezing.rates, module)
-        if self.automatic:
-            require_no_closure(self.optimizers)
-        else:
+        if not self.automatic:
             leave_optimization_to_module(self)
 
     @property
@@ -466,7 +466,7 @@ class FitRun(Run):
     @property
     def group_is_complete(self) -> bool:
         """Whether the batch that is worked on is the last of its accumulation group."""
-        return self.batch_idx == self._group_end
+        return self.batch_idx == self.group_end
 
     @property
     def batches_in_epoch(self) -> int | None:
@@ -661,10 +661,10 @@ class FitRun(Run):
         sizes = [0 if batch is None else batch_size_of(batch) for batch in group]
         shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
         given = [number for number, batch in enumerate(group, 1) if batch is not None]
-        self._group_end = self.batch_idx + (given[-1] if given else 0)
+        self.group_end = self.batch_idx + (given[-1] if given else 0)
         self._turn = optimizer_in_turn(self.frequencies, self.batch_idx) if self.frequencies else None
         self.group_is_open, self.has_gradients, self.has_stepped = bool(given), False, False
-        for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
+        for batch, (self.batch_size, taken, self.share) in zip(group, shares, strict=True):
             self.batch_idx += 1
             self.batches_seen += 1
             self.samples += taken
@@ -673,8 +673,8 @@ class FitRun(Run):
                 self._require_one_process()
                 continue
             # A sample that only fills a step is another process's own, and is counted there.
-            with nullcontext() if self.batch_size else uncounted(self._metrics()):
-                yield share, self.to_device(batch), self.batch_idx - 1
+            with nullcontext() if self.batch_size else uncounted(self.metric_objects()):
+                yield self.share, self.to_device(batch), self.batch_idx - 1
 
     def _require_one_process(self) -> None:
         """Without a step of this process the others would wait for its gradients."""
@@ -685,7 +685,7 @@ class FitRun(Run):
                 fix="leave the samples out in the dataset",
             )
 
-    def _metrics(self) -> list[Any]:
+    def metric_objects(self) -> list[Any]:
         """The metric objects that steps may give something to: parts of the module, and what was logged."""
         logged = (entry.metric for entry in self.results.entries.values() if entry.metric is not None)
         return list({id(one): one for one in (*filter(is_metric, self.module.modules()), *logged)}.values())

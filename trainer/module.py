@@ -179,10 +179,13 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Let an optimizer step: `optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)`.
 
-        Gradients have been computed and clipped, so the closure computes nothing; it gives the loss. An optimizer that
-        is not stepped here loses them. `optimizer_idx` may be named before the closure.
+        Gradients have been computed and clipped. The closure gives the loss; only from its second call on, or after
+        the weights were changed, does it run `training_step` and the backward pass again. An optimizer that is not
+        stepped here loses its gradients. `optimizer_idx` may be named before the closure.
         """
-        _argument("optimizer", 2, arguments, options).step()
+        given = (options.get("optimizer_closure"), *arguments[3:])
+        closure = next((one for one in given if callable(one)), None)
+        _argument("optimizer", 2, arguments, options).step(closure=closure)
 
     def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
         """Clear gradients after a step: `optimizer_zero_grad(self, epoch, batch_idx, optimizer)`."""

@@ -30,11 +30,11 @@ __all__ = [
     "make_optimizer",
     "make_scheduler",
     "name_and_options",
+    "needs_closure",
     "optimizer_in_turn",
     "read_frequencies",
     "read_optimizers",
     "redraw",
-    "require_no_closure",
     "set_rate",
     "target_rates",
     "weight_decay_of",
@@ -292,30 +292,16 @@ def check_names(optimizer: str, schedule: str) -> None:
             raise UsageError(f"the {kind} is chosen by its name, not {name!r}", fix=f'"{next(iter(known))}"')
         if name.lower() not in known:
             raise UnknownNameError(kind, name, sorted(known))
-    if _needs_closure(_OPTIMIZERS[optimizer.lower()]):
-        raise _closure_error(optimizer, 'optimizer="adamw"')
+    if needs_closure(_OPTIMIZERS[optimizer.lower()]):
+        raise UsageError(
+            f"optimizer {optimizer!r} cannot be chosen by name",
+            why="it takes parameters with one learning rate, and evaluates the loss several times a step",
+            fix="return torch.optim.LBFGS(self.parameters()) from configure_optimizers",
+        )
 
 
-def require_no_closure(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse optimizers that automatic optimization cannot step, such as `torch.optim.LBFGS`.
-
-    Raises:
-        UsageError: one evaluates the loss several times a step.
-    """
-    for optimizer in optimizers:
-        if _needs_closure(type(optimizer)):
-            raise _closure_error(type(optimizer).__name__, "another optimizer, such as torch.optim.AdamW")
-
-
-def _closure_error(name: str, instead: str) -> UsageError:
-    return UsageError(
-        f"optimizer {name!r} cannot be stepped automatically",
-        why="its step evaluates the loss several times, through a closure that training does not give it",
-        fix=f"{instead}, or a Module with automatic_optimization = False that calls optimizer.step(closure) itself",
-    )
-
-
-def _needs_closure(kind: type[Optimizer]) -> bool:
+def needs_closure(kind: type[Optimizer]) -> bool:
+    """Whether the step of an optimizer has to be given a closure, as that of `torch.optim.LBFGS` has."""
     closure = inspect.signature(kind.step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
