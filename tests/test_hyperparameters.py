@@ -196,7 +196,7 @@ def test_a_collection_inside_a_value_comes_back_as_what_it_was(tmp_path, number)
     loaded = Nested.load_from_checkpoint(path)
     assert (loaded.hparams.model, type(loaded.hparams.model)) == (inner, type(inner))
     assert (loaded.width_of_first, type(loaded.hparams.sizes)) == (5, tuple)
-    with pytest.raises(IntegrityError, match="head.weight is"):
+    with pytest.raises(IntegrityError, match=r"head\.weight is"):
         Nested.load_from_checkpoint(path, model=make({"width": 6}))
     whole = {"model": make({"width": 4}), "learning_rate": 0.1}
     loaded = NestedInWhole.load_from_checkpoint(saved(NestedInWhole(whole), tmp_path / "whole"))

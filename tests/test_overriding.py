@@ -117,12 +117,14 @@ def test_a_hook_may_take_fewer_arguments_or_those_of_older_versions(tmp_path):
 
         def on_before_optimizer_step(self, optimizer, optimizer_idx):
             seen["optimizer_idx"] = optimizer_idx
+            super().on_before_optimizer_step(optimizer, optimizer_idx)
 
         def predict_step(self, batch, batch_idx):
             return len(batch[0])
 
         def on_predict_epoch_end(self, results):
             seen["results"] = results
+            super().on_predict_epoch_end(results)
 
     class Watching(Callback):
         def on_train_batch_end(self, trainer, module, outputs):
@@ -130,6 +132,7 @@ def test_a_hook_may_take_fewer_arguments_or_those_of_older_versions(tmp_path):
 
         def on_predict_epoch_end(self, trainer, module, outputs):
             seen["predictions"] = outputs
+            super().on_predict_epoch_end(trainer, module, outputs)
 
         def on_test_batch_end(self, trainer, module, *arguments):
             seen["test"] = len(arguments)

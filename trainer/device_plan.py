@@ -138,8 +138,12 @@ def _plugins(plugins: Any) -> list[Any]:
         if isinstance(one, Accelerator):
             raise UsageError("plugins=[...] takes no accelerator", fix=f"accelerator={type(one).__name__}()")
         if not isinstance(one, (Strategy, Precision)):
+            writes_files = callable(getattr(one, "save_checkpoint", None))
             raise UsageError(
                 f"plugins=[{one!r}]: a Strategy or a Precision is needed",
-                fix='strategy="auto", precision="bf16-mixed" for those that have names',
+                why="checkpoints are always files that are written by one rename" if writes_files else "",
+                fix="ModelCheckpoint(dirpath=...), and a callback that copies its files in on_epoch_end"
+                if writes_files
+                else 'strategy="auto", precision="bf16-mixed" for those that have names',
             )
     return given

@@ -854,9 +854,10 @@ class FitRun(Run):
         self.fresh_metrics.update(values)
         self.new_metrics.update(values)
 
-    def take_validation(self, values: dict[str, float]) -> None:
-        """The values of a validation that is over."""
+    def take_validation(self, values: dict[str, float], logged: dict[str, float]) -> None:
+        """The values of a validation that is over, and those of them that loggers are given."""
         self.take_metrics(values)
+        self.logged |= logged
         for rate in self.schedulers if self._is_overdue else ():
             if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
                 rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
@@ -902,6 +903,7 @@ class FitRun(Run):
         row[f"{self.module.sample_noun}_per_second"] = (self.samples - self._samples_before) / trained
         row["seconds"] = spent
         self.history.append(row)
+        self.logged = self.logged_values | row
         self.epoch_is_complete = self._exhausted
         leave_phase(self)
         self.trainer.require_own_folder()
@@ -993,6 +995,7 @@ class FitRun(Run):
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]
         # The row of an epoch that was cut short is written again when it is complete.
         self.history = [row for row in state["history"] if row["epoch"] < self.epoch]
+        self.logged = dict(self.rows[-1]) if self.rows else {}
         self.results.load_state_dict(state["results"], self.module)
         if self.phases is not None and state["phases"] is not None:
             self.phases.load_state_dict(state["phases"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -375,6 +375,12 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         return first.device if first is not None else torch.device("cpu")
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the first floating-point parameter; torch's default without any."""
+        found = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return next(found, torch.get_default_dtype())
+
+    @property
     def global_step(self) -> int:
         """Optimizer steps taken so far in the fit run."""
         return self.trainer.global_step if self.trainer is not None else 0
@@ -481,6 +487,21 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """Log several values with the same options."""
         for name, value in values.items():
             self.log(name, value, **options)
+
+    def to_onnx(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.onnx.export`."""
+        raise self._no_export("to_onnx", "torch.onnx.export(model, inputs, path)")
+
+    def to_torchscript(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.jit.trace`."""
+        raise self._no_export("to_torchscript", "torch.jit.trace(model, inputs)")
+
+    def to_tensorrt(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.onnx.export`, whose files TensorRT reads."""
+        raise self._no_export("to_tensorrt", "torch.onnx.export(model, inputs, path)")
+
+    def _no_export(self, name: str, fix: str) -> UsageError:
+        return UsageError(f"{type(self).__name__} has no {name}", why="torch exports any module in eval mode", fix=fix)
 
     @classmethod
     def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: PathLike) -> None:

@@ -67,6 +67,8 @@ class Run:
         self.results = Results(self.strategy.reduce)
         #: the last value of each metric
         self.metrics: dict[str, float] = {}
+        #: the last value of each name in the rows of the log
+        self.logged: dict[str, float] = {}
         #: the hook or step that runs now; it decides how `log` keeps a value
         self.current_hook = "setup"
         #: samples in the batch that is worked on
@@ -210,6 +212,11 @@ class Run:
         """The last value of each metric; during a training step also those that were logged in it."""
         is_in_step, _ = LEVELS.get(self.current_hook, (False, False))
         return {**self.metrics, **self.results.values_in_step()} if is_in_step else self.metrics
+
+    @property
+    def logged_values(self) -> dict[str, float]:
+        """The last values that loggers are given: rows of the log, and what steps have logged since."""
+        return {**self.logged, **self.results.step_values(of_all=False)}
 
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
@@ -492,9 +499,10 @@ class EvaluationRun(Run):
         """Collect the values of the pass, those that hooks of its end have logged among them."""
         self.collect()
         self.results_of_pass = found = self.strategy.gather(self.results.epoch_values(logger_only=True))[0]
+        self.logged = self.logged_values | found
         trainer = self.trainer
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_validation(self.metrics)
+            self.parent.take_validation(self.metrics, self.logged)
         for logger in self._opened_loggers() if self.parent is None and found else ():
             logger.log_evaluation(self.stage, found, trainer.global_step, trainer.current_epoch)
 

@@ -559,7 +559,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if earlier is not None:
             self.say(f"torchrun has started this again: going on from {earlier}")
         self._before = (self.run_folder, self.fit_run, self._restored_best)
-        self._last_metrics = {}
+        self._last_metrics, self._last_logged = {}, {}
         self._set_fit(folder, run, None)
         return earlier or run.resume_from
 
@@ -645,7 +645,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
             self._restored_best = weights_from  # another file's weights say nothing of this fit
         if stage != "predict" and self.active_run is None:  # a fit that goes on has values of its own
-            self._last_metrics = run.metrics
+            self._last_metrics, self._last_logged = run.metrics, run.logged
         return run
 
 
