@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+from pickle import PicklingError
 
 from flashtask.core import errors
 from flashtask.core.errors import (
@@ -24,6 +25,12 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
 _SINGLE_IN_BATCHNORM = "Expected more than 1 value per channel when training"
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
+#: What timm's and torchvision's vision transformers say of an image of another size than theirs.
+_OTHER_SIZE = re.compile(
+    r"Input (height|width) \((\d+)\) doesn't match model \((\d+)\)"
+    r"|Wrong image (height|width)! Expected (\d+) but got (\d+)"
+)
+_NOT_SENT = re.compile(r"[Cc]an't (?:pickle|get) local object|[Cc]annot pickle|[Cc]an't pickle <")
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 _CAUGHT = re.compile(r"Caught (\w+) in .*\nOriginal Traceback", re.MULTILINE)
 
@@ -51,6 +58,19 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
             "BatchNorm cannot train on a batch of one image or sample",
             why=str(error),
             fix='batches of at least 2 (batch_size, drop_last=True in a loader of your own), or strategy="freeze"',
+        )
+    if isinstance(error, AssertionError) and (found := _OTHER_SIZE.search(str(error))):
+        given, taken = (found[2], found[3]) if found[2] else (found[6], found[5])
+        return UsageError(
+            f"the model takes images of one size, with {found[1] or found[4]} {taken}, and a batch has {given}",
+            why=str(error),
+            fix=f"images of that size from your transform or loader: Resize(({taken}, {taken})) in torchvision",
+        )
+    if isinstance(error, (PicklingError, AttributeError, TypeError)) and _NOT_SENT.search(str(error)):
+        return UsageError(
+            "what loads the data cannot be sent to a worker process",
+            why=str(error),
+            fix="a function at the top level of a module in place of a lambda or an inner function, or num_workers=0",
         )
     if isinstance(error, RuntimeError) and (found := _NAN_GRADIENT.search(str(error))):
         return DivergedError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
@@ -613,6 +613,13 @@ class Trainer(RunFacts, Lightning1Trainer):
         if checkpoint is None or not checkpoint.best_model_path:
             return
         path = Path(checkpoint.best_model_path)
+        if not path.exists():
+            last = checkpoint.last_model_path
+            raise MissingInputError(
+                f"{path} was removed during the run, so the best epoch's weights cannot be put back",
+                why="the module has the weights of the last epoch",
+                fix=f'load("{last}") has them too' if last else "",
+            )
         content = read_checkpoint(path)
         load_checkpoint_into(run.module, content, path)
         self._restored_best = path
