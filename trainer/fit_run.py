@@ -30,6 +30,7 @@ from flashtask.trainer.data_loaders import (
     batch_size_of,
     begin_at,
     end_workers,
+    known_shares,
     length_of,
     order_of,
     shares_of_group,
@@ -188,6 +189,8 @@ class FitRun(Run):
         #: which of several optimizers the group is for; None: all of them
         self._turn: int | None = None
         self._written_step = 0
+        #: the values of the epoch, under the names that callbacks see
+        self._of_epoch: dict[str, float] = {}
         self._step_precision = device_plan.precision
         self._resumed_at = -1
         self._hooks_read_outputs = True
@@ -513,6 +516,7 @@ class FitRun(Run):
     def start_epoch(self) -> None:
         """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
+        self._collected = -1
         if not self.batch_idx:
             self.fresh_metrics.clear()
         self.skip_epoch = self.epoch_is_over = False
@@ -659,7 +663,9 @@ class FitRun(Run):
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
         sizes = [0 if batch is None else batch_size_of(batch) for batch in group]
-        shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
+        processes = self.strategy.world_size
+        known = known_shares(self.loader, self.samples, self.batch_idx, len(group), processes)
+        shares = shares_of_group(sizes, known, processes)
         given = [number for number, batch in enumerate(group, 1) if batch is not None]
         self.group_end = self.batch_idx + (given[-1] if given else 0)
         self._turn = optimizer_in_turn(self.frequencies, self.batch_idx) if self.frequencies else None
@@ -879,8 +885,10 @@ class FitRun(Run):
 
     def collect(self) -> None:
         """Compute the epoch's values as far as they are logged, so that hooks of its end can read them."""
-        self.agree_on_results()
-        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+        if self._is_out_of_date("train_epoch_end"):
+            self._of_epoch = self.strategy.gather(self.results.callback_values())[0]
+            self._collected = len(self.results.entries)
+            self.take_metrics(self._of_epoch)
 
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
@@ -895,7 +903,7 @@ class FitRun(Run):
         self.seconds += spent
         self.training_seconds += trained
         row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step}
-        row |= self.results.epoch_values(logger_only=True)
+        row |= {name: self._of_epoch[name] for name in self.results.epoch_names()}
         if self.validation is not None and self.has_validated:
             row |= self.validation.results_of_pass
         row |= {name: rate for name, rate in rates.items() if name not in row}

@@ -263,13 +263,9 @@ class Results:
             if _shows_step(e) and e.settings.logger
         }
 
-    def epoch_values(self, *, logger_only: bool = False) -> dict[str, float]:
-        """The values over the epoch, under the names loggers show."""
-        return {
-            _fork(e, "_epoch"): e.epoch_value(self._reduce)
-            for e in self.entries.values()
-            if e.on_epoch and (e.settings.logger or not logger_only)
-        }
+    def epoch_names(self) -> list[str]:
+        """The names among `callback_values` that loggers are given at the end of an epoch."""
+        return [_fork(e, "_epoch") for e in self.entries.values() if e.on_epoch and e.settings.logger]
 
     def is_of_loader(self, number: int) -> dict[str, bool]:
         """For each value of `epoch_values`: whether it was logged for this loader, or for all of them."""

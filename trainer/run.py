@@ -69,6 +69,8 @@ class Run:
         self.metrics: dict[str, float] = {}
         #: the last value of each name in the rows of the log
         self.logged: dict[str, float] = {}
+        #: how many names were logged when the values of this pass, or epoch, were computed; -1: they were not
+        self._collected = -1
         #: the hook or step that runs now; it decides how `log` keeps a value
         self.current_hook = "setup"
         #: samples in the batch that is worked on
@@ -222,6 +224,12 @@ class Run:
         """Let every process have the entries of all: one of them may have been given no batch."""
         if self.strategy.world_size > 1:
             self.results.agree(self.strategy.gather, self.module)
+
+    def _is_out_of_date(self, hook: str) -> bool:
+        """Whether values have to be computed: they have not been yet, or some process has logged in a hook since."""
+        self.agree_on_results()
+        logged_in_hook = any(logged_in == hook for logged_in, _ in self.results.entries)
+        return logged_in_hook or self._collected != len(self.results.entries)
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Move a batch to the run's device and memory format, through the transfer hooks that somebody wrote."""
@@ -397,7 +405,7 @@ class EvaluationRun(Run):
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
-        self.metrics = {}
+        self.metrics, self._collected = {}, -1
         self.samples_seen = self._batches_seen = 0
         self._has_all_outputs = False
         self.outputs = [[] for _ in self.loaders]
@@ -490,15 +498,17 @@ class EvaluationRun(Run):
         """
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
-        self.agree_on_results()
+        if not self._is_out_of_date(f"{self.word}_epoch_end"):
+            return
         self.metrics = self.strategy.gather(self.results.callback_values())[0]
+        self._collected = len(self.results.entries)
         if self.parent is not None and not self.is_sanity_check:
             self.parent.take_metrics(self.metrics)
 
     def close(self) -> None:
         """Collect the values of the pass, those that hooks of its end have logged among them."""
         self.collect()
-        self.results_of_pass = found = self.strategy.gather(self.results.epoch_values(logger_only=True))[0]
+        self.results_of_pass = found = {name: self.metrics[name] for name in self.results.epoch_names()}
         self.logged = self.logged_values | found
         trainer = self.trainer
         if self.parent is not None and not self.is_sanity_check:
