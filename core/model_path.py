@@ -23,7 +23,7 @@ def model_path(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
     """The checkpoint file or the pretrained folder that a path means.
 
     A folder in timm's layout and a file stay as they are. A run folder means its `best.ckpt`, else its `last.ckpt`,
-    which a line on stderr then says.
+    which a line on stderr reports.
 
     Args:
         path: a checkpoint file, a run folder, or a folder in timm's layout; `~` is expanded.

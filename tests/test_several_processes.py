@@ -138,7 +138,7 @@ def test_s105_num_nodes_that_agree_with_the_launcher_are_taken(monkeypatch):
 
 def test_s105_several_machines_need_somebody_who_starts_the_processes(tmp_path):
     trainer = trainer_of(tmp_path, 1, devices=2, num_nodes=2, strategy="ddp")
-    with pytest.raises(UsageError, match="somebody has to start a process on each machine") as caught:
+    with pytest.raises(UsageError, match="a process has to be started on each machine") as caught:
         trainer.fit(Small(), DataLoader(samples(4)))
     assert "torchrun --nnodes 2" in caught.value.fix
 

@@ -22,7 +22,7 @@ __all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "Loaders", "transfer_h
 
 
 class BatchTransfer:
-    """What is done with a batch on its way to the device; a data module may say it, or a module."""
+    """What is done with a batch on its way to the device; written in a data module or in a module."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""

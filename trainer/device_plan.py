@@ -43,7 +43,7 @@ def check_device_plan(
     """Look at a Trainer's arguments together; no device is asked for.
 
     Returns:
-        The strategy that is meant: the given object, or a new one.
+        The strategy: the given object, or a new one.
 
     Raises:
         UsageError: one of them means nothing, or two contradict each other.
@@ -134,7 +134,9 @@ def _plugins(plugins: Any) -> list[Any]:
     given = list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
     for one in given:
         if isinstance(one, type) and issubclass(one, (Strategy, Precision)):
-            raise UsageError(f"plugins=[{one.__name__}]: it is a class", fix=f"plugins=[{one.__name__}()]")
+            raise UsageError(
+                f"plugins=[{one.__name__}]: an object is needed, not a class", fix=f"plugins=[{one.__name__}()]"
+            )
         if isinstance(one, Accelerator):
             raise UsageError("plugins=[...] takes no accelerator", fix=f"accelerator={type(one).__name__}()")
         if not isinstance(one, (Strategy, Precision)):

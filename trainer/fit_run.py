@@ -194,10 +194,10 @@ class FitRun(Run):
         self._step_precision = device_plan.precision
         self._resumed_at = -1
         self._hooks_read_outputs = True
-        #: names that were measured in this epoch, and those of them that nobody has looked at yet
+        #: names that were measured in this epoch, and those of them that no callback has looked at yet
         self.fresh_metrics: set[str] = set()
         self.new_metrics: set[str] = set()
-        #: one of the measurements that nobody has looked at is a validation
+        #: one of the measurements that no callback has looked at is a validation
         self.has_validated = False
 
     # ---- making it ready
@@ -373,7 +373,7 @@ class FitRun(Run):
         self.accumulation = batches_a_step
 
     def limit_steps(self, steps: int) -> None:
-        """End after so many optimizer steps, whatever `max_steps` says."""
+        """End after so many optimizer steps, whatever `max_steps` is."""
         self.max_steps = steps
 
     def read_from(self, loader: Any) -> None:
@@ -985,7 +985,7 @@ class FitRun(Run):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
+        """Continue where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
         self._written_step = self.global_step

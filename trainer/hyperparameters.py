@@ -44,7 +44,7 @@ class Hyperparameters(dict[str, Any]):
 
 
 class MissingArgument:
-    """Stands for an argument that no file could hold, until somebody uses it.
+    """A placeholder for an argument that could not be stored; using it raises an error.
 
     Args:
         name: of the argument.
@@ -56,7 +56,7 @@ class MissingArgument:
         self.__dict__.update(name=name, kind=kind, fix=fix)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Say what is missing.
+        """Raise an error that names the argument.
 
         Raises:
             UsageError: always.
@@ -103,7 +103,7 @@ class HyperparametersMixin:
         return {str(name): value for name, value in dict(self.hparams).items() if name not in self._not_logged}
 
     def resolved_hyperparameters(self) -> dict[str, Any]:
-        """Values that stand in for the arguments they were resolved from, by name."""
+        """Values that replace the arguments that they were resolved from, by name."""
         return {}
 
     def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] = (), logger: bool = True) -> None:
@@ -174,7 +174,7 @@ def plain_hyperparameters(module: HyperparametersMixin) -> dict[str, Any]:
 
 
 def hyperparameters_content(module: HyperparametersMixin) -> dict[str, Any]:
-    """What a checkpoint says about the hyper-parameters.
+    """What a checkpoint holds of the hyper-parameters.
 
     Returns:
         `hyper_parameters`: their plain form. `hyper_parameters_form`: None, or for a collection that was saved whole

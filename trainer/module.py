@@ -218,14 +218,14 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says about the module beside its weights (a task: name, labels, preprocessing)."""
+        """What a checkpoint holds of the module beside its weights (a task: name, labels, preprocessing)."""
         recorded = recorded_precision(self)
         return {} if recorded is None else {"inference_precision": recorded}
 
     def recipe(self) -> dict[str, Any] | None:
-        """What a recipe says of the module: `{"task": ..., "model": {...}}`; None for a module that has no recipe.
+        """The sections of a recipe about the module, `{"task": ..., "model": {...}}`; None if it has no recipe.
 
-        `not_saved` may stand beside them: dotted key of the recipe -> what it cannot hold; and `data`: arguments for
+        It may also hold `not_saved`: dotted key of the recipe -> what it cannot hold; and `data`: arguments for
         the constructor of the data.
         """
         return None
@@ -326,7 +326,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         return [group for group in groups if group]
 
     def merge_lora(self) -> Self:
-        """Add the factors of a `lora` strategy to the weights they stand beside, and take them away.
+        """Add the factors of a `lora` strategy to the weights that they belong to, and remove them.
 
         What the module computes stays the same up to rounding. A checkpoint keeps factors and weights apart, so merge
         after the last one has been written.
@@ -516,7 +516,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
     @classmethod
     def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:
         """The module that takes a checkpoint's weights, from the constructor arguments that the checkpoint holds."""
-        del weights  # how large they are says how large the module can be, to those who want to know
+        del weights  # a subclass may limit the size of the module by theirs
         return cls(**arguments)
 
     @classmethod
@@ -534,7 +534,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
                 its last.
             map_location: device for the tensors.
             strict: every weight must be there and nothing else; None means the module's `strict_loading`.
-            given: constructor arguments; they win over the stored ones, and stand in for those that could not be
+            given: constructor arguments; they win over the stored ones, and replace those that could not be
                 stored.
 
         Raises:

@@ -48,7 +48,7 @@ def _alone(value: Any, how: str) -> Any:
     return value
 
 
-#: what every row of the log says itself
+#: columns that every row of the log has
 _COLUMNS = ("epoch", "step", "seconds")
 
 
@@ -59,7 +59,7 @@ def reduction_name(reduce_fx: str | Callable[..., Any]) -> str:
 
 
 class LogSettings(NamedTuple):
-    """How a value is kept and shown; `Module.log` says what each means."""
+    """How a value is kept and shown; `Module.log` explains each."""
 
     prog_bar: bool = False
     logger: bool = True
@@ -212,10 +212,10 @@ class Results:
             hook: the hook or step that runs now.
             name: of the value.
             value: a number, a scalar tensor or a metric object.
-            weight: samples that it stands for.
+            weight: samples that it was computed from.
             settings: how it is kept; the first time that a name is logged decides.
             loader: number of the loader, where there are several: their values get names of their own, unless the
-                settings say that they have them.
+                settings say otherwise.
 
         Raises:
             UsageError: nothing can be logged here, or not on this level, or the value is not a number.

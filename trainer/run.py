@@ -77,7 +77,7 @@ class Run:
         self.batch_size = 1
         #: number of the loader that the batch comes from, None if there is only one
         self.loader_number: int | None = None
-        #: the hooks around moving a batch, None for those that nobody wrote: before, move, after
+        #: the hooks around moving a batch, None for those that are not written: before, move, after
         self.transfer: tuple[Any, Any, Any] = (None, None, None)
         self.callbacks: list[Callback] = []
         #: the `teardown` of each `setup` that was begun, in the order of beginning
@@ -172,7 +172,7 @@ class Run:
         self.is_prepared = True
 
     def extend(self, extension: RunExtension) -> None:
-        """Let an extension wrap what the run calls, tells and reads batches from."""
+        """Let an extension wrap the functions, listeners and loaders of the run."""
         for hook, calls in self.listeners.items():
             self.listeners[hook] = tuple(extension.wrap_listener(self, hook, call) for call in calls)
         self._extend_parts(extension)
@@ -232,7 +232,7 @@ class Run:
         return logged_in_hook or self._collected != len(self.results.entries)
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Move a batch to the run's device and memory format, through the transfer hooks that somebody wrote."""
+        """Move a batch to the run's device and memory format, through the transfer hooks that are written."""
         before, move, after = self.transfer
         if before is not None:
             batch = before(batch, dataloader_idx)

@@ -335,7 +335,7 @@ class ProgressBar(Callback):
         self._line.update(Text(line, no_wrap=True), refresh=True)
 
     def _columns(self) -> int:
-        """The width of the terminal that is written to, else what COLUMNS says, else 80."""
+        """The width of the terminal that is written to, else $COLUMNS, else 80."""
         if self._live:
             with suppress(AttributeError, OSError, ValueError):
                 if own := os.get_terminal_size(self.stream.fileno()).columns:
@@ -364,7 +364,7 @@ def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
 
 
 def shown_value(value: Any, digits: int) -> str:
-    """Fixed digits where they say something, else as few as a number needs; a text as it is."""
+    """Fixed digits where they are significant, else as few as a number needs; a text as it is."""
     if not isinstance(value, (int, float)):
         return str(value)
     return f"{value:.{digits}f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.{digits - 1}g}"

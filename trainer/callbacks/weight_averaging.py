@@ -374,7 +374,7 @@ class EMAWeightAveraging(WeightAveraging):
     """An exponential moving average of the weights, updated after optimizer steps.
 
     It remembers about `1 / (1 - decay)` updates. A run that is not much longer ends close to its first weights, and a
-    message at the start says so. Lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
+    message at the start reports it. Lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
     `WeightAveraging` can do: `lambda a, w, n: a.lerp(w, 1 - min(0.999, (1 + n) / (10 + n)))`.
 
     Args:

@@ -258,7 +258,7 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
 
 
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: PathLike) -> None:
-    """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
+    """The loaders of the run were made for the module as it is now, so the checkpoint must agree with it."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
     if then is None or now is None or getattr(run.module, "awaits_size", False):
         return  # or nothing was made for it: the user's own loaders give images of their own size

@@ -131,7 +131,8 @@ def check_accelerator(accelerator: Any) -> Accelerator | None:
         return accelerator
     if isinstance(accelerator, type) and issubclass(accelerator, Accelerator):
         raise UsageError(
-            f"accelerator={accelerator.__name__}: it is a class", fix=f"accelerator={accelerator.__name__}()"
+            f"accelerator={accelerator.__name__}: an object is needed, not a class",
+            fix=f"accelerator={accelerator.__name__}()",
         )
     name = str(accelerator).lower()
     if name == "auto":
@@ -153,20 +154,20 @@ def _unknown(name: str, given: Any) -> UnknownNameError:
 
 
 def resolve_accelerator(accelerator: Any = "auto") -> Accelerator:
-    """The accelerator that is meant, which is here; `auto` is CUDA, then MPS, then the CPU.
+    """The accelerator for the argument, if this machine has it; `auto` is CUDA, then MPS, then the CPU.
 
     Raises:
         UsageError: there is no such accelerator, here or at all.
     """
-    meant = check_accelerator(accelerator)
-    if meant is None:
+    found = check_accelerator(accelerator)
+    if found is None:
         known: list[Accelerator] = [ACCELERATORS.get(name)() for name in _PREFERENCE if name in ACCELERATORS]
         return next(one for one in known if one.is_available())
-    if not meant.is_available():
-        kind = meant.name.upper() if meant.name in _PREFERENCE else meant.name
-        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(meant).__name__}()"
+    if not found.is_available():
+        kind = found.name.upper() if found.name in _PREFERENCE else found.name
+        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(found).__name__}()"
         raise UsageError(f"accelerator={given}: there is no {kind} device here", fix='accelerator="cpu"')
-    return meant
+    return found
 
 
 def accelerator_of(device: torch.device) -> Accelerator:
@@ -177,10 +178,10 @@ def accelerator_of(device: torch.device) -> Accelerator:
 
 
 def resolve_device(accelerator: Any = "auto", devices: Any = "auto") -> torch.device:
-    """The first device that is meant.
+    """The first device for the arguments.
 
     Raises:
         UsageError: there is no such accelerator or device, here or at all.
     """
-    meant = resolve_accelerator(accelerator)
-    return meant.device(device_indices(devices, meant)[0])
+    found = resolve_accelerator(accelerator)
+    return found.device(device_indices(devices, found)[0])

@@ -219,7 +219,7 @@ class ScaledPrecision(MixedPrecision):
             raise DivergedError(
                 "the gradients overflow at every scale, so no step is taken",
                 why="there are NaN or infinite gradients behind a loss that is finite",
-                fix='precision="32"; torch.autograd.set_detect_anomaly(True) tells where they come from',
+                fix='precision="32"; torch.autograd.set_detect_anomaly(True) shows where they come from',
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,7 +262,9 @@ def check_precision(precision: Any) -> Precision | str:
     if isinstance(precision, Precision):
         return precision
     if isinstance(precision, type) and issubclass(precision, Precision):
-        raise UsageError(f"precision={precision.__name__}: it is a class", fix=f"precision={precision.__name__}()")
+        raise UsageError(
+            f"precision={precision.__name__}: an object is needed, not a class", fix=f"precision={precision.__name__}()"
+        )
     name = _NAMES.get(str(precision))
     if name is None:
         choices = sorted(set(_NAMES.values()))
@@ -340,7 +342,7 @@ def recorded_precision(module: nn.Module) -> str | None:
 def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a newly built module the floating formats that its weights were stored in.
 
-    A module that is in one of the true formats then is trained, evaluated and asked in it, unless told otherwise.
+    A module that is in one of the true formats then is trained, evaluated and asked in it by default.
 
     Args:
         module: it takes the weights next.

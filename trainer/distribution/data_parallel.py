@@ -208,7 +208,7 @@ class DataParallel(Strategy):
         self.agree(lambda: facts_at_start(run))
 
     def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
-        """Compare what every process says with what the first does; none continues if one differs."""
+        """Compare the facts of every process with those of the first; none continues if one differs."""
         if self.world_size == 1:
             return
         try:
@@ -247,7 +247,7 @@ class DataParallel(Strategy):
         return self._broken(error) if lost is None else of_a_bystander(ProcessLostError(lost[1], fix=CONTINUE))
 
     def _cause_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
-        """The same where somebody else started the processes: one of them prints the message, each of them ends."""
+        """The same where a launcher started the processes: one of them prints the message, each of them ends."""
         assert self.process is not None
         if is_bystander(error):
             return error

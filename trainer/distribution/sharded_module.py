@@ -79,7 +79,7 @@ class ShardedModule:
         self._marks = [_Marks(part) for part in module.modules()]
         self._root = cast(Any, _Root(module))
         for block in self.blocks:
-            # FSDP's hook on what a block gives is lost where somebody changes a view in place.
+            # FSDP's hook on what a block gives is lost where a view is changed in place.
             block.register_forward_hook(lambda part, inputs, outputs: without_views(outputs))
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, **options)
         fully_shard(self._root, mesh=mesh, **options)

@@ -2,7 +2,7 @@
 
 A layer that is adapted stays the same object, under the same names: its class is replaced by a subclass that adds the
 product of two factors to the weight, and back again when they are merged. So the base weights keep their keys
-(`blocks.0.attn.qkv.weight`), and the factors stand beside them (`...qkv.lora_down`, `...qkv.lora_up`).
+(`blocks.0.attn.qkv.weight`), and the factors are stored beside them (`...qkv.lora_down`, `...qkv.lora_up`).
 """
 
 from __future__ import annotations

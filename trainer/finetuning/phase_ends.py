@@ -32,7 +32,7 @@ class PhaseProgress:
         module: whose own metric is `module.monitor`.
 
     Raises:
-        UsageError: a plateau has no `mode`, and the name of its metric does not say it.
+        UsageError: a plateau has no `mode`, and the name of its metric does not imply one.
     """
 
     def __init__(self, finetuning: Finetuning, module: Module) -> None:

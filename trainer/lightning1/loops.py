@@ -184,7 +184,7 @@ class _Reading(Loop):
     """A loop over an iterator, which is released at the end, also after an error."""
 
     _source: Iterator[Any] = iter(())
-    #: what the next turn works on, once somebody has asked whether there is one
+    #: what the next turn works on, once `done` has been read
     _upcoming: tuple[Any, ...] = ()
 
     @property
@@ -273,7 +273,7 @@ class _Once(Loop):
 
 
 class TrainingBatchLoop(_Once):
-    """What is done with a group of batches, by whoever optimizes."""
+    """What is done with a group of batches, with automatic or manual optimization."""
 
     def __init__(self) -> None:
         self.optimizer_loop: Loop = OptimizerLoop()

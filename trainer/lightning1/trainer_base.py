@@ -94,7 +94,7 @@ class Lightning1Trainer(ArgparseMixin):
         def __getattr__(self, name: str) -> Any:
             if name in NOT_THERE:
                 raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {NOT_THERE[name]}")
-            return object.__getattribute__(self, name)  # whose error says what a property could not find
+            return object.__getattribute__(self, name)  # whose error names what a property could not find
 
     @property
     def lightning_module(self) -> Any:
@@ -124,6 +124,6 @@ class Lightning1Trainer(ArgparseMixin):
 
     @property
     def _path(self) -> Loops | LoopTree:
-        """What goes through a run: `loops`, unless somebody has replaced a loop object."""
+        """What goes through a run: `loops`, unless a loop object was replaced."""
         tree = self._loop_tree
         return tree if tree is not None and tree.is_changed else self.loops
