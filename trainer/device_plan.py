@@ -134,9 +134,7 @@ def _plugins(plugins: Any) -> list[Any]:
     given = list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
     for one in given:
         if isinstance(one, type) and issubclass(one, (Strategy, Precision)):
-            raise UsageError(
-                f"plugins=[{one.__name__}]: an object is needed, not a class", fix=f"plugins=[{one.__name__}()]"
-            )
+            raise UsageError(f"plugins=[{one.__name__}]: not an object but a class", fix=f"plugins=[{one.__name__}()]")
         if isinstance(one, Accelerator):
             raise UsageError("plugins=[...] takes no accelerator", fix=f"accelerator={type(one).__name__}()")
         if not isinstance(one, (Strategy, Precision)):

@@ -122,13 +122,12 @@ def download(address: HubAddress, commit: str, name: str, seconds: float) -> Pat
         IntegrityError: the file does not have the promised length.
         StorageError: the cache cannot be written.
     """
+
+    def ask() -> str:
+        return client().hf_hub_download(address.repository, name, revision=commit, cache_dir=hub_cache())
+
     try:
-        path = _within(
-            seconds,
-            lambda: _patiently(
-                lambda: client().hf_hub_download(address.repository, name, revision=commit, cache_dir=hub_cache())
-            ),
-        )
+        path = _within(seconds, lambda: _patiently(ask))
     except Exception as error:
         raise _told(error, address, name) from error
     if path is None:

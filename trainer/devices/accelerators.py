@@ -131,7 +131,7 @@ def check_accelerator(accelerator: Any) -> Accelerator | None:
         return accelerator
     if isinstance(accelerator, type) and issubclass(accelerator, Accelerator):
         raise UsageError(
-            f"accelerator={accelerator.__name__}: an object is needed, not a class",
+            f"accelerator={accelerator.__name__}: not an object but a class",
             fix=f"accelerator={accelerator.__name__}()",
         )
     name = str(accelerator).lower()

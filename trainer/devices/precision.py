@@ -263,7 +263,7 @@ def check_precision(precision: Any) -> Precision | str:
         return precision
     if isinstance(precision, type) and issubclass(precision, Precision):
         raise UsageError(
-            f"precision={precision.__name__}: an object is needed, not a class", fix=f"precision={precision.__name__}()"
+            f"precision={precision.__name__}: not an object but a class", fix=f"precision={precision.__name__}()"
         )
     name = _NAMES.get(str(precision))
     if name is None:

@@ -213,7 +213,7 @@ def resolve_strategy(strategy: Any) -> Strategy:
         return strategy
     if isinstance(strategy, type) and issubclass(strategy, Strategy):
         raise UsageError(
-            f"strategy={strategy.__name__}: an object is needed, not a class", fix=f"strategy={strategy.__name__}()"
+            f"strategy={strategy.__name__}: not an object but a class", fix=f"strategy={strategy.__name__}()"
         )
     if _is_finetuning(strategy):
         raise UsageError(
