@@ -32,7 +32,7 @@ _SPARE = 256 * 2**20
 
 
 class Refused(ValueError):  # noqa: N818 - never leaves this process
-    """Why the file is not read."""
+    """The file is refused; the message is the reason."""
 
 
 class Ambiguous(Refused):

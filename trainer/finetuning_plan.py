@@ -356,7 +356,7 @@ class _Clock(Callback, RunExtension):
 
     @property
     def seconds_per_batch(self) -> float:
-        """Between two batches, loading included."""
+        """Seconds from the end of one batch to that of the next, loading included."""
         gaps = [later - earlier for earlier, later in pairwise(self.ends)]
         if not self.ahead:
             return median(gaps) if gaps else 0.0

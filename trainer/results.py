@@ -322,7 +322,7 @@ class Results:
         return rows
 
     def load_state_dict(self, state: list[dict[str, Any]], module: nn.Module) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self.entries.clear()
         for row in state:
             entry = Entry(row["name"], LogSettings(**row["settings"]))

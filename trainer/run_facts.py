@@ -289,18 +289,18 @@ class RunFacts:
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
-        """The same for the sanity check."""
+        """Batches that the sanity check takes from each loader of validation."""
         steps = self.num_sanity_val_steps
         return [one if steps < 0 else min(steps, one) for one in self.num_val_batches]
 
     @property
     def num_test_batches(self) -> list[int | float]:
-        """The same for a test."""
+        """Batches in a test, for each loader; infinite if the loader does not know."""
         return self._batches_of("test", self.test_dataloaders)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
-        """The same for a prediction."""
+        """Batches in a prediction, for each loader; infinite if the loader does not know."""
         return self._batches_of("predict", self.predict_dataloaders)
 
     @property
@@ -322,7 +322,7 @@ class RunFacts:
 
     @property
     def early_stopping_callback(self) -> EarlyStopping | None:
-        """The first of them."""
+        """The first callback that stops a fit by a metric; None without one."""
         return next(iter(self.early_stopping_callbacks), None)
 
     @property

@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each monitored metric."""
+        """The class and the monitored metric: two may watch different metrics."""
         return f"EarlyStopping({self.monitor or ''})"
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class EarlyStopping(Callback):
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         for name in _STATE:
             setattr(self, name, state.get(name))  # a checkpoint of 0.1 does not have all of them
 
@@ -181,7 +181,7 @@ class EarlyStopping(Callback):
         self._raise_unknown()
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """The same after the last epoch."""
+        """Raise the error for a metric that was missing in the last epoch too."""
         self._raise_unknown()
 
     def _raise_unknown(self) -> None:

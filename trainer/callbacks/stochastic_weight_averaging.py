@@ -204,7 +204,7 @@ class StochasticWeightAveraging(AveragingCallback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self._average.count, self._average.tensors = state["count"], state["average"]
         self._begun_at, self._rates, self._targets = state["begun_at"], state["rates"], state["targets"]
         self._in_eval_mode = state["in_eval_mode"]

@@ -169,12 +169,12 @@ class ModelCheckpoint(Callback):
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch of the best file."""
+        """The epoch of the best file, counted from 0; None before there is one."""
         return self.best.best.epoch if self.best.best is not None else None
 
     @property
     def best_metrics(self) -> dict[str, float]:
-        """All metrics of the best file."""
+        """All metrics of the best file's epoch, by name."""
         return dict(self.best.best.metrics) if self.best.best is not None else {}
 
     @property

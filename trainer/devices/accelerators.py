@@ -37,7 +37,7 @@ class Accelerator:
         return True
 
     def device_count(self) -> int:
-        """How many there are here."""
+        """How many devices of this kind the machine has."""
         return 1
 
     def device(self, index: int) -> torch.device:
@@ -58,7 +58,7 @@ class CPUAccelerator(Accelerator):
     name = "cpu"
 
     def device(self, index: int) -> torch.device:
-        """The CPU."""
+        """The CPU, whatever the number."""
         return torch.device("cpu")
 
     def computes_bfloat16(self, device: torch.device) -> bool:
@@ -74,7 +74,7 @@ class CUDAAccelerator(Accelerator):
     name = "cuda"
 
     def is_available(self) -> bool:
-        """Whether torch sees one."""
+        """Whether torch was built for CUDA and sees a GPU."""
         return torch.cuda.is_available()
 
     def device_count(self) -> int:
@@ -82,7 +82,7 @@ class CUDAAccelerator(Accelerator):
         return torch.cuda.device_count()
 
     def device(self, index: int) -> torch.device:
-        """The GPU of a number."""
+        """The GPU with this number, counted from 0."""
         return torch.device("cuda", index)
 
     def computes_bfloat16(self, device: torch.device) -> bool:
@@ -98,11 +98,11 @@ class MPSAccelerator(Accelerator):
     name = "mps"
 
     def is_available(self) -> bool:
-        """Whether torch sees it."""
+        """Whether torch was built for MPS and sees the GPU."""
         return torch.backends.mps.is_available()
 
     def device(self, index: int) -> torch.device:
-        """The only one."""
+        """The only GPU, whatever the number."""
         return torch.device("mps")
 
 

@@ -109,11 +109,11 @@ class Precision:
         """All optimizers have stepped; without a step before it, nothing happens."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """What a checkpoint keeps of it; nothing without a gradient scaler."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
 
 
 class TruePrecision(Precision):
@@ -149,7 +149,7 @@ class MixedPrecision(Precision):
         self._has_depthwise = self.device.type == "cpu" and has_depthwise(module)
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Autocast for the device."""
+        """Autocast for the device, with faster depthwise convolutions where that helps."""
         if self._has_depthwise and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
             return fast_depthwise()
         return torch.autocast(self.device.type, dtype=self.computes_in)
@@ -223,7 +223,7 @@ class ScaledPrecision(MixedPrecision):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale and its history."""
+        """The scale of the loss and the steps since it last changed."""
         return dict(self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ class DataParallel(Strategy):
         return [value] if self.world_size == 1 else gathered(value)
 
     def barrier(self, name: str = "") -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this; a mismatch of names is a bug."""
         if self.world_size > 1:
             places = gathered(name)
             assert len(set(places)) == 1, f"processes wait at different places: {places}"
@@ -342,7 +342,7 @@ class ForkedDataParallel(DataParallel):
     name = "ddp_spawn"
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
-        """As `ddp`, on one machine."""
+        """As `ddp`, but all processes are on this machine."""
         if num_nodes > 1 and self.process is None:
             raise UsageError(f"{self.name} forks on one machine, and num_nodes={num_nodes}", fix='strategy="ddp"')
         super().plan(device, devices, num_nodes)

@@ -190,7 +190,7 @@ def cores_of(process: ProcessInfo, cores: int) -> int:
 
 
 def close_group() -> None:
-    """Part from the others."""
+    """Close the group of processes, if one is open."""
     global _is_abandoned
     stop_sharing()
     if dist.is_initialized():

@@ -84,7 +84,7 @@ class Others:
         self.end()
 
     def end(self) -> None:
-        """End those that still run."""
+        """End the processes that still run, by SIGKILL."""
         self._is_over = True
         for rank, pid in self._pids.items():
             if self._polls[rank]() is None:

@@ -264,7 +264,7 @@ def adapted_layers(module: nn.Module) -> dict[str, Any]:
 
 
 def factor_names(module: nn.Module) -> set[str]:
-    """The names of all factors."""
+    """The names of all factors in the module's state dict."""
     return {f"{name}.{factor}" for name in adapted_layers(module) for factor in _FACTORS}
 
 

@@ -138,7 +138,7 @@ class Finetuning:
 
     @property
     def has_rates(self) -> bool:
-        """Whether a phase sets learning rates."""
+        """Whether a phase sets learning rates, which needs parameter groups by phase."""
         return any(phase.learning_rates or phase.factors or phase.layer_decay for phase in self.phases)
 
     @property

@@ -52,7 +52,7 @@ class Loop:
 
     @property
     def trainer(self) -> Any:
-        """The trainer whose loop this is."""
+        """The trainer that the loop belongs to, as in Lightning."""
         return self._trainer
 
     @trainer.setter
@@ -172,7 +172,7 @@ class FitLoop(Loop):
         self.go_through(self.trainer.loops.begin_fit(self.trainer.fit_run))
 
     def advance(self, *arguments: Any) -> None:
-        """One epoch, by the loop below."""
+        """Run one epoch by the loop below, `epoch_loop`."""
         self.epoch_loop.run()
 
     def on_run_end(self) -> Any:
@@ -332,7 +332,7 @@ class PredictionLoop(EvaluationLoop):
 
 
 class EvaluationEpochLoop(_Reading):
-    """The batches of one loader."""
+    """One pass over the batches of one loader, without gradients."""
 
     def on_run_start(self, *arguments: Any) -> None:
         """Open the loader; the arguments are the evaluation run and the number of the loader."""

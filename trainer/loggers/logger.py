@@ -114,7 +114,7 @@ class Logger(NamedPart):
 
     @property
     def root_dir(self) -> str | None:
-        """The folder of all versions."""
+        """The folder that holds the folders of all versions."""
         return self.save_dir
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -275,7 +275,7 @@ class FolderLogger(Logger):
 
     @property
     def root_dir(self) -> str | None:
-        """The folder of all versions."""
+        """The folder that holds the folders of all versions."""
         return self.save_dir if self.folder is None else str(self.folder / (self._name or ""))
 
     @property

@@ -134,7 +134,7 @@ class TensorBoardLogger(FolderLogger):
                 self._add(name, value, int(row["step"]))
 
     def flush(self) -> None:
-        """Hand everything to the system."""
+        """Write waiting values to the event file."""
         for writer in self._writers.values():
             writer.flush()
 

@@ -128,7 +128,7 @@ class SimpleProfiler(Profiler):
         self._reset()
 
     def begin(self, run: Run) -> None:
-        """Start from nothing."""
+        """Begin a stage with empty records."""
         self._reset()
 
     def _reset(self) -> None:
@@ -183,12 +183,12 @@ class AdvancedProfiler(Profiler):
         self.rows, self._profile = rows, cProfile.Profile()
 
     def begin(self, run: Run) -> None:
-        """Start from nothing."""
+        """Begin a stage with empty records."""
         self._profile = cProfile.Profile()
         self._profile.enable()
 
     def end(self, run: Run) -> None:
-        """Stop looking."""
+        """Stop recording, at the end of a stage."""
         self._profile.disable()
 
     def summary(self) -> str:

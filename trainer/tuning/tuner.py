@@ -52,40 +52,27 @@ class Tuner:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
-    @named_arguments
     def lr_find(
         self,
         model: Module,
         train_dataloaders: Loaders | None = None,
         val_dataloaders: Loaders | None = None,
         datamodule: DataModule | None = None,
-        min_lr: float = 1e-8,
-        max_lr: float = 1.0,
-        num_training: int = 100,
-        mode: str = "exponential",
-        early_stop_threshold: float | None = 4.0,
         update_attr: bool = True,
         attr_name: str = "",
+        **options: Any,
     ) -> FoundRate:
         """Find a learning rate and, unless `update_attr` is false, set it on the module.
 
-        Arguments are those of `trainer.tune` and of `RangeTest`, where `attr_name` is called `attribute`.
+        Loaders are those of `trainer.tune`, options those of `RangeTest`, such as `min_lr` and `num_training`.
 
         Raises:
             UsageError: the loss does not fall at any rate, or the module has no learning rate.
         """
-        options = {
-            "min_lr": min_lr,
-            "max_lr": max_lr,
-            "num_training": num_training,
-            "mode": mode,
-            "early_stop_threshold": early_stop_threshold,
-            "attribute": attr_name or None,
-        }
         rate = learning_rate_of(model, attr_name or None)
-        before = rate.value
-        loaders = (train_dataloaders, val_dataloaders, datamodule)
-        found = self.trainer.tune(model, *loaders, learning_rate=options, batch_size=False)
+        before, loaders = rate.value, (train_dataloaders, val_dataloaders, datamodule)
+        test = {**options, "attribute": attr_name or None}
+        found = self.trainer.tune(model, *loaders, learning_rate=test, batch_size=False)
         if not update_attr:
             rate.give(before)
         assert found.learning_rate is not None
