@@ -126,7 +126,7 @@ def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, A
     needed = [
         p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
-    form = content.get("hyper_parameters_form")
+    form: Any = content.get("hyper_parameters_form")
     for where, kind in find_not_saved(arguments):
         inside = where.removeprefix(f"{form['argument']}.") if form is not None else where
         name = re.split(r"[.\[]", inside)[0]
