@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import BadDataError, DivergedError, ProcessLostError, UsageError
+from flashtask.trainer.callbacks.weight_averaging import WeightAveraging
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.distribution.agreement import require_the_same
 from flashtask.trainer.distribution.data_parallel import DataParallel
@@ -153,6 +154,49 @@ def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_p
     assert said.count("continue from") == 1
     assert "Traceback" not in said
     assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def waiting(run, frozen, step=3):
+    """Let one process stop answering at a step, so that the other waits for it in an exchange; their pids."""
+    pids = [run.wait_for_step(step, rank)[0] for rank in (0, 1)]
+    os.kill(pids[frozen], signal.SIGSTOP)
+    time.sleep(1.0)
+    return pids
+
+
+@pytest.mark.parametrize(
+    ("launcher", "frozen", "number", "code"),
+    [
+        ("ddp", 1, signal.SIGTERM, 143),
+        pytest.param("ddp", 1, signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("ddp_spawn", 1, signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param("ddp", 0, signal.SIGTERM, -signal.SIGKILL, marks=pytest.mark.long),  # it was what the user started
+    ],
+)
+def test_c2_a_signal_reaches_a_process_that_waits_for_a_frozen_one(start, launcher, frozen, number, code):
+    run = start(launcher, "--pause", "0.1")
+    pids = waiting(run, frozen)
+    began = time.monotonic()
+    for pid in pids:
+        os.kill(pid, number)
+    found, said = ended(run)
+    assert found == code, said
+    assert time.monotonic() - began < 30  # and not the 120 s after which a process counts as frozen
+    assert f"stopped by {number.name}, without saving: process {frozen} of 2 (pid {pids[frozen]}" in said
+
+
+@pytest.mark.long
+def test_c2_a_second_signal_ends_a_process_whose_exchange_does_not_come_to_an_end(start, tmp_path):
+    run = start("ddp", "--fault", "hang:1:5")
+    pid, _ = run.wait_for_step(5, 0)
+    for _ in range(2):
+        time.sleep(1.0)
+        os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
+    code, said = ended(run)
+    assert code == 143, said
+    assert time.monotonic() - began < 30
+    assert "stopped by SIGTERM at step 5, without saving" in said
 
 
 # ---- in processes that are forked from this one
@@ -318,6 +362,51 @@ def test_c1_who_only_missed_another_is_not_the_one_that_failed(tmp_path):
     assert others.failure(1.0) is None  # it missed one of another machine
     codes[3] = 5
     assert others.ended() == (1, 71)
+
+
+class Averaged(Validates):
+    """With BatchNorm and dropout, so that processes have statistics and random numbers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 3)
+        )
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.training:
+            self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+
+class SavesAt(Callback):
+    """Writes a checkpoint after a step, in the middle of an epoch."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def rows_of(trainer):
+    times = ("seconds", "samples_per_second")
+    return [{key: row[key] for key in row if key not in times} for row in trainer.fit_run.history]
+
+
+def test_a_resume_in_the_middle_of_an_epoch_has_what_every_process_had_summed_up(tmp_path):
+    torch.manual_seed(3)
+    data, middle = loader(40, 4), tmp_path / "middle.ckpt"
+    whole = forked(tmp_path / "whole", callbacks=[WeightAveraging(), SavesAt(8, middle)])
+    resumed = forked(tmp_path / "resumed", callbacks=[WeightAveraging()])
+    whole.max_epochs = resumed.max_epochs = 3
+    whole.fit(Averaged(), data, data)
+    resumed.fit(Averaged(), data, data, ckpt_path=middle)
+    assert len(rows_of(whole)) == 3
+    assert rows_of(resumed) == rows_of(whole)
 
 
 @pytest.fixture
