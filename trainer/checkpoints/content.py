@@ -33,6 +33,7 @@ _ONLY_FOR_RESUMING = (
     "random",
     "random_of_processes",
     "results_of_processes",
+    "batch_of_all",
     "seed",
     "settings",
 )
@@ -64,6 +65,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "datamodule_hyper_parameters": plain_hyperparameters(run.data),
         "random": states[run.strategy.global_rank],
         **({"random_of_processes": [*states], "results_of_processes": [*results]} if len(states) > 1 else {}),
+        "batch_of_all": run.batch_of_all,
         "seed": run.seed,
         "settings": settings_of(run),
     }
