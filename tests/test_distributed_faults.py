@@ -519,6 +519,15 @@ def test_c2_limits_are_seconds(options):
         DataParallel(**options)
 
 
+def test_c2_the_limit_of_silence_can_be_set_in_the_environment(monkeypatch):
+    monkeypatch.setenv("FLASHTASK_FROZEN_AFTER", "7.5")
+    assert DataParallel().frozen_after == 7.5
+    assert DataParallel(frozen_after=9).frozen_after == 9
+    monkeypatch.setenv("FLASHTASK_FROZEN_AFTER", "soon")
+    with pytest.raises(UsageError, match="FLASHTASK_FROZEN_AFTER='soon' is not a number of seconds"):
+        DataParallel()
+
+
 # ---- the long tier
 
 

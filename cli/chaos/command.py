@@ -203,6 +203,8 @@ def _lines(found: Chaos) -> Iterator[str]:
         "survived: the run ended as documented, no file was lost or half written, and the resumed run has the same "
         f"bits as one without faults; at least: of such faults, with {100 * CONFIDENCE:g} % confidence"
     )
+    if missed := [fault.name for fault in found.faults if not found.counts(fault, Flashtask.name)[0]]:
+        yield from wrapped(f"not injected, as the runs came too soon to their end: {'; '.join(missed)}")
     for one in found.injections:
         if one.problems and one.subject == Flashtask.name:
             yield from wrapped(f"{one.fault} ({one.injected}; {one.seed}): {'; '.join(one.problems)}")

@@ -186,7 +186,7 @@ class Trial:
         return self.references.get(self.subject, self.recipe)
 
     def start(self, *, resume: bool = False, before: Sequence[str] = (), options: Sequence[str] = ()) -> Process:
-        """Start the run, or go on with it."""
+        """Start the run, or go on with the one that was ended."""
         return self.subject.start(self.run, self.recipe, resume=resume, before=before, options=options)
 
     def wait_for_writes(self, process: Process, count: int) -> None:
@@ -226,7 +226,7 @@ class Trial:
         return code
 
     def require(self, holds: bool, problem: str) -> None:
-        """Write down what does not hold."""
+        """Write a problem down if something does not hold."""
         if not holds:
             self.record.problems.append(problem)
 

@@ -62,7 +62,7 @@ class Material:
     seed: int
 
     def write(self) -> None:
-        """Write images and recipes."""
+        """Write the images, and the recipes for one and for two processes."""
         from PIL import Image
 
         generator = np.random.default_rng(self.seed)
@@ -77,7 +77,7 @@ class Material:
         self.recipe("two", batch_size=4)
 
     def recipe(self, name: str, *, rate: float = 0.01, batch_size: int = 8) -> Path:
-        """Write another recipe over the same images."""
+        """Write a further recipe over the same images, and return where it is."""
         path = self.folder / f"{name}.yaml"
         path.write_text(_RECIPE.format(seed=self.seed, rate=rate, batch_size=batch_size))
         return path
@@ -120,7 +120,7 @@ class Process:
         return self.handle.poll() is not None and not self.alive()
 
     def end(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill those of its processes that still run."""
         for pid in {self.handle.pid, *self.alive()} if self.handle.poll() is None else {*self.alive()}:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -149,7 +149,7 @@ class Subject:
         raise NotImplementedError
 
     def partials(self, folder: Path) -> Iterator[Path]:
-        """Files that a save is just writing."""
+        """Files that a save has begun and not yet put in place."""
         raise NotImplementedError
 
     def digest(self, folder: Path) -> str:
@@ -196,24 +196,24 @@ class Subject:
         return Process(self.launch(command, environment, log), token, log)
 
     def launch(self, command: Sequence[str], environment: dict[str, str], log: Path) -> Handle:
-        """Start a process whose output goes into a file."""
+        """Start a process in its own session, with its output in a file."""
         with log.open("wb") as file:
             return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
 class Flashtask(Subject):
-    """flashtask's own command line."""
+    """flashtask, by the command line that a user types."""
 
     name, mark = "flashtask", "summary.json"
 
     def arguments(self, folder: Path, recipe: str, resume: bool) -> list[str]:
-        """`finetune`."""
+        """Those of `flashtask finetune`, with or without `--resume`."""
         processes = ["--devices", "2", "--distributed", "ddp"] if recipe == "two" else []
         source = [] if resume else [str(self.material.folder / f"{recipe}.yaml")]
         return ["finetune", *source, "--output-dir", str(folder), *processes, *(["--resume"] if resume else [])]
 
     def partials(self, folder: Path) -> Iterator[Path]:
-        """Beside the file that they will replace."""
+        """They are beside the file that they will replace."""
         return folder.glob(".*.ckpt.partial-*")
 
     def digest(self, folder: Path) -> str:
@@ -231,14 +231,14 @@ class Flashtask(Subject):
         return found.hexdigest()
 
     def damage_found(self, files: Sequence[Path], run: Path) -> set[Path]:
-        """As `doctor` reports them."""
+        """Those that `flashtask doctor` reports as having a problem."""
         command = [*self.command, "doctor", str(run), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
         found = json.loads(done.stdout.splitlines()[0])
         return {Path(one["path"]) for one in found["checkpoints"] if one["problem"]}
 
     def is_whole(self, checkpoint: Path) -> bool:
-        """Its own digest agrees."""
+        """Whether the digest in its header is that of its bytes."""
         return is_whole(checkpoint)
 
 
@@ -259,30 +259,30 @@ class Lightning(Subject):
 
     @classmethod
     def of(cls, material: Material) -> Lightning:
-        """The one that is installed here."""
+        """The Lightning that is installed for this Python."""
         return cls(material, (sys.executable, str(_JOB)))
 
     def arguments(self, folder: Path, recipe: str, resume: bool) -> list[str]:
-        """Those of lightning_job.py."""
+        """Those of lightning_job.py, which does the training."""
         data = str(self.material.folder / "data")
         return ["fit", data, str(folder), str(self.material.seed), *(["--resume"] if resume else [])]
 
     def partials(self, folder: Path) -> Iterator[Path]:
-        """In the folder for temporary files, where fsspec writes them."""
+        """They are in the folder for temporary files, where fsspec writes them."""
         return (path for path in (folder.parent / f"tmp-{folder.name}").glob("tmp*") if path.is_file())
 
     def digest(self, folder: Path) -> str:
-        """The weights alone."""
+        """A hash of the weights alone, without the optimizer."""
         return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
     def damage_found(self, files: Sequence[Path], run: Path) -> set[Path]:
-        """Those that cannot be loaded."""
+        """Those for which `torch.load` raises an error."""
         command = [*self.command, "check", *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return {Path(path) for path in json.loads(done.stdout.splitlines()[-1])}
 
     def is_whole(self, checkpoint: Path) -> bool:
-        """It can be loaded."""
+        """Whether `torch.load` reads it without an error."""
         return not self.damage_found([checkpoint], checkpoint.parent)
 
 
