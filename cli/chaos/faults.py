@@ -167,7 +167,7 @@ class Trial:
 
     @property
     def run(self) -> Path:
-        """The run folder."""
+        """The run folder, which the first start makes."""
         return self.folder / "run"
 
     @property
@@ -182,7 +182,7 @@ class Trial:
 
     @functools.cached_property
     def reference(self) -> Reference:
-        """The run without faults."""
+        """The run without faults, made when it is first asked for."""
         return self.references.get(self.subject, self.recipe)
 
     def start(self, *, resume: bool = False, before: Sequence[str] = (), options: Sequence[str] = ()) -> Process:

@@ -24,7 +24,7 @@ def fit(data: Path, folder: Path, seed: int, resume: bool) -> None:
     class Net(pl.LightningModule):  # type: ignore[misc, name-defined]  # a module that may not be installed
         def __init__(self) -> None:
             super().__init__()
-            backbone = timm.create_model("test_efficientnet", num_classes=0)
+            backbone: Any = timm.create_model("test_efficientnet", num_classes=0)
             hidden = torch.nn.Linear(backbone.num_features, 64), torch.nn.ReLU(), torch.nn.Dropout(0.2)
             self.layers = torch.nn.Sequential(backbone, *hidden, torch.nn.Linear(64, 2))
 
