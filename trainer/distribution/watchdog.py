@@ -99,6 +99,7 @@ class Watchdog:
         """Around a stage, which may run inside of another."""
         if not self._running:
             self._stage += 1
+            self._asked_by, self._since_second = 0, 0.0
         self._running += 1
         try:
             with self._received.listening():
@@ -150,8 +151,7 @@ class Watchdog:
             self._look_for_the_launcher()
             if not self._running:
                 self._silence = dict.fromkeys(self._silence, 0.0)
-                self._without_answer = overdue = self._since_second = 0.0
-                self._asked_by = 0
+                self._without_answer = overdue = 0.0
                 continue
             self._silence = {rank: silence + passed for rank, silence in self._silence.items()}
             self._without_answer += passed
