@@ -11,6 +11,7 @@ from flashtask.cli.options import (
     AUDIT,
     BENCH,
     CACHE,
+    CHAOS,
     DOCTOR,
     EVALUATE,
     EVERYWHERE,
@@ -243,3 +244,16 @@ def bench(backbone: str | None, **params: Any) -> None:
 
     use_option(params)
     run_bench(backbone, params)
+
+
+@flashtask.command(short_help="Inject faults into training runs, and count what survives.")
+@add_options(CHAOS + EVERYWHERE)
+def chaos(**params: Any) -> None:
+    """Inject faults into small training runs on this machine, resume each, and compare it with a run without faults.
+
+    Processes are killed and stopped, files damaged, disks made full. Each fault is injected at least once. The exit
+    code is 1 if one was not survived. If Lightning is installed, it gets the same faults.
+    """
+    from flashtask.cli.chaos.command import chaos as run_chaos
+
+    run_chaos(params)

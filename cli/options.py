@@ -32,6 +32,7 @@ __all__ = [
     "AUDIT",
     "BENCH",
     "CACHE",
+    "CHAOS",
     "CONSTRUCTOR",
     "DOCTOR",
     "EVALUATE",
@@ -502,6 +503,21 @@ BENCH = (
     _JSON,
 )
 
+CHAOS = (
+    Option("--minutes", "", positive, "Begin no new fault after this time; each is injected once.", "N", "10"),
+    Option("--seed", "", whole(), "Decides the moment and place of every fault.", "N", "a random one"),
+    Option(
+        "--output-dir",
+        "",
+        text,
+        "Folder for the list of injections, and the runs that did not survive.",
+        "F",
+        "chaos-SEED",
+        "Output",
+    ),
+    _JSON,
+)
+
 PUSH = (
     Option("--private", "", None, "Make a new repository private.", group="Hub"),
     Option("--revision", "", text, "Branch, created if it does not exist.", "BRANCH", "main", "Hub"),
@@ -539,6 +555,7 @@ TABLES = {
     "cache": CACHE,
     "doctor": DOCTOR,
     "bench": BENCH,
+    "chaos": CHAOS,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -23,6 +23,8 @@ __all__ = ["as_users_see_it"]
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
+_WORKER_TIMED_OUT = re.compile(r"DataLoader timed out after (\d+) seconds")
+_NO_DESCRIPTORS = re.compile(r"Too many open files|received 0 items of ancdata")
 _SINGLE_IN_BATCHNORM = "Expected more than 1 value per channel when training"
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
 #: What timm's and torchvision's vision transformers raise for an image of another size than theirs.
@@ -44,8 +46,8 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
 
     Returns:
         `OutOfMemoryError` for what torch, Python or the system raise when memory runs out; `ProcessLostError` for a
-        worker of a data loader that died; `DivergedError` for a NaN that torch's anomaly detection found; an error of
-        flashtask's that a worker raised, without the traceback around it.
+        worker of a data loader that died, hangs or cannot be reached; `DivergedError` for a NaN that torch's anomaly
+        detection found; an error of flashtask's that a worker raised, without the traceback around it.
     """
     if (from_worker := _from_a_worker(error)) is not None:
         return from_worker
@@ -53,6 +55,12 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
         return error
     if (lost := _lost_worker(error)) is not None:
         return lost
+    if isinstance(error, (RuntimeError, OSError)) and _NO_DESCRIPTORS.search(str(error)):
+        return ProcessLostError(
+            "data cannot be exchanged with the processes that load it: too many open files",
+            why=str(error).strip().splitlines()[-1],
+            fix="`ulimit -n 4096` before the run, fewer num_workers, or num_workers=0",
+        )
     if isinstance(error, ValueError) and _SINGLE_IN_BATCHNORM in str(error):
         return UsageError(
             "BatchNorm cannot train on a batch of one image or sample",
@@ -103,11 +111,21 @@ def _out_of_memory(error: BaseException, batch_size: int | None) -> OutOfMemoryE
 
 
 def _lost_worker(error: BaseException) -> ProcessLostError | None:
-    """The signal may be named in the error that this one came from."""
-    found = _WORKER_LOST.search(str(error)) if isinstance(error, RuntimeError) else None
-    if found is None:
-        return None
+    """The signal may be named in the error that this one came from, or that came on the way out."""
+    if isinstance(error, RuntimeError) and (waited := _WORKER_TIMED_OUT.search(str(error))):
+        what = f"a process that loads data gave no batch for {waited[1]} s"
+        return ProcessLostError(what, why="it hangs, or is slow", fix="a longer timeout, or num_workers=0 to see where")
     texts = [str(part) for part in (error, error.__cause__, error.__context__) if part is not None]
+    texts += getattr(error, "__notes__", ())
+    # A worker that is killed while it hands over a batch is missed as the other end of a connection.
+    is_of_workers = isinstance(error, RuntimeError) or (
+        isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and _is_from_handing_over(error)
+    )
+    found = next((named for text in texts if (named := _WORKER_LOST.search(text))), None)
+    if not is_of_workers or (found is None and isinstance(error, RuntimeError)):
+        return None
+    if found is None:
+        return ProcessLostError("a process that loads data died", fix="num_workers=0 loads in this process")
     signal = next((named[1].strip() for text in texts if (named := _SIGNAL.search(text))), "")
     what = f"a process that loads data (pid {found[1].strip()}) " + (f"was killed: {signal}" if signal else "died")
     why = {
@@ -115,6 +133,16 @@ def _lost_worker(error: BaseException) -> ProcessLostError | None:
         "Bus error": "shared memory (/dev/shm) ran out",
     }.get(signal, "")
     return ProcessLostError(what, why=why, fix="num_workers=0 loads in this process")
+
+
+def _is_from_handing_over(error: BaseException) -> bool:
+    """Whether an error comes from where a batch is received from another process."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") == "torch.multiprocessing.reductions":
+            return True
+        frame = frame.tb_next
+    return False
 
 
 def _from_a_worker(error: BaseException) -> FlashtaskError | None:

@@ -69,6 +69,8 @@ class Fault(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.kind == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif self.kind == "hang":
+            time.sleep(1000)
         elif self.kind == "raise":
             raise ValueError("this step is too much for me")
         elif self.kind == "data":
@@ -96,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--strategy", choices=STRATEGIES, default="ddp")
-    parser.add_argument("--fault", default="", help="kill|freeze|raise|data|nan|exit : rank : step")
+    parser.add_argument("--fault", default="", help="kill|freeze|hang|raise|data|nan|exit : rank : step")
     parser.add_argument("--differ", default="", help="what process 1 has of its own")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step")
     parser.add_argument("--epochs", type=int, default=4)

@@ -71,7 +71,7 @@ class Run:
     def __init__(self, folder: Path, launcher: str, *arguments: str, restarts: int = 0) -> None:
         self.folder, self.token = folder, uuid.uuid4().hex
         before = [*LAUNCHERS[launcher], *(["--max-restarts", str(restarts)] if restarts else [])]
-        strategy = ["--strategy", "ddp" if launcher == "torchrun" else launcher]
+        strategy = ["--strategy", "ddp" if LAUNCHERS[launcher] else launcher]
         self.errors = folder / f"stderr-{self.token[:8]}.txt"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(

@@ -14,6 +14,7 @@ import pytest
 
 from flashtask.cli import bench
 from flashtask.cli import run as command_line
+from flashtask.cli.chaos import command as chaos
 from flashtask.cli.commands import flashtask
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, GROUPS, OF_TABLES, TABLES, Option
@@ -258,6 +259,7 @@ def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
     assert shown["predict"]["--num-workers"] == f"0 on a CPU, else up to {loaders._MOST}"
     assert shown["bench"]["--batch-size"] == str(bench._BATCH_SIZE)
     assert shown["bench"]["--seconds"] == f"{bench._SECONDS:g}"
+    assert shown["chaos"]["--minutes"] == f"{chaos.MINUTES:g}"
     assert (shown["tune"]["--lr"], shown["tune"]["--batch-size"]) == (AUTO, AUTO)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flashtask import Callback, Module, Trainer
 from flashtask.core.errors import BadDataError, DivergedError, ProcessLostError, UsageError
+from flashtask.trainer.callbacks.weight_averaging import WeightAveraging
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.distribution.agreement import require_the_same
 from flashtask.trainer.distribution.data_parallel import DataParallel
@@ -97,6 +98,27 @@ def test_a8_a_killed_process_under_torchrun_with_restarts_ends_with_the_same_bit
     assert matrix.weights(tmp_path) == matrix.weights(undisturbed)
 
 
+@pytest.mark.long
+def test_a8_an_elastic_run_that_loses_a_machine_goes_on_in_mid_epoch_with_the_samples_of_a_step(
+    start, tmp_path, monkeypatch
+):
+    with listen(0) as free:
+        port = free.getsockname()[1]
+    joins = ("--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-id", "elastic", "--rdzv-backend", "c10d")
+    joins += ("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-conf", "last_call_timeout=1,keep_alive_interval=1")
+    monkeypatch.setitem(matrix.LAUNCHERS, "elastic", ("-m", "torch.distributed.run", *joins))
+    machines = [start("elastic", "--processes", "1", "--pause", "0.2", restarts=3) for _ in range(2)]
+    machines[0].wait_for_step(7, 0)
+    machines[1].process.kill()  # the other one holds the rendezvous
+    code, said = ended(machines[0])
+    assert code == 0, said
+    said += machines[1].errors.read_text()
+    assert "going on with 1 process in place of 2: 2 batches of 2 for each step, which still takes 4 samples" in said
+    steps = [line.split()[1] for line in (tmp_path / "steps-0.log").read_text().splitlines()]
+    assert int(steps[-1]) == 43  # 11 in each of 4 epochs, with one process as with two
+    assert [*map(int, steps)].count(0) == 1  # it did not begin again
+
+
 def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
     RunFolder(tmp_path / "run").release()
@@ -154,6 +176,49 @@ def test_c5_a_signal_to_all_saves_once_and_ends_without_a_traceback(start, tmp_p
     assert said.count("continue from") == 1
     assert "Traceback" not in said
     assert (tmp_path / "run" / "last.ckpt").exists()
+
+
+def waiting(run, frozen, step=3):
+    """Let one process stop answering at a step, so that the other waits for it in an exchange; their pids."""
+    pids = [run.wait_for_step(step, rank)[0] for rank in (0, 1)]
+    os.kill(pids[frozen], signal.SIGSTOP)
+    time.sleep(1.0)
+    return pids
+
+
+@pytest.mark.parametrize(
+    ("launcher", "frozen", "number", "code"),
+    [
+        ("ddp", 1, signal.SIGTERM, 143),
+        pytest.param("ddp", 1, signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("ddp_spawn", 1, signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param("ddp", 0, signal.SIGTERM, -signal.SIGKILL, marks=pytest.mark.long),  # it was what the user started
+    ],
+)
+def test_c2_a_signal_reaches_a_process_that_waits_for_a_frozen_one(start, launcher, frozen, number, code):
+    run = start(launcher, "--pause", "0.1")
+    pids = waiting(run, frozen)
+    began = time.monotonic()
+    for pid in pids:
+        os.kill(pid, number)
+    found, said = ended(run)
+    assert found == code, said
+    assert time.monotonic() - began < 30  # and not the 120 s after which a process counts as frozen
+    assert f"stopped by {number.name}, without saving: process {frozen} of 2 (pid {pids[frozen]}" in said
+
+
+@pytest.mark.long
+def test_c2_a_second_signal_ends_a_process_whose_exchange_does_not_come_to_an_end(start, tmp_path):
+    run = start("ddp", "--fault", "hang:1:5")
+    pid, _ = run.wait_for_step(5, 0)
+    for _ in range(2):
+        time.sleep(1.0)
+        os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
+    code, said = ended(run)
+    assert code == 143, said
+    assert time.monotonic() - began < 30
+    assert "stopped by SIGTERM at step 5, without saving" in said
 
 
 # ---- in processes that are forked from this one
@@ -323,6 +388,92 @@ def test_c1_who_only_missed_another_is_not_the_one_that_failed(tmp_path):
     assert others.ended() == (1, 71)
 
 
+class Averaged(Validates):
+    """With BatchNorm and dropout, so that processes have statistics and random numbers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 3)
+        )
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.training:
+            self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+
+class SavesAt(Callback):
+    """Writes a checkpoint after a step, in the middle of an epoch."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def rows_of(trainer):
+    times = ("seconds", "samples_per_second")
+    return [{key: row[key] for key in row if key not in times} for row in trainer.fit_run.history]
+
+
+def test_a_resume_in_the_middle_of_an_epoch_has_what_every_process_had_summed_up(tmp_path):
+    torch.manual_seed(3)
+    data, middle = loader(40, 4), tmp_path / "middle.ckpt"
+    whole = forked(tmp_path / "whole", callbacks=[WeightAveraging(), SavesAt(8, middle)])
+    resumed = forked(tmp_path / "resumed", callbacks=[WeightAveraging()])
+    whole.max_epochs = resumed.max_epochs = 3
+    whole.fit(Averaged(), data, data)
+    resumed.fit(Averaged(), data, data, ckpt_path=middle)
+    assert len(rows_of(whole)) == 3
+    assert rows_of(resumed) == rows_of(whole)
+
+
+class Plain(Validates):
+    """Without random numbers of its own, so that only the order of summation depends on the number of processes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+
+@pytest.mark.parametrize("samples", [36, 43])
+def test_a_run_that_goes_on_with_one_of_two_processes_keeps_the_samples_of_a_step(tmp_path, capsys, samples):
+    torch.manual_seed(3)
+    data, middle, again = loader(samples, 4), tmp_path / "middle.ckpt", tmp_path / "again.ckpt"
+    steps = -(-samples // 8)
+    whole = forked(tmp_path / "whole", callbacks=[SavesAt(steps + 2, middle)])
+    back = forked(tmp_path / "back")
+    whole.max_epochs = back.max_epochs = 3
+    modules = Plain(), Plain(), Plain(), Plain()
+    whole.fit(modules[0], data, data)
+    single = {"max_epochs": 3, "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    alone = Trainer(output_dir=tmp_path / "one", callbacks=[SavesAt(steps + 3, again)], **single)
+    alone.fit(modules[1], data, data, ckpt_path=middle)
+    said = "going on with 1 process in place of 2: 2 batches of 4 for each step, which still takes 8 samples"
+    assert said in capsys.readouterr().err
+    once_more = Trainer(output_dir=tmp_path / "once more", **single)
+    once_more.fit(modules[2], data, data, ckpt_path=again)
+    assert said in capsys.readouterr().err
+    back.fit(modules[3], data, data, ckpt_path=again)
+    for trainer, module in zip((alone, once_more, back), modules[1:], strict=True):
+        assert trainer.global_step == whole.global_step == 3 * steps
+        assert trainer.fit_run.samples_seen == 3 * samples
+        for name, value in module.state_dict().items():
+            torch.testing.assert_close(value, modules[0].state_dict()[name], atol=1e-6, rtol=0)
+        for own, theirs in zip(rows_of(trainer), rows_of(whole), strict=True):
+            assert own == pytest.approx(theirs, abs=1e-6)
+
+
 @pytest.fixture
 def watchdog():
     store = PrefixStore("test", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
@@ -369,6 +520,15 @@ def test_a_stage_inside_of_another_leaves_it_as_it_was(tmp_path):
 def test_c2_limits_are_seconds(options):
     with pytest.raises(UsageError, match="in seconds"):
         DataParallel(**options)
+
+
+def test_c2_the_limit_of_silence_can_be_set_in_the_environment(monkeypatch):
+    monkeypatch.setenv("FLASHTASK_FROZEN_AFTER", "7.5")
+    assert DataParallel().frozen_after == 7.5
+    assert DataParallel(frozen_after=9).frozen_after == 9
+    monkeypatch.setenv("FLASHTASK_FROZEN_AFTER", "soon")
+    with pytest.raises(UsageError, match="FLASHTASK_FROZEN_AFTER='soon' is not a number of seconds"):
+        DataParallel()
 
 
 # ---- the long tier

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -68,6 +69,28 @@ def test_a_worker_that_dies_is_a_lost_process_with_its_number(end, words):
     assert words in seen.what
     assert str(raised).partition("pid(s) ")[2].partition(")")[0] in seen.what
     assert "num_workers=0" in seen.fix
+
+
+class Leaves(Dataset):
+    """The worker is killed while the tensors of its batch wait to be fetched."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.zeros(100_000)
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_a_lost_process():
+    loader = DataLoader(Leaves(), num_workers=1, prefetch_factor=2)
+    iterator = iter(loader)
+    time.sleep(1.0)  # both batches are in the queue, and their tensors with the worker
+    (worker,) = iterator._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        list(iterator)
+    assert isinstance(as_users_see_it(caught.value), ProcessLostError), repr(caught.value)
 
 
 def real_lack_of_memory() -> BaseException:

@@ -59,10 +59,9 @@ class OrderedBatches(Sampler[list[Any]]):
         self.length = len(self.samples) if sampler is None else len(sampler)
         self.shuffle, self.drop_last, self.fills, self.sampler = shuffle, drop_last, fills, sampler
         self.rank, self.world_size = process
-        self.own_size = batch_size
         self.joins_single = joins_single and batch_size > 1
-        #: samples in a batch of all processes together
-        self.batch_size = batch_size * self.world_size
+        #: samples in a batch of this process, and of all processes together
+        self.own_size, self.batch_size = batch_size, batch_size * self.world_size
         self.seed, self.seeded = seed, seeded
         # A sample that occurs twice in an epoch is augmented differently each time.
         self._occurrences = _occurrences(self.samples)
@@ -71,6 +70,10 @@ class OrderedBatches(Sampler[list[Any]]):
     def set_position(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
         """Where the next iterator begins: epoch, samples already consumed, whether the backbone is frozen."""
         self.epoch, self.start, self.frozen = epoch, start, frozen
+
+    def share_out(self, batch_size: int) -> None:
+        """Let the batches of one process be of this size."""
+        self.own_size, self.batch_size = batch_size, batch_size * self.world_size
 
     def __len__(self) -> int:
         whole, rest = divmod(self.length, self.batch_size)

@@ -121,6 +121,8 @@ class FitRun(Run):
         self.guard = NanGuard(device_plan.device, of_all=partial(device_plan.strategy.reduce, how="max"))
         #: how many batches make one optimizer step, by epoch; known for the whole run before it starts
         self.accumulation: Callable[[int], int] = accumulation_by_epoch(trainer.accumulate_grad_batches)
+        #: as the first of these processes had it, where fewer of them go on
+        self._batch_of_all: dict[str, int] | None = None
         # made by the preparation
         self.loader: Any = None
         self.limit: int | None = None
@@ -236,6 +238,8 @@ class FitRun(Run):
                 data.on_load_checkpoint(content)
                 data.load_state_dict(content["datamodule"])  # its loaders may depend on it
         self._load_training()
+        if content is not None:
+            self._keep_batch_of_all(content)
         self.strategy.agree(lambda: facts_of_data(self))
         step = self.strategy.wrap_step(module, as_it_takes(module.training_step))
         self.training_step = with_step_end(self, step, "training")
@@ -289,6 +293,37 @@ class FitRun(Run):
             self.trainer, loader, self.seed, joins_single=self._trains_batchnorm()
         )
         self.undo.append(partial(end_workers, self.loader))
+
+    def _keep_batch_of_all(self, content: Mapping[str, Any]) -> None:
+        """Where fewer processes go on, a step takes as many samples as before: each has several batches for it.
+
+        Another batch size than before, or limits that count batches, say that something else is wanted.
+        """
+        then, order, world = content.get("batch_of_all"), self.ordered, self.strategy.world_size
+        if then is None or order is None:
+            return
+        counts_batches = self.limit is not None or isinstance(self.trainer.val_check_interval, int)
+        is_asked_for = then["samples"] != then["processes"] * order.own_size
+        if world >= then["processes"] or is_asked_for or counts_batches or order.drop_last or not self.automatic:
+            return
+        most = then["processes"] + 1
+        parts = next((n for n in range(1, most) if _is_share(then["samples"], n * world, order.own_size)), None)
+        if parts is None:
+            return
+        order.share_out(then["samples"] // (parts * world))
+        before, self._batch_of_all = self.accumulation, dict(then)
+        self.accumulate(lambda epoch: parts * before(epoch))
+        self.trainer.say(
+            f"going on with {world} process{'es' if world > 1 else ''} in place of {then['processes']}: "
+            f"{parts} batches of {order.own_size} for each step, which still takes {then['samples']} samples"
+        )
+
+    @property
+    def batch_of_all(self) -> dict[str, int] | None:
+        """Samples of a batch of all processes together, and the number of processes that this was settled for."""
+        if self._batch_of_all is not None or self.ordered is None:
+            return self._batch_of_all
+        return {"samples": self.ordered.batch_size, "processes": self.strategy.world_size}
 
     def _load_validation(self) -> tuple[list[Any], list[int | None]]:
         loaders = evaluation_loaders(self.trainer, self.module, self.data.val_dataloader(), "val")
@@ -990,14 +1025,19 @@ class FitRun(Run):
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
         self._written_step = self.global_step
         self._resumed_at = self.samples_seen
-        self.batch_idx, self.samples = state["batch_idx"], state["samples"]
+        before, self.samples = state["batch_idx"], state["samples"]
+        # In batches of this run, which fewer processes may take more of for the same step.
+        self.batch_idx = self.samples // self.ordered.batch_size if before and self.ordered is not None else before
         self._samples_before = self.samples
         # A checkpoint of 0.1 does not have these.
         self.batches_seen = state.get("batches_seen", self.batch_idx)
         self.validations = list(state.get("validations", ()))
         self.fresh_metrics = set(state.get("measured", ()))
         by_epochs = self.trainer.check_val_every_n_epoch is not None
-        self.validated_at = 0 if by_epochs and state["epoch_is_complete"] else state.get("validated_at", 0)
+        validated_at = state.get("validated_at", 0)
+        if by_epochs:
+            validated_at = validated_at * self.batch_idx // before if before else 0
+        self.validated_at = validated_at
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         self.epoch_seconds = state["epoch_seconds"]
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]
@@ -1007,3 +1047,8 @@ class FitRun(Run):
         self.results.load_state_dict(state["results"], self.module)
         if self.phases is not None and state["phases"] is not None:
             self.phases.load_state_dict(state["phases"])
+
+
+def _is_share(samples: int, parts: int, most: int) -> bool:
+    """Whether so many equal parts of a batch have no more samples than a process can take."""
+    return samples % parts == 0 and samples // parts <= most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias
 
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flashtask.core.accuracy import Accuracy
 
-__all__ = ["Entry", "LogSettings", "Logged", "Results", "reduction_name"]
+__all__ = ["Entry", "LogSettings", "Logged", "Results", "reduction_name", "results_here"]
 
 
 def _most(a: Any, b: Any) -> Any:
@@ -335,6 +335,26 @@ class Results:
                 set_update_count(metric, row["metric"]["updates"])
                 entry.metric = metric
             self.entries[(row["moment"], row["name"])] = entry
+
+
+def results_here(states: Sequence[list[dict[str, Any]]], rank: int, world_size: int) -> list[dict[str, Any]]:
+    """What one process goes on with of what all had summed up in an epoch that was cut short.
+
+    Args:
+        states: as `Results.state_dict` gave them, by process.
+        rank: of the process that goes on.
+        world_size: where it is another number, the first process goes on with the sums of all.
+    """
+    if world_size == len(states):
+        return states[rank]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (row for state in (states if rank == 0 else ()) for row in state):
+        held = found.setdefault((row["moment"], row["name"]), {**row, "total": None, "weight": 0})
+        how = "sum" if row["settings"]["reduce_fx"] == "mean" else row["settings"]["reduce_fx"]
+        totals = [one["total"] for one in (held, row) if one["total"] is not None]
+        held["total"] = _REDUCTIONS[how](*totals) if len(totals) == 2 else next(iter(totals), None)
+        held["weight"] += row["weight"]
+    return [*found.values()]
 
 
 def _shows_step(entry: Entry) -> bool:

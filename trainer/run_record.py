@@ -206,7 +206,8 @@ def settings_of(run: FitRun) -> dict[str, Any]:
     """Finetuning strategy, accumulation, gradient clipping and, where the loader has one, batch size of a fit run."""
     settings = {name: getattr(run.trainer, name) for name in _SETTINGS_OF_TRAINER}
     settings["strategy"] = run.freezing.finetuning.recipe() if run.freezing is not None else "no_freeze"
-    size = getattr(run.loader, "batch_size", None) if run.ordered is None else run.ordered.batch_size
+    of_all = run.batch_of_all
+    size = getattr(run.loader, "batch_size", None) if of_all is None else of_all["samples"]
     return settings if size is None else {**settings, "batch_size": size}
 
 

@@ -314,6 +314,8 @@ class WeightAveraging(AveragingCallback):
     def _show(self, module: Module, run: Run) -> None:
         values = self._values(module)
         self._put_in({name: values[name] for name in self._average.tensors})
+        # Each process has averaged buffers of its own batches: all use those that a checkpoint holds.
+        run.strategy.begin_evaluation(module)
         self._shown_to = run
 
     def _hide(self, module: Module) -> None:

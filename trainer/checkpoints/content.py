@@ -32,6 +32,8 @@ _ONLY_FOR_RESUMING = (
     "datamodule",
     "random",
     "random_of_processes",
+    "results_of_processes",
+    "batch_of_all",
     "seed",
     "settings",
 )
@@ -42,6 +44,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
     module = run.module
     progress = run.state_dict()
     run.flush_logs()  # so that the logs on disk reach to where this checkpoint continues
+    states, results = zip(*run.strategy.gather((generator_states(), progress["results"])), strict=True)
     content: dict[str, Any] = {
         **module.describe(),
         **describe_adapters(module),
@@ -60,8 +63,9 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "precision": {"name": run.precision.name, "state": run.precision.state_dict()},
         "datamodule": run.data.state_dict(),
         **{f"datamodule_{name}": value for name, value in hyperparameters_content(run.data).items()},
-        "random": generator_states(),
-        **({"random_of_processes": states} if len(states := run.strategy.gather(generator_states())) > 1 else {}),
+        "random": states[run.strategy.global_rank],
+        **({"random_of_processes": [*states], "results_of_processes": [*results]} if len(states) > 1 else {}),
+        "batch_of_all": run.batch_of_all,
         "seed": run.seed,
         "settings": settings_of(run),
     }

@@ -27,6 +27,7 @@ from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_he
 from flashtask.trainer.finetuning.lora import restore_adapters
 from flashtask.trainer.hyperparameters import as_collection, find_not_saved, with_kind
 from flashtask.trainer.optimizers import redraw
+from flashtask.trainer.results import results_here
 from flashtask.trainer.run_record import environment, settings_of
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
     for name in ROWS:
         if name in progress:  # a checkpoint of 0.1 has the history alone
             progress[name] = json.loads(bytes(progress[name].numpy().tobytes()))
+    if (results := content.get("results_of_processes")) is not None:
+        progress["results"] = results_here(results, run.strategy.global_rank, run.strategy.world_size)
     run.load_state_dict(progress)
     _report_differences(run, content, Path(path))
     _redraw_schedules(run, Path(path))

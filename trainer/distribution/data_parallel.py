@@ -82,7 +82,7 @@ class DataParallel(Strategy):
         find_unused_parameters: some parameters may have no part in a loss; looking for them costs time.
         timeout: seconds that one process waits for another.
         frozen_after: seconds without a heartbeat after which a process counts as frozen and all are ended; a thread
-            gives them each second, so a long step is no silence. At least 1.
+            gives them each second, so a long step is no silence. At least 1; None: $FLASHTASK_FROZEN_AFTER, or 120.
         options: accelerator and precision, as `Strategy` takes them.
     """
 
@@ -93,10 +93,11 @@ class DataParallel(Strategy):
         self,
         find_unused_parameters: bool = False,
         timeout: float = TIMEOUT,
-        frozen_after: float = FROZEN_AFTER,
+        frozen_after: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        frozen_after = _frozen_after() if frozen_after is None else frozen_after
         for name, value in (("timeout", timeout), ("frozen_after", frozen_after)):
             if not value >= 1:
                 raise UsageError(f"{name}={value!r}: it is in seconds, and at least 1", fix=f"{name}=120")
@@ -377,6 +378,15 @@ class ForkedDataParallel(DataParallel):
             others.end()
             self.process = self._others = None
             torch.set_num_threads(threads)
+
+
+def _frozen_after() -> float:
+    given = os.environ.get("FLASHTASK_FROZEN_AFTER") or FROZEN_AFTER
+    try:
+        return float(given)
+    except ValueError:
+        what = f"FLASHTASK_FROZEN_AFTER={given!r} is not a number of seconds"
+        raise UsageError(what, fix="export FLASHTASK_FROZEN_AFTER=120") from None
 
 
 def _part() -> None:

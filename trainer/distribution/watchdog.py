@@ -25,6 +25,7 @@ from flashtask.trainer.distribution.environment import ProcessInfo
 from flashtask.trainer.distribution.heartbeat import Endings, Heartbeat, is_gone, read_heartbeat, start_of, this_machine
 from flashtask.trainer.distribution.launching import Others
 from flashtask.trainer.distribution.reports import CONTINUE, error_in, how_it_ended
+from flashtask.trainer.signals import ReceivedSignals
 
 __all__ = ["Watchdog"]
 
@@ -69,6 +70,10 @@ class Watchdog:
         self._is_reached = True
         self._without_answer = 0.0
         self._reports: dict[str, Any] = {}
+        #: signals that asked this process to stop, seen also while its main thread waits in an exchange
+        self._received = ReceivedSignals()
+        #: the signal that asked one of the processes to stop, and seconds since a second one was received here
+        self._asked_by, self._since_second = 0, 0.0
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"flashtask-{work.__name__.strip('_')}", daemon=True)
@@ -94,9 +99,11 @@ class Watchdog:
         """Around a stage, which may run inside of another."""
         if not self._running:
             self._stage += 1
+            self._asked_by, self._since_second = 0, 0.0
         self._running += 1
         try:
-            yield
+            with self._received.listening():
+                yield
         finally:
             self._running -= 1
 
@@ -114,6 +121,8 @@ class Watchdog:
                 is_last = self._over.wait(self._interval if count > 1 else 0)
                 heartbeat = Heartbeat(count, self.where()[0], is_last=is_last, **own)
                 store.set(f"heartbeat/{self._process.rank}", json.dumps(asdict(heartbeat)))
+                if self._asked_by and self._asks not in self._reports:
+                    store.set(self._asks, str(self._asked_by))
                 if is_last:
                     return
                 self._listen(store)
@@ -127,7 +136,7 @@ class Watchdog:
             if heartbeat is not None and heartbeat != self._seen.get(rank):
                 self._endings.watch(rank, heartbeat)
                 self._seen[rank], self._silence[rank] = heartbeat, 0.0
-        for key in ("frozen", self._failed):
+        for key in ("frozen", self._failed, self._asks):
             if key not in self._reports and store.check([key]):
                 self._reports[key] = json.loads(store.get(key))
 
@@ -146,6 +155,7 @@ class Watchdog:
                 continue
             self._silence = {rank: silence + passed for rank, silence in self._silence.items()}
             self._without_answer += passed
+            self._look_for_signals(passed)
             if (found := self._frozen()) is not None:
                 self._leave_the_frozen(*found)
             ended = None if self._others is None else self._others.ended()
@@ -158,6 +168,16 @@ class Watchdog:
             if overdue > _GRACE:
                 self._leave(found_out)
 
+    def _look_for_signals(self, passed: float) -> None:
+        """A second signal ends a process whose main thread waits for others and so does not react to it."""
+        received = self._received.numbers()
+        self._asked_by = self._asked_by or int(self._reports.get(self._asks, 0)) or next(iter(received), 0)
+        self._since_second = self._since_second + passed if len(received) > 1 else 0.0
+        if self._since_second > _GRACE:
+            self._leave(
+                f"stopped by {signal.Signals(received[1]).name} {self._at(0)}, without saving", 128 + received[1]
+            )
+
     def _look_for_the_launcher(self) -> None:
         """Torchrun's agent cannot end its processes any more when it was killed itself."""
         if self._process.launcher == "torchrun" and os.getppid() != self._parent:
@@ -167,21 +187,25 @@ class Watchdog:
 
     def _frozen(self) -> tuple[int, str] | None:
         """The rank of a process that is frozen, and the message about it."""
-        if "frozen" in self._reports:
-            return self._reports["frozen"]["rank"], self._reports["frozen"]["text"]
+        if (report := self._reports.get("frozen")) is not None:
+            self._asked_by = self._asked_by or report["asked_by"]
+            return report["rank"], report["text"]
         if not self._is_reached:
             return None
+        # Whoever is asked to stop has no time to wait for a process that may go on later.
+        patience = min(self._patience, _GRACE) if self._asked_by else self._patience
         for rank, silence in self._silence.items():
             heartbeat = self._seen.get(rank)
-            if heartbeat is not None and not heartbeat.is_last and silence > self._patience and not is_gone(heartbeat):
-                return rank, self._text(rank, heartbeat)
+            if heartbeat is not None and not heartbeat.is_last and silence > patience and not is_gone(heartbeat):
+                return rank, self._text(rank, heartbeat, patience)
         if self._without_answer > self._patience and self._process.launcher == "torchrun":
             return -1, f"no answer from torchrun's agent for {self._patience:g} s: it is frozen, or its machine is"
         return None
 
-    def _text(self, rank: int, heartbeat: Heartbeat) -> str:
+    def _text(self, rank: int, heartbeat: Heartbeat, patience: float) -> str:
         who = f"process {rank} of {self._process.world_size} (pid {heartbeat.pid} on {heartbeat.host}) is frozen"
-        return f"{who}: no heartbeat for {self._patience:g} s, {self._at(heartbeat.step)}"
+        text = f"{who}: no heartbeat for {patience:g} s, {self._at(heartbeat.step)}"
+        return f"stopped by {signal.Signals(self._asked_by).name}, without saving: {text}" if self._asked_by else text
 
     def _at(self, step: int) -> str:
         """Processes advance together, and a heartbeat may be a second old."""
@@ -196,7 +220,7 @@ class Watchdog:
             self._say(text)
         self._dump(text)
         if finds_it_first and rank > 0:
-            found = json.dumps({"rank": rank, "text": text})
+            found = json.dumps({"rank": rank, "text": text, "asked_by": self._asked_by})
             threading.Thread(target=lambda: self._store.set("frozen", found), daemon=True).start()
         if finds_it_first:
             time.sleep(3 * self._interval)  # the others are to find it too, and dump their stacks
@@ -205,16 +229,16 @@ class Watchdog:
             with suppress(OSError):
                 os.kill(heartbeat.pid, signal.SIGKILL)
         self._end_the_others()
-        os._exit(ProcessLostError.exit_code)
+        os._exit(128 + self._asked_by if self._asked_by else ProcessLostError.exit_code)
 
-    def _leave(self, text: str) -> None:
+    def _leave(self, text: str, code: int = ProcessLostError.exit_code) -> None:
         """The main thread did not notice by itself; on each machine one process prints the message."""
         self.has_found.set()
         if self._process.local_rank == 0:
             self._say(text)
         self._dump(text)
         self._end_the_others()
-        os._exit(ProcessLostError.exit_code)
+        os._exit(code)
 
     def _end_the_others(self) -> None:
         if self._others is not None:
@@ -272,6 +296,10 @@ class Watchdog:
     @property
     def _failed(self) -> str:
         return f"failed/{self._stage}"
+
+    @property
+    def _asks(self) -> str:
+        return f"asked to stop/{self._stage}"
 
     def report_failure(self, report: dict[str, Any]) -> None:
         """Let the others know what ended the stage here."""

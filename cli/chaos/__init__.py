@@ -1,0 +1,1 @@
+"""`flashtask chaos`: faults injected into training runs of this machine, and what became of them."""
