@@ -20,11 +20,7 @@ __all__ = ["FoundRate", "Tuner"]
 
 @dataclass(frozen=True)
 class FoundRate:
-    """What `Tuner.lr_find` saw.
-
-    Args:
-        curve: rates and losses of all steps.
-    """
+    """What `Tuner.lr_find` saw, with the names of Lightning 2; `curve` has everything."""
 
     curve: LearningRateCurve
 
@@ -43,11 +39,7 @@ class FoundRate:
 
 
 class Tuner:
-    """Finds a learning rate or a batch size by short trial runs; the same as `trainer.tune`, which finds both at once.
-
-    Args:
-        trainer: whose settings the trial runs have.
-    """
+    """Finds a learning rate or a batch size by trial runs of a trainer, as `trainer.tune` does, which finds both."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
