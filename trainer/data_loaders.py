@@ -158,7 +158,7 @@ def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int =
 
 
 def known_shares(loader: Any, sample: int, batch: int, count: int, num_processes: int) -> list[tuple[int, int]] | None:
-    """For the next batches of a loader: samples of this process, and of all; None if each process has samples of its own.
+    """For the next batches of a loader: samples of this process, and of all; None if each process has its own samples.
 
     Args:
         loader: of the engine's order, of several loaders, or of the user's own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import named_arguments
@@ -52,7 +52,7 @@ class Tuner:
         datamodule: DataModule | None = None,
         update_attr: bool = True,
         attr_name: str = "",
-        **options: Any,
+        **options: object,
     ) -> FoundRate:
         """Find a learning rate and, unless `update_attr` is false, set it on the module.
 
@@ -90,7 +90,7 @@ class Tuner:
             UsageError: neither the module nor the data has such a number.
             OutOfMemoryError: not even small batches fit.
         """
-        options: dict[str, Any] = {"mode": mode, "max_batch_size": max_val, "attribute": batch_arg_name}
+        options = {"mode": mode, "max_batch_size": max_val, "attribute": batch_arg_name}
         loaders = (train_dataloaders, val_dataloaders, datamodule)
         found = self.trainer.tune(model, *loaders, learning_rate=False, batch_size=options)
         assert found.batch_size is not None
