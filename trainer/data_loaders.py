@@ -170,7 +170,7 @@ def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int =
 
 
 def known_shares(loader: Any, sample: int, batch: int, count: int, num_processes: int) -> list[tuple[int, int]] | None:
-    """For the next batches of a loader: the samples that this process has, and those that all have.
+    """For the next batches of a loader: samples of this process, and of all; None if each process has its own samples.
 
     Args:
         loader: of the engine's order, of several loaders, or of the user's own.
@@ -178,9 +178,6 @@ def known_shares(loader: Any, sample: int, batch: int, count: int, num_processes
         batch: the same in batches.
         count: how many batches.
         num_processes: that train together.
-
-    Returns:
-        None where the samples of each process are its own.
     """
     order = order_of(loader)
     if order is not None:

@@ -488,15 +488,15 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         for name, value in values.items():
             self.log(name, value, **options)
 
-    def to_onnx(self, *arguments: Any, **options: Any) -> NoReturn:
+    def to_onnx(self, *arguments: object, **options: object) -> NoReturn:
         """Raise a UsageError that names `torch.onnx.export`."""
         raise self._no_export("to_onnx", "torch.onnx.export(model, inputs, path)")
 
-    def to_torchscript(self, *arguments: Any, **options: Any) -> NoReturn:
+    def to_torchscript(self, *arguments: object, **options: object) -> NoReturn:
         """Raise a UsageError that names `torch.jit.trace`."""
         raise self._no_export("to_torchscript", "torch.jit.trace(model, inputs)")
 
-    def to_tensorrt(self, *arguments: Any, **options: Any) -> NoReturn:
+    def to_tensorrt(self, *arguments: object, **options: object) -> NoReturn:
         """Raise a UsageError that names `torch.onnx.export`, whose files TensorRT reads."""
         raise self._no_export("to_tensorrt", "torch.onnx.export(model, inputs, path)")
 

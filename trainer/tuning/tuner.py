@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import named_arguments
@@ -20,11 +20,7 @@ __all__ = ["FoundRate", "Tuner"]
 
 @dataclass(frozen=True)
 class FoundRate:
-    """What `Tuner.lr_find` saw.
-
-    Args:
-        curve: rates and losses of all steps.
-    """
+    """What `Tuner.lr_find` saw, with the names of Lightning 2; `curve` has everything."""
 
     curve: LearningRateCurve
 
@@ -43,11 +39,7 @@ class FoundRate:
 
 
 class Tuner:
-    """Finds a learning rate or a batch size by short trial runs; the same as `trainer.tune`, which finds both at once.
-
-    Args:
-        trainer: whose settings the trial runs have.
-    """
+    """Finds a learning rate or a batch size by trial runs of a trainer, as `trainer.tune` does, which finds both."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -60,7 +52,7 @@ class Tuner:
         datamodule: DataModule | None = None,
         update_attr: bool = True,
         attr_name: str = "",
-        **options: Any,
+        **options: object,
     ) -> FoundRate:
         """Find a learning rate and, unless `update_attr` is false, set it on the module.
 
@@ -98,7 +90,7 @@ class Tuner:
             UsageError: neither the module nor the data has such a number.
             OutOfMemoryError: not even small batches fit.
         """
-        options: dict[str, Any] = {"mode": mode, "max_batch_size": max_val, "attribute": batch_arg_name}
+        options = {"mode": mode, "max_batch_size": max_val, "attribute": batch_arg_name}
         loaders = (train_dataloaders, val_dataloaders, datamodule)
         found = self.trainer.tune(model, *loaders, learning_rate=False, batch_size=options)
         assert found.batch_size is not None
