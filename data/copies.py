@@ -124,7 +124,7 @@ def _difference(paths: Sequence[str]) -> str:
         return "files with the same content"
     try:
         pixels = np.asarray(load_image(first, value_range="format"))
-        is_equal = all(np.array_equal(pixels, load_image(path, value_range="format")) for path in others)
+        is_equal = all(np.array_equal(pixels, np.asarray(load_image(path, value_range="format"))) for path in others)
     except FlashtaskError:
         is_equal = False
     return "the same pixels in different files" if is_equal else "a copy of another size, quality or brightness"
