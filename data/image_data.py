@@ -32,6 +32,7 @@ from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layo
 from flashtask.data.problems import Problems
 from flashtask.data.rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.samples import PARTS, SampleTable, as_text
+from flashtask.data.table_rows import require_columns, rows_of_table, understood
 from flashtask.data.tables import Table, open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
 from flashtask.trainer.datamodule import DataModule
@@ -517,13 +518,13 @@ class ImageData(ImageDataModule):
         inputs = first.input_field(input_field)
         has_targets = set(tables) != {"predict"}
         fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
-        _require_columns(tables, inputs, fields)
+        require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
         images: dict[str, list[Any]] = {}
         rows = []
         for part, table in tables.items():
-            one, held = _rows_of(part, table, inputs, fields, of_columns, own)
+            one, held = rows_of_table(part, table, inputs, fields, of_columns, own)
             rows.append(one)
             if held is not None:
                 images[table.argument] = held
@@ -537,7 +538,7 @@ class ImageData(ImageDataModule):
         }
         made = cls._of_rows(rows, fields, (recipe[0], arguments), options, MemoryImages(images) if images else source)
         part = next(iter(tables))
-        made._remarks = {part: [_understood(tables, rows, inputs, fields, of_columns)]}
+        made._remarks = {part: [understood(tables, rows, inputs, fields, of_columns)]}
         return made
 
     @classmethod
@@ -696,98 +697,6 @@ class ImageData(ImageDataModule):
             own["target_format"] = "one_hot"
         tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
         return cls.from_csv(**{**tables, **options})
-
-
-def _rows_of(
-    part: str,
-    table: Table,
-    inputs: str,
-    fields: tuple[str, ...],
-    columns: Mapping[str, str],
-    own: Mapping[str, Any],
-) -> tuple[Rows, list[Any] | None]:
-    """The rows of one table, and the pictures if it holds these rather than paths."""
-    words = {"groups": "group_field", "weights": "weight_field", "parts": "split_field"}
-    extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
-    own_fields = fields if part != "predict" else ()
-    others = table.columns([*own_fields, *extra.values()])
-    (cells,) = table.values([inputs])
-    if not cells and not len(table.problems):
-        raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
-    held = None
-    root, resolver = own.get("images_root"), own.get("resolver")
-    folder = table.folder if root is None else root
-    if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
-        names = [_path_in(cell, folder, resolver) for cell in cells]
-    else:
-        held = [_picture_in(cell) for cell in cells]
-        names = MemoryImages.names(table.argument, len(held))
-    count = len(own_fields)
-    targets = np.stack(others[:count], axis=1) if count > 1 else others[0] if count else None
-    found = dict(zip(extra, others[count:], strict=True))
-    rows = Rows(
-        part,
-        table.argument,
-        table.where,
-        as_text(names),
-        inputs,
-        targets,
-        "" if held is not None else folder,
-        fields=tuple(extra.items()),
-        problems=table.problems if len(table.problems) else None,
-        **found,
-    )
-    return rows, held
-
-
-def _path_in(cell: Any, folder: str, resolver: Callable[[str], PathLike] | None) -> str:
-    """The path that a cell means; empty for an empty cell."""
-    text = "" if cell is None else os.fspath(cell).strip()
-    if not text:
-        return ""
-    if resolver is not None:
-        text = os.fspath(resolver(text))
-    if is_address(text):
-        return text
-    return f"{folder.rstrip('/')}/{text}" if is_address(folder) else os.path.normpath(os.path.join(folder, text))
-
-
-def _picture_in(cell: Any) -> Any:
-    """A picture in a cell; Parquet files of the hub hold the bytes of a file beside its name."""
-    if isinstance(cell, Mapping):
-        return cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    return cell
-
-
-def _require_columns(tables: Mapping[str, Table], inputs: str, fields: tuple[str, ...]) -> None:
-    """Raises:
-    BadDataError: tables lack columns of the first.
-    """
-    problems = Problems()
-    for part, table in tables.items():
-        for name in (inputs, *(fields if part != "predict" else ())):
-            if name not in table.fields:
-                there = ", ".join(map(repr, table.fields[:20]))
-                problems.add("missing column", f"{table.argument}: no column {name!r}; there are: {there}")
-    problems.refuse(" and ".join(table.argument for table in tables.values()))
-
-
-def _understood(
-    tables: Mapping[str, Table],
-    rows: Sequence[Rows],
-    inputs: str,
-    fields: tuple[str, ...],
-    columns: Mapping[str, str],
-) -> str:
-    """One line on what was read from tables."""
-    counts = ", ".join(
-        f"{len(one.inputs):,} rows of {os.path.basename(table.place)}"
-        for one, table in zip(rows, tables.values(), strict=True)
-    )
-    words = {"split_field": "part", "group_field": "group", "weight_field": "weight"}
-    used = [f"image {inputs!r}", *([f"target {', '.join(map(repr, fields))}"] if fields else [])]
-    used += [f"{words[name]} {column!r}" for name, column in columns.items()]
-    return f"{counts}; columns: {', '.join(used)}"
 
 
 def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
