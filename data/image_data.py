@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
+import torch
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.arguments import (
@@ -23,21 +24,24 @@ from flashtask.data.arguments import (
     takes,
 )
 from flashtask.data.cached_inputs import is_address
-from flashtask.data.dataset_items import DatasetPart, read_dataset
+from flashtask.data.dataset_items import DatasetPart, Items, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
+from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.hub_dataset import fetch_dataset
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
 from flashtask.data.problems import Problems
-from flashtask.data.rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.samples import PARTS, SampleTable, as_text
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
-from flashtask.data.tables import Table, open_table
+from flashtask.data.tables import Frame, Table, open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageData"]
+
+Arrays = np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]
+Tensors = torch.Tensor | Sequence[torch.Tensor]
 
 #: Paths and targets in Python that a recipe holds; longer lists are not saved.
 _MOST_IN_RECIPE = 1000
@@ -226,10 +230,10 @@ class ImageData(ImageDataModule):
         cls,
         input_field: str | None = None,
         target_fields: str | Sequence[str] | None = None,
-        train_data_frame: Any = None,
-        val_data_frame: Any = None,
-        test_data_frame: Any = None,
-        predict_data_frame: Any = None,
+        train_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        val_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        test_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        predict_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
         *,
         images_root: PathLike | None = None,
         resolver: Callable[[str], PathLike] | None = None,
@@ -283,13 +287,13 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_numpy(
         cls,
-        train_data: Any = None,
+        train_data: Arrays | None = None,
         train_targets: Sequence[Any] | None = None,
-        val_data: Any = None,
+        val_data: Arrays | None = None,
         val_targets: Sequence[Any] | None = None,
-        test_data: Any = None,
+        test_data: Arrays | None = None,
         test_targets: Sequence[Any] | None = None,
-        predict_data: Any = None,
+        predict_data: Arrays | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
         """Take NumPy arrays: (N, H, W, C) or (N, H, W), or a list of arrays (H, W, C) or (H, W) of any sizes.
@@ -318,13 +322,13 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_tensors(
         cls,
-        train_data: Any = None,
+        train_data: Tensors | None = None,
         train_targets: Sequence[Any] | None = None,
-        val_data: Any = None,
+        val_data: Tensors | None = None,
         val_targets: Sequence[Any] | None = None,
-        test_data: Any = None,
+        test_data: Tensors | None = None,
         test_targets: Sequence[Any] | None = None,
-        predict_data: Any = None,
+        predict_data: Tensors | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
         """Take torch tensors: (N, C, H, W) or (N, H, W), or a list of tensors (C, H, W) or (H, W) of any sizes.
@@ -384,10 +388,10 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_datasets(  # type: ignore[override]
         cls,
-        train_dataset: Any = None,
-        val_dataset: Any = None,
-        test_dataset: Any = None,
-        predict_dataset: Any = None,
+        train_dataset: Items | None = None,
+        val_dataset: Items | None = None,
+        test_dataset: Items | None = None,
+        predict_dataset: Items | None = None,
         *,
         input_field: str | None = None,
         target_field: str | None = None,
@@ -557,7 +561,8 @@ class ImageData(ImageDataModule):
         check_split(options.get("val_split"), given, kind)
         pictures = check_files(given, constructor, kind, kind)
         arguments: dict[str, Any] = {}
-        rows, fields = [], (field,)
+        rows: list[Rows] = []
+        fields: tuple[str, ...] = (field,)
         for part, images in pictures.items():
             argument = f"{part}_{kind}"
             _require_pictures(images, argument)

@@ -11,9 +11,9 @@ import numpy as np
 from flashtask.core.errors import BadDataError
 from flashtask.data.arguments import PathLike
 from flashtask.data.cached_inputs import is_address
+from flashtask.data.given_rows import Rows
 from flashtask.data.image_source import MemoryImages
 from flashtask.data.problems import Problems
-from flashtask.data.rows import Rows
 from flashtask.data.samples import as_text
 from flashtask.data.tables import Table
 
