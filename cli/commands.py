@@ -8,6 +8,7 @@ import click
 
 from flashtask._version import __version__
 from flashtask.cli.options import (
+    AUDIT,
     BENCH,
     CACHE,
     DOCTOR,
@@ -18,6 +19,7 @@ from flashtask.cli.options import (
     PREDICT,
     PULL,
     PUSH,
+    SHOW,
     TUNE,
     ZOO,
     add_options,
@@ -77,6 +79,33 @@ def plan(data: str | None, **params: Any) -> None:
     from flashtask.cli.plan import plan as run_plan
 
     run_plan(data, params)
+
+
+@flashtask.command(short_help="Look for what is suspicious about images and labels.")
+@click.argument("data", required=False)
+@add_options(AUDIT + EVERYWHERE)
+def audit(data: str | None, **params: Any) -> None:
+    """Look for unreadable files, copies, suspected label errors and odd pictures in DATA.
+
+    DATA is as for `finetune`. Nothing is changed. The exit code is 65 if something spoils a result: an unreadable file,
+    a picture or a group in two parts, or a picture with two targets.
+    """
+    from flashtask.cli.audit import audit as run_audit
+
+    run_audit(data, params)
+
+
+@flashtask.command(short_help="Draw images as a model gets them.")
+@click.argument("data", required=False)
+@add_options(SHOW + EVERYWHERE)
+def show(data: str | None, **params: Any) -> None:
+    """Draw images of DATA with their targets, after augmentation, as a model gets them.
+
+    DATA is as for `finetune`.
+    """
+    from flashtask.cli.audit import show as run_show
+
+    run_show(data, params)
 
 
 @flashtask.command(short_help="Predict images.")

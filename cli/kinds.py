@@ -8,8 +8,9 @@ from typing import Any
 
 from flashtask.core.errors import did_you_mean
 
-__all__ = ["AUTO", "Kind", "auto_or", "devices", "image_size", "magnitude", "one_of", "positive", "share", "steps"]
-__all__ += ["below_one", "delimiter", "names", "not_negative", "text", "value_range", "whole"]
+__all__ = ["AUTO", "Kind", "auto_or", "below_one", "choice", "delimiter", "devices", "image_size", "magnitude"]
+__all__ += ["names", "not_negative", "one_of", "positive", "probability", "share", "steps", "text", "value_range"]
+__all__ += ["weights", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -22,6 +23,29 @@ def text(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty")
     return value
+
+
+def choice(value: str) -> str | dict[str, dict[str, Any]]:
+    """A name, or a name with arguments such as `focal:gamma=3`."""
+    name, colon, arguments = value.partition(":")
+    if not name.strip() or (colon and not arguments):
+        raise ValueError(f"{value!r} is not a name, or a name with arguments such as focal:gamma=3")
+    return {name.strip(): dict(map(_argument, arguments.split(",")))} if colon else name.strip()
+
+
+def weights(value: str) -> Any:
+    """The name of a rule, or a number for each label: `cat=1,dog=2.5`."""
+    if ":" in value or "=" not in value:
+        return choice(value)
+    return dict(map(_argument, value.split(",")))
+
+
+def _argument(given: str) -> tuple[str, float]:
+    """A name and its number; labels may hold `=`."""
+    name, equals, number = given.rpartition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"{given!r} is not a name and a number such as gamma=3")
+    return name.strip(), _number(number)
 
 
 def names(value: str) -> str | list[str]:
@@ -100,6 +124,14 @@ def below_one(value: str) -> float:
     return number
 
 
+def probability(value: str) -> float:
+    """A number from 0 to 1."""
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"must be from 0 to 1, not {number:g}")
+    return number
+
+
 def share(value: str) -> float | int:
     """A share above 0 and below 1, or a whole number of at least 1."""
     number = _number(value)
@@ -134,7 +166,7 @@ def magnitude(value: str) -> int:
 
 
 def image_size(value: str) -> int | tuple[int, int]:
-    """Pixels, or height and width such as `224x192`."""
+    """Pixels of a square, or height and width such as `224x192`."""
     parts = value.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"{value!r} is not a number of pixels such as 224, or 224x192")

@@ -6,21 +6,17 @@ The command line, the checks of a recipe's values and the table in docs/command-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
-
-import click
 
 from flashtask.cli.kinds import (
     Kind,
     auto_or,
-    below_one,
     delimiter,
     devices,
     image_size,
     magnitude,
     names,
-    not_negative,
     one_of,
     positive,
     share,
@@ -29,8 +25,11 @@ from flashtask.cli.kinds import (
     value_range,
     whole,
 )
+from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_TABLES, OF_THE_HUB, GroupedOption, Option
+from flashtask.cli.switches import SWITCHES
 
 __all__ = [
+    "AUDIT",
     "BENCH",
     "CACHE",
     "CONSTRUCTOR",
@@ -45,97 +44,11 @@ __all__ = [
     "PREDICT",
     "PULL",
     "PUSH",
+    "SHOW",
     "TABLES",
     "TUNE",
 ]
 __all__ += ["ZOO", "GroupedOption", "Option", "add_options", "given", "kinds_by_key"]
-
-#: The headings of `flashtask COMMAND --help`, in their order.
-GROUPS = ("Data", "Model", "Finetuning", "Training", "Hardware", "Output", "Selection", "Hub", "Recipe", "Other")
-
-#: The data constructor that the table's keys name. A recipe with another one has the same keys below that.
-CONSTRUCTOR = "from_folders"
-#: The constructor of data in tables.
-OF_TABLES = "from_csv"
-#: The constructor of dataset repositories.
-OF_THE_HUB = "from_hub_dataset"
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option.
-
-    Args:
-        flag: as typed, `--batch-size`.
-        key: its key in a recipe (`trainer.max_epochs`), or empty if it does not describe the run.
-        kind: what it takes; None for a plain flag that takes nothing.
-        help: one line.
-        metavar: what the help shows for the value.
-        default: what counts where the option is not given, as the help shows it; empty if that is nothing. Tests
-            compare it with what the code does.
-        group: the heading of the help under which it is listed, one of `GROUPS`.
-        value: for a plain flag, the value that it gives its key.
-        many: may be given more than once.
-    """
-
-    flag: str
-    key: str
-    kind: Kind | None
-    help: str
-    metavar: str = ""
-    default: str = ""
-    group: str = "Other"
-    value: object = True
-    many: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name of the parameter that the command's function gets."""
-        return self.flag.lstrip("-").replace("-", "_")
-
-    def as_click(self) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """The decorator that adds it to a click command."""
-        shown: dict[str, Any] = {"cls": GroupedOption, "group": self.group, "help": self.described}
-        if self.kind is None:
-            return click.option(self.flag, self.name, is_flag=True, default=False, **shown)
-        return click.option(
-            self.flag,
-            self.name,
-            type=_Typed(self.kind),
-            metavar=self.metavar,
-            default=() if self.many else None,
-            multiple=self.many,
-            **shown,
-        )
-
-    @property
-    def described(self) -> str:
-        """The line of the help, with the default."""
-        return f"{self.help} [default: {self.default}]" if self.default else self.help
-
-
-class GroupedOption(click.Option):
-    """An option of click's that knows under which heading of the help it stands."""
-
-    def __init__(self, *arguments: Any, group: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.group = group
-
-
-class _Typed(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
-    """A kind, as click wants it."""
-
-    name = "value"
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self.kind(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
 
 _DATA = f"data.{CONSTRUCTOR}"
 _DEVICE = one_of(["auto", "cpu", "gpu", "cuda", "mps"])
@@ -348,25 +261,6 @@ _OPTIMIZATION = (
         "a tenth of --lr; with --no-pretrained, --lr",
         "Finetuning",
     ),
-    Option("--optimizer", "model.optimizer", text, "Optimizer: adamw, adam, sgd, ...", "NAME", "adamw", "Finetuning"),
-    Option(
-        "--weight-decay",
-        "model.weight_decay",
-        not_negative,
-        "Weight decay, not applied to norms and biases.",
-        "X",
-        "the optimizer's own: 0.01 for adamw",
-        "Finetuning",
-    ),
-    Option(
-        "--label-smoothing",
-        "model.label_smoothing",
-        below_one,
-        "Label smoothing of the training loss, from 0 to below 1.",
-        "X",
-        "0",
-        "Finetuning",
-    ),
     _PRECISION,
     Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of all random numbers.", "N", "0", "Training"),
 )
@@ -381,15 +275,6 @@ _IMAGES = (
         "0.2 if DATA has no validation images",
         "Data",
     ),
-    Option(
-        "--augment",
-        f"{_DATA}.augment",
-        text,
-        "Augmentation: auto, none, light, medium or strong.",
-        "A",
-        "auto: none while the backbone is frozen, then light",
-        "Data",
-    ),
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
     _VALUE_RANGE,
@@ -399,6 +284,7 @@ _IMAGES = (
 
 _REST = (
     *_PLACE,
+    *SWITCHES,
     Option("--multi-label", "model.multi_label", None, "An image can have any number of labels.", group="Model"),
     Option("--no-pretrained", "model.pretrained", None, "Start from random weights.", value=False, group="Model"),
     Option("--task", "task", text, "Task; `flashtask zoo tasks` lists them.", "NAME", "what the data is for", "Model"),
@@ -406,7 +292,13 @@ _REST = (
     Option("--recipe", "", text, "A recipe of the zoo; `flashtask zoo recipes` lists them.", "NAME", group="Recipe"),
     _ZOO_FILE,
     Option(
-        "--set", "", text, "Set any recipe key: trainer.gradient_clip_val=1.", "KEY=VALUE", many=True, group="Recipe"
+        "--set",
+        "",
+        text,
+        "Set any recipe key: trainer.min_epochs=5.",
+        "KEY=VALUE",
+        many=True,
+        group="Recipe",
     ),
     _NO_FEATURE_CACHE,
     _QUIET,
@@ -571,6 +463,34 @@ ZOO = (
 
 CACHE = (_JSON,)
 
+_BACKBONE = Option("--backbone", "", text, "", "NAME", group="Model")
+_OF_THE_DATA = (
+    next(option for option in _IMAGES if option.flag == "--val-split"),
+    _VALUE_RANGE,
+    *_COLUMNS,
+    *(option for option in _REST if option.flag in ("--multi-label", "--task", "--config", "--set")),
+    _ZOO_FILE,
+)
+
+AUDIT = (
+    replace(_BACKBONE, help="Also find label errors and neighbours by its features.", default="none"),
+    *_OF_THE_DATA,
+    Option("--ignore", "", text, "A file with findings to leave out, a line each.", "FILE", group="Selection"),
+    Option("--html", "", text, "Write a page with thumbnails.", "FILE", group="Output"),
+    _JSON,
+)
+
+SHOW = (
+    replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
+    *_OF_THE_DATA,
+    next(option for option in _IMAGES if option.flag == "--augment"),
+    Option("--part", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
+    Option("--num", "", whole(1), "Number of images.", "N", "12", "Selection"),
+    Option("--epoch", "", whole(), "Epoch whose order and augmentation is drawn.", "N", "0", "Selection"),
+    Option("--seed", "", whole(0, 2**32 - 1), "Seed of the run.", "N", "0", "Selection"),
+    Option("--output", "", text, "Image file.", "FILE", "batch.png", "Output"),
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -608,6 +528,8 @@ TABLES = {
     "finetune": FINETUNE,
     "tune": TUNE,
     "plan": PLAN,
+    "audit": AUDIT,
+    "show": SHOW,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,

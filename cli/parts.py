@@ -14,7 +14,7 @@ from flashtask.cli.recipe import Recipe
 from flashtask.cli.recipe_checks import check_sections
 from flashtask.cli.request import fill_in
 
-__all__ = ["SEARCHED", "Parts", "build_parts"]
+__all__ = ["SEARCHED", "Parts", "build_data", "build_parts"]
 
 #: argument of `tune` -> the recipe key whose value may be `auto`
 SEARCHED = {"batch_size": f"data.{CONSTRUCTOR}.batch_size", "learning_rate": "model.learning_rate"}
@@ -62,22 +62,43 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
         UsageError: a key that nothing takes, or a value that cannot be meant.
     """
     from flashtask.core.seeding import seed_everything
-    from flashtask.tasks import TASKS
     from flashtask.trainer.trainer import Trainer
 
-    use_recipe_zoo(recipe)
-    fill_in(recipe)
-    task_class: Any = TASKS.get(recipe.get("task"))
-    check_sections(recipe, task_class)
+    task_class = _checked_task(recipe)
     searched = _take_out_searched(recipe)
     # Before the model: the weights of what is not pretrained are drawn when it is built.
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
-    datamodule = getattr(task_class.data_class, recipe.constructor)(**recipe.get(f"data.{recipe.constructor}"))
+    datamodule = _data_of(recipe, task_class)
     model = build_model(task_class, recipe.get("model", {}))
     _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
     joined = {} if strategy is None else {"strategy": strategy}
     trainer = Trainer(**{**recipe.get("trainer", {}), **joined})
     return Parts(trainer, model, datamodule, recipe.get("finetune") or {}, searched)
+
+
+def build_data(recipe: Recipe) -> Any:
+    """The data of a recipe alone.
+
+    Raises:
+        UsageError: as `build_parts`.
+    """
+    task_class = _checked_task(recipe)
+    _take_out_searched(recipe)
+    return _data_of(recipe, task_class)
+
+
+def _checked_task(recipe: Recipe) -> Any:
+    from flashtask.tasks import TASKS
+
+    use_recipe_zoo(recipe)
+    fill_in(recipe)
+    task_class: Any = TASKS.get(recipe.get("task"))
+    check_sections(recipe, task_class)
+    return task_class
+
+
+def _data_of(recipe: Recipe, task_class: Any) -> Any:
+    return getattr(task_class.data_class, recipe.constructor)(**recipe.get(f"data.{recipe.constructor}"))
 
 
 def _merge_other_factors(model: Any, strategy: Any) -> None:

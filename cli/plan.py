@@ -12,10 +12,12 @@ from flashtask.cli.kinds import AUTO
 from flashtask.cli.parts import SEARCHED, build_parts
 from flashtask.cli.processes import launched
 from flashtask.cli.request import requested_recipe, require_data
+from flashtask.cli.switches import SWITCHES
 from flashtask.core.errors import UsageError
 from flashtask.trainer.text_table import text_table, wrapped
 
 if TYPE_CHECKING:
+    from flashtask.cli.recipe import Recipe
     from flashtask.trainer.finetuning_plan import PhasePlan, Plan
 
 __all__ = ["plan"]
@@ -48,11 +50,26 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
         measure = not params["no_measure"]
         planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
         processes = 1 if joined is None else joined.world_size
-    click.echo(json.dumps(planned.to_dict()) if params["json"] else "\n".join(_lines(planned, processes)))
+    switches = _switches(recipe, parts.model)
+    if params["json"]:
+        click.echo(json.dumps({**planned.to_dict(), "switches": switches}))
+        return
+    click.echo("\n".join(_lines(planned, processes, switches)))
 
 
-def _lines(planned: Plan, processes: int) -> Iterator[str]:
+def _switches(recipe: Recipe, model: Any) -> dict[str, Any]:
+    """The switches that the recipe or the command sets, by name; the size of the images as it is used."""
+    keys = {switch.key.rpartition(".")[2]: recipe.get(recipe.here(switch.key)) for switch in SWITCHES}
+    found = {name: value for name, value in keys.items() if value is not None}
+    if "image_size" in found:
+        found["image_size"] = list(model.preprocessing.input_size[1:])
+    return found
+
+
+def _lines(planned: Plan, processes: int, switches: Mapping[str, Any]) -> Iterator[str]:
     yield from wrapped(f"strategy {planned.strategy}: {planned.parameters:,} parameters")
+    if switches:
+        yield from wrapped(", ".join(f"{name}={value}" for name, value in switches.items()))
     size = f" of {planned.batch_size} samples" if planned.batch_size is not None else ""
     where = f"{planned.device}, {planned.precision}" + (f", {processes} processes" if processes > 1 else "")
     yield f"{_or_open(planned.epochs)} epochs, {_or_open(planned.steps)} steps; {where}"

@@ -96,7 +96,7 @@ def check_values(recipe: Recipe) -> None:
     for key, kind in kinds_by_key().items():
         here = recipe.here(key)
         value = recipe.get(here)
-        if value is None or isinstance(value, list | dict):
+        if value is None or isinstance(value, list | tuple | dict):
             continue
         source = recipe.source_of(here)
         try:

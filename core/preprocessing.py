@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flashtask.core.errors import IntegrityError, UsageError, did_you_mean, key_fix
+from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError, did_you_mean, key_fix
 from flashtask.core.keywords import named_arguments
 from flashtask.core.number_checks import is_number
 
-__all__ = ["TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "stored_preprocessing"]
+__all__ = ["RESIZES", "TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "check_resize", "resized_by"]
+__all__ += ["stored_preprocessing"]
 
 #: (low, high) of the values that become 0..255; or `format`, what the file format itself has.
 ValueRange = tuple[float, float] | str
@@ -202,6 +203,29 @@ class Preprocessing:
             )
         is_whole = all(values.get(name) is not None for name in TIMM_FIELDS)
         return cls(**{**({"decode": "whole"} if is_whole else {}), **values})
+
+
+#: What `resize` may be -> the fields of a preprocessing; `crop` keeps the backbone's share.
+RESIZES: Mapping[str, Mapping[str, Any]] = {
+    "crop": {"crop_mode": "center"},
+    "pad": {"crop_mode": "border", "crop_pct": 1.0},
+    "squash": {"crop_mode": "squash", "crop_pct": 1.0},
+}
+
+
+def check_resize(resize: Any) -> None:
+    """Refuse what is neither None nor one of RESIZES.
+
+    Raises:
+        UnknownNameError: with the nearest names.
+    """
+    if resize is not None and resize not in RESIZES:
+        raise UnknownNameError("way to resize", str(resize), RESIZES)
+
+
+def resized_by(preprocessing: Preprocessing, resize: str | None) -> Preprocessing:
+    """The same with the crop mode that `resize` names, if it is given."""
+    return preprocessing if resize is None else replace(preprocessing, **RESIZES[resize])
 
 
 Preprocessing.__init__ = named_arguments(Preprocessing.__init__)  # type: ignore[method-assign]

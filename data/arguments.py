@@ -14,8 +14,9 @@ from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing, as_value_range
 from flashtask.data.checks import check_policy
 from flashtask.data.layout import existing_folder
+from flashtask.data.samplers import SamplerLike, check_sampler
 from flashtask.data.splits import check_share
-from flashtask.data.transforms import check_augment
+from flashtask.data.transforms import AugmentLike, check_augment
 
 __all__ = [
     "ImageOptions",
@@ -46,9 +47,15 @@ class ImageOptions(TypedDict, total=False):
         split_seed: the split's own seed.
         num_workers: processes that load images; None decides by itself (none unless processes are
             forked).
-        augment: one of flashtask.data.transforms.AUGMENTATIONS, or a callable on PIL images; training
+        augment: one of flashtask.data.transforms.AUGMENTATIONS; a list of transforms of torchvision by name
+            (`[{"RandomRotation": {"degrees": 10}}, "RandomGrayscale"]`); or a callable on PIL images; training
             only.
         transform: another name for `augment` with a callable.
+        flip: `none`, `horizontal`, `vertical` or `both`: how a named augmentation mirrors images; None means
+            `horizontal`, and warns of class names such as left and right.
+        random_erasing: probability that a part of a training image is erased; None means that of `augment`.
+        sampler: `balanced` draws every class equally often; `weighted` draws by the numbers of `weight_field`; or
+            a torch sampler. All draw from (seed, epoch) in a fit. None means each sample once an epoch.
         on_bad_image: `error` refuses the data, naming every bad image; `skip` leaves them out and says
             so.
         preprocessing: size, mean, std and crop in place of the model's; also the attribute `preprocessing`.
@@ -61,8 +68,11 @@ class ImageOptions(TypedDict, total=False):
     val_split: float | int | None
     split_seed: int
     num_workers: int | None
-    augment: str | Callable[[Any], Any]
+    augment: AugmentLike
     transform: Callable[[Any], Any] | None
+    flip: str | None
+    random_erasing: float | None
+    sampler: SamplerLike | None
     on_bad_image: str
     preprocessing: Preprocessing | Mapping[str, Any] | None
     value_range: Sequence[float] | str | None
@@ -90,6 +100,9 @@ _DEFAULTS: dict[str, Any] = {
     "num_workers": None,
     "augment": "auto",
     "transform": None,
+    "flip": None,
+    "random_erasing": None,
+    "sampler": None,
     "on_bad_image": "error",
     "preprocessing": None,
     "value_range": None,
@@ -136,10 +149,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {**_DEFAULTS, **options}
     check_numbers(**{name: given[name] for name in ("batch_size", "num_workers", "split_seed")})
     check_policy(given["on_bad_image"])
+    check_sampler(given["sampler"])
     kept = {name: given[name] for name in ("batch_size", "val_split", "split_seed", "num_workers")}
+    kept |= {name: given[name] for name in ("flip", "random_erasing", "sampler")}
     ends = as_value_range(given["value_range"])
     return kept | {
-        "augment": one_augment(given["augment"], given["transform"]),
+        "augment": one_augment(*(given[name] for name in ("augment", "transform", "flip", "random_erasing"))),
         "on_bad_image": given["on_bad_image"],
         "value_range": list(ends) if isinstance(ends, tuple) else ends,
     }
@@ -162,21 +177,27 @@ def check_numbers(*, batch_size: object, num_workers: object, split_seed: object
 
 
 def one_augment(
-    augment: str | Callable[[Any], Any], transform: Callable[[Any], Any] | None
-) -> str | Callable[[Any], Any]:
+    augment: AugmentLike,
+    transform: Callable[[Any], Any] | None,
+    flip: str | None = None,
+    random_erasing: float | None = None,
+) -> AugmentLike:
     """The one of `augment` and `transform` that says what training does to images.
 
     Raises:
         UsageError: both say it, or the one that does is neither a known name nor a callable.
     """
     check_augment(augment)
-    if transform is None:
-        return augment
-    if augment != "auto":
-        raise UsageError("augment and transform both set the transform of training images", fix="leave one of them out")
-    if not callable(transform):
-        raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
-    return transform
+    if transform is not None:
+        if augment != "auto":
+            raise UsageError(
+                "augment and transform both set the transform of training images", fix="leave one of them out"
+            )
+        if not callable(transform):
+            raise UsageError(f"transform must be a callable that takes a PIL image, not {transform!r}")
+        augment = transform
+    check_augment(augment, flip, random_erasing)
+    return augment
 
 
 def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:

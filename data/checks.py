@@ -1,8 +1,8 @@
 """What is looked at before training: every image decoded once, and files that are in two parts of the data.
 
-A file that was decoded without fault is remembered by path, size and time of change, and not read again; so are the
-least and the greatest value of one with more than 8 bits a channel. A JPEG has no checksum: one whose bits have changed
-may decode to other pixels without an error. That is not found here.
+A file that was decoded without fault is remembered by path, size and time of change, and not read again; so are its
+fingerprint, and the least and the greatest value of one with more than 8 bits a channel. A JPEG has no checksum: one
+whose bits have changed may decode to other pixels without an error. That is not found here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import PIL
@@ -20,8 +21,10 @@ from flashtask.core.errors import BadDataError, MissingInputError, UsageError, d
 from flashtask.core.known_files import known_notes, remember_notes
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import ValueRange
+from flashtask.data.decoding import Decoding, Seen
+from flashtask.data.fingerprint import Fingerprint, fingerprint
 from flashtask.data.image_source import FILES, ImageSource
-from flashtask.data.images import load_image, prepare_decoders
+from flashtask.data.images import prepare_decoders
 from flashtask.data.value_range import Bounds, why_unknown
 
 __all__ = [
@@ -70,38 +73,48 @@ class Looked(NamedTuple):
     Args:
         bad: the files that cannot be used, in the order of the paths.
         bounds: by path, the least and the greatest value of each file with more than 8 bits a channel.
+        fingerprints: of the other files, by path; empty if they were not asked for.
     """
 
     bad: list[BadImage]
     bounds: dict[str, Bounds]
+    fingerprints: dict[str, Fingerprint]
+
+
+#: Decodes one file of 8 bits and shows the picture to its second argument.
+Read = Callable[[str, Seen | None], object]
 
 
 def look_at_images(
     paths: Sequence[str],
     channels: int = 3,
-    read: Callable[[str], object] | None = None,
+    read: Read | None = None,
     value_range: ValueRange | None = None,
     images: ImageSource = FILES,
+    *,
+    measures: bool = True,
 ) -> Looked:
-    """Decode every file completely, in threads: which are bad, and which values those of more than 8 bits have.
+    """Decode every file completely, in threads: which are bad, what do they look like, which values do wide ones have.
 
     Files that were found good before, and have not changed since, are not read; bad ones are read each time.
 
     Args:
         paths: image files, or the names that `images` has for pictures.
         channels: as the images will be read.
-        read: what decodes a picture of 8 bits, if it is to be kept; by default `load_image` with these channels.
+        read: what decodes a picture of 8 bits, if it is to be kept; by default all of its pixels, which are dropped.
         value_range: with `format`, files of more than 8 bits are read like others, and no bounds are looked for.
         images: where the pictures are read.
+        measures: also take the fingerprints of pictures of 8 bits.
     """
-    read = read or (lambda path: load_image(path, channels, value_range=value_range))
-    measures = value_range != "format"
-    how = "with bounds" if measures else "by the range of the format"
+    decoding = Decoding(channels, value_range=value_range)
+    read = read or (lambda path, seen: images.input(path).read(decoding, seen=seen))
+    finds_bounds = value_range != "format"
+    how = f"{'with bounds' if finds_bounds else 'by the range of the format'}, and what it looks like"
     check = f"decodes to {channels} channels, {how}: pillow {PIL.__version__}, flashtask {__version__}"
     check += images.description or ""
     stamps = images.stamps(paths)
-    notes = known_notes(stamps, check)
-    unknown = [path for path in dict.fromkeys(paths) if path not in notes]
+    notes = {path: note.split("|") for path, note in known_notes(stamps, check).items()}
+    unknown = [path for path in dict.fromkeys(paths) if path not in notes or (measures and notes[path] == ["", ""])]
     bad: list[BadImage] = []
     if unknown:
         prepare_decoders()
@@ -109,28 +122,32 @@ def look_at_images(
         # In chunks, so that Ctrl-C does not wait for a million queued files, and what was found is not lost.
         for start in range(0, len(unknown), _CHUNK):
             chunk = unknown[start : start + _CHUNK]
-            found = dict(zip(chunk, pool.map(lambda path: _look(path, read, measures, images), chunk), strict=True))
+            look = partial(_look, read=read, images=images, finds_bounds=finds_bounds, measures=measures)
+            found = dict(zip(chunk, pool.map(look, chunk), strict=True))
             bad += [one for one in found.values() if isinstance(one, BadImage)]
-            good = {path: note for path, note in found.items() if isinstance(note, str)}
-            remember_notes(stamps, check, good)
+            good = {path: note for path, note in found.items() if isinstance(note, list)}
+            remember_notes(stamps, check, {path: "|".join(note) for path, note in good.items()})
             notes |= good
-    return Looked(bad, {path: _as_bounds(notes[path]) for path in paths if notes.get(path)})
+    known = {path: notes[path] for path in paths if path in notes}
+    bounds = {path: _as_bounds(first) for path, (first, _) in known.items() if first}
+    return Looked(bad, bounds, {path: Fingerprint.from_note(second) for path, (_, second) in known.items() if second})
 
 
-def _look(path: str, read: Callable[[str], object], measures: bool, images: ImageSource) -> str | BadImage:
-    """The note on a good picture: its bounds, or nothing for one of 8 bits."""
-    if measures:
+def _look(path: str, read: Read, images: ImageSource, finds_bounds: bool, measures: bool) -> list[str] | BadImage:
+    """The note on a good picture: the bounds of one with more than 8 bits, and the fingerprint of any other."""
+    if finds_bounds:
         with suppress(BadDataError, MissingInputError):  # reading it says why
             bounds = images.input(path).bounds()
             if bounds is not None:
-                return f"{bounds[0]!r} {bounds[1]!r}"
+                return [f"{bounds[0]!r} {bounds[1]!r}", ""]
+    taken: list[Fingerprint] = []
     try:
-        read(path)
+        read(path, (lambda picture, whole: taken.append(fingerprint(picture, whole))) if measures else None)
     except BadDataError as error:
         return BadImage(path, error.why)
     except MissingInputError:
         return BadImage(path, "the file does not exist")
-    return ""
+    return ["", taken[0].to_note() if taken else ""]
 
 
 def _as_bounds(note: str) -> Bounds:
@@ -150,10 +167,11 @@ def find_bad_images(
     Args:
         paths: image files.
         channels: as the images will be read.
-        read: as in `look_at_images`.
+        read: what decodes a file of 8 bits, if it is to be kept.
         value_range: of files with more than 8 bits, as in `Preprocessing`; without one they cannot be used.
     """
-    looked = look_at_images(paths, channels, read, value_range)
+    reads = None if read is None else lambda path, seen: read(path)
+    looked = look_at_images(paths, channels, reads, value_range, measures=False)
     if value_range is not None:
         return looked.bad
     wide = [BadImage(path, why_unknown(bounds)) for path, bounds in looked.bounds.items()]

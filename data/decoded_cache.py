@@ -9,7 +9,7 @@ import torch.utils.data
 
 from flashtask.core.machine import processes_here
 from flashtask.core.memory import memory_limits
-from flashtask.data.decoding import FirstSteps, Pixels
+from flashtask.data.decoding import FirstSteps, Pixels, Seen
 from flashtask.data.image_source import FILES, ImageSource
 
 __all__ = ["DecodedCache", "fitting_cache_bytes"]
@@ -48,24 +48,25 @@ class DecodedCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def read(self, first: FirstSteps, path: str, images: ImageSource = FILES) -> Pixels:
+    def read(self, first: FirstSteps, path: str, images: ImageSource = FILES, seen: Seen | None = None) -> Pixels:
         """What the first steps make of an image; the pixels are the same whether they were kept or not.
 
         Args:
             first: the steps.
             path: of a file, or the name that the source has for the image.
             images: where the image is read.
+            seen: as in `Fitting.read`; not called for a picture that was kept.
 
         Raises:
             BadDataError, MissingInputError: as `load_image`.
         """
         state = images.state(path)
         if state is None:
-            return images.input(path).read(first)
+            return images.input(path).read(first, seen=seen)
         key = (first, path, state)
         pixels = self._kept.get(key)
         if pixels is None:
-            pixels = images.input(path).read(first)
+            pixels = images.input(path).read(first, seen=seen)
             self._keep(key, pixels)
         return pixels
 

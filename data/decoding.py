@@ -8,6 +8,7 @@ decoded at a fraction of its size: at least twice as large as what the resize th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,13 @@ from flashtask.core.preprocessing import Preprocessing, ValueRange
 from flashtask.data.geometry import Geometry
 from flashtask.data.images import Encoded, load_scaled
 
-__all__ = ["Decoding", "FirstSteps", "Fitting", "Pixels"]
+__all__ = ["Decoding", "FirstSteps", "Fitting", "Pixels", "Seen"]
 
 #: uint8 of shape (H, W), or (H, W, 3) for colour. A grey picture keeps one channel also where three are wanted.
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+#: What may look at a picture when it is decoded: it, and the (width, height) of the whole one.
+Seen = Callable[[Image.Image, tuple[int, int]], object]
 
 #: How much larger than the resized picture a decoded one must stay, along each side.
 _SPARE = 2
@@ -46,10 +50,14 @@ class Decoding:
     least: int | None = None
     value_range: ValueRange | None = None
 
-    def read(self, source: Encoded, name: str = "") -> Pixels:
-        """The pixels of a file, of its bytes or of a PIL image; `name` is for messages."""
+    def read(self, source: Encoded, name: str = "", seen: Seen | None = None) -> Pixels:
+        """The pixels of a file, of its bytes or of a PIL image; the other arguments are those of `Fitting.read`."""
         least = None if self.least is None else self._least
-        image, _ = load_scaled(source, self.channels, least, name=name, value_range=self.value_range, keep_grey=True)
+        image, whole = load_scaled(
+            source, self.channels, least, name=name, value_range=self.value_range, keep_grey=True
+        )
+        if seen is not None:
+            seen(image, whole)
         return np.array(image)
 
     def _least(self, whole: tuple[int, int]) -> tuple[int, int]:
@@ -67,18 +75,21 @@ class Fitting:
 
     preprocessing: Preprocessing
 
-    def read(self, source: Encoded, name: str = "") -> Pixels:
+    def read(self, source: Encoded, name: str = "", seen: Seen | None = None) -> Pixels:
         """The pixels of a file, of its bytes, of a PIL image or an array, in the size that the backbone takes.
 
         Args:
             source: what is decoded.
             name: what messages call it; by default the path.
+            seen: is given the decoded picture and its whole (width, height), before it is resized.
         """
         wanted = self.preprocessing
         least = self._least if wanted.decode == "scaled" else None
         image, whole = load_scaled(
             source, wanted.input_size[0], least, name=name, value_range=wanted.value_range, keep_grey=True
         )
+        if seen is not None:
+            seen(image, whole)
         return self.fit(image, whole)
 
     def fit(self, image: Image.Image, whole: tuple[int, int] | None = None) -> Pixels:

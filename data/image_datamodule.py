@@ -11,21 +11,29 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
-from flashtask.data.checks import BadImage, describe, find_leaks, look_at_images, refuse_bad
+from flashtask.core.seeding import SampleKey, permutation, sample_seeds
+from flashtask.data.arguments import PathLike
+from flashtask.data.audit import Examiner, audit_table
+from flashtask.data.batch_picture import BatchPicture, check_shown, picture_of_samples
+from flashtask.data.checks import BadImage, Looked, describe, find_leaks, look_at_images, refuse_bad
+from flashtask.data.copies import warnings_of_copies
 from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import FirstSteps
+from flashtask.data.findings import Audit, read_ignored
 from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.loaders import image_loader
-from flashtask.data.samples import PARTS, SampleTable
+from flashtask.data.mirrored import changed_by_mirroring
+from flashtask.data.samplers import balanced_sampler, weighted_sampler
+from flashtask.data.samples import PARTS, Column, SampleTable
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_split, stratified_split
 from flashtask.data.targets import Source, TargetReader
-from flashtask.data.transforms import eval_transform, first_steps, train_transform
+from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
 from flashtask.trainer.datamodule import DataModule
 
@@ -85,7 +93,7 @@ class ImageDataModule(DataModule):
         self._checked: set[str] = set()
         # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
         self._wide: dict[str, dict[str, Bounds]] = {}
-        self._said_of_range = ""
+        self._said_of_range = self._said_of_flips = ""
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
@@ -257,8 +265,8 @@ class ImageDataModule(DataModule):
         What a recipe cannot hold is `{"not_saved": "<its type>"}`: functions, and images in memory.
         """
         arguments = {**self._arguments, "batch_size": self.batch_size, "num_workers": self.num_workers}
-        for name in ("augment", "load_image", "resolver", "target"):
-            if callable(arguments.get(name)):
+        for name in ("augment", "sampler", "load_image", "resolver", "target"):
+            if not isinstance(arguments.get(name), str | list | tuple | dict | None):
                 arguments[name] = {"not_saved": type(arguments[name]).__name__}
         if self.preprocessing is not None:
             arguments["preprocessing"] = self.preprocessing.to_dict()
@@ -285,6 +293,24 @@ class ImageDataModule(DataModule):
         self._settle_range(parts)
         for part in parts:
             self._datasets[part] = self._dataset(part)
+        if "train" in parts:
+            self._warn_of_flips()
+
+    def _warn_of_flips(self) -> None:
+        """Say so once if images are mirrored by default, and the names of the classes speak against it."""
+        why = "" if self._arguments.get("flip") else changed_by_mirroring(getattr(self._reader, "labels", ()))
+        if why and why != self._said_of_flips and self._augment != "none" and isinstance(self._augment, str):
+            frozen = " while the backbone trains" if self._augment == "auto" else ""
+            self._say(
+                f"warning: augment={self._augment} flips images horizontally{frozen}, but {why}; flip=none leaves that "
+                "out, flip=horizontal accepts it"
+            )
+            self._said_of_flips = why
+
+    @property
+    def _augment(self) -> AugmentLike:
+        augment: AugmentLike = self._arguments["augment"]
+        return augment
 
     def train_dataloader(self) -> DataLoader[Any] | None:
         """Batches of (images, targets), shuffled."""
@@ -326,6 +352,81 @@ class ImageDataModule(DataModule):
         if not strategy.local_rank:
             strategy.barrier("images are checked")
 
+    def audit(self, model: Examiner | None = None, *, ignore: PathLike | Sequence[str] = ()) -> Audit:
+        """Look for what is suspicious: unreadable files, copies, wrong labels, odd pictures. Nothing is changed.
+
+        Args:
+            model: a task such as `ImageEmbedder("efficientnet_lite0")`, which also finds suspected label errors and
+                neighbours in its features; None looks only at files, pictures and the table.
+            ignore: an ignore file, or its lines: findings that were looked at and are left out.
+
+        Raises:
+            MissingInputError, BadDataError, UsageError: an ignore file that cannot be used.
+        """
+        looked = look_at_images(
+            self._table.inputs.tolist(), self._channels(), value_range=self._own_range(), images=self._images
+        )
+        ignored = read_ignored(ignore) if isinstance(ignore, (str, os.PathLike)) else list(ignore)
+        return audit_table(
+            self._table, looked, self._reader, self._comparable_targets(), model, ignored, images=self._images
+        )
+
+    def _comparable_targets(self) -> Column | None:
+        """The targets of all samples as a model takes them, -1 where there is none; None if they are in the image."""
+        if self._table.targets is None or self.has_spatial_targets:
+            return None
+        found: Column | None = None
+        for part in PARTS[:3]:
+            if self._table.has(part):
+                values = np.asarray(self._read_targets(part))
+                if found is None:
+                    found = np.full((len(self._table), *values.shape[1:]), -1, dtype=values.dtype)
+                found[self._table.parts == PARTS.index(part)] = values
+        return found
+
+    def show_batch(
+        self,
+        part: str = "train",
+        *,
+        num_samples: int = 12,
+        epoch: int = 0,
+        seed: int = 0,
+        output: PathLike | None = None,
+    ) -> BatchPicture:
+        """Draw samples as a model gets them, after augmentation, with their targets.
+
+        Args:
+            part: train, val, test or predict.
+            num_samples: how many, at least 1. Of training they are the first of an epoch, else the first of the part.
+            epoch: whose order and augmentation is drawn, from 0, as if the backbone trained in it.
+            seed: of the run.
+            output: the name of an image file, which is written too.
+
+        Returns:
+            A picture that a notebook shows; its `image` is a PIL image.
+
+        Raises:
+            UsageError: there is no such part, or an invalid number or name of a file.
+            BadDataError: an image cannot be read.
+        """
+        check_shown(part, self._table, num_samples=num_samples, epoch=epoch, seed=seed)
+        paths = self._table.of(part).inputs.tolist()
+        order = permutation(len(paths), seed, epoch) if part == "train" else np.arange(len(paths))
+        rows = order[:num_samples]
+        if self.used_preprocessing.value_range is None and any(self._images.input(paths[row]).bounds() for row in rows):
+            self.setup(next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts))
+        dataset = self._datasets.get(part) or self._dataset(part)
+        seeds = sample_seeds(rows, seed, epoch).tolist()
+        keys = [SampleKey(row, epoch, own) for row, own in zip(rows.tolist(), seeds, strict=True)]
+        size = "x".join(map(str, self.used_preprocessing.input_size[:0:-1]))
+        augment = self._arguments["augment"] if part == "train" else "none"
+        how = augment if isinstance(augment, str) else type(augment).__name__
+        title = f"{part}: {len(rows)} of {len(paths):,}, {size} pixels, augment {how}"
+        made = picture_of_samples(dataset, keys, self._reader, self.used_preprocessing, title)
+        if output is not None:
+            made.save(output)
+        return made
+
     def _check(self, parts: list[str]) -> None:
         # What is decoded to be checked is kept: the first epoch has it already.
         steps = {part: self._first_steps(part) for part in parts}
@@ -335,7 +436,11 @@ class ImageDataModule(DataModule):
         # A training set is measured, whatever the model says: only the user knows better.
         known = self._own_range() if "train" in parts else self.used_preprocessing.value_range
         looked = look_at_images(
-            paths, self._channels(), lambda path: self._cache.read(reads[path], path, self._images), known, self._images
+            paths,
+            self._channels(),
+            lambda path, seen: self._cache.read(reads[path], path, self._images, seen),
+            known,
+            self._images,
         )
         if self._arguments["on_bad_image"] == "error":
             refuse_bad(looked.bad, len(paths))
@@ -349,6 +454,7 @@ class ImageDataModule(DataModule):
         for part in ("val", "test"):
             if part in parts and self._table.has("train"):
                 self._report_leaks(part)
+        self._report_copies(parts, looked)
         self._checked.update(parts)
 
     def _leave_out(self, parts: list[str], bad: list[BadImage]) -> None:
@@ -376,6 +482,16 @@ class ImageDataModule(DataModule):
             self.leaks += tuple(found)
             pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])
             self._say(f"warning: {len(found)} {part} image(s) are also training images: {pairs}")
+
+    def _report_copies(self, parts: list[str], looked: Looked) -> None:
+        """Warn of pictures in two parts that are not equal files, and of those with two targets."""
+        is_looked_at = np.isin(self._table.parts, [PARTS.index(part) for part in parts])
+        values = self._comparable_targets()
+        own = None if values is None else values[is_looked_at]
+        for line in warnings_of_copies(
+            self._table.at(is_looked_at), looked.fingerprints, own, self.leaks, self._images
+        ):
+            self._say(line)
 
     def _say(self, line: str) -> None:
         # On stderr: stdout may be read by a program. Only the first process of several speaks.
@@ -421,9 +537,7 @@ class ImageDataModule(DataModule):
         inputs = self._table.of(part).inputs
         targets = None if part == "predict" else self._read_targets(part)
         is_training = part == "train"
-        transform = (
-            train_transform(preprocessing, self._arguments["augment"]) if is_training else eval_transform(preprocessing)
-        )
+        transform = self._train_transform(preprocessing) if is_training else eval_transform(preprocessing)
         spatial = self._reader if isinstance(self._reader, SpatialReader) else None
         weights = self._weights() if is_training else None
         return ImageFileDataset(
@@ -444,7 +558,7 @@ class ImageDataModule(DataModule):
             BadDataError: all are 0.
         """
         weights = self._table.of("train").weights
-        if weights is None:
+        if weights is None or self._arguments.get("sampler") == "weighted":
             return None
         if not (mean := float(weights.mean(dtype=np.float64))):
             raise BadDataError("the weights of all training samples are 0")
@@ -460,7 +574,11 @@ class ImageDataModule(DataModule):
         preprocessing = self.used_preprocessing
         if part != "train":
             return eval_transform(preprocessing).first
-        return first_steps(train_transform(preprocessing, self._arguments["augment"]).frozen, self._channels())
+        return first_steps(self._train_transform(preprocessing).frozen, self._channels())
+
+    def _train_transform(self, preprocessing: Preprocessing) -> Augmentation:
+        changes = {name: self._arguments.get(name) for name in ("flip", "random_erasing")}
+        return train_transform(preprocessing, self._augment, **changes)
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Any] | None:
         if not self._table.has(part):
@@ -468,7 +586,18 @@ class ImageDataModule(DataModule):
         if part not in self._datasets:
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle)
+        sampler = self._sampler() if part == "train" else None
+        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
+
+    def _sampler(self) -> Sampler[int] | None:
+        """What draws the training samples of an epoch; None for each of them once."""
+        given = self._arguments.get("sampler")
+        if given is None or not isinstance(given, str):
+            return given
+        dataset, table = self._datasets["train"], self._table.of("train")
+        if given == "weighted":
+            return weighted_sampler(table.weights)
+        return balanced_sampler(dataset.targets if self._reader.kind == "label" else None)
 
 
 def _shortened(text: str, most: int) -> str:

@@ -28,7 +28,7 @@ from PIL import Image
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
 from flashtask.core.names import quoted_name, shown_name
 from flashtask.core.preprocessing import Preprocessing
-from flashtask.data.decoding import FirstSteps, Fitting, Pixels
+from flashtask.data.decoding import Decoding, FirstSteps, Fitting, Pixels, Seen
 from flashtask.data.folders import list_images
 from flashtask.data.geometry import Geometry
 from flashtask.data.images import Encoded, image_bounds, image_size
@@ -72,12 +72,13 @@ class Input:
     source: str | bytes | Image.Image | np.ndarray[Any, Any] | Address
     path: str | None = None
 
-    def read(self, first: FirstSteps, cache: DecodedCache | None = None) -> Pixels:
+    def read(self, first: FirstSteps, cache: DecodedCache | None = None, seen: Seen | None = None) -> Pixels:
         """The picture after the first steps of a transform.
 
         Args:
             first: the steps.
             cache: where the pictures of files may be already.
+            seen: as in `Fitting.read`; not called for a picture that was kept.
 
         Raises:
             BadDataError: it is not a whole image.
@@ -85,14 +86,30 @@ class Input:
             HubError, IntegrityError: the address cannot be had.
         """
         if isinstance(self.source, str):
-            return first.read(self.source, self.name) if cache is None else cache.read(first, self.source)
+            kept = None if cache is None else cache.read(first, self.source, seen=seen)
+            return first.read(self.source, self.name, seen) if kept is None else kept
         if isinstance(self.source, Address):
             with self.source.file() as path:
-                return first.read(path, self.name)
+                return first.read(path, self.name, seen)
         if isinstance(self.source, np.ndarray):
             pixels = np.ascontiguousarray(self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source)
-            return first.read(Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels, self.name)
-        return first.read(self.source, self.name)
+            return first.read(Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels, self.name, seen)
+        return first.read(self.source, self.name, seen)
+
+    def thumbnail(self, side: int, channels: int = 3) -> Image.Image:
+        """A small picture to look at; one with more than 8 bits is drawn from black to white by its own values.
+
+        Args:
+            side: pixels that its longer side has at least, unless the picture is smaller.
+            channels: 3, or 1 for grey.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        bounds = self.bounds()
+        value_range = "format" if bounds is None or bounds[0] == bounds[1] else bounds
+        made = Image.fromarray(self.read(Decoding(channels, side, value_range)))
+        return made if channels == 1 else made.convert("RGB")
 
     def placed(self, preprocessing: Preprocessing) -> Geometry:
         """Where the picture lies in the model's input, by which predictions go back to the user's file.

@@ -6,8 +6,9 @@ import multiprocessing
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
+from flashtask.core.samplers import EpochSampler
 from flashtask.data.datasets import ImageFileDataset, collate
 from flashtask.data.threads import num_cores
 
@@ -20,7 +21,12 @@ _MOST = 8
 
 
 def image_loader(
-    dataset: ImageFileDataset, batch_size: int, num_workers: int | None = None, *, shuffle: bool = False
+    dataset: ImageFileDataset,
+    batch_size: int,
+    num_workers: int | None = None,
+    *,
+    shuffle: bool = False,
+    sampler: Sampler[int] | None = None,
 ) -> DataLoader[Any]:
     """A plain loader of batches, the last of which may be smaller.
 
@@ -29,13 +35,15 @@ def image_loader(
         batch_size: images in a batch.
         num_workers: processes that load; 0 loads in this one, None decides by `fitting_workers`.
         shuffle: a new order each epoch.
+        sampler: draws the samples of each epoch, in place of `shuffle`.
     """
     workers = fitting_workers(len(dataset)) if num_workers is None else num_workers
     # A generator of its own: a new iterator would otherwise draw from the stream that dropout uses.
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        shuffle=shuffle,
+        shuffle=shuffle and sampler is None,
+        sampler=None if sampler is None else EpochSampler(sampler),
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,

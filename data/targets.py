@@ -10,12 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from flashtask.core.errors import BadDataError, IntegrityError, did_you_mean
 from flashtask.data.samples import Column
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels", "number_or_nan"]
 
@@ -96,6 +99,19 @@ class TargetReader:
     def summary(self, raw: Column) -> str:
         """The targets of some samples in a few words: `cat 12, dog 9`."""
         return ""
+
+    def lines(self, target: Any) -> list[str]:
+        """The target of one sample, as a batch has it, in words: what stands below its picture."""
+        return [str(target)]
+
+    def draw(self, image: Image, target: Any) -> Image:
+        """The picture of a sample with what of its target lies in it; by default the picture as it is.
+
+        Args:
+            image: as the model gets it, in mode RGB.
+            target: as a batch has it, in the pixels of this picture.
+        """
+        return image
 
     @property
     def origin(self) -> str:
@@ -185,6 +201,10 @@ class LabelReader(TargetReader):
         """How many samples each label has, the most frequent first."""
         return _counted(raw.tolist())
 
+    def lines(self, target: Any) -> list[str]:
+        """The name of the class."""
+        return [self.labels[int(target)]]
+
     def describe(self) -> str:
         """The number of classes, and where they are from."""
         return f"{len(self.labels)} classes" + (f", {self.origin}" if self.fields else "")
@@ -273,6 +293,10 @@ class LabelsReader(TargetReader):
             return _counted(self.fields[place] for row in raw for place, flag in enumerate(row) if flag.lower() in _YES)
         return _counted(name for names in raw for name in self._names(names))
 
+    def lines(self, target: Any) -> list[str]:
+        """The names of the labels that apply."""
+        return [", ".join(name for name, flag in zip(self.labels, target, strict=True) if flag) or "no label"]
+
     def describe(self) -> str:
         """The number of labels, and where they are from."""
         return f"{len(self.labels)} labels, any number of them per sample, {self.origin}"
@@ -338,6 +362,10 @@ class NumberReader(TargetReader):
                 why=f"{len(bad)} of {numbers.size} values are not finite numbers",
             )
         return numbers
+
+    def lines(self, target: Any) -> list[str]:
+        """Each number with its name."""
+        return [f"{name} {float(value):.4g}" for name, value in zip(self.names, target, strict=True)]
 
     @property
     def names(self) -> tuple[str, ...]:

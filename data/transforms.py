@@ -16,12 +16,16 @@ import torch
 from PIL import Image
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.seeding import GENERATORS
 from flashtask.data.decoding import Decoding, FirstSteps, Fitting, Pixels
+from flashtask.data.transform_list import check_transform_list, compose
 
 __all__ = [
     "AUGMENTATIONS",
+    "FLIPS",
+    "AugmentLike",
     "Augmentation",
     "Evaluation",
     "Transform",
@@ -44,11 +48,21 @@ AUGMENTATIONS = {
     # Where masks, boxes or points move with the image: brightness, contrast and saturation in place of TrivialAugment.
     "medium": "random crop of 35 to 100 % of the area, horizontal flip, TrivialAugment (one operation)",
     "strong": "random crop of 8 to 100 % of the area, horizontal flip, TrivialAugment, random erasing",
+    # As torchvision's own training.
+    "trivial_augment": "random crop of 8 to 100 % of the area, horizontal flip, TrivialAugment (one operation)",
+    "rand_augment": "random crop of 8 to 100 % of the area, horizontal flip, RandAugment (two operations)",
+    "aug_mix": "random crop of 8 to 100 % of the area, horizontal flip, AugMix (three chains of operations)",
 }
+#: What `flip` may be: how named augmentations mirror images, each way half of them.
+FLIPS = ("none", "horizontal", "vertical", "both")
+#: What a user gives as `augment`: a name, a list of transforms by name, or a callable.
+AugmentLike = str | Sequence[Any] | Callable[[Any], Any]
 
 #: How far beyond the values of a normalised image those of a transform of the user's may be.
 _SPARE = 10
-_CROP_SCALE = {"light": (0.7, 1.0), "medium": (0.35, 1.0), "strong": (0.08, 1.0)}
+_CROP_SCALE = {"light": (0.7, 1.0), "medium": (0.35, 1.0)}
+_WHOLE_SCALE = (0.08, 1.0)
+_ERASING = {"strong": 0.25}
 
 
 @dataclass(frozen=True)
@@ -66,21 +80,38 @@ class Augmentation:
     generators: Sequence[str]
 
 
-def check_augment(augment: object) -> None:
-    """Refuse what is neither one of AUGMENTATIONS nor a callable.
+def check_augment(augment: object, flip: object = None, random_erasing: object = None) -> None:
+    """Refuse what is no augmentation, or a flip or erasing that does not go with it.
 
     Raises:
-        UnknownNameError: a name that is not in AUGMENTATIONS.
+        UnknownNameError: a name that is not in AUGMENTATIONS or FLIPS, or that no transform has.
         UsageError: something else.
     """
     if isinstance(augment, str):
         if augment not in AUGMENTATIONS:
             raise UnknownNameError("augmentation", augment, AUGMENTATIONS)
+    elif isinstance(augment, (list, tuple)):
+        check_transform_list(augment)
     elif not callable(augment):
         raise UsageError(
             f"augment must be a name or a callable that takes a PIL image, not {augment!r}",
             fix=f"augment one of: {', '.join(AUGMENTATIONS)}",
         )
+    if flip is not None and flip not in FLIPS:
+        raise UnknownNameError("flip", str(flip), FLIPS)
+    if flip is not None and (augment == "none" or not isinstance(augment, str)) and flip != "none":
+        raise UsageError(
+            f"flip={flip!r} is for named augmentations, not for {_shown(augment)}",
+            fix='augment="light", or a RandomHorizontalFlip among your own transforms',
+        )
+    if random_erasing is not None and (not is_number(random_erasing) or not 0 <= random_erasing <= 1):
+        raise UsageError(f"random_erasing must be a probability from 0 to 1, not {random_erasing!r}")
+    if random_erasing and augment == "none":
+        raise UsageError('random_erasing changes images, and augment="none" does not', fix="leave out one of them")
+
+
+def _shown(augment: object) -> str:
+    return f"augment={augment!r}" if isinstance(augment, str) else "transforms of your own"
 
 
 def eval_transform(preprocessing: Preprocessing) -> Evaluation:
@@ -101,29 +132,39 @@ def first_steps(transform: Transform, channels: int) -> FirstSteps:
     return Decoding(channels, value_range=value_range)
 
 
-def train_transform(preprocessing: Preprocessing, augment: str | Callable[[Any], Any] = "auto") -> Augmentation:
+def train_transform(
+    preprocessing: Preprocessing,
+    augment: AugmentLike = "auto",
+    flip: str | None = None,
+    random_erasing: float | None = None,
+) -> Augmentation:
     """The transforms of training.
 
     Args:
         preprocessing: what the backbone takes.
-        augment: one of AUGMENTATIONS, or a callable (a torchvision Compose) that takes a PIL image. If it
-            returns a PIL image or a uint8 tensor, the evaluation transform follows; a floating-point tensor
-            is used as it is.
+        augment: one of AUGMENTATIONS; a list of transforms of torchvision by name, as `transform_list.compose` takes
+            it; or a callable (a torchvision Compose) that takes a PIL image. If the last two return a PIL image or a
+            uint8 tensor, the evaluation transform follows; a floating-point tensor is used as it is.
+        flip: one of FLIPS, for named augmentations; None means `horizontal`.
+        random_erasing: probability that a part of an image is set to the mean (Zhong et al., 2020); None means that of
+            the augmentation.
 
     Raises:
-        UnknownNameError: a name that is not in AUGMENTATIONS.
-        UsageError: neither a name nor a callable.
+        UnknownNameError: a name that does not exist.
+        UsageError: neither a name, a list nor a callable, or arguments that contradict each other.
     """
-    check_augment(augment)
+    check_augment(augment, flip, random_erasing)
     plain = eval_transform(preprocessing)
     if augment == "none":
         return Augmentation(plain, plain, ())
-    if augment == "auto":
-        return Augmentation(_Augment(preprocessing, "light"), plain, ("torch",))
     if isinstance(augment, str):
-        changed: Transform = _Augment(preprocessing, augment)
-        return Augmentation(changed, changed, ("torch",))
-    own = _Own(augment, plain)
+        name = "light" if augment == "auto" else augment
+        changed: Transform = _Augment(preprocessing, name, flip or "horizontal", random_erasing)
+        return Augmentation(changed, plain if augment == "auto" else changed, ("torch",))
+    if isinstance(augment, Sequence):
+        listed = _Own(compose(augment, preprocessing.input_size[1:]), plain, random_erasing, repr(list(augment)))
+        return Augmentation(listed, listed, ("torch",))
+    own = _Own(augment, plain, random_erasing)
     return Augmentation(own, own, GENERATORS)
 
 
@@ -136,7 +177,7 @@ def description(transform: Transform) -> str | None:
     """What a transform does, so that two that say the same do the same; None for a user's own."""
     if isinstance(transform, Evaluation):
         return f"evaluate {transform.preprocessing.to_dict()}"
-    if isinstance(transform, _Augment):
+    if isinstance(transform, (_Augment, _Own)) and transform.name:
         return f"{transform.name} {transform.preprocessing.to_dict()}"
     return None
 
@@ -195,26 +236,31 @@ class _Normalise:
 class _Augment:
     """The named augmentations; all draws come from torch's default generator."""
 
-    def __init__(self, preprocessing: Preprocessing, name: str) -> None:
+    def __init__(self, preprocessing: Preprocessing, name: str, flip: str, random_erasing: float | None) -> None:
         from torchvision.transforms import InterpolationMode, v2  # a second that evaluation and prediction save
 
-        self.preprocessing, self.name = preprocessing, name
+        self.preprocessing = preprocessing
+        erasing = _ERASING.get(name, 0.0) if random_erasing is None else random_erasing
+        #: what it does, with what differs from the usual
+        self.name = name + ("" if flip == "horizontal" else f" flip={flip}")
+        self.name += "" if random_erasing is None else f" erasing={erasing}"
         self._normalise = _Normalise(preprocessing)
         self.shape = preprocessing.input_size
+        scale = _CROP_SCALE.get(name, _WHOLE_SCALE)
         # So that the smallest crop, in its narrowest shape (3 to 4), is still twice as large as what becomes of it.
-        least = math.ceil(2 * max(self.shape[1:]) / math.sqrt(_CROP_SCALE[name][0] * 3 / 4))
+        least = math.ceil(2 * max(self.shape[1:]) / math.sqrt(scale[0] * 3 / 4))
         least_side = least if preprocessing.decode == "scaled" else None
         self.first = Decoding(self.shape[0], least_side, preprocessing.value_range)
         mode = InterpolationMode(preprocessing.interpolation)
-        steps = [
-            v2.RandomResizedCrop(preprocessing.input_size[1:], scale=_CROP_SCALE[name], interpolation=mode),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.1, contrast=0.1) if name == "light" else v2.TrivialAugmentWide(),
-        ]
-        self.change = v2.Compose(steps)
-        # TrivialAugment does not take masks and boxes.
-        self._joint_change = self.change if name == "light" else v2.Compose([*steps[:2], v2.ColorJitter(0.4, 0.4, 0.4)])
-        self.erase = v2.RandomErasing(p=0.25) if name == "strong" else None
+        steps: list[Any] = [v2.RandomResizedCrop(preprocessing.input_size[1:], scale=scale, interpolation=mode)]
+        steps += [v2.RandomHorizontalFlip()] if flip in ("horizontal", "both") else []
+        steps += [v2.RandomVerticalFlip()] if flip in ("vertical", "both") else []
+        policies = {"rand_augment": v2.RandAugment, "aug_mix": v2.AugMix}
+        light = v2.ColorJitter(brightness=0.1, contrast=0.1)
+        self.change = v2.Compose([*steps, light if name == "light" else policies.get(name, v2.TrivialAugmentWide)()])
+        # The policies do not take masks and boxes.
+        self._joint_change = self.change if name == "light" else v2.Compose([*steps, v2.ColorJitter(0.4, 0.4, 0.4)])
+        self.erase = v2.RandomErasing(p=erasing) if erasing else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         return self._finished(self.change(image))
@@ -234,12 +280,25 @@ class _Augment:
 class _Own:
     """A user's own transform, followed by the evaluation transform where it leaves an image."""
 
-    def __init__(self, transform: Callable[[Any], Any], rest: Evaluation) -> None:
-        self.transform, self.rest = transform, rest
+    def __init__(
+        self, transform: Callable[[Any], Any], rest: Evaluation, random_erasing: float | None = None, listed: str = ""
+    ) -> None:
+        self.transform, self.rest, self.preprocessing = transform, rest, rest.preprocessing
+        #: what it does, if it is a list of names
+        self.name = listed and f"{listed} erasing={random_erasing or 0}"
+        self._random_erasing = random_erasing
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         result = self._picture_or_values(self.transform(image))
-        return self.rest(result) if isinstance(result, Image.Image) else result
+        return self._erased(self.rest(result) if isinstance(result, Image.Image) else result)
+
+    def _erased(self, values: torch.Tensor) -> torch.Tensor:
+        if not self._random_erasing:
+            return values
+        from torchvision.transforms import v2
+
+        erased: torch.Tensor = v2.RandomErasing(p=self._random_erasing)(values)
+        return erased
 
     def joint(self, image: Image.Image, target: Any, fill: int = 0) -> tuple[torch.Tensor, Any]:
         """What the user's transform of both gives, as a v2 transform of torchvision does."""
@@ -250,7 +309,10 @@ class _Own:
                 fix="a Compose of torchvision.transforms.v2, or a function (image, target) -> (image, target)",
             )
         result = self._picture_or_values(results[0])
-        return self.rest.joint(result, results[1], fill) if isinstance(result, Image.Image) else (result, results[1])
+        if isinstance(result, Image.Image):
+            values, target = self.rest.joint(result, results[1], fill)
+            return self._erased(values), target
+        return self._erased(result), results[1]
 
     def _picture_or_values(self, result: Any) -> Image.Image | torch.Tensor:
         if isinstance(result, torch.Tensor) and result.dtype == torch.uint8:

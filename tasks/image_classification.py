@@ -10,10 +10,11 @@ from torch import nn
 
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.named_choice import Choice
 from flashtask.core.number_checks import is_number
 from flashtask.data.inputs import Input
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
-from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_loss, check_weights, class_weights
+from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_weights, chosen_loss, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
@@ -23,6 +24,8 @@ from flashtask.trainer.run_record import data_counts
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+    from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["ImageClassifier"]
 
@@ -41,14 +44,18 @@ class ImageClassifier(Task):
         labels: names of the classes, in the order of the outputs; learned from the data if not given.
         head: `linear`, `mlp`, another registered name, or a module.
         multi_label: an image has any number of the labels.
-        loss_fn: `cross_entropy` or `focal` (Lin et al., 2017; gamma 2), for several labels `binary_cross_entropy` or
-            `focal`; or a callable that takes logits (B, classes) and targets, and gives a scalar. None means the first.
-        class_weights: in the training loss, of each class: `balanced` (from the training data), by label, or in the
-            order of the classes. With several labels, the weight of the images that have the label.
+        loss_fn: `cross_entropy`, `focal` (gamma 2) or `bce`; for several labels `bce`, `focal` or `asymmetric`
+            (gamma_neg 4, gamma_pos 1, clip 0.05), also with arguments: `("focal", {"gamma": 3})`; or a callable that
+            takes logits (B, classes) and targets, and gives a scalar. None means `cross_entropy`, or `bce`.
+        class_weights: in the training loss, of each class: `balanced` or `effective_number` (beta 0.9999; Cui et al.,
+            2019), both from the training data; by label; or in the order of the classes. With several labels, the
+            weight of the images that have the label.
         label_smoothing: how much of each target is spread evenly over all classes in training, from 0 to below 1.
             Validation and test measure the loss without smoothing and weights.
-        metrics: further ones, by name (`f1`, `auroc`, `balanced_accuracy`, ...: see `flashtask.tasks.metrics`), or as
-            objects of torchmetrics. They are logged as `val_f1`, ... With several labels only objects.
+        metrics: further ones: names of torchmetrics in lower case (`f1_score` or `f1`, `auroc`, `mcc`,
+            `balanced_accuracy`, ...), averaged over classes as the end of the name says (`f1_macro`, `f1_micro`,
+            `f1_weighted`; `f1_per_class` logs `val_f1_CLASS`), with arguments (`("fbeta", {"beta": 2.0})`), or objects
+            of torchmetrics. They are logged as `val_f1`, ...
         options: those of `Task`: `learning_rate`, `optimizer`, `pretrained`, ...
 
     Raises:
@@ -71,18 +78,18 @@ class ImageClassifier(Task):
         head: str | nn.Module = "linear",
         *,
         multi_label: bool = False,
-        loss_fn: str | Callable[..., torch.Tensor] | None = None,
-        class_weights: str | Mapping[str, float] | Sequence[float] | None = None,
+        loss_fn: Choice | Callable[..., torch.Tensor] | None = None,
+        class_weights: Choice | Mapping[str, float] | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
-        metrics: Sequence[Any] | None = None,
+        metrics: Any = None,
         **options: Any,
     ) -> None:
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
-        check_loss(loss_fn, known)
+        named = chosen_loss(loss_fn, known)
         check_weights(class_weights)
         for option, is_given in (("class_weights", class_weights is not None), ("label_smoothing", label_smoothing)):
-            if is_given and not isinstance(loss_fn, str):
+            if is_given and named is None:
                 raise UsageError(
                     f"{option} applies only to losses given by name, but loss_fn is a callable",
                     fix=f"implement it in loss_fn, or leave out {option}",
@@ -98,13 +105,14 @@ class ImageClassifier(Task):
         self.save_hyperparameters()
         self.labels: tuple[str, ...] | None = tuple(labels) if labels is not None else None
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.multi_label, self._loss_fn, self._class_weights = multi_label, loss_fn, class_weights
+        self.multi_label, self._class_weights = multi_label, class_weights
+        self._loss_fn, self._named_loss = loss_fn, named
         self._more_metrics = metrics
         self._weight: torch.Tensor | None = None
         #: With several labels: from which probability on each label applies, in the order of the labels.
         self.thresholds: tuple[float, ...] | None = None
         if multi_label:
-            self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels}
+            self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels, **self._set_by_arguments}
             vars(self).update(self._set_by_arguments)
         self._refuse_closed_form()
         #: The user's own words, which data that has other classes contradicts; a loaded model's are not.
@@ -127,23 +135,26 @@ class ImageClassifier(Task):
 
         In train mode with smoothing and class weights.
         """
-        if not isinstance(self._loss_fn, str):
-            own: torch.Tensor = self._loss_fn(outputs, targets)
+        if self._named_loss is None:
+            own: torch.Tensor = self._loss_fn(outputs, targets)  # type: ignore[operator]  # a callable, if it has no name
             return own
-        return self._named_loss(self._loss_fn, outputs, targets)
+        return self._loss_by_name(self._named_loss, outputs, targets)
 
     def weighted_loss(
         self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss with weights of samples (B,), which multiply those of classes."""
-        if not isinstance(self._loss_fn, str):
+        if self._named_loss is None:
             return super().weighted_loss(outputs, targets, weights)
-        return self._named_loss(self._loss_fn, outputs, targets, weights)
+        return self._loss_by_name(self._named_loss, outputs, targets, weights)
 
-    def _named_loss(
-        self, name: str, outputs: torch.Tensor, targets: torch.Tensor, samples: torch.Tensor | None = None
+    def _loss_by_name(
+        self,
+        named: Callable[..., torch.Tensor],
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        samples: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        named = (LABELS_LOSSES if self.multi_label else LABEL_LOSSES)[name]
         if not self.training:
             return named(outputs, targets, None, 0.0, samples)
         weight = None if self._weight is None else self._weight.to(outputs.device)
@@ -162,11 +173,16 @@ class ImageClassifier(Task):
             own = {"map": MeanAveragePrecision(num_outputs), "f1": LabelsF1(num_outputs)}
         else:
             own = {"accuracy": Accuracy(num_outputs)}
-        if self._more_metrics:
-            from flashtask.tasks.metrics import label_metrics, named_metrics
+        return {**self._asked_metrics(num_outputs).whole, **own} if self._more_metrics else own
 
-            own |= named_metrics(self._more_metrics, {} if self.multi_label else label_metrics, num_outputs)
-        return own
+    def _asked_metrics(self, num_outputs: int) -> NamedMetrics:
+        from flashtask.tasks.metrics import label_metrics, labels_metrics, named_metrics
+
+        return named_metrics(self._more_metrics, labels_metrics if self.multi_label else label_metrics, num_outputs)
+
+    def asked_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Metrics such as `f1_per_class`."""
+        return self._asked_metrics(num_outputs).by_class if self._more_metrics else {}
 
     def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
         """Precision, recall and F1 of each class; of several labels average precision and F1 at their thresholds."""
@@ -221,6 +237,8 @@ class ImageClassifier(Task):
         """A fit chooses thresholds in each validation; every other stage measures with those that are stored."""
         if self.multi_label:
             for part, metrics in self.metrics.items():
+                if part.endswith("_asked_by_class"):
+                    continue
                 is_chosen = part == "val" and self._begins_a_fit()
                 metrics["f1"].thresholds = None if is_chosen else self.thresholds or (0.5,) * (self.num_classes or 0)  # type: ignore[index]
 
@@ -257,6 +275,7 @@ class ImageClassifier(Task):
         if self.head is None and self.num_classes is not None:
             self.make_head(self.num_classes)
         self._add_metrics()
+        self._check_monitor()
         self._give_thresholds()
         self.hparams.update(num_classes=self.num_classes, labels=self.labels)
         if self._begins_a_fit():

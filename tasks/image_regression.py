@@ -10,11 +10,12 @@ from torch import nn
 
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
+from flashtask.core.named_choice import Choice
 from flashtask.data.image_regression import ImageRegressionData
 from flashtask.data.inputs import Input
 from flashtask.data.targets import NumberReader
 from flashtask.tasks.batches import StepOutput
-from flashtask.tasks.losses import NUMBER_LOSSES, check_loss
+from flashtask.tasks.losses import NUMBER_LOSSES, chosen_loss
 from flashtask.tasks.predictions import Number
 from flashtask.tasks.task import Task
 
@@ -34,10 +35,10 @@ class ImageRegressor(Task):
         backbone: a registered name, or a module.
         num_targets: how many numbers an image has; learned from the data if not given.
         head: `linear`, `mlp`, `ridge` (least squares in closed form), another registered name, or a module.
-        loss_fn: `huber` (quadratic up to one standard deviation, then linear), `mse` or `l1`; or a callable of outputs
-            and targets (B, num_targets), both in units of the standard deviation, that gives a scalar.
-        metrics: further ones than `mae`, `rmse`, `r2` and `spearman` (the rank correlation), by name or as objects of
-            torchmetrics.
+        loss_fn: `huber` (quadratic up to `delta`, 1 standard deviation, then linear), `mse`, `l1` or `smooth_l1`
+            (`beta`), also with arguments: `("huber", {"delta": 0.5})`; or a callable of outputs and targets
+            (B, num_targets), both in units of the standard deviation, that gives a scalar.
+        metrics: further ones than `mae`, `rmse`, `r2` and `spearman` (the rank correlation), as for `ImageClassifier`.
         options: those of `Task`: `learning_rate`, `optimizer`, `pretrained`, ...
 
     Raises:
@@ -57,14 +58,15 @@ class ImageRegressor(Task):
         num_targets: int | None = None,
         head: str | nn.Module = "linear",
         *,
-        loss_fn: str | Callable[..., torch.Tensor] = "huber",
-        metrics: Sequence[Any] | None = None,
+        loss_fn: Choice | Callable[..., torch.Tensor] = "huber",
+        metrics: Any = None,
         **options: Any,
     ) -> None:
-        check_loss(loss_fn, NUMBER_LOSSES)
+        named = chosen_loss(loss_fn, NUMBER_LOSSES)
         super().__init__(backbone, head, num_targets, **options)
         self.save_hyperparameters()
-        self.num_targets, self._loss_fn, self._more_metrics = num_targets, loss_fn, metrics
+        self.num_targets, self._more_metrics = num_targets, metrics
+        self._loss_fn, self._named_loss = loss_fn, named
         self._reader: NumberReader | None = None
         builder = self._head.builder
         if getattr(builder, "requires_solving", False) and not getattr(builder, "solves_numbers", False):
@@ -75,16 +77,16 @@ class ImageRegressor(Task):
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The chosen loss of outputs and targets (B, num_targets), in units of the standard deviation."""
-        chosen = NUMBER_LOSSES[self._loss_fn] if isinstance(self._loss_fn, str) else self._loss_fn
-        return chosen(outputs, targets)
+        found: torch.Tensor = (self._named_loss or self._loss_fn)(outputs, targets)
+        return found
 
     def weighted_loss(
         self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss with weights of samples (B,)."""
-        if not isinstance(self._loss_fn, str):
+        if self._named_loss is None:
             return super().weighted_loss(outputs, targets, weights)
-        each = NUMBER_LOSSES[self._loss_fn](outputs, targets, reduction="none").mean(dim=1)
+        each = self._named_loss(outputs, targets, reduction="none").mean(dim=1)
         return (each * weights).mean()
 
     def to_targets(self, targets: torch.Tensor) -> torch.Tensor:

@@ -2,70 +2,199 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score, SpearmanCorrCoef
+from torchmetrics import (
+    ExplainedVariance,
+    MeanAbsoluteError,
+    MeanAbsolutePercentageError,
+    MeanSquaredError,
+    Metric,
+    PearsonCorrCoef,
+    R2Score,
+    SpearmanCorrCoef,
+)
 from torchmetrics import classification as of_classes
 
 from flashtask.core.errors import UnknownNameError, UsageError
+from flashtask.core.named_choice import name_and_arguments
 
-__all__ = ["LabelsF1", "MeanAveragePrecision", "label_metrics", "named_metrics", "number_metrics", "regression_metrics"]
-__all__ += ["label_metrics_by_class", "labels_metrics_by_class", "number_metrics_by_target"]
+__all__ = ["LabelsF1", "MeanAveragePrecision", "NamedMetrics", "label_metrics", "labels_metrics", "named_metrics"]
+__all__ += ["label_metrics_by_class", "labels_metrics_by_class", "number_metrics", "number_metrics_by_target"]
+__all__ += ["regression_metrics"]
 
-Maker = Callable[[int], Metric]
+#: A metric by the number of outputs and its arguments.
+Maker = Callable[..., Metric]
+
+#: How a metric of classes is averaged, as the end of its name says; `per_class` gives a number for each class.
+_AVERAGES = {"macro": "macro", "micro": "micro", "weighted": "weighted", "per_class": None}
+#: What gives curves, matrices or pairs in place of a number.
+_NOT_NUMBERS = ("roc", "precision_recall_curve", "confusion_matrix", "stat_scores", "exact_match", "eer")
+#: Usual names of torchmetrics' classes.
+_SHORT = {
+    "f1": "f1_score",
+    "fbeta": "fbeta_score",
+    "iou": "jaccard_index",
+    "kappa": "cohen_kappa",
+    "mcc": "matthews_corr_coef",
+}
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+class _OfClasses:
+    """Makes a metric of torchmetrics for classes or labels; averaged over them (`macro`) unless it is told otherwise.
+
+    Args:
+        kind: the class of torchmetrics.
+        counted: its argument for the number of outputs.
+        fixed: arguments that the name implies.
+    """
+
+    def __init__(self, kind: type[Metric], counted: str, **fixed: Any) -> None:
+        self.kind, self.counted, self.fixed = kind, counted, fixed
+        self.arguments = [name for name in inspect.signature(kind).parameters if name not in (counted, "kwargs")]
+
+    @property
+    def is_averaged(self) -> bool:
+        return "average" in self.arguments and "average" not in self.fixed
+
+    def __call__(self, num_outputs: int, **arguments: Any) -> Metric:
+        average = {"average": "macro"} if self.is_averaged else {}
+        return self.kind(**{self.counted: num_outputs, **average, **self.fixed, **arguments})
+
+
+def _of_classes(prefix: str, counted: str, **more: Maker) -> dict[str, Maker]:
+    """The metrics of torchmetrics whose class begins with a prefix, by their names in lower case, and others."""
+    found: dict[str, Maker] = {}
+    for name in of_classes.__all__:
+        short = _snake(name.removeprefix(prefix))
+        if name.startswith(prefix) and short not in _NOT_NUMBERS and "_at_" not in short:
+            found[short] = _OfClasses(getattr(of_classes, name), counted)
+    return {**found, **{short: found[name] for short, name in _SHORT.items() if name in found}, **more}
+
 
 #: Of probabilities (B, classes) and class indices (B,).
-label_metrics: Mapping[str, Maker] = {
-    "balanced_accuracy": lambda n: of_classes.MulticlassAccuracy(n, average="macro"),
-    "f1": lambda n: of_classes.MulticlassF1Score(n, average="macro"),
-    "precision": lambda n: of_classes.MulticlassPrecision(n, average="macro"),
-    "recall": lambda n: of_classes.MulticlassRecall(n, average="macro"),
-    "auroc": lambda n: of_classes.MulticlassAUROC(n, average="macro"),
-    "average_precision": lambda n: of_classes.MulticlassAveragePrecision(n, average="macro"),
-    "cohen_kappa": lambda n: of_classes.MulticlassCohenKappa(n),
-    "mcc": lambda n: of_classes.MulticlassMatthewsCorrCoef(n),
-    "calibration_error": lambda n: of_classes.MulticlassCalibrationError(n),
-}
+label_metrics: Mapping[str, Maker] = _of_classes(
+    "Multiclass",
+    "num_classes",
+    balanced_accuracy=_OfClasses(of_classes.MulticlassAccuracy, "num_classes", average="macro"),
+)
+#: Of probabilities (B, labels) and zeros and ones (B, labels).
+labels_metrics: Mapping[str, Maker] = _of_classes("Multilabel", "num_labels")
 
 #: Of numbers and targets, both (B,), or (B, numbers).
 number_metrics: Mapping[str, Maker] = {
     "mae": lambda n: MeanAbsoluteError(),
     "rmse": lambda n: MeanSquaredError(squared=False),
     "mse": lambda n: MeanSquaredError(),
+    "mape": lambda n: MeanAbsolutePercentageError(),
     "r2": lambda n: _R2(),
     "spearman": lambda n: _Spearman(num_outputs=n),
+    "pearson": lambda n: _Pearson(num_outputs=n),
+    "explained_variance": lambda n: ExplainedVariance(),
 }
 
 
-def named_metrics(given: Iterable[Any] | None, known: Mapping[str, Maker], num_outputs: int) -> dict[str, Metric]:
-    """Metrics that are given by name, or as objects of torchmetrics, which are named after their class.
+class NamedMetrics(NamedTuple):
+    """Metrics that were asked for.
+
+    Args:
+        whole: with one number, by name.
+        by_class: with a number for each class, by name.
+    """
+
+    whole: dict[str, Metric]
+    by_class: dict[str, Metric]
+
+
+def named_metrics(given: Any, known: Mapping[str, Maker], num_outputs: int) -> NamedMetrics:
+    """Metrics that are given by name, with or without arguments, or as objects of torchmetrics.
+
+    Args:
+        given: one or a list of: a name (`f1`, averaged as its end says: `f1_micro`, `f1_weighted`, `f1_per_class`);
+            `(name, {arguments})` or `{name: {arguments}}`, where the argument `name` says what it is called in logs; an
+            object, which is named after its class.
+        known: by name.
+        num_outputs: of the model.
 
     Raises:
-        UnknownNameError: with the nearest names.
-        UsageError: something that is neither.
+        UnknownNameError: a metric or an argument that does not exist, with the nearest names.
+        UsageError: something else, arguments that the metric refuses, or two metrics of one name.
     """
-    found: dict[str, Metric] = {}
+    found = NamedMetrics({}, {})
+    is_one = isinstance(given, (str, Metric, Mapping)) or _is_pair(given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric .* will save all targets")
-        for one in [given] if isinstance(given, (str, Metric)) else given or ():
+        for one in [given] if is_one else given or ():
             if isinstance(one, Metric):
-                found[re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(one).__name__).lower()] = one.clone()
-            elif isinstance(one, str):
-                if one not in known:
-                    raise UnknownNameError("metric", one, sorted(known))
-                found[one] = known[one](num_outputs)
+                name, metric, is_by_class = _snake(type(one).__name__), one.clone(), False
             else:
+                name, metric, is_by_class = _made(one, known, num_outputs)
+            taken = found.by_class if is_by_class else found.whole
+            if name in taken:
                 raise UsageError(
-                    f"a metric is one of {', '.join(known)}, or a metric of torchmetrics, not {one!r}",
-                    fix=f'metrics=["{next(iter(known))}"]',
+                    f"two metrics are named {name!r}", fix=f'("{name}", {{"name": "{name}_2", ...}}) gives one a name'
                 )
+            taken[name] = metric
     return found
+
+
+def _is_pair(given: Any) -> bool:
+    """Whether it is a name with arguments, and not a list of two metrics."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[1], Mapping):
+        return False
+    # `["mcc", {"fbeta": {"beta": 2.0}}]` names two; `["fbeta", {"beta": 2.0}]` is one with its arguments.
+    return isinstance(given, tuple) or not all(isinstance(value, Mapping) for value in given[1].values())
+
+
+def _made(one: Any, known: Mapping[str, Maker], num_outputs: int) -> tuple[str, Metric, bool]:
+    """The name of a metric in logs, the metric, and whether it has a number for each class."""
+    choice = name_and_arguments(one)
+    if choice is None:
+        raise UsageError(
+            f"a metric is a name such as {', '.join([*known][:4])}, or a metric of torchmetrics, not {one!r}",
+            fix=f'metrics=["{next(iter(known))}"]',
+        )
+    name, arguments = choice
+    make, average = _maker_of(name, known)
+    arguments = {**average, **arguments}
+    shown = arguments.pop("name", name.removesuffix("_per_class"))
+    taken = make.arguments if isinstance(make, _OfClasses) else []
+    for argument in arguments:
+        if argument not in taken:
+            raise UnknownNameError(f"argument of the metric {name!r}", argument, [*taken, "name"])
+    try:
+        metric = make(num_outputs, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the metric {name!r} cannot be made with {arguments}", why=str(error)) from None
+    is_by_class = isinstance(make, _OfClasses) and make.is_averaged and arguments.get("average", "macro") in _EACH
+    return shown, metric, is_by_class
+
+
+#: Averages of torchmetrics that leave the numbers of the classes apart.
+_EACH = (None, "none")
+
+
+def _maker_of(name: str, known: Mapping[str, Maker]) -> tuple[Maker, dict[str, Any]]:
+    """What makes a metric, and how the end of its name says that it is averaged."""
+    if name in known:
+        return known[name], {}
+    for end, average in _AVERAGES.items():
+        make = known.get(name.removesuffix(f"_{end}"))
+        if name.endswith(f"_{end}") and isinstance(make, _OfClasses) and make.is_averaged:
+            return make, {"average": average}
+    averaged = [one for one, make in known.items() if isinstance(make, _OfClasses) and make.is_averaged]
+    raise UnknownNameError("metric", name, sorted([*known, *(f"{one}_{end}" for one in averaged for end in _AVERAGES)]))
 
 
 def label_metrics_by_class(num_classes: int) -> dict[str, Metric]:
@@ -93,9 +222,10 @@ def number_metrics_by_target(num_targets: int) -> dict[str, Metric]:
     }
 
 
-def regression_metrics(given: Iterable[Any] | None, num_outputs: int) -> dict[str, Metric]:
+def regression_metrics(given: Any, num_outputs: int) -> dict[str, Metric]:
     """Those that every regression has, and those that are given."""
-    return named_metrics([*("mae", "rmse", "r2", "spearman"), *(given or ())], number_metrics, num_outputs)
+    own = named_metrics(["mae", "rmse", "r2", "spearman"], number_metrics, num_outputs).whole
+    return {**named_metrics(given, number_metrics, num_outputs).whole, **own}
 
 
 class _R2(R2Score):
@@ -106,6 +236,13 @@ class _R2(R2Score):
 
 
 class _Spearman(SpearmanCorrCoef):
+    """The mean over several numbers."""
+
+    def compute(self) -> Tensor:
+        return super().compute().mean()
+
+
+class _Pearson(PearsonCorrCoef):
     """The mean over several numbers."""
 
     def compute(self) -> Tensor:

@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -19,15 +20,18 @@ from torch import nn
 
 from flashtask.backbones import build_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
+from flashtask.backbones.sizes import as_image_size, build_for_size, depth_option
 from flashtask.core.bounded_building import no_larger_than
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.feature_info import FEATURE_KINDS
 from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
-from flashtask.core.preprocessing import Preprocessing, stored_preprocessing
+from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
 from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
+from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
@@ -42,6 +46,7 @@ from flashtask.tasks.batches import (
 )
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, check_weights, fetches_weights
+from flashtask.tasks.mixing import Mixing, mixed_images, rolled
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
 from flashtask.tasks.prediction import inference_copy, predictions_of
@@ -53,6 +58,7 @@ from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
+from flashtask.trainer.metric_order import direction_of
 from flashtask.trainer.module import Module
 from flashtask.trainer.optimizers import (
     check_names,
@@ -82,18 +88,28 @@ class Task(Module):
         num_outputs: of the head; None leaves the head to `connect`, when the data is known.
         head_options: arguments of the head.
         backbone_options: arguments of the backbone's builder.
+        image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position
+            embeddings are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
+        resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then
+            the rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
+        drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
+        mixup_alpha: MixUp of the training batches with shares from Beta(alpha, alpha), such as 0.2; 0 for none.
+        cutmix_alpha: CutMix, such as 1.0; with both, each batch gets one of the two by equal chances.
         pretrained: load the backbone's weights.
         in_chans: channels of the images.
         learning_rate: of everything outside the backbone.
         backbone_learning_rate: of the backbone; None means a tenth of `learning_rate`, or all of it where the backbone
             is not pretrained.
-        optimizer: a class of `torch.optim` in any case, or `(name, {options})`.
+        optimizer: a class of `torch.optim` in any case; a name of timm's factory, such as `lamb`, or `timm/adamw` where
+            torch has one of this name too; or `(name, {options})`.
         optimizer_options: its other arguments.
         weight_decay: of the weights, 0 or more; None means the optimizer's own default (`adamw`: 0.01). Biases, the
             weights of norms and whatever else has one dimension or none are never decayed, nor what the backbone names
             in timm's `no_weight_decay()`, such as position embeddings.
         lr_scheduler: `cosine`, `constant`, or a class of `torch.optim.lr_scheduler`; also `(name, {options})`.
         lr_scheduler_options: its arguments.
+        monitor: the metric that decides which epoch is best, for checkpoints and early stopping, such as `val_f1_macro`
+            or `val_loss`; None means the task's own.
 
     Raises:
         UnknownNameError: a name that nothing has.
@@ -146,6 +162,11 @@ class Task(Module):
         *,
         head_options: Mapping[str, Any] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        resize: str | None = None,
+        drop_path_rate: float | None = None,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
         pretrained: bool = True,
         in_chans: int = 3,
         learning_rate: float = 1e-2,
@@ -155,8 +176,14 @@ class Task(Module):
         weight_decay: float | None = None,
         lr_scheduler: Any = "cosine",
         lr_scheduler_options: Mapping[str, Any] | None = None,
+        monitor: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(monitor, str | None):
+            raise UsageError(f"monitor must be the name of a metric, not {monitor!r}", fix='monitor="val_loss"')
+        self._asked_monitor = monitor
+        if monitor is not None:
+            self._set_attributes(monitor=monitor)
         for what, rate in (
             ("learning_rate", learning_rate),
             ("backbone_learning_rate", backbone_learning_rate),
@@ -165,6 +192,8 @@ class Task(Module):
                 raise UsageError(f"{what} must be a number above 0, not {rate!r}")
         if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
             raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
+        check_resize(resize)
+        self._mixing = Mixing(mixup_alpha, cutmix_alpha)
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         if weight_decay is not None:
             if "weight_decay" in self._optimizer_options:
@@ -178,12 +207,15 @@ class Task(Module):
         if pretrained and not fetched:
             options.pop("weights", None)  # a checkpoint brings its own
         self._drawn_from = None if pretrained else fresh_seed()
-        built = build_backbone(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
+        options |= depth_option(backbone, drop_path_rate, options)
+        self._asked_size, self._resize = None if image_size is None else as_image_size(image_size), resize
+        build = build_backbone if self._asked_size is None else partial(build_for_size, image_size=self._asked_size)
+        built = build(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
-        self._preprocessing = built.preprocessing.resolved()
+        self._preprocessing = resized_by(built.preprocessing.resolved(), resize)
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing
@@ -295,6 +327,10 @@ class Task(Module):
         """
         return {}
 
+    def asked_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Metrics with a number for each class that are logged in every validation and test, in a fit too."""
+        return {}
+
     def output_names(self, num_outputs: int) -> Sequence[str]:
         """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
         return tuple(map(str, range(num_outputs)))
@@ -359,9 +395,12 @@ class Task(Module):
         if self._begins_a_fit():
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
+            self._say_size()
+            self._require_that_mixing_is_possible()
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
+        self._check_monitor()
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Read the data's targets as those were read that the model was trained on; a first fit learns them from it.
@@ -390,14 +429,61 @@ class Task(Module):
         if self.trainer.enable_model_summary:
             self.trainer.say(describe_prediction(self.preprocessing))
 
+    def _require_that_mixing_is_possible(self) -> None:
+        """Refuse MixUp and CutMix where a loss of two targets has no meaning, or would not be computed."""
+        if not self._mixing:
+            return
+        fix = "leave it out"
+        if self._has_spatial_targets:
+            raise UsageError(f"{self._mixing.described}: targets that are places in the image cannot be mixed", fix=fix)
+        if getattr(self.head_to_solve(), "requires_solving", False):
+            raise UsageError(f"{self._mixing.described}: the head {self._head.kind!r} is solved, not trained", fix=fix)
+        if type(self).shared_step is not Task.shared_step:
+            raise UsageError(f"{self._mixing.described}: {type(self).__name__} has a shared_step of its own", fix=fix)
+
+    def _say_size(self) -> None:
+        """The size that `image_size` was rounded up to."""
+        asked, used = self._asked_size, self._own_preprocessing.input_size[1:]
+        if asked is not None and asked != used and self.trainer.enable_model_summary:
+            self.trainer.say(
+                f"image_size: {asked[0]} x {asked[1]} is rounded up to {used[0]} x {used[1]}, the next size that the "
+                "backbone takes"
+            )
+
     def _add_metrics(self) -> None:
         """Make the metrics if the head is known; prediction has no need of them."""
         if len(self.metrics) == 0 and self._head.sizes[1]:
             for part in ("val", "test"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_metrics(self._head.sizes[1]))).to(self.device)
+                asked = dict(self.asked_class_metrics(self._head.sizes[1]))
+                self.metrics[f"{part}_asked_by_class"] = nn.ModuleDict(asked).to(self.device)
         if self.per_class and self._head.sizes[1] and "val_by_class" not in self.metrics:
             for part in ("val_by_class", "test_by_class"):
                 self.metrics[part] = nn.ModuleDict(dict(self.make_class_metrics(self._head.sizes[1]))).to(self.device)
+
+    def _check_monitor(self) -> None:
+        """The metric that `monitor` names is one that validation measures; its direction is that of the metric.
+
+        Raises:
+            UnknownNameError: it is not, with the nearest names.
+        """
+        name, metrics = self._asked_monitor, self.metrics
+        if name is None or "val" not in metrics or not self._begins_a_fit() or self._has_own_steps("fit"):
+            return
+        whole: dict[str, Any] = {f"val_{one}": metric for one, metric in dict(metrics["val"].items()).items()}  # type: ignore[operator]
+        for one, metric in dict(metrics["val_asked_by_class"].items()).items():  # type: ignore[operator]
+            whole |= {f"val_{one}_{label}": metric for label in self.output_names(self._head.sizes[1])}
+        if name not in whole and name not in ("val_loss", "train_loss"):
+            raise UnknownNameError("metric to monitor", name, ["val_loss", *whole, "train_loss"])
+        if direction_of(name) is None:
+            is_higher = getattr(whole[name], "higher_is_better", None)
+            if is_higher is not None:
+                self._set_attributes(monitor_mode="max" if is_higher else "min")
+
+    def _set_attributes(self, **values: Any) -> None:
+        """Give settings of the class the values that arguments ask for; the recipe of a run has the arguments."""
+        self._set_by_arguments = {**self._set_by_arguments, **values}
+        vars(self).update(values)
 
     def data_is_set_up(self, datamodule: Any) -> None:
         """Take what the data has made of the preprocessing: with the value range of its training images."""
@@ -408,10 +494,26 @@ class Task(Module):
     def _agree_on_preprocessing(self, datamodule: Any) -> None:
         own = getattr(datamodule, "preprocessing", None)
         if isinstance(own, Preprocessing):
+            self._refuse_two_sizes(own)
             self.preprocessing = own
         if hasattr(datamodule, "use_preprocessing"):
             datamodule.use_preprocessing(self.preprocessing)
         self.data_is_set_up(datamodule)
+
+    def _refuse_two_sizes(self, of_data: Preprocessing) -> None:
+        """`image_size` and `resize` are not contradicted by the preprocessing that was set on the data.
+
+        Raises:
+            UsageError: they are.
+        """
+        asked = {"image_size": (self._asked_size, "input_size"), "resize": (self._resize, "crop_mode")}
+        for argument, (given, field) in asked.items():
+            own, theirs = getattr(self._own_preprocessing, field), getattr(of_data, field)
+            if given is not None and field in of_data.given and own[-2:] != theirs[-2:]:
+                raise UsageError(
+                    f"{argument} of the model means {field}={own}, but the preprocessing of the data has {theirs}",
+                    fix="set one of them",
+                )
 
     # ---- steps
 
@@ -422,19 +524,42 @@ class Task(Module):
             batch: images (B, C, H, W) and targets; in training `WeightedTargets`, if the samples have weights.
         """
         images, targets = images_and_targets(batch)
+        targets, weights = self._read_targets(targets)
+        outputs = in_dtype(self(images), torch.float32)
+        return StepOutput.of(self._loss_of(outputs, targets, weights), outputs, targets)
+
+    def _read_targets(self, targets: Any) -> tuple[Any, torch.Tensor | None]:
+        """The targets of a batch as the loss takes them, and the weights of its samples, if they have any."""
         weights = None
         if isinstance(targets, WeightedTargets):
             targets, weights = targets
-        targets = self.to_targets(targets)
-        outputs = in_dtype(self(images), torch.float32)
-        if weights is None:
-            return StepOutput.of(self.loss(outputs, targets), outputs, targets)
-        return StepOutput.of(self.weighted_loss(outputs, targets, weights), outputs, targets)
+        return self.to_targets(targets), weights
+
+    def _loss_of(
+        self, outputs: Any, targets: Any, weights: torch.Tensor | None
+    ) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        return self.loss(outputs, targets) if weights is None else self.weighted_loss(outputs, targets, weights)
+
+    def _mixed_step(self, batch: Any, batch_idx: int) -> StepOutput:
+        """As `shared_step`, with images mixed two by two: the loss is that of both targets, by their shares."""
+        images, targets = images_and_targets(batch)
+        targets, weights = self._read_targets(targets)
+        run = self.trainer.current_fit
+        kept, box = self._mixing.draw(run.seed, run.epoch, batch_idx, images.shape[-2:])
+        outputs = in_dtype(self(mixed_images(images, kept, box)), torch.float32)
+        of_own = self._loss_of(outputs, targets, weights)
+        of_others = self._loss_of(outputs, rolled(targets), None if weights is None else rolled(weights))
+        if not isinstance(of_own, Mapping):
+            assert isinstance(of_others, torch.Tensor)
+            return StepOutput(kept * of_own + (1 - kept) * of_others, outputs, targets)
+        assert isinstance(of_others, Mapping)
+        parts = {name: kept * loss + (1 - kept) * of_others[name] for name, loss in of_own.items()}
+        return StepOutput.of(parts, outputs, targets)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, logged as `train_loss` over the epoch, and its parts as `train_loss_NAME`."""
         self._learn_size(batch)
-        step = self.shared_step(batch)
+        step = self._mixed_step(batch, batch_idx) if self._mixing else self.shared_step(batch)
         self._log_loss(step, "train", on_step=False, on_epoch=True)
         return step.loss
 
@@ -465,12 +590,14 @@ class Task(Module):
             metric.update(*inputs)
 
     def _class_metrics(self, part: str) -> Mapping[str, Any]:
-        """The metrics by class that the verb asks for: none in a fit, whose table of epochs would get a column each."""
-        run = self.trainer.active_run
-        if not self.per_class or getattr(run, "parent", None) is not None:
-            return {}
-        found: Any = dict(self.metrics.items()).get(f"{part}_by_class")  # not there before the first batch
-        return {} if found is None else dict(found.items())
+        """The metrics by class that were asked for, and with `per_class` all, but not in a fit: a column each."""
+        is_in_fit = getattr(self.trainer.active_run, "parent", None) is not None
+        wanted = ["asked_by_class"] if is_in_fit or not self.per_class else ["asked_by_class", "by_class"]
+        found: dict[str, Any] = {}
+        for kind in wanted:
+            metrics: Any = dict(self.metrics.items()).get(f"{part}_{kind}")  # not there before the first batch
+            found |= {} if metrics is None else dict(metrics.items())
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of each class, if they were asked for."""
@@ -524,11 +651,15 @@ class Task(Module):
 
     def takes_features(self, stage: str) -> bool:
         """Unless a subclass has steps of its own, which may look at the images, or features are larger than images."""
-        if self.feature_info.kind == "maps" or self._has_spatial_targets:
+        if self.feature_info.kind == "maps" or self._has_spatial_targets or (stage == "fit" and self._mixing):
             return False
+        return not self._has_own_steps(stage)
+
+    def _has_own_steps(self, stage: str) -> bool:
+        """Whether a subclass has written steps of its own for a stage."""
         own = {"fit": ("training_step", "validation_step"), "validate": ("validation_step",), "test": ("test_step",)}
         steps = ("forward", "shared_step", "_measure", *own[stage])
-        return all(getattr(type(self), name) is getattr(Task, name) for name in steps)
+        return any(getattr(type(self), name) is not getattr(Task, name) for name in steps)
 
     def why_no_features(self, stage: str) -> str:
         """Why the steps do not take features that are computed once."""
@@ -536,6 +667,8 @@ class Task(Module):
             return "the maps of all images would take more memory than the images"
         if self._has_spatial_targets:
             return "the targets move with the images"
+        if stage == "fit" and self._mixing:
+            return f"{self._mixing.described} mixes the images of each batch anew"
         return super().why_no_features(stage)
 
     def feature_size(self) -> int:
@@ -557,6 +690,21 @@ class Task(Module):
         if (kind := self.feature_info.kind) != "pooled":
             options["gives"] = kind
         return {"backbone": name, **options, **{lib: version(lib) for lib in self.libraries}}
+
+    def examine(
+        self, paths: Sequence[str], targets: Any, groups: Sequence[int], images: ImageSource = FILES
+    ) -> Examined:
+        """What `ImageData.audit` asks a model: features of images, and scores of classes by cross-fitted heads.
+
+        Args:
+            paths: of the images, or the names that `images` has for them.
+            targets: (N,) class indices; None if there are no classes.
+            groups: (N,) numbers; images with the same number are in the same fold.
+            images: where the pictures are read.
+        """
+        from flashtask.tasks.label_errors import examine
+
+        return examine(self, paths, targets, groups, images)
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve the head, and log the loss that it has on the features it was solved on."""
@@ -672,6 +820,9 @@ class Task(Module):
         recipe does not lead to.
         """
         arguments = {**plain_hyperparameters(self), **self.resolved_hyperparameters()}
+        if self._asked_size is not None:
+            height, width = self._asked_size  # as it was asked for, so that the same command resumes the run
+            arguments["image_size"] = height if height == width else [height, width]
         if self.pretrained_from is not None:
             arguments = recipe_arguments(self.pretrained_from, arguments, has_new_head=self._has_new_head)
         lost = {f"model.{where}": f"<{kind}>" for where, kind in find_not_saved(arguments)}
@@ -724,6 +875,8 @@ class Task(Module):
         if "learning_rate" not in vars(self):
             return {}
         values = {"learning_rate": self.learning_rate, "backbone_learning_rate": self.backbone_learning_rate}
+        if self._asked_size is not None:
+            values["image_size"] = self._preprocessing_of_weights.input_size[1:]
         return {name: value for name, value in {**values, **self._built_by}.items() if name in self.argument_names()}
 
     @classmethod

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -30,6 +31,21 @@ os.fsync = _do_not_wait_for_the_disk
 # Fixtures of a whole module run before the one below; they must not use the user's own cache either.
 _cache_of_modules = tempfile.TemporaryDirectory(prefix="flashtask-tests-")
 os.environ["FLASHTASK_CACHE"] = _cache_of_modules.name
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items) -> None:
+    """Marks the cases that `quick_cases` leaves to `make test-long`."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("quick_cases") and not item.get_closest_marker("long"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for of_test in cases.values():
+        (wanted,) = of_test[0].get_closest_marker("quick_cases").args
+        quick = {place * len(of_test) // wanted for place in range(wanted)}
+        for place, item in enumerate(of_test):
+            if place not in quick:
+                item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish() -> None:

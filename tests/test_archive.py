@@ -394,6 +394,7 @@ def remove_tree(folder):
     folder.rmdir()
 
 
+@pytest.mark.long
 def test_g_sigkill_in_the_middle_leaves_the_target_absent_or_complete(tmp_path):
     archive = tmp_path / "many.tar"
     archive.write_bytes(tar_bytes([(f"d{i % 50}/f{i}", b"x" * 300) for i in range(4000)]))

@@ -51,6 +51,7 @@ def vit(tmp_path_factory):
 # ---- folders
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "made_with", "safe", "options"),
     [
@@ -88,6 +89,7 @@ def test_the_whole_classifier_of_a_folder_gives_what_timm_gives(vit):
     assert torch.equal(ours(images), theirs(images))
 
 
+@pytest.mark.long
 def test_a_folder_is_written_with_or_without_its_prefix(vit, monkeypatch):
     monkeypatch.chdir(vit.parent)
     assert {build_backbone(name).name for name in ("local-dir:folder", "./folder", f"{vit}")} == {f"local-dir:{vit}"}
@@ -147,6 +149,7 @@ def same_outputs(model, other):
         return torch.allclose(model(images), other(images), atol=1e-5) and model.preprocessing == other.preprocessing
 
 
+@pytest.mark.long
 def test_a_model_trained_on_a_hub_backbone_loads_without_hub_cache_and_network(tmp_path, monkeypatch, vit):
     with HubServer() as hub:
         use(monkeypatch, hub, tmp_path)
@@ -178,6 +181,7 @@ def test_without_pretrained_only_the_configuration_is_fetched_from_the_hub(tmp_p
         assert not any("safetensors" in path for method, path in hub.requests if method == "GET" and "resolve" in path)
 
 
+@pytest.mark.long
 def test_a_repository_with_a_pickled_file_alone_is_read_safely(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "folder", "test_resnet", safe=False)
     assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
@@ -190,6 +194,7 @@ def test_a_repository_with_a_pickled_file_alone_is_read_safely(tmp_path, monkeyp
     assert torch.equal(features(backbone, images), theirs(images))
 
 
+@pytest.mark.long
 def test_a_folder_may_go_after_training_and_a_checkpoint_is_a_backbone_itself(vit, tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(vit, folder)
@@ -261,6 +266,7 @@ def test_weights_of_a_file_are_found_under_their_prefix_and_what_is_left_aside_i
         assert "not used:" in said
 
 
+@pytest.mark.long
 def test_training_checkpoints_of_others_and_our_own_are_weights_files_too(tmp_path):
     whole = torchvision.models.resnet18(weights=None)
     torch.save(
@@ -336,6 +342,7 @@ def grey_pairs(tmp_path):
     yield "checkpoint", str(tmp_path / "model.ckpt"), {}
 
 
+@pytest.mark.long
 def test_a_grey_image_gives_what_it_gives_in_three_equal_channels_from_every_source(tmp_path):
     grey = torch.randn(2, 1, 64, 64)
     for source, name, options in grey_pairs(tmp_path):

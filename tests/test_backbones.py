@@ -56,6 +56,7 @@ def test_torchvision_names_are_its_classification_models():
     assert list(library_names("torchvision")) == torchvision.models.list_models(torchvision.models)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "num_features", "size", "first"),
     [
@@ -146,6 +147,7 @@ def test_every_family_of_torchvision_stands_in_the_table_of_layers():
     assert families == set(LAYERS)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "in_chans"),
     [
@@ -303,6 +305,7 @@ def test_loading_is_watched_in_this_thread_and_for_the_length_of_the_block():
     assert nn.Module.load_state_dict is plain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("picture", "index"), [("chelsea", 285), ("coffee", 967)])
 def test_s121_packaged_imagenet_weights_see_an_egyptian_cat_and_an_espresso(picture, index):
     whole = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
@@ -515,6 +518,7 @@ def test_weights_without_a_network_fail_fast_and_say_so(tmp_path):
     assert "hub.invalid cannot be resolved, and the weights are not in the cache | True" in done.stdout
 
 
+@pytest.mark.long
 def test_a_part_that_stands_in_two_places_keeps_its_weights():
     built = build_backbone("timm/coat_tiny", pretrained=False)
     assert not any(value.is_meta for value in built.module.state_dict().values())

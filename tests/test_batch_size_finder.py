@@ -114,6 +114,7 @@ class Plain(Images):
 # ---- what is found
 
 
+@pytest.mark.long
 def test_s28_the_number_of_samples_bounds_the_batch_size(tmp_path):
     for mode, expected in (("power", 32), ("binsearch", 50)):
         module = Images(samples=50, size=8)
@@ -123,6 +124,7 @@ def test_s28_the_number_of_samples_bounds_the_batch_size(tmp_path):
         assert str(found) == f"batch size {expected}: there are 50 training samples"
 
 
+@pytest.mark.long
 def test_s28_no_more_than_max_batch_size_is_looked_for(tmp_path):
     found = search(tmp_path, Images(size=8))
     assert (found.batch_size, found.bound) == (256, "max_batch_size")
@@ -140,9 +142,13 @@ def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
     assert all(a.memory < b.memory for a, b in zip(found.points, found.points[1:], strict=False))
 
 
+# Which blocks of the heap are reused is chance, and changes the peak by a quarter; mapped ones end when they are freed.
 LINE = """
+import ctypes
 from pathlib import Path
 from test_batch_size_finder import Pointwise, needed_at, search
+M_MMAP_THRESHOLD = -3
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
 search(Path("."), Pointwise(), max_batch_size=2)  # what is loaded on first use is loaded, and is no part of the line
 module = Pointwise()
 found = search(Path("."), module)
@@ -160,6 +166,7 @@ def needed_at(batch_size, folder, module):
     return watch.peak - before
 
 
+@pytest.mark.long
 def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     """At 128 samples, four times the largest measured, no more memory is needed than was said, and not much less.
 
@@ -169,8 +176,8 @@ def test_s28_the_line_reaches_sizes_that_were_not_measured(tmp_path):
     done = alone(tmp_path, LINE)
     assert done.returncode == 0, done.stderr
     measured, expected, needed = map(int, done.stdout.split())
-    assert needed > 1.5 * measured
-    assert needed <= expected <= 1.5 * needed
+    assert needed > 3.5 * measured
+    assert needed <= expected <= 1.2 * needed
 
 
 LIMITED = """
@@ -201,6 +208,7 @@ def alone(tmp_path, code, **values):
         return warm.run(code.format(**values))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_s28_memory_bounds_the_batch_size_and_a_fit_with_it_fits(tmp_path, mode):
     done = limited(tmp_path, 300, mode)
@@ -215,6 +223,7 @@ def test_s28_memory_bounds_the_batch_size_and_a_fit_with_it_fits(tmp_path, mode)
         assert expected > 0.7 * free
 
 
+@pytest.mark.long
 def test_s28_where_nothing_fits_that_is_said(tmp_path):
     # One activation is 64 MiB, so it is torch's allocator that finds no room, and not a library below it.
     done = limited(tmp_path, 8, "power", channels=64, size=512)
@@ -222,6 +231,7 @@ def test_s28_where_nothing_fits_that_is_said(tmp_path):
     assert "OutOfMemoryError" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "expected"), [("power", 32), ("binsearch", 40)])
 def test_s28_where_a_lack_of_memory_can_be_caught_sizes_are_tried(tmp_path, mode, expected):
     """The search for accelerators, on a CPU that says what CUDA would say."""
@@ -273,6 +283,7 @@ def test_the_steepest_line_to_the_largest_point_is_taken_with_a_margin():
 # ---- what is trained
 
 
+@pytest.mark.long
 def test_s28_the_backbone_trains_as_much_as_it_ever_will(tmp_path):
     Images.steps.clear()
     search(tmp_path, Images(size=8), strategy="freeze_unfreeze:3", max_batch_size=4)
@@ -288,6 +299,7 @@ def test_s28_a_group_of_accumulated_batches_is_measured_as_a_whole(tmp_path):
     assert [size for size, _ in Images.steps] == [2] * 6
 
 
+@pytest.mark.long
 def test_s28_a_module_that_steps_by_hand_can_be_searched(tmp_path):
     class ByHand(Images):
         automatic_optimization = False
@@ -309,6 +321,7 @@ def test_s28_a_module_that_steps_by_hand_can_be_searched(tmp_path):
     assert search(tmp_path, Never(size=8), max_batch_size=8).batch_size == 8
 
 
+@pytest.mark.long
 def test_s28_what_worker_processes_hold_counts(tmp_path):
     class Light(Plain):
         def training_step(self, batch, batch_idx):
@@ -322,6 +335,7 @@ def test_s28_what_worker_processes_hold_counts(tmp_path):
     assert needed(workers=1) - needed(workers=0) > 3 * 8 * 3 * 2**20 / 2
 
 
+@pytest.mark.long
 def test_s28_nothing_is_learned_so_nothing_can_diverge(tmp_path):
     class Steep(Images):
         def configure_optimizers(self):
@@ -333,6 +347,7 @@ def test_s28_nothing_is_learned_so_nothing_can_diverge(tmp_path):
 # ---- where it goes
 
 
+@pytest.mark.long
 def test_s28_the_batch_size_of_a_data_module_is_found(tmp_path):
     data = Loading()
     assert search(tmp_path, Plain(), data).batch_size == data.batch_size == 32
@@ -356,6 +371,7 @@ def test_s28_the_batch_size_of_a_data_module_is_found(tmp_path):
     assert search(tmp_path, Plain(), named, attribute="bs").batch_size == named.bs == 32
 
 
+@pytest.mark.long
 def test_s28_images_in_folders_are_searched_and_the_recipe_says_what_was_found(tmp_path):
     data = ImageClassificationData.from_folders(colour_folders(tmp_path / "train", each=10), num_workers=0)
     data.preprocessing = Preprocessing(input_size=(3, 32, 32))
@@ -366,6 +382,7 @@ def test_s28_images_in_folders_are_searched_and_the_recipe_says_what_was_found(t
     assert model.head is None
 
 
+@pytest.mark.long
 def test_s28_both_at_once_find_the_rate_at_the_found_size(tmp_path):
     class Rated(Images):
         def __init__(self, learning_rate=0.01, **options):
@@ -415,6 +432,7 @@ class Batched(Images):
         return [(torch.zeros(size, 3, 8, 8), torch.zeros(size).long())] * 4
 
 
+@pytest.mark.long
 def test_s28_streams_and_loaders_of_ones_own_are_searched(tmp_path):
     class Streaming(Images):
         def train_dataloader(self):
@@ -472,6 +490,7 @@ class Failing(Images):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fails_at", [None, 8])
 def test_s28_a_search_leaves_no_trace_also_if_it_fails(tmp_path, monkeypatch, fails_at):
     monkeypatch.chdir(tmp_path)
@@ -491,6 +510,7 @@ def test_s28_a_search_leaves_no_trace_also_if_it_fails(tmp_path, monkeypatch, fa
     assert (fingerprint(module, data, trainer), of_process(), of_files(tmp_path)) == before
 
 
+@pytest.mark.long
 def test_s28_a_fit_after_a_search_has_the_bits_of_one_without(tmp_path):
     digests = []
     for searched in (True, False):

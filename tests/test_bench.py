@@ -89,6 +89,7 @@ def fast_bfloat16(little_is_measured):
     return json.loads(printed.getvalue())
 
 
+@pytest.mark.long
 def test_every_number_format_and_layout_is_measured_with_and_without_training(fast_bfloat16):
     found = fast_bfloat16
     formats = [f"{name}, {layout}" for name in ("32", "bf16-mixed") for layout in ("contiguous", "channels_last")]
@@ -142,6 +143,7 @@ def test_a_network_without_convolutions_is_contiguous():
     assert auto_choice(ImageClassifier(SMALL, num_classes=2, pretrained=False), "cpu").memory_format == "channels_last"
 
 
+@pytest.mark.long
 def test_the_table_fits_80_columns_marks_auto_and_says_why(breaking, capsys):
     name = breaking(10**6, KeyboardInterrupt())  # which it never comes to
     assert run(["bench", name, *QUICK]) == 0

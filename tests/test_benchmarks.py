@@ -35,6 +35,7 @@ def test_the_quick_benchmark_measures_flashtask_and_a_loop_by_hand(tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_work_that_is_not_there_is_told_with_those_that_are():
     done = subprocess.run([*RUN, "frozn5"], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -73,6 +73,7 @@ OPTIMIZERS = [(name, {}) for name in sorted(subclasses(torch.optim, torch.optim.
 ]
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
 def test_every_optimizer_goes_on_bit_for_bit(tmp_path, name, options):
     def build():

@@ -46,6 +46,7 @@ def test_data_with_one_reading_needs_no_task(tmp_path, columns, task, words):
     assert words in why
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "make", [lambda row: row % 5, lambda row: row % 4 / 3, lambda row: row % 2, lambda row: row % 30]
 )

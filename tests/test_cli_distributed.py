@@ -121,6 +121,7 @@ def free_port(first=12_000, last=20_000):
 # ---- who starts them
 
 
+@pytest.mark.long
 def test_the_console_script_is_started_again_and_reaches_the_weights_of_one_process(images, one, tmp_path):
     script = tmp_path / "flashtask"  # as pip writes it
     script.write_text("import sys\nfrom flashtask.cli import main\nsys.exit(main())\n")
@@ -134,6 +135,7 @@ def test_the_console_script_is_started_again_and_reaches_the_weights_of_one_proc
     assert (settings["devices"], settings["strategy"]) == (2, "ddp")
 
 
+@pytest.mark.long
 def test_forked_processes_train_from_a_recipe_that_asks_for_them(images, one, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = yaml.safe_load((one / "recipe.yaml").read_text())
@@ -274,6 +276,7 @@ def test_s117_pods_and_mpirun_say_which_process_this_is(images, one, tmp_path, l
 # ---- what they do
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [1, 20])
 def test_predictions_of_two_processes_are_those_of_one_in_one_file(images, one, tmp_path, count, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

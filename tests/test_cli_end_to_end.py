@@ -83,6 +83,7 @@ def test_the_recipe_of_a_run_repeats_it(finished, tmp_path, capsys):
     assert str(tmp_path) not in yaml.safe_dump(again)
 
 
+@pytest.mark.long
 def test_another_seed_gives_other_numbers(finished, tmp_path):
     argv = ["finetune", str(finished / "recipe.yaml"), "--seed", "4", "--output-dir", str(tmp_path / "RUN2")]
     assert run(argv) == 0
@@ -123,6 +124,7 @@ def test_a6_resuming_as_another_run_is_refused_with_a_diff(finished, images, cap
     assert len(error.splitlines()) <= 8
 
 
+@pytest.mark.long
 def test_resuming_with_more_epochs_goes_on(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "RUN")
     assert run(["finetune", "--resume", "--output-dir", str(tmp_path / "RUN"), "--epochs", "3"]) == 0
@@ -131,6 +133,7 @@ def test_resuming_with_more_epochs_goes_on(finished, tmp_path, capsys):
     assert [row[0] for row in rows] == ["0", "1", "2"]
 
 
+@pytest.mark.long
 def test_b5_a_damaged_last_checkpoint_is_told_and_the_best_one_used(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "RUN")
     damaged = bytearray((tmp_path / "RUN" / "last.ckpt").read_bytes())
@@ -146,6 +149,7 @@ def test_b5_a_damaged_last_checkpoint_is_told_and_the_best_one_used(finished, tm
     assert run([*argv[:-1], "5"]) == 76
 
 
+@pytest.mark.long
 def test_a_run_on_a_terminal_shows_its_progress_and_ends_well(images, tmp_path):
     options = [option for option in TRAIN if option != "--quiet"]
     argv = [sys.executable, "-m", "flashtask", "finetune", str(images), *options, "--output-dir", str(tmp_path / "RUN")]
@@ -178,6 +182,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(images, tmp_path):
     assert losses(tmp_path / "KILLED") == losses(tmp_path / "WHOLE")
 
 
+@pytest.mark.long
 def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_path, capsys):
     (tmp_path / "RUN").mkdir()
     shutil.copy(finished / "recipe.yaml", tmp_path / "RUN")
@@ -194,6 +199,7 @@ def test_a_folder_of_classes_is_split(images, tmp_path):
     assert "val_accuracy" in (tmp_path / "RUN" / "metrics.csv").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_a_bad_image_is_named_and_the_policy_decides(policy, images, tmp_path, capsys):
     shutil.copytree(images, tmp_path / "data")
@@ -228,6 +234,7 @@ def test_an_empty_class_is_refused_and_nothing_is_left_behind(images, tmp_path, 
     assert not (tmp_path / "RUN").exists()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*holds NaN:UserWarning")
 def test_json_holds_null_where_a_metric_is_no_number(finished, images, tmp_path, capsys):
     content = read_checkpoint(finished / "best.ckpt")
@@ -246,6 +253,7 @@ def test_json_holds_null_where_a_metric_is_no_number(finished, images, tmp_path,
     assert row["scores"] == [None, None]
 
 
+@pytest.mark.long
 def test_predict_a_folder_in_order_in_every_format(finished, images, capsys):
     expected = [str(images / "test" / name) for name in ("blue/0.png", "blue/1.png", "red/0.png", "red/1.png")]
     argv = ["predict", str(finished / "best.ckpt"), str(images / "test")]
@@ -305,6 +313,7 @@ def test_predict_refuses_a_task_without_labels(images, tmp_path, capsys):
     assert "the predictions of image_embedding in" in capsys.readouterr().err
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("stage", "part"), [("validate", "val"), ("test", "test")])
 def test_metrics_are_one_flat_object_alone_on_stdout(stage, part, finished, images, capsys):
     assert run([stage, str(finished / "best.ckpt"), str(images), "--json"]) == 0

@@ -63,6 +63,7 @@ def scores_of(model, path):
 # ---- formats
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("how", "form"),
     [
@@ -93,6 +94,7 @@ def test_scores_all_gives_the_score_of_every_label_in_the_models_order(form, how
         assert float(row["score"]) == max(scores.values())
 
 
+@pytest.mark.long
 def test_a_table_has_a_column_a_label_and_without_scores_all_nothing_is_added(model, photos, capsys):
     assert run(["predict", model, photos, "--scores", "all"]) == 0
     header, first, *_ = capsys.readouterr().out.splitlines()
@@ -107,6 +109,7 @@ def test_a_table_has_a_column_a_label_and_without_scores_all_nothing_is_added(mo
     assert [len(row["scores"]) for row in json.loads(capsys.readouterr().out)] == [2, 2, 2]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("name", "given", "starts"),
     [
@@ -168,6 +171,7 @@ def test_a_folder_says_what_it_passed_over_and_a_pattern_how_to_type_it(model, p
     assert "without quotation marks" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_addresses_files_and_folders_are_predicted_in_their_order(model, photos, tmp_path, capsys):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -247,6 +251,7 @@ def test_labels_of_a_hostile_checkpoint_do_not_act_in_the_terminal(photos, tmp_p
     assert r"$'\x1b[2J'" in out
 
 
+@pytest.mark.long
 def test_a_bad_file_whose_name_is_not_utf8_is_named_so_that_it_is_found(odd, model, capsys):
     path = os.path.join(odd, os.fsdecode(b"caf\xe9.png"))
     with open(path, "wb"):

@@ -57,6 +57,7 @@ def weights_of(task):
 # ---- push
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("what", ["run", "checkpoint", "folder"])
 def test_push_makes_a_repository_that_flashtask_and_timm_can_read(what, hub, trained, tmp_path, capsys):
     model = {"run": trained, "checkpoint": trained / "best.ckpt", "folder": tmp_path / "model"}[what]
@@ -78,6 +79,7 @@ def test_push_makes_a_repository_that_flashtask_and_timm_can_read(what, hub, tra
     assert "| val_accuracy |" in card
 
 
+@pytest.mark.long
 def test_push_to_a_branch_of_a_private_repository(hub, trained, capsys):
     command = ["push", str(trained), "tester/secret", "--private", "--revision", "trial", "--licence", "mit"]
     assert run(command) == 0
@@ -96,6 +98,7 @@ def test_a_private_push_never_goes_to_a_repository_that_everybody_sees(hub, trai
     assert hub.repositories["tester/public"].branches == {"main": commit}
 
 
+@pytest.mark.long
 def test_push_replaces_what_was_there(hub, trained, tmp_path):
     assert run(["push", str(trained), "tester/colours"]) == 0
     other = ImageClassifier("test_resnet", labels=["a", "b", "c"], pretrained=False)
@@ -124,6 +127,7 @@ def test_a_push_without_a_token_says_how_to_log_in(hub, trained, monkeypatch, ca
     assert hub.requests == []
 
 
+@pytest.mark.long
 def test_a_wrong_token_and_a_forbidden_name_are_told(hub, trained, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_secret")
     assert run(["push", str(trained), "tester/colours"]) == 69
@@ -195,6 +199,7 @@ def test_push_from_python_gives_the_address(hub, trained):
 # ---- pull
 
 
+@pytest.mark.long
 def test_pull_writes_the_folder_that_was_pushed(hub, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["push", str(trained), "tester/colours"]) == 0

@@ -20,12 +20,15 @@ from flashtask.cli.options import CONSTRUCTOR, EVALUATE, EVERYWHERE, FINETUNE, G
 from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.cli.request import fill_in, requested_recipe
 from flashtask.cli.resume import FREE_KEYS
+from flashtask.cli.switches import SWITCHES
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
 from flashtask.core.worker_threads import _FEW, THREAD_BATCH
 from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.layout import DEFAULT_VAL_SPLIT
+from flashtask.data.samplers import SAMPLERS
+from flashtask.data.transforms import FLIPS
 from flashtask.tasks import TASKS, prediction
 from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.tasks.image_classification import ImageClassifier
@@ -146,6 +149,16 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
         f"data.{CONSTRUCTOR}.value_range": "the range found in training",
         "zoo": "$FLASHTASK_ZOO",
+        **dict.fromkeys(("model.image_size", "model.resize", "model.drop_path_rate"), "the backbone's own"),
+        f"data.{CONSTRUCTOR}.flip": "horizontal",
+        f"data.{CONSTRUCTOR}.random_erasing": "that of --augment",
+        f"data.{CONSTRUCTOR}.sampler": "each image once an epoch",
+        "model.loss_fn": "that of the task: cross_entropy, bce or huber",
+        "model.class_weights": "all equal",
+        "model.metrics": "those of the task",
+        "model.monitor": "that of the task: val_accuracy, val_map or val_mae",
+        "trainer.gradient_clip_val": "no limit",
+        "trainer.ema_decay": "no average",
         f"data.{OF_TABLES}.input_field": "the only one with image paths",
         f"data.{OF_TABLES}.target_fields": "the only other column",
         f"data.{OF_TABLES}.label_separator": "none: a cell holds one label",
@@ -160,6 +173,75 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
             value = own.get(option.key)
             written = f"{value:g}" if isinstance(value, float) else str(value)
             assert option.default == its_words.get(option.key, written), option.flag
+
+
+def test_every_switch_is_an_argument_in_python_and_none_of_its_defaults_changes_a_run():
+    own = signature_defaults()
+    for switch in SWITCHES:
+        name = switch.key.rpartition(".")[2]
+        assert switch.key in own, switch.flag
+        if switch.flag != "--loss":
+            assert switch.flag == f"--{name.replace('_', '-')}"
+        assert all(switch in table for table in (FINETUNE, TABLES["tune"], TABLES["plan"]))
+    kinds = {switch.key.rpartition(".")[2]: switch.kind for switch in SWITCHES}
+    for name, words in (("flip", FLIPS), ("sampler", SAMPLERS)):
+        assert [kinds[name](word) for word in words] == list(words)
+
+
+def test_the_page_of_training_options_has_a_row_for_every_switch():
+    page = (Path(__file__).parent.parent / "docs" / "training-options.md").read_text()
+    places = {
+        "model": "`ImageClassifier(...)`",
+        "data": "`from_folders(...)`, `from_csv(...)`",
+        "trainer": "`Trainer(...)`",
+    }
+    rows = [
+        f"| `{switch.key.rpartition('.')[2]}` of {places[switch.key.partition('.')[0]]} | `{switch.key}` "
+        f"| `{switch.flag} {switch.metavar}` | {switch.default} | {switch.help} |"
+        for switch in SWITCHES
+    ]
+    assert [line for line in page.splitlines() if line.startswith("| `") and "of `" in line and "| `--" in line] == rows
+
+
+def test_values_of_switches_become_what_python_takes(folders):
+    recipe = asked(
+        *("data", "--image-size", "160x224", "--loss", "focal:gamma=3", "--metrics", "f1_macro,mcc"),
+        *("--class-weights", "cat=1,dog=2.5", "--flip", "none", "--random-erasing", "0.5"),
+    )
+    assert recipe.get("model") == {
+        "image_size": (160, 224),
+        "loss_fn": {"focal": {"gamma": 3.0}},
+        "metrics": ["f1_macro", "mcc"],
+        "class_weights": {"cat": 1.0, "dog": 2.5},
+    }
+    assert recipe.get("data.from_folders.flip") == "none"
+    assert asked("data", "--class-weights", "effective_number:beta=0.99").get("model.class_weights") == {
+        "effective_number": {"beta": 0.99}
+    }
+    Path("r.yaml").write_text("model: {loss_fn: 'asymmetric:clip=0', image_size: 64}\n")
+    assert asked("data", "--config", "r.yaml").get("model") == {
+        "loss_fn": {"asymmetric": {"clip": 0.0}},
+        "image_size": 64,
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--flip", "horizontl"], "did you mean 'horizontal'"),
+        (["--resize", "strech"], "crop, pad, squash"),
+        (["--random-erasing", "2"], "must be from 0 to 1"),
+        (["--loss", "focal:gamma"], "a name and a number such as gamma=3"),
+        (["--loss", "focal:"], "such as focal:gamma=3"),
+        (["--class-weights", "cat=much"], "not a number"),
+        (["--sampler", "balancd"], "did you mean 'balanced'"),
+        (["--mixup-alpa", "1"], "--mixup-alpha"),
+        (["--imgsz", "64"], "--image-size N"),
+    ],
+)
+def test_mistakes_in_switches_are_answered_with_the_right_ones(folders, capsys, argv, says):
+    assert command_line(["finetune", "data", *argv]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_backbones_rate_is_a_tenth_where_it_is_pretrained_as_the_help_says():
@@ -180,7 +262,7 @@ def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
 
 
 #: Options that do nothing where they are not given.
-WITHOUT_DEFAULT = {"--from", "--config", "--recipe", "--set", "--picture"}
+WITHOUT_DEFAULT = {"--from", "--config", "--recipe", "--set", "--picture", "--ignore", "--html"}
 
 
 @pytest.mark.parametrize("name", TABLES)

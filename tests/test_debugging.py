@@ -166,6 +166,7 @@ def test_s89_what_fast_dev_run_cannot_mean_is_refused(wrong):
 # ---- limits
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(("limit", "batches"), [(3, 3), (0.25, 2), (0.01, 1), (1, 1), (1.0, 10), (99, 10), (None, 10)])
 @pytest.mark.parametrize("word", ["train", "val", "test", "predict"])
 def test_s90_a_limit_is_a_number_of_batches_or_a_share_of_them(tmp_path, word, limit, batches):

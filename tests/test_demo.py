@@ -21,6 +21,7 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
 
 
+@pytest.mark.long
 def test_every_photograph_is_laid_out_once_by_its_probability_of_a_defect(tmp_path):
     from lay_out_elpv import lay_out, rows
 
@@ -45,6 +46,7 @@ def test_laying_out_again_keeps_whole_files_and_repairs_half_ones(tmp_path):
     assert whole.stat().st_mtime_ns == time_before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "runs", [["demo/runs/000"], pytest.param(["demo/runs/000", "demo/runs/001"], marks=pytest.mark.long)]
 )

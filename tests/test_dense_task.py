@@ -82,6 +82,7 @@ class _Pooled(nn.Module):
         return self.conv(images).mean((2, 3))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -105,6 +106,7 @@ def test_a_head_that_does_not_fit_is_refused_by_name(make, message, monkeypatch)
         make()
 
 
+@pytest.mark.long
 def test_a_backbone_says_what_it_gives():
     maps = build_backbone("timm/test_resnet", pretrained=False, gives="maps", out_indices=(1, -1))
     assert (maps.features.kind, maps.channels, maps.reductions) == ("maps", (32, 96), (4, 32))
@@ -160,6 +162,7 @@ def test_maps_are_trained_frozen_then_unfrozen_and_stored(tmp_path):
     assert sum(away) / len(away) == pytest.approx(measured["val_distance"], abs=1e-2)
 
 
+@pytest.mark.long
 def test_a_run_on_maps_is_resumed_to_the_bit(tmp_path):
     whole = finder(lr_scheduler="constant")
     trainer(tmp_path / "whole", max_epochs=3).fit(whole, datamodule=points(tmp_path / "images"))
@@ -171,6 +174,7 @@ def test_a_run_on_maps_is_resumed_to_the_bit(tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("strategy", [("lora", 2), ("layer_decay", 0.5), "norm_only"])
 def test_strategies_work_on_maps(tmp_path, strategy):
     model = finder()
@@ -181,12 +185,14 @@ def test_strategies_work_on_maps(tmp_path, strategy):
     assert len(model.predict(str(tmp_path / "images"))) == 24
 
 
+@pytest.mark.long
 def test_the_plan_says_why_features_of_maps_are_not_kept(tmp_path, capsys):
     data = points(tmp_path / "images")
     plan = trainer(tmp_path / "run").plan(finder(), datamodule=data, strategy="freeze")
     assert "the maps of all images would take more memory than the images" in str(plan)
 
 
+@pytest.mark.long
 def test_the_command_line_needs_no_change_for_a_task_on_maps(tmp_path, capsys):
     table, folder = write_points(tmp_path / "images"), tmp_path / "run"
     words = ["--task", "point", "--target", "x,y", "--no-pretrained", "--strategy", "no_freeze", "--epochs", "1"]
@@ -201,6 +207,7 @@ def test_the_command_line_needs_no_change_for_a_task_on_maps(tmp_path, capsys):
     assert len(rows) == 24
 
 
+@pytest.mark.long
 def test_torchvision_and_modules_of_ones_own_give_maps_too():
     for backbone in ("torchvision/resnet18", "efficientnet_lite0"):
         model = PointFinder(backbone, pretrained=False).eval()
@@ -219,6 +226,7 @@ def test_torchvision_and_modules_of_ones_own_give_maps_too():
     assert flashtask.build_pyramid(Own()).features.channels == (8,)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/resnet18"])
 def test_the_folded_copy_that_predicts_gives_the_same_maps(name):
     model = PointFinder(name, pretrained=False).eval()
@@ -269,6 +277,7 @@ def test_tokens_are_cached_and_the_result_is_that_of_the_uncached_run(tmp_path, 
         assert torch.allclose(value, plain_head[name], atol=1e-4), name
 
 
+@pytest.mark.long
 def test_features_of_tokens_are_not_those_of_the_pooled_backbone_in_the_cache(tmp_path, capsys):
     for head in ("attention", "linear"):
         run = trainer(tmp_path / f"run-{head}")
@@ -276,6 +285,7 @@ def test_features_of_tokens_are_not_those_of_the_pooled_backbone_in_the_cache(tm
     assert "are in the cache" not in capsys.readouterr().err
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("strategy", [("freeze_unfreeze", 1), ("lora", 2), ("layer_decay", 0.5)])
 def test_a_model_on_tokens_is_trained_and_stored(tmp_path, strategy):
     model = on_tokens()
@@ -288,6 +298,7 @@ def test_a_model_on_tokens_is_trained_and_stored(tmp_path, strategy):
             assert one.probabilities == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.long
 def test_tokens_that_take_more_than_a_gigabyte_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("flashtask.trainer.feature_cache._MOST_BYTES", 1000)
     plan = trainer(tmp_path / "run").plan(on_tokens(), datamodule=classes(tmp_path), strategy="freeze")

@@ -31,6 +31,7 @@ def gradients(context, layer, images, weights):
     return output.detach(), [images.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "bias"), SHAPES)
 def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_ones(

@@ -114,6 +114,7 @@ def test_a8_another_torchrun_does_not_go_on_in_the_folder_of_one_before(tmp_path
     assert trainer.global_step
 
 
+@pytest.mark.long
 def test_c2_a_frozen_process_is_named_and_ended_and_the_others_leave_their_stacks(start, tmp_path):
     code, said = ended(start("ddp", "--fault", "freeze:1:5", "--frozen-after", FROZEN_AFTER))
     assert code == 71
@@ -254,6 +255,7 @@ class Differs(Small):
         raise AssertionError("a step was begun")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -277,6 +279,7 @@ def test_c6_a_checkpoint_that_one_process_does_not_see_is_named():
     assert caught.value.fix == "a folder that every machine sees"
 
 
+@pytest.mark.long
 def test_c6_a_process_that_ends_before_it_meets_the_others_is_not_waited_for(tmp_path):
     script = tmp_path / "ends.py"
     script.write_text(

@@ -78,6 +78,7 @@ def fitted(tmp_path, processes, count, name="", **options):
 # ---- the same numbers
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("count", [1, 3, 9, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4, 5, 6, 7, 8, 33))])
 def test_two_processes_reach_the_weights_and_metrics_of_one(tmp_path, count):
     one, first = fitted(tmp_path, 1, count)
@@ -106,6 +107,7 @@ def test_three_processes_are_no_other_than_two(tmp_path):
     assert (found[0] - found[1]).abs().max() <= TOLERANCE
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("count", [1, 3, 8, 33])
 def test_predictions_are_complete_and_in_order(tmp_path, count):
     data, module = samples(count), Small()
@@ -131,6 +133,7 @@ def test_every_sample_stands_in_the_share_of_one_process(world_size, drop_last):
         assert {len(list(part)) for part in filling} == {len(part) for part in filling} == {len(whole)}
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     whole, _ = fitted(tmp_path, 1, 22, "whole")
     for first, then in ((2, 1), (1, 2)):

@@ -532,6 +532,7 @@ download_data(*sys.argv[1:3], checksum=sys.argv[3])
 """
 
 
+@pytest.mark.long
 def test_s2_download_data_survives_sigkill_and_sends_nothing_twice(server, tmp_path):
     server.mode, target = "slow", tmp_path / "data"
     for number in range(4):
@@ -551,6 +552,7 @@ def test_s2_download_data_survives_sigkill_and_sends_nothing_twice(server, tmp_p
     assert os.listdir(tmp_path) == ["data"]
 
 
+@pytest.mark.long
 def test_s2_download_data_in_four_processes_loads_once(server, tmp_path):
     server.mode = "slow"
     children = [

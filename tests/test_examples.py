@@ -25,6 +25,7 @@ def test_the_three_lines_write_a_checkpoint(tmp_path, monkeypatch):
     assert flashtask.load("classifier.ckpt").labels == ("blue", "red")
 
 
+@pytest.mark.long
 def test_a_task_of_ones_own_learns(tmp_path):
     example = runpy.run_path(str(ROOT / "examples" / "own_task.py"))
     assert example["main"](tmp_path) < 0.15

@@ -52,6 +52,7 @@ def test_an_error_from_a_worker_loses_the_traceback_and_keeps_its_parts():
     assert (seen.what, seen.why, seen.fix) == (own.what, own.why, own.fix)
 
 
+@pytest.mark.long
 def test_an_error_from_a_worker_that_torch_cannot_make_again_keeps_its_parts():
     seen = as_users_see_it(from_a_worker(UnknownNameError("label", "catt", ["cat", "dog"])))
     assert isinstance(seen, UsageError)

@@ -159,6 +159,7 @@ def test_a_layer_with_a_hook_or_weights_made_anew_is_not_folded():
     assert folded_copy(normed, images_of(16)) is None
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("num_threads", "precision", "tolerance"),
     [

@@ -43,6 +43,7 @@ def fitted(folder, epochs, module=None, callbacks=(), batch_size=50, **options):
     return rates.rates
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("first", "batch_size"), [(2, 50), (2, 25), (3, 50)])
 def test_a_run_that_is_made_longer_has_the_rates_of_the_longer_run(first, batch_size, tmp_path, capsys):
     whole = fitted(tmp_path / "whole", 5, batch_size=batch_size)
@@ -83,6 +84,7 @@ class _After(Callback):
             trainer.current_fit.leave()
 
 
+@pytest.mark.long
 def test_phases_of_a_strategy_have_the_rates_of_the_longer_run(tmp_path):
     def rates_of(name, epochs, **options):
         rates = Rates()

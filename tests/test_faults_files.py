@@ -144,6 +144,7 @@ def settings(**values):
     return change
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -90,6 +90,7 @@ def test_nobody_is_told_to_remove_the_folder_of_a_run_that_is_going_on(tmp_path)
         require_no_run(tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["100%20", "what?"])
 def test_a_folder_that_mlflow_would_take_for_another_is_refused(name, tmp_path):
     with pytest.raises(UsageError, match="cannot keep its database in"):

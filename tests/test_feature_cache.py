@@ -79,6 +79,7 @@ def test_each_image_goes_through_the_backbone_once(tmp_path, folders):
     assert uncached.images == EPOCHS * (24 + 10)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed", "64-true"])
 def test_the_head_and_every_metric_are_those_of_the_uncached_path(tmp_path, folders, precision):
     settings = {"head": "mlp", "head_options": {"dropout": 0.2}}
@@ -98,6 +99,7 @@ def test_the_head_and_every_metric_are_those_of_the_uncached_path(tmp_path, fold
         assert row["step"] == plain["step"]
 
 
+@pytest.mark.long
 def test_the_frozen_epochs_of_freeze_unfreeze_use_it_and_the_others_do_not(tmp_path, folders):
     counted = Counted()
     _, module = fit(tmp_path, folders, "cached", strategy=("freeze_unfreeze", 2), callbacks=[counted])
@@ -107,6 +109,7 @@ def test_the_frozen_epochs_of_freeze_unfreeze_use_it_and_the_others_do_not(tmp_p
         torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_second_run_with_another_head_and_rate_reads_no_image_and_runs_no_backbone(tmp_path, folders, capsys):
     fit(tmp_path, folders, "first")
     counted = Counted()
@@ -118,6 +121,7 @@ def test_a_second_run_with_another_head_and_rate_reads_no_image_and_runs_no_back
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "runs"),
     [
@@ -145,6 +149,7 @@ def _repaint(root):
     Image.new("RGB", (40, 40), "green").save(first)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("other", ["weights", "precision", "size"])
 def test_features_belong_to_weights_precision_and_preprocessing(tmp_path, folders, other):
     fit(tmp_path, folders, "first")
@@ -159,6 +164,7 @@ def test_features_belong_to_weights_precision_and_preprocessing(tmp_path, folder
     assert counted.images == 24 + 10
 
 
+@pytest.mark.long
 def test_damaged_features_are_computed_anew(tmp_path, folders):
     fit(tmp_path, folders, "first")
     for file in FeatureStore().folder.glob("*.npy"):
@@ -170,6 +176,7 @@ def test_damaged_features_are_computed_anew(tmp_path, folders):
     assert counted.images == 34
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("why", "options"),
     [
@@ -201,6 +208,7 @@ def test_where_it_is_not_right_it_is_not_used_and_that_is_said(tmp_path, folders
         fit(tmp_path, folders, "again", feature_cache=True, **options)
 
 
+@pytest.mark.long
 def test_a_number_of_views_of_augmented_images_is_gone_through_in_turn(tmp_path, folders):
     counted = Counted()
     options = {"settings": {"augment": "light"}, "max_epochs": 5}
@@ -235,6 +243,7 @@ def test_a_run_that_is_stopped_and_resumed_has_the_bits_of_one_that_was_not(tmp_
     assert all(torch.equal(module.state_dict()[name], value) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.long
 def test_a_head_that_is_solved_uses_features_that_are_there(tmp_path, folders):
     fit(tmp_path, folders, "first")
     counted = Counted()
@@ -344,6 +353,7 @@ def test_an_error_in_validation_is_found_before_training(tmp_path, folders):
     assert not steps
 
 
+@pytest.mark.long
 def test_a_run_makes_one_copy_for_inference_and_lets_go_of_it(tmp_path, monkeypatch):
     folders = colour_folders(tmp_path / "images", each=20), colour_folders(tmp_path / "val", each=20)
     copies, real = [], ImageClassifier.inference_copy
@@ -359,6 +369,7 @@ def test_a_run_makes_one_copy_for_inference_and_lets_go_of_it(tmp_path, monkeypa
     assert trainer.fit_run.loader.features.part._copy is None
 
 
+@pytest.mark.long
 def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tmp_path, folders):
     phases = [Phase("head", epochs=2), Phase("all", epochs=1), Phase("head", epochs=2)]
     counted = Counted()
@@ -446,6 +457,7 @@ def test_stages_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folder
 # ---- what is said before
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("strategy", "options", "once", "words"),
     [

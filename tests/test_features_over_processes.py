@@ -108,6 +108,7 @@ def test_each_image_goes_through_the_backbone_once_over_all_processes(tmp_path, 
     assert_same(again, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strategy", "views"), [(("freeze_unfreeze", 2), "auto"), ("freeze", 2)])
 def test_features_serve_the_frozen_epochs_and_each_view(tmp_path, folders, monkeypatch, strategy, views):
     options = {"strategy": strategy, "feature_cache": views, "max_epochs": 3}
@@ -119,6 +120,7 @@ def test_features_serve_the_frozen_epochs_and_each_view(tmp_path, folders, monke
     assert_same(found, fit(tmp_path, folders, 1, "one", settings=settings, **options))
 
 
+@pytest.mark.long
 def test_stages_use_and_leave_features_in_every_process(tmp_path, folders, capfd):
     _, module, _ = fit(tmp_path, folders, 2, "first")
     others = colour_folders(tmp_path / "others", each=2)
@@ -161,6 +163,7 @@ def stored(root, machine):
     return {entry.key for entry in FeatureStore(root / str(machine) / "features").entries()}
 
 
+@pytest.mark.long
 def test_what_one_machine_has_alone_is_sent_to_the_others(tmp_path, folders, monkeypatch):
     root = tmp_path / "machines"
     machines = Machines(root)
@@ -179,6 +182,7 @@ def test_what_one_machine_has_alone_is_sent_to_the_others(tmp_path, folders, mon
     assert_same(second, expected)
 
 
+@pytest.mark.long
 def test_where_one_process_cannot_use_features_none_does(tmp_path, folders, capfd):
     class Watching(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -207,12 +211,14 @@ class Perturbed(Callback):
                 value.add_(torch.randn_like(value))
 
 
+@pytest.mark.long
 def test_features_are_those_of_the_first_process_s_backbone(tmp_path, folders, monkeypatch):
     found = fit(tmp_path, folders, 2, "several", callbacks=[Perturbed("on_fit_start")])
     apart(monkeypatch, tmp_path, "of one")
     assert_same(found, fit(tmp_path, folders, 1, "one"))
 
 
+@pytest.mark.long
 def test_a_model_that_each_process_has_drawn_at_random_is_that_of_the_first(tmp_path, folders):
     found = []
     for processes in (1, 2):
@@ -223,6 +229,7 @@ def test_a_model_that_each_process_has_drawn_at_random_is_that_of_the_first(tmp_
     assert found[1] == pytest.approx(found[0], abs=TOLERANCE)
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, folders):
     class Stops(Callback):
         def setup(self, trainer, module, stage):
@@ -239,6 +246,7 @@ def test_a_signal_to_one_process_in_the_middle_of_a_pass_stops_all(tmp_path, fol
 # ---- closed-form heads
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache", ["auto", pytest.param(False, marks=pytest.mark.long)])
 def test_a_head_that_is_solved_is_that_of_one_process(tmp_path, folders, monkeypatch, cache):
     """14 images are two batches of six and one of two: a process that has nothing left of it adds nothing."""
@@ -253,6 +261,7 @@ def test_a_head_that_is_solved_is_that_of_one_process(tmp_path, folders, monkeyp
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5)
 
 
+@pytest.mark.long
 def test_every_process_solves_on_the_samples_of_one_in_their_order_and_has_the_same_head(tmp_path, folders):
     class Own(ImageClassifier):
         def solve_head(self, features, targets):

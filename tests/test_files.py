@@ -220,6 +220,7 @@ def save_with_fault(target, log, call, count, fault, index):
     raise AssertionError(f"no save was hit at {call} {count}")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a3_b3_each_system_call_of_a_save_may_fail_or_be_the_last(tmp_path):
     folder, log = tmp_path / "saves", tmp_path / "log"

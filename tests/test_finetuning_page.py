@@ -60,6 +60,7 @@ def test_an_optimizer_of_ones_own_takes_the_groups(tmp_path):
     assert rates == {"head": 1e-3, "backbone_layer1": 1e-4, "backbone_layer2": 5e-5, "backbone_layer3": 2.5e-5}
 
 
+@pytest.mark.long
 def test_lora_and_merging(names):
     exec(BLOCKS[1] + BLOCKS[3], names)
     assert not adapted_layers(names["model"])

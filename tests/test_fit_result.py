@@ -113,6 +113,7 @@ def test_a_result_is_frozen_and_readable_and_said_once(tmp_path, capsys, monkeyp
     assert "the model has" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_task_and_the_command_line_say_it_once_each(tmp_path, capsys):
     folders = colour_folders(tmp_path / "images")
     data = ImageClassificationData.from_folders(folders, val_split=0.25, batch_size=4)

@@ -309,6 +309,7 @@ def test_labels_go_by_name_whatever_classes_a_part_has(labels, data):
     assert set(match_labels(kept, order, source)) == set(labels) - set(kept)
 
 
+@pytest.mark.long
 def test_a_mistyped_path_is_answered_with_the_one_that_exists(tmp_path):
     write_tree(tmp_path / "mldata" / "hymenoptera" / "val", {"ants": 1})
     good = f'{tmp_path}/mldata/hymenoptera/val"'
@@ -393,6 +394,7 @@ def test_folders_are_read_without_torch(tmp_path):
 class_names = st.lists(st.sampled_from("abcdef"), min_size=2, max_size=60)
 
 
+@pytest.mark.long
 @settings(max_examples=200, deadline=None)
 @given(class_names, st.floats(0.01, 0.99), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_a_split_is_complete_stratified_and_free_of_the_order(classes, share, seed, rng):

@@ -40,6 +40,7 @@ def same(found, wanted):
     return list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.long
 def test_a_training_checkpoint_of_torch_save_gives_its_weights_in_their_order(tmp_path, weights):
     wrapped = {f"module.{name}": tensor for name, tensor in weights.items()}
     torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"lr": 0.1}}, tmp_path / "a.pth")
@@ -48,6 +49,7 @@ def test_a_training_checkpoint_of_torch_save_gives_its_weights_in_their_order(tm
     assert all(tensor.is_contiguous() for tensor in found.values())
 
 
+@pytest.mark.long
 def test_the_older_format_of_torch_save_is_read_as_well(tmp_path, weights):
     torch.save(weights, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     assert same(read_foreign_weights(tmp_path / "a.pth"), weights)
@@ -68,6 +70,7 @@ def test_a_header_as_long_as_a_pickle_begins_is_safetensors(tmp_path):
     assert read_foreign_weights(tmp_path / "a.safetensors")["a"].tolist() == [7]
 
 
+@pytest.mark.long
 def test_more_than_one_set_of_weights_is_for_the_user_to_choose(tmp_path, weights):
     torch.save({"model": weights, "model_ema": weights}, tmp_path / "a.pth")
     with pytest.raises(UsageError, match=r"a\.pth holds more than one set of weights: model and model_ema"):
@@ -164,6 +167,7 @@ def behind(tmp_path_factory):
     return network, dict(zip(ACTS, results, strict=True))
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("act", ACTS)
 def test_behind_weights_only_there_is_no_network_memory_program_or_file(behind, act):
     network, results = behind
@@ -234,6 +238,7 @@ def test_a_file_in_the_cache_of_torch_runs_nothing(tmp_path, monkeypatch, is_com
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
+@pytest.mark.long
 def test_a_module_is_built_no_larger_than_its_weights_explain():
     small = {"weight": torch.zeros(10)}
     with no_larger_than(small):

@@ -58,6 +58,7 @@ def classifier(**options):
 # ---- what is refused
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("strategy", "fix"),
     [
@@ -80,6 +81,7 @@ def test_a_strategy_in_the_place_of_a_loader_is_answered_with_the_call_that_was_
         trainer().finetune(classifier(), strategy, datamodule=data)
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("given", "what", "fix"),
     [
@@ -137,6 +139,7 @@ def test_batches_that_come_once_serve_one_epoch_alone():
     assert once.global_step == 7
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "given",
     [

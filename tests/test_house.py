@@ -155,6 +155,7 @@ WORSE = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", WORSE)
 def test_a_worse_number_fails_and_is_named_with_both_values(house, stored, package, name):
     write(package, *WORSE[name])

@@ -110,6 +110,7 @@ def test_every_mode_of_the_server_is_tried():
     assert {mode for mode, _, _ in CASES} == set(hub_server.MODES)
 
 
+@pytest.mark.quick_cases(20)
 @pytest.mark.parametrize(("mode", "where", "outcome"), CASES, ids=[f"{mode}-{where}" for mode, where, _ in CASES])
 def test_a_fetched_file_has_the_right_bytes_or_is_an_error(hub, tmp_path, mode, where, outcome):
     hub.reset(mode, where)
@@ -548,6 +549,7 @@ def killed_then_finished(hub, folder, kills, seed, *, at_once, longest):
     assert {name for name in names if not name.endswith(".incomplete")} == {sha256(WEIGHTS), git_hash(CONFIG)}
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_is_finished_by_the_next(hub, tmp_path):
     hub.delay = 0.05
     killed_then_finished(hub, tmp_path, 4, 1, at_once=1, longest=1.2)

@@ -84,6 +84,7 @@ def timm_files(architecture, num_classes=5, weights="model.safetensors", **confi
 # ---- flashtask's own repositories
 
 
+@pytest.mark.long
 def test_a_model_comes_from_the_hub_and_says_which_commit_it_was(hub, tmp_path):
     task, folder = task_folder(tmp_path / "model")
     commit = hub.add("org/name", files_of(folder))
@@ -95,6 +96,7 @@ def test_a_model_comes_from_the_hub_and_says_which_commit_it_was(hub, tmp_path):
         assert flashtask.load(address).pretrained_from == found.pretrained_from
 
 
+@pytest.mark.long
 def test_a_revision_is_pinned_whatever_the_branch_becomes(hub, tmp_path):
     _, first = task_folder(tmp_path / "first")
     _, second = task_folder(tmp_path / "second", labels=("a", "b", "c"))
@@ -107,6 +109,7 @@ def test_a_revision_is_pinned_whatever_the_branch_becomes(hub, tmp_path):
         ImageClassifier.from_pretrained(f"org/name@{old}", revision="main")
 
 
+@pytest.mark.long
 def test_the_second_time_nothing_is_asked_of_the_hub_when_offline(hub, tmp_path, monkeypatch):
     task, folder = task_folder(tmp_path / "model")
     hub.add("org/name", files_of(folder))
@@ -151,6 +154,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
 # ---- plain timm
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("architecture", "arguments", "weights"),
     [
@@ -186,6 +190,7 @@ def test_a_plain_timm_repository_is_a_classifier_with_timms_own_logits(hub, arch
         assert isinstance(flashtask.load("hf://org/plain"), ImageClassifier)
 
 
+@pytest.mark.long
 def test_classifiers_that_are_no_one_linear_layer_are_refused_with_a_way_out(hub):
     _, files = timm_files("deit_tiny_distilled_patch16_224", model_args={"img_size": 64})
     hub.add("org/plain", files)
@@ -195,6 +200,7 @@ def test_classifiers_that_are_no_one_linear_layer_are_refused_with_a_way_out(hub
     assert "backbone=" in caught.value.fix
 
 
+@pytest.mark.long
 def test_labels_of_a_plain_repository_are_its_own_or_imagenets_or_numbers(tmp_path):
     def labels(**config):
         num_classes = config.pop("num_classes", 3)
@@ -227,6 +233,7 @@ def test_a_plain_backbone_and_an_embedder_of_a_classifier_say_what_to_write(hub)
         ImageEmbedder.from_pretrained("org/plain")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "source",
     [
@@ -250,6 +257,7 @@ def test_a_config_cannot_send_timm_elsewhere_for_the_weights(hub, tmp_path, sour
     assert all(path.startswith(("/lfs/", "/api/agent-harnesses")) for path in asked)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "change",
     [
@@ -270,6 +278,7 @@ def test_a_plain_repository_that_contradicts_itself_or_asks_for_code_is_refused(
         flashtask.load("hf://org/plain")
 
 
+@pytest.mark.long
 def test_a_plain_model_goes_back_to_the_hub_with_a_card(hub, tmp_path, monkeypatch):
     model, files = timm_files("test_resnet")
     commit = hub.add("org/plain", files)
@@ -306,6 +315,7 @@ OPTIONS = ["--epochs", "1", "--strategy", "no_freeze", "--lr", "0.01", "--batch-
 OPTIONS += ["--seed", "4", "--quiet"]
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_is_trained_from_the_hub_names_repository_and_commit(hub, tmp_path, colours):
     _, folder = task_folder(tmp_path / "model")
     commit = hub.add("org/name", files_of(folder))
@@ -340,6 +350,7 @@ def test_finetune_from_the_hub_pins_the_commit_and_its_recipe_runs_the_same(hub,
     assert rows(fresh) != rows(first)
 
 
+@pytest.mark.long
 def test_a_run_from_the_hub_is_resumed_with_the_branch_that_was_asked_for(hub, tmp_path, colours, capsys):
     _, folder = task_folder(tmp_path / "model")
     hub.add("org/name", files_of(folder))
@@ -357,6 +368,7 @@ def test_a_run_from_the_hub_is_resumed_with_the_branch_that_was_asked_for(hub, t
     assert "model.from" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_on_other_classes_keeps_the_rows_of_those_that_remain(hub, tmp_path):
     task, folder = task_folder(tmp_path / "model")
     hub.add("org/name", files_of(folder))
@@ -369,6 +381,7 @@ def test_a_run_on_other_classes_keeps_the_rows_of_those_that_remain(hub, tmp_pat
     torch.testing.assert_close(found.head[0].weight[[0, 2]], task.head[0].weight, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_finetune_from_a_folder_or_a_checkpoint_pins_what_is_in_it(kind, tmp_path, colours, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -406,6 +419,7 @@ def test_from_is_checked_before_anything_is_loaded(tmp_path, colours, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_predict_takes_an_address_and_a_folder(hub, tmp_path, colours, capsys):
     _, folder = task_folder(tmp_path / "model")
     hub.add("org/name", files_of(folder))

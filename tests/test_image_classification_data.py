@@ -98,6 +98,7 @@ def test_an_image_that_breaks_after_the_check_is_still_named(workers, root):
         list(data.train_dataloader())
 
 
+@pytest.mark.long
 def test_skip_leaves_bad_images_out_and_says_so(root, capsys):
     bad = root / "train" / "ants" / "1.png"
     bad.write_bytes(b"")

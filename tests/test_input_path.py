@@ -83,7 +83,7 @@ def test_a_batch_from_threads_and_cache_is_the_samples_one_by_one(augment, froze
 def test_files_are_decoded_in_threads_and_random_steps_are_drawn_in_the_callers(paths, several_threads, monkeypatch):
     decoding, drawing = set(), set()
     read = Decoding.read
-    monkeypatch.setattr(Decoding, "read", lambda *a: (decoding.add(threading.get_ident()), read(*a))[1])
+    monkeypatch.setattr(Decoding, "read", lambda *a, **o: (decoding.add(threading.get_ident()), read(*a, **o))[1])
     data = ImageFileDataset(paths, None, train_transform(SMALL, lambda i: (drawing.add(threading.get_ident()), i)[1]))
     collate(data.__getitems__(keys()))
     assert threading.get_ident() not in decoding
@@ -106,7 +106,7 @@ def test_a_subset_in_a_plain_loader_still_gives_whole_samples(paths):
 def test_the_cache_reads_a_file_once_until_it_changes(paths, monkeypatch):
     reads = []
     read = Fitting.read
-    monkeypatch.setattr(Fitting, "read", lambda self, path: (reads.append(path), read(self, path))[1])
+    monkeypatch.setattr(Fitting, "read", lambda self, path, **o: (reads.append(path), read(self, path, **o))[1])
     cache, first = DecodedCache(2**24), Fitting(SMALL)
     before = cache.read(first, paths[0])
     assert cache.read(first, paths[0]) is before

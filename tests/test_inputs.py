@@ -264,6 +264,7 @@ def test_a_folder_says_what_it_passed_over(model, tmp_path, capfd):
         model.predict(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["a.jpg", *(pytest.param(name, marks=pytest.mark.long) for name in ("a.png", "a.webp"))]
 )

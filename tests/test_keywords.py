@@ -76,7 +76,7 @@ def test_arguments_of_another_call_are_answered_with_that_call():
         (Trainer, "lr", "ImageClassifier(learning_rate=...)"),
         (Trainer, "batch_size", "ImageClassificationData.from_folders(batch_size=...)"),
         (ImageClassifier, "epochs", "Trainer(max_epochs=...)"),
-        (from_folders, "image_size", "data.preprocessing = Preprocessing(input_size=...)"),
+        (from_folders, "image_size", "ImageClassifier(image_size=...)"),
     ):
         with pytest.raises(UsageError) as caught:
             call(**{name: 1})

@@ -49,6 +49,7 @@ def check_order(backbone):
     assert sorted(grouped) == sorted(name for name, _ in backbone.module.named_parameters())
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.long) for name in FAMILIES]
 )
@@ -69,6 +70,7 @@ def test_groups_of_every_model_of_torchvision_follow_the_run(name):
     check_order(build_without_values(f"torchvision/{name}"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "num_groups"),
     [

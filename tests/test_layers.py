@@ -80,6 +80,7 @@ def test_the_files_of_a_room_have_one_order_from_top_to_bottom(room):
     assert {name_of(path): sorted(map(name_of, below & left.keys())) for path, below in left.items()} == {}
 
 
+@pytest.mark.quick_cases(52)
 @pytest.mark.parametrize("path", ROOM_FILES, ids=name_of)
 def test_imports_go_only_in_the_direction_of_the_rooms(path):
     assert wrong_imports(path.relative_to(ROOT).parts[0], parse(path)) == []
@@ -166,6 +167,7 @@ def dangers(tree: ast.AST) -> list[str]:
     return found
 
 
+@pytest.mark.quick_cases(52)
 @pytest.mark.parametrize("path", [*ROOM_FILES, *ROOT_FILES], ids=name_of)
 def test_nothing_in_the_package_unpickles_or_evaluates(path):
     assert dangers(parse(path)) == []

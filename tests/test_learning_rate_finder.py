@@ -289,6 +289,7 @@ def test_s33_without_a_fall_there_is_an_error_and_nothing_changes(tmp_path, loss
     assert module.hparams.learning_rate == 0.01
 
 
+@pytest.mark.long
 def test_s33_a_real_sweep_finds_a_rate_that_trains(tmp_path):
     """The rate that is found beats one a hundred times smaller and one that is far too large."""
     train = loaders(samples=400, batch_size=16)[0]
@@ -422,6 +423,7 @@ def test_tuning_must_be_asked_for_something(tmp_path):
         tune(quiet(tmp_path), module, data_of(module, None, train=loaders()[0]), learning_rate=0.1)
 
 
+@pytest.mark.long
 def test_s33_a_task_keeps_the_ratio_of_its_rates_unless_the_user_set_one(tmp_path):
     data = image_data(tmp_path)
     pretrained = ImageClassifier(backbone=TinyBackbone(), head="linear", pretrained=True)
@@ -435,6 +437,7 @@ def test_s33_a_task_keeps_the_ratio_of_its_rates_unless_the_user_set_one(tmp_pat
     assert own.backbone_learning_rate == own.hparams.backbone_learning_rate == 0.001
 
 
+@pytest.mark.long
 def test_s33_checkpoints_written_afterwards_hold_the_found_rates(tmp_path):
     model, data = classifier(), image_data(tmp_path)
     found = sweep(tmp_path, model, data, "no_freeze", num_training=40).suggestion
@@ -455,6 +458,7 @@ def test_the_backbone_follows_a_rate_that_is_set_by_hand():
     assert model.backbone_learning_rate == 0.2
 
 
+@pytest.mark.long
 def test_s33_a_picture_of_the_curve_is_written_where_asked(tmp_path):
     before = of_files(tmp_path)
     curve = sweep(tmp_path, net(), picture=tmp_path / "curve.png")
@@ -647,6 +651,7 @@ class FromTheNotes(Module):
         return loaders(64, self.hparams.batch_size)[0]
 
 
+@pytest.mark.long
 def test_s28_s33_the_flags_of_the_notes_say_what_tune_finds(tmp_path):
     model = FromTheNotes()
     trainer = quiet(tmp_path, max_epochs=1, auto_lr_find=True, auto_scale_batch_size="binsearch")

@@ -331,6 +331,7 @@ def bytes_after_body():
 CASES = {name: globals()[name] for name in internals.__all__}
 
 
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize("name", CASES)
 def test_an_internal_of_a_library_still_works(name):
     try:

@@ -379,6 +379,7 @@ def test_s46_wandb_writes_a_run_offline_without_login(tmp_path, capsys):
     ]
 
 
+@pytest.mark.long
 def test_s46_s48_wandb_draws_the_series_of_a_chart_together(tmp_path):
     for start, steps in ((0, 3), (2, 5)):
         logger = WandbLogger(offline=True)
@@ -401,6 +402,7 @@ def test_s46_s48_wandb_draws_the_series_of_a_chart_together(tmp_path):
     assert [point[0] for point in points if point[1] == "b"] == [2, 3, 4, 5]
 
 
+@pytest.mark.long
 def test_s46_a_resumed_run_is_the_same_wandb_run(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(RuntimeError, match="light"):
@@ -424,6 +426,7 @@ def test_s46_a_run_that_goes_on_in_another_folder_is_a_new_wandb_run_with_its_ep
     assert wandb_history(part, "val_loss") == [(7, 0.5)]
 
 
+@pytest.mark.long
 def test_s46_a_wandb_run_that_is_active_already_is_used_and_left_open(tmp_path):
     import wandb
 
@@ -451,6 +454,7 @@ def test_s46_wandb_without_network_says_so(tmp_path):
         WandbLogger(settings=nowhere).start(tmp_path, [], 0)
 
 
+@pytest.mark.long
 def test_s86_hyper_parameters_are_the_config_of_wandb(tmp_path):
     quiet(tmp_path / "run", WandbLogger(offline=True), max_epochs=1).fit(net(), *loaders())
     (part,) = wandb_records(tmp_path / "run")
@@ -461,6 +465,7 @@ def test_s86_hyper_parameters_are_the_config_of_wandb(tmp_path):
 # ---- MLflow
 
 
+@pytest.mark.long
 @uses_database
 def test_s46_s86_mlflow_writes_a_run_to_a_database_in_the_run_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
@@ -492,6 +497,7 @@ def shared_store(tmp_path_factory, request):
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
+@pytest.mark.long
 @uses_database
 def test_s46_mlflow_takes_what_its_names_and_parameters_do_not_allow(tmp_path, shared_store):
     for step in (0, 3):
@@ -573,6 +579,7 @@ ODD = {
 }
 
 
+@pytest.mark.long
 @uses_database
 @pytest.mark.filterwarnings("ignore:the hyper-parameter .* cannot be stored in a checkpoint:UserWarning")
 def test_s47_several_loggers_at_once_take_nan_infinity_and_any_hyper_parameter(tmp_path, shared_store):

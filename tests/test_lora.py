@@ -103,6 +103,7 @@ def test_attention_of_torch_is_adapted_too():
     torch.testing.assert_close(module["attention"](inputs, inputs, inputs)[0], outputs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext", "test_byobnet", "test_resnet"])
 def test_backbones_of_timm_merged_give_what_they_gave(name):
     """Fused qkv attention, depthwise and grouped convolutions, squeeze and excitation, layer norms."""
@@ -301,6 +302,7 @@ def test_the_recipe_of_a_run_with_factors_names_the_strategy(trained):
     assert read_checkpoint(root / "run" / "last.ckpt")["recipe"]["finetune"]["strategy"] == "lora:2:4"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -368,6 +370,7 @@ def test_a_folder_holds_the_merged_weights_and_the_model_keeps_its_factors(train
         assert one.label == other.label
 
 
+@pytest.mark.long
 def test_the_factors_of_a_compiled_backbone_train_and_merge(tmp_path):
     module = net()
     names = set(module.state_dict())

@@ -36,6 +36,7 @@ def last_alone(root, tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_run_folder_is_its_best_checkpoint_in_python(root, capfd):
     folder, best = root / "runs" / "000", root / "runs" / "000" / "best.ckpt"
     photo = str(next((root / "images").rglob("*.png")))
@@ -73,6 +74,7 @@ def test_where_only_the_last_checkpoint_is_there_it_is_used_and_a_line_says_so(l
     assert capfd.readouterr().err.count(line) == 1
 
 
+@pytest.mark.long
 def test_a_folder_in_timms_layout_still_works_and_comes_before_a_checkpoint_in_it(root, tmp_path):
     model = flashtask.load(root / "runs" / "000")
     model.save_pretrained(tmp_path / "model")

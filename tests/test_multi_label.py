@@ -60,6 +60,7 @@ def f1_of(says, holds):
     return (2 * hits / (2 * hits + (says & ~holds).sum(0) + (~says & holds).sum(0))).mean()
 
 
+@pytest.mark.long
 def test_the_run_and_validate_and_the_rows_agree(table, tmp_path, capsys):
     trainer, model, data = fitted(table, tmp_path / "run")
     assert model.labels == ("bright", "red")
@@ -211,7 +212,7 @@ def test_a_model_with_a_loss_of_its_own_still_predicts_elsewhere(tmp_path, capsy
     ("options", "words"),
     [
         ({"loss_fn": "focall"}, "did you mean 'focal'"),
-        ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, or a callable"),
+        ({"loss_fn": 3}, "loss_fn must be cross_entropy, focal, binary_cross_entropy, bce, or a callable"),
         ({"class_weights": "balanecd"}, "class_weights must be balanced"),
         ({"class_weights": {"a": -1}}, "class_weights must be balanced"),
         (

@@ -257,6 +257,7 @@ class Steep(Net):
         return 100 * super().training_step(batch, batch_idx)
 
 
+@pytest.mark.long
 def test_s28_the_largest_batch_that_fits_is_found_for_a_data_module():
     """The notes ask whether a data module will do: yes. The flag has two names."""
 

@@ -115,6 +115,7 @@ def test_every_way_to_a_score_gives_the_same_one(strategy, images, tmp_path):
         assert metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.long
 def test_training_steps_round_only_while_the_backbone_trains(images, tmp_path):
     with_cache = fitted(tmp_path / "a", images)[1]
     without = fitted(tmp_path / "b", images, feature_cache=False)[1]
@@ -130,6 +131,7 @@ def test_training_steps_round_only_while_the_backbone_trains(images, tmp_path):
     assert (weights(trained) - weights(trained_in_float32)).abs().max() > 1e-4
 
 
+@pytest.mark.long
 def test_a_format_that_was_asked_for_counts_for_every_stage_and_is_recorded(images, tmp_path):
     _, model, data = fitted(tmp_path / "run", images, precision="bf16-mixed")
     checkpoint = tmp_path / "run" / "best.ckpt"
@@ -151,6 +153,7 @@ def test_a_format_that_was_asked_for_counts_for_every_stage_and_is_recorded(imag
     assert in_float32["val_loss"] != pytest.approx(stored["val_loss"], abs=1e-7)
 
 
+@pytest.mark.long
 def test_auto_and_32_record_nothing_and_a_later_fit_in_32_forgets_what_was_recorded(images, tmp_path):
     _, model, data = fitted(tmp_path / "first", images, precision="bf16-mixed")
     assert "inference_precision" not in read_checkpoint(fitted(tmp_path / "auto", images)[0].output_dir / "best.ckpt")
@@ -161,6 +164,7 @@ def test_auto_and_32_record_nothing_and_a_later_fit_in_32_forgets_what_was_recor
     assert model.default_precision == "auto"
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_asks_for_an_unknown_format_is_refused(images, tmp_path):
     fitted(tmp_path / "run", images)
     content = read_checkpoint(tmp_path / "run" / "best.ckpt")

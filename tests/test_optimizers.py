@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.trainer.optimizers import (
@@ -12,6 +13,7 @@ from flashtask.trainer.optimizers import (
     make_scheduler,
     read_optimizers,
     require_no_closure,
+    weight_decay_of,
 )
 
 
@@ -158,3 +160,33 @@ def test_what_is_no_optimizer_is_told(returned, words):
 def test_settings_without_a_scheduler_are_told():
     with pytest.raises(UsageError, match="no `scheduler`"):
         read_optimizers({"optimizer": sgd(), "lr_scheduler": {"interval": "step"}})
+
+
+@pytest.mark.parametrize("name", ["lamb", "timm/adamw", "adopt", "nesterovw"])
+def test_an_optimizer_of_timms_factory_is_timms(name):
+    ours, theirs = weights(), weights()
+    made = make_optimizer(name, ours, 0.1, weight_decay=0.01)
+    options = {"lr": 0.1, "weight_decay": 0.01, "filter_bias_and_bn": False}
+    expected = create_optimizer_v2(theirs, name.removeprefix("timm/"), **options)
+    assert type(made) is type(expected)
+    for optimizer, parameters in ((made, ours), (expected, theirs)):
+        for _ in range(3):
+            parameters[0].square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(ours[0], theirs[0])
+
+
+def test_a_bare_name_that_both_have_is_torchs():
+    assert type(make_optimizer("adamw", weights(), 0.1)) is torch.optim.AdamW
+    assert weight_decay_of("lamb", {}) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("lamp", "did you mean 'lamb'"), ("timm/lambd", "'timm/lamb"), ("adahessian", "second derivatives")],
+)
+def test_what_timms_factory_cannot_give_is_told(name, words):
+    with pytest.raises(UsageError) as caught:
+        check_names(name, "constant")
+    assert words in f"{caught.value.what} {caught.value.fix}"

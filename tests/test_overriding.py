@@ -723,6 +723,7 @@ def test_the_summary_has_sizes_for_an_example(tmp_path, capsys):
     assert same_weights(plain, module)
 
 
+@pytest.mark.long
 def test_a_compiled_module_is_trained_and_saved_under_its_own_names(tmp_path):
     graphs = []
 

@@ -168,6 +168,7 @@ def test_a_class_with_other_parts_is_refused_by_name(images, tmp_path):
     assert "task=Deeper" in raised.value.fix
 
 
+@pytest.mark.long
 def test_a_task_that_is_not_registered_here_is_named_with_what_to_import(images, tmp_path, capsys):
     TASKS.register("own_brightness", Brightness)
     try:
@@ -191,6 +192,7 @@ def test_a_task_that_is_not_registered_here_is_named_with_what_to_import(images,
         flashtask.load(path, task="own_brightness")
 
 
+@pytest.mark.long
 def test_a_task_that_was_never_registered_is_named_by_its_class(images, tmp_path):
     path = trained(Brightness, images, tmp_path / "run")
     with pytest.raises(UnknownNameError, match="task 'own_brightness'") as raised:
@@ -244,6 +246,7 @@ def test_an_object_that_the_network_is_built_of_is_asked_for(images, tmp_path):
         flashtask.load(path, task=WithActivation)
 
 
+@pytest.mark.long
 def test_the_command_line_predicts_with_it_and_says_why_it_cannot_validate(images, tmp_path, capsys):
     """In a process that has never seen the class."""
     path = trained(Weighted, images, tmp_path / "run")

@@ -191,6 +191,7 @@ def test_the_writer_is_there_while_a_fit_is_made_ready(tmp_path):
     assert (scalars(folder, "early"), scalars(folder, "epoch")) == ([(0, 1.0)], [(7, 0)])
 
 
+@pytest.mark.long
 def test_a_wandb_run_goes_on_over_script_fit_and_test(tmp_path):
     logger = WandbLogger(offline=True, save_dir="files", log_model=True)
     assert (logger.save_dir, logger.version) == ("files", None)

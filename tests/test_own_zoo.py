@@ -215,6 +215,7 @@ def test_a_file_that_is_not_there_is_said_with_who_named_it(tmp_path, monkeypatc
     assert run(["--help"]) == 0
 
 
+@pytest.mark.long
 def test_a_repository_that_the_zoo_names_is_fetched_built_and_then_here(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = timm.create_model("test_vit", img_size=96, num_classes=7).eval()
@@ -291,6 +292,7 @@ def test_a_run_writes_down_which_zoo_file_it_used(trained):
     assert recipe["data"]["from_folders"]["train_folder"] == str(trained / "photos"), "counted from the zoo file"
 
 
+@pytest.mark.long
 def test_the_recipe_of_a_run_repeats_it_and_its_zoo_file_may_be_named_anew(trained, tmp_path):
     recipe = trained / "run" / "recipe.yaml"
     assert run(["finetune", str(recipe), "--output-dir", str(tmp_path / "again")]) == 0
@@ -321,6 +323,7 @@ def test_a_recipe_names_its_zoo_file_from_where_it_stands(trained, tmp_path, cap
     assert "`zoo` must be a zoo file, or a list of them" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_checkpoint_says_which_zoo_file_it_needs(trained, capsys):
     checkpoint, zoo = trained / "run" / "best.ckpt", trained / "zoo.yaml"
     image = next((trained / "photos" / "red").iterdir())

@@ -86,6 +86,7 @@ def test_only_one_file_holds_the_version():
     assert holding == ["_version.py"]
 
 
+@pytest.mark.long
 def test_the_sdist_holds_what_a_wheel_needs(archives):
     with tarfile.open(archives[0]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
@@ -105,6 +106,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(archives):
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("place", ["elsewhere", "in the checkout"])
 def test_the_installed_wheel_is_what_is_imported(place, installed, checkout, tmp_path):
     cwd = tmp_path if place == "elsewhere" else checkout
@@ -114,6 +116,7 @@ def test_the_installed_wheel_is_what_is_imported(place, installed, checkout, tmp
     assert python("-m", "flashtask", "--version", cwd=cwd, path=(installed,)) == version
 
 
+@pytest.mark.long
 def test_an_editable_install_is_the_checkout(checkout, tmp_path):
     python("-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     executable = tmp_path / "venv" / "bin" / "python"
@@ -176,6 +179,7 @@ def test_the_package_has_one_copy_of_itself():
     assert Preprocessing.__module__ == "flashtask.core.preprocessing"
 
 
+@pytest.mark.long
 def test_what_pyproject_asks_for_is_what_the_package_imports():
     wanted = {_distribution(text) for text in PROJECT["project"]["dependencies"]}
     imported = set()

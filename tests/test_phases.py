@@ -286,6 +286,7 @@ def test_a_phase_changes_base_rates_and_the_cosine_goes_on_multiplying_them(tmp_
             assert rates[name] == pytest.approx(by_phase[step // per_epoch] * cosine * rise), (step, name)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -371,6 +372,7 @@ def undisturbed(tmp_path_factory):
     return state_digest(folder / "last.ckpt"), run.fit_run.phases.first_steps
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("phase", range(4))
 @pytest.mark.parametrize("later", [1, 7])
 def test_a_run_killed_in_the_middle_of_any_phase_or_at_its_border_ends_with_the_same_bits(

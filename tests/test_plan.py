@@ -284,6 +284,7 @@ def test_a_number_that_is_to_be_searched_for_is_refused(folder, tmp_path, capsys
     assert command(["plan", str(folder), "--lr", "auto"]) == 2
 
 
+@pytest.mark.long
 def test_a_run_with_lora_resumes_predicts_and_refuses_another_strategy_by_command(folder, tmp_path, capsys):
     options = [*OPTIONS, "--output-dir", str(tmp_path / "run"), "--quiet", "--strategy", "lora:2"]
     assert command(["finetune", str(folder), *options]) == 0
@@ -297,6 +298,7 @@ def test_a_run_with_lora_resumes_predicts_and_refuses_another_strategy_by_comman
     assert "finetune.strategy is 'lora:2' in the run, 'lora:3' now" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_that_begins_from_factors_trains_them_on_or_merges_them_and_says_so(folder, tmp_path, capsys):
     first = [*OPTIONS, "--quiet", "--strategy", "lora:2", "--epochs", "1", "--output-dir", str(tmp_path / "first")]
     assert command(["finetune", str(folder), *first]) == 0

@@ -97,6 +97,7 @@ def folder(saved, tmp_path):
 # ---- plain timm
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=() if name in DIFFERENT else pytest.mark.long) for name in ARCHITECTURES],
@@ -473,6 +474,7 @@ def data_of(colours):
     return ImageClassificationData.from_folders(colours, val_split=4, batch_size=4, num_workers=0)
 
 
+@pytest.mark.long
 def test_the_card_is_written_from_the_run(run, tmp_path):
     task = flashtask.load(run[0] / "best.ckpt")
     folder = task.save_pretrained(tmp_path / "model", licence="mit")
@@ -509,6 +511,7 @@ def test_a_label_cannot_write_the_card(tmp_path):
     assert "<script>" not in text
 
 
+@pytest.mark.long
 def test_the_card_of_a_live_model_is_that_of_its_best_epoch(run, tmp_path):
     task = ImageClassifier("test_resnet", pretrained=False)
     train(task, data_of(run[1]), tmp_path / "run")
@@ -526,6 +529,7 @@ def test_a_folder_keeps_its_provenance_when_it_is_saved_again(run, tmp_path):
     assert (second / "README.md").read_text() == (first / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_a_run_from_a_folder_says_so_and_its_recipe_pins_the_weights(run, tmp_path):
     folder = flashtask.load(run[0] / "best.ckpt").save_pretrained(tmp_path / "model")
     task = ImageClassifier.from_pretrained(folder, learning_rate=0.003)
@@ -542,6 +546,7 @@ def test_a_run_from_a_folder_says_so_and_its_recipe_pins_the_weights(run, tmp_pa
     assert f"`.../{os.path.basename(tmp_path)}/model` (sha256 `{origin['sha256']}`)" in card
 
 
+@pytest.mark.long
 def test_a_model_that_went_through_a_folder_is_trained_on_to_the_same_bits(run, tmp_path):
     folder = flashtask.load(run[0] / "best.ckpt").save_pretrained(tmp_path / "model")
     digests = []
@@ -552,6 +557,7 @@ def test_a_model_that_went_through_a_folder_is_trained_on_to_the_same_bits(run, 
     assert all(torch.equal(one, other) for one, other in zip(*digests, strict=True))
 
 
+@pytest.mark.long
 def test_adapters_are_merged_in_what_is_given_away(run, tmp_path):
     task = ImageClassifier("test_vit", pretrained=False)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -567,6 +573,7 @@ def test_adapters_are_merged_in_what_is_given_away(run, tmp_path):
     assert [name for name in task.state_dict() if "lora" in name] == names
 
 
+@pytest.mark.long
 def test_a_folder_survives_a_move(run, tmp_path):
     folder = flashtask.load(run[0] / "best.ckpt").save_pretrained(tmp_path / "model")
     moved = shutil.move(folder, tmp_path / "elsewhere")

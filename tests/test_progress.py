@@ -76,6 +76,7 @@ def test_the_live_line_shows_the_last_validation_beside_loss_speed_and_time_left
     assert not any("val_" in line for line in first)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_the_live_line_is_never_wider_than_the_terminal(tmp_path, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -96,6 +97,7 @@ def test_the_live_line_is_never_wider_than_the_terminal(tmp_path, monkeypatch, c
     assert all(line.startswith(("epoch", "validating")) for line in live)
 
 
+@pytest.mark.long
 def test_the_live_line_is_drawn_at_most_ten_times_a_second(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     terminal = Terminal()
@@ -185,6 +187,7 @@ def frozen_run(tmp_path, stream):
     return trainer
 
 
+@pytest.mark.long
 def test_a_pass_that_computes_features_shows_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
@@ -196,6 +199,7 @@ def test_a_pass_that_computes_features_shows_how_far_it_is(tmp_path, monkeypatch
     assert terminal.drawn[-1].startswith("epoch 0/0")
 
 
+@pytest.mark.long
 def test_without_a_terminal_a_pass_shows_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
     plain = Plain()

@@ -37,6 +37,7 @@ def check_contract(pyramid):
     assert sorted(grouped) == sorted(name for name, _ in pyramid.module.named_parameters())
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("name", "channels", "reductions"),
     [
@@ -73,6 +74,7 @@ def test_scales_are_chosen_by_index_from_either_end():
             build_pyramid("torchvision/resnet18", pretrained=False, out_indices=wrong)
 
 
+@pytest.mark.long
 def test_a_pyramid_has_the_weights_of_its_backbone():
     backbone = build_backbone("efficientnet_lite0")
     pyramid = build_pyramid("efficientnet_lite0")
@@ -88,6 +90,7 @@ def test_a_pyramid_has_the_weights_of_its_backbone():
     check_contract(pyramid)
 
 
+@pytest.mark.long
 def test_a_pyramid_from_a_folder_has_the_folders_weights(tmp_path):
     model = timm.create_model("test_convnext", num_classes=3)
     timm.models.save_for_hf(model, tmp_path / "folder", safe_serialization=True)
@@ -109,6 +112,7 @@ def test_a_pyramid_from_a_checkpoint_has_its_weights(tmp_path):
     assert all(torch.equal(tensor, state[f"backbone.{name}"]) for name, tensor in own.items())
 
 
+@pytest.mark.long
 def test_torchvisions_maps_are_what_its_layers_give_and_copies_keep_them():
     backbone = build_backbone("torchvision/resnet18", pretrained=False)
     pyramid = build_pyramid("torchvision/resnet18", pretrained=False)
@@ -153,6 +157,7 @@ def test_a_users_module_or_function_gives_its_own_maps():
         build_pyramid(TwoMaps(), out_indices=(0,))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["torchvision/vit_b_16", nn.Conv2d(3, 4, 4)])
 def test_what_has_no_maps_at_several_scales_says_so(name):
     with pytest.raises(UsageError, match="has no maps at several scales"):

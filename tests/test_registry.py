@@ -122,6 +122,7 @@ def test_a_removed_name_is_gone_until_it_is_registered_again():
     assert registry.get("orchard/apple") is print
 
 
+@pytest.mark.long
 def test_listing_and_describing_load_no_library():
     code = (
         "import sys, flashtask.heads; from flashtask.backbones import BACKBONES;"
@@ -132,6 +133,7 @@ def test_listing_and_describing_load_no_library():
     assert run_python(code, []) == "False True set()"
 
 
+@pytest.mark.long
 def test_an_installed_package_adds_a_backbone_and_a_head_by_entry_points(third_party):
     code = (
         "import sys, torch; from flashtask.backbones import BACKBONES, build_backbone;"

@@ -47,6 +47,7 @@ class Start(flashtask.Callback):
         self.head = {name: value.clone() for name, value in module.head.state_dict().items()}
 
 
+@pytest.mark.long
 def test_a_new_fit_keeps_the_rows_of_the_classes_that_remain_and_says_so(tmp_path, trained, capsys):
     loaded = flashtask.load(trained)
     before = {name: value.clone() for name, value in loaded.head.state_dict().items()}
@@ -80,6 +81,7 @@ def test_classes_are_added_and_put_in_their_new_places(tmp_path, trained):
         assert loaded.metrics[part]["accuracy"].num_classes == 3
 
 
+@pytest.mark.long
 def test_what_was_changed_goes_into_the_checkpoint_and_comes_back(tmp_path, trained):
     loaded = flashtask.load(trained)
     trainer = quiet(tmp_path / "run")
@@ -96,6 +98,7 @@ def test_what_was_changed_goes_into_the_checkpoint_and_comes_back(tmp_path, trai
     assert len(longer.fit_run.history) == 2
 
 
+@pytest.mark.long
 def test_a_resumed_run_validation_test_and_prediction_are_strict(tmp_path, trained):
     other = data(tmp_path, "green", "red")
     for stage in ("validate", "test"):
@@ -105,6 +108,7 @@ def test_a_resumed_run_validation_test_and_prediction_are_strict(tmp_path, train
         quiet(tmp_path / "run").finetune(flashtask.load(trained), datamodule=other, ckpt_path=trained)
 
 
+@pytest.mark.long
 def test_labels_that_the_user_named_are_not_changed_by_data(tmp_path):
     named = model(labels=["blue", "red"])
     with pytest.raises(BadDataError, match="green"):
@@ -117,6 +121,7 @@ def test_labels_that_the_user_named_are_not_changed_by_data(tmp_path):
         quiet(tmp_path / "third").finetune(counted, datamodule=data(tmp_path, "green", "red"))
 
 
+@pytest.mark.long
 def test_labels_that_change_labels_was_given_count_as_named(tmp_path, trained):
     loaded = flashtask.load(trained)
     loaded.change_labels(["blue", "green", "red"])
@@ -124,6 +129,7 @@ def test_labels_that_change_labels_was_given_count_as_named(tmp_path, trained):
     assert loaded.labels == ("blue", "green", "red")
 
 
+@pytest.mark.long
 def test_a_model_that_was_fitted_before_goes_on_with_other_data_too(tmp_path, capsys):
     once = model()
     quiet(tmp_path / "one", max_steps=1).finetune(once, datamodule=data(tmp_path, "blue", "red"))
@@ -146,6 +152,7 @@ class Ordered(DataModule):
         return self.inner.train_dataloader()
 
 
+@pytest.mark.long
 def test_the_same_classes_in_another_order_move_the_data_or_else_the_rows(tmp_path, trained):
     loaded = flashtask.load(trained)
     rows, moved = loaded.head[0].weight.clone(), data(tmp_path, "blue", "red")
@@ -187,6 +194,7 @@ def test_every_head_tells_which_of_its_weights_are_rows_and_keeps_the_others_who
         assert torch.equal(value[[0, 3]], drawn[name][[0, 3]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["prototype", "ridge"])
 def test_a_solved_head_is_solved_anew_for_the_new_classes(tmp_path, head, capsys):
     first = model(head=head)
@@ -198,6 +206,7 @@ def test_a_solved_head_is_solved_anew_for_the_new_classes(tmp_path, head, capsys
     assert loaded.predict(tmp_path / "val-blue-green-red" / "green" / "0.png").label == "green"
 
 
+@pytest.mark.long
 def test_a_head_without_rows_by_class_is_drawn_anew_and_that_is_said(tmp_path, capsys):
     @HEADS.register("test_no_rows")
     class Columns(nn.Module):
@@ -220,6 +229,7 @@ def test_a_head_without_rows_by_class_is_drawn_anew_and_that_is_said(tmp_path, c
         HEADS.remove("test_no_rows")
 
 
+@pytest.mark.long
 def test_a_head_that_is_a_module_cannot_be_changed(tmp_path):
     with pytest.warns(UserWarning, match="head of ImageClassifier"):
         own = model(head=nn.Linear(model().num_features, 2))
@@ -229,6 +239,7 @@ def test_a_head_that_is_a_module_cannot_be_changed(tmp_path):
     assert (own.labels, own.num_classes) == (("blue", "red"), 2)
 
 
+@pytest.mark.long
 def test_classes_without_names_are_all_new(tmp_path, trained, capsys):
     loaded = flashtask.load(trained)
     change = loaded.change_classes(num_classes=5)
@@ -241,6 +252,7 @@ def test_classes_without_names_are_all_new(tmp_path, trained, capsys):
     )
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -153,6 +153,7 @@ FEW = {
 assert set(RUNS) > FEW
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in RUNS])
 def test_a_run_from_python_is_repeated_by_its_recipe(name, images, tmp_path, capsys):
     from_python(images, tmp_path / "first", **RUNS[name])
@@ -180,6 +181,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -256,6 +258,7 @@ LOST = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.filterwarnings("ignore:the hyper-parameter head:UserWarning")
 @pytest.mark.parametrize("named", LOST)
 def test_what_a_recipe_cannot_hold_is_said_at_the_start_and_a_repeat_is_refused(named, images, tmp_path, capsys):

@@ -78,6 +78,7 @@ def test_a_run_continued_after_an_epoch_has_the_same_bits(tmp_path, undisturbed)
     assert state_digest(tmp_path / "last.ckpt") == undisturbed
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -218,6 +219,7 @@ class NoisyData(DataModule):
         return DataLoader(seeded(Noisy()), batch_size=4, shuffle=True, **options)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 def test_0_1_and_4_workers_give_the_same_bits(tmp_path):
     digests = set()

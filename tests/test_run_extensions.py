@@ -61,6 +61,7 @@ def assignments(tree: ast.AST) -> Iterator[str]:
             yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
+@pytest.mark.quick_cases(38)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nobody_outside_sets_an_attribute_of_a_run(path):
     if path not in OWNERS:

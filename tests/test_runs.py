@@ -47,6 +47,7 @@ def test_a_checkpoint_saved_after_the_fit_continues_with_the_next_epoch(tmp_path
     assert state_digest(tmp_path / "b" / "last.ckpt") == state_digest(tmp_path / "c" / "last.ckpt")
 
 
+@pytest.mark.long
 def test_an_epoch_that_max_steps_cut_short_is_continued_where_it_stopped(tmp_path):
     trainer(tmp_path / "a", max_epochs=None, max_steps=10).fit(net(), *loaders())
     saved = read_checkpoint(tmp_path / "a" / "last.ckpt")

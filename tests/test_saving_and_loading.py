@@ -155,6 +155,7 @@ def test_s76_fit_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
     assert [row["epoch"] for row in again.fit_run.history] == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_s76_fit_goes_on_from_the_middle_of_an_epoch_with_the_same_bits(tmp_path):
     """From every file that was written after a step: dropout, BatchNorm, schedule, order, accumulation."""
     options = {"max_epochs": 3, "seed": 3, "accumulate_grad_batches": 2}
@@ -190,6 +191,7 @@ def test_s77_a_module_is_loaded_to_predict(fitted):
         torch.testing.assert_close(loaded(inputs), module.eval()(inputs), rtol=0, atol=0)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "location",
     [
@@ -205,6 +207,7 @@ def test_s78_map_location_says_where_the_module_is(fitted, location):
     assert read_checkpoint(folder / "last.ckpt", map_location=location)["state_dict"]["head.bias"].device.type == "meta"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "location",
     [None, "cpu", torch.device("cpu"), {"cuda:1": "cuda:0"}, lambda storage, place: storage],

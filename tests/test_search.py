@@ -57,6 +57,7 @@ def test_the_licence_is_that_of_the_default_weights():
     assert "licence" not in BACKBONES.entry("torchvision/resnet18").known(), "torchvision states none for its weights"
 
 
+@pytest.mark.long
 def test_the_input_size_is_that_of_the_weights():
     assert found("timm/vit_base_patch16_.*", input_size=384, source="timm") != []
     for name in found("vit_small_.*", input_size=(224, 224))[:5]:
@@ -108,6 +109,7 @@ def test_parameters_are_counted_without_a_classifier_once_and_remembered():
     file.unlink()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "text",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from small import digest
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
@@ -54,6 +55,7 @@ def test_samples_of_a_concatenation_vary_from_epoch_to_epoch():
     assert all(first[index] != second[index] for index in first)
 
 
+@pytest.mark.long
 def test_a_subset_of_a_seeded_dataset_gets_the_places_of_the_whole_one():
     """Nested too: a sample has the same noise in the subset as in the whole, with any number of workers."""
     whole = epochs(seeded(Noisy()))

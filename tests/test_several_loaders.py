@@ -165,6 +165,7 @@ def pairs(seed=1):
     return Pairs()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "sequential"])
 @pytest.mark.parametrize("count", [1, 9, 13])
 def test_a_run_that_is_stopped_in_an_epoch_continues_with_the_same_bits(tmp_path, mode, count):

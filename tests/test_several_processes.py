@@ -294,6 +294,7 @@ def test_tensors_of_all_processes_are_gathered(tmp_path):
     assert (trainer.callback_metrics["ranks"], trainer.callback_metrics["shape"]) == (1.0, 2.0)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [5, 9, 11])
 def test_s98_values_of_steps_count_each_sample_once(tmp_path, count):
     """With 5 and 9 samples nothing is left for process 1 in the last step, and nothing in validation."""
@@ -321,6 +322,7 @@ def test_s97_a_loader_with_a_sampler_of_its_own_is_refused(tmp_path):
     assert "use_distributed_sampler=False" in caught.value.fix
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", [False, True])
 def test_s96_a_loader_that_shares_its_samples_itself_is_left_alone(tmp_path, own):
     data = samples(8)
@@ -394,6 +396,7 @@ class WithUnused(Small):
         return nn.functional.cross_entropy(self.last(batch[0].repeat(1, 4)), batch[1])
 
 
+@pytest.mark.long
 def test_s114_parameters_without_a_part_in_a_loss_need_their_strategy(tmp_path):
     one, _ = fitted(tmp_path, 1, WithUnused)
     module, trainer = WithUnused(), trainer_of(tmp_path, 1, devices=2, strategy="ddp_find_unused_parameters")
@@ -454,6 +457,7 @@ class Closure(Manual):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3, line_search_fn="strong_wolfe")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("make", [Manual, ManualClipped, Closure])
 @pytest.mark.parametrize("count", [9, 12])
 def test_s114_manual_optimization_trains_as_with_one_process(tmp_path, make, count):
@@ -501,6 +505,7 @@ def test_s114_validation_sees_the_same_statistics_in_every_process(tmp_path):
 # ---- who decides
 
 
+@pytest.mark.long
 def test_s98_a_value_that_is_not_shared_is_the_first_process_s_for_all(tmp_path):
     class Plateau(Small):
         def training_step(self, batch, batch_idx):
@@ -546,6 +551,7 @@ def test_s28_s33_what_is_tuned_is_found_in_one_process(tmp_path):
 # ---- sync_batchnorm, objects of one's own
 
 
+@pytest.mark.long
 def test_s114_sync_batchnorm_is_refused_where_torch_has_none(tmp_path):
     with pytest.raises(UsageError, match="SyncBatchNorm refuses tensors on cpu"):
         fitted(tmp_path, 2, Small, sync_batchnorm=True)

@@ -106,6 +106,7 @@ def test_s114_fsdp_reaches_the_weights_and_metrics_of_one_process(tmp_path, coun
     assert second.callback_metrics == pytest.approx(first.callback_metrics, abs=TOLERANCE)
 
 
+@pytest.mark.long
 def test_processes_with_different_numbers_of_batches_evaluate_together(tmp_path):
     class Several(Net):
         def validation_step(self, batch, batch_idx, dataloader_idx):
@@ -121,6 +122,7 @@ def test_processes_with_different_numbers_of_batches_evaluate_together(tmp_path)
     assert found[0] == pytest.approx(found[1], abs=TOLERANCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "clipping",
     [
@@ -140,6 +142,7 @@ def test_accumulated_gradients_are_clipped_as_with_one_process(tmp_path, clippin
     assert difference(one, free) > 0.001
 
 
+@pytest.mark.long
 def test_unfreezing_turns_gradients_on_and_shares_nothing_out_anew(tmp_path):
     found = []
     for processes in (1, 2):
@@ -153,6 +156,7 @@ def test_unfreezing_turns_gradients_on_and_shares_nothing_out_anew(tmp_path):
     assert torch.equal(found[1].backbone[0][0].weight, Net(normalises=True).backbone[0][0].weight)
 
 
+@pytest.mark.long
 def test_blocks_that_are_computed_again_have_the_same_gradients(tmp_path):
     plain, _ = fitted(tmp_path / "1", 2, 8)
     Block.calls = 0
@@ -163,6 +167,7 @@ def test_blocks_that_are_computed_again_have_the_same_gradients(tmp_path):
     assert "forward" not in vars(again.backbone[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "precision", ["bf16-mixed", *(pytest.param(name, marks=pytest.mark.long) for name in ("16-mixed", "bf16-true"))]
 )
@@ -198,6 +203,7 @@ class Shares(Callback):
         trainer.say(f"shares {of_all} of {sum(p.numel() for p in module.parameters())}")
 
 
+@pytest.mark.long
 def test_each_process_holds_its_share_of_weights_gradients_and_states(tmp_path, capsys):
     fitted(tmp_path, 2, 12, callbacks=[Shares()])
     # Rows are dealt out: 4 and 3 of 7, 2 and 1 of 3.
@@ -221,6 +227,7 @@ def test_norms_of_gradients_are_those_of_one_process(tmp_path):
     assert torch.allclose(torch.tensor(several[0]), torch.tensor(several[1]), atol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_all_processes_begin_with_the_weights_of_the_first(tmp_path):
     class Drawn(Net):
         def setup(self, stage):
@@ -233,6 +240,7 @@ def test_all_processes_begin_with_the_weights_of_the_first(tmp_path):
     assert difference(one, two) <= TOLERANCE
 
 
+@pytest.mark.long
 def test_a_loss_that_one_process_finds_to_be_nan_reaches_the_weights_of_none(tmp_path, capfd):
     class Diverges(Net):
         def training_step(self, batch, batch_idx):
@@ -270,6 +278,7 @@ def plain(content):
     return shapes, held, states["param_groups"][0]["params"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "then"), [(2, 1), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((1, 2), (2, 2)))]
 )
@@ -296,6 +305,7 @@ def read_as_module(path):
     return module
 
 
+@pytest.mark.long
 def test_after_a_fit_the_module_is_whole_and_every_stage_goes_on(tmp_path):
     one, first = fitted(tmp_path / "1", 1, 9)
     two, second = fitted(tmp_path / "2", 2, 9)
@@ -346,6 +356,7 @@ def test_factors_of_lora_are_shared_out_too(tmp_path):
     assert difference(found[1], Net()) > 0.01
 
 
+@pytest.mark.long
 def test_several_optimizers_take_their_turns(tmp_path):
     class Two(Net):
         def training_step(self, batch, batch_idx, optimizer_idx):
@@ -369,6 +380,7 @@ class WithNumber(Net):
         self.scale = nn.Parameter(torch.tensor(1.0))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("module", "options", "said"),
     [

@@ -391,6 +391,7 @@ def test_a_pass_that_a_signal_ended_begins_anew(tmp_path, capsys, number):
 # ---- tasks and the command line
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("head", ["prototype", "ridge", "logistic"])
 def test_a_task_with_a_solved_head_is_saved_loaded_and_predicts(tmp_path, images, head):
     model = ImageClassifier(TINY, head=head, pretrained=False)
@@ -407,6 +408,7 @@ def test_a_task_with_a_solved_head_is_saved_loaded_and_predicts(tmp_path, images
     assert model.labels == ("blue", "red")
 
 
+@pytest.mark.long
 def test_the_features_have_the_runs_number_format(tmp_path, images):
     weights = {}
     for precision in ("32", "bf16-mixed"):

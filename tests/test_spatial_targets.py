@@ -88,6 +88,7 @@ def check(image, target):
     assert target["boxes"][0].tolist() == pytest.approx([float(edge) for edge in edges], abs=2.5)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("augment", ["none", "light", "medium", "strong"])
 def test_masks_boxes_and_points_move_with_the_image(tmp_path, augment):
     data = squares(write_squares(tmp_path), augment=augment)
@@ -152,6 +153,7 @@ def test_targets_of_different_sizes_are_a_list_in_the_batch(tmp_path):
     assert counts == {0, 1}
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("share", [1.0, 0.8])
 @pytest.mark.parametrize("size", [(120, 80), (75, 130), (64, 64)])

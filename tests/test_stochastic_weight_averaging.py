@@ -91,6 +91,7 @@ def test_s32_the_module_ends_with_the_mean_of_the_last_epochs(tmp_path, kind, ac
     assert (expected["head.weight"] - epochs.weights[-1]["head.weight"]).abs().max() > 1e-3
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("start", "epochs", "first"), [(0.75, 4, 3), (0.75, 1, 0), (0.29, 100, 29), (2, 5, 2), (0, 3, 0)]
 )
@@ -175,6 +176,7 @@ def test_s32_shared_weights_stay_shared(tmp_path):
     assert torch.equal(saved["backbone.3.weight"], module.extra.weight)
 
 
+@pytest.mark.long
 def test_s32_a_compiled_part_is_averaged_under_its_own_names(tmp_path):
     compiled, plain = net(), net()
     compiled.backbone = torch.compile(compiled.backbone, backend="eager")
@@ -190,6 +192,7 @@ def test_s32_a_compiled_part_is_averaged_under_its_own_names(tmp_path):
 # ---- the rates
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
 @pytest.mark.parametrize("annealing", [0, 1, 3, 10])
 def test_s32_the_rates_of_each_epoch_are_those_of_torch(tmp_path, strategy, annealing):
@@ -529,6 +532,7 @@ def undisturbed(request, tmp_path_factory):
     return request.param, ending(folder), digest(module)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("hook", "count"),
     [

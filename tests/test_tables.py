@@ -60,6 +60,7 @@ def test_delimiters_and_a_byte_order_mark_are_recognised(folder, delimiter):
     assert sorted(targets[:, 0].tolist()) == [number / 2 for number in range(12)]
 
 
+@pytest.mark.long
 def test_paths_count_from_the_table_or_from_a_root(folder, tmp_path):
     (folder / "tables").mkdir()
     (folder / "tables" / "cells.csv").write_text((folder / "cells.csv").read_text())

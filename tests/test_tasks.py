@@ -76,6 +76,7 @@ def test_s5_the_head_is_sized_by_the_classes(tmp_path):
         ImageClassifier(num_classes=3, labels=["a", "b"], **OPTIONS)
 
 
+@pytest.mark.long
 def test_s7_a_trainer_with_epochs_and_a_device_trains_a_task(trained):
     root, trainer, _, _ = trained
     assert trainer.fit_run.device.type == "cpu"
@@ -268,6 +269,7 @@ def test_a_wrong_optimizer_or_schedule_is_an_error_at_construction(options, mess
         ImageClassifier(num_classes=2, **OPTIONS, **options)
 
 
+@pytest.mark.long
 def test_augmentation_starts_when_the_backbone_trains(tmp_path):
     """`augment="auto"`: frozen epochs see the plain images, the others do not."""
     seen = {}
@@ -349,6 +351,7 @@ def test_an_image_that_goes_bad_while_training_is_named_without_a_workers_traceb
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_data_that_meets_a_second_model_takes_its_preprocessing(tmp_path):
     data = small_data(tmp_path)
     for size in (32, 64):
@@ -419,6 +422,7 @@ class HeadAtStart(Callback):
         self.digest = digest(module.head)
 
 
+@pytest.mark.long
 def test_it_makes_no_difference_to_the_head_whether_the_classes_were_given(tmp_path):
     heads = {}
     data = small_data(tmp_path)
@@ -433,6 +437,7 @@ def test_it_makes_no_difference_to_the_head_whether_the_classes_were_given(tmp_p
     assert heads[5, 2] != heads[6, 2]
 
 
+@pytest.mark.long
 def test_a_head_that_was_changed_or_trained_is_not_drawn_again(tmp_path):
     data, start = small_data(tmp_path), HeadAtStart()
     model = ImageClassifier(num_classes=2, **OPTIONS)
@@ -568,6 +573,7 @@ def test_a_checkpoint_is_loaded_from_an_https_address_once(trained, tmp_path, mo
     assert len(asked) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [tuple, list])
 def test_an_optimizer_and_a_schedule_may_be_names_with_options(tmp_path, form):
     colour_folders(tmp_path / "train")
@@ -597,6 +603,7 @@ def fitted(folder, strategy="no_freeze", **options):
     return trainer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", ["timm/test_resnet", "timm/test_vit"])
 def test_weight_decay_spares_what_timm_spares(tmp_path, backbone):
     colour_folders(tmp_path / "train")
@@ -615,6 +622,7 @@ def test_weight_decay_spares_what_timm_spares(tmp_path, backbone):
     assert rates == ["learning_rate", "learning_rate_backbone"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "decays"),
     [
@@ -642,6 +650,7 @@ def test_a_weight_decay_that_is_wrong_or_given_twice_is_refused():
         ImageClassifier(**OPTIONS, weight_decay=0.1, optimizer=("adamw", {"weight_decay": 0.1}))
 
 
+@pytest.mark.long
 def test_a_run_that_decayed_norms_and_biases_is_not_resumed_as_one_that_does_not(tmp_path):
     class Earlier(ImageClassifier):
         def configure_optimizers(self):

@@ -34,12 +34,14 @@ def run_folder(third_party, tmp_path_factory):
     return root / "run"
 
 
+@pytest.mark.long
 def test_a_task_of_another_package_trains_from_the_command_line_with_its_own_loss_and_metric(run_folder):
     best = json.loads((run_folder / "summary.json").read_text())["best"]
     assert best["val_mean_error"] < 0.2, "a constant is wrong by 0.4"
     assert "task: example_brightness" in (run_folder / "recipe.yaml").read_text()
 
 
+@pytest.mark.long
 def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with_its_own_metric(
     third_party, run_folder
 ):

@@ -27,6 +27,7 @@ def write(folder, text):
 PLAIN = {"architecture": "test_vit", "num_classes": 2, "pretrained_cfg": {"input_size": [3, 64, 64]}}
 
 
+@pytest.mark.long
 def test_what_timm_writes_is_read_whole(tmp_path):
     model = timm.create_model("test_vit", num_classes=3, img_size=96)
     names = ["ant", "bee", "cat"]

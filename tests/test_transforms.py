@@ -30,6 +30,7 @@ def photo():
     return Image.fromarray(skimage.chelsea())
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", [(3, 224, 224), (3, 160, 200), (3, 500, 600)])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])

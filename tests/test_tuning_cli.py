@@ -32,6 +32,7 @@ def numbers(content):
     return content["data"]["from_folders"]["batch_size"], model["learning_rate"], model["backbone_learning_rate"]
 
 
+@pytest.mark.long
 def test_s33_auto_is_searched_for_printed_and_written_down_as_numbers(data, capsys):
     code = run(["finetune", data, *SMALL, "--epochs", "1", "--lr", "auto", "--batch-size", "auto", "--output-dir", "a"])
     printed = capsys.readouterr()
@@ -62,6 +63,7 @@ def test_s33_auto_is_searched_for_printed_and_written_down_as_numbers(data, caps
     assert "model.learning_rate is" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_s28_auto_in_a_recipe_means_the_same(data, capsys):
     Path("r.yaml").write_text(
         f"data: {{from_folders: {{train_folder: {data}, val_split: 4, batch_size: auto, num_workers: 0}}}}\n"
@@ -75,6 +77,7 @@ def test_s28_auto_in_a_recipe_means_the_same(data, capsys):
     assert numbers(recipe_of("a")) == (8, 0.02, 0.02)
 
 
+@pytest.mark.long
 def test_tune_prints_what_it_finds_and_writes_nothing(data, capsys):
     before = of_files(Path())
     assert run(["tune", data, *SMALL, "--strategy", "freeze"]) == 0
@@ -95,6 +98,7 @@ def test_tune_prints_what_it_finds_and_writes_nothing(data, capsys):
     assert set(of_files(Path())) - set(before) == {"curve.png"}
 
 
+@pytest.mark.long
 def test_tune_searches_only_for_what_is_not_given(data, capsys):
     assert run(["tune", data, *SMALL, "--lr", "0.02", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"batch_size": 8, "batch_size_bound": "data"}

@@ -137,6 +137,7 @@ def test_two_machines_reach_the_weights_of_one_process(machines, images, tmp_pat
     assert not re.search("^(seed 3|finetuning|epoch|process|error)|Warning:", second_errors, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_interface_is_the_one_that_leads_to_the_other_machine(machines, tmp_path):
     code = (
         "import sys; from flashtask.trainer.distribution.group import interface_towards, interfaces\n"

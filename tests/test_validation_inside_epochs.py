@@ -298,6 +298,7 @@ def undisturbed(tmp_path_factory):
     return found
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("every", [1, None])
 @pytest.mark.parametrize(
     ("hook", "count"),

@@ -85,6 +85,7 @@ def trained(root, folder, strategy="no_freeze", **options):
     return model, trainer
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["png", "tif", "npy"])
 def test_12_bit_images_train_and_score_as_their_scaled_bytes_do(tmp_path, kind, capfd):
     """Every stage: what is trained, measured and predicted is the same as with 8-bit copies, bit for bit."""
@@ -181,6 +182,7 @@ def test_a_model_of_8_bit_images_refuses_wide_ones_by_every_verb(tmp_path, capfd
     assert rows[0]["score"] == pytest.approx(expected.score, abs=1e-4)
 
 
+@pytest.mark.long
 def test_an_older_checkpoint_goes_by_the_range_of_the_format(tmp_path):
     """It says no range: 65535 was white, for each of its stages."""
     root = tree(tmp_path / "bytes", change=as_bytes)
@@ -200,6 +202,7 @@ def test_an_older_checkpoint_goes_by_the_range_of_the_format(tmp_path):
     assert again.fit_run.history[-1]["epoch"] == 2
 
 
+@pytest.mark.long
 def test_a_run_of_wide_images_is_not_resumed_with_another_range(tmp_path):
     root = tree(tmp_path / "data")
     trained(root, tmp_path / "run")
@@ -283,6 +286,7 @@ def test_features_are_computed_anew_for_another_range(tmp_path, capfd):
     assert said == [False, False, True]
 
 
+@pytest.mark.long
 def test_a_range_is_an_option_and_a_recipe_key(tmp_path, capfd):
     root = tree(tmp_path / "data")
     options = ["--backbone", TINY, "--no-pretrained", "--epochs", "1", "--quiet", "--strategy", "freeze"]

@@ -372,6 +372,7 @@ def undisturbed(request, tmp_path_factory):
     return start, average, options, ending(folder), digest(module)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -493,6 +494,7 @@ def test_s32_shared_weights_stay_shared_and_resume_with_the_same_bits(tmp_path):
     assert_same(content, whole.state_dict())
 
 
+@pytest.mark.long
 def test_s32_a_compiled_part_is_averaged_under_its_own_names(tmp_path):
     compiled, plain = net(), net()
     compiled.backbone = torch.compile(compiled.backbone, backend="eager")

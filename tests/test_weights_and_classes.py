@@ -106,6 +106,7 @@ def test_only_training_batches_have_weights_of_1_on_average(tmp_path):
     assert (weights / weights.max() * 22).round().sort().values.tolist() == [n for n in range(24) if n % 4 != 3]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("make", ["classes", "numbers"])
 @pytest.mark.parametrize("cache", ["auto", False])
 def test_equal_weights_change_nothing_and_others_change_training_alone(tmp_path, make, cache):
@@ -251,6 +252,7 @@ def test_several_labels_and_numbers_have_them_too(tmp_path):
     assert (found["val_mae_grey"] + found["val_mae_dark"]) / 2 == pytest.approx(found["val_mae"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_command_line_gives_them_when_asked(tmp_path, capsys):
     table = write(tmp_path / "data", lambda number: 1)
     fitted(tmp_path / "run", classifier(), classes(table, None))

@@ -227,6 +227,7 @@ def test_an_array_that_is_no_image_is_refused_by_name(kind, tmp_path):
     assert caught.value.fix.startswith("replace or remove the file")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "claim", ["(9000, 9000)", "(2000000000, 1)", "(1, 99999999999999999999)", "(-1, -1)", "(9400, 9400, 3)"]
 )

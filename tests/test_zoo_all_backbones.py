@@ -41,6 +41,7 @@ def check(name):
     assert len(backbone.layer_groups) > 1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", spread(BACKBONES.names(), SAMPLE))
 def test_a_sample_of_all_backbones_gives_features_and_layers(name):
     check(name)

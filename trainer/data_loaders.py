@@ -1,7 +1,8 @@
 """Loaders of a run: an order computed from (seed, epoch), seeds that travel with the index, a position to resume from.
 
-Only a plain `DataLoader` with a sequential or random sampler is rebuilt; subclasses, samplers of the user's own and
-iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the sampler.)
+Only a plain `DataLoader` with a sequential or random sampler, or an `EpochSampler`, is rebuilt; subclasses, samplers of
+the user's own and iterable datasets are left alone. (`overfit_batches` takes the dataset's first samples, whatever the
+sampler.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from flashtask.core.library_internals import let_workers_go
+from flashtask.core.samplers import EpochSampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
 __all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "length_of", "order_of", "rebuild_loader"]
@@ -36,6 +38,7 @@ class OrderedBatches(Sampler[list[Any]]):
         fills: a process that nothing is left for is given samples of another's, so that it can take part in a step.
         joins_single: a process never has one sample alone where its batches have more: the last one joins the batch
             before it, or that of the process before.
+        sampler: draws the order of each epoch among `samples`, in place of a permutation.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class OrderedBatches(Sampler[list[Any]]):
         process: tuple[int, int] = (0, 1),
         fills: bool = False,
         joins_single: bool = False,
+        sampler: EpochSampler | None = None,
     ) -> None:
         self.samples = np.arange(samples) if isinstance(samples, int) else np.asarray(samples, dtype=np.int64)
-        self.length, self.shuffle, self.drop_last, self.fills = len(self.samples), shuffle, drop_last, fills
+        self.length = len(self.samples) if sampler is None else len(sampler)
+        self.shuffle, self.drop_last, self.fills, self.sampler = shuffle, drop_last, fills, sampler
         self.rank, self.world_size = process
         self.own_size = batch_size
         self.joins_single = joins_single and batch_size > 1
@@ -92,9 +97,13 @@ class OrderedBatches(Sampler[list[Any]]):
         return self.batch_size + 1 if self.joins_single and is_single and not self.drop_last else None
 
     def __iter__(self) -> Iterator[list[Any]]:
-        order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
-        indices = self.samples[order]
-        seeds = sample_seeds(indices, self.seed, self.epoch, self._occurrences[order]) if self.seeded else None
+        if self.sampler is not None:
+            indices = self.samples[self.sampler.indices(self.seed, self.epoch)]
+            occurrences = _occurrences(indices)
+        else:
+            order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
+            indices, occurrences = self.samples[order], self._occurrences[order]
+        seeds = sample_seeds(indices, self.seed, self.epoch, occurrences) if self.seeded else None
         first = self.start
         while first < self.length:
             own, whole = self.share(first)
@@ -212,7 +221,7 @@ def rebuild_loader(
     """
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         return loader
-    if type(loader.sampler) not in (SequentialSampler, RandomSampler) and not in_order:
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler, EpochSampler) and not in_order:
         return loader
     if _has_options(loader.sampler) and not in_order:
         return loader
@@ -227,6 +236,7 @@ def rebuild_loader(
         process=process,
         fills=training,
         joins_single=joins_single,
+        sampler=loader.sampler if isinstance(loader.sampler, EpochSampler) and not in_order else None,
     )
     return with_order(
         loader,

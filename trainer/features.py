@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.distribution.process_strategies import Strategy
     from flashtask.trainer.run import Run
 
-__all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "rows_of_all"]
+__all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "key_parts", "rows_of_all", "weights_hash"]
 
 #: Samples in a batch of the pass on an accelerator, at the least: without gradients larger ones cost little memory.
 _BATCH = 32
@@ -361,19 +361,8 @@ class SampleFeatures:
         if frozen is None or contents is None:
             return None
         draws = [] if self.dataset.repeats_itself() else [self.order.seed, number]
-        return {
-            "form": _FORM,
-            "flashtask": __version__,
-            "torch": str(torch.__version__),
-            "frozen": frozen,
-            "weights": self._weights,
-            "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
-            "draws": draws,
-            "precision": run.inference_precision.name,
-            "memory_format": str(run.memory_format),
-            "device": run.device.type,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-        }
+        precision = run.inference_precision.name
+        return key_parts(frozen, self._weights, contents, draws, precision, run.memory_format, run.device)
 
     def _about(self, number: int) -> dict[str, Any]:
         """What `flashtask cache` shows."""
@@ -385,6 +374,41 @@ class SampleFeatures:
             "what": self._counted(number),
             "weights": self._weights,
         }
+
+
+def key_parts(
+    frozen: Mapping[str, Any],
+    weights: str,
+    contents: Sequence[str],
+    draws: Sequence[int],
+    precision: str,
+    memory_format: torch.memory_format,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that features depend on, for `content_key`.
+
+    Args:
+        frozen: as `Module.describe_frozen` gives it.
+        weights: as `weights_hash` gives it.
+        contents: of the samples in their order, as `SeededDataset.contents_of` gives them.
+        draws: what random transforms depend on; empty without any.
+        precision: the name of that of inference.
+        memory_format: of weights and images.
+        device: that computes.
+    """
+    return {
+        "form": _FORM,
+        "flashtask": __version__,
+        "torch": str(torch.__version__),
+        "frozen": dict(frozen),
+        "weights": weights,
+        "samples": hashlib.sha256("\n".join(contents).encode()).hexdigest(),
+        "draws": list(draws),
+        "precision": precision,
+        "memory_format": str(memory_format),
+        "device": device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def rows_of_all(strategy: Strategy, rows: Tensor | None) -> list[Tensor | None]:

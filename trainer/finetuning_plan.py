@@ -153,7 +153,7 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
     """
     looks: list[tuple[Plan, Finetuning]] = []
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
-    quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[])
+    quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[], ema_decay=None)
 
     def look(run: FitRun) -> Iterator[Any]:
         looks.append((_look_at(run, trainer.callbacks_of("fit", copies.module)), _strategy_of(run)))

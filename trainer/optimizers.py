@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 
 from flashtask.core.errors import UnknownNameError, UsageError, did_you_mean
 from flashtask.core.number_checks import is_number, is_whole
+from flashtask.core.optimizer_names import timm_optimizer, timm_optimizer_names
 from flashtask.trainer.metric_order import direction_of
 
 if TYPE_CHECKING:
@@ -290,10 +291,26 @@ def check_names(optimizer: str, schedule: str) -> None:
     for kind, name, known in (("optimizer", optimizer, _OPTIMIZERS), ("learning-rate schedule", schedule, _SCHEDULES)):
         if not isinstance(name, str):
             raise UsageError(f"the {kind} is chosen by its name, not {name!r}", fix=f'"{next(iter(known))}"')
-        if name.lower() not in known:
-            raise UnknownNameError(kind, name, sorted(known))
-    if _needs_closure(_OPTIMIZERS[optimizer.lower()]):
+    if schedule.lower() not in _SCHEDULES:
+        raise UnknownNameError("learning-rate schedule", schedule, sorted(_SCHEDULES))
+    if _needs_closure(_optimizer_class(optimizer)):
         raise _closure_error(optimizer, 'optimizer="adamw"')
+
+
+def _optimizer_class(name: str) -> Any:
+    """What makes an optimizer: torch's class of a name in any case, else what timm's factory has under it.
+
+    Raises:
+        UnknownNameError: neither has the name.
+        UsageError: it needs a library or a device that is not there, or second derivatives.
+    """
+    if name.lower() in _OPTIMIZERS:
+        return _OPTIMIZERS[name.lower()]
+    if (made := timm_optimizer(name)) is None:
+        is_bare = not name.lower().startswith("timm/")
+        further = [one if is_bare and one not in _OPTIMIZERS else f"timm/{one}" for one in timm_optimizer_names()]
+        raise UnknownNameError("optimizer", name, sorted([*_OPTIMIZERS, *further]))
+    return made
 
 
 def require_no_closure(optimizers: Iterable[Optimizer]) -> None:
@@ -315,14 +332,14 @@ def _closure_error(name: str, instead: str) -> UsageError:
     )
 
 
-def _needs_closure(kind: type[Optimizer]) -> bool:
-    closure = inspect.signature(kind.step).parameters.get("closure")
+def _needs_closure(kind: Any) -> bool:
+    closure = inspect.signature(getattr(kind, "func", kind).step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
 
 def weight_decay_of(name: str, options: Mapping[str, Any]) -> float:
     """The weight decay of an optimizer with these options: its class's own default, 0 where it knows none."""
-    own = inspect.signature(_OPTIMIZERS[name.lower()]).parameters.get("weight_decay")
+    own = inspect.signature(_optimizer_class(name)).parameters.get("weight_decay")
     decay: float = options.get("weight_decay", 0.0 if own is None else own.default)
     return decay
 
@@ -330,17 +347,20 @@ def weight_decay_of(name: str, options: Mapping[str, Any]) -> float:
 def make_optimizer(
     name: str, parameters: Iterable[torch.Tensor] | Iterable[dict[str, Any]], lr: float | None, /, **options: Any
 ) -> Optimizer:
-    """A torch optimizer by its class name in any case, such as `adamw`; without `lr`, at the class's own rate.
+    """An optimizer by name; without `lr`, at its own rate.
+
+    The name is that of a class of torch in any case, such as `adamw`, or of timm's factory: `lamb`, or `timm/adamw`
+    where torch has one of this name too.
 
     Raises:
-        UnknownNameError: torch has no optimizer of this name.
+        UnknownNameError: neither has an optimizer of this name.
         UsageError: it does not take these options, values or parameters, or needs a closure.
     """
     check_names(name, "constant")
     if "lr" in options:
         raise UsageError("optimizer_options: the learning rate is an argument of its own", fix="learning_rate=0.001")
     fixed = {} if lr is None else {"lr": lr}
-    made: Optimizer = _construct("optimizer", name, _OPTIMIZERS[name.lower()], parameters, fixed, options)
+    made: Optimizer = _construct("optimizer", name, _optimizer_class(name), parameters, fixed, options)
     return made
 
 

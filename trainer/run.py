@@ -141,7 +141,7 @@ class Run:
         for callback in self.callbacks:
             callback.setup(trainer, module, stage)
         module.configure_model()
-        self.memory_format = memory_format_of(self)
+        self.memory_format = memory_format_of(module, self.device, self.trainer.memory_format)
         module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.precision.convert_module(module)
         if trainer.sync_batchnorm and self.strategy.world_size > 1:

@@ -23,7 +23,6 @@ from flashtask.trainer.wrapping import without_wrapper
 
 if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
-    from flashtask.trainer.run import Run
     from flashtask.trainer.trainer import Trainer
 
 __all__ = [
@@ -102,14 +101,13 @@ def device_plan_of(trainer: Trainer, module: Module | None = None) -> DevicePlan
     )
 
 
-def memory_format_of(run: Run) -> torch.memory_format:
-    """The layout of weights and images in memory: the argument, else what the module prefers."""
-    module = run.module
-    name = run.trainer.memory_format or module.default_memory_format
+def memory_format_of(module: Module, device: torch.device, name: str | None = None) -> torch.memory_format:
+    """The layout of weights and images in memory: the one of this name, else what the module prefers."""
+    name = name or module.default_memory_format
     if name == "auto":
         convolutions = any(isinstance(part, nn.Conv2d) for part in module.modules())
         # torch refuses to lay out 5-D weights like 4-D ones.
-        possible = run.device.type in ("cpu", "cuda") and all(p.dim() != 5 for p in module.parameters())
+        possible = device.type in ("cpu", "cuda") and all(p.dim() != 5 for p in module.parameters())
         name = "channels_last" if convolutions and possible else "contiguous"
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 

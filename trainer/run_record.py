@@ -177,7 +177,8 @@ def _brings_precision(run: FitRun) -> bool:
 
 def _named(trainer: Trainer, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Callbacks, loggers and the profiler by name."""
-    parts: dict[str, tuple[Any, Any]] = {"callbacks": (trainer.callbacks, CALLBACKS)}
+    callbacks = [one for one in trainer.callbacks if one is not trainer.ema_callback]
+    parts: dict[str, tuple[Any, Any]] = {"callbacks": (callbacks, CALLBACKS)}
     given = trainer.arguments["logger"]
     if given is False:
         yield "logger", False

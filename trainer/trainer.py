@@ -20,6 +20,7 @@ from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.monitors import GradientNormMonitor
 from flashtask.trainer.callbacks.progress import ProgressBar
 from flashtask.trainer.callbacks.timing import Duration, TimeLimit
+from flashtask.trainer.callbacks.weight_averaging import EMAWeightAveraging
 from flashtask.trainer.checkpoints.content import checkpoint_content
 from flashtask.trainer.checkpoints.content import weights_only as without_what_resumes
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
@@ -102,6 +103,8 @@ class Trainer(RunFacts, Lightning1Trainer):
         accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
         gradient_clip_val: limit for gradients; None or 0 for none.
         gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
+        ema_decay: average the weights over steps with this weight for the average, such as 0.999, and validate and keep
+            the average: the callback `EMAWeightAveraging`; None for none.
         track_grad_norm: log this norm of all gradients (2 for the 2-norm, `inf`); -1 for none.
         detect_anomaly: find the operation that makes a gradient NaN; slow.
         deterministic: let torch use deterministic algorithms alone; `warn` only warns if there is not one.
@@ -156,6 +159,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         accumulate_grad_batches: int | dict[int, int] = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
+        ema_decay: float | None = None,
         track_grad_norm: float | str = -1,
         detect_anomaly: bool = False,
         deterministic: bool | str | None = None,
@@ -195,6 +199,10 @@ class Trainer(RunFacts, Lightning1Trainer):
         #: what the first process has claimed, for the others
         self._claimed_folder: Path | None = None
         self.callbacks = make_callbacks(callbacks)
+        self.ema_decay = ema_decay
+        #: the callback that `ema_decay` stands for
+        self.ema_callback = None if ema_decay is None else EMAWeightAveraging(ema_decay)
+        self.callbacks += [] if self.ema_callback is None else [self.ema_callback]
         self.loggers = make_loggers(logger)
         self.enable_checkpointing = enable_checkpointing
         self.enable_progress_bar, self.enable_model_summary = enable_progress_bar, enable_model_summary

@@ -30,6 +30,7 @@ __all__ = ["Trial", "batches_a_step", "learn_nothing", "trial"]
 
 #: A trial shows, writes and validates nothing, and ends after the steps that it is for.
 _SILENT: dict[str, Any] = {
+    "ema_decay": None,
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
