@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.tuning.batch_size_search import BatchSizeSearch as BatchSizeSearch
     from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve as LearningRateCurve
     from flashtask.trainer.tuning.tune import TuningResult as TuningResult
+    from flashtask.trainer.tuning.tuner import Tuner as Tuner
 
 #: public name -> the module that defines it
 _HOMES = {
@@ -216,6 +217,7 @@ _HOMES = {
     "TrainingEpochLoop": "flashtask.trainer.lightning1.loops",
     "TrainingTypePluginsRegistry": "flashtask.trainer.distribution.process_strategies:STRATEGIES",
     "TruePrecision": "flashtask.trainer.devices.precision",
+    "Tuner": "flashtask.trainer.tuning.tuner",
     "TuningResult": "flashtask.trainer.tuning.tune",
     "WandbLogger": "flashtask.trainer.loggers.wandb_logger",
     "WeightAveraging": "flashtask.trainer.callbacks.weight_averaging",

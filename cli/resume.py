@@ -184,6 +184,8 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
             continue  # it was found when the run began
         elif key == "model.from" and is_same_source(own.get(key), value):
             continue
+        elif key.startswith("data.") and key.endswith("_folder") and not Path(str(own.get(key))).exists():
+            own.set(key, value, requested.source_of(key))  # it was moved; the checkpoint knows the names of its files
         elif _plain(key, value) != _plain(key, own.get(key, _default(key))):
             different.append(f"{key} is {own.get(key)!r} in the run, {value!r} now")
     if different:

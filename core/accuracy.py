@@ -67,6 +67,6 @@ class Accuracy(nn.Module):
         return share
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all counts, as at the start of an epoch."""
         self.correct, self.total = (value.clone() for value in self._defaults.values())
         self._update_count = 0

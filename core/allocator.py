@@ -16,7 +16,7 @@ _NEVER = 2**31 - 1
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory in this process, once; whether it was told.
+    """Let glibc keep freed memory in this process, once; returns whether that was possible.
 
     It maps every large block on its own and unmaps it when it is freed, so that each activation of a network on the
     CPU is made of new pages, which the system fills with zeros one by one. On EfficientNet-Lite0 with batches of 32

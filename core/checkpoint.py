@@ -95,7 +95,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around whatever takes in the content of a file: every error names the file.
 
-    A whole digest says that a file is as it was written, not that what it holds fits: a place in it may be missing, or
+    A right digest shows that a file is as it was written, not that its content fits: a place in it may be missing, or
     be of another kind than the code that takes it expects.
 
     Raises:

@@ -1,6 +1,6 @@
 """Every error a user can meet, its exit code, and the one place where its wording is put together.
 
-A message says what is wrong (with the file or name), why, and the fix as a command or a line of code.
+A message states what is wrong (with the file or name), why, and the fix as a command or a line of code.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _rebuild(kind: type[FlashtaskError], args: tuple[object, ...], state: dict[s
 
 
 class UsageError(FlashtaskError, ValueError):
-    """An argument, option or recipe value that cannot be meant."""
+    """An invalid argument, option or recipe value."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Failures of the machine and of worker processes, told as errors of flashtask's. Imports no torch.
+"""Failures of the machine and of worker processes, as errors of flashtask's. Imports no torch.
 
 What comes from torch is known by the names of its classes and by its wording.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+from pickle import PicklingError
 
 from flashtask.core import errors
 from flashtask.core.errors import (
@@ -24,20 +25,26 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
 _SINGLE_IN_BATCHNORM = "Expected more than 1 value per channel when training"
 _NAN_GRADIENT = re.compile(r"Function '(\w+)' returned nan values")
+#: What timm's and torchvision's vision transformers raise for an image of another size than theirs.
+_OTHER_SIZE = re.compile(
+    r"Input (height|width) \((\d+)\) doesn't match model \((\d+)\)"
+    r"|Wrong image (height|width)! Expected (\d+) but got (\d+)"
+)
+_NOT_SENT = re.compile(r"[Cc]an't (?:pickle|get) local object|[Cc]annot pickle|[Cc]an't pickle <")
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 _CAUGHT = re.compile(r"Caught (\w+) in .*\nOriginal Traceback", re.MULTILINE)
 
 
 def as_users_see_it(error: BaseException, batch_size: int | None = None) -> BaseException:
-    """What to raise or tell in place of an error: the error itself, unless it can be named better.
+    """What to raise or print in place of an error: the error itself, unless it can be named better.
 
     Args:
         error: whatever ended a run or a command.
         batch_size: samples in a batch of the run, if it is known; a lack of memory is answered with a smaller one.
 
     Returns:
-        `OutOfMemoryError` for what torch, Python or the system say where memory ends; `ProcessLostError` for a worker
-        of a data loader that died; `DivergedError` for a NaN that torch's anomaly detection found; an error of
+        `OutOfMemoryError` for what torch, Python or the system raise when memory runs out; `ProcessLostError` for a
+        worker of a data loader that died; `DivergedError` for a NaN that torch's anomaly detection found; an error of
         flashtask's that a worker raised, without the traceback around it.
     """
     if (from_worker := _from_a_worker(error)) is not None:
@@ -51,6 +58,19 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
             "BatchNorm cannot train on a batch of one image or sample",
             why=str(error),
             fix='batches of at least 2 (batch_size, drop_last=True in a loader of your own), or strategy="freeze"',
+        )
+    if isinstance(error, AssertionError) and (found := _OTHER_SIZE.search(str(error))):
+        given, taken = (found[2], found[3]) if found[2] else (found[6], found[5])
+        return UsageError(
+            f"the model takes images of one size, with {found[1] or found[4]} {taken}, and a batch has {given}",
+            why=str(error),
+            fix=f"images of that size from your transform or loader: Resize(({taken}, {taken})) in torchvision",
+        )
+    if isinstance(error, (PicklingError, AttributeError, TypeError)) and _NOT_SENT.search(str(error)):
+        return UsageError(
+            "what loads the data cannot be sent to a worker process",
+            why=str(error),
+            fix="a function at the top level of a module in place of a lambda or an inner function, or num_workers=0",
         )
     if isinstance(error, RuntimeError) and (found := _NAN_GRADIENT.search(str(error))):
         return DivergedError(
@@ -83,7 +103,7 @@ def _out_of_memory(error: BaseException, batch_size: int | None) -> OutOfMemoryE
 
 
 def _lost_worker(error: BaseException) -> ProcessLostError | None:
-    """The signal may stand in the error that this one came from."""
+    """The signal may be named in the error that this one came from."""
     found = _WORKER_LOST.search(str(error)) if isinstance(error, RuntimeError) else None
     if found is None:
         return None

@@ -20,7 +20,7 @@ from flashtask.core.files import atomic_write, atomic_write_text, remove_partial
 
 __all__ = ["FeatureStore", "StoredFeatures", "content_key"]
 
-#: What the whole store may take, unless `$FLASHTASK_FEATURE_CACHE_BYTES` says otherwise.
+#: What the whole store may take, unless `$FLASHTASK_FEATURE_CACHE_BYTES` is set.
 _LIMIT = 5 * 2**30
 _VARIABLE = "FLASHTASK_FEATURE_CACHE_BYTES"
 _BLOCK = 1 << 22

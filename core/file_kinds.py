@@ -1,4 +1,4 @@
-"""What kind of file was given where another one is needed, told by its first bytes."""
+"""What kind of file was given where another one is needed, from its first bytes."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ _TEXTS = {
 
 
 def kind_of_file(path: str | os.PathLike[str], start: bytes) -> FileKind | None:
-    """The kind of a file that is not a tensor file; None where its bytes do not tell.
+    """The kind of a file that is not a tensor file; None where its bytes do not show it.
 
     Args:
-        path: whose name tells one text from another, and beside which a checkpoint may lie.
+        path: whose name distinguishes texts, and beside which a checkpoint may lie.
         start: its first `START` bytes, or all there are.
     """
     file = Path(path)

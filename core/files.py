@@ -33,7 +33,7 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 
 _PARTIAL = re.compile(r"\..*\.partial-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}", re.DOTALL)
-#: What may be meant by a folder in the place of a file.
+#: Files in a folder that was given in the place of a file.
 _FILES_OF_OURS = (".ckpt", ".safetensors", ".yaml", ".yml", ".json")
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 # Containers restart with the same pid, so "the pid is alive" is no proof when it is our own: this set is.
@@ -221,7 +221,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _discard(file: BinaryIO | None, partial: Path) -> int:
-    """Closes and removes the partial file, and tells how many bytes it was given."""
+    """Closes and removes the partial file, and counts the bytes that it was given."""
     written = 0
     if file is not None and not file.closed:
         with suppress(OSError):

@@ -131,7 +131,7 @@ def _is_activation(part: nn.Module) -> bool:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Neither hooks nor parametrizations (which make another class of it) stand between its weights and its output."""
+    """Whether a layer has neither hooks nor parametrizations (which make another class of it)."""
     return not (forward_hooks(part) or is_parametrized(part))
 
 

@@ -1,4 +1,4 @@
-"""`config.json` of a model that somebody else made: read within bounds, and refused if it asks for code to be run."""
+"""`config.json` of a model from others: read within bounds, and refused if it asks for code to be run."""
 
 from __future__ import annotations
 

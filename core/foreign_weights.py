@@ -3,8 +3,8 @@
 A pickled file is read by a child process (see foreign_weights_child.py) that has little memory and time, no network
 and no way to write; it hands the tensors back as safetensors. What it sends is checked as a file of unknown origin is.
 
-All files that came from the hub or stand in a folder of the user's take this way. Weights inside an installed package
-whose sha256 stands in zoo.yaml are read in the process itself, with `weights_only=True`.
+All files from the hub or from a folder of the user's are read this way. Weights inside an installed package
+whose sha256 is in zoo.yaml are read in the process itself, with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_foreign_weights(
 ) -> dict[str, Tensor]:
     """The state dict in a weights file of any origin, on the CPU, in the file's order; no code of the file runs.
 
-    Of a pickled training checkpoint (an epoch, an optimizer, ...) the one state dict is taken that stands under
+    Of a pickled training checkpoint (an epoch, an optimizer, ...) the one state dict is taken that is stored under
     `state_dict`, `model`, `model_state_dict`, `model_state`, `state_dict_ema`, `model_ema` or `teacher`. A `module.`
     before all names is left out.
 
@@ -153,18 +153,18 @@ def _received(stream: BufferedReader, most: int) -> dict[str, Tensor]:
 
 
 def _refusal(name: str, code: int, messages: IO[bytes], seconds: float) -> FlashtaskError | None:
-    """What the end of the child means, if it says anything."""
+    """The error for how the child ended; None if it ended well."""
     messages.seek(0)
     text = messages.read(2000).decode("utf-8", "replace")
-    said = "".join(c if c.isprintable() else " " for c in text.strip().rpartition("\n")[2])[:500]
+    answer = "".join(c if c.isprintable() else " " for c in text.strip().rpartition("\n")[2])[:500]
     if code == _AMBIGUOUS:
         fix = f"save the one you mean: torch.save(torch.load({name!r}, weights_only=True)[KEY], 'weights.pth')"
-        return UsageError(f"{name} holds more than one set of weights: {said}", fix=fix)
+        return UsageError(f"{name} holds more than one set of weights: {answer}", fix=fix)
     if code == _REFUSED:
-        return IntegrityError(f"{name} was not loaded", why=said, fix=_CONVERT)
+        return IntegrityError(f"{name} was not loaded", why=answer, fix=_CONVERT)
     if code == _OUT_OF_MEMORY:
         return IntegrityError(f"{name} was not loaded", why="it needs more memory than its size explains", fix=_CONVERT)
     if code < 0:
         why = f"reading it took more than {seconds:.0f} s, or the system ended it (signal {-code})"
         return IntegrityError(f"{name} was not loaded", why=why, fix=_CONVERT)
-    return IntegrityError(f"{name} was not loaded", why=f"its reader failed: {said}", fix=_CONVERT) if code else None
+    return IntegrityError(f"{name} was not loaded", why=f"its reader failed: {answer}", fix=_CONVERT) if code else None

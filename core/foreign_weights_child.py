@@ -1,6 +1,6 @@
 """The process that unpickles a foreign weights file: `python -m flashtask.core.foreign_weights_child SIZE SECONDS`.
 
-The file is its standard input. It answers on standard output with 8 bytes that tell the size of what follows, and a
+The file is its standard input. It answers on standard output with 8 bytes, the size of what follows, and a
 safetensors file; or it ends with 76 (refused), 2 (more than one set of weights) or 81 (out of memory), and a line that
 says why.
 
@@ -32,7 +32,7 @@ _SPARE = 256 * 2**20
 
 
 class Refused(ValueError):  # noqa: N818 - never leaves this process
-    """Why the file is not read."""
+    """The file is refused; the message is the reason."""
 
 
 class Ambiguous(Refused):

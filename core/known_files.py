@@ -32,7 +32,7 @@ _TABLES = (
 
 
 def stamps_of(paths: Sequence[str]) -> dict[str, str]:
-    """What tells a file from a changed one, by path. Missing: what is not there, or changed a moment ago.
+    """What distinguishes a file from a changed one, by path. Missing: what is not there, or changed a moment ago.
 
     The time of change (`st_ctime`) is part of it, because `tar`, `cp -a` and `rsync -t` give new content the size and
     the time of modification of the old.
@@ -115,7 +115,7 @@ def _database() -> Iterator[sqlite3.Connection | None]:
 def _rows(
     database: sqlite3.Connection | None, query: str, paths: Sequence[str], *further: str
 ) -> list[tuple[str, ...]]:
-    """What a query finds for paths, which stand where it has `{}`."""
+    """What a query finds for paths, which replace `{}` in it."""
     rows: list[tuple[str, ...]] = []
     if database is not None:
         with suppress(sqlite3.Error, UnicodeError):  # a name that is no text is not remembered

@@ -1,4 +1,4 @@
-"""What flashtask uses of other libraries beyond their documented interfaces, each in one function that says why.
+"""What flashtask uses of other libraries beyond their documented interfaces, each in one function that explains why.
 
 A release may move any of it without notice: tests/test_library_internals.py tries each function by itself. A library is
 imported when a function is called, so this file costs nothing.
@@ -88,7 +88,7 @@ def forward_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 
 
 def hook_tables(module: nn.Module) -> dict[str, OrderedDict[int, Any]]:
-    """The tables of a module's hooks, by their attributes: a hook whose handle nobody has is removed only there."""
+    """The tables of a module's hooks, by their attributes: a hook whose handle is lost can only be removed there."""
     return {name: table for name, table in vars(module).items() if "hooks" in name and isinstance(table, OrderedDict)}
 
 
@@ -172,7 +172,7 @@ def before_each_operation(check: Callable[[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def makes_no_memory(operation: Any) -> bool:
-    """Whether an operation works on its arguments' own memory, or gives another view of it: only its schema says so."""
+    """Whether an operation works on its arguments' own memory, or gives a view of it; only its schema shows it."""
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
 
 
@@ -240,7 +240,7 @@ def update_count(metric: Metric | Accuracy) -> int:
 
 
 def set_update_count(metric: Metric | Accuracy, count: int) -> None:
-    """Let a metric of torchmetrics have been updated so often: its states alone do not say it, and it warns of 0."""
+    """Let a metric of torchmetrics have been updated so often: its states alone do not show it, and it warns of 0."""
     metric._update_count = count
 
 

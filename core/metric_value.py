@@ -19,7 +19,7 @@ class MetricValue(float):
     __slots__ = ()
 
     def item(self) -> float:
-        """The plain number."""
+        """The value as a plain Python number, as `Tensor.item` gives it."""
         return float(self)
 
     def __getattr__(self, name: str) -> Any:

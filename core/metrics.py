@@ -26,7 +26,7 @@ def is_metric(value: object) -> TypeGuard[Metric | Accuracy]:
 
 @contextmanager
 def uncounted(metrics: Iterable[Metric | Accuracy]) -> Iterator[None]:
-    """What metrics are given inside is not counted: afterwards they stand where they stood before."""
+    """What metrics are given inside is not counted: afterwards they have the state that they had before."""
     before = [(metric, _counted(metric)) for metric in metrics]
     try:
         yield

@@ -7,10 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from flashtask.core.errors import MissingInputError
+from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.files import missing_file
 
-__all__ = ["model_path"]
+__all__ = ["model_path", "refuse_address"]
 
 #: What a run writes, the one to use first; see trainer/run_folder.py.
 _BEST, _LAST = "best.ckpt", "last.ckpt"
@@ -23,7 +23,7 @@ def model_path(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
     """The checkpoint file or the pretrained folder that a path means.
 
     A folder in timm's layout and a file stay as they are. A run folder means its `best.ckpt`, else its `last.ckpt`,
-    which a line on stderr then says.
+    which a line on stderr reports.
 
     Args:
         path: a checkpoint file, a run folder, or a folder in timm's layout; `~` is expanded.
@@ -31,7 +31,9 @@ def model_path(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
 
     Raises:
         MissingInputError: there is no such path, or no model in the folder.
+        UsageError: it is an address.
     """
+    refuse_address(path)
     found = Path(path).expanduser()
     if found.is_file():
         return found
@@ -46,6 +48,21 @@ def model_path(path: str | os.PathLike[str], *, quiet: bool = False) -> Path:
             print(f"{found} has no {_BEST}: its {_LAST} is used", file=sys.stderr)
         return found / _LAST
     raise _no_model(found)
+
+
+def refuse_address(path: str | os.PathLike[str]) -> None:
+    """Refuse an address in the place of a path.
+
+    Raises:
+        UsageError: with the lines that download the file.
+    """
+    text = os.fspath(path)
+    if text.lower().startswith(("http://", "https://")):
+        raise UsageError(
+            f"{text} is an address, and the path of a file is needed",
+            why="a checkpoint is read from a file, and only if the checksum in it is right",
+            fix=f'torch.hub.download_url_to_file("{text}", "model.ckpt"), then give "model.ckpt"',
+        )
 
 
 def _no_model(folder: Path) -> MissingInputError:

@@ -91,20 +91,20 @@ class Preprocessing:
     ) -> None:
         size = None if input_size is None else _as_size(input_size)
         share = None if crop_pct is None else next(iter(_floats([crop_pct])), crop_pct)
-        said: dict[str, Any] = {"input_size": size, "crop_pct": share, "interpolation": interpolation}
-        said |= {"crop_mode": crop_mode, "decode": decode, "value_range": as_value_range(value_range)}
-        said |= {name: None if v is None else _numbers(name, v) for name, v in (("mean", mean), ("std", std))}
-        said = {name: value for name, value in said.items() if value is not None}
-        channels = _channels(size, said.get("mean") or said.get("std"))
-        values = _DEFAULTS | said
+        given: dict[str, Any] = {"input_size": size, "crop_pct": share, "interpolation": interpolation}
+        given |= {"crop_mode": crop_mode, "decode": decode, "value_range": as_value_range(value_range)}
+        given |= {name: None if v is None else _numbers(name, v) for name, v in (("mean", mean), ("std", std))}
+        given = {name: value for name, value in given.items() if value is not None}
+        channels = _channels(size, given.get("mean") or given.get("std"))
+        values = _DEFAULTS | given
         values["input_size"] = (channels or 3, *values["input_size"][-2:])
         for name in ("mean", "std"):
-            if name not in said and channels not in (None, 3):
+            if name not in given and channels not in (None, 3):
                 values[name] = (sum(values[name]) / 3,) * channels
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        names = {*said, "channels"} if channels else {*said}
-        # Who says all that timm's records say leaves nothing to the backbone.
+        names = {*given, "channels"} if channels else {*given}
+        # With all fields of timm's records given, nothing is left to the backbone.
         object.__setattr__(self, "given", frozenset(names | {"decode"} if names.issuperset(TIMM_FIELDS) else names))
         self._check()
 
@@ -142,7 +142,7 @@ class Preprocessing:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left for a backbone to say, the value range apart."""
+        """Whether nothing is left for a backbone to set, the value range apart."""
         return self.given.issuperset(TIMM_FIELDS) and "channels" in self.given
 
     def filled_from(self, other: Preprocessing) -> Preprocessing:
@@ -294,7 +294,7 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
 
 
 def _channels(size: tuple[int, ...] | None, by_channel: tuple[float, ...] | None) -> int | None:
-    """How many channels a record is for, None if it does not say."""
+    """How many channels a record is for, None if that is open."""
     if size is not None and len(size) == 3:
         return size[0]
     return len(by_channel) if by_channel else None

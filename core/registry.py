@@ -1,4 +1,4 @@
-"""Names to things: the registries of backbones, heads and tasks, filled lazily and able to say no.
+"""Names to things: the registries of backbones, heads and tasks, filled lazily, with errors for unknown names.
 
 A name comes from the decorator, from a source that lists many names without importing their library (the zoo,
 timm, torchvision), or from an installed package's entry points. Nothing is imported before its name is
@@ -270,7 +270,7 @@ class Registry(Generic[T]):
 
 
 def _credit(point: EntryPoint) -> dict[str, str]:
-    """Who made the package of an entry point and under which licence, where the package says so."""
+    """Who made the package of an entry point and under which licence, where the package names them."""
     if point.dist is None:
         return {}
     fields = {
@@ -339,7 +339,7 @@ class Aliases:
         return self._names
 
     def find(self, name: str) -> RegistryEntry | None:
-        """The entry of the name that a spelling stands for."""
+        """The entry for a spelling of its name."""
         return self.registry.entry(self._names[name]) if name in self._names else None
 
 

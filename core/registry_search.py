@@ -93,7 +93,7 @@ def _sources(entry: RegistryEntry) -> set[str]:
 
 
 def by_licence(registry: Registry[Any], entries: Sequence[RegistryEntry], value: Any) -> list[RegistryEntry]:
-    """Those whose weights have a licence, in any case; where the source says none, it is not known.
+    """Those whose weights have a licence, in any case; where the source names none, it is not known.
 
     Raises:
         UnknownNameError: nothing in the registry has this licence.

@@ -124,7 +124,7 @@ class SampleKey(NamedTuple):
         frozen: whether the whole frozen-able part of the module (the backbone) is frozen in this epoch.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a key
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is never called on a key
     epoch: int
     seed: int
     frozen: bool = False
@@ -221,11 +221,11 @@ class SeededDataset(Dataset[Any]):
         return not self.generators
 
     def targets_of(self, indices: Sequence[int]) -> Any:
-        """The targets of samples, one row each, without their inputs; None if only the samples themselves tell them."""
+        """The targets of samples, one row each, without their inputs; None if only the samples themselves hold them."""
         return None
 
     def contents_of(self, indices: Sequence[int]) -> list[str] | None:
-        """What the inputs of samples are made from and how, a text each; None if that cannot be told."""
+        """What the inputs of samples are made from and how, a text each; None if that is not known."""
         return None
 
     def __len__(self) -> int:

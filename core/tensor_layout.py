@@ -86,7 +86,7 @@ def read_tensor(
 
     Args:
         file: where it is read from.
-        entry: what the header says of it.
+        entry: its record in the header.
         digest: is fed with its bytes.
         shape_only: give it on the "meta" device; its bytes are read, but not kept.
 

@@ -53,9 +53,7 @@ def in_worker_threads(work: Callable[[Any], Any], jobs: Iterable[Any], num_threa
     try:
         yield from in_order(work, jobs, num_threads, partial(_compute_in, max(1, threads // num_threads)))
     finally:
-        torch.set_num_threads(
-            threads
-        )  # what a worker thread has set for itself would hold for threads that start later
+        torch.set_num_threads(threads)  # a setting made in a worker thread would also hold for threads that start later
 
 
 def _compute_in(threads: int) -> None:

@@ -30,7 +30,7 @@ KeyPath = tuple[str | int | float | bool, ...]
 
 @dataclass(frozen=True, eq=False)
 class YamlDocument:
-    """The content of a YAML file and where in it each key stands.
+    """The content of a YAML file and the place of each key in it.
 
     Args:
         name: the file's name, for messages.

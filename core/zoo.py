@@ -1,4 +1,4 @@
-"""The zoo: what zoo.yaml says about providers, backbones, heads, tasks, checkpoints and recipes, checked.
+"""The zoo: what zoo.yaml holds about providers, backbones, heads, tasks, checkpoints and recipes, checked.
 
 The user's own files are merged over the shipped one: those that `$FLASHTASK_ZOO` names, then those given to
 `use_zoo_file`, in that order. A file in the working folder is never read by itself. Names that need code are checked
@@ -181,7 +181,7 @@ def name_is_taken(file: ZooFile, section: str, name: str, by: str) -> UsageError
 
 
 def nothing_to_replace(file: ZooFile, section: str, name: str, known: list[str]) -> UsageError:
-    """The error for an entry that says `override: true` and replaces nothing."""
+    """The error for an entry with `override: true` that replaces nothing."""
     fix = did_you_mean(name, known) or f"leave `override: true` out of {section}.{name}"
     return file.error(section, name, what=f"{section}.{name}: there is nothing of this name to replace", fix=fix)
 

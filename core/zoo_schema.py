@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 
 class _Entry(_Section):
-    """What every entry may say.
+    """The fields that every entry may have.
 
     Args:
         override: it replaces what its name means without this file.
@@ -66,7 +66,7 @@ class PackagedWeights(_Section):
 
 
 class PreprocessingFields(_Section):
-    """The fields of `Preprocessing` that an entry says otherwise than its source."""
+    """The fields of `Preprocessing` in which an entry differs from its source."""
 
     input_size: list[int] | None = Field(default=None, min_length=3, max_length=3)
     mean: list[float] | None = None
@@ -76,7 +76,7 @@ class PreprocessingFields(_Section):
     crop_mode: Literal["center", "squash", "border"] | None = None
 
     def given(self) -> dict[str, Any]:
-        """The fields that are said."""
+        """The fields that are given."""
         return self.model_dump(exclude_none=True)
 
 
@@ -112,7 +112,7 @@ class HeadEntry(_Entry):
 
 
 class TaskEntry(_Entry):
-    """A task's line in listings, and what the command line takes for arguments of it that are not said."""
+    """A task's line in listings, and what the command line takes for arguments of it that are not given."""
 
     description: str
     defaults: dict[str, Any] = Field(default_factory=dict)

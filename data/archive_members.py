@@ -42,6 +42,8 @@ _RATIO_FREE_BYTES = 1024 * 1024
 _ZIP_STARTS = (b"PK\3\4", b"PK\5\6")
 # LZMA in zip lets the file choose the decoder's memory, so it is not among them.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+#: In the header of a member: the flag that its name is in UTF-8, and the system that wrote it.
+_IS_UTF8, _WINDOWS = 0x800, 0
 _EXTENSION_BYTES = 1024 * 1024
 _PATH_BYTES = 4096
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
@@ -213,8 +215,8 @@ def _zip_members(file: BinaryIO, listing: Listing) -> Iterator[Member]:
             if not 0 <= info.header_offset <= end - 30 - info.compress_size:
                 raise RefusedError("it overlaps another entry", info.orig_filename)
         for info in infos:
-            name, mode = info.orig_filename, info.external_attr >> 16
-            if reason := _wrong_in_zip(info, stat.S_IFMT(mode)):
+            name, mode = _name_in_zip(info), info.external_attr >> 16
+            if reason := _wrong_in_zip(info, name, stat.S_IFMT(mode)):
                 raise RefusedError(reason, name)
             yield Member(name, name.endswith("/"), bool(mode & 0o100), info.file_size, partial(archive.open, info))
 
@@ -231,8 +233,21 @@ def _directory_bytes(file: BinaryIO) -> int:
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
-def _wrong_in_zip(info: zipfile.ZipInfo, kind: int) -> str:
-    is_folder = info.orig_filename.endswith("/")
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """The path of a member, whose bytes are UTF-8 whether it says so or not, and with slashes if Windows wrote it."""
+    name = info.orig_filename
+    if not info.flag_bits & _IS_UTF8 and not name.isascii():
+        try:
+            name = name.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            raise RefusedError(
+                "its name is not in UTF-8 (unpack it with unzip -O ENCODING, and give the folder)", name
+            ) from None
+    return name.replace("\\", "/") if info.create_system == _WINDOWS else name
+
+
+def _wrong_in_zip(info: zipfile.ZipInfo, name: str, kind: int) -> str:
+    is_folder = name.endswith("/")
     if info.flag_bits & 0x41:
         return "it is encrypted"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):

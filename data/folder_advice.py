@@ -108,7 +108,7 @@ def refuse_parts_inside_classes(folder: Path, argument: str, inside: Sequence[st
 def require_classes(
     folder: Path, argument: str, names: Sequence[str], empty: Sequence[str], ignored: Sequence[str], min_classes: int
 ) -> None:
-    """Refuse a folder with too few class folders, or with class folders without images.
+    """Refuse a folder with too few class folders, or with class folders without images where classes are learned.
 
     Args:
         folder: that was given.
@@ -123,7 +123,7 @@ def require_classes(
     """
     if not names:
         raise _no_classes(folder, argument)
-    if empty:
+    if empty and (min_classes > 1 or len(empty) == len(names)):
         shown = ", ".join(repr(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
         raise BadDataError(
             f"{argument} {str(folder)!r} has {len(empty)} class folder(s) without images: {shown}",

@@ -35,23 +35,23 @@ from flashtask.core.preprocessing import ValueRange
 from flashtask.data.layout import is_image_name, is_registered, nearest_existing
 from flashtask.data.value_range import Bounds, unknown_range
 from flashtask.data.wide_images import (
+    PIXELS_VARIABLE,
     Array,
     UnknownRangeError,
     array_values,
     bounds_of_values,
     is_array_file,
     is_wide,
+    most_pixels,
     picture_of_values,
     read_array,
     refuse_misread,
+    require_size,
     wide_values,
 )
 
-__all__ = ["MAX_PIXELS", "Encoded", "LeastSize", "image_bounds", "in_mode", "is_image_name", "load_image"]
+__all__ = ["Encoded", "LeastSize", "image_bounds", "in_mode", "is_image_name", "load_image"]
 __all__ += ["image_size", "load_scaled", "picture_hash", "prepare_decoders"]
-
-#: The most pixels that one file may decode to: above it Pillow itself warns of a decompression bomb.
-MAX_PIXELS = 89_478_485
 
 #: From the whole (width, height) of a picture to the least (width, height) that its decoding must have.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
@@ -88,7 +88,7 @@ def load_image(
     channels: int = 3,
     *,
     value_range: ValueRange | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> Image.Image:
     """Decode one file completely, every pixel of it.
 
@@ -96,7 +96,7 @@ def load_image(
         path: the image file; its content decides the format, not its name.
         channels: 3 gives mode RGB, 1 gives mode L; 8 bits a channel.
         value_range: of files with more than 8 bits, as in `Preprocessing`.
-        max_pixels: width times height above which the file is refused before it is decoded.
+        max_pixels: width times height above which a file is refused before it is decoded; None: `most_pixels()`.
 
     Raises:
         BadDataError, MissingInputError, UsageError: as `load_scaled`.
@@ -112,7 +112,7 @@ def load_scaled(
     name: str = "",
     value_range: ValueRange | None = None,
     keep_grey: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Decode one image to its last byte, at a fraction of its size where the format can and that is enough.
 
@@ -125,7 +125,7 @@ def load_scaled(
         name: what messages call it; by default the path.
         value_range: of images with more than 8 bits, as in `Preprocessing`.
         keep_grey: leave a grey file in mode L although 3 channels are wanted, all of which would be equal.
-        max_pixels: width times height above which the file is refused before it is decoded.
+        max_pixels: width times height above which a file is refused before it is decoded; None: `most_pixels()`.
 
     Returns:
         The upright picture, and the (width, height) of the whole one.
@@ -134,7 +134,7 @@ def load_scaled(
         BadDataError: empty, not an image, cut short, damaged, too large, of a value range that is not known, or
             unreadable.
         MissingInputError: there is no such file.
-        UsageError: `channels` is not 1 or 3, or Pillow was told to accept truncated images.
+        UsageError: `channels` is not 1 or 3, the limit of pixels is not a number, or Pillow accepts truncated images.
     """
     if channels not in (1, 3):
         raise UsageError(f"images are read with 1 or 3 channels, not {channels!r}")
@@ -144,7 +144,7 @@ def load_scaled(
         return in_mode(image, "L" if grey else "RGB"), whole
 
 
-def image_bounds(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> Bounds | None:
+def image_bounds(source: Encoded, name: str = "", max_pixels: int | None = None) -> Bounds | None:
     """The least and the greatest value of an image with more than 8 bits a channel; None for any other.
 
     A file with more than 8 bits is decoded to its last byte; of others only the header is read.
@@ -181,14 +181,14 @@ def image_bounds(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) 
 def picture_hash(image: Image.Image) -> str:
     """The SHA-256 of a PIL image's pixels, mode, size and orientation; one that was not read yet stays unread."""
     with _lock_of(_IMAGES, image), _lock_of(_FILES, getattr(image, "fp", None) or image):
-        content = _unread_file(image, MAX_PIXELS, _READ_AGAIN)
+        content = _unread_file(image, None, _READ_AGAIN)
         read = image if content is None else Image.open(io.BytesIO(content), formats=prepare_decoders())
         read.load()
     about = (read.mode, read.size, _orientation(read), read.getpalette(), read.info.get("transparency"))
     return hashlib.sha256(repr(about).encode() + read.tobytes()).hexdigest()
 
 
-def image_size(source: Encoded, name: str = "", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: Encoded, name: str = "", max_pixels: int | None = None) -> tuple[int, int]:
     """(width, height) of the upright picture; of most formats only the header is read.
 
     Raises:
@@ -263,7 +263,7 @@ def _require_regular_file(path: str, name: str) -> None:
 
 
 def _decode(
-    source: Encoded, max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+    source: Encoded, max_pixels: int | None, least: LeastSize | None, value_range: ValueRange | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The upright picture, and the (width, height) of the whole one."""
     if isinstance(source, Image.Image):
@@ -280,7 +280,7 @@ def _opened(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
 
 
 def _decode_file(
-    file: IO[bytes], max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+    file: IO[bytes], max_pixels: int | None, least: LeastSize | None, value_range: ValueRange | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     if is_array_file(file):
         picture = picture_of_values(read_array(file, max_pixels), value_range)
@@ -300,10 +300,11 @@ def _decode_file(
     return _upright(picture, orientation), (height, width) if orientation in _SIDEWAYS else (width, height)
 
 
-def _pillow_image(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _pillow_image(file: IO[bytes], max_pixels: int | None) -> Image.Image:
     """The image of a file, its header read and no pixel decoded."""
+    most_pixels()  # Pillow itself refuses twice as many
     image = Image.open(file, formats=prepare_decoders())
-    _require_size(image, max_pixels)
+    require_size(*image.size, max_pixels)
     refuse_misread(image)
     return image
 
@@ -318,7 +319,7 @@ def _verified(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _decode_pil(
-    image: Image.Image, max_pixels: int, least: LeastSize | None, value_range: ValueRange | None
+    image: Image.Image, max_pixels: int | None, least: LeastSize | None, value_range: ValueRange | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """As `_decode`, of an image that the user goes on using: its size and mode stay what they are."""
     with _lock_of(_IMAGES, image), _lock_of(_FILES, getattr(image, "fp", None) or image):
@@ -345,13 +346,13 @@ def _lock_of(locks: tuple[threading.Lock, ...], owner: object) -> threading.Lock
     return locks[id(owner) // 64 % len(locks)]
 
 
-def _unread_file(image: Image.Image, max_pixels: int, formats: tuple[str, ...]) -> bytes | None:
+def _unread_file(image: Image.Image, max_pixels: int | None, formats: tuple[str, ...]) -> bytes | None:
     """The content of the file of an image in one of some formats whose pixels have not been read; None of any other."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return None
     if image.fp is None or image.fp.closed:
         raise ValueError("the image was closed before its pixels were read; call image.load() while it is open")
-    _require_size(image, max_pixels)
+    require_size(*image.size, max_pixels)
     if image.format not in formats or image.tell() or image.decoderconfig:
         return None  # the user has chosen another frame, or with a draft another size or mode
     place = image.fp.tell()
@@ -359,12 +360,6 @@ def _unread_file(image: Image.Image, max_pixels: int, formats: tuple[str, ...]) 
     content = image.fp.read()
     image.fp.seek(place)
     return content
-
-
-def _require_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -426,7 +421,7 @@ def _reason(source: Encoded, error: Exception) -> str:
             return "a web page (HTML or XML), not an image"
         return "not an image of a known format"
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"decompression bomb: {error}"
+        return f"decompression bomb: {error} PIL.Image.MAX_IMAGE_PIXELS or ${PIXELS_VARIABLE} allows more"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) or type(error).__name__

@@ -16,24 +16,30 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from flashtask.core.errors import UsageError
 from flashtask.core.preprocessing import ValueRange
 from flashtask.data.value_range import Bounds, why_unknown
 
 __all__ = [
+    "PIXELS_VARIABLE",
     "UnknownRangeError",
     "Values",
     "array_values",
     "bounds_of_values",
     "is_array_file",
     "is_wide",
+    "most_pixels",
     "picture_of_values",
     "read_array",
     "refuse_misread",
+    "require_size",
     "wide_values",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: The most pixels (width times height) that one file may decode to.
+PIXELS_VARIABLE = "FLASHTASK_MAX_IMAGE_PIXELS"
 _NPY = b"\x93NUMPY"
 #: Extra samples of a TIFF pixel that may be ignored: some programs write a fourth beside RGB that has no meaning.
 _MOST_EXTRA = 1
@@ -73,7 +79,7 @@ def is_array_file(file: IO[bytes]) -> bool:
     return start == _NPY
 
 
-def read_array(file: IO[bytes], max_pixels: int) -> Values:
+def read_array(file: IO[bytes], max_pixels: int | None) -> Values:
     """The array of a `.npy` file. Memory is taken for what the file holds, never for what its header claims.
 
     Raises:
@@ -93,7 +99,7 @@ def read_array(file: IO[bytes], max_pixels: int) -> Values:
     return array_values(values, max_pixels)
 
 
-def array_values(array: Array, max_pixels: int) -> Values:
+def array_values(array: Array, max_pixels: int | None) -> Values:
     """An array (H, W) or (H, W, C) as the values of an image.
 
     Raises:
@@ -103,7 +109,7 @@ def array_values(array: Array, max_pixels: int) -> Values:
     return Values(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int) -> None:
+def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int | None) -> None:
     if dtype.kind not in "uif":
         raise ValueError(f"an array of {dtype}, not of integers or floating-point numbers")
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)):
@@ -112,8 +118,42 @@ def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int) 
         raise ValueError(f"an array of shape {shape}, not (height, width) or (height, width, 1 or 3 channels){hint}")
     if min(shape) < 1:
         raise ValueError(f"an array of shape {shape}, which has no pixels")
-    if shape[0] * shape[1] > max_pixels:
-        raise ValueError(f"{shape[1]} x {shape[0]} pixels, more than the {max_pixels:,} allowed")
+    require_size(shape[1], shape[0], max_pixels)
+
+
+def require_size(width: int, height: int, most: int | None) -> None:
+    """Refuse a picture with too many pixels; None means `most_pixels()`.
+
+    Raises:
+        ValueError: with the two numbers, and where the limit comes from.
+    """
+    limit = most_pixels() if most is None else most
+    if limit is not None and width * height > limit:
+        own = f"; PIL.Image.MAX_IMAGE_PIXELS or ${PIXELS_VARIABLE} allows more" if most is None else ""
+        raise ValueError(f"{width} x {height} pixels, more than the {limit:,} allowed{own}")
+
+
+def most_pixels() -> int | None:
+    """The most pixels that one file may decode to: Pillow's own limit, which an environment variable sets.
+
+    Raises:
+        UsageError: the variable is not a whole number.
+    """
+    _take_variable()
+    return Image.MAX_IMAGE_PIXELS
+
+
+@functools.cache
+def _take_variable() -> None:
+    """Let Pillow have the limit of the environment: it would refuse larger files itself."""
+    text = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not text:
+        return
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**40):
+        raise UsageError(
+            f"{PIXELS_VARIABLE}={text[:40]!r} must be a number of pixels", fix=f"export {PIXELS_VARIABLE}=500000000"
+        )
+    Image.MAX_IMAGE_PIXELS = int(text)
 
 
 # ---- images that Pillow opens

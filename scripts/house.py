@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINER_LAYERS = (
     # knows nothing of runs
     "batch_transfer by_name data_loaders hooks hyperparameters metric_order module_hooks run_extension signals",
-    "combined_loader step_outputs step_overrides text_table wrapping",
+    "combined_loader step_outputs text_table wrapping",
     "finetuning",
     # where it is computed, and how a step changes weights
     "devices",
     "distribution",
     "device_plan",
     "loss_checks manual_optimization optimizers",
-    "results",
+    "results step_overrides",
     # what a run calls, and what it leaves behind
     "callbacks",
     "loggers profiling",

@@ -146,6 +146,7 @@ class Task(Module):
     _has_new_head = False
     #: The batches of the fit will tell how large its images are.
     _awaits_size = False
+    _awaits_batch = False
     #: What `load` could not bring with it.
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
@@ -397,6 +398,7 @@ class Task(Module):
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             self._say_size()
             self._require_that_mixing_is_possible()
+            self._awaits_batch = True
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
             self._head.redraw(self.head, self._seed())
         self._add_metrics()
@@ -420,10 +422,23 @@ class Task(Module):
         return self.trainer is not None and self.trainer.active_run is self.trainer.fit_run
 
     def _learn_size(self, batch: Any) -> None:
-        """The first batch of a fit tells which size files are to be predicted at, where the data does not."""
-        if not self._awaits_size:
+        """Take the size at which files are predicted from the first batch of a fit, where the data does not state it.
+
+        Where it does, a transform that gives images of another size is reported.
+        """
+        if not self._awaits_batch:
             return
+        self._awaits_batch = False
         images, _ = images_and_targets(batch)
+        if not self._awaits_size:
+            size = self.preprocessing.input_size[1:]
+            if isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[-2:] != size:
+                height, width = images.shape[-2:]
+                self.trainer.say(
+                    f"the transform gives training images of {height} x {width}; "
+                    f"validation and prediction take {size[0]} x {size[1]}"
+                )
+            return
         self._awaits_size = False
         self.preprocessing = self._own_preprocessing = preprocessing_for(images, self.preprocessing)
         if self.trainer.enable_model_summary:

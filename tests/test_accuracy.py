@@ -46,4 +46,4 @@ def test_what_it_has_counted_survives_a_stop_in_the_middle_of_an_epoch():
     again = Results()
     again.load_state_dict(kept, module)
     module.accuracy.update(torch.eye(2), torch.tensor([0, 1]))
-    assert again.epoch_values() == {"val_accuracy": 0.75}
+    assert again.callback_values() == {"val_accuracy": 0.75}

@@ -118,6 +118,34 @@ NAMES = {
 }
 
 
+def zip_with_names(names, *, system=3, flags=0):
+    """A zip whose members have these bytes as names, as other programs and systems write them."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for number, _ in enumerate(names):
+            info = zipfile.ZipInfo("?" * len(names[number]))
+            info.create_system, info.flag_bits = system, flags
+            archive.writestr(info, b"content")
+    found = content.getvalue()
+    for name in names:
+        found = found.replace(b"?" * len(name), name)
+    return found
+
+
+def test_backslashes_of_windows_are_slashes(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zip_with_names([b"data\\cats\\1.txt"], system=0))
+    assert extract_archive(tmp_path / "a.zip", tmp_path / "out") == ("data",)
+    assert (tmp_path / "out" / "data" / "cats" / "1.txt").read_bytes() == b"content"
+    refused(tmp_path, zip_with_names([b"..\\evil"], system=0), match="leads out")
+
+
+def test_names_that_are_utf_8_without_saying_so_are_read_and_others_refused(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zip_with_names(["data/k\u00e4fer.txt".encode()]))
+    extract_archive(tmp_path / "a.zip", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == ["k\u00e4fer.txt"]
+    refused(tmp_path, zip_with_names(["\u72d7.txt".encode("gbk")]), match="not in UTF-8")
+
+
 @pytest.mark.parametrize("case", NAMES)
 @pytest.mark.parametrize("kind", ["zip", *TARS])
 def test_g_bad_names_are_refused(tmp_path, kind, case):

@@ -345,7 +345,7 @@ def test_a_run_that_was_stopped_goes_on_in_one_process_with_the_same_samples(ima
         (["finetune", "DATA", "--distributed", "freeze_unfreeze:5"], "--strategy freeze_unfreeze:5"),
         (["finetune", "DATA", "--strategy", "ddp"], "--distributed ddp"),
         (["plan", "DATA", "--num-nodes", "0"], "must be at least 1"),
-        (["plan", "DATA", "--num-nodes", "2"], "somebody has to start a process on each machine"),
+        (["plan", "DATA", "--num-nodes", "2"], "a process has to be started on each machine"),
         (["predict", "CKPT", "DATA", "--distributed", "ddpp"], "did you mean 'ddp' or 'ddp_spawn'?"),
         (["validate", "CKPT", "DATA", "--distributed", "nothing"], "choose one of: auto, single, ddp"),
         (["tune", "DATA", "--devices", "2"], "a search runs in one process"),

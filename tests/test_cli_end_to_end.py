@@ -133,6 +133,22 @@ def test_resuming_with_more_epochs_goes_on(finished, tmp_path, capsys):
     assert [row[0] for row in rows] == ["0", "1", "2"]
 
 
+def test_data_that_was_moved_is_named_when_a_run_is_resumed(images, tmp_path, capsys):
+    data, out = tmp_path / "data", str(tmp_path / "RUN")
+    shutil.copytree(images, data)
+    assert run(["finetune", str(data), *TRAIN, "--output-dir", out]) == 0
+    argv = ["finetune", "--resume", "--output-dir", out, "--epochs", "3"]
+    other = shutil.copytree(images, tmp_path / "other")
+    assert run([*argv, str(other)]) == 2  # the data of the run is still there
+    assert "train_folder is" in capsys.readouterr().err
+    data.rename(tmp_path / "moved")
+    next((other / "train").rglob("*.png")).unlink()
+    assert run([*argv, str(other)]) == 65
+    assert "the images are not those that the run was started on" in capsys.readouterr().err
+    assert run([*argv, str(tmp_path / "moved")]) == 0
+    assert [row[0] for row in losses(tmp_path / "RUN")] == ["0", "1", "2"]
+
+
 @pytest.mark.long
 def test_b5_a_damaged_last_checkpoint_is_told_and_the_best_one_used(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "RUN")

@@ -92,7 +92,7 @@ def test_no_thread_of_the_group_is_left_at_the_end_of_python(undisturbed):
 def test_a8_a_killed_process_under_torchrun_with_restarts_ends_with_the_same_bits(start, tmp_path, undisturbed):
     code, said = ended(start("torchrun", "--fault", "kill:1:17", restarts=1))
     assert code == 0, said
-    assert "process 1 was ended by SIGKILL at step 17; the system does this where memory ends" in said
+    assert "process 1 was ended by SIGKILL at step 17; the system does this when memory runs out" in said
     assert "going on from" in said
     assert matrix.weights(tmp_path) == matrix.weights(undisturbed)
 
@@ -300,7 +300,7 @@ def test_c6_a_port_that_is_taken_is_named():
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(-9, "ended by SIGKILL at step 3; the system does this where memory ends"), (-11, "SIGSEGV at"), (3, "code 3 at")],
+    [(-9, "SIGKILL at step 3; the system does this when memory runs out"), (-11, "SIGSEGV at"), (3, "code 3 at")],
 )
 def test_c1_how_a_process_ended_is_told(code, said):
     assert said in how_it_ended(1, code, "at step 3")

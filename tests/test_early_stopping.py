@@ -58,10 +58,10 @@ def test_s41_training_stops_after_three_bad_epochs(tmp_path, capsys):
     assert epochs_of(trainer) == 5
     assert (stopping.stopped_epoch, stopping.wait_count, stopping.best_score) == (4, 3, 0.5)
     assert stopping.stopping_reason == "patience"
-    assert stopping.stopping_reason_message == "val_loss did not get better in 3 epochs; the best was 0.5"
+    assert stopping.stopping_reason_message == "val_loss did not improve in 3 epochs; the best was 0.5"
     assert trainer.fit_run.stop_reason == stopping.stopping_reason_message
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["stopped"] == stopping.stopping_reason_message
-    assert "epoch 4: stopping, val_loss did not get better" in capsys.readouterr().err
+    assert "epoch 4: stopping, val_loss did not improve" in capsys.readouterr().err
 
 
 def test_s41_mode_max_takes_a_higher_value_as_better(tmp_path):

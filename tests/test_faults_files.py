@@ -4,16 +4,17 @@ import multiprocessing
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
-from small import colour_folders, loaders, net
+from small import colour_folders, loaders, net, quiet
 
 import flashtask
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Trainer
 from flashtask.cli import run as command
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
-from flashtask.core.errors import IntegrityError, StorageError, UsageError
+from flashtask.core.errors import IntegrityError, MissingInputError, StorageError, UsageError
 from flashtask.core.feature_store import FeatureStore
 from flashtask.trainer.devices.selection import check_devices
 
@@ -217,6 +218,18 @@ def test_a_recipe_that_names_a_file_as_its_zoo_does_not_show_what_is_in_it(tmp_p
     assert str(secret) in said
     assert "a mapping of keys, not a text" in said
     assert "root:" not in said
+
+
+def test_best_weights_that_were_removed_during_the_run_are_named(tmp_path):
+    class Removing(Callback):
+        def on_train_end(self, trainer, module):
+            Path(trainer.checkpoint_callback.best_model_path).unlink()
+
+    trainer = quiet(tmp_path, callbacks=Removing(), accelerator="cpu")
+    with pytest.raises(MissingInputError, match=r"best\.ckpt was removed during the run") as caught:
+        trainer.finetune(net(), *loaders(16), strategy="no_freeze")
+    assert "last.ckpt" in caught.value.fix
+    assert caught.value.exit_code == 66
 
 
 def test_processes_that_load_data_end_with_the_run(tmp_path):

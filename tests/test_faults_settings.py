@@ -4,10 +4,12 @@ import pytest
 import torch
 from small import Net, colour_folders, loaders
 from test_optimizers import sgd
+from torch.utils.data import DataLoader
 
-from flashtask import Callback, EarlyStopping, ImageClassificationData, MLFlowLogger, Trainer
+from flashtask import Callback, EarlyStopping, ImageClassificationData, ImageClassifier, MLFlowLogger, Trainer
 from flashtask.cli import run as command
 from flashtask.core.errors import OutputError, UsageError
+from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.optimizers import make_scheduler
 from flashtask.trainer.run_folder import RunFolder, require_no_run
 
@@ -74,6 +76,55 @@ def test_floats_of_a_transform_that_are_no_normalised_image_are_refused(transfor
     data.setup("fit")
     with pytest.raises(UsageError, match=words):
         next(iter(data.train_dataloader()))
+
+
+def test_a_transform_that_gives_another_size_is_reported(tmp_path, capsys):
+    def cut(image):
+        return torch.zeros(3, 40, 48)
+
+    data = ImageClassificationData.from_folders(
+        train_folder=colour_folders(tmp_path / "data", 4), transform=cut, batch_size=4, num_workers=0
+    )
+    model = ImageClassifier(backbone="test_resnet", num_classes=2, pretrained=False)
+    Trainer(**QUIET, max_steps=1, output_dir=tmp_path / "run").fit(model, datamodule=data)
+    assert "training images of 40 x 48; validation and prediction take" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Input height (64) doesn't match model (224).", "with height 224, and a batch has 64"),
+        ("Wrong image width! Expected 224 but got 64!", "with width 224, and a batch has 64"),
+    ],
+)
+def test_a_model_that_takes_one_size_names_both(text, words):
+    found = as_users_see_it(AssertionError(text))
+    assert isinstance(found, UsageError)
+    assert words in str(found)
+
+
+def test_a_vision_transformer_names_its_size(tmp_path):
+    import timm
+
+    class Vit(Net):
+        def __init__(self):
+            super().__init__()
+            self.vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=1)
+
+        def training_step(self, batch, batch_idx):
+            return self.vit(torch.zeros(len(batch[0]), 3, 64, 64)).sum()
+
+    with pytest.raises(UsageError, match="takes images of one size, with height 224, and a batch has 64"):
+        Trainer(**QUIET, max_steps=1, output_dir=tmp_path).fit(Vit(), loaders(8)[0])
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error")
+def test_a_lambda_that_a_worker_cannot_be_sent_is_named(tmp_path):
+    dataset = loaders(8)[0].dataset
+    loader = DataLoader(dataset, 4, num_workers=1, collate_fn=lambda rows: rows, multiprocessing_context="spawn")
+    with pytest.raises(UsageError, match="cannot be sent to a worker process") as caught:
+        Trainer(**QUIET, max_steps=1, output_dir=tmp_path).fit(Net(), loader)
+    assert "num_workers=0" in caught.value.fix
 
 
 def test_nobody_is_told_to_remove_the_folder_of_a_run_that_is_going_on(tmp_path):

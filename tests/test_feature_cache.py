@@ -182,7 +182,7 @@ def test_damaged_features_are_computed_anew(tmp_path, folders):
     [
         ("the training data is augmented at random", {"settings": {"augment": "light"}}),
         ("the run sees fewer samples than there are", {"limit_train_batches": 1, "max_epochs": 1}),
-        ("Watching.on_train_batch_end is told of batches", {"callbacks": "watching"}),
+        ("Watching.on_train_batch_end reads batches", {"callbacks": "watching"}),
         ("the steps of Own want the inputs themselves", {"module": "own"}),
     ],
 )
@@ -465,7 +465,7 @@ def test_stages_read_and_write_nothing_where_that_is_not_wanted(tmp_path, folder
         (("freeze_unfreeze", 2), {}, [True, False], "computed once unless they are in the cache"),
         ("no_freeze", {}, [False], "the backbone trains from the first epoch on"),
         ("freeze", {"feature_cache": False}, [False], "feature_cache=False"),
-        ("freeze", {"callbacks": "watching"}, [False], "Watching.on_train_batch_start is told of batches"),
+        ("freeze", {"callbacks": "watching"}, [False], "Watching.on_train_batch_start reads batches"),
         ("freeze", {"limit_train_batches": 1, "max_epochs": 1}, [False], "fewer samples than there are"),
     ],
 )

@@ -195,7 +195,7 @@ def test_where_one_process_cannot_use_features_none_does(tmp_path, folders, capf
 
     assert sum(fit(tmp_path, folders, 2, "run", callbacks=[InOne()])[2]) > IMAGES
     said = capfd.readouterr().err
-    assert said.count("features are computed again in each epoch: Watching.on_train_batch_end is told of batches") == 1
+    assert said.count("features are computed again in each epoch: Watching.on_train_batch_end reads batches") == 1
 
 
 class Perturbed(Callback):

@@ -101,7 +101,7 @@ def test_a_result_is_frozen_and_readable_and_said_once(tmp_path, capsys, monkeyp
     told = "the model has epoch 1, the best of 3: val_loss 1.0000\nrun folder: runs/000"
     assert str(result) == told
     assert repr(result) == "FitResult(the model has epoch 1, the best of 3: val_loss 1.0000; run folder: runs/000)"
-    assert result.stop_reason == "val_loss did not get better in 1 epochs; the best was 1"
+    assert result.stop_reason == "val_loss did not improve in 1 epochs; the best was 1"
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count(told) == 1

@@ -18,19 +18,23 @@ import flashtask
 from flashtask import Callback, DataModule, Module, Trainer
 from flashtask.core.errors import UsageError
 from flashtask.trainer.lightning1.older_arguments import UNDERSTOOD
+from flashtask.trainer.lightning1.trainer_base import NOT_THERE
 
 PAGE = (Path(__file__).parent.parent / "docs" / "from-lightning.md").read_text()
 STATUSES = ("same", "renamed", "instead", "absent")
 TRAINER = Trainer(logger=False, enable_progress_bar=False)
 ARGUMENTS = {*inspect.signature(Trainer).parameters} - {"older"}
+#: methods of a module that are there only to say what does it instead
+EXPORTS = ("to_onnx", "to_tensorrt", "to_torchscript")
 #: section -> the names that are there
 NAMES = {
     "Trainer arguments": ARGUMENTS | {"auto_select_gpus"},
     "Trainer attributes": {*dir(TRAINER)},
-    "Module": {*dir(Module())},
+    "Module": {*dir(Module())} - {*EXPORTS},
     "DataModule": {*dir(DataModule())},
     "Callback": {*dir(Callback())},
     "Callback classes": {*dir(flashtask)},
+    "Tuner and plugins": {*dir(flashtask)},
     "Loggers": {*dir(flashtask)},
 }
 #: what the beginnings of expressions in the last column mean
@@ -108,6 +112,20 @@ def test_arguments_are_accepted_or_answered_with_what_to_write(row):
             Trainer(**{row.name: 1})
         assert caught.value.fix
         assert "help(Trainer)" not in caught.value.fix
+
+
+def test_the_errors_for_attributes_of_the_trainer_are_the_texts_of_the_table():
+    rows = [row for row in ROWS if row.section == "Trainer attributes" and row.status != "same"]
+    texts = {row.name: re.sub(r"\[([^]]+)\]\([^)]+\)", r"docs/\1", row.text).replace("`", "") for row in rows}
+    assert texts == NOT_THERE
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_what_exports_a_module_is_named_as_in_the_table(name):
+    (row,) = [row for row in ROWS if row.section == "Module" and row.name == name]
+    with pytest.raises(UsageError, match=f"Module has no {name}") as caught:
+        getattr(Module(), name)("model.onnx", input_sample=torch.zeros(1, 4))
+    assert caught.value.fix in row.expressions
 
 
 def test_the_other_names_of_module_and_data_module_are_there():

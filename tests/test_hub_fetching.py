@@ -164,6 +164,23 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(hub):
     assert time.monotonic() - begin < 30
 
 
+def test_a_download_that_makes_progress_for_too_long_is_an_error(hub, monkeypatch):
+    hub.delay = 0.3
+    monkeypatch.setenv("FLASHTASK_HUB_TIMEOUT", "1")
+    begin = time.monotonic()
+    with pytest.raises(HubError, match=r"model\.safetensors of org/name could not be fetched in time") as failed:
+        fetch(ADDRESS, WANTED)
+    assert time.monotonic() - begin < 3
+    assert "FLASHTASK_HUB_TIMEOUT" in failed.value.fix
+    hub.delay = 0
+    monkeypatch.setenv("FLASHTASK_HUB_TIMEOUT", "60")
+    assert held(fetch(ADDRESS, WANTED)) == {name: FILES[name] for name in WANTED}
+    monkeypatch.setenv("FLASHTASK_HUB_TIMEOUT", "soon")
+    hub.add("org/other", FILES)
+    with pytest.raises(UsageError, match="must be a whole number of seconds"):
+        fetch(HubAddress("org/other"), WANTED)
+
+
 def test_tries_after_server_errors_are_bounded(hub):
     hub.reset("http_500", "api")
     with pytest.raises(HubError, match="500"):

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import Net, loaders
+from small import Net, loaders, net, quiet
 from torch import nn
 
 from flashtask import DataModule, ImageClassifier, Logger, Module, Trainer, read_checkpoint
-from flashtask.core.errors import UsageError
-from flashtask.trainer.hyperparameters import find_not_saved, hyperparameters_content, plain_hyperparameters
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.trainer.hyperparameters import (
+    Hyperparameters,
+    find_not_saved,
+    hyperparameters_content,
+    plain_hyperparameters,
+)
 
 
 class FromCollection(Module):
@@ -150,6 +155,62 @@ def test_s87_a_namespace_dictionary_and_omegaconf_come_back_as_what_they_were(tm
         loaded = FromCollection.load_from_checkpoint(path)
         assert same(loaded.given, given)
         assert loaded.hparams.learning_rate == 0.01
+
+
+class Nested(FromCollection):
+    """Reads a value inside a value by attributes."""
+
+    def __init__(self, model, sizes=(), learning_rate=0.1) -> None:
+        Module.__init__(self)
+        self.save_hyperparameters()
+        self.head = nn.Linear(4, self.hparams.model.width)
+        self.width_of_first = sizes[0].width
+
+
+class NestedInWhole(FromCollection):
+    def __init__(self, hp) -> None:
+        Module.__init__(self)
+        self.save_hyperparameters(hp)
+        self.head = nn.Linear(4, self.hparams.model.width)
+
+
+class NestedData(DataModule):
+    def __init__(self, options) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.batch_size = self.hparams.options.batch_size
+
+    def train_dataloader(self):
+        return loaders(self.batch_size)[0]
+
+
+def attributes_and_omegaconf():
+    return [Hyperparameters, pytest.importorskip("omegaconf").OmegaConf.create]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["attributes", "OmegaConf"])
+def test_a_collection_inside_a_value_comes_back_as_what_it_was(tmp_path, number):
+    make = attributes_and_omegaconf()[number]
+    inner = make({"width": 3, "more": [1, 2]})
+    path = saved(Nested(inner, (make({"width": 5}), 7)), tmp_path / "arguments")
+    loaded = Nested.load_from_checkpoint(path)
+    assert (loaded.hparams.model, type(loaded.hparams.model)) == (inner, type(inner))
+    assert (loaded.width_of_first, type(loaded.hparams.sizes)) == (5, tuple)
+    with pytest.raises(IntegrityError, match=r"head\.weight is"):
+        Nested.load_from_checkpoint(path, model=make({"width": 6}))
+    whole = {"model": make({"width": 4}), "learning_rate": 0.1}
+    loaded = NestedInWhole.load_from_checkpoint(saved(NestedInWhole(whole), tmp_path / "whole"))
+    assert loaded.head.out_features == 4
+    assert type(loaded.hparams.model) is type(inner)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["attributes", "OmegaConf"])
+def test_a_collection_inside_a_value_of_a_data_module_comes_back_too(tmp_path, number):
+    data = NestedData(attributes_and_omegaconf()[number]({"batch_size": 16}))
+    trainer = quiet(tmp_path, max_epochs=1)
+    trainer.fit(net(), datamodule=data)
+    loaded = NestedData.load_from_checkpoint(trainer.checkpoint_callback.last_model_path)
+    assert (loaded.batch_size, type(loaded.hparams.options)) == (16, type(data.hparams.options))
 
 
 def test_s87_an_argument_saved_beside_a_collection_is_not_put_into_it(tmp_path):

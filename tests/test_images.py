@@ -14,6 +14,7 @@ from image_trees import write_image
 from PIL import Image, ImageFile
 
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.data import wide_images
 from flashtask.data.images import load_image
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -87,6 +88,24 @@ def test_the_cap_on_pixels_is_the_callers_and_leaves_pillows_alone(tmp_path):
     with pytest.raises(BadDataError, match="10 x 20 pixels"):
         load_image(path, max_pixels=199)
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_cap_on_pixels_is_pillows_own_or_that_of_the_environment(tmp_path, monkeypatch):
+    path = write_image(tmp_path / "a.png", (20, 10))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 199)
+    with pytest.raises(BadDataError, match=r"199 allowed; PIL\.Image\.MAX_IMAGE_PIXELS or \$FLASHTASK_MAX_"):
+        load_image(path)
+    monkeypatch.setenv("FLASHTASK_MAX_IMAGE_PIXELS", "200")
+    wide_images._take_variable.cache_clear()
+    assert load_image(path).size == (10, 20)
+    assert Image.MAX_IMAGE_PIXELS == 200
+    monkeypatch.setenv("FLASHTASK_MAX_IMAGE_PIXELS", "1e9")
+    wide_images._take_variable.cache_clear()
+    with pytest.raises(UsageError, match="must be a number of pixels"):
+        load_image(path)
+    monkeypatch.delenv("FLASHTASK_MAX_IMAGE_PIXELS")
+    wide_images._take_variable.cache_clear()
 
 
 def test_half_images_cannot_be_asked_for_globally(tmp_path, monkeypatch):

@@ -691,7 +691,7 @@ def test_s47_a_logger_of_ones_own_is_used_by_object_and_by_name(tmp_path):
         (["csv", "csv"], UsageError, "given twice"),
         ([True], UsageError, "True, False, a Logger"),
         (3, UsageError, "True, False, a Logger"),
-        (WandbLogger, UsageError, r"WandbLogger is a class\n.*logger=\[WandbLogger\(\)\]"),
+        (WandbLogger, UsageError, r"takes no class: WandbLogger\n.*logger=\[WandbLogger\(\)\]"),
     ],
 )
 def test_s47_what_is_no_logger_is_refused(given, kind, message):

@@ -158,9 +158,7 @@ def test_a_flat_accuracy_with_a_rising_loss_stops_and_says_what_it_compared(tmp_
     stopping = EarlyStopping(patience=2)
     trainer = fit(tmp_path, Accurate(val_accuracy=[0.5] * 6, val_loss=[1.0, 1.25, 1.5, 2, 3, 4]), stopping)
     assert len(trainer.fit_run.history) == 3
-    assert trainer.fit_run.stop_reason == (
-        "val_accuracy did not get better in 2 epochs; the best was 0.5 with val_loss 1"
-    )
+    assert trainer.fit_run.stop_reason == ("val_accuracy did not improve in 2 epochs; the best was 0.5 with val_loss 1")
 
 
 def test_for_any_other_metric_an_equal_value_is_good(tmp_path):

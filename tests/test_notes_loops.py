@@ -332,6 +332,16 @@ def test_s118_a_strategy_and_a_precision_of_ones_own_are_set():
     assert precision.steps == 7
 
 
+def test_a_plugin_that_writes_checkpoints_is_refused_with_what_to_do_instead():
+    class OwnIO:
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            raise NotImplementedError
+
+    with pytest.raises(UsageError, match="a Strategy or a Precision is needed") as caught:
+        Trainer(plugins=[OwnIO()])
+    assert "ModelCheckpoint(dirpath=...)" in caught.value.fix
+
+
 def test_s118_plugins_take_strategies_too():
     """The notes guess so."""
     strategy = CustomDDPStrategy()

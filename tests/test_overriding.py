@@ -117,12 +117,14 @@ def test_a_hook_may_take_fewer_arguments_or_those_of_older_versions(tmp_path):
 
         def on_before_optimizer_step(self, optimizer, optimizer_idx):
             seen["optimizer_idx"] = optimizer_idx
+            super().on_before_optimizer_step(optimizer, optimizer_idx)
 
         def predict_step(self, batch, batch_idx):
             return len(batch[0])
 
         def on_predict_epoch_end(self, results):
             seen["results"] = results
+            super().on_predict_epoch_end(results)
 
     class Watching(Callback):
         def on_train_batch_end(self, trainer, module, outputs):
@@ -130,6 +132,7 @@ def test_a_hook_may_take_fewer_arguments_or_those_of_older_versions(tmp_path):
 
         def on_predict_epoch_end(self, trainer, module, outputs):
             seen["predictions"] = outputs
+            super().on_predict_epoch_end(trainer, module, outputs)
 
         def on_test_batch_end(self, trainer, module, *arguments):
             seen["test"] = len(arguments)
@@ -486,6 +489,118 @@ def test_optimizer_step_may_change_the_rate_or_leave_a_step_out(tmp_path):
     assert same_weights(module, before)  # the rate is 0, and AdamW's decay follows the rate
     assert all(loss > 0 for loss in module.called)
     assert len(module.called) == 3
+
+
+class NotingLosses(Plain):
+    """Notes each loss that its training step computes."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.called.append(loss.item())
+        return loss
+
+
+def test_a_closure_that_is_called_once_runs_the_step_once(tmp_path):
+    class Closure(NotingLosses):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            assert optimizer.step(optimizer_closure).item() == self.called[-1]
+
+    module = trained(tmp_path, Closure, gradient_clip_val=0.01)
+    assert len(module.called) == 3
+    assert same_weights(module, trained(tmp_path, Plain, gradient_clip_val=0.01))
+
+
+def lbfgs(module):
+    return torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=3, line_search_fn="strong_wolfe")
+
+
+class Searching(NotingLosses):
+    def configure_optimizers(self):
+        return lbfgs(self)
+
+
+class SearchingWithMethod(Searching):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+def by_hand(batches, weights=()):
+    """What LBFGS makes of groups of batches: the module, with all losses in `called`."""
+    torch.manual_seed(1)
+    module = NotingLosses().train()
+    module.log = lambda *arguments, **options: None
+    optimizer = lbfgs(module)
+    for group in batches:
+
+        def closure(group=group):
+            optimizer.zero_grad()
+            losses = [module.training_step(batch, 0) / len(group) for batch in group]
+            for loss in losses:
+                loss.backward()
+            return torch.stack(losses).sum()
+
+        optimizer.step(closure)
+    return module
+
+
+@pytest.mark.parametrize("kind", [Searching, SearchingWithMethod])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_optimizer_that_calls_its_closure_several_times_gets_the_loss_of_its_weights(tmp_path, kind, accumulate):
+    batches = []
+
+    class Noting(kind):
+        def on_train_batch_start(self, batch, batch_idx):
+            batches.append(batch)
+
+    torch.manual_seed(1)
+    module, trainer = Noting(), quiet(tmp_path, enable_checkpointing=False, accumulate_grad_batches=accumulate)
+    trainer.fit(module, loaders(32)[0])
+    expected = by_hand([batches[start : start + accumulate] for start in range(0, 4, accumulate)])
+    assert trainer.global_step == 4 // accumulate
+    assert len(module.called) == len(expected.called) > 4
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+
+
+def test_values_that_a_step_logs_when_it_is_run_again_are_dropped(tmp_path):
+    first_losses = []
+
+    class Noting(Searching):
+        def on_after_backward(self):
+            if len(first_losses) == self.trainer.global_step:
+                first_losses.append(self.called[-1])
+
+    torch.manual_seed(1)
+    trainer = quiet(tmp_path, enable_checkpointing=False)
+    trainer.fit(Noting(), loaders(32)[0])
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(sum(first_losses) / 4)
+
+
+def test_a_closure_is_computed_again_for_weights_that_were_changed_before_its_first_call(tmp_path):
+    class Moved(NotingLosses):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter += 0.1
+            before = self.called[-1]
+            assert optimizer.step(optimizer_closure).item() == self.called[-1] != before
+
+    assert len(trained(tmp_path, Moved).called) == 6
+
+
+def test_a_closure_whose_gradients_were_cleared_computes_them_again(tmp_path):
+    class Cleared(NotingLosses):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer.zero_grad()
+            optimizer.step(optimizer_closure)
+
+    module = trained(tmp_path, Cleared)
+    assert len(module.called) == 6
+    assert same_weights(module, trained(tmp_path, Plain))
+
+
+def test_with_a_gradient_scaler_a_closure_is_called_before_the_step(tmp_path):
+    module = trained(tmp_path, OlderSteps, precision="16-mixed", accelerator="cpu")
+    assert same_weights(module, trained(tmp_path, Plain, precision="16-mixed", accelerator="cpu"))
 
 
 def test_clipping_of_ones_own_clips(tmp_path):

@@ -383,6 +383,12 @@ def test_s115_by_hand_every_gradient_is_unscaled_by_the_scale_it_was_computed_wi
     assert trainer.fit_run.precision.scaler.get_scale() == 32768.0
 
 
+def test_a_module_knows_its_number_format():
+    assert Net().dtype is torch.float32
+    assert Net().double().dtype is torch.float64
+    assert Module().dtype is torch.get_default_dtype()
+
+
 def test_a_closure_steps_in_32_and_is_refused_with_a_scaler():
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.LBFGS([weight], lr=0.5)

@@ -280,3 +280,17 @@ def test_s73_only_the_first_process_writes(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     Trainer(**options).fit(net(), *loaders())
     assert {"last.ckpt", "best.ckpt", "metrics.csv"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a/model.ckpt", "HTTP://example.org/model.ckpt"])
+def test_an_address_in_the_place_of_a_checkpoint_names_what_downloads_it(tmp_path, address):
+    calls = [
+        lambda: Net.load_from_checkpoint(address),
+        lambda: DataModule.load_from_checkpoint(address),
+        lambda: quiet(tmp_path).fit(Net(), loaders(8)[0], ckpt_path=address),
+        lambda: quiet(tmp_path).validate(Net(), loaders(8)[1], ckpt_path=address),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="is an address") as caught:
+            call()
+        assert f'torch.hub.download_url_to_file("{address}", "model.ckpt")' in caught.value.fix

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
-from flashtask import Callback, Module, Trainer
+from flashtask import Callback, CombinedLoader, Module, Trainer
 from flashtask.core.batchnorm import synchronize_batchnorm
 from flashtask.core.errors import ProcessLostError, UsageError
 from flashtask.trainer.device_plan import resolve_device_plan
@@ -138,7 +138,7 @@ def test_s105_num_nodes_that_agree_with_the_launcher_are_taken(monkeypatch):
 
 def test_s105_several_machines_need_somebody_who_starts_the_processes(tmp_path):
     trainer = trainer_of(tmp_path, 1, devices=2, num_nodes=2, strategy="ddp")
-    with pytest.raises(UsageError, match="somebody has to start a process on each machine") as caught:
+    with pytest.raises(UsageError, match="a process has to be started on each machine") as caught:
         trainer.fit(Small(), DataLoader(samples(4)))
     assert "torchrun --nnodes 2" in caught.value.fix
 
@@ -387,6 +387,82 @@ def test_a_step_exchanges_one_small_vector_with_the_other_processes(tmp_path):
     module, trainer = Small(), trainer_of(tmp_path, 2, strategy=Counting(), callbacks=OneExchangeAStep())
     trainer.fit(module, DataLoader(samples(12), batch_size=2))
     assert trainer.global_step == 6
+
+
+class CountingValidation(ForkedDataParallel):
+    """Counts what a validation asks the other processes for."""
+
+    asked = gathers = 0
+
+    def reduce(self, value, how="mean"):
+        self.asked += 1
+        return super().reduce(value, how)
+
+    def gather(self, value):
+        self.gathers += 1
+        return super().gather(value)
+
+
+class Validating(Small):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch), sync_dist=True)
+        self.log("val_other", 1.0)
+
+
+class NotingExchanges(Validating):
+    late = False
+
+    def on_validation_epoch_end(self):
+        strategy = self.trainer.strategy
+        self.before = strategy.asked, strategy.gathers
+        if self.late and self.global_rank == 0:
+            self.log("late", 5.0, rank_zero_only=True)
+
+    def on_validation_end(self):
+        strategy = self.trainer.strategy
+        self.exchanges = strategy.asked - self.before[0], strategy.gathers - self.before[1]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_values_of_a_validation_are_exchanged_again_only_if_a_hook_has_logged(tmp_path, late):
+    module = NotingExchanges()
+    module.late = late
+    trainer = trainer_of(tmp_path, 2, strategy=CountingValidation())
+    (found,) = trainer.validate(module, DataLoader(samples(11), batch_size=2))
+    (alone,) = trainer_of(tmp_path, 1).validate(Validating(), DataLoader(samples(11), batch_size=2))
+    assert found == {**{name: pytest.approx(value) for name, value in alone.items()}, **({"late": 5.0} if late else {})}
+    assert module.exchanges == ((2, 2) if late else (0, 1))
+
+
+class Together(Small):
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch["a"]) + 2 * self.loss(batch["b"])
+
+
+def fitted_on_two(tmp_path, processes, make, mode, counts):
+    """A fit on two loaders with 4 samples of each in a step, whatever the number of processes."""
+    a, b = (DataLoader(samples(count), batch_size=4 // processes, shuffle=True) for count in counts)
+    module, trainer = make(), trainer_of(tmp_path, processes)
+    trainer.fit(module, CombinedLoader({"a": a, "b": b}, mode))
+    return module, trainer
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "counts"),
+    [
+        (Small, "sequential", (11, 6)),
+        (Small, "sequential", (5, 9)),
+        (Together, "min_size", (8, 14)),
+        (Together, "max_size_cycle", (8, 16)),
+    ],
+)
+def test_s97_several_loaders_train_as_with_one_process(tmp_path, make, mode, counts):
+    """Each loader is shared by its own length; a sample that only fills a step counts for nothing."""
+    one, alone = fitted_on_two(tmp_path, 1, make, mode, counts)
+    two, trainer = fitted_on_two(tmp_path, 2, make, mode, counts)
+    assert trainer.global_step == alone.global_step
+    assert not torch.equal(weights_of(one), weights_of(make()))
+    assert (weights_of(one) - weights_of(two)).abs().max() <= TOLERANCE
 
 
 class WithUnused(Small):

@@ -310,7 +310,7 @@ def test_s32_the_pass_leaves_no_other_trace(tmp_path):
                 "seen": (module.seen.item(), module.steps.item()),
                 "counted": module.accuracy._update_count,
                 "modes": [part.training for part in module.modules()],
-                "logged": dict(trainer.fit_run.results.epoch_values()),
+                "logged": dict(trainer.fit_run.results.callback_values()),
                 "hook": trainer.active_run.current_hook,
                 "gradients": sum(p.grad is not None for p in module.parameters()),
             }

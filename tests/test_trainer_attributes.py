@@ -118,6 +118,49 @@ def test_a_trainer_says_what_it_does(tmp_path):
     assert trainer.logged_metrics["val_loss"].item() == trainer.callback_metrics["val_loss"]
 
 
+class LogsOnBothLevels(Net):
+    """Logs its loss on steps and epochs, and something that loggers are not given."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("both", batch_idx, on_step=True, on_epoch=True)
+        self.log("hidden", 1.0, logger=False, on_step=True)
+        return loss
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_value", 3.0)
+
+
+class LookingAtLogged(Callback):
+    def __init__(self):
+        self.in_steps, self.after_validation = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.in_steps.append(dict(trainer.logged_metrics))
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.after_validation.append(trainer.logged_metrics["val_loss"])
+
+
+def test_logged_metrics_are_what_was_logged_last_on_steps_and_epochs(tmp_path):
+    looking = LookingAtLogged()
+    trainer = quiet(tmp_path, max_epochs=2, callbacks=looking, log_every_n_steps=100)
+    train, val = loaders(24)
+    trainer.fit(LogsOnBothLevels(), train, val)
+    assert [seen["both_step"] for seen in looking.in_steps] == [0, 1, 2] * 2
+    assert "both_epoch" not in looking.in_steps[2]
+    assert [seen["both_epoch"] for seen in looking.in_steps[3:]] == [1.0] * 3
+    logged = trainer.logged_metrics
+    assert (logged["both_step"], logged["both_epoch"], logged["epoch"]) == (2, 1.0, 1)
+    assert looking.after_validation[-1] == logged["val_loss"]
+    assert "hidden" not in logged
+    assert "both" not in logged
+    trainer.test(dataloaders=val)
+    assert trainer.logged_metrics["test_value"] == 3.0
+    assert trainer.logged_metrics["both_step"] == 2
+
+
 def test_a_scaler_is_found(tmp_path):
     precision = ScaledPrecision("cpu")
     assert quiet(tmp_path, precision=precision).scaler is precision.scaler
@@ -142,7 +185,7 @@ def test_what_is_not_there_names_what_to_do_instead(tmp_path):
         assert not hasattr(trainer, name)
         with pytest.raises(AttributeError) as error:
             getattr(trainer, name)
-        assert str(error.value).endswith(instead)
+        assert str(error.value).endswith(f"{name!r}: {instead}")
     with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
         trainer.fitt  # noqa: B018 - it raises
 

@@ -67,7 +67,7 @@ def make_parts(given: object, registry: Registry[Any], kind: type[Any], argument
 
 
 def named_form(given: object, registry: Registry[Any]) -> Any:
-    """The form that a recipe of a run has: `[{name: {options}}, ...]`, without options that say the default.
+    """The form that a recipe of a run has: `[{name: {options}}, ...]`, without options that equal the default.
 
     Args:
         given: names as `make_parts` takes them; anything else is given back as it is.
@@ -108,7 +108,7 @@ def _read(item: Any, kind: type[Any], argument: str, needed: UsageError) -> list
     """An object, or names with their options."""
     if isinstance(item, type) and issubclass(item, kind):
         made = f"{item.__name__}()" if argument == "profiler" else f"[{item.__name__}()]"
-        raise UsageError(f"Trainer({argument}=...): {item.__name__} is a class", fix=f"{argument}={made}")
+        raise UsageError(f"Trainer({argument}=...) takes no class: {item.__name__}", fix=f"{argument}={made}")
     if isinstance(item, kind):
         return [item]
     if isinstance(item, str):

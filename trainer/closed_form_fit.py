@@ -146,11 +146,11 @@ class ClosedFormFit:
                 why="a head that is solved on a part of the data would look like one that is solved on all of it",
                 fix="a longer max_time" if run.is_leaving else "let on_train_batch_start not return -1",
             )
-        said = self.module.solve_head(*self._collected())
+        line = self.module.solve_head(*self._collected())
         self._features, self._targets = [], []
         self._agree()
-        if isinstance(said, str) and run.trainer.enable_model_summary:
-            run.trainer.say(said)
+        if isinstance(line, str) and run.trainer.enable_model_summary:
+            run.trainer.say(line)
         run.stop(SOLVED)
 
     def _collected(self) -> tuple[Tensor, Tensor]:

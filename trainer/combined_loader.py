@@ -59,6 +59,29 @@ class CombinedLoader:
         self._epoch, self._batch, self._frozen = epoch, batch if exact else 0, frozen
         return exact
 
+    def share(self, batch: int) -> tuple[int, int] | None:
+        """Samples of all loaders in a batch of several processes: those of this process, and of all of them.
+
+        Args:
+            batch: its number in the epoch.
+
+        Returns:
+            None where a loader's samples are not shared by the engine.
+        """
+        found = []
+        for loader in self.flattened:
+            order = order_of(loader)
+            if order is None or order.world_size == 1:
+                return None
+            length = len(order)
+            if batch < length or (self.mode == "max_size_cycle" and length):
+                found.append(order.share(batch % length * order.batch_size))
+            if self.mode == "sequential":
+                if found:
+                    break
+                batch -= length
+        return sum(own for own, _ in found), sum(whole for _, whole in found)
+
     def __len__(self) -> int:
         lengths = [length_of(loader) for loader in self.flattened]
         known = [length for length in lengths if length is not None]

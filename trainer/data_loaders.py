@@ -19,8 +19,8 @@ from flashtask.core.library_internals import let_workers_go
 from flashtask.core.samplers import EpochSampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
-__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "length_of", "order_of", "rebuild_loader"]
-__all__ += ["shares_of_group", "taken_in_turn", "with_order"]
+__all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "known_shares", "length_of", "order_of"]
+__all__ += ["rebuild_loader", "shares_of_group", "taken_in_turn", "with_order"]
 
 
 class OrderedBatches(Sampler[list[Any]]):
@@ -166,8 +166,32 @@ def begin_at(loader: Any, epoch: int, *, sample: int | None = None, batch: int =
     return not batch
 
 
+def known_shares(loader: Any, sample: int, batch: int, count: int, num_processes: int) -> list[tuple[int, int]] | None:
+    """For the next batches of a loader: the samples that this process has, and those that all have.
+
+    Args:
+        loader: of the engine's order, of several loaders, or of the user's own.
+        sample: the place of the first batch in the epoch, in samples.
+        batch: the same in batches.
+        count: how many batches.
+        num_processes: that train together.
+
+    Returns:
+        None where the samples of each process are its own.
+    """
+    order = order_of(loader)
+    if order is not None:
+        # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
+        whole = [order.share(sample + number * order.batch_size) for number in range(count)]
+        return whole if order.world_size == num_processes else None
+    if num_processes == 1 or not hasattr(loader, "share"):
+        return None
+    found = [loader.share(batch + number) for number in range(count)]
+    return None if None in found else found
+
+
 def shares_of_group(
-    sizes: Sequence[int], order: OrderedBatches | None, start: int, num_processes: int
+    sizes: Sequence[int], known: Sequence[tuple[int, int]] | None, num_processes: int
 ) -> list[tuple[int, int, float]]:
     """For each batch of an accumulation group: its samples, those that all processes take, how much its loss counts.
 
@@ -175,20 +199,16 @@ def shares_of_group(
 
     Args:
         sizes: of the batches, as they look.
-        order: of the loader they come from.
-        start: the place of the first one in the epoch, in samples.
+        known: what `known_shares` gives for them.
         num_processes: that train together.
     """
+    if known is not None and num_processes > 1:
+        total = sum(whole for _, whole in known)
+        return [(own, whole, num_processes * own / total) for own, whole in known]
     own_total = sum(sizes)
-    if order is None or (num_processes > 1 and order.world_size == 1):  # each process has samples of its own
-        return [(size, size, 1 if size == own_total else size / own_total) for size in sizes]
-    # The sampler knows how many samples it handed out; a batch may not look like its number of samples.
-    known = [order.share(start + number * order.batch_size) for number in range(len(sizes))]
-    if num_processes == 1:
-        shares = [1 if size == own_total else size / own_total for size in sizes]
-        return [(size, whole, share) for size, (_, whole), share in zip(sizes, known, shares, strict=True)]
-    total = sum(whole for _, whole in known)
-    return [(own, whole, num_processes * own / total) for own, whole in known]
+    of_all = sizes if known is None else [whole for _, whole in known]
+    shares = [1 if size == own_total else size / own_total for size in sizes]
+    return list(zip(sizes, of_all, shares, strict=True))
 
 
 def _occurrences(samples: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -22,7 +22,7 @@ __all__ = ["BatchTransfer", "DataModule", "GivenLoaders", "Loaders", "transfer_h
 
 
 class BatchTransfer:
-    """What is done with a batch on its way to the device; a data module may say it, or a module."""
+    """What is done with a batch on its way to the device; written in a data module or in a module."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; override it for types of your own."""
@@ -124,7 +124,7 @@ class DataModule(BatchTransfer, ArgparseMixin, HyperparametersMixin):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written: add to it."""
@@ -191,19 +191,19 @@ class GivenLoaders(DataModule):
         return getattr(self._module, f"{stage}_dataloader")() if loader is None else loader
 
     def train_dataloader(self) -> Any:
-        """The given loader, or the module's."""
+        """The loader that the trainer was given, else the module's own."""
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
-        """The given loader, or the module's."""
+        """The loader that the trainer was given, else the module's own."""
         return self._loader("val")
 
     def test_dataloader(self) -> Any:
-        """The given loader, or the module's."""
+        """The loader that the trainer was given, else the module's own."""
         return self._loader("test")
 
     def predict_dataloader(self) -> Any:
-        """The given loader, or the module's."""
+        """The loader that the trainer was given, else the module's own."""
         return self._loader("predict")
 
 

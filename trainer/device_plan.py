@@ -43,7 +43,7 @@ def check_device_plan(
     """Look at a Trainer's arguments together; no device is asked for.
 
     Returns:
-        The strategy that is meant: the given object, or a new one.
+        The strategy: the given object, or a new one.
 
     Raises:
         UsageError: one of them means nothing, or two contradict each other.
@@ -134,12 +134,16 @@ def _plugins(plugins: Any) -> list[Any]:
     given = list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
     for one in given:
         if isinstance(one, type) and issubclass(one, (Strategy, Precision)):
-            raise UsageError(f"plugins=[{one.__name__}]: it is a class", fix=f"plugins=[{one.__name__}()]")
+            raise UsageError(f"plugins=[{one.__name__}]: not an object but a class", fix=f"plugins=[{one.__name__}()]")
         if isinstance(one, Accelerator):
             raise UsageError("plugins=[...] takes no accelerator", fix=f"accelerator={type(one).__name__}()")
         if not isinstance(one, (Strategy, Precision)):
+            writes_files = callable(getattr(one, "save_checkpoint", None))
             raise UsageError(
                 f"plugins=[{one!r}]: a Strategy or a Precision is needed",
-                fix='strategy="auto", precision="bf16-mixed" for those that have names',
+                why="checkpoints are always files that are written by one rename" if writes_files else "",
+                fix="ModelCheckpoint(dirpath=...), and a callback that copies its files in on_epoch_end"
+                if writes_files
+                else 'strategy="auto", precision="bf16-mixed" for those that have names',
             )
     return given

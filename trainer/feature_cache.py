@@ -93,7 +93,7 @@ def use_known_features(run: EvaluationRun) -> None:
 
 
 def plan_of_features(run: FitRun, callbacks: Sequence[Callback]) -> tuple[bool, str]:
-    """Whether a fit that is ready would compute features once, and a sentence that says so or why not.
+    """Whether a fit that is ready would compute features once, and a sentence about it that gives the reason.
 
     Args:
         run: of the fit.
@@ -122,7 +122,7 @@ def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:
     if run.trainer.reload_dataloaders_every_n_epochs:
         return "loaders are made again in the course of the run"
     if order is None or not isinstance(loader.dataset, SeededDataset):
-        return "only flashtask's own datasets say whether a sample is the same in every epoch"
+        return "whether a sample is the same in every epoch is only known of flashtask's own datasets"
     if not is_whole(wanted) and not loader.dataset.repeats_itself():
         return "the training data is augmented at random, so every epoch sees other inputs"
     if wanted == "auto" and (size := 4 * run.module.feature_size() * order.length) > _MOST_BYTES:
@@ -139,7 +139,7 @@ def _not_by_itself(run: Run, callbacks: Sequence[Callback]) -> str:
     if any(hook is not None for hook in run.transfer):
         return "batches are changed on their way to the device"
     if watching := _watching(run, callbacks):
-        return f"{watching} is told of batches"
+        return f"{watching} reads batches"
     return ""
 
 

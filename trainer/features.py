@@ -118,7 +118,7 @@ class SampleFeatures:
         order = order_of(loader)
         assert order is not None
         self.order = order
-        # A sample that stands twice in an epoch has one row in each view, so views cannot tell the two apart.
+        # A sample that is twice in an epoch has one row in each view, so views cannot distinguish the two.
         self.indices = np.unique(order.samples)
         self._views: dict[int, Features] = {}
         self._keys: dict[int, str | None] = {}

@@ -111,7 +111,7 @@ class Plan:
         steps: of the optimizer; None if not known beforehand.
         batches: to train on in an epoch, None if the loader does not know.
         validation_batches: in an epoch, None if a loader does not know.
-        batch_size: samples in a batch; None if the loader does not say.
+        batch_size: samples in a batch; None if the loader has none.
         parameters: numbers in the whole model.
         device: where it would run.
         precision: in which number format.
@@ -299,7 +299,7 @@ class Measured(NamedTuple):
     Args:
         seconds_per_batch: of training, loading included.
         seconds_per_validation_batch: 0 if there is no validation.
-        memory: the peak in bytes; None where the system does not tell.
+        memory: the peak in bytes; None where the system does not report it.
         how: how this was measured, in a sentence.
     """
 
@@ -356,7 +356,7 @@ class _Clock(Callback, RunExtension):
 
     @property
     def seconds_per_batch(self) -> float:
-        """Between two batches, loading included."""
+        """Seconds from the end of one batch to that of the next, loading included."""
         gaps = [later - earlier for earlier, later in pairwise(self.ends)]
         if not self.ahead:
             return median(gaps) if gaps else 0.0

@@ -1,4 +1,4 @@
-"""`FitResult`: what `fit` and `finetune` give back, and the lines that tell it."""
+"""`FitResult`: what `fit` and `finetune` give back, and the lines that print it."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from flashtask.trainer.data_loaders import (
     batch_size_of,
     begin_at,
     end_workers,
+    known_shares,
     length_of,
     order_of,
     shares_of_group,
@@ -52,7 +53,6 @@ from flashtask.trainer.optimizers import (
     optimizer_in_turn,
     read_frequencies,
     read_optimizers,
-    require_no_closure,
 )
 from flashtask.trainer.run import EvaluationRun, Run, as_it_takes, at_most, used_up, with_step_end
 from flashtask.trainer.run_extension import RunExtension, Wrapped
@@ -182,17 +182,22 @@ class FitRun(Run):
         self._extensions: list[RunExtension] = []
         #: the loader begins at the run's place in the epoch, else with the first batch
         self._begins_here = True
-        self._group_end = 0
+        #: the number of batches in the epoch up to the end of the accumulation group
+        self.group_end = 0
+        #: the part of the group's samples that the batch has
+        self.share = 1.0
         #: which of several optimizers the group is for; None: all of them
         self._turn: int | None = None
         self._written_step = 0
+        #: the values of the epoch, under the names that callbacks see
+        self._of_epoch: dict[str, float] = {}
         self._step_precision = device_plan.precision
         self._resumed_at = -1
         self._hooks_read_outputs = True
-        #: names that were measured in this epoch, and those of them that nobody has looked at yet
+        #: names that were measured in this epoch, and those of them that no callback has looked at yet
         self.fresh_metrics: set[str] = set()
         self.new_metrics: set[str] = set()
-        #: one of the measurements that nobody has looked at is a validation
+        #: one of the measurements that no callback has looked at is a validation
         self.has_validated = False
 
     # ---- making it ready
@@ -249,7 +254,7 @@ class FitRun(Run):
             if self.solving is not None:
                 self.solving.resume()
         use_features(self)
-        self.extend(StepOverrides(module, Module))
+        self.extend(StepOverrides(self, Module))
         self._finish_preparing()
 
     def _adapt(self) -> None:
@@ -324,9 +329,7 @@ class FitRun(Run):
         self.frequencies = read_frequencies(configured)
         if self.freezing is not None and self.freezing.finetuning.has_rates:
             require_phase_groups(self.optimizers, self.freezing.rates, module)
-        if self.automatic:
-            require_no_closure(self.optimizers)
-        else:
+        if not self.automatic:
             leave_optimization_to_module(self)
 
     @property
@@ -370,7 +373,7 @@ class FitRun(Run):
         self.accumulation = batches_a_step
 
     def limit_steps(self, steps: int) -> None:
-        """End after so many optimizer steps, whatever `max_steps` says."""
+        """End after so many optimizer steps, whatever `max_steps` is."""
         self.max_steps = steps
 
     def read_from(self, loader: Any) -> None:
@@ -466,7 +469,7 @@ class FitRun(Run):
     @property
     def group_is_complete(self) -> bool:
         """Whether the batch that is worked on is the last of its accumulation group."""
-        return self.batch_idx == self._group_end
+        return self.batch_idx == self.group_end
 
     @property
     def batches_in_epoch(self) -> int | None:
@@ -513,6 +516,7 @@ class FitRun(Run):
     def start_epoch(self) -> None:
         """Freeze and unfreeze, set modes, and continue at the run's place in the epoch."""
         self.outputs.clear()
+        self._collected = -1
         if not self.batch_idx:
             self.fresh_metrics.clear()
         self.skip_epoch = self.epoch_is_over = False
@@ -659,12 +663,14 @@ class FitRun(Run):
     def receive(self, group: list[Any]) -> Iterator[tuple[float, Any, int]]:
         """Each batch of a group on the device: (its share of the group's samples, batch, its number in the epoch)."""
         sizes = [0 if batch is None else batch_size_of(batch) for batch in group]
-        shares = shares_of_group(sizes, self.ordered, self.samples, self.strategy.world_size)
+        processes = self.strategy.world_size
+        known = known_shares(self.loader, self.samples, self.batch_idx, len(group), processes)
+        shares = shares_of_group(sizes, known, processes)
         given = [number for number, batch in enumerate(group, 1) if batch is not None]
-        self._group_end = self.batch_idx + (given[-1] if given else 0)
+        self.group_end = self.batch_idx + (given[-1] if given else 0)
         self._turn = optimizer_in_turn(self.frequencies, self.batch_idx) if self.frequencies else None
         self.group_is_open, self.has_gradients, self.has_stepped = bool(given), False, False
-        for batch, (self.batch_size, taken, share) in zip(group, shares, strict=True):
+        for batch, (self.batch_size, taken, self.share) in zip(group, shares, strict=True):
             self.batch_idx += 1
             self.batches_seen += 1
             self.samples += taken
@@ -673,8 +679,8 @@ class FitRun(Run):
                 self._require_one_process()
                 continue
             # A sample that only fills a step is another process's own, and is counted there.
-            with nullcontext() if self.batch_size else uncounted(self._metrics()):
-                yield share, self.to_device(batch), self.batch_idx - 1
+            with nullcontext() if self.batch_size else uncounted(self.metric_objects()):
+                yield self.share, self.to_device(batch), self.batch_idx - 1
 
     def _require_one_process(self) -> None:
         """Without a step of this process the others would wait for its gradients."""
@@ -685,7 +691,7 @@ class FitRun(Run):
                 fix="leave the samples out in the dataset",
             )
 
-    def _metrics(self) -> list[Any]:
+    def metric_objects(self) -> list[Any]:
         """The metric objects that steps may give something to: parts of the module, and what was logged."""
         logged = (entry.metric for entry in self.results.entries.values() if entry.metric is not None)
         return list({id(one): one for one in (*filter(is_metric, self.module.modules()), *logged)}.values())
@@ -854,9 +860,10 @@ class FitRun(Run):
         self.fresh_metrics.update(values)
         self.new_metrics.update(values)
 
-    def take_validation(self, values: dict[str, float]) -> None:
-        """The values of a validation that is over."""
+    def take_validation(self, values: dict[str, float], logged: dict[str, float]) -> None:
+        """The values of a validation that is over, and those of them that loggers are given."""
         self.take_metrics(values)
+        self.logged |= logged
         for rate in self.schedulers if self._is_overdue else ():
             if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
                 rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
@@ -878,8 +885,10 @@ class FitRun(Run):
 
     def collect(self) -> None:
         """Compute the epoch's values as far as they are logged, so that hooks of its end can read them."""
-        self.agree_on_results()
-        self.take_metrics(self.strategy.gather(self.results.callback_values())[0])
+        if self._is_out_of_date("train_epoch_end"):
+            self._of_epoch = self.strategy.gather(self.results.callback_values())[0]
+            self._collected = len(self.results.entries)
+            self.take_metrics(self._of_epoch)
 
     def close_epoch(self) -> None:
         """Collect the epoch's values, step the schedulers, and write the epoch's row."""
@@ -894,7 +903,7 @@ class FitRun(Run):
         self.seconds += spent
         self.training_seconds += trained
         row: dict[str, float] = {"epoch": self.epoch, "step": self.global_step}
-        row |= self.results.epoch_values(logger_only=True)
+        row |= {name: self._of_epoch[name] for name in self.results.epoch_names()}
         if self.validation is not None and self.has_validated:
             row |= self.validation.results_of_pass
         row |= {name: rate for name, rate in rates.items() if name not in row}
@@ -902,6 +911,7 @@ class FitRun(Run):
         row[f"{self.module.sample_noun}_per_second"] = (self.samples - self._samples_before) / trained
         row["seconds"] = spent
         self.history.append(row)
+        self.logged = self.logged_values | row
         self.epoch_is_complete = self._exhausted
         leave_phase(self)
         self.trainer.require_own_folder()
@@ -975,7 +985,7 @@ class FitRun(Run):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
+        """Continue where `state_dict` was taken: at the start of the next epoch, or in the middle of one."""
         self.epoch = state["epoch"] + (1 if state["epoch_is_complete"] else 0)
         self.global_step, self.samples_seen = state["global_step"], state["samples_seen"]
         self._written_step = self.global_step
@@ -993,6 +1003,7 @@ class FitRun(Run):
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]
         # The row of an epoch that was cut short is written again when it is complete.
         self.history = [row for row in state["history"] if row["epoch"] < self.epoch]
+        self.logged = dict(self.rows[-1]) if self.rows else {}
         self.results.load_state_dict(state["results"], self.module)
         if self.phases is not None and state["phases"] is not None:
             self.phases.load_state_dict(state["phases"])

@@ -1,4 +1,4 @@
-"""What a user may give where a loader is needed, and what to say about anything else."""
+"""What a user may give where a loader is needed, and the errors for anything else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_loader(value: object, stage: str, module: Module) -> None:
         module: that the data is for.
 
     Raises:
-        UsageError: it is a strategy, a path, a dataset, an array, ...; the fix is the call that was meant.
+        UsageError: it is a strategy, a path, a dataset, an array, ...; the fix is the call that was probably intended.
     """
     if value is None or isinstance(value, (DataLoader, DataModule)):
         return
@@ -126,8 +126,8 @@ def _described_strategy(value: Any) -> tuple[str, str]:
     right = _nearest_strategy(given)
     if right.partition(":")[0] not in FINETUNING:
         return f"{value!r}, a strategy of distribution", f"Trainer(strategy={right!r})"
-    meant = repr((right, *value[1:])) if isinstance(value, (tuple, list)) else repr(right)
-    call = f"trainer.finetune(model, data, strategy={meant})"
+    shown = repr((right, *value[1:])) if isinstance(value, (tuple, list)) else repr(right)
+    call = f"trainer.finetune(model, data, strategy={shown})"
     if given != right:
         return f"{value!r}", f"did you mean the finetuning strategy {right!r}? {call}"
     return f"{value!r}, a finetuning strategy", call

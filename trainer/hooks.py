@@ -1,7 +1,7 @@
 """The hooks of a run, and who implements them.
 
 The loop yields the names of hooks; for each one the callbacks' and the module's `on_<hook>` are called, in that
-order. Only methods that somebody wrote are called: a hook that nothing implements costs one look-up.
+order. Only methods that are overridden are called: a hook that nothing implements costs one look-up.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _OTHER_HOOKS = (
 _STEP = (True, False)
 _EPOCH = (False, True)
 
-#: hook -> (on_step, on_epoch): how `log` keeps a value unless told otherwise.
+#: hook -> (on_step, on_epoch): how `log` keeps a value by default.
 LEVELS: dict[str, tuple[bool, bool]] = {
     **dict.fromkeys(("train_start", "train_epoch_start", "train_epoch_end"), _EPOCH),
     **dict.fromkeys(("train_batch_start", "training_step", "training_step_end", "train_batch_end"), _STEP),
@@ -99,12 +99,12 @@ def listeners(
     callback_base: type,
     engine: Mapping[str, Callable[..., Any]],
 ) -> dict[str, tuple[Callable[..., Any], ...]]:
-    """The hooks that somebody wrote: hook -> the bound methods.
+    """The hooks that are overridden: hook -> the bound methods.
 
     Callbacks come before the module; then the engine's own part, which writes down what they logged; and those that
     write checkpoints last, so that nothing changes behind them.
 
-    A method named almost like a hook is reported with the hook that was probably meant.
+    A method named almost like a hook is reported with the name of that hook.
     """
     callbacks = list(callbacks)
 
@@ -114,7 +114,7 @@ def listeners(
     for owner, base in [(module, module_base), *((callback, callback_base) for callback in callbacks)]:
         _report_misspelled(owner, base, trainer.older_hooks)
     report_misspelled_methods(module, module_base, _METHODS, depth=5)
-    told: dict[str, tuple[Callable[..., Any], ...]] = {}
+    found: dict[str, tuple[Callable[..., Any], ...]] = {}
     for hook in HOOKS:
         name = f"on_{hook}"
         written = [one for one in callbacks if is_written(one, name, callback_base)]
@@ -125,11 +125,11 @@ def listeners(
             calls.append(engine[hook])
         calls += [call_of(one, name) for one in written if one.comes_last]
         if calls:
-            told[hook] = tuple(calls)
+            found[hook] = tuple(calls)
     for hook, name in _OUTPUT_HOOKS.items():
         if is_written(module, name, module_base):
-            told[hook] = (getattr(module, name),)
-    return told
+            found[hook] = (getattr(module, name),)
+    return found
 
 
 def is_written(owner: object, name: str, base: type) -> bool:
@@ -206,16 +206,16 @@ def report_misspelled_methods(owner: object, base: type, methods: Iterable[str],
     for name in sorted(written - {*methods, *dir(base)}):
         close = get_close_matches(name, open_names, n=1, cutoff=0.9)
         if close and name.startswith("on_") == close[0].startswith("on_"):
-            told = f"{type(owner).__name__}.{name} is never called by a trainer; did you mean {close[0]}?"
-            warnings.warn(told, stacklevel=depth)
+            message = f"{type(owner).__name__}.{name} is never called by a trainer; did you mean {close[0]}?"
+            warnings.warn(message, stacklevel=depth)
 
 
 def _report_misspelled(owner: Any, base: type, older: Mapping[str, str]) -> None:
     known = {f"on_{hook}" for hook in HOOKS} | set(_OTHER_HOOKS)
     for name in dir(type(owner)):
         if name in older:
-            told = f"{type(owner).__name__}.{name} is never called: did you mean {older[name]}?"
-            warnings.warn(told, stacklevel=4)
+            message = f"{type(owner).__name__}.{name} is never called: did you mean {older[name]}?"
+            warnings.warn(message, stacklevel=4)
         elif name.startswith("on_") and name not in known and not hasattr(base, name):
             close = nearest(name, known, most=1)
             if close:

@@ -9,7 +9,7 @@ import inspect
 import os
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flashtask.core.errors import MissingInputError, UsageError
@@ -21,7 +21,9 @@ __all__ = [
     "as_collection",
     "find_not_saved",
     "hyperparameters_content",
+    "nested_kinds",
     "plain_hyperparameters",
+    "with_kind",
 ]
 
 
@@ -42,7 +44,7 @@ class Hyperparameters(dict[str, Any]):
 
 
 class MissingArgument:
-    """Stands for an argument that no file could hold, until somebody uses it.
+    """A placeholder for an argument that could not be stored; using it raises an error.
 
     Args:
         name: of the argument.
@@ -54,7 +56,7 @@ class MissingArgument:
         self.__dict__.update(name=name, kind=kind, fix=fix)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Say what is missing.
+        """Raise an error that names the argument.
 
         Raises:
             UsageError: always.
@@ -101,7 +103,7 @@ class HyperparametersMixin:
         return {str(name): value for name, value in dict(self.hparams).items() if name not in self._not_logged}
 
     def resolved_hyperparameters(self) -> dict[str, Any]:
-        """Values that stand in for the arguments they were resolved from, by name."""
+        """Values that replace the arguments that they were resolved from, by name."""
         return {}
 
     def save_hyperparameters(self, *args: Any, ignore: str | Iterable[str] = (), logger: bool = True) -> None:
@@ -167,29 +169,63 @@ class HyperparametersMixin:
 
 def plain_hyperparameters(module: HyperparametersMixin) -> dict[str, Any]:
     """Hyper-parameters in a form that JSON holds; what it cannot hold becomes `{"not_saved": "<type>"}`."""
-    hparams = module.hparams
-    if _is_omegaconf(hparams):
-        from omegaconf import OmegaConf
-
-        # Interpolations stay as they were written.
-        hparams = OmegaConf.to_container(hparams, resolve=False)
+    hparams = _container_of(module.hparams) if _is_omegaconf(module.hparams) else module.hparams
     return {str(key): _plain(value) for key, value in dict(hparams).items()}
 
 
 def hyperparameters_content(module: HyperparametersMixin) -> dict[str, Any]:
-    """What a checkpoint says about the hyper-parameters.
+    """What a checkpoint holds of the hyper-parameters.
 
     Returns:
         `hyper_parameters`: their plain form. `hyper_parameters_form`: None, or for a collection that was saved whole
         (`save_hyperparameters(hp)`) the constructor `argument` it was given as (or None), its `kind` (`dict`,
         `attributes`, `namespace` or `omegaconf`) and the names of other arguments that were saved `beside` it.
+        `hyper_parameters_kinds`: see `nested_kinds`; left out where there are none.
     """
-    return {"hyper_parameters": plain_hyperparameters(module), "hyper_parameters_form": module._hparams_form}
+    kinds = nested_kinds(module)
+    return {
+        "hyper_parameters": plain_hyperparameters(module),
+        "hyper_parameters_form": module._hparams_form,
+        **({"hyper_parameters_kinds": kinds} if kinds else {}),
+    }
+
+
+def nested_kinds(module: HyperparametersMixin) -> list[tuple[list[Any], str]]:
+    """Collections with attributes among the hyper-parameters: (keys that lead to it, `attributes` or `omegaconf`).
+
+    What is inside another one comes before it.
+    """
+    hparams = module.hparams
+    return [] if _is_omegaconf(hparams) else [found for key, value in hparams.items() for found in _kinds(value, [key])]
+
+
+def _kinds(value: Any, place: list[Any]) -> Iterator[tuple[list[Any], str]]:
+    if _is_omegaconf(value):
+        yield place, "omegaconf"
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _kinds(part, [*place, key])
+        if isinstance(value, Hyperparameters):
+            yield place, "attributes"
+
+
+def with_kind(value: Any, place: Sequence[Any], kind: str) -> Any:
+    """Plain hyper-parameters with the part at a place turned into a collection of its kind; see `nested_kinds`."""
+    if not place:
+        return as_collection(value, kind)
+    key, *rest = place
+    if isinstance(value, Mapping):
+        return {**value, key: with_kind(value[key], rest, kind)}
+    parts = list(value)
+    parts[key] = with_kind(parts[key], rest, kind)
+    return type(value)(parts)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, MissingArgument):
         return {"not_saved": vars(value)["kind"]}
+    if _is_omegaconf(value):
+        value = _container_of(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, enum.Enum)):
@@ -215,7 +251,7 @@ def find_not_saved(value: object, where: str = "") -> Iterator[tuple[str, str]]:
             yield from find_not_saved(part, f"{where}[{index}]")
 
 
-def as_collection(values: Mapping[str, Any], kind: str) -> Any:
+def as_collection(values: Any, kind: str) -> Any:
     """Hyper-parameters as the kind of object that they were saved from.
 
     Raises:
@@ -233,7 +269,7 @@ def as_collection(values: Mapping[str, Any], kind: str) -> Any:
                 "the hyper-parameters are an OmegaConf object, and OmegaConf is not installed",
                 fix="pip install omegaconf",
             ) from error
-        return OmegaConf.create(dict(values))
+        return OmegaConf.create(values if isinstance(values, list) else dict(values))
     return dict(values)
 
 
@@ -242,6 +278,13 @@ def as_collection(values: Mapping[str, Any], kind: str) -> Any:
 
 def _is_omegaconf(held: Any) -> bool:
     return type(held).__module__.startswith("omegaconf")
+
+
+def _container_of(held: Any) -> Any:
+    """The dictionary or list of an OmegaConf object; interpolations stay as they were written."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(held, resolve=False)
 
 
 def _kind_of(held: Any) -> str:

@@ -25,14 +25,14 @@ _LESS = (
     " lpips mae mape mse msle nll perplexity ppl rmse rmsle smape wer"
 )
 _DIRECTIONS = {**dict.fromkeys(_MORE.split(), "max"), **dict.fromkeys(_LESS.split(), "min")}
-#: Words at the end that say how a metric is averaged or where it is logged, not what it measures.
+#: Words at the end that describe how a metric is averaged or where it is logged, not what it measures.
 _BESIDE = {"epoch", "step", "macro", "micro", "weighted", "mean", "avg", "average", "score", "rate", "top", "at"}
 
 
 def direction_of(metric: str) -> str | None:
     """`max` or `min` for a metric whose name ends in a known word (`val_f1`, `cost/entropy`); None for any other.
 
-    Words and numbers that only say how it is averaged are passed over: `val_f1_macro`, `val_accuracy_top5`.
+    Words and numbers that only describe how it is averaged are ignored: `val_f1_macro`, `val_accuracy_top5`.
     """
     words = re.findall(r"[a-z]+[0-9]*|[0-9]+", re.sub(r"/dataloader_idx_\d+$", "", metric.lower()))
     for word in reversed(words):
@@ -46,7 +46,7 @@ def direction_of(metric: str) -> str | None:
 
 
 def best_mode(owner: str, metric: str, mode: str | None, module: Module) -> str:
-    """`max` or `min`: as given, else as the module says of its own metric, else as the name of the metric says.
+    """`max` or `min`: as given, else that of the module for its own metric, else what the name of the metric implies.
 
     Args:
         owner: what asks, for the message: `EarlyStopping`.
@@ -55,7 +55,7 @@ def best_mode(owner: str, metric: str, mode: str | None, module: Module) -> str:
         module: whose own metric is `module.monitor`.
 
     Raises:
-        UsageError: neither says it.
+        UsageError: it is given nowhere.
     """
     if mode is None and metric == module.monitor:
         return mode_of_module(module)
@@ -81,10 +81,10 @@ def mode_of_module(module: Module) -> str:
     """`max` or `min` for the module's own metric.
 
     A `monitor_mode` counts for the `monitor` of the same class or of a parent; a class that changes `monitor` alone
-    has the mode that the name of its metric says.
+    has the mode that the name of its metric implies.
 
     Raises:
-        UsageError: the name does not say it.
+        UsageError: the name does not imply it.
     """
     places = [vars(module), *(vars(kind) for kind in type(module).__mro__)]
     level = {name: next(n for n, place in enumerate(places) if name in place) for name in ("monitor", "monitor_mode")}

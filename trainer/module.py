@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import nn
@@ -179,10 +179,13 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Let an optimizer step: `optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure)`.
 
-        Gradients have been computed and clipped, so the closure computes nothing; it gives the loss. An optimizer that
-        is not stepped here loses them. `optimizer_idx` may be named before the closure.
+        Gradients have been computed and clipped. The closure gives the loss; only from its second call on, or after
+        the weights were changed, does it run `training_step` and the backward pass again. An optimizer that is not
+        stepped here loses its gradients. `optimizer_idx` may be named before the closure.
         """
-        _argument("optimizer", 2, arguments, options).step()
+        given = (options.get("optimizer_closure"), *arguments[3:])
+        closure = next((one for one in given if callable(one)), None)
+        _argument("optimizer", 2, arguments, options).step(closure=closure)
 
     def optimizer_zero_grad(self, *arguments: Any, **options: Any) -> None:
         """Clear gradients after a step: `optimizer_zero_grad(self, epoch, batch_idx, optimizer)`."""
@@ -215,14 +218,14 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """Take what the data knows only after its `setup`, such as the range of its values; called once per stage."""
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says about the module beside its weights (a task: name, labels, preprocessing)."""
+        """What a checkpoint holds of the module beside its weights (a task: name, labels, preprocessing)."""
         recorded = recorded_precision(self)
         return {} if recorded is None else {"inference_precision": recorded}
 
     def recipe(self) -> dict[str, Any] | None:
-        """What a recipe says of the module: `{"task": ..., "model": {...}}`; None for a module that has no recipe.
+        """The sections of a recipe about the module, `{"task": ..., "model": {...}}`; None if it has no recipe.
 
-        `not_saved` may stand beside them: dotted key of the recipe -> what it cannot hold; and `data`: arguments for
+        It may also hold `not_saved`: dotted key of the recipe -> what it cannot hold; and `data`: arguments for
         the constructor of the data.
         """
         return None
@@ -323,7 +326,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         return [group for group in groups if group]
 
     def merge_lora(self) -> Self:
-        """Add the factors of a `lora` strategy to the weights they stand beside, and take them away.
+        """Add the factors of a `lora` strategy to the weights that they belong to, and remove them.
 
         What the module computes stays the same up to rounding. A checkpoint keeps factors and weights apart, so merge
         after the last one has been written.
@@ -370,6 +373,12 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """Where the parameters are."""
         first = next(self.parameters(), None)
         return first.device if first is not None else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the first floating-point parameter; torch's default without any."""
+        found = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return next(found, torch.get_default_dtype())
 
     @property
     def global_step(self) -> int:
@@ -479,6 +488,21 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         for name, value in values.items():
             self.log(name, value, **options)
 
+    def to_onnx(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.onnx.export`."""
+        raise self._no_export("to_onnx", "torch.onnx.export(model, inputs, path)")
+
+    def to_torchscript(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.jit.trace`."""
+        raise self._no_export("to_torchscript", "torch.jit.trace(model, inputs)")
+
+    def to_tensorrt(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Raise a UsageError that names `torch.onnx.export`, whose files TensorRT reads."""
+        raise self._no_export("to_tensorrt", "torch.onnx.export(model, inputs, path)")
+
+    def _no_export(self, name: str, fix: str) -> UsageError:
+        return UsageError(f"{type(self).__name__} has no {name}", why="torch exports any module in eval mode", fix=fix)
+
     @classmethod
     def check_content(cls, content: Mapping[str, Any], given: Mapping[str, Any], path: PathLike) -> None:
         """Refuse a checkpoint before a module is built for it; by default nothing is refused.
@@ -492,7 +516,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
     @classmethod
     def rebuild(cls, arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> Self:
         """The module that takes a checkpoint's weights, from the constructor arguments that the checkpoint holds."""
-        del weights  # how large they are says how large the module can be, to those who want to know
+        del weights  # a subclass may limit the size of the module by theirs
         return cls(**arguments)
 
     @classmethod
@@ -510,7 +534,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
                 its last.
             map_location: device for the tensors.
             strict: every weight must be there and nothing else; None means the module's `strict_loading`.
-            given: constructor arguments; they win over the stored ones, and stand in for those that could not be
+            given: constructor arguments; they win over the stored ones, and replace those that could not be
                 stored.
 
         Raises:

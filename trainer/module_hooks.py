@@ -89,8 +89,8 @@ class ModuleHooks:
     def on_after_backward(self) -> None:
         """After the backward pass; of an accumulation group, gradients are the sum so far."""
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Before gradients are clipped and the optimizer steps."""
+    def on_before_optimizer_step(self, optimizer: Optimizer, *older: Any, **options: Any) -> None:
+        """Before gradients are clipped and the optimizer steps; in Lightning 1.x also with the optimizer's number."""
 
     def on_before_zero_grad(self, optimizer: Optimizer) -> None:
         """After an optimizer's step, before its gradients are cleared."""
@@ -185,5 +185,5 @@ class ModuleHooks:
     def predict_epoch_end(self, outputs: list[Any]) -> None:
         """After the last batch, with what all steps returned; where there are several loaders, a list for each."""
 
-    def on_predict_epoch_end(self) -> None:
-        """After the last batch of prediction."""
+    def on_predict_epoch_end(self, *older: Any, **options: Any) -> None:
+        """After the last batch of prediction; in Lightning 1.x also with all predictions."""

@@ -31,11 +31,11 @@ __all__ = [
     "make_optimizer",
     "make_scheduler",
     "name_and_options",
+    "needs_closure",
     "optimizer_in_turn",
     "read_frequencies",
     "read_optimizers",
     "redraw",
-    "require_no_closure",
     "set_rate",
     "target_rates",
     "weight_decay_of",
@@ -193,9 +193,9 @@ def _optimizer(given: Any, run: FitRun | None) -> Optimizer | None:
         raise _not_optimizers(f"{type(given).__name__} where an optimizer should be")
     name, options = (given, {}) if isinstance(given, str) else (given[0], dict(given[1]))
     own, hparams = getattr(run.module, "learning_rate", None), run.module.hparams
-    said = (options.pop("lr", None), own, hparams.get("lr"), hparams.get("learning_rate"))
+    rates = (options.pop("lr", None), own, hparams.get("lr"), hparams.get("learning_rate"))
     parameters = [p for p in run.module.parameters() if p.requires_grad]
-    return make_optimizer(name, parameters, next((rate for rate in said if rate is not None), None), **options)
+    return make_optimizer(name, parameters, next((rate for rate in rates if rate is not None), None), **options)
 
 
 def _only(optimizers: list[Optimizer]) -> Optimizer | None:
@@ -293,8 +293,12 @@ def check_names(optimizer: str, schedule: str) -> None:
             raise UsageError(f"the {kind} is chosen by its name, not {name!r}", fix=f'"{next(iter(known))}"')
     if schedule.lower() not in _SCHEDULES:
         raise UnknownNameError("learning-rate schedule", schedule, sorted(_SCHEDULES))
-    if _needs_closure(_optimizer_class(optimizer)):
-        raise _closure_error(optimizer, 'optimizer="adamw"')
+    if needs_closure(_optimizer_class(optimizer)):
+        raise UsageError(
+            f"optimizer {optimizer!r} cannot be chosen by name",
+            why="it takes parameters with one learning rate, and evaluates the loss several times a step",
+            fix="return torch.optim.LBFGS(self.parameters()) from configure_optimizers",
+        )
 
 
 def _optimizer_class(name: str) -> Any:
@@ -313,26 +317,8 @@ def _optimizer_class(name: str) -> Any:
     return made
 
 
-def require_no_closure(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse optimizers that automatic optimization cannot step, such as `torch.optim.LBFGS`.
-
-    Raises:
-        UsageError: one evaluates the loss several times a step.
-    """
-    for optimizer in optimizers:
-        if _needs_closure(type(optimizer)):
-            raise _closure_error(type(optimizer).__name__, "another optimizer, such as torch.optim.AdamW")
-
-
-def _closure_error(name: str, instead: str) -> UsageError:
-    return UsageError(
-        f"optimizer {name!r} cannot be stepped automatically",
-        why="its step evaluates the loss several times, through a closure that training does not give it",
-        fix=f"{instead}, or a Module with automatic_optimization = False that calls optimizer.step(closure) itself",
-    )
-
-
-def _needs_closure(kind: Any) -> bool:
+def needs_closure(kind: Any) -> bool:
+    """Whether the step of an optimizer has to be given a closure, as that of `torch.optim.LBFGS` has."""
     closure = inspect.signature(getattr(kind, "func", kind).step).parameters.get("closure")
     return closure is not None and closure.default is closure.empty
 
@@ -387,7 +373,7 @@ def make_scheduler(
             depends on the run, and that name their `phase` instead.
         options: for `cosine`, `warm_up`: the share of the steps that a group warms up over (0.05), from 0 to below 1;
             for a torch class, its arguments, `interval` (`epoch` or `step`) and `frequency`, and for a plateau the
-            metric to `monitor`, whose name says the `mode` unless that is given.
+            metric to `monitor`, whose name implies the `mode` unless that is given.
 
     Raises:
         UsageError: `cosine` for a run without an end, or with groups that start later in a run whose epochs have no
@@ -406,7 +392,7 @@ def make_scheduler(
         if total_steps is None:
             raise UsageError(
                 f"lr_scheduler {name!r} needs to know how long the run is",
-                why="there is no limit, or the training loader has no length, so that max_epochs does not tell",
+                why="there is no limit, or the training loader has no length, so max_epochs does not give one",
                 fix='lr_scheduler_options={"max_lr": 0.01, "total_steps": 1000}, or max_steps=1000',
             )
         options["total_steps"] = total_steps
@@ -430,7 +416,7 @@ _BY_STEP = ("cycliclr", "onecyclelr")
 
 
 def _when(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """When a schedule steps: `interval` and `frequency`, as the options say it or as is usual for it."""
+    """When a schedule steps: `interval` and `frequency`, from the options, or as is usual for it."""
     usual = {"interval": "step"} if name in _BY_STEP else {}
     return usual | {key: options[key] for key in ("interval", "frequency") if key in options}
 
@@ -439,7 +425,7 @@ def _mode_of_plateau(name: str, monitor: str) -> str:
     mode = direction_of(monitor)
     if mode is None:
         raise UsageError(
-            f"lr_scheduler {name!r}: the name {monitor!r} does not say whether more or less of it is better",
+            f"lr_scheduler {name!r}: the name {monitor!r} does not imply whether more or less of it is better",
             fix=f'lr_scheduler_options={{"monitor": {monitor!r}, "mode": "max"}}, or "min"',
         )
     return mode
@@ -477,7 +463,7 @@ def _cosine_rate(
     if total_steps is None:
         raise UsageError(
             'lr_scheduler="cosine" needs to know how long the run is',
-            why="there is no limit, or the training loader has no length, so that max_epochs does not tell",
+            why="there is no limit, or the training loader has no length, so max_epochs does not give one",
             fix='max_steps=1000, or max_epochs=10 where the loader has a length; or lr_scheduler="constant"',
         )
     starts = [group.get("start", 0) or 0 for group in optimizer.param_groups]
@@ -485,7 +471,7 @@ def _cosine_rate(
     if None in begins:
         raise UsageError(
             f'lr_scheduler="cosine" cannot warm up what starts to train in epoch {max(starts)}',
-            why="the training loader has no length, so nobody knows at which step that is",
+            why="the training loader has no length, so that step is not known",
             fix='lr_scheduler="constant", or a loader with __len__',
         )
     warm_up = max(1, round(share * total_steps))
@@ -519,7 +505,7 @@ def _cosine(step: int, start: int, warm_up: int, total: int) -> float:
 def learning_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
     """Current rates: `learning_rate` for the first parameter group, `learning_rate_<name>` for the others.
 
-    Groups that say `shown: False`, the middle ones of many, are left out.
+    Groups with `shown: False`, the middle ones of many, are left out.
     """
     rates: dict[str, float] = {}
     for number, optimizer in enumerate(optimizers):

@@ -48,7 +48,7 @@ def _alone(value: Any, how: str) -> Any:
     return value
 
 
-#: what every row of the log says itself
+#: columns that every row of the log has
 _COLUMNS = ("epoch", "step", "seconds")
 
 
@@ -59,7 +59,7 @@ def reduction_name(reduce_fx: str | Callable[..., Any]) -> str:
 
 
 class LogSettings(NamedTuple):
-    """How a value is kept and shown; `Module.log` says what each means."""
+    """How a value is kept and shown; `Module.log` explains each."""
 
     prog_bar: bool = False
     logger: bool = True
@@ -212,10 +212,10 @@ class Results:
             hook: the hook or step that runs now.
             name: of the value.
             value: a number, a scalar tensor or a metric object.
-            weight: samples that it stands for.
+            weight: samples that it was computed from.
             settings: how it is kept; the first time that a name is logged decides.
             loader: number of the loader, where there are several: their values get names of their own, unless the
-                settings say that they have them.
+                settings say otherwise.
 
         Raises:
             UsageError: nothing can be logged here, or not on this level, or the value is not a number.
@@ -263,13 +263,9 @@ class Results:
             if _shows_step(e) and e.settings.logger
         }
 
-    def epoch_values(self, *, logger_only: bool = False) -> dict[str, float]:
-        """The values over the epoch, under the names loggers show."""
-        return {
-            _fork(e, "_epoch"): e.epoch_value(self._reduce)
-            for e in self.entries.values()
-            if e.on_epoch and (e.settings.logger or not logger_only)
-        }
+    def epoch_names(self) -> list[str]:
+        """The names among `callback_values` that loggers are given at the end of an epoch."""
+        return [_fork(e, "_epoch") for e in self.entries.values() if e.on_epoch and e.settings.logger]
 
     def is_of_loader(self, number: int) -> dict[str, bool]:
         """For each value of `epoch_values`: whether it was logged for this loader, or for all of them."""
@@ -326,7 +322,7 @@ class Results:
         return rows
 
     def load_state_dict(self, state: list[dict[str, Any]], module: nn.Module) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self.entries.clear()
         for row in state:
             entry = Entry(row["name"], LogSettings(**row["settings"]))

@@ -67,13 +67,17 @@ class Run:
         self.results = Results(self.strategy.reduce)
         #: the last value of each metric
         self.metrics: dict[str, float] = {}
+        #: the last value of each name in the rows of the log
+        self.logged: dict[str, float] = {}
+        #: how many names were logged when the values of this pass, or epoch, were computed; -1: they were not
+        self._collected = -1
         #: the hook or step that runs now; it decides how `log` keeps a value
         self.current_hook = "setup"
         #: samples in the batch that is worked on
         self.batch_size = 1
         #: number of the loader that the batch comes from, None if there is only one
         self.loader_number: int | None = None
-        #: the hooks around moving a batch, None for those that nobody wrote: before, move, after
+        #: the hooks around moving a batch, None for those that are not written: before, move, after
         self.transfer: tuple[Any, Any, Any] = (None, None, None)
         self.callbacks: list[Callback] = []
         #: the `teardown` of each `setup` that was begun, in the order of beginning
@@ -168,7 +172,7 @@ class Run:
         self.is_prepared = True
 
     def extend(self, extension: RunExtension) -> None:
-        """Let an extension wrap what the run calls, tells and reads batches from."""
+        """Let an extension wrap the functions, listeners and loaders of the run."""
         for hook, calls in self.listeners.items():
             self.listeners[hook] = tuple(extension.wrap_listener(self, hook, call) for call in calls)
         self._extend_parts(extension)
@@ -211,13 +215,24 @@ class Run:
         is_in_step, _ = LEVELS.get(self.current_hook, (False, False))
         return {**self.metrics, **self.results.values_in_step()} if is_in_step else self.metrics
 
+    @property
+    def logged_values(self) -> dict[str, float]:
+        """The last values that loggers are given: rows of the log, and what steps have logged since."""
+        return {**self.logged, **self.results.step_values(of_all=False)}
+
     def agree_on_results(self) -> None:
         """Let every process have the entries of all: one of them may have been given no batch."""
         if self.strategy.world_size > 1:
             self.results.agree(self.strategy.gather, self.module)
 
+    def _is_out_of_date(self, hook: str) -> bool:
+        """Whether values have to be computed: they have not been yet, or some process has logged in a hook since."""
+        self.agree_on_results()
+        logged_in_hook = any(logged_in == hook for logged_in, _ in self.results.entries)
+        return logged_in_hook or self._collected != len(self.results.entries)
+
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Move a batch to the run's device and memory format, through the transfer hooks that somebody wrote."""
+        """Move a batch to the run's device and memory format, through the transfer hooks that are written."""
         before, move, after = self.transfer
         if before is not None:
             batch = before(batch, dataloader_idx)
@@ -390,7 +405,7 @@ class EvaluationRun(Run):
     def begin(self) -> None:
         """Eval mode for everything; what was logged in the last pass is forgotten."""
         self.results.reset()
-        self.metrics = {}
+        self.metrics, self._collected = {}, -1
         self.samples_seen = self._batches_seen = 0
         self._has_all_outputs = False
         self.outputs = [[] for _ in self.loaders]
@@ -483,18 +498,21 @@ class EvaluationRun(Run):
         """
         if not self._batches_seen and any(hasattr(loader, "__next__") for loader in self.loaders):
             raise used_up(self.word)
-        self.agree_on_results()
+        if not self._is_out_of_date(f"{self.word}_epoch_end"):
+            return
         self.metrics = self.strategy.gather(self.results.callback_values())[0]
+        self._collected = len(self.results.entries)
         if self.parent is not None and not self.is_sanity_check:
             self.parent.take_metrics(self.metrics)
 
     def close(self) -> None:
         """Collect the values of the pass, those that hooks of its end have logged among them."""
         self.collect()
-        self.results_of_pass = found = self.strategy.gather(self.results.epoch_values(logger_only=True))[0]
+        self.results_of_pass = found = {name: self.metrics[name] for name in self.results.epoch_names()}
+        self.logged = self.logged_values | found
         trainer = self.trainer
         if self.parent is not None and not self.is_sanity_check:
-            self.parent.take_validation(self.metrics)
+            self.parent.take_validation(self.metrics, self.logged)
         for logger in self._opened_loggers() if self.parent is None and found else ():
             logger.log_evaluation(self.stage, found, trainer.global_step, trainer.current_epoch)
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from flashtask.core.errors import UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.metric_value import metric_values
-from flashtask.core.model_path import model_path
+from flashtask.core.model_path import model_path, refuse_address
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.early_stopping import EarlyStopping
 from flashtask.trainer.callbacks.progress import ProgressBar
@@ -58,12 +58,14 @@ class RunFacts:
     num_sanity_val_steps: int
     #: the checkpoint that the stage that runs, or ran last, was given; None without one
     ckpt_path: Path | None = None
+    #: of the evaluation that came after the last fit: what callbacks and what loggers are given
     _last_metrics: dict[str, float]
+    _last_logged: dict[str, float]
     #: stage -> the loaders of its last run
     _loaders: dict[str, list[Any]]
 
     def __init__(self) -> None:
-        self._last_metrics, self._loaders = {}, {}
+        self._last_metrics, self._last_logged, self._loaders = {}, {}, {}
 
     @property
     def current_fit(self) -> FitRun:
@@ -287,18 +289,18 @@ class RunFacts:
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
-        """The same for the sanity check."""
+        """Batches that the sanity check takes from each loader of validation."""
         steps = self.num_sanity_val_steps
         return [one if steps < 0 else min(steps, one) for one in self.num_val_batches]
 
     @property
     def num_test_batches(self) -> list[int | float]:
-        """The same for a test."""
+        """Batches in a test, for each loader; infinite if the loader does not know."""
         return self._batches_of("test", self.test_dataloaders)
 
     @property
     def num_predict_batches(self) -> list[int | float]:
-        """The same for a prediction."""
+        """Batches in a prediction, for each loader; infinite if the loader does not know."""
         return self._batches_of("predict", self.predict_dataloaders)
 
     @property
@@ -320,7 +322,7 @@ class RunFacts:
 
     @property
     def early_stopping_callback(self) -> EarlyStopping | None:
-        """The first of them."""
+        """The first callback that stops a fit by a metric; None without one."""
         return next(iter(self.early_stopping_callbacks), None)
 
     @property
@@ -377,9 +379,13 @@ class RunFacts:
 
     @property
     def logged_metrics(self) -> dict[str, float]:
-        """The values of the last epoch that loggers were given."""
-        rows = self.fit_run.history if self.fit_run is not None else []
-        return metric_values(rows[-1]) if rows else {}
+        """The last values that loggers are given, of steps and of epochs: those of the fit, and of an evaluation since.
+
+        They have the names that loggers show, such as `loss_step` and `loss_epoch`.
+        """
+        fit, active = self.fit_run, self.active_run
+        values = dict(fit.logged_values if fit is not None else {})
+        return metric_values(values | (self._last_logged if active is None else active.logged_values))
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
@@ -398,6 +404,7 @@ class RunFacts:
             return None
         if not isinstance(ckpt_path, (str, os.PathLike)) or not os.fspath(ckpt_path):
             raise UsageError(f"ckpt_path={ckpt_path!r}: a path, best or last is needed", fix='ckpt_path="last"')
+        refuse_address(ckpt_path)
         if ckpt_path not in ("best", "last"):
             path = Path(ckpt_path)
             if not path.is_dir():

@@ -107,7 +107,7 @@ class RunFolder:
 
     @classmethod
     def next_free(cls, root: Path) -> RunFolder:
-        """`root/runs/NNN`, the first number that nobody has."""
+        """`root/runs/NNN`, the first free number."""
         runs = root / "runs"
         made = _missing(runs)
         try:
@@ -187,7 +187,7 @@ class RunFolder:
 
 
 def _owner(folder: Path) -> str:
-    """The process whose run is going on in a folder; empty if there is none, or if nobody can know."""
+    """The process whose run is going on in a folder; empty if there is none, or if that cannot be known."""
     if fcntl is None:
         return ""
     with suppress(OSError), (folder / ".lock").open() as lock:

@@ -42,7 +42,7 @@ __all__ = [
 
 
 def check_module(module: object) -> Module:
-    """The module itself, also of `torch.compile(module)`, or an error that says what was given instead."""
+    """The module itself, also of `torch.compile(module)`, or an error that names what was given instead."""
     module = without_wrapper(module)
     if not isinstance(module, Module):
         raise UsageError(
@@ -56,7 +56,7 @@ def data_of(module: Module, datamodule: DataModule | None, **loaders: Loaders | 
     """The data module of a stage: the one given (also as first loader), or one around the given loaders.
 
     Raises:
-        UsageError: what was given is neither a loader nor a data module, or two of them say what the data is.
+        UsageError: what was given is neither a loader nor a data module, or two of them define the data.
     """
     given = {stage: loader for stage, loader in loaders.items() if loader is not None}
     for stage, loader in list(given.items()):

@@ -44,7 +44,7 @@ __all__ = [
 
 # ---- the recipe: what describes a run in names and numbers, so that it can be run again
 
-#: What each section says in its own way, where a run writes, and what only `tune` reads.
+#: What sections hold in a form of their own, where a run writes, and what only `tune` reads.
 _LEFT_OUT = (
     *("output_dir", "default_root_dir", "callbacks", "logger", "profiler", "plugins", "precision", "strategy"),
     *("accelerator", "seed", "max_epochs", "max_steps"),
@@ -98,7 +98,7 @@ def _replaced(run: FitRun) -> dict[str, str]:
     for section, owner in (("model", run.module), ("data", run.data)):
         if not type(owner).__module__.startswith("flashtask."):
             continue  # its own constructor may set them, and will do so again
-        # What the constructor has set by its arguments stands in the recipe as these arguments.
+        # The recipe holds what the constructor sets as arguments of the constructor.
         known = getattr(owner, "_set_by_arguments", {})
         names = [name for name in vars(owner) if name[:1] != "_" and hasattr(type(owner), name)]
         names = [name for name in names if name not in known or getattr(owner, name) is not known[name]]
@@ -124,7 +124,7 @@ def _data(run: FitRun, of_module: Mapping[str, Any], lost: dict[str, str]) -> di
 
 
 def _settings(run: FitRun, lost: dict[str, str]) -> dict[str, Any]:
-    """What was said otherwise than it is by default, and what decides the numbers in any case."""
+    """Settings that differ from their defaults, and those that always decide the numbers."""
     trainer = run.trainer
     defaults = {name: p.default for name, p in inspect.signature(type(trainer)).parameters.items()}
     settings = {"max_epochs": trainer.epochs_of(run.module), "max_steps": trainer.max_steps}
@@ -171,7 +171,7 @@ _NAMED_PRECISIONS = (Precision, TruePrecision, MixedPrecision, ScaledPrecision)
 
 
 def _brings_precision(run: FitRun) -> bool:
-    """Whether a plugin or the strategy says the precision, in place of the argument."""
+    """Whether a plugin or the strategy sets the precision, in place of the argument."""
     return bool(run.trainer.arguments["plugins"]) or run.strategy.precision_plugin is not None
 
 
@@ -203,7 +203,7 @@ _SETTINGS_OF_TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradien
 
 
 def settings_of(run: FitRun) -> dict[str, Any]:
-    """Finetuning strategy, accumulation, gradient clipping and, where the loader tells it, batch size of a fit run."""
+    """Finetuning strategy, accumulation, gradient clipping and, where the loader has one, batch size of a fit run."""
     settings = {name: getattr(run.trainer, name) for name in _SETTINGS_OF_TRAINER}
     settings["strategy"] = run.freezing.finetuning.recipe() if run.freezing is not None else "no_freeze"
     size = getattr(run.loader, "batch_size", None) if run.ordered is None else run.ordered.batch_size
@@ -286,7 +286,7 @@ def summary_of(run: FitRun, checkpoint: ModelCheckpoint | None) -> dict[str, Any
 
 # ---- provenance: the run that made a module's weights, for checkpoints and model cards
 
-#: What a checkpoint or a folder that was saved says of the run that made its weights.
+#: What a checkpoint or a saved folder holds of the run that made its weights.
 PROVENANCE = ("epoch", "global_step", "metrics", "environment", "recipe", "data_counts", "pretrained_from")
 
 
@@ -311,7 +311,7 @@ def data_counts(data: DataModule) -> dict[str, dict[str, int]]:
 
 
 def provenance_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint says of the run that wrote it; None if no run wrote it."""
+    """What a checkpoint holds of the run that wrote it; None if no run wrote it."""
     if "epoch" not in content:
         return None
     return {key: content.get(key) for key in PROVENANCE}

@@ -46,7 +46,7 @@ def text_table(
     else:
         table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
     for number, title in enumerate(heads):
-        # Only a column that may be wrapped is made narrower; its cells say whether they are cut instead.
+        # Only a column that may be wrapped is made narrower; its cells decide whether they are cut instead.
         table.add_column(Text(title), justify="left" if number < num_left else "right", no_wrap=number > 0)
     overflow: OverflowMethod = "fold" if is_drawn else "ellipsis"
     cells = [[Text(cell, no_wrap=not is_drawn, overflow=overflow) for cell in row] for row in rows]

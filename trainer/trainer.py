@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import named_arguments
 from flashtask.core.seeding import last_seed
@@ -86,7 +86,7 @@ class Trainer(RunFacts, Lightning1Trainer):
             with Lightning's `log_metrics`, a name that `LOGGERS` lists or a list of them beside the CSV log.
         enable_checkpointing: write `best.ckpt` and `last.ckpt`.
         enable_progress_bar: show progress; a line an epoch if the output is not a terminal.
-        enable_model_summary: say at the start what trains and how, and at the end which epoch the model has.
+        enable_model_summary: print at the start what trains and how, and at the end which epoch the model has.
         num_sanity_val_steps: validation batches before training; -1 for all, 0 for none.
         limit_train_batches: whole number of batches or share of them (also val, test, predict).
         overfit_batches: number or share of the training batches that serve training, validation and test alike,
@@ -99,7 +99,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         reload_dataloaders_every_n_epochs: ask for the loaders again after every so many epochs (`train_dataloader` and
             `val_dataloader` may look at `trainer.current_epoch`); 0 makes them once.
         log_every_n_steps: how often step values are logged.
-        flush_logs_every_n_steps: how often loggers write down what they were told; at the end of an epoch they do.
+        flush_logs_every_n_steps: steps after which loggers write their values to disk; also done after each epoch.
         accumulate_grad_batches: batches for one optimizer step, or `{epoch: batches}` from certain epochs on.
         gradient_clip_val: limit for gradients; None or 0 for none.
         gradient_clip_algorithm: `norm` (of all gradients together) or `value` (of each).
@@ -113,7 +113,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         use_distributed_sampler: share the samples of a loader over the processes; False leaves that to the loader.
         feature_cache: compute the features of a frozen backbone once, and keep them for later runs: `auto` where every
             epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
-        auto_lr_find: what `tune` finds unless told otherwise: the learning rate, also by the name of its attribute.
+        auto_lr_find: what `tune` finds by default: the learning rate, also by the name of its attribute.
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
 
     Raises:
@@ -291,7 +291,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         *,
         train_dataloader: Loaders | None = None,
     ) -> FitResult:
-        """Train a module whose backbone is pretrained, freezing parts of it as the strategy says.
+        """Train a module whose backbone is pretrained, freezing parts of it by a strategy.
 
         Args:
             model: a `Module` with a `backbone`.
@@ -470,9 +470,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         if self.is_global_zero:
             write_checkpoint(Path(path), without_what_resumes(content) if weights_only else content)
 
-    # ---- what a run tells
+    # ---- what a run prints
 
-    #: `fit` and `finetune` say what came of them; the command line says it itself
+    #: `fit` and `finetune` print a summary at their end; the command line prints its own
     says_result = True
 
     def _tell_metrics(self, run: EvaluationRun, verbose: bool) -> list[dict[str, float]]:
@@ -538,7 +538,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         return [*bar, *own, *checkpoints]
 
     def _from_arguments(self) -> list[Callback]:
-        """The callbacks that arguments stand for."""
+        """The callbacks that arguments are short for."""
         found: list[Callback] = []
         if self.max_time is not None:
             found.append(TimeLimit(self.max_time))
@@ -567,7 +567,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         if earlier is not None:
             self.say(f"torchrun has started this again: going on from {earlier}")
         self._before = (self.run_folder, self.fit_run, self._restored_best)
-        self._last_metrics = {}
+        self._last_metrics, self._last_logged = {}, {}
         self._set_fit(folder, run, None)
         return earlier or run.resume_from
 
@@ -621,6 +621,13 @@ class Trainer(RunFacts, Lightning1Trainer):
         if checkpoint is None or not checkpoint.best_model_path:
             return
         path = Path(checkpoint.best_model_path)
+        if not path.exists():
+            last = checkpoint.last_model_path
+            raise MissingInputError(
+                f"{path} was removed during the run, so the best epoch's weights cannot be put back",
+                why="the module has the weights of the last epoch",
+                fix=f'load("{last}") has them too' if last else "",
+            )
         content = read_checkpoint(path)
         load_checkpoint_into(run.module, content, path)
         self._restored_best = path
@@ -651,9 +658,9 @@ class Trainer(RunFacts, Lightning1Trainer):
         self._loaders[stage] = run.loaders
         own = [path for one in self.checkpoint_callbacks for path in (*one.best_k_models, one.last_model_path)]
         if weights_from is not None and is_fitted and str(weights_from.absolute()) in own:
-            self._restored_best = weights_from  # another file's weights say nothing of this fit
+            self._restored_best = weights_from  # the weights of another file are not of this fit
         if stage != "predict" and self.active_run is None:  # a fit that goes on has values of its own
-            self._last_metrics = run.metrics
+            self._last_metrics, self._last_logged = run.metrics, run.logged
         return run
 
 

@@ -37,7 +37,7 @@ def without_wrapper(given: object) -> object:
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter under every name it has: one that is shared stands there more than once."""
+    """Every parameter under every name it has: one that is shared appears more than once."""
     return {unwrapped_name(name): parameter for name, parameter in module.named_parameters(remove_duplicate=False)}
 
 

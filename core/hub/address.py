@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from flashtask.core.errors import UsageError
 
 __all__ = ["HubAddress", "branch_address", "endpoint", "hub_cache", "hub_host", "hub_is_offline", "is_hub_address"]
+__all__ += ["longest_fetch"]
 
 _PREFIXES = ("hf://", "hf-hub:")
 _DATASETS = "datasets/"
@@ -129,6 +131,21 @@ def hub_cache() -> Path:
     if home := os.environ.get("HF_HOME"):
         return Path(home).expanduser() / "hub"
     return Path(constants.HF_HUB_CACHE)
+
+
+def longest_fetch() -> float:
+    """Seconds that the files of one repository may take: `$FLASHTASK_HUB_TIMEOUT`, else six hours.
+
+    Raises:
+        UsageError: it is not a whole number of at least 1.
+    """
+    text = os.environ.get("FLASHTASK_HUB_TIMEOUT", "").strip() or "21600"
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= threading.TIMEOUT_MAX):
+        raise UsageError(
+            f"FLASHTASK_HUB_TIMEOUT={text[:40]!r} must be a whole number of seconds",
+            fix="export FLASHTASK_HUB_TIMEOUT=3600",
+        )
+    return float(text)
 
 
 def hub_is_offline() -> bool:

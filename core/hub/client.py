@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from huggingface_hub import HfApi, constants, errors, get_session, get_token
 
 from flashtask._version import __version__
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError, did_you_mean
-from flashtask.core.hub.address import HubAddress, endpoint, hub_cache, hub_host, hub_is_offline
+from flashtask.core.hub.address import HubAddress, endpoint, hub_cache, hub_host, hub_is_offline, longest_fetch
 
 __all__ = [
     "Entry",
@@ -97,7 +98,7 @@ def read_listing(address: HubAddress) -> Listing:
         raise _told(error, address, "the list of files") from error
     commit = found.sha or ""
     if not re.fullmatch(r"[0-9a-f]{40}", commit) or (address.is_pinned and commit != address.revision):
-        raise IntegrityError(f"the hub named no commit for {address}", why=f"it said {commit[:60]!r}")
+        raise IntegrityError(f"the hub named no commit for {address}", why=f"it answered {commit[:60]!r}")
     files = {}
     for file in found.siblings or []:
         if is_safe_name(file.rfilename):
@@ -106,24 +107,37 @@ def read_listing(address: HubAddress) -> Listing:
     return Listing(commit, files)
 
 
-def download(address: HubAddress, commit: str, name: str) -> Path:
+def download(address: HubAddress, commit: str, name: str, seconds: float) -> Path:
     """Bring one file into the cache that all tools of the hub share; its bytes are not compared with its hash yet.
 
+    Args:
+        address: the repository.
+        commit: 40 hexadecimal digits.
+        name: of the file.
+        seconds: after which it is an error.
+
     Raises:
-        HubError: the hub cannot be reached, or refuses.
+        HubError: the hub cannot be reached, refuses, or takes longer.
         IntegrityError: the file does not have the promised length.
         StorageError: the cache cannot be written.
     """
-    try:
-        return Path(
-            _patiently(
-                lambda: client().hf_hub_download(
-                    address.repository, name, repo_type=address.kind, revision=commit, cache_dir=hub_cache()
-                )
-            )
+
+    def ask() -> str:
+        return client().hf_hub_download(
+            address.repository, name, repo_type=address.kind, revision=commit, cache_dir=hub_cache()
         )
+
+    try:
+        path = _within(seconds, lambda: _patiently(ask))
     except Exception as error:
         raise _told(error, address, name) from error
+    if path is None:
+        raise UnreachableError(
+            f"{name} of {address.repository} could not be fetched in time",
+            why=f"{hub_host()} sends it too slowly: {longest_fetch():,.0f} seconds are the most for a repository",
+            fix="export FLASHTASK_HUB_TIMEOUT=86400, and run it again; what is complete is kept",
+        )
+    return Path(path)
 
 
 def no_file(address: HubAddress, commit: str, name: str, names: Iterable[str]) -> HubError:
@@ -171,6 +185,28 @@ def without_secrets(text: str) -> str:
             text = text.replace(token, "***")
     words = "".join(letter if letter.isprintable() else " " for letter in text).split()
     return " ".join(words)[:200]
+
+
+def _within(seconds: float, ask: Callable[[], Result]) -> Result | None:
+    """The result of a call that the client cannot end by itself; None if it takes longer.
+
+    Its thread goes on then, but does not keep the process from ending.
+    """
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(ask())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if failures:
+        raise failures[0]
+    return results[0] if results else None
 
 
 def _patiently(ask: Callable[[], Result]) -> Result:

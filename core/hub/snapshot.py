@@ -22,7 +22,7 @@ from typing import Any
 from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import FlashtaskError, IntegrityError, StorageError
 from flashtask.core.files import atomic_write_text
-from flashtask.core.hub.address import HubAddress, hub_cache, hub_is_offline
+from flashtask.core.hub.address import HubAddress, hub_cache, hub_is_offline, longest_fetch
 from flashtask.core.hub.client import (
     Entry,
     Listing,
@@ -38,7 +38,7 @@ from flashtask.core.plain_json import canonical_json, read_json
 
 __all__ = ["MAX_BYTES", "Snapshot", "fetch", "list_files"]
 
-#: The most that one call downloads, in bytes, unless the caller says otherwise.
+#: The most that one call downloads, in bytes, by default.
 MAX_BYTES = 16 * 2**30
 #: Code, which is never fetched: nothing here runs any.
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".bat", ".ps1", ".exe")
@@ -93,8 +93,9 @@ def fetch(
     if missing:
         _refuse_size(address, listing, missing, max_bytes)
         cache.remove_leftovers()
+    end = time.monotonic() + longest_fetch()
     for name in missing:
-        _download(address, cache, listing, name)
+        _download(address, cache, listing, name, end - time.monotonic())
     if may_ask:
         cache.keep_revision(listing.commit)
     return Snapshot(listing.commit, cache.folder(listing.commit))
@@ -154,8 +155,8 @@ def _is_cached(cache: _Cache, listing: Listing, name: str, may_ask: bool) -> boo
     return False
 
 
-def _download(address: HubAddress, cache: _Cache, listing: Listing, name: str) -> None:
-    path = download(address, listing.commit, name)
+def _download(address: HubAddress, cache: _Cache, listing: Listing, name: str, seconds: float) -> None:
+    path = download(address, listing.commit, name, seconds)
     wrong = _wrong_with(path, listing.files[name])
     if wrong is not None:
         cache.remove(path)
@@ -249,7 +250,7 @@ class _Cache:
             atomic_write_text(self._listings / f"{listing.commit}.json", text)
 
     def listing_by_blobs(self, commit: str, names: Sequence[str]) -> Listing:
-        """What the names of the blobs say of files that another tool put into the shared cache."""
+        """The hashes in the names of the blobs of files that another tool put into the shared cache."""
         files, folder = {}, self.folder(commit)
         for name in [name for name in names if (folder / name).is_file()]:
             file = folder / name

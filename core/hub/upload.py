@@ -72,10 +72,10 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
 
 
 def require_login(address: HubAddress) -> None:
-    """Raise unless somebody is logged in.
+    """Raise unless there is a login.
 
     Raises:
-        HubError: nobody is.
+        HubError: there is none.
     """
     if not get_token():
         raise HubError(f"you are not logged in, so {address.repository} cannot be written", fix=_LOGIN)
@@ -92,9 +92,9 @@ def _hub_errors(address: HubAddress) -> Iterator[None]:
         failed, answer = f"{address.repository} could not be written", answer_in(error)
         if isinstance(answer, errors.HfHubHTTPError):
             status, owner = answer.response.status_code, address.repository.partition("/")[0]
-            said = without_secrets(answer.server_message or answer.response.headers.get("x-error-message") or "")
+            answered = without_secrets(answer.server_message or answer.response.headers.get("x-error-message") or "")
             fixes = {401: _LOGIN, 403: f"ask {owner} for write access, or push to a repository of yours"}
-            why = f"{hub_host()} answered with status {status}" + (f": {said}" if said else "")
+            why = f"{hub_host()} answered with status {status}" + (f": {answered}" if answered else "")
             fix = fixes.get(status, "run it again later; nothing was committed")
             raise HubError(failed, why=why, fix=fix) from error
         if is_about_network(error):

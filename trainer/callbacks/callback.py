@@ -106,8 +106,10 @@ class Callback(NamedPart):
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
         """After the backward pass; of an accumulation group, gradients are the sum so far."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
-        """Before gradients are clipped and the optimizer steps."""
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: Module, optimizer: Optimizer, *older: Any, **options: Any
+    ) -> None:
+        """Before gradients are clipped and the optimizer steps; in Lightning 1.x also with the optimizer's number."""
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Before validation; the module is in eval mode."""
@@ -162,8 +164,8 @@ class Callback(NamedPart):
     def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Before the first batch of prediction, after `on_predict_start`."""
 
-    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """After the last batch of prediction, when the outputs of all processes are together."""
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module, *older: Any, **options: Any) -> None:
+        """After the last batch, when the outputs of all processes are together; in Lightning 1.x also with them."""
 
     def on_predict_batch_start(
         self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -38,7 +38,7 @@ class EarlyStopping(Callback):
         patience: bad epochs in a row after which the fit ends; only epochs in which the metric is measured count.
         verbose: report the metric and the bad epochs after each look; the end of the fit and its reason always are.
         mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
-            other what its name says (`val_f1`: more, `val_loss`: less).
+            other what its name implies (`val_f1`: more, `val_loss`: less).
         strict: a metric that was not logged is an error, else a warning.
         check_finite: end the fit if the metric is NaN or infinite.
         stopping_threshold: end the fit once the metric is as good as this.
@@ -55,7 +55,7 @@ class EarlyStopping(Callback):
         wait_count: bad epochs in a row.
 
     Raises:
-        UsageError: an invalid argument; `mode` is missing and the name of the metric does not say it.
+        UsageError: an invalid argument; `mode` is missing and the name of the metric does not imply it.
         UnknownNameError: nothing of the monitored name was logged.
     """
 
@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each monitored metric."""
+        """The class and the monitored metric: two may watch different metrics."""
         return f"EarlyStopping({self.monitor or ''})"
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class EarlyStopping(Callback):
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         for name in _STATE:
             setattr(self, name, state.get(name))  # a checkpoint of 0.1 does not have all of them
 
@@ -181,7 +181,7 @@ class EarlyStopping(Callback):
         self._raise_unknown()
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """The same after the last epoch."""
+        """Raise the error for a metric that was missing in the last epoch too."""
         self._raise_unknown()
 
     def _raise_unknown(self) -> None:
@@ -230,7 +230,7 @@ class EarlyStopping(Callback):
             if self.best_loss is not None and self._loss_decides and score == self.best_score:
                 best += f" with val_loss {self.best_loss:.6g}"
             looks = "epochs" if self._counts_epochs else "validations"
-            return "patience", f"{name} did not get better in {self.wait_count} {looks}{best}"
+            return "patience", f"{name} did not improve in {self.wait_count} {looks}{best}"
         return "", ""
 
     def _is_good(self, score: float, loss: float) -> bool:

@@ -164,7 +164,7 @@ class GradientNormMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each norm."""
+        """The class and the norm: two may log different norms."""
         return f"GradientNormMonitor({self.norm_type})"
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:

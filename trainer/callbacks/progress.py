@@ -117,7 +117,7 @@ class ProgressBar(Callback):
         return values | self._validated | {name: v for name, v in others.items() if name not in self._validated}
 
     def show(self, state: BarState) -> None:
-        """Draw, or redraw."""
+        """Draw a state in the place of what was drawn before."""
         head = [state.description, f"{state.done}/{state.total}" if state.total else f"{state.done} batches"]
         if state.total is None:
             head.append(clock(state.seconds))
@@ -156,7 +156,7 @@ class ProgressBar(Callback):
         self._enabled = False
 
     def enable(self) -> None:
-        """Draw again."""
+        """Draw again after `disable`."""
         self._enabled = True
 
     @property
@@ -166,13 +166,13 @@ class ProgressBar(Callback):
 
     @property
     def is_disabled(self) -> bool:
-        """Whether it draws nowhere."""
+        """Whether nothing is drawn: the opposite of `is_enabled`."""
         return not self.is_enabled
 
     # ---- hooks
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """The first process alone draws."""
+        """Switch the bar off in all processes but the first."""
         if not trainer.is_global_zero:
             self.disable()
 
@@ -213,7 +213,7 @@ class ProgressBar(Callback):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        """Start the clock of validation."""
+        """Start the clock of validation, from which its rate is computed."""
         self._started_at, self._before = time.monotonic(), (0, 0)
 
     on_test_start = on_predict_start = on_validation_start
@@ -277,7 +277,7 @@ class ProgressBar(Callback):
         self.clear()
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
-        """Remove the bar."""
+        """Remove the bar, so that what is printed next begins a line."""
         self.clear()
 
     on_validation_end = on_test_end = on_predict_end = on_fit_end
@@ -335,7 +335,7 @@ class ProgressBar(Callback):
         self._line.update(Text(line, no_wrap=True), refresh=True)
 
     def _columns(self) -> int:
-        """The width of the terminal that is written to, else what COLUMNS says, else 80."""
+        """The width of the terminal that is written to, else $COLUMNS, else 80."""
         if self._live:
             with suppress(AttributeError, OSError, ValueError):
                 if own := os.get_terminal_size(self.stream.fileno()).columns:
@@ -364,7 +364,7 @@ def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
 
 
 def shown_value(value: Any, digits: int) -> str:
-    """Fixed digits where they say something, else as few as a number needs; a text as it is."""
+    """Fixed digits where they are significant, else as few as a number needs; a text as it is."""
     if not isinstance(value, (int, float)):
         return str(value)
     return f"{value:.{digits}f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.{digits - 1}g}"

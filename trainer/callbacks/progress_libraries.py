@@ -50,7 +50,7 @@ class TQDMProgressBar(ProgressBar):
         self._state: BarState | None = None
 
     def init_train_tqdm(self) -> Any:
-        """The bar of an epoch."""
+        """A new bar for a training epoch; override it for another look."""
         return self._new_bar()
 
     def init_sanity_tqdm(self) -> Any:
@@ -123,7 +123,7 @@ class TQDMProgressBar(ProgressBar):
         self._bar.refresh()
 
     def clear(self) -> None:
-        """Close the bar."""
+        """Close the bar and let go of it."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._stage = None, ""
@@ -209,7 +209,7 @@ class RichProgressBar(ProgressBar):
         return [columns[0], BarColumn(pulse_style=theme.progress_bar_pulse, **styles), *columns[1:]]
 
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        """Know the trainer, for `configure_columns`."""
+        """Keep the trainer, which `configure_columns` may read."""
         super().setup(trainer, module, stage)
         self._trainer = trainer
 

@@ -172,22 +172,22 @@ class StochasticWeightAveraging(AveragingCallback):
         self._hand_over(trainer, refreshed)
 
     def _hand_over(self, trainer: Trainer, refreshed: int) -> None:
-        """Write the averages down, and say what there is now."""
+        """Write the averages to a file, and print what was written."""
         run = trainer.current_fit
         assert self._begun_at is not None
         first, last = self._begun_at, self._begun_at + self._average.count - 1
         epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
-        said = [f"the module holds the averaged weights of {epochs}"]
+        lines = [f"the module holds the averaged weights of {epochs}"]
         if refreshed:
-            said.append("BatchNorm's statistics are computed for it")
+            lines.append("BatchNorm's statistics are computed for it")
         if trainer.enable_checkpointing:
             path = trainer.output_dir / "averaged.ckpt"
             trainer.save_checkpoint(path, weights_only=True)
-            said.append(f"it is in {path}")
+            lines.append(f"it is in {path}")
         if run.restores_best:
             run.keep_last_weights()
-            said.append("the best epoch's weights are not put back over it")
-        trainer.say("; ".join(said))
+            lines.append("the best epoch's weights are not put back over it")
+        trainer.say("; ".join(lines))
 
     # ---- checkpoints
 
@@ -204,7 +204,7 @@ class StochasticWeightAveraging(AveragingCallback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self._average.count, self._average.tensors = state["count"], state["average"]
         self._begun_at, self._rates, self._targets = state["begun_at"], state["rates"], state["targets"]
         self._in_eval_mode = state["in_eval_mode"]

@@ -102,7 +102,7 @@ class Timer(Callback):
         return {"elapsed": {stage: self.time_elapsed(stage) for stage in _STAGES}, "stop_reason": self._stop_reason}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self._spent |= state["elapsed"]
         self._stop_reason = state["stop_reason"]
 
@@ -156,7 +156,7 @@ class Timer(Callback):
     on_validation_end = on_test_end = on_predict_end = on_train_end
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        """Stop the clocks of all stages."""
+        """Stop the clocks of all stages, so that the time of a failed one counts."""
         for stage in _STAGES:
             self._stop(stage)
 

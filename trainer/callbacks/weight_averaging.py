@@ -54,7 +54,7 @@ class RunningAverage:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget the averages and how many there were."""
         self.tensors: dict[str, Tensor] = {}
         self.count = 0
 
@@ -321,7 +321,7 @@ class WeightAveraging(AveragingCallback):
         self._shown_to = None
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """Leave the averages in the module."""
+        """Leave the averages in the module, in place of the trained weights."""
         self._is_training = False
         if self._average.count:
             self._show(module, trainer.current_fit)
@@ -348,7 +348,7 @@ class WeightAveraging(AveragingCallback):
         return {"count": self._average.count, "last_step": self._last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self._average.count, self._last_step = state["count"], state["last_step"]
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
@@ -374,7 +374,7 @@ class EMAWeightAveraging(WeightAveraging):
     """An exponential moving average of the weights, updated after optimizer steps.
 
     It remembers about `1 / (1 - decay)` updates. A run that is not much longer ends close to its first weights, and a
-    message at the start says so. Lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
+    message at the start reports it. Lower the decay, or let it rise with the number of updates n, which an `avg_fn` of
     `WeightAveraging` can do: `lambda a, w, n: a.lerp(w, 1 - min(0.999, (1 + n) / (10 + n)))`.
 
     Args:

@@ -12,7 +12,7 @@ from flashtask.core.seeding import generator_states
 from flashtask.trainer.callbacks.callback import keeps_state, state_name
 from flashtask.trainer.distribution.sharded_tensors import whole
 from flashtask.trainer.finetuning.lora import describe_adapters
-from flashtask.trainer.hyperparameters import hyperparameters_content, plain_hyperparameters
+from flashtask.trainer.hyperparameters import hyperparameters_content
 from flashtask.trainer.run_record import data_counts, environment, settings_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "callbacks": {state_name(one): one.state_dict() for one in run.callbacks if keeps_state(one)},
         "precision": {"name": run.precision.name, "state": run.precision.state_dict()},
         "datamodule": run.data.state_dict(),
-        "datamodule_hyper_parameters": plain_hyperparameters(run.data),
+        **{f"datamodule_{name}": value for name, value in hyperparameters_content(run.data).items()},
         "random": generator_states(),
         **({"random_of_processes": states} if len(states := run.strategy.gather(generator_states())) > 1 else {}),
         "seed": run.seed,

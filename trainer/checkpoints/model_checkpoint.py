@@ -55,14 +55,14 @@ class ModelCheckpoint(Callback):
             every logged metric can be used in it. None means `best`, or `{epoch}-{step}` if several are kept; a second
             callback without a name adds `-2`.
         monitor: the metric to rank by, or `epoch` or `step` to keep the newest; None means the module's own.
-        verbose: say after each look what was written.
+        verbose: print what was written.
         save_last: True writes `last.ckpt` at each look and at the end of the fit. `"link"` does too, but where one of
             the best files is written as well, `last.ckpt` is a second name (a hard link) of it: half the writing, but
             damage to one is damage to both. False writes it only when a signal stops the run.
         save_top_k: how many of the best are kept; -1 for all that are looked at, 0 for none.
         save_weights_only: the best files have no state that only a resume needs; `last.ckpt` always has.
         mode: `min` (less is better) or `max`; None means the module's own for the module's own metric, and for any
-            other what its name says (`val_f1`: more, `val_loss`: less).
+            other what its name implies (`val_f1`: more, `val_loss`: less).
         auto_insert_metric_name: write `epoch=02` for `{epoch:02d}`, else `02`.
         every_n_train_steps: look after every so many optimizer steps, and rank by the values that are known then; 0
             never does.
@@ -84,7 +84,7 @@ class ModelCheckpoint(Callback):
         current_score: the value that was looked at last.
 
     Raises:
-        UsageError: an invalid argument; `mode` is missing and the name of the metric does not say it; two
+        UsageError: an invalid argument; `mode` is missing and the name of the metric does not imply it; two
             of these callbacks would write the same files.
         UnknownNameError: nothing of the monitored name, or of a name in the template, was logged.
         OutputError: the folder cannot be made.
@@ -169,12 +169,12 @@ class ModelCheckpoint(Callback):
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch of the best file."""
+        """The epoch of the best file, counted from 0; None before there is one."""
         return self.best.best.epoch if self.best.best is not None else None
 
     @property
     def best_metrics(self) -> dict[str, float]:
-        """All metrics of the best file."""
+        """All metrics of the best file's epoch, by name."""
         return dict(self.best.best.metrics) if self.best.best is not None else {}
 
     @property
@@ -344,7 +344,7 @@ class ModelCheckpoint(Callback):
         """(whether this place can be ranked, the value of the metric); without a value a newer place is better."""
         if self.metric in _PLACE:
             return True, float(values[self.metric])
-        # A value that was not measured here says nothing of the present weights.
+        # A value that was not measured here does not describe the present weights.
         is_closed = run.epoch_is_over and run.has_validated
         if not after_step and run.validation is not None and not is_closed and self.metric not in run.new_metrics:
             return False, None
@@ -361,8 +361,8 @@ class ModelCheckpoint(Callback):
     @property
     def _own_key(self) -> str:
         given = {"monitor": self.monitor, "mode": self.mode, "filename": self.filename}
-        said = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return f"{type(self).__name__}({', '.join([*said, str(self.frequency)])})"
+        given_as = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return f"{type(self).__name__}({', '.join([*given_as, str(self.frequency)])})"
 
     @property
     def state_key(self) -> str:

@@ -25,7 +25,7 @@ from flashtask.trainer.checkpoints.content import ROWS
 from flashtask.trainer.devices.precision import take_formats, take_recorded_precision
 from flashtask.trainer.distribution.sharded_tensors import optimizer_state_as_held, state_as_held
 from flashtask.trainer.finetuning.lora import restore_adapters
-from flashtask.trainer.hyperparameters import as_collection, find_not_saved
+from flashtask.trainer.hyperparameters import as_collection, find_not_saved, with_kind
 from flashtask.trainer.optimizers import redraw
 from flashtask.trainer.run_record import environment, settings_of
 
@@ -45,6 +45,8 @@ __all__ = [
 
 M = TypeVar("M", bound="Module")
 D = TypeVar("D", bound="DataModule")
+#: Keys of a checkpoint that describe the hyper-parameters of the data module.
+_OF_DATA = tuple(f"datamodule_hyper_parameters{part}" for part in ("", "_form", "_kinds"))
 #: Characters of a message about settings that a file holds.
 _LONGEST = 200
 
@@ -67,8 +69,8 @@ def data_from_checkpoint(cls: type[D], path: PathLike, given: Mapping[str, Any])
     path = model_path(path)
     content = read_checkpoint(path)
     with error_context(path):
-        stored = content.get("datamodule_hyper_parameters") or {}
-        data = cls(**_arguments(cls, {"hyper_parameters": stored}, given, path))
+        stored = {name.removeprefix("datamodule_"): value for name, value in content.items() if name in _OF_DATA}
+        data = cls(**_arguments(cls, stored, given, path))
         data.on_load_checkpoint(content)
         data.load_state_dict(content.get("datamodule") or {})
     return data
@@ -124,7 +126,7 @@ def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, A
     needed = [
         p.name for p in accepted.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
-    form = content.get("hyper_parameters_form")
+    form: Any = content.get("hyper_parameters_form")
     for where, kind in find_not_saved(arguments):
         inside = where.removeprefix(f"{form['argument']}.") if form is not None else where
         name = re.split(r"[.\[]", inside)[0]
@@ -138,8 +140,13 @@ def _arguments(cls: type[Any], content: Mapping[str, Any], given: Mapping[str, A
             f"{path} does not hold the arguments {', '.join(missing)} of {cls.__name__}",
             fix=f"pass them to load_from_checkpoint, or call self.save_hyperparameters() in {cls.__name__}.__init__",
         )
-    if form is not None and form["argument"] in arguments and form["argument"] not in given:
-        arguments[form["argument"]] = as_collection(arguments[form["argument"]], form["kind"])
+    whole = form["argument"] if form is not None and form["argument"] in arguments else None
+    for place, kind in content.get("hyper_parameters_kinds", ()):
+        is_inside = whole is not None and place[0] not in form["beside"]
+        if place[0] not in given and (whole not in given if is_inside else place[0] in arguments):
+            arguments = with_kind(arguments, [whole, *place] if is_inside else place, kind)
+    if whole is not None and whole not in given:
+        arguments[whole] = as_collection(arguments[whole], form["kind"])
     return arguments
 
 
@@ -251,7 +258,7 @@ def _restore(run: FitRun, path: PathLike, content: dict[str, Any]) -> None:
 
 
 def _check_preprocessing(run: FitRun, content: dict[str, Any], path: PathLike) -> None:
-    """The loaders of the run were made for the module as it is now, so the checkpoint must say the same."""
+    """The loaders of the run were made for the module as it is now, so the checkpoint must agree with it."""
     then, now = content.get("preprocessing"), run.module.describe().get("preprocessing")
     if then is None or now is None or getattr(run.module, "awaits_size", False):
         return  # or nothing was made for it: the user's own loaders give images of their own size

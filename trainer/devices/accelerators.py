@@ -37,7 +37,7 @@ class Accelerator:
         return True
 
     def device_count(self) -> int:
-        """How many there are here."""
+        """How many devices of this kind the machine has."""
         return 1
 
     def device(self, index: int) -> torch.device:
@@ -58,7 +58,7 @@ class CPUAccelerator(Accelerator):
     name = "cpu"
 
     def device(self, index: int) -> torch.device:
-        """The CPU."""
+        """The CPU, whatever the number."""
         return torch.device("cpu")
 
     def computes_bfloat16(self, device: torch.device) -> bool:
@@ -74,7 +74,7 @@ class CUDAAccelerator(Accelerator):
     name = "cuda"
 
     def is_available(self) -> bool:
-        """Whether torch sees one."""
+        """Whether torch was built for CUDA and sees a GPU."""
         return torch.cuda.is_available()
 
     def device_count(self) -> int:
@@ -82,7 +82,7 @@ class CUDAAccelerator(Accelerator):
         return torch.cuda.device_count()
 
     def device(self, index: int) -> torch.device:
-        """The GPU of a number."""
+        """The GPU with this number, counted from 0."""
         return torch.device("cuda", index)
 
     def computes_bfloat16(self, device: torch.device) -> bool:
@@ -98,11 +98,11 @@ class MPSAccelerator(Accelerator):
     name = "mps"
 
     def is_available(self) -> bool:
-        """Whether torch sees it."""
+        """Whether torch was built for MPS and sees the GPU."""
         return torch.backends.mps.is_available()
 
     def device(self, index: int) -> torch.device:
-        """The only one."""
+        """The only GPU, whatever the number."""
         return torch.device("mps")
 
 
@@ -131,7 +131,8 @@ def check_accelerator(accelerator: Any) -> Accelerator | None:
         return accelerator
     if isinstance(accelerator, type) and issubclass(accelerator, Accelerator):
         raise UsageError(
-            f"accelerator={accelerator.__name__}: it is a class", fix=f"accelerator={accelerator.__name__}()"
+            f"accelerator={accelerator.__name__}: not an object but a class",
+            fix=f"accelerator={accelerator.__name__}()",
         )
     name = str(accelerator).lower()
     if name == "auto":
@@ -153,20 +154,20 @@ def _unknown(name: str, given: Any) -> UnknownNameError:
 
 
 def resolve_accelerator(accelerator: Any = "auto") -> Accelerator:
-    """The accelerator that is meant, which is here; `auto` is CUDA, then MPS, then the CPU.
+    """The accelerator for the argument, if this machine has it; `auto` is CUDA, then MPS, then the CPU.
 
     Raises:
         UsageError: there is no such accelerator, here or at all.
     """
-    meant = check_accelerator(accelerator)
-    if meant is None:
+    found = check_accelerator(accelerator)
+    if found is None:
         known: list[Accelerator] = [ACCELERATORS.get(name)() for name in _PREFERENCE if name in ACCELERATORS]
         return next(one for one in known if one.is_available())
-    if not meant.is_available():
-        kind = meant.name.upper() if meant.name in _PREFERENCE else meant.name
-        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(meant).__name__}()"
+    if not found.is_available():
+        kind = found.name.upper() if found.name in _PREFERENCE else found.name
+        given = repr(accelerator) if isinstance(accelerator, str) else f"{type(found).__name__}()"
         raise UsageError(f"accelerator={given}: there is no {kind} device here", fix='accelerator="cpu"')
-    return meant
+    return found
 
 
 def accelerator_of(device: torch.device) -> Accelerator:
@@ -177,10 +178,10 @@ def accelerator_of(device: torch.device) -> Accelerator:
 
 
 def resolve_device(accelerator: Any = "auto", devices: Any = "auto") -> torch.device:
-    """The first device that is meant.
+    """The first device for the arguments.
 
     Raises:
         UsageError: there is no such accelerator or device, here or at all.
     """
-    meant = resolve_accelerator(accelerator)
-    return meant.device(device_indices(devices, meant)[0])
+    found = resolve_accelerator(accelerator)
+    return found.device(device_indices(devices, found)[0])

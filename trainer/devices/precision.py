@@ -109,11 +109,11 @@ class Precision:
         """All optimizers have stepped; without a step before it, nothing happens."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """What a checkpoint keeps of it; nothing without a gradient scaler."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
 
 
 class TruePrecision(Precision):
@@ -149,7 +149,7 @@ class MixedPrecision(Precision):
         self._has_depthwise = self.device.type == "cpu" and has_depthwise(module)
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Autocast for the device."""
+        """Autocast for the device, with faster depthwise convolutions where that helps."""
         if self._has_depthwise and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
             return fast_depthwise()
         return torch.autocast(self.device.type, dtype=self.computes_in)
@@ -219,11 +219,11 @@ class ScaledPrecision(MixedPrecision):
             raise DivergedError(
                 "the gradients overflow at every scale, so no step is taken",
                 why="there are NaN or infinite gradients behind a loss that is finite",
-                fix='precision="32"; torch.autograd.set_detect_anomaly(True) tells where they come from',
+                fix='precision="32"; torch.autograd.set_detect_anomaly(True) shows where they come from',
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale and its history."""
+        """The scale of the loss and the steps since it last changed."""
         return dict(self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,7 +262,9 @@ def check_precision(precision: Any) -> Precision | str:
     if isinstance(precision, Precision):
         return precision
     if isinstance(precision, type) and issubclass(precision, Precision):
-        raise UsageError(f"precision={precision.__name__}: it is a class", fix=f"precision={precision.__name__}()")
+        raise UsageError(
+            f"precision={precision.__name__}: not an object but a class", fix=f"precision={precision.__name__}()"
+        )
     name = _NAMES.get(str(precision))
     if name is None:
         choices = sorted(set(_NAMES.values()))
@@ -340,7 +342,7 @@ def recorded_precision(module: nn.Module) -> str | None:
 def take_formats(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a newly built module the floating formats that its weights were stored in.
 
-    A module that is in one of the true formats then is trained, evaluated and asked in it, unless told otherwise.
+    A module that is in one of the true formats then is trained, evaluated and asked in it by default.
 
     Args:
         module: it takes the weights next.

@@ -24,7 +24,7 @@ def check_devices(devices: Any, most: int | None = 1) -> int | tuple[int, ...] |
         most: devices that can be used at the most; None for no limit.
 
     Raises:
-        UsageError: more than that, none at all, or nothing that can be meant.
+        UsageError: more than that, none at all, or an invalid value.
     """
     read = _read_text(devices) if isinstance(devices, str) else devices
     if isinstance(read, (list, tuple)) and read and all(map(_is_index, read)) and len(set(read)) == len(read):

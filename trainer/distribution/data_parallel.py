@@ -208,7 +208,7 @@ class DataParallel(Strategy):
         self.agree(lambda: facts_at_start(run))
 
     def agree(self, facts: Callable[[], Mapping[str, str]]) -> None:
-        """Compare what every process says with what the first does; none continues if one differs."""
+        """Compare the facts of every process with those of the first; none continues if one differs."""
         if self.world_size == 1:
             return
         try:
@@ -247,7 +247,7 @@ class DataParallel(Strategy):
         return self._broken(error) if lost is None else of_a_bystander(ProcessLostError(lost[1], fix=CONTINUE))
 
     def _cause_from_afar(self, error: BaseException, watchdog: Watchdog) -> BaseException:
-        """The same where somebody else started the processes: one of them prints the message, each of them ends."""
+        """The same where a launcher started the processes: one of them prints the message, each of them ends."""
         assert self.process is not None
         if is_bystander(error):
             return error
@@ -318,7 +318,7 @@ class DataParallel(Strategy):
         return [value] if self.world_size == 1 else gathered(value)
 
     def barrier(self, name: str = "") -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this; a mismatch of names is a bug."""
         if self.world_size > 1:
             places = gathered(name)
             assert len(set(places)) == 1, f"processes wait at different places: {places}"
@@ -342,7 +342,7 @@ class ForkedDataParallel(DataParallel):
     name = "ddp_spawn"
 
     def plan(self, device: torch.device, devices: int, num_nodes: int) -> None:
-        """As `ddp`, on one machine."""
+        """As `ddp`, but all processes are on this machine."""
         if num_nodes > 1 and self.process is None:
             raise UsageError(f"{self.name} forks on one machine, and num_nodes={num_nodes}", fix='strategy="ddp"')
         super().plan(device, devices, num_nodes)

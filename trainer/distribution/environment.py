@@ -43,7 +43,7 @@ class ProcessInfo:
         return f"{self.address}:{self.port}"
 
 
-#: launcher -> the variables of (rank, world size, local rank, local world size); the first that is there is meant
+#: launcher -> the variables of (rank, world size, local rank, local world size); the first that is there counts
 _VARIABLES = {
     "environment": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
@@ -94,8 +94,8 @@ def _read(launcher: str, names: tuple[str, str, str, str], environment: Mapping[
     if not 0 <= rank < size:
         raise UsageError(f"{rank_name}={rank}: there are {size_name}={size} processes", fix=f"0 to {size - 1}")
     local = number_in(environment, local_name) if local_name in environment else 0
-    said = environment.get(local_size_name, "")
-    local_size = (launcher == "slurm" and _tasks_here(environment)) or (int(said) if said.isdigit() else local + 1)
+    text = environment.get(local_size_name, "")
+    local_size = (launcher == "slurm" and _tasks_here(environment)) or (int(text) if text.isdigit() else local + 1)
     if "TORCHELASTIC_RUN_ID" in environment:
         launcher = "torchrun"
     if "FLASHTASK_REPORTS" in environment:
@@ -121,7 +121,7 @@ def _meeting_point(launcher: str, environment: Mapping[str, str]) -> tuple[str, 
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int | None:
-    """How many tasks of SLURM's step this machine has: the second of `4(x2),3` has 4. None if SLURM does not tell."""
+    """How many tasks of SLURM's step this machine has: the second of `4(x2),3` has 4. None if SLURM does not set it."""
     counts: list[int] = []
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(tasks)] * int(times or 1)

@@ -190,7 +190,7 @@ def cores_of(process: ProcessInfo, cores: int) -> int:
 
 
 def close_group() -> None:
-    """Part from the others."""
+    """Close the group of processes, if one is open."""
     global _is_abandoned
     stop_sharing()
     if dist.is_initialized():
@@ -272,7 +272,7 @@ def agree_on(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def is_of_the_group(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone."""
+    """Whether an error only reports that another process is gone."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "by peer"))
@@ -303,7 +303,7 @@ def interface_towards(address: str) -> str | None:
 
     Args:
         address: of the machine that rank 0 is on. On that machine its own name may mean 127.0.1.1 (so on Debian), which
-            nobody else reaches: then it is the interface of the default route, or the only one.
+            no other machine reaches: then it is the interface of the default route, or the only one.
 
     Returns:
         None if the address means this machine to every process, or if the interface is not known.

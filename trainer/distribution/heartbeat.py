@@ -95,7 +95,7 @@ class Endings:
         return code
 
     def close(self) -> None:
-        """Wait no longer."""
+        """Wake what waits for the end, and close both ends of the pipe."""
         os.write(self._waker, b"over")  # to close it would not do: forked data workers have it too
         os.close(self._waker)
         os.close(self._over)

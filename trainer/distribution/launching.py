@@ -84,7 +84,7 @@ class Others:
         self.end()
 
     def end(self) -> None:
-        """End those that still run."""
+        """End the processes that still run, by SIGKILL."""
         self._is_over = True
         for rank, pid in self._pids.items():
             if self._polls[rank]() is None:
@@ -149,7 +149,7 @@ def start_again(devices: int, num_nodes: int) -> tuple[ProcessInfo, Others, sock
     address, port = os.environ.get("MASTER_ADDR", ""), number_in(os.environ, "MASTER_PORT", 0)
     listening = None
     if num_nodes == 1:
-        # Rank 0 listens before anybody calls, so that nobody else can take the port in between.
+        # Rank 0 listens before the others connect, so that no other program can take the port in between.
         listening = listen(port)
         address, port = "127.0.0.1", listening.getsockname()[1]
     processes = [
@@ -175,7 +175,7 @@ def _node_rank(num_nodes: int) -> int:
             return node
         raise UsageError(f"NODE_RANK={node}: there are num_nodes={num_nodes} machines", fix=f"0 to {num_nodes - 1}")
     raise UsageError(
-        f"num_nodes={num_nodes}: somebody has to start a process on each machine",
+        f"num_nodes={num_nodes}: a process has to be started on each machine",
         why=f"none has: {', '.join(missing)} is not set",
         fix="torchrun --nnodes 2 --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:29400 SCRIPT; "
         "or NODE_RANK=0 (then 1, ...) MASTER_ADDR=HOST MASTER_PORT=29500 python SCRIPT on each",

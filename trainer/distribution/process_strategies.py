@@ -182,11 +182,11 @@ _SPELLINGS = {
 STRATEGIES.add_source(LazySource("strategy", "flashtask.trainer.distribution", _DISTRIBUTED))
 STRATEGIES.add_source(Aliases(STRATEGIES, _SPELLINGS))
 
-#: first word of a name that others use -> what the message says of it
+#: first word of a name that others use -> what the message adds about it
 _NOT_HERE = {
     "bagua": "there is no Bagua support",
     "colossalai": "there is no ColossalAI support",
-    "ddp2": "ddp2 is gone from torch too",
+    "ddp2": "torch has removed ddp2",
     "deepspeed": "there is no DeepSpeed support",
     "dp": 'several devices in one process are slower than one process each: strategy="ddp"',
     "fairscale": "there is no FairScale support",
@@ -198,7 +198,7 @@ _NOT_HERE = {
     "xla": "there is no TPU support",
 }
 #: why a strategy of distribution is not a finetuning strategy
-_OF_PROCESSES = "this is a strategy of distribution, and a finetuning strategy says what is trained"
+_OF_PROCESSES = "this is a strategy of distribution, and a finetuning strategy decides what is trained"
 _SAVES_MEMORY = ("bagua", "colossalai", "deepspeed", "fairscale")
 
 
@@ -212,7 +212,9 @@ def resolve_strategy(strategy: Any) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     if isinstance(strategy, type) and issubclass(strategy, Strategy):
-        raise UsageError(f"strategy={strategy.__name__}: it is a class", fix=f"strategy={strategy.__name__}()")
+        raise UsageError(
+            f"strategy={strategy.__name__}: not an object but a class", fix=f"strategy={strategy.__name__}()"
+        )
     if _is_finetuning(strategy):
         raise UsageError(
             f"strategy={strategy!r} is for finetuning; the Trainer's own is about devices and processes",
@@ -234,7 +236,7 @@ def automatic_strategy(devices: Any, num_nodes: int = 1) -> str:
     """What `auto` means: a process for each device where there are several, or where a launcher has started several.
 
     Raises:
-        UsageError: the environment says that this is one of several processes, and not which one.
+        UsageError: the environment has the number of processes, but not which one this is.
     """
     from flashtask.trainer.distribution.environment import process_info
 
@@ -263,7 +265,7 @@ def check_strategy_name(name: str) -> None:
 
 
 def advice_on_distribution(strategy: Any) -> tuple[str, str] | None:
-    """Why something that was given as a finetuning strategy is not one, and the `Trainer(strategy=...)` that was meant.
+    """Why something that was given as a finetuning strategy is not one, and the `Trainer(strategy=...)` to write.
 
     Args:
         strategy: a name, also a mistyped one or one of another engine; or a `Strategy` or its class.
@@ -287,7 +289,7 @@ def advice_on_distribution(strategy: Any) -> tuple[str, str] | None:
 
 
 def point_out_distribution(error: UsageError, strategy: Any) -> None:
-    """Let the error about a finetuning strategy say where a strategy of distribution belongs, if it is one.
+    """Add to the error about a finetuning strategy where a strategy of distribution belongs, if it is one.
 
     Args:
         error: it is changed.
@@ -296,13 +298,13 @@ def point_out_distribution(error: UsageError, strategy: Any) -> None:
     given = strategy[0] if isinstance(strategy, (tuple, list)) and strategy else strategy
     given = given.partition(":")[0] if isinstance(given, str) else given
     if advice := advice_on_distribution(given):
-        error.why, meant = advice
-        given_here = f"Trainer(strategy={meant!r})" if isinstance(given, str) else f"Trainer(strategy={meant})"
+        error.why, right = advice
+        given_here = f"Trainer(strategy={right!r})" if isinstance(given, str) else f"Trainer(strategy={right})"
         error.fix = f"{given_here}; for finetuning choose one of: {', '.join(FINETUNING.names())}"
 
 
 def _first_word(name: str) -> str:
-    """The word that says what a name of another engine is: `deepspeed_stage_2`; `ddp_sharded` was FairScale's."""
+    """The word that identifies a name of another engine: `deepspeed_stage_2`; `ddp_sharded` was FairScale's."""
     return "fairscale" if "sharded" in name.lower() else name.lower().partition("_")[0]
 
 

@@ -32,7 +32,7 @@ def report_of(error: BaseException, process: ProcessInfo, is_of_the_group: bool)
     Args:
         error: what ended the run in this process.
         process: this one.
-        is_of_the_group: it only says that another process is gone.
+        is_of_the_group: it only reports that another process is gone.
     """
     seen = as_users_see_it(error)
     report: dict[str, Any] = {"rank": process.rank, "of": process.world_size, "is_of_the_group": is_of_the_group}
@@ -70,7 +70,7 @@ def how_it_ended(rank: int, code: int, where: str = "") -> str:
     place = f" {where}" if where else ""
     if code >= 0:
         return f"process {rank} ended with code {code}{place}"
-    memory = "; the system does this where memory ends" if -code == signal.SIGKILL else ""
+    memory = "; the system does this when memory runs out" if -code == signal.SIGKILL else ""
     return f"process {rank} was ended by {signal.Signals(-code).name}{place}{memory}"
 
 

@@ -79,7 +79,7 @@ class ShardedModule:
         self._marks = [_Marks(part) for part in module.modules()]
         self._root = cast(Any, _Root(module))
         for block in self.blocks:
-            # FSDP's hook on what a block gives is lost where somebody changes a view in place.
+            # FSDP's hook on what a block gives is lost where a view is changed in place.
             block.register_forward_hook(lambda part, inputs, outputs: without_views(outputs))
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward, **options)
         fully_shard(self._root, mesh=mesh, **options)
@@ -196,7 +196,7 @@ class _Marks:
                 yield partial(_put, hooks, number, hooks.pop(number), is_first)
 
     def remove(self) -> None:
-        """Take everything away."""
+        """Restore the class of the part, and remove the hooks that sharding has added."""
         if type(self.part) is not self.kind:
             self.part.__class__ = self.kind
         for name, numbers in self._hooks.items():
@@ -225,7 +225,7 @@ class Recomputing:
             block.forward = partial(_recomputed, block.forward)
 
     def end(self) -> None:
-        """Let the blocks compute as before."""
+        """Restore the `forward` of each block."""
         for block in self._blocks:
             forward: Any = block.forward
             del block.forward

@@ -118,7 +118,7 @@ class Watchdog:
                     return
                 self._listen(store)
                 self._without_answer = 0.0
-        except Exception:  # whoever kept the store is gone: the exchange that needs it will fail
+        except Exception:  # the process with the store is gone: the exchange that needs it will fail
             self._is_reached = False
 
     def _listen(self, store: Any) -> None:

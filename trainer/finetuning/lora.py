@@ -2,7 +2,7 @@
 
 A layer that is adapted stays the same object, under the same names: its class is replaced by a subclass that adds the
 product of two factors to the weight, and back again when they are merged. So the base weights keep their keys
-(`blocks.0.attn.qkv.weight`), and the factors stand beside them (`...qkv.lora_down`, `...qkv.lora_up`).
+(`blocks.0.attn.qkv.weight`), and the factors are stored beside them (`...qkv.lora_down`, `...qkv.lora_up`).
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def adapted_layers(module: nn.Module) -> dict[str, Any]:
 
 
 def factor_names(module: nn.Module) -> set[str]:
-    """The names of all factors."""
+    """The names of all factors in the module's state dict."""
     return {f"{name}.{factor}" for name in adapted_layers(module) for factor in _FACTORS}
 
 

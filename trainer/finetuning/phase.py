@@ -78,10 +78,10 @@ class LowRank:
         """How a recipe writes it: the rank alone if everything else is the default."""
         if self == LowRank(self.rank):
             return self.rank
-        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
         defaults = {field.name: field.default for field in fields(self)}
-        plain = {name: list(value) if name == "targets" else value for name, value in said.items()}
-        return {name: plain[name] for name in said if name == "rank" or said[name] != defaults[name]}
+        plain = {name: list(value) if name == "targets" else value for name, value in given.items()}
+        return {name: plain[name] for name in given if name == "rank" or given[name] != defaults[name]}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Plateau:
             metric is measured.
         min_delta: by how much a better value must be better, at least 0.
         mode: `min` or `max`; None means the module's own for the module's own metric, and for any other what its name
-            says (`val_f1`: `max`, `val_loss`: `min`).
+            implies (`val_f1`: `max`, `val_loss`: `min`).
 
     Raises:
         UsageError: an invalid value.
@@ -280,7 +280,7 @@ class Phase:
         return self.steps is not None or self.plateau is not None
 
     def fixed_end(self, start: int) -> float:
-        """The epoch at which it is over at the latest, if it begins at `start`; infinite if nothing says so."""
+        """The epoch at which it is over at the latest, if it begins at `start`; infinite if that is not known."""
         by_length = math.inf if self.epochs is None else start + self.epochs
         return min(by_length, math.inf if self.epoch is None else self.epoch)
 
@@ -297,8 +297,8 @@ class Phase:
         """How a recipe writes it."""
         until: dict[str, Any] = {name: getattr(self, name) for name in UNTIL if getattr(self, name) is not None}
         if self.plateau is not None:
-            said = {one.name: getattr(self.plateau, one.name) for one in fields(Plateau)}
-            until["plateau"] = {name: value for name, value in said.items() if value is not None}
+            given = {one.name: getattr(self.plateau, one.name) for one in fields(Plateau)}
+            until["plateau"] = {name: value for name, value in given.items() if value is not None}
         written: dict[str, Any] = {"train": self.train.recipe()}
         written |= until if set(until) == {"epochs"} else {"until": until} if until else {}
         written |= {name: dict(getattr(self, name)) for name in ("learning_rates", "factors") if getattr(self, name)}

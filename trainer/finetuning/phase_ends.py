@@ -32,7 +32,7 @@ class PhaseProgress:
         module: whose own metric is `module.monitor`.
 
     Raises:
-        UsageError: a plateau has no `mode`, and the name of its metric does not say it.
+        UsageError: a plateau has no `mode`, and the name of its metric does not imply one.
     """
 
     def __init__(self, finetuning: Finetuning, module: Module) -> None:
@@ -105,7 +105,7 @@ class PhaseProgress:
         return {"ends": ends, "first_steps": [*self.first_steps], "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned; called when a run is resumed."""
         self.ends = dict(state["ends"])
         self.first_steps = [*state["first_steps"]]
         self._best, self._waited = state["best"], state["waited"]

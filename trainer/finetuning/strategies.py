@@ -99,7 +99,7 @@ class Finetuning:
 
     @property
     def length(self) -> int | None:
-        """How many epochs the phases have at the most, None if nothing says so."""
+        """How many epochs the phases have at the most, None if that is not known."""
         start: float = 0
         for phase in self.phases:
             start = max(start, phase.fixed_end(int(start)))
@@ -138,7 +138,7 @@ class Finetuning:
 
     @property
     def has_rates(self) -> bool:
-        """Whether a phase sets learning rates."""
+        """Whether a phase sets learning rates, which needs parameter groups by phase."""
         return any(phase.learning_rates or phase.factors or phase.layer_decay for phase in self.phases)
 
     @property
@@ -334,7 +334,7 @@ class _HasStages(Protocol):
     def stages(self) -> Any: ...
 
 
-#: What `strategy=` takes; `resolve_finetuning` says what each means.
+#: What `strategy=` takes; `resolve_finetuning` explains each.
 FinetuningLike = str | Sequence[Any] | Mapping[str, Any] | Finetuning | _HasPhases | _HasStages
 
 

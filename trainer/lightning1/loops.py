@@ -52,7 +52,7 @@ class Loop:
 
     @property
     def trainer(self) -> Any:
-        """The trainer whose loop this is."""
+        """The trainer that the loop belongs to, as in Lightning."""
         return self._trainer
 
     @trainer.setter
@@ -172,7 +172,7 @@ class FitLoop(Loop):
         self.go_through(self.trainer.loops.begin_fit(self.trainer.fit_run))
 
     def advance(self, *arguments: Any) -> None:
-        """One epoch, by the loop below."""
+        """Run one epoch by the loop below, `epoch_loop`."""
         self.epoch_loop.run()
 
     def on_run_end(self) -> Any:
@@ -184,7 +184,7 @@ class _Reading(Loop):
     """A loop over an iterator, which is released at the end, also after an error."""
 
     _source: Iterator[Any] = iter(())
-    #: what the next turn works on, once somebody has asked whether there is one
+    #: what the next turn works on, once `done` has been read
     _upcoming: tuple[Any, ...] = ()
 
     @property
@@ -273,7 +273,7 @@ class _Once(Loop):
 
 
 class TrainingBatchLoop(_Once):
-    """What is done with a group of batches, by whoever optimizes."""
+    """What is done with a group of batches, with automatic or manual optimization."""
 
     def __init__(self) -> None:
         self.optimizer_loop: Loop = OptimizerLoop()
@@ -332,7 +332,7 @@ class PredictionLoop(EvaluationLoop):
 
 
 class EvaluationEpochLoop(_Reading):
-    """The batches of one loader."""
+    """One pass over the batches of one loader, without gradients."""
 
     def on_run_start(self, *arguments: Any) -> None:
         """Open the loader; the arguments are the evaluation run and the number of the loader."""

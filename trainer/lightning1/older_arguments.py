@@ -92,7 +92,7 @@ def todays_names(trainer_class: type, older: Mapping[str, Any], given: Arguments
         given: those that it has, with their values.
 
     Raises:
-        UsageError: a name that means nothing, that was replaced, or that says what another argument says too.
+        UsageError: a name that means nothing, that was replaced, or that contradicts another argument.
     """
     defaults = {name: p.default for name, p in inspect.signature(trainer_class).parameters.items()}
     arguments = dict(given)
@@ -100,15 +100,15 @@ def todays_names(trainer_class: type, older: Mapping[str, Any], given: Arguments
         if name not in UNDERSTOOD:
             fix = _INSTEAD.get(name) or argument_fix(name, [*given, *UNDERSTOOD]) or "see help(Trainer)"
             raise UsageError(f"Trainer has no argument {name!r}", fix=fix)
-        for today, meant in UNDERSTOOD[name](value, older).items():
+        for today, value_today in UNDERSTOOD[name](value, older).items():
             if today == "callbacks":
                 held = arguments["callbacks"] or []
-                meant = [*meant, *(held if isinstance(held, (list, tuple)) else [held])]
+                value_today = [*value_today, *(held if isinstance(held, (list, tuple)) else [held])]
             elif arguments[today] != defaults[today]:
                 raise UsageError(
-                    f"{name}={value!r} and {today}={arguments[today]!r} say one thing twice", fix=f"drop {name}"
+                    f"{name}={value!r} and {today}={arguments[today]!r} set the same thing", fix=f"drop {name}"
                 )
-            arguments[today] = meant
+            arguments[today] = value_today
     return arguments
 
 
@@ -121,7 +121,7 @@ def devices_of_gpus(gpus: int | str | Sequence[int] | None, auto_select: bool = 
     Args:
         gpus: None, 0 or an empty list for the CPU, -1 for all (without a GPU, the CPU and a message), how many, or
             their numbers, also as text.
-        auto_select: for a number of them, take those that nobody uses.
+        auto_select: for a number of them, take unused ones.
 
     Raises:
         UsageError: an invalid value, or CUDA devices that this machine does not have.
@@ -160,7 +160,7 @@ def _cuda_devices(gpus: Any, wanted: int | tuple[int, ...], count: int, auto_sel
 
 
 def _memory(index: int) -> tuple[int, int]:
-    """Free and total bytes of a CUDA device; one that lets nobody else in has nothing free."""
+    """Free and total bytes of a CUDA device; one that is used exclusively has nothing free."""
     try:
         return torch.cuda.mem_get_info(index)
     except RuntimeError:
@@ -236,7 +236,7 @@ def add_arguments(parser: argparse.ArgumentParser, made: type) -> argparse.Argum
 
 
 def given_arguments(namespace: argparse.Namespace, made: type) -> dict[str, Any]:
-    """What a namespace says that is an argument of a class; the rest is the script's own."""
+    """The values in a namespace that are arguments of a class; the others belong to the script."""
     known = {*_arguments(made), *_older(made)}
     return {name: value for name, value in vars(namespace).items() if name in known}
 

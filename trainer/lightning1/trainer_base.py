@@ -28,49 +28,54 @@ OLDER_HOOKS = {
 }
 
 
-#: Attributes of older and newer Lightning trainers that this one has not -> what takes their place.
+#: Attributes of Lightning's trainers that this one does not have -> what docs/from-lightning.md says about them.
 NOT_THERE = {
-    "amp_backend": 'precision="16-mixed"',
-    "call_hook": "trainer.current_run.notify(hook)",
-    "convert_to_lightning_optimizers": "trainer.optimizers",
-    "data_parallel": "trainer.strategy.name",
+    "amp_backend": "trainer.precision_plugin",
+    "call_hook": "internal to Lightning; trainer.current_run calls hooks",
+    "convert_to_lightning_optimizers": "internal to Lightning; trainer.optimizers are those of torch",
+    "data_parallel": "trainer.world_size",
     "data_parallel_device_ids": "trainer.device_ids",
-    "distributed_sampler_kwargs": "trainer.world_size, trainer.global_rank",
+    "default_attributes": "inspect.signature(Trainer)",
+    "distributed_sampler_kwargs": "trainer.world_size and trainer.global_rank",
     "enable_validation": "bool(trainer.val_dataloaders)",
+    "get_deprecated_arg_names": "internal to Lightning",
     "gpus": "trainer.device_ids",
-    "init_module": "with torch.device(...): model = Net()",
-    "init_optimizers": "trainer.optimizers",
-    "ipus": "trainer.device_ids",
+    "init_module": 'torch.device("meta") as a context, or make layers in Module.configure_model',
+    "init_optimizers": "internal to Lightning; trainer.optimizers has them",
+    "ipus": "IPUs are not supported",
     "lightning_optimizers": "trainer.optimizers",
     "lr_schedulers": "trainer.lr_scheduler_configs",
+    "match_env_arguments": "environment variables set no arguments",
     "num_gpus": "trainer.num_devices",
     "num_processes": "trainer.world_size",
-    "optimizer_frequencies": "automatic_optimization = False",
+    "optimizer_frequencies": 'a "frequency" beside each "optimizer" that Module.configure_optimizers returns',
+    "parse_argparser": "Trainer.from_argparse_args(arguments)",
     "predicted_ckpt_path": "trainer.ckpt_path",
     "prediction_writer_callbacks": "trainer.callbacks",
-    "prepare_dataloader": "datamodule.train_dataloader()",
+    "prepare_dataloader": "internal to Lightning; DataModule.train_dataloader and the like make loaders",
     "progress_bar_dict": "trainer.progress_bar_metrics",
     "received_sigterm": "trainer.interrupted",
-    "request_dataloader": "datamodule.train_dataloader()",
-    "reset_predict_dataloader": "trainer.predict_dataloaders, in a hook",
-    "reset_test_dataloader": "trainer.test_dataloaders, in a hook",
-    "reset_train_dataloader": "trainer.train_dataloader, in a hook",
-    "reset_train_val_dataloaders": "trainer.train_dataloader and trainer.val_dataloaders, in a hook",
-    "reset_val_dataloader": "trainer.val_dataloaders, in a hook",
+    "request_dataloader": "internal to Lightning; DataModule.train_dataloader and the like make loaders",
+    "reset_predict_dataloader": "trainer.predict_dataloaders are those of the last prediction; each run makes its own",
+    "reset_test_dataloader": "trainer.test_dataloaders are those of the last test; each run makes its own",
+    "reset_train_dataloader": "Trainer(reload_dataloaders_every_n_epochs=1)",
+    "reset_train_val_dataloaders": "Trainer(reload_dataloaders_every_n_epochs=1)",
+    "reset_val_dataloader": "Trainer(reload_dataloaders_every_n_epochs=1)",
     "resume_from_checkpoint": "trainer.ckpt_path",
     "root_gpu": "trainer.device_ids[0]",
-    "run_stage": "trainer.loops",
+    "run_stage": "trainer.loops, which docs/loops.md describes",
+    "should_rank_save_checkpoint": "trainer.is_global_zero",
     "slurm_job_id": 'os.environ["SLURM_JOB_ID"]',
-    "terminate_on_nan": "leave it out: a NaN always ends a run",
+    "terminate_on_nan": "a NaN always ends a run",
     "tested_ckpt_path": "trainer.ckpt_path",
-    "tpu_cores": "trainer.device_ids",
+    "tpu_cores": "TPUs are not supported",
     "training_type_plugin": "trainer.strategy",
-    "tuning": "trainer.tune(...)",
-    "use_amp": "trainer.precision_plugin.name",
+    "tuning": "no flag; trainer.tune(model) runs fits of its own",
+    "use_amp": "trainer.precision_plugin",
     "validated_ckpt_path": "trainer.ckpt_path",
-    "verbose_evaluate": "trainer.test(verbose=False)",
+    "verbose_evaluate": "trainer.test(model, verbose=False)",
     "weights_save_path": "trainer.checkpoint_callback.dirpath",
-    "weights_summary": "callbacks=[ModelSummary(max_depth=1)]",
+    "weights_summary": "Trainer(callbacks=[ModelSummary(max_depth=1)])",
 }
 
 
@@ -88,8 +93,8 @@ class Lightning1Trainer(ArgparseMixin):
 
         def __getattr__(self, name: str) -> Any:
             if name in NOT_THERE:
-                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; instead: {NOT_THERE[name]}")
-            return object.__getattribute__(self, name)  # whose error says what a property could not find
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {NOT_THERE[name]}")
+            return object.__getattribute__(self, name)  # whose error names what a property could not find
 
     @property
     def lightning_module(self) -> Any:
@@ -119,6 +124,6 @@ class Lightning1Trainer(ArgparseMixin):
 
     @property
     def _path(self) -> Loops | LoopTree:
-        """What goes through a run: `loops`, unless somebody has replaced a loop object."""
+        """What goes through a run: `loops`, unless a loop object was replaced."""
         tree = self._loop_tree
         return tree if tree is not None and tree.is_changed else self.loops

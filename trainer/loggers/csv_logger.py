@@ -57,7 +57,7 @@ class CSVLogger(FolderLogger):
         return self
 
     def start(self, folder: Path, history: list[dict[str, float]], step: int) -> None:
-        """Begin the files; those of a resumed run are cut back to where it stands."""
+        """Begin the files; those of a resumed run are cut back to its checkpoint."""
         is_begun = self._is_begun_in(folder, step)
         if not is_begun:
             self._open(folder)
@@ -120,7 +120,7 @@ class CSVLogger(FolderLogger):
         self._mark(False)
 
 
-#: rows of steps that are kept at the most, even if nobody asks for a flush
+#: rows of steps that are kept at the most, even without a flush
 _MOST_WAITING = 1000
 
 
@@ -154,7 +154,7 @@ class _Table:
         self.replace(list(first or ()), filter(is_kept, self._rows()))
 
     def append(self, rows: list[dict[str, str]]) -> None:
-        """Add rows at the end; new columns, or a file that somebody removed, have it written again."""
+        """Add rows at the end; new columns, or a file that was removed, have it written again."""
         if not self.columns and self.path.exists():
             self.columns = list(next(self._rows(), ()))
         columns, exists = _columns_of([dict.fromkeys(self.columns, ""), *rows]), self.path.exists()

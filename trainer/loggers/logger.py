@@ -98,7 +98,7 @@ class Logger(NamedPart):
 
     @property
     def version(self) -> int | str | None:
-        """What tells this run from others of the same name; None if there is nothing like it."""
+        """What distinguishes this run from others of the same name; None if there is nothing like it."""
         return None
 
     @property
@@ -114,7 +114,7 @@ class Logger(NamedPart):
 
     @property
     def root_dir(self) -> str | None:
-        """The folder of all versions."""
+        """The folder that holds the folders of all versions."""
         return self.save_dir
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -214,27 +214,27 @@ class SilentLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The name of the logger that it stands for."""
+        """The name of the logger that it replaces."""
         return str(getattr(self._real, "name", "silent"))
 
     @property
     def version(self) -> int | str | None:
-        """The version of the logger that it stands for."""
+        """The version of the logger that it replaces."""
         return getattr(self._real, "version", None)
 
     @property
     def save_dir(self) -> str | None:
-        """The folder of the logger that it stands for."""
+        """The folder of the logger that it replaces."""
         return getattr(self._real, "save_dir", None)
 
     @property
     def root_dir(self) -> str | None:
-        """The folder of all versions of the logger that it stands for."""
+        """The folder of all versions of the logger that it replaces."""
         return getattr(self._real, "root_dir", None)
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of the run of the logger that it stands for."""
+        """The folder of the run of the logger that it replaces."""
         return getattr(self._real, "log_dir", None)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -275,7 +275,7 @@ class FolderLogger(Logger):
 
     @property
     def root_dir(self) -> str | None:
-        """The folder of all versions."""
+        """The folder that holds the folders of all versions."""
         return self.save_dir if self.folder is None else str(self.folder / (self._name or ""))
 
     @property

@@ -32,7 +32,7 @@ _PAUSE = 600
 class MLFlowLogger(Logger):
     """Logs to MLflow; a resumed run continues the same MLflow run, whose id is in the folder's `mlflow.json`.
 
-    Values stand at the optimizer step and are sent when the log is flushed; if that fails, it is reported, and they
+    Values are logged by optimizer step and are sent when the log is flushed; if that fails, it is reported, and they
     are kept and sent with the next ones. MLflow draws each series in a chart of its own; those of one chart stand
     together. Characters that MLflow does not allow in names become `_`. The database of a run folder is shown by
     `mlflow server --backend-store-uri sqlite:///<run folder>/mlflow.db`, for which the whole `mlflow` is needed.
@@ -219,8 +219,8 @@ class MLFlowLogger(Logger):
         except self._mlflow.MlflowException as error:
             # MLflow has tried for minutes already; training is not to wait for that at each flush.
             self._try_again_at = time.monotonic() + _PAUSE
-            told = f"MLflow takes nothing now, {len(self._waiting)} values {fate}: {_first_line(error)}"
-            warnings.warn(told, stacklevel=4)
+            message = f"MLflow cannot be reached, {len(self._waiting)} values {fate}: {_first_line(error)}"
+            warnings.warn(message, stacklevel=4)
 
 
 def _database_at(path: Path) -> str:
@@ -243,10 +243,10 @@ def _database_at(path: Path) -> str:
 @contextmanager
 def _said_as_output(mlflow: Any, uri: str) -> Iterator[None]:
     """Before a run starts, what MLflow refuses is an error."""
-    # It tells of each table that it makes.
-    told = logging.getLogger("mlflow.store.db.utils")
-    level = told.level
-    told.setLevel(logging.WARNING)
+    # It logs each table that it makes.
+    migrations = logging.getLogger("mlflow.store.db.utils")
+    level = migrations.level
+    migrations.setLevel(logging.WARNING)
     try:
         yield
     except mlflow.MlflowException as error:
@@ -256,7 +256,7 @@ def _said_as_output(mlflow: Any, uri: str) -> Iterator[None]:
             fix='start the server, or write to a file: MLFlowLogger(tracking_uri="sqlite:///mlflow.db")',
         ) from error
     finally:
-        told.setLevel(level)
+        migrations.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ def is_available() -> bool:
 class TensorBoardLogger(FolderLogger):
     """Writes what `tensorboard --logdir <folder>` shows: values over steps, charts of several series, hyper-parameters.
 
-    Values of steps and epochs stand at the optimizer step. A resumed run goes on where its checkpoint stands: what was
+    Values of steps and epochs are logged by optimizer step. A resumed run goes on from its checkpoint: what was
     written after it is hidden by TensorBoard.
 
     Args:
@@ -85,8 +85,8 @@ class TensorBoardLogger(FolderLogger):
         assert self._here is not None
         files = list(self._here.rglob("events.out.tfevents.*"))
         _wait_for_a_later_name(files)
-        # What was written from this step on is hidden. A run that begins says so too: of several files, TensorBoard
-        # takes the first that tells of a start for the beginning, and hides nothing because of it.
+        # What was written from this step on is hidden. A run that begins records that too:
+        # TensorBoard takes the first file with such a record for the beginning, and hides nothing because of it.
         self._purge_step = step + 1 if step and files else 0
         self._writer()
         for row in () if files else history:
@@ -134,7 +134,7 @@ class TensorBoardLogger(FolderLogger):
                 self._add(name, value, int(row["step"]))
 
     def flush(self) -> None:
-        """Hand everything to the system."""
+        """Write waiting values to the event file."""
         for writer in self._writers.values():
             writer.flush()
 

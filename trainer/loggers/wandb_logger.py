@@ -24,7 +24,7 @@ _MOST_POINTS = 1000
 class WandbLogger(Logger):
     """Logs to Weights & Biases; a resumed run continues the same W&B run, whose id is in the folder's `wandb.json`.
 
-    All values stand over `global_step`. Values of `self.log("cost", {...})` are drawn one by one while the run goes on,
+    All values have `global_step` as their x axis. Values of `self.log("cost", {...})` are drawn one by one in a run,
     and in one chart when it ends. W&B takes nothing back: a step that is taken again after a kill is there twice.
     Where a W&B run is active already (`wandb.init`, a sweep), it is used and left open. An offline run that was resumed
     is in several folders, which `wandb sync --id <id>` puts together.
@@ -42,7 +42,7 @@ class WandbLogger(Logger):
 
     Raises:
         UnknownNameError: `wandb.init` has no such option.
-        UsageError: W&B is not installed, or nobody is logged in.
+        UsageError: W&B is not installed, or there is no login.
         HubError: W&B does not answer.
     """
 
@@ -160,8 +160,8 @@ class WandbLogger(Logger):
         except wandb.errors.Error as error:
             raise HubError("W&B starts no run", why=first_line(error), fix="WandbLogger(offline=True)") from error
         sync = f"wandb sync --id {run.id} {folder / 'wandb' / f'offline-run-*-{run.id}'}"
-        said = f"is written to files; send it with: {sync}" if run.offline else f"is at {run.url}"
-        print(f"the W&B run {said}", file=sys.stderr, flush=True)
+        place = f"is written to files; send it with: {sync}" if run.offline else f"is at {run.url}"
+        print(f"the W&B run {place}", file=sys.stderr, flush=True)
         return run
 
     def log_hyperparameters(self, values: dict[str, Any]) -> None:

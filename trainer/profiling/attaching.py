@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["profiling"]
 
-#: names of parts that say too little to somebody who reads a profile -> what the action is called
+#: names of parts that are unclear in a profile -> what the action is called
 _ACTIONS = {
     "to_device": "batch_to_device",
     "count_step": "schedules_and_logs",
@@ -58,11 +58,11 @@ class _Watch(RunExtension):
         self.profiler = profiler
 
     def wrap_call(self, run: Run, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The action has the name of the part, or one that says more."""
+        """The action has the name of the part, or a clearer one."""
         return call if name in _TOO_SMALL else _watched(self.profiler, call, _ACTIONS.get(name, name))
 
     def wrap_listener(self, run: Run, hook: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The action says which hook of what it is."""
+        """The action is named after the hook and its owner."""
         return _watched(self.profiler, call, _name_of(call, hook))
 
     def wrap_loader(self, run: Run, loader: Any) -> Any:

@@ -75,11 +75,11 @@ class Profiler(NamedPart):
             self.stop(action)
 
     def summary(self) -> str:
-        """What was found, in lines of at most 80 characters; empty if nothing is to be said."""
+        """What was found, in lines of at most 80 characters; empty if there is nothing to show."""
         return ""
 
     def report(self, run: Run) -> None:
-        """Say the summary, or write it to the file, where the stages of a trainer stand one after the other.
+        """Print the summary, or append it to the file, which has one for each stage of a trainer.
 
         Raises:
             OutputError: the folder cannot be made.
@@ -120,7 +120,7 @@ class PassThrough(Profiler):
 class SimpleProfiler(Profiler):
     """Counts the calls of each action and measures their time, that of actions inside of them included.
 
-    A GPU works behind the CPU: what is measured there is the time to tell it what to do.
+    A GPU works behind the CPU: what is measured there is the time in which work is queued for it.
     """
 
     def __init__(self, dirpath: PathLike | None = None, filename: str | None = None) -> None:
@@ -128,7 +128,7 @@ class SimpleProfiler(Profiler):
         self._reset()
 
     def begin(self, run: Run) -> None:
-        """Start from nothing."""
+        """Begin a stage with empty records."""
         self._reset()
 
     def _reset(self) -> None:
@@ -183,12 +183,12 @@ class AdvancedProfiler(Profiler):
         self.rows, self._profile = rows, cProfile.Profile()
 
     def begin(self, run: Run) -> None:
-        """Start from nothing."""
+        """Begin a stage with empty records."""
         self._profile = cProfile.Profile()
         self._profile.enable()
 
     def end(self, run: Run) -> None:
-        """Stop looking."""
+        """Stop recording, at the end of a stage."""
         self._profile.disable()
 
     def summary(self) -> str:

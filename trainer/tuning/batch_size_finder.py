@@ -1,7 +1,7 @@
 """The largest batch size that trains in the memory there is.
 
 On an accelerator sizes are tried until one does not fit. A CPU has no such moment: the system would kill the process.
-So there a few small sizes are trained on, and the line through their peaks of memory tells how far the rest reaches.
+So there a few small sizes are trained on, and the line through their peaks of memory shows how far the rest reaches.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SHARE = 0.8
 
 
 def batch_size_in(module: Module, data: DataModule, name: str) -> NamedValue:
-    """The batch size of a module or its data module, in every place where it stands.
+    """The batch size of a module or its data module, in every place that has it.
 
     Raises:
         UsageError: there is none, it is not a whole number, or the loader that it would be for was given as it is.
@@ -76,7 +76,7 @@ def find_batch_size(trial: Trial, options: BatchSizeOptions, finetuning: Finetun
     """Search on the copies of a trial, while as much of the backbone trains as ever will.
 
     Raises:
-        UsageError: the loader does not use the batch size, or this system does not tell how much memory is in use.
+        UsageError: the loader does not use the batch size, or this system does not report how much memory is in use.
         OutOfMemoryError: not even the smallest batches fit.
     """
     attempts = _Attempts(trial, batch_size_in(trial.module, trial.data, options.attribute), finetuning)
@@ -209,7 +209,7 @@ def _tightest_limit() -> MemoryLimit:
     except OSError as error:
         raise UsageError(
             "the batch size cannot be searched for on this system's CPU",
-            why=f"it does not tell how much memory a process uses ({error})",
+            why=f"it does not report how much memory a process uses ({error})",
             fix="batch_size=32, or a device with memory of its own",
         ) from error
 

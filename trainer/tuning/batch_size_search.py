@@ -63,8 +63,8 @@ class BatchSizeSearch:
     Args:
         batch_size: what was found.
         bound: what kept it from being larger: `memory`, `data` (there are no more samples) or `max_batch_size`.
-        points: what was measured; on accelerators other than CUDA the memory is not, and stands as 0.
-        memory: the tightest limit of memory, and what it left free at the start; 0 where nothing tells.
+        points: what was measured; on accelerators other than CUDA the memory is not, and is 0.
+        memory: the tightest limit of memory, and what it left free at the start; 0 where that is not known.
         samples: in the training data, None if it does not know.
     """
 

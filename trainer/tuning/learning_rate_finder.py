@@ -180,7 +180,7 @@ class _Sweep(Callback, RunExtension):
 
 
 def learning_rate_of(module: Module, attribute: str | None) -> NamedValue:
-    """The learning rate of a module, in every place where it stands.
+    """The learning rate of a module, in every place that has it.
 
     Raises:
         UsageError: it has none, or not a number above 0.

@@ -11,7 +11,7 @@ __all__ = ["NamedValue"]
 
 
 class NamedValue:
-    """A number under one name, in every place where it stands: attributes and saved hyper-parameters.
+    """A number under one name, in every place that has it: attributes and saved hyper-parameters.
 
     Args:
         name: of the attribute and of the hyper-parameter.

@@ -76,7 +76,7 @@ class Trial:
         """Train the copy for a number of optimizer steps, through as many epochs as that takes.
 
         Args:
-            callback: the only one; the user's own are not told of a trial.
+            callback: the only one; the user's own are not called in a trial.
             steps: of the optimizer.
             batches_a_step: `accumulate_grad_batches`.
             finetuning: what is frozen.
@@ -106,7 +106,7 @@ def learn_nothing(run: FitRun) -> None:
 
 @contextmanager
 def trial(trainer: Trainer, module: Module, data: DataModule) -> Iterator[Trial]:
-    """Copies to try something on; random generators stand where they stood when the block ends, however it ends.
+    """Copies to try something on; random generators are put back when the block ends, however it ends.
 
     Raises:
         UsageError: something in the module or the data cannot be copied.
