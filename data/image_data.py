@@ -27,7 +27,6 @@ from flashtask.data.cached_inputs import is_address
 from flashtask.data.dataset_items import DatasetPart, Items, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
-from flashtask.data.hub_dataset import fetch_dataset
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
@@ -485,6 +484,8 @@ class ImageData(ImageDataModule):
             HubError: the hub cannot be reached, or refuses.
             IntegrityError: a file is not the one that the hub promised.
         """
+        from flashtask.data.hub_dataset import fetch_dataset  # loads huggingface_hub
+
         found = fetch_dataset(repository, revision)
         if found.folder is not None:
             made = cls.from_root(found.folder, **options)
@@ -642,6 +643,8 @@ class ImageData(ImageDataModule):
             is_labels = cls.readers[:1] == (LabelReader,)
             return ("certain", "class folders") if is_labels else ("no", "")
         if constructor == "from_hub_dataset":
+            from flashtask.data.hub_dataset import fetch_dataset
+
             fetched = fetch_dataset(arguments["repository"], arguments.get("revision"))
             if fetched.folder is not None:
                 return cls.suits("from_folders", {})
