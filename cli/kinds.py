@@ -8,7 +8,7 @@ from typing import Any
 
 from flashtask.core.errors import did_you_mean
 
-__all__ = ["AUTO", "Kind", "auto_or", "below_one", "choice", "delimiter", "devices", "image_size", "magnitude"]
+__all__ = ["AUTO", "Kind", "auto_or", "below_one", "choice", "delimiter", "devices", "fold", "image_size", "magnitude"]
 __all__ += ["names", "not_negative", "one_of", "positive", "probability", "share", "steps", "text", "value_range"]
 __all__ += ["weights", "whole"]
 
@@ -140,6 +140,16 @@ def share(value: str) -> float | int:
     if number >= 1 and number.is_integer():
         return int(number)
     raise ValueError(f"must be a share above 0 and below 1, or a number of images, not {value}")
+
+
+def fold(value: str) -> str:
+    """Which fold of how many: `2/5`."""
+    number, slash, count = value.partition("/")
+    if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
+        raise ValueError(f"{value!r} is not a fold such as 2/5")
+    if not 1 <= int(number) <= int(count) or int(count) < 2:
+        raise ValueError(f"must be from 1/N to N/N with N of at least 2, not {value}")
+    return f"{int(number)}/{int(count)}"
 
 
 def one_of(words: Sequence[str]) -> Kind:

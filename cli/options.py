@@ -14,6 +14,7 @@ from flashtask.cli.kinds import (
     auto_or,
     delimiter,
     devices,
+    fold,
     image_size,
     magnitude,
     names,
@@ -266,6 +267,25 @@ _OPTIMIZATION = (
     Option("--seed", "trainer.seed", whole(0, 2**32 - 1), "Seed of all random numbers.", "N", "0", "Training"),
 )
 
+_FOLD = Option(
+    "--fold",
+    f"{_DATA}.fold",
+    fold,
+    "The fold of training images to validate on: 2/5.",
+    "K/N",
+    "none; see --val-split",
+    "Data",
+)
+_GROUP_PATTERN = Option(
+    "--group-pattern",
+    f"{_DATA}.group_pattern",
+    str,
+    "Images whose paths match with one first group are never split.",
+    "REGEX",
+    "none",
+    "Data",
+)
+
 _IMAGES = (
     Option(
         "--val-split",
@@ -276,6 +296,8 @@ _IMAGES = (
         "0.2 if DATA has no validation images",
         "Data",
     ),
+    _FOLD,
+    _GROUP_PATTERN,
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
     _VALUE_RANGE,
@@ -467,6 +489,8 @@ CACHE = (_JSON,)
 _BACKBONE = Option("--backbone", "", text, "", "NAME", group="Model")
 _OF_THE_DATA = (
     next(option for option in _IMAGES if option.flag == "--val-split"),
+    _FOLD,
+    _GROUP_PATTERN,
     _VALUE_RANGE,
     *_COLUMNS,
     *(option for option in _REST if option.flag in ("--multi-label", "--task", "--config", "--set")),

@@ -205,7 +205,7 @@ def _put_data(recipe: Recipe, data: str) -> None:
     for name, folder in zip(_FOLDERS, (layout.train, layout.val, layout.test, layout.predict), strict=True):
         if folder is not None and recipe.get(f"{section}.{name}") is None:
             recipe.set(f"{section}.{name}", str(folder), "DATA")
-    if recipe.get(f"{section}.val_folder") is None and recipe.get(f"{section}.val_split") is None:
+    if all(recipe.get(f"{section}.{name}") is None for name in ("val_folder", "val_split", "fold")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
 
@@ -254,5 +254,5 @@ def _put_table(recipe: Recipe, data: str) -> None:
     """DATA is the table to train on; `--set` may name others."""
     section = f"data.{OF_TABLES}"
     recipe.set(f"{section}.train_file", absolute(data, Path.cwd()), "DATA")
-    if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split")):
+    if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split", "fold")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")

@@ -13,9 +13,10 @@ from flashtask.core.keywords import named_arguments
 from flashtask.core.number_checks import is_whole
 from flashtask.core.preprocessing import Preprocessing, as_value_range
 from flashtask.data.checks import check_policy
+from flashtask.data.groups import compiled_pattern
 from flashtask.data.layout import existing_folder
 from flashtask.data.samplers import SamplerLike, check_sampler
-from flashtask.data.splits import check_share
+from flashtask.data.splits import Fold, check_share, read_fold
 from flashtask.data.transforms import AugmentLike, check_augment
 
 __all__ = [
@@ -44,6 +45,10 @@ class ImageOptions(TypedDict, total=False):
         batch_size: images a step, at least 1.
         val_split: the part of the training images to validate on: a share in (0, 1) or a number of images,
             stratified.
+        fold: which fold validates, in place of `val_split`: `(2, 5)` or `"2/5"` is the second of five. Over the folds
+            each training image validates once; the single image of a class always trains.
+        group_pattern: a regular expression, searched in the relative path of each image; images with the same first
+            group are never split between training and validation. "" says that there are no groups.
         split_seed: the split's own seed.
         num_workers: processes that load images; None decides by itself (none unless processes are
             forked).
@@ -66,6 +71,8 @@ class ImageOptions(TypedDict, total=False):
 
     batch_size: int
     val_split: float | int | None
+    fold: Fold | None
+    group_pattern: str | None
     split_seed: int
     num_workers: int | None
     augment: AugmentLike
@@ -96,6 +103,8 @@ class TargetOptions(ImageOptions, total=False):
 _DEFAULTS: dict[str, Any] = {
     "batch_size": 32,
     "val_split": None,
+    "fold": None,
+    "group_pattern": None,
     "split_seed": 0,
     "num_workers": None,
     "augment": "auto",
@@ -150,7 +159,13 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     check_numbers(**{name: given[name] for name in ("batch_size", "num_workers", "split_seed")})
     check_policy(given["on_bad_image"])
     check_sampler(given["sampler"])
+    if given["group_pattern"]:
+        compiled_pattern(given["group_pattern"])
     kept = {name: given[name] for name in ("batch_size", "val_split", "split_seed", "num_workers")}
+    kept |= {
+        "fold": None if given["fold"] is None else "{}/{}".format(*read_fold(given["fold"])),
+        "group_pattern": given["group_pattern"],
+    }
     kept |= {name: given[name] for name in ("flip", "random_erasing", "sampler")}
     ends = as_value_range(given["value_range"])
     return kept | {
@@ -219,24 +234,31 @@ def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Prepr
         raise UsageError(f"preprocessing cannot be {dict(given)!r}", why=str(error), fix=example) from None
 
 
-def check_split(val_split: float | int | None, given: Mapping[str, object], what: str = "folder") -> None:
-    """Refuse a `val_split` that is not a share, or that has nothing to split.
+def check_split(options: Mapping[str, Any], given: Mapping[str, object], what: str = "folder") -> None:
+    """Refuse a `val_split` that is not a share, a `fold` that there is not, or that there is nothing to split.
 
     Args:
-        val_split: as in `from_folders`.
+        options: those of the constructor, of which `val_split` and `fold` count.
         given: the folders or files by part (`train`, `val`, ...), as the user gave them.
         what: `folder` or `file`.
 
     Raises:
         UsageError: it contradicts the folders.
     """
-    if val_split is None:
+    val_split, fold = options.get("val_split"), options.get("fold")
+    if val_split is not None and fold is not None:
+        raise UsageError("val_split and fold both define the validation data", fix="leave one of them out")
+    if val_split is not None:
+        check_share(val_split)
+    elif fold is not None:
+        read_fold(fold)
+    else:
         return
-    check_share(val_split)
+    name = "fold" if val_split is None else "val_split"
     if given["val"] is not None:
-        raise UsageError(f"val_split and val_{what} both define the validation data", fix="leave one of them out")
+        raise UsageError(f"{name} and val_{what} both define the validation data", fix="leave one of them out")
     if given["train"] is None:
-        raise UsageError(f"val_split takes a part of train_{what}, but there is none", fix=f"train_{what}=...")
+        raise UsageError(f"{name} takes a part of train_{what}, but there is none", fix=f"train_{what}=...")
 
 
 def check_folders(given: Mapping[str, PathLike | None]) -> dict[str, Path]:

@@ -84,7 +84,7 @@ class ImageData(ImageDataModule):
         """
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
         known = checked_options(options)
-        check_split(known["val_split"], given, "folder")
+        check_split(known, given, "folder")
         folders = check_folders(given)
         listed = {part: _list_part(part, folder) for part, folder in folders.items()}
         table = SampleTable.joined(
@@ -163,7 +163,7 @@ class ImageData(ImageDataModule):
                 raise UsageError(f"{part}_files needs targets", fix=f"{part}_targets=[...], or target=r'([a-z]+)_'")
             column = None if own is None else target_column(own, f"{part}_targets", len(paths))
             rows.append(Rows(part, f"{part}_files", where, as_text(paths), "", column, folder, problems=problems))
-        check_split(options.get("val_split"), given, "files")
+        check_split(options, given, "files")
         return cls._of_rows(rows, ("target",), ("from_files", arguments), dict(options), source)
 
     # ---- tables
@@ -211,7 +211,7 @@ class ImageData(ImageDataModule):
             BadDataError: a file that is not a table, or rows that cannot be used; all are named.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        check_split(options.get("val_split"), given, "file")
+        check_split(options, given, "file")
         files = check_files(given, "from_csv", "file", '"cells.csv"')
         tables = {part: open_table(file, f"{part}_file") for part, file in files.items()}
         arguments = {table.argument: table.place for table in tables.values()}
@@ -268,7 +268,7 @@ class ImageData(ImageDataModule):
             "test": test_data_frame,
             "predict": predict_data_frame,
         }
-        check_split(options.get("val_split"), given, "data_frame")
+        check_split(options, given, "data_frame")
         frames = check_files(given, "from_data_frame", "data_frame", "frame")
         tables = {part: open_table(frame, f"{part}_data_frame") for part, frame in frames.items()}
         arguments = {table.argument: {"not_saved": table.place} for table in tables.values()}
@@ -414,7 +414,7 @@ class ImageData(ImageDataModule):
             BadDataError: items that change, or targets that cannot be read.
         """
         given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
-        check_split(options.get("val_split"), given, "dataset")
+        check_split(options, given, "dataset")
         found = {
             part: read_dataset(dataset, f"{part}_dataset", input_field, target_field, has_targets=part != "predict")
             for part, dataset in check_files(given, "from_datasets", "dataset", "dataset").items()
@@ -492,7 +492,7 @@ class ImageData(ImageDataModule):
         else:
             tables = {part: open_table(files, f"{part}_file") for part, files in found.tables.items()}
             known = dict(options)
-            if "val" not in tables:
+            if "val" not in tables and known.get("fold") is None:
                 known.setdefault("val_split", DEFAULT_VAL_SPLIT)
             arguments = {table.argument: table.place for table in tables.values()}
             first = tables.get("train") or next(iter(tables.values()))
@@ -559,7 +559,7 @@ class ImageData(ImageDataModule):
         field: str = "target",
     ) -> Self:
         """Data of pictures in memory."""
-        check_split(options.get("val_split"), given, kind)
+        check_split(options, given, kind)
         pictures = check_files(given, constructor, kind, kind)
         arguments: dict[str, Any] = {}
         rows: list[Rows] = []
@@ -680,7 +680,7 @@ class ImageData(ImageDataModule):
             options: as in `from_folders`.
         """
         layout = resolve_layout(root)
-        if val_split is None and layout.val is None:
+        if val_split is None and options.get("fold") is None and layout.val is None:
             val_split = DEFAULT_VAL_SPLIT
         return cls.from_folders(layout.train, layout.val, layout.test, layout.predict, val_split=val_split, **options)
 

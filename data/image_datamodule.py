@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -25,13 +26,14 @@ from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import FirstSteps
 from flashtask.data.findings import Audit, read_ignored
+from flashtask.data.groups import groups_of_names, suspected_groups
 from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.loaders import image_loader
 from flashtask.data.mirrored import changed_by_mirroring
 from flashtask.data.samplers import balanced_sampler, weighted_sampler
-from flashtask.data.samples import PARTS, Column, SampleTable
+from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.spatial import SpatialReader
-from flashtask.data.splits import grouped_split, stratified_split
+from flashtask.data.splits import grouped_folds, grouped_split, read_fold, stratified_folds, stratified_split
 from flashtask.data.targets import Source, TargetReader
 from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
 from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
@@ -42,6 +44,8 @@ __all__ = ["ImageDataModule"]
 #: What the arguments that give a part may end with.
 _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
 
+#: Classes that a line names at the most.
+_SHOWN = 5
 #: Arguments that are paths of this machine.
 _PLACES = ("_folder", "_file")
 _PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -99,8 +103,10 @@ class ImageDataModule(DataModule):
         self._manifest: tuple[str, ...] = ()
         self._against = "the model"
         self._reader = reader
-        if arguments["val_split"] is not None:
-            self._split(arguments["val_split"], arguments["split_seed"])
+        if arguments.get("group_pattern"):
+            self._take_groups(arguments["group_pattern"])
+        if arguments["val_split"] is not None or arguments.get("fold") is not None:
+            self._split(arguments["split_seed"])
         self._learn()
 
     def _learn(self) -> None:
@@ -216,8 +222,14 @@ class ImageDataModule(DataModule):
         return self._arguments["augment"] not in ("auto", "none")
 
     def split_manifest(self) -> tuple[str, ...]:
-        """The images that `val_split` chose, relative to the training folder; empty without a split."""
+        """The images that `val_split` or `fold` chose, relative to the training folder; empty without a split."""
         return self._manifest
+
+    def split_rows(self) -> Iterator[tuple[str, str]]:
+        """Part and name of each training and validation image, if `val_split` or `fold` chose them."""
+        for part in ("train", "val") if self._manifest else ():
+            for name in self._table.of(part).names():
+                yield part, name
 
     def state_dict(self) -> dict[str, Any]:
         """Which images the run trains and validates on, as a digest, and the split; a resume compares them.
@@ -328,17 +340,49 @@ class ImageDataModule(DataModule):
         """Batches of images, in the order of the listing."""
         return self._loader("predict")
 
-    def _split(self, share: float | int, seed: int) -> None:
+    def _take_groups(self, pattern: str) -> None:
+        if self._table.groups is not None:
+            raise UsageError("group_field and group_pattern both define the groups", fix="leave one of them out")
+        self._table = replace(self._table, groups=as_text(groups_of_names(self._table.names(), pattern)))
+
+    def _split(self, seed: int) -> None:
+        """Let some of the training samples validate."""
         rows = np.flatnonzero(self._table.parts == PARTS.index("train"))
         whole = self._table.at(rows)
-        names = whole.names()
-        strata = self._reader.strata(whole.targets) if whole.targets is not None else [""] * len(rows)
-        if whole.groups is not None:
-            val = grouped_split(whole.groups.tolist(), share, seed)
-        else:
-            _, val = stratified_split(names, strata, share, seed)
+        has_targets = whole.targets is not None
+        strata = self._reader.strata(whole.targets) if has_targets else [""] * len(rows)
+        classes = self._reader.classes(whole.targets) if has_targets else None
+        val = self._validating(whole, strata, classes, seed)
         self._table = self._table.with_part(rows[val], "val")
+        names = whole.names()
         self._manifest = tuple(names[i] for i in val)
+        self._remarks["train"] = [*self._remarks.get("train", ())]
+        if classes is not None and (said := _not_validated(classes, val)):
+            self._remarks["train"].append(said)
+        if whole.groups is None and self._arguments.get("group_pattern") is None:
+            files = [path if os.path.isabs(path) else "" for path in whole.inputs.tolist()]
+            is_folders = self._constructor == "from_folders"
+            count = len({name for own in classes or () for name in own})
+            if said := suspected_groups(names, files, val, count, skips_folder=is_folders):
+                self._remarks["train"].append(said)
+
+    def _validating(
+        self, whole: SampleTable, strata: Sequence[str], classes: list[tuple[str, ...]] | None, seed: int
+    ) -> list[int]:
+        """The positions of the samples that validate."""
+        share, names = self._arguments["val_split"], whole.names()
+        fold, count = (0, 0) if share is not None else read_fold(self._arguments["fold"])
+        if whole.groups is not None:
+            groups, keep = whole.groups.tolist(), classes is not None
+            own = classes if classes is not None else [(name,) for name in strata]
+            if share is not None:
+                return grouped_split(groups, share, seed, own, keep=keep)
+            return np.flatnonzero(grouped_folds(groups, count, seed, own, keep=keep) == fold - 1).tolist()
+        if share is not None:
+            _, val = stratified_split(names, strata, share, seed, each=self._reader.validates_each)
+        else:
+            val = np.flatnonzero(stratified_folds(names, strata, count, seed) == fold - 1).tolist()
+        return val if classes is None else _without_whole_classes(val, classes)
 
     def _check_in_turn(self, parts: list[str]) -> None:
         """Of the processes of a run, one on each machine reads all files; the others then find its notes."""
@@ -491,7 +535,8 @@ class ImageDataModule(DataModule):
         for line in warnings_of_copies(
             self._table.at(is_looked_at), looked.fingerprints, own, self.leaks, self._images
         ):
-            self._say(line)
+            is_split = "in two parts" in line and self._manifest and self._table.groups is None
+            self._say(f"{line}; group_pattern or group_field keeps pictures together" if is_split else line)
 
     def _say(self, line: str) -> None:
         # On stderr: stdout may be read by a program. Only the first process of several speaks.
@@ -602,3 +647,28 @@ class ImageDataModule(DataModule):
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _without_whole_classes(val: Sequence[int], classes: Sequence[Sequence[str]]) -> list[int]:
+    """The samples that validate, without the first of each class that would have none to train on."""
+    trains = Counter(name for own in classes for name in own)
+    trains.subtract(name for row in val for name in classes[row])
+    kept = []
+    for row in val:
+        if any(not trains[name] for name in classes[row]):
+            trains.update(classes[row])
+        else:
+            kept.append(row)
+    return kept
+
+
+def _not_validated(classes: Sequence[Sequence[str]], val: Sequence[int]) -> str:
+    """One line on the classes that have training images only; empty if there are none."""
+    validates = {name for row in val for name in classes[row]}
+    sizes = Counter(name for own in classes for name in own)
+    missing = sorted((size, name) for name, size in sizes.items() if name not in validates)
+    if not missing:
+        return ""
+    shown = ", ".join(f"{name!r} ({size:,} image{'s' if size > 1 else ''})" for size, name in missing[:_SHOWN])
+    more = ", ..." if len(missing) > _SHOWN else ""
+    return f"{len(missing)} of {len(sizes)} classes are not validated, as all of their images train: {shown}{more}"

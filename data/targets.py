@@ -24,6 +24,8 @@ __all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReade
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 _SHOWN = 20
+#: Samples that are enough for a stratum of their own, and ranges of numbers that are strata.
+_MANY = 10
 #: Numbers with decimals that may be classes.
 _MOST_CLASSES = 20
 
@@ -88,9 +90,16 @@ class TargetReader:
         """
         raise NotImplementedError
 
+    #: Whether each stratum of two samples or more has one in validation.
+    validates_each: ClassVar[bool] = False
+
     def strata(self, raw: Column) -> Sequence[str]:
         """For each sample what a validation split should keep the shares of; by default nothing."""
         return [""] * len(raw)
+
+    def classes(self, raw: Column) -> list[tuple[str, ...]] | None:
+        """The classes of each sample, of which training needs all; None if targets are not classes."""
+        return None
 
     def describe(self) -> str:
         """What was understood, in words: `3 classes, from the column 'species'`."""
@@ -157,6 +166,7 @@ class LabelReader(TargetReader):
     """
 
     kind = "label"
+    validates_each = True
 
     labels: tuple[str, ...] = ()
 
@@ -196,6 +206,10 @@ class LabelReader(TargetReader):
     def strata(self, raw: Column) -> Sequence[str]:
         """The labels."""
         return raw.tolist()  # type: ignore[no-any-return]
+
+    def classes(self, raw: Column) -> list[tuple[str, ...]]:
+        """The label of each sample."""
+        return [(label,) for label in raw.tolist()]
 
     def summary(self, raw: Column) -> str:
         """How many samples each label has, the most frequent first."""
@@ -278,10 +292,28 @@ class LabelsReader(TargetReader):
         return found[:, [self.fields.index(label) for label in self.labels]]
 
     def strata(self, raw: Column) -> Sequence[str]:
-        """Each combination of labels."""
-        if raw.ndim == 2:
-            return ["\0".join(row) for row in raw]
-        return ["\0".join(sorted(self._names(names))) for names in raw]
+        """The labels of a sample if enough others have the same; else the rarest of them."""
+        named = self.classes(raw)
+        of_label = Counter(name for names in named for name in names)
+        of_all = Counter(named)
+        rarest = [min(names, key=lambda name: (of_label[name], name), default="") for names in named]
+        found = ["\0".join(names) if of_all[names] >= _MANY else one for names, one in zip(named, rarest, strict=True)]
+        sizes = Counter(found)
+        # A stratum of one sample always trains, which only the single sample of a label has to.
+        return [
+            "" if sizes[one] == 1 and of_label[label] > 1 else one for one, label in zip(found, rarest, strict=True)
+        ]
+
+    def classes(self, raw: Column) -> list[tuple[str, ...]]:
+        """The labels of each sample, sorted."""
+        if raw.ndim == 1:
+            return [tuple(sorted(self._names(names))) for names in raw]
+        return [
+            tuple(
+                sorted(name for name, flag in zip(self.fields, row, strict=True) if str(flag).strip().lower() in _YES)
+            )
+            for row in raw
+        ]
 
     def _names(self, names: str) -> list[str]:
         parts = names.split(self.separator) if self.separator else [names]
@@ -345,6 +377,14 @@ class NumberReader(TargetReader):
     def read(self, raw: Column, source: Source) -> Column:
         """The numbers (N, numbers) float32."""
         return self._numbers(raw, source).astype(np.float32)
+
+    def strata(self, raw: Column) -> Sequence[str]:
+        """Ranges of the first number with as many samples each: a tenth of the samples, and ten at least."""
+        numbers = _as_numbers(raw if raw.ndim == 1 else raw[:, 0])
+        known = np.sort(numbers[np.isfinite(numbers)])
+        count = min(_MANY, len(known) // _MANY)
+        bounds = [known[len(known) * part // count] for part in range(1, count)]
+        return np.searchsorted(bounds, numbers, side="right").astype(str).tolist()  # type: ignore[no-any-return]
 
     def _numbers(self, raw: Column, source: Source) -> Column:
         columns = raw if raw.ndim == 2 else raw[:, None]

@@ -146,6 +146,8 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "model.weight_decay": f"the optimizer's own: {decay:g} for {own['model.optimizer']}",
         "model.backbone_learning_rate": "a tenth of --lr; with --no-pretrained, --lr",
         f"data.{CONSTRUCTOR}.val_split": f"{DEFAULT_VAL_SPLIT:g} if DATA has no validation images",
+        f"data.{CONSTRUCTOR}.fold": "none; see --val-split",
+        f"data.{CONSTRUCTOR}.group_pattern": "none",
         f"data.{CONSTRUCTOR}.augment": f"{augment}: none while the backbone is frozen, then light",
         f"data.{CONSTRUCTOR}.num_workers": f"0 on a CPU, else up to {loaders._MOST}",
         f"data.{CONSTRUCTOR}.value_range": "the range found in training",

@@ -126,6 +126,10 @@ class DataModule(BatchTransfer, ArgparseMixin, HyperparametersMixin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; called when a run is resumed."""
 
+    def split_rows(self) -> Iterable[tuple[str, str]]:
+        """Part and name of each sample of a split that was drawn, for `split.csv`; by default none was."""
+        return ()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint is about to be written: add to it."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from flashtask.core.errors import OutputError, StorageError
-from flashtask.core.files import atomic_write_text, remove_partials
+from flashtask.core.files import atomic_write, atomic_write_text, remove_partials
 from flashtask.core.plain_json import number_or_null
 from flashtask.trainer.distribution.heartbeat import start_of
 
@@ -25,7 +28,7 @@ __all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run", "was_beg
 
 #: the file that names the torchrun job that writes a folder: a script that it restarts continues there
 _MARK = ".attempt"
-_RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "best.ckpt", "last.ckpt", "summary.json")
+_RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "split.csv", "best.ckpt", "last.ckpt", "summary.json")
 
 
 def files_of_a_run(folder: Path) -> list[str]:
@@ -167,6 +170,18 @@ class RunFolder:
         """Write `recipe.yaml`, if the run can be described by names and numbers."""
         if recipe is not None:
             atomic_write_text(self.path / "recipe.yaml", yaml.safe_dump(_lists(recipe), sort_keys=False))
+
+    def write_split(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Write the part and the name of each sample to `split.csv`, if there are any."""
+        content = io.StringIO()
+        table = csv.writer(content, lineterminator="\n")
+        table.writerow(("part", "name"))
+        empty = content.tell()
+        table.writerows(rows)
+        if content.tell() > empty:
+            # A name that is not UTF-8 keeps its bytes.
+            with atomic_write(self.path / "split.csv") as file:
+                file.write(content.getvalue().encode(errors="surrogateescape"))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended to `summary.json`."""

@@ -147,6 +147,7 @@ def _begin(run: FitRun) -> None:
     run.begin()
     if trainer.run_folder is not None:
         trainer.run_folder.write_recipe(run.recipe)
+        trainer.run_folder.write_split(run.data.split_rows())
         if told := told_of_recipe(run.recipe):
             trainer.say(told)
     for logger in run.loggers:
