@@ -21,6 +21,7 @@ _KINDS = {
     "features": "features of frozen backbones",
     "checkpoints": "checkpoints that were downloaded",
     "data": "archives that were unpacked, and files at addresses",
+    "shards": "shards that were fetched from addresses",
     "hub": "hashes of the files in hub repositories",
     "backbone_sizes": "numbers of parameters",
     "files": "which files were checked, and their hashes",

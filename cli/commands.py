@@ -20,6 +20,7 @@ from flashtask.cli.options import (
     PREDICT,
     PULL,
     PUSH,
+    SHARD,
     SHOW,
     TUNE,
     ZOO,
@@ -49,7 +50,7 @@ def finetune(data: str | None, **params: Any) -> None:
     """Fine-tune a pretrained model on DATA.
 
     DATA is a folder with train/ (and val/, test/) that hold one folder per class, a folder of class folders, a table
-    (.csv or .tsv), or a recipe (.yaml), such as the recipe.yaml of an earlier run.
+    (.csv or .tsv), a folder that `shard` wrote, or a recipe (.yaml), such as the recipe.yaml of an earlier run.
     """
     from flashtask.cli.finetune import finetune as run_finetune
 
@@ -107,6 +108,21 @@ def show(data: str | None, **params: Any) -> None:
     from flashtask.cli.audit import show as run_show
 
     run_show(data, params)
+
+
+@flashtask.command(short_help="Write images as tar files for large data.")
+@click.argument("data")
+@click.argument("folder", metavar="OUT")
+@add_options(SHARD + EVERYWHERE)
+def shard(data: str, folder: str, **params: Any) -> None:
+    """Write DATA to OUT as tar files in the WebDataset layout, with an index; `flashtask finetune OUT` trains on them.
+
+    DATA is as for `finetune`, and is split as `finetune` would split it. OUT is new or empty, and appears when it is
+    whole.
+    """
+    from flashtask.cli.shard import shard as run_shard
+
+    run_shard(data, folder, params)
 
 
 @flashtask.command(short_help="Predict images.")

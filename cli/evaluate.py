@@ -19,7 +19,7 @@ from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import existing_folder, is_table_name, stage_folder
+from flashtask.data.layout import existing_folder, is_shards, is_table_name, stage_folder
 
 __all__ = ["evaluate"]
 
@@ -59,6 +59,8 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
 
 def _data_source(data: str, part: str) -> Path | str:
     """The folder or the table that DATA means."""
+    if is_shards(data):
+        return data
     if is_table_name(data):
         if not is_address(data) and not os.path.isfile(data):
             raise missing_file(data)

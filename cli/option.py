@@ -10,7 +10,7 @@ import click
 
 from flashtask.cli.kinds import Kind
 
-__all__ = ["CONSTRUCTOR", "GROUPS", "OF_TABLES", "OF_THE_HUB", "GroupedOption", "Option"]
+__all__ = ["CONSTRUCTOR", "GROUPS", "OF_SHARDS", "OF_TABLES", "OF_THE_HUB", "GroupedOption", "Option"]
 
 #: The headings of `flashtask COMMAND --help`, in their order.
 GROUPS = (
@@ -22,6 +22,8 @@ GROUPS = (
 CONSTRUCTOR = "from_folders"
 #: The constructor of data in tables.
 OF_TABLES = "from_csv"
+#: The constructor of shards.
+OF_SHARDS = "from_shards"
 #: The constructor of dataset repositories.
 OF_THE_HUB = "from_hub_dataset"
 

@@ -26,7 +26,7 @@ from flashtask.cli.kinds import (
     value_range,
     whole,
 )
-from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_TABLES, OF_THE_HUB, GroupedOption, Option
+from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_SHARDS, OF_TABLES, OF_THE_HUB, GroupedOption, Option
 from flashtask.cli.switches import SWITCHES
 
 __all__ = [
@@ -40,12 +40,14 @@ __all__ = [
     "EVERYWHERE",
     "FINETUNE",
     "GROUPS",
+    "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
     "PLAN",
     "PREDICT",
     "PULL",
     "PUSH",
+    "SHARD",
     "SHOW",
     "TABLES",
     "TUNE",
@@ -516,6 +518,14 @@ SHOW = (
     Option("--output", "", text, "Image file.", "FILE", "batch.png", "Output"),
 )
 
+SHARD = (
+    Option("--shard-size", "", whole(1), "Megabytes in a tar file.", "MB", "268", "Output"),
+    *_OF_THE_DATA,
+    *_ROWS,
+    _ON_BAD_IMAGE,
+    _JSON,
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -570,6 +580,7 @@ TABLES = {
     "plan": PLAN,
     "audit": AUDIT,
     "show": SHOW,
+    "shard": SHARD,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,

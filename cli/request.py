@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.model_source import check_source
-from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_TABLES, OF_THE_HUB, given, kinds_by_key
+from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_SHARDS, OF_TABLES, OF_THE_HUB, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
 from flashtask.cli.recipe_checks import check_names, check_shape, check_values, require_whole
@@ -17,7 +17,7 @@ from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_shards, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]
@@ -39,7 +39,7 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
         MissingInputError: a recipe or folder that is not there.
     """
     data, config = _data_and_config(data, params["config"])
-    if data and not _is_hub_dataset(data) and not (is_address(data) and is_table_name(data)):
+    if data and not _is_hub_dataset(data) and not is_shards(data) and not (is_address(data) and is_table_name(data)):
         data = brought_here(data)
     if config and not os.path.isfile(config):
         raise missing_file(config)
@@ -48,6 +48,8 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     check_shape(recipe)
     if data and _is_hub_dataset(data):
         _expect(recipe, OF_THE_HUB)
+    elif data and is_shards(data):
+        _expect(recipe, OF_SHARDS)
     elif data and is_table_name(data):
         _expect_table(recipe, data)
     options = given(FINETUNE, params)
@@ -152,7 +154,12 @@ def require_data(recipe: Recipe) -> None:
     """
     section = f"data.{recipe.constructor}"
     places = recipe.get(section) or {}
-    needed = {CONSTRUCTOR: "train_folder", OF_TABLES: "train_file", OF_THE_HUB: "repository"}.get(recipe.constructor)
+    needed = {
+        CONSTRUCTOR: "train_folder",
+        OF_TABLES: "train_file",
+        OF_THE_HUB: "repository",
+        OF_SHARDS: "shards_folder",
+    }.get(recipe.constructor)
     if not places or (needed and not places.get(needed)):
         raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
     for name in _FOLDERS:
@@ -188,6 +195,9 @@ def _put_data(recipe: Recipe, data: str) -> None:
     """DATA replaces all folders or files of the recipe; flags and `--set` still win."""
     if _is_hub_dataset(data):
         recipe.set(f"data.{OF_THE_HUB}.repository", data, "DATA")
+        return
+    if is_shards(data):
+        _put_shards(recipe, data)
         return
     if is_table_name(data):
         _put_table(recipe, data)
@@ -248,6 +258,18 @@ def _expect(recipe: Recipe, constructor: str) -> None:
     for name, value, source in said:
         if name not in _FOLDERS and not name.endswith("_file"):
             recipe.set(f"data.{constructor}.{name}", value, source)
+
+
+def _put_shards(recipe: Recipe, data: str) -> None:
+    """DATA is a folder of shards; without validation images of their own, a part of the others validates."""
+    from flashtask.data.shard_index import ShardIndex
+
+    section = f"data.{OF_SHARDS}"
+    index = ShardIndex.read(data)
+    recipe.set(f"{section}.shards_folder", index.place, "DATA")
+    has_val = any(shard.part == "val" for shard in index.shards)
+    if not has_val and all(recipe.get(f"{section}.{name}") is None for name in ("val_split", "fold")):
+        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
 
 def _put_table(recipe: Recipe, data: str) -> None:

@@ -18,7 +18,7 @@ from flashtask.core.files import staging_folder
 from flashtask.core.known_files import content_hashes
 from flashtask.data.archive import extract_archive, is_archive
 
-__all__ = ["brought_here", "cached_file", "is_address", "known_place", "unpacked"]
+__all__ = ["brought_here", "cached_file", "fetch", "is_address", "known_place", "unpacked"]
 
 #: The most that one address may hold.
 _MOST_BYTES = 256 * 2**30
@@ -59,18 +59,27 @@ def cached_file(address: str) -> str:
     place = known_place(address)
     if place.is_file():
         return str(place)
-    scheme = urlsplit(address).scheme.lower()
     place.parent.mkdir(parents=True, exist_ok=True)
     with staging_folder(place.parent, "fetching") as staging:
         file = staging / place.name
-        if scheme in ("http", "https"):
-            from flashtask.data.download import download_image
-
-            download_image(address, file, max_bytes=_MOST_BYTES, deadline=_DEADLINE)
-        else:
-            _copy(address, scheme, file)
+        fetch(address, file)
         os.replace(file, place)
     return str(place)
+
+
+def fetch(address: str, file: Path) -> None:
+    """Write what is at an address to a file.
+
+    Raises:
+        UsageError, MissingInputError, HubError, StorageError: as `cached_file`.
+    """
+    scheme = urlsplit(address).scheme.lower()
+    if scheme in ("http", "https"):
+        from flashtask.data.download import download_image
+
+        download_image(address, file, max_bytes=_MOST_BYTES, deadline=_DEADLINE)
+    else:
+        _copy(address, scheme, file)
 
 
 def _copy(address: str, scheme: str, file: Path) -> None:

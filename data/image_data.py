@@ -29,9 +29,11 @@ from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_shards, is_table_name, resolve_layout, stage_folder
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable, as_text
+from flashtask.data.shard_index import ShardIndex
+from flashtask.data.shards import read_samples
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
 from flashtask.data.tables import Frame, Table, open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
@@ -53,7 +55,13 @@ class ImageData(ImageDataModule):
     """
 
     #: What a recipe may call.
-    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_csv", "from_files", "from_hub_dataset")
+    constructors: ClassVar[tuple[str, ...]] = (
+        "from_folders",
+        "from_csv",
+        "from_files",
+        "from_hub_dataset",
+        "from_shards",
+    )
     #: The kinds of targets that such data may have; the first is the one of folders.
     readers: ClassVar[tuple[type[TargetReader], ...]] = ()
 
@@ -504,6 +512,43 @@ class ImageData(ImageDataModule):
         made._instead = ("from_hub_dataset", _said(repository=repository, revision=revision))
         return made
 
+    # ---- shards
+
+    @classmethod
+    @takes(ImageOptions)
+    def from_shards(cls, shards_folder: PathLike, **options: Unpack[ImageOptions]) -> Self:
+        """Take a folder of shards that `save_shards` or `flashtask shard` wrote: its images, targets, parts and groups.
+
+        Images are decoded when they are needed, and never kept. Each is compared with its hash in the index.
+
+        Args:
+            shards_folder: a folder, or its http(s) or fsspec address. Shards at an address are fetched one after the
+                other into the cache, which keeps up to `$FLASHTASK_SHARD_CACHE_BYTES` of them (10 GB).
+
+        Raises:
+            UsageError: an invalid value, or targets of another kind.
+            MissingInputError: there is no index, or a shard is not there.
+            IntegrityError: a file is damaged.
+            HubError: the address cannot be reached.
+        """
+        known = checked_options(options)
+        index = ShardIndex.read(shards_folder)
+        kinds = {reader.kind: reader for reader in cls.readers}
+        if (kind := index.targets.get("kind")) not in kinds:
+            raise UsageError(f"{cls.__name__} does not read shards with targets of the kind {kind!r}")
+        if index.is_remote and known["sampler"] is not None:
+            raise UsageError(
+                f"sampler={known['sampler']!r} draws from all shards, which are at an address",
+                fix="copy the shards to this machine, or leave it out",
+            )
+        table, source = read_samples(index)
+        given = {part: index.place if table.has(part) else None for part in PARTS}
+        check_split(known, given, "shards")
+        arguments = {"shards_folder": index.place, **known}
+        made = cls(table, kinds[kind].from_dict(index.targets), ("from_shards", arguments), images=source)
+        made.preprocessing = read_preprocessing(options.get("preprocessing"))
+        return made
+
     # ---- what the constructors share
 
     @classmethod
@@ -639,6 +684,10 @@ class ImageData(ImageDataModule):
             constructor: one of `constructors`.
             arguments: its arguments.
         """
+        if constructor == "from_shards":
+            kind = ShardIndex.read(arguments["shards_folder"]).targets.get("kind")
+            is_ours = kind in [reader.kind for reader in cls.readers]
+            return ("certain", f"shards with targets of the kind {kind!r}") if is_ours else ("no", "")
         if constructor == "from_folders":
             is_labels = cls.readers[:1] == (LabelReader,)
             return ("certain", "class folders") if is_labels else ("no", "")
@@ -691,11 +740,13 @@ class ImageData(ImageDataModule):
         """What a trained model is measured on: a table with the columns that it was trained on, or a folder.
 
         Args:
-            source: a table; else a folder that holds one for the part, or the folder of the part itself.
+            source: a table; a folder of shards, which hold the part; else a folder that holds one for the part, or the folder of the part itself.
             part: `val` or `test`.
             targets: of the model, as its reader describes them.
             options: of the constructor.
         """
+        if is_shards(source):
+            return cls.from_shards(source, **options)
         if not is_table_name(source):
             folders: dict[str, Any] = {f"{part}_folder": stage_folder(source, part)}
             return cls.from_folders(**folders, **options)

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from flashtask.data.loaders import image_loader
 from flashtask.data.mirrored import changed_by_mirroring
 from flashtask.data.samplers import balanced_sampler, weighted_sampler
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
+from flashtask.data.shard_writer import DEFAULT_SHARD_BYTES, require_new_folder, write_shards
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_folds, grouped_split, read_fold, stratified_folds, stratified_split
 from flashtask.data.targets import Source, TargetReader
@@ -180,7 +182,7 @@ class ImageDataModule(DataModule):
 
     def _argument(self, part: str) -> str:
         """The argument that a part came from."""
-        found = (f"{one}_{kind}" for one in (part, "train") for kind in _KINDS_OF_ARGUMENTS)
+        found = (*(f"{one}_{kind}" for one in (part, "train") for kind in _KINDS_OF_ARGUMENTS), "shards_folder")
         return next((name for name in found if name in self._arguments), f"train_{_KINDS_OF_ARGUMENTS[0]}")
 
     def _source(self, part: str) -> Source:
@@ -384,6 +386,33 @@ class ImageDataModule(DataModule):
             val = np.flatnonzero(stratified_folds(names, strata, count, seed) == fold - 1).tolist()
         return val if classes is None else _without_whole_classes(val, classes)
 
+    def save_shards(self, folder: PathLike, *, shard_bytes: int = DEFAULT_SHARD_BYTES) -> Path:
+        """Write all parts as shards for `from_shards`: tar files in the WebDataset layout, and an index.
+
+        Every image is decoded once before it is written. The folder appears when it is whole.
+
+        Args:
+            folder: new or empty.
+            shard_bytes: a tar file ends before it has more, at least 1024.
+
+        Returns:
+            The folder as an absolute path.
+
+        Raises:
+            BadDataError: images that cannot be read (with `on_bad_image="error"`).
+            OutputError: the folder is not empty, or cannot be made.
+            StorageError: a write failed.
+            UsageError: an invalid size, or targets that shards cannot hold.
+        """
+        require_new_folder(folder)
+        parts = [part for part in PARTS if self._table.has(part)]
+        self._check([part for part in parts if part not in self._checked])
+        bounds = {name: ends for part in parts for name, ends in self._wide.get(part, {}).items()}
+        seed: int = self._arguments["split_seed"]
+        return write_shards(
+            folder, self._table, self._images, self._reader, bounds, seed=seed, shard_bytes=shard_bytes, says=self._say
+        )
+
     def _check_in_turn(self, parts: list[str]) -> None:
         """Of the processes of a run, one on each machine reads all files; the others then find its notes."""
         strategy = None if self.trainer is None else self.trainer.strategy
@@ -479,13 +508,16 @@ class ImageDataModule(DataModule):
         paths = [path for part in parts for path in inputs[part]]
         # A training set is measured, whatever the model says: only the user knows better.
         known = self._own_range() if "train" in parts else self.used_preprocessing.value_range
-        looked = look_at_images(
-            paths,
-            self._channels(),
-            lambda path, seen: self._cache.read(reads[path], path, self._images, seen),
-            known,
-            self._images,
-        )
+        if (known_bounds := self._images.known_bounds(paths)) is not None:
+            looked = Looked([], known_bounds if known != "format" else {}, {})
+        else:
+            looked = look_at_images(
+                paths,
+                self._channels(),
+                lambda path, seen: self._cache.read(reads[path], path, self._images, seen),
+                known,
+                self._images,
+            )
         if self._arguments["on_bad_image"] == "error":
             refuse_bad(looked.bad, len(paths))
         if looked.bad:
@@ -637,7 +669,9 @@ class ImageDataModule(DataModule):
     def _sampler(self) -> Sampler[int] | None:
         """What draws the training samples of an epoch; None for each of them once."""
         given = self._arguments.get("sampler")
-        if given is None or not isinstance(given, str):
+        if given is None:
+            return self._images.sampler(self._table.of("train").inputs.tolist())
+        if not isinstance(given, str):
             return given
         dataset, table = self._datasets["train"], self._table.of("train")
         if given == "weighted":

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,10 @@ from flashtask.core.registry import Registry
 from flashtask.data.cached_inputs import cached_file, is_address, known_place
 from flashtask.data.images import picture_hash
 from flashtask.data.inputs import Input, input_of
+from flashtask.data.value_range import Bounds
+
+if TYPE_CHECKING:
+    from torch.utils.data import Sampler
 
 __all__ = ["FILES", "IMAGE_LOADERS", "ImageSource", "LoadedFiles", "MemoryImages", "source_of_files"]
 
@@ -71,6 +75,14 @@ class ImageSource:
     def hashes(self, names: Sequence[str]) -> list[str]:
         """The SHA-256 of the content of each file, in their order."""
         return content_hashes([_path(name) for name in names])
+
+    def known_bounds(self, names: Sequence[str]) -> dict[str, Bounds] | None:
+        """The bounds of pictures with more than 8 bits a channel, if all are known to be whole; else None."""
+        return None
+
+    def sampler(self, names: Sequence[str]) -> Sampler[int] | None:
+        """What draws the order of an epoch, if these pictures cannot be read in any order; else None."""
+        return None
 
     def fingerprint(self, names: Sequence[str]) -> list[str]:
         """What tells these pictures from others where the names do not; for files the names do."""

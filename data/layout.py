@@ -19,6 +19,7 @@ from flashtask.core.errors import BadDataError, MissingInputError, UsageError, n
 __all__ = [
     "DEFAULT_VAL_SPLIT",
     "IMAGE_EXTENSIONS",
+    "SHARD_INDEX",
     "SPLIT_NAMES",
     "Layout",
     "entries_of",
@@ -28,6 +29,7 @@ __all__ = [
     "is_hidden",
     "is_image_name",
     "is_registered",
+    "is_shards",
     "is_table_name",
     "nearest_existing",
     "part_in_name",
@@ -76,6 +78,8 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 #: The share of the training images that validates where a root has no validation images of its own.
 DEFAULT_VAL_SPLIT = 0.2
+#: The file that tells a folder of shards from others.
+SHARD_INDEX = "shards.json"
 
 
 @dataclass(frozen=True)
@@ -343,6 +347,16 @@ def stage_folder(path: str | os.PathLike[str], part: str) -> Path:
     """
     root = existing_folder(path, "the data folder")
     return split_folders(root).get(part, root)
+
+
+def is_shards(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder of shards, or a path or address of the index in one."""
+    text = os.fspath(path)
+    if "://" in text:
+        return text.endswith(f"/{SHARD_INDEX}")
+    return os.path.isfile(os.path.join(text, SHARD_INDEX)) or (
+        os.path.basename(text) == SHARD_INDEX and os.path.isfile(text)
+    )
 
 
 def is_table_name(name: str | os.PathLike[str]) -> bool:
