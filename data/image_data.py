@@ -740,7 +740,8 @@ class ImageData(ImageDataModule):
         """What a trained model is measured on: a table with the columns that it was trained on, or a folder.
 
         Args:
-            source: a table; a folder of shards, which hold the part; else a folder that holds one for the part, or the folder of the part itself.
+            source: a table; a folder of shards that has the part; else a folder that holds one for the part, or the
+                folder of the part itself.
             part: `val` or `test`.
             targets: of the model, as its reader describes them.
             options: of the constructor.

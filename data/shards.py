@@ -1,9 +1,9 @@
 """Shards: tar files in the WebDataset layout with an index, read in any order without unpacking them.
 
 A folder of shards has `shards.json` (the tar files with their sizes and hashes, and what the targets are) and
-`samples.csv` (where each image lies, its hash and its targets). Shards on this machine are read at any place. Of those at
-an address, whole files are fetched into the cache, which keeps as many as its limit allows; so training goes through one
-shard after the other, in an order of the shards and of the samples in each that depends on (seed, epoch).
+`samples.csv` (where each image lies, its hash and its targets). Shards on this machine are read at any place. Of those
+at an address, whole files are fetched into the cache, which keeps as many as its limit allows; so training goes through
+one shard after the other, in an order of the shards and of the samples in each that depends on (seed, epoch).
 """
 
 from __future__ import annotations
