@@ -324,7 +324,7 @@ def test_editors_and_help_show_the_options_of_every_constructor(name):
     parameters = inspect.signature(constructor).parameters
     assert parameters["batch_size"].default == 32
     assert parameters["augment"].default == "auto"
-    assert "labels" in parameters or name == "from_folders"
+    assert "labels" in parameters or name in ("from_folders", "from_shards")
     text = pydoc.render_doc(constructor, renderer=pydoc.plaintext)
     for option in parameters:
         assert f"{option}:" in text, option
