@@ -2,8 +2,8 @@
 
     python benchmarks/loading.py [--images 2000] [--side 256] [--rounds 5] [--workers 0] [--output FILE]
 
-The same JPEGs, decoded, resized, cropped and normalised for a network of 224 pixels, in batches of 32, without a network.
-All take turns in each round, in one process; the medians count. No decoded picture is kept. Writes a Markdown file.
+The same JPEGs, decoded, resized, cropped and normalised for a network of 224 pixels, in batches of 32, without a
+network. All take turns in each round, in one process; the medians count. No decoded picture is kept. Writes Markdown.
 """
 
 from __future__ import annotations

@@ -36,7 +36,11 @@ from flashtask import (
 from flashtask.cli import run
 from flashtask.core.errors import IntegrityError, MissingInputError, OutputError, UsageError
 from flashtask.data import shards
+from flashtask.data.image_source import MemoryImages
+from flashtask.data.samples import SampleTable, as_text
+from flashtask.data.shard_writer import write_shards
 from flashtask.data.shards import ShardSampler
+from flashtask.data.targets import LabelReader
 from flashtask.trainer.data_loaders import order_of, rebuild_loader
 
 SMALL = {"preprocessing": {"input_size": [3, 32, 32]}, "augment": "none"}
@@ -469,24 +473,23 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.long
 def test_memory_is_flat_over_100_000_samples(tmp_path):
     rng, peaks = np.random.default_rng(0), {}
+    pictures = [_jpeg(pixels) for pixels in rng.integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)]
     for count in (10_000, 100_000):
-        images = rng.integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)
-        contents = [_jpeg(image) for image in images]
-        # One picture many times over, with a number behind its end, so that all files differ.
-        data = ImageClassificationData.from_images(
-            _Many(contents, count), [str(row % 2) for row in range(count)], preprocessing={"input_size": [3, 16, 16]}
-        )
-        data.save_shards(tmp_path / f"{count}", shard_bytes=10**7)
-        command = [sys.executable, "-c", MEASURE, str(tmp_path / f"{count}")]
+        names = MemoryImages.names("train_images", count)
+        table = SampleTable.of_part("train", names, as_text(str(row % 2) for row in range(count)))
+        images, reader = MemoryImages({"train_images": _Many(pictures, count)}), LabelReader(labels=("0", "1"))
+        folder = write_shards(tmp_path / f"{count}", table, images, reader, {}, shard_bytes=10**7)
+        command = [sys.executable, "-c", MEASURE, str(folder)]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         assert int(told[0]) == count
         peaks[count] = int(told[1]) / 1024
-    print(f"peak memory: {peaks}")
-    # The index takes some 0.5 kB a sample; a decoded picture of these would take 0.75 kB more.
+    print(f"peak memory in MiB: {peaks}")
     assert peaks[100_000] - peaks[10_000] < 80
 
 
 class _Many:
+    """A few files many times over, each with a number behind its end, so that all differ."""
+
     def __init__(self, contents, count):
         self.contents, self.count = contents, count
 
