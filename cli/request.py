@@ -267,6 +267,8 @@ def _put_shards(recipe: Recipe, data: str) -> None:
     section = f"data.{OF_SHARDS}"
     index = ShardIndex.read(data)
     recipe.set(f"{section}.shards_folder", index.place, "DATA")
+    if index.targets.get("kind") == "labels" and recipe.get("task") in (None, DEFAULT_TASK):
+        recipe.set("model.multi_label", True, "DATA")  # there is no other reading of several labels
     has_val = any(shard.part == "val" for shard in index.shards)
     if not has_val and all(recipe.get(f"{section}.{name}") is None for name in ("val_split", "fold")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")

@@ -542,8 +542,10 @@ class ImageData(ImageDataModule):
                 fix="copy the shards to this machine, or leave it out",
             )
         table, source = read_samples(index)
-        given = {part: index.place if table.has(part) else None for part in PARTS}
-        check_split(known, given, "shards")
+        chosen = next((name for name in ("val_split", "fold") if known[name] is not None), "")
+        if chosen and table.has("val"):
+            raise UsageError(f"{index.place} has validation samples, so {chosen} has no use", fix="leave it out")
+        check_split(known, {part: index.place if table.has(part) else None for part in PARTS}, "shards")
         arguments = {"shards_folder": index.place, **known}
         made = cls(table, kinds[kind].from_dict(index.targets), ("from_shards", arguments), images=source)
         made.preprocessing = read_preprocessing(options.get("preprocessing"))
@@ -588,7 +590,7 @@ class ImageData(ImageDataModule):
         }
         made = cls._of_rows(rows, fields, (recipe[0], arguments), options, MemoryImages(images) if images else source)
         part = next(iter(tables))
-        made._remarks = {part: [understood(tables, rows, inputs, fields, of_columns)]}
+        made._remarks[part] = [understood(tables, rows, inputs, fields, of_columns), *made._remarks.get(part, ())]
         return made
 
     @classmethod

@@ -31,7 +31,7 @@ from flashtask.data.groups import groups_of_names, suspected_groups
 from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.loaders import image_loader
 from flashtask.data.mirrored import changed_by_mirroring
-from flashtask.data.samplers import balanced_sampler, weighted_sampler
+from flashtask.data.samplers import SamplerLike, balanced_sampler, weighted_sampler
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.shard_writer import DEFAULT_SHARD_BYTES, require_new_folder, write_shards
 from flashtask.data.spatial import SpatialReader
@@ -351,22 +351,21 @@ class ImageDataModule(DataModule):
         """Let some of the training samples validate."""
         rows = np.flatnonzero(self._table.parts == PARTS.index("train"))
         whole = self._table.at(rows)
-        has_targets = whole.targets is not None
-        strata = self._reader.strata(whole.targets) if has_targets else [""] * len(rows)
-        classes = self._reader.classes(whole.targets) if has_targets else None
+        strata: Sequence[str] = [""] * len(rows)
+        classes = None
+        if whole.targets is not None:
+            strata, classes = self._reader.strata(whole.targets), self._reader.classes(whole.targets)
         val = self._validating(whole, strata, classes, seed)
         self._table = self._table.with_part(rows[val], "val")
         names = whole.names()
         self._manifest = tuple(names[i] for i in val)
-        self._remarks["train"] = [*self._remarks.get("train", ())]
-        if classes is not None and (said := _not_validated(classes, val)):
-            self._remarks["train"].append(said)
+        remarks = [] if classes is None else [_not_validated(classes, val)]
         if whole.groups is None and self._arguments.get("group_pattern") is None:
             files = [path if os.path.isabs(path) else "" for path in whole.inputs.tolist()]
             is_folders = self._constructor == "from_folders"
             count = len({name for own in classes or () for name in own})
-            if said := suspected_groups(names, files, val, count, skips_folder=is_folders):
-                self._remarks["train"].append(said)
+            remarks.append(suspected_groups(names, files, val, count, skips_folder=is_folders))
+        self._remarks["train"] = [*self._remarks.get("train", ()), *filter(None, remarks)]
 
     def _validating(
         self, whole: SampleTable, strata: Sequence[str], classes: list[tuple[str, ...]] | None, seed: int
@@ -668,7 +667,7 @@ class ImageDataModule(DataModule):
 
     def _sampler(self) -> Sampler[int] | None:
         """What draws the training samples of an epoch; None for each of them once."""
-        given = self._arguments.get("sampler")
+        given: SamplerLike | None = self._arguments.get("sampler")
         if given is None:
             return self._images.sampler(self._table.of("train").inputs.tolist())
         if not isinstance(given, str):

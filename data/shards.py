@@ -45,6 +45,8 @@ _VARIABLE = "FLASHTASK_SHARD_CACHE_BYTES"
 _DEFAULT_LIMIT = 10 * 10**9
 #: Shards that stay in the cache whatever its limit: that which is read, and the one before.
 _FEWEST_KEPT = 2
+#: Times that a shard is fetched which other processes remove from the cache before it is read.
+_TRIES = 5
 
 
 def read_samples(index: ShardIndex) -> tuple[SampleTable, ShardSource]:
@@ -150,9 +152,7 @@ class ShardSource(ImageSource):
         shard = self._index.shards[self._shard[row]]
         offset, length = int(self._offset[row]), int(self._length[row])
         called = f"{self._index.place}/{name}"
-        is_remote = self._index.is_remote
-        path = _fetched(self._index, shard) if is_remote else Path(self._index.place, shard.name)
-        content = _part_of(path, offset, length)
+        content = _content(self._index, shard, offset, length)
         if hashlib.sha256(content).digest() != self._digest[row].tobytes():
             raise IntegrityError(
                 f"{self._index.place}/{shard.name} is damaged: {name.partition('#')[2]} is not what the index says",
@@ -223,17 +223,21 @@ def _name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
 
 
-def _part_of(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
-    """Some bytes of a file; fewer where it ends before.
+def _content(index: ShardIndex, shard: Shard, offset: int, length: int) -> bytes:
+    """Some bytes of a shard; fewer where it ends before.
 
     Raises:
         MissingInputError: it is not there any more.
+        HubError, IntegrityError, UsageError, StorageError: it cannot be fetched.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"the shard {os.fspath(path)} is not there any more") from error
+    path = Path(index.place, shard.name)
+    for _ in range(_TRIES if index.is_remote else 1):
+        if index.is_remote:
+            path = _fetched(index, shard)
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    raise MissingInputError(f"the shard {path} is not there any more")
 
 
 # ---- shards that have to be fetched

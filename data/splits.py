@@ -158,7 +158,7 @@ def grouped_split(
     table = _GroupTable(groups, classes, seed)
     sides = table.shared_out([1 - part, part], keep=keep, spare=0)
     if not (sides == 1).any():
-        movable = [group for group in table.order if sides[group] == 0 and not (keep and table.has_own_class[group])]
+        movable = [group for group in table.order if sides[group] == 0 and not (keep and group in table.with_own_class)]
         if not movable:
             raise BadDataError("val_split: every group has all images of a class, so none can validate")
         sides[movable[-1]] = 1
@@ -217,7 +217,9 @@ class _GroupTable:
             np.add.at(self.counts, tuple(np.array(pairs).T), 1)
         self.counts[:, -1] = np.bincount(self.group)
         self.has = self.counts[:, :-1] > 0
-        self.has_own_class = self.has[:, self.has.sum(axis=0) == 1].any(axis=1)
+        own = self.has[:, self.has.sum(axis=0) == 1]
+        #: Groups that have all samples of a class.
+        self.with_own_class = np.flatnonzero(own.sum(axis=1)).tolist()
         drawn = [derive_seed("split", seed, name) for name in names]
         self.order = sorted(range(len(names)), key=lambda group: (-self.counts[group, -1], drawn[group], names[group]))
 
@@ -230,7 +232,8 @@ class _GroupTable:
             spare: the side that trains and may have everything; with None such groups have `ALWAYS_TRAINS`.
         """
         sides = np.full(len(self.counts), ALWAYS_TRAINS if spare is None else spare, dtype=np.int64)
-        fixed = self.has_own_class if keep else np.zeros(len(sides), dtype=bool)
+        fixed = np.zeros(len(sides), dtype=bool)
+        fixed[self.with_own_class if keep else []] = True
         free = np.ones(len(sides), dtype=bool) if spare is not None else ~fixed
         room = np.maximum(np.outer(shares, self.counts[free].sum(axis=0)), 1e-9)
         filled = np.zeros_like(room)

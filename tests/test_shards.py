@@ -163,6 +163,9 @@ def test_numbers_several_labels_groups_weights_and_wide_images_are_kept(tmp_path
     assert again.counts() == several.counts()
     with pytest.raises(UsageError, match="does not read shards with targets of the kind 'labels'"):
         ImageRegressionData.from_shards(tmp_path / "labels")
+    options = ["--no-pretrained", "--backbone", "mobilenetv3_small_050", "--max-steps", "1", "--image-size", "32"]
+    assert run(["finetune", str(tmp_path / "labels"), *options, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "multi_label: true" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 # ---- order
@@ -418,6 +421,8 @@ def test_a_changed_shard_on_a_server_is_refused(served):
     data.setup("fit")
     with pytest.raises(IntegrityError, match=r"val-000000\.tar is damaged"):
         next(iter(data.val_dataloader()))
+    with pytest.raises(UsageError, match="has validation samples, so val_split has no use"):
+        ImageClassificationData.from_shards(folder, val_split=0.2)
     with pytest.raises(UsageError, match="draws from all shards"):
         ImageClassificationData.from_shards(address, sampler="balanced")
 

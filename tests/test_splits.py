@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import write_image
 
-from flashtask import ImageClassificationData, ImageClassifier, ImageRegressionData, Trainer, read_checkpoint
+from flashtask import ImageClassificationData, ImageClassifier, ImageRegressionData, Trainer
 from flashtask.cli import run
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.groups import groups_of_names, suspected_groups
@@ -191,11 +191,16 @@ def test_wrong_folds_and_patterns_are_refused(patients):
         from_folders(patients, val_split=0.2, group_pattern="(zebra)")
 
 
-def test_groups_of_a_column_and_of_names_exclude_each_other(patients, tmp_path):
+def test_groups_of_a_column_and_of_names_exclude_each_other(patients, tmp_path, capsys):
     table = tmp_path / "t.csv"
     files = sorted(patients.glob("*/patient*.png"))
     table.write_text("file,kind,who\n" + "".join(f"{f},{f.parent.name},{f.name[:8]}\n" for f in files))
     read = ImageClassificationData.from_csv
+    plain = read("file", "kind", train_file=table, val_split=0.2, preprocessing={"input_size": [3, 32, 32]})
+    plain.setup("fit")
+    said = capsys.readouterr().err
+    assert "names suggest 8 groups" in said
+    assert "40 rows of t.csv" in said
     data = read("file", "kind", train_file=table, group_field="who", fold="1/4")
     assert len(data.split_manifest()) == 10
     with pytest.raises(UsageError, match="group_field and group_pattern"):
@@ -254,19 +259,28 @@ def test_names_that_do_not_match_are_groups_of_their_own():
 # ---- runs
 
 
-def test_a_run_writes_its_split_and_a_resumed_run_has_the_same(patients, tmp_path):
-    data = from_folders(patients, fold="1/4", group_pattern=r"(patient\d+)_", preprocessing={"input_size": [3, 32, 32]})
-    trainer = Trainer(max_epochs=1, output_dir=tmp_path / "run", enable_progress_bar=False, accelerator="cpu")
-    trainer.finetune(ImageClassifier(backbone="mobilenetv3_small_050", pretrained=False), datamodule=data)
-    with (tmp_path / "run" / "split.csv").open(newline="") as file:
+def test_a_run_writes_its_split_and_a_resumed_run_must_have_the_same(patients, tmp_path):
+    def finetune(fold, epochs, **options):
+        data = from_folders(
+            patients, fold=fold, group_pattern=r"(patient\d+)_", preprocessing={"input_size": [3, 32, 32]}
+        )
+        trainer = Trainer(max_epochs=epochs, output_dir=tmp_path, enable_progress_bar=False, accelerator="cpu")
+        trainer.finetune(
+            ImageClassifier(backbone="mobilenetv3_small_050", pretrained=False), datamodule=data, **options
+        )
+        return data
+
+    data = finetune("1/4", 1)
+    with (tmp_path / "split.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["name"] for row in rows if row["part"] == "val") == sorted(data.split_manifest())
     assert len(rows) == 41
-    stored = read_checkpoint(tmp_path / "run" / "last.ckpt")
-    assert stored["hyper_parameters"]
-    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    text = (tmp_path / "recipe.yaml").read_text()
     assert "fold: 1/4" in text
     assert "group_pattern: (patient\\d+)_" in text
+    with pytest.raises(BadDataError, match="the images are not those"):
+        finetune("2/4", 2, ckpt_path="last")
+    assert finetune("1/4", 2, ckpt_path="last").split_manifest() == data.split_manifest()
 
 
 def test_the_command_line_takes_folds_and_patterns(patients, capsys):
