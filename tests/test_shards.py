@@ -34,6 +34,8 @@ from flashtask import (
     seed_everything,
 )
 from flashtask.cli import run
+from flashtask.cli.commands import finetune as finetune_command
+from flashtask.cli.request import requested_recipe
 from flashtask.core.errors import IntegrityError, MissingInputError, OutputError, UsageError
 from flashtask.data import shards
 from flashtask.data.image_source import MemoryImages
@@ -163,9 +165,8 @@ def test_numbers_several_labels_groups_weights_and_wide_images_are_kept(tmp_path
     assert again.counts() == several.counts()
     with pytest.raises(UsageError, match="does not read shards with targets of the kind 'labels'"):
         ImageRegressionData.from_shards(tmp_path / "labels")
-    options = ["--no-pretrained", "--backbone", "mobilenetv3_small_050", "--max-steps", "1", "--image-size", "32"]
-    assert run(["finetune", str(tmp_path / "labels"), *options, "--output-dir", str(tmp_path / "run")]) == 0
-    assert "multi_label: true" in (tmp_path / "run" / "recipe.yaml").read_text()
+    params = finetune_command.make_context("finetune", [str(tmp_path / "labels")]).params
+    assert requested_recipe(params.pop("data"), params).get("model.multi_label") is True
 
 
 # ---- order
