@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from flashtask.core.errors import FlashtaskError, OutputError, UsageError
+from flashtask.core.errors import FlashtaskError, MissingInputError, OutputError, UsageError
 from flashtask.core.files import staging_folder, storage_error
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed
@@ -260,7 +260,10 @@ def _content(given: Input) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, str):
-        return Path(source).read_bytes()
+        try:
+            return Path(source).read_bytes()
+        except OSError as error:  # it was there when it was checked
+            raise MissingInputError(f"cannot read {given.name}: {error.strerror}") from error
     written = io.BytesIO()
     if isinstance(source, Image.Image):
         upright = ImageOps.exif_transpose(source)

@@ -60,6 +60,19 @@ def test_the_scaling_work_measures_and_keeps_its_model_apart(tmp_path):
     assert text.index("## Measured") < text.index("## The model") < text.index("## Larger worlds: the model alone")
 
 
+@pytest.mark.long
+def test_the_loaders_take_turns(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--images", "8", "--side", "48"]
+    subprocess.run([*command, "--rounds", "1", "--output", str(tmp_path / "loading.md")], check=True, timeout=300)
+    rows = [line for line in (tmp_path / "loading.md").read_text().splitlines() if line.startswith(("| fl", "| to"))]
+    assert [row.split(" | ")[0].lstrip("| ") for row in rows] == [
+        "flashtask, folders",
+        "flashtask, table",
+        "flashtask, shards",
+        "torchvision ImageFolder, DataLoader",
+    ]
+
+
 def test_a_ring_passes_what_it_should():
     """Each of n processes sends 2 (n - 1) parts of an nth of the bytes."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
