@@ -70,7 +70,7 @@ def read_fold(fold: Fold) -> tuple[int, int]:
         parts = () if found is None else tuple(map(int, found.groups()))
     is_pair = isinstance(parts, (tuple, list)) and len(parts) == 2 and all(is_whole(part) for part in parts)
     if not is_pair or not 1 <= parts[0] <= parts[1] or parts[1] < 2:
-        raise UsageError(f"fold must be the second of five as 2/5 or (2, 5), not {fold!r}", fix="fold=(1, 5)")
+        raise UsageError(f"fold must be the second of five as 2/5 or (2, 5), not {fold!r}", fix='fold="1/5"')
     return parts[0], parts[1]
 
 
@@ -279,7 +279,7 @@ def _checked(folds: Places, count: int, why: str) -> Places:
     if not validated:
         raise BadDataError("fold: none of the images can validate", why=why)
     if len(np.unique(folds[folds != ALWAYS_TRAINS])) < count:
-        raise BadDataError(f"fold: {validated:,} images that can validate do not fill {count} folds", fix="fold=(1, 2)")
+        raise BadDataError(f"fold: {validated:,} images that can validate do not fill {count} folds", fix='fold="1/2"')
     return folds
 
 
