@@ -485,7 +485,7 @@ SHOW = (
     replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
     *_OF_THE_DATA,
     next(option for option in SWITCHES if option.flag == "--augment"),
-    Option("--part", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
+    Option("--of", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
     Option("--num", "", whole(1), "Number of images.", "N", "12", "Selection"),
     Option("--epoch", "", whole(), "Epoch whose order and augmentation is drawn.", "N", "0", "Selection"),
     Option("--seed", "", whole(0, 2**32 - 1), "Seed of the run.", "N", "0", "Selection"),
