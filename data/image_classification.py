@@ -82,7 +82,7 @@ class ImageClassificationData(ImageData):
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images of each class (of soft labels the sum of shares, rounded), by part, without those that were left out."""
+        """Images of each class (of soft labels the rounded sum), by part, without those that were left out."""
         if not isinstance(self._reader, LabelReader):
             read = {part: self._read_targets(part) for part in ("train", "val", "test") if self._table.has(part)}
             sums = {part: np.rint(targets.sum(axis=0)).astype(int).tolist() for part, targets in read.items()}

@@ -347,8 +347,9 @@ class SharesReader(TargetReader):
                 f"{source.argument} {source.place!r}: sample {row + 1} has the shares {', '.join(raw[row])}",
                 why=f"shares of classes are 0 or more and sum to 1; those of {len(wrong):,} sample(s) do not",
             )
-        shares = numbers / numbers.sum(axis=1, keepdims=True)
-        return shares[:, [self.fields.index(label) for label in self.labels]].astype(np.float32)
+        shares: Column = numbers / numbers.sum(axis=1, keepdims=True)
+        ordered: Column = shares[:, [self.fields.index(label) for label in self.labels]].astype(np.float32)
+        return ordered
 
     def strata(self, raw: Column) -> Sequence[str]:
         """The class with the largest share."""
@@ -503,7 +504,8 @@ def are_shares(raw: Column) -> bool:
 
 def _sum_to_one(numbers: Column) -> Column:
     """For each row whether it holds shares; they may be rounded to three decimals."""
-    return (numbers >= 0).all(axis=1) & (np.abs(numbers.sum(axis=1) - 1) <= 1e-3 * numbers.shape[1])
+    is_share: Column = (numbers >= 0).all(axis=1) & (np.abs(numbers.sum(axis=1) - 1) <= 1e-3 * numbers.shape[1])
+    return is_share
 
 
 def number_or_nan(value: Any) -> float:
