@@ -27,6 +27,7 @@ from flashtask.cli.kinds import (
 )
 from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_TABLES, OF_THE_HUB, GroupedOption, Option
 from flashtask.cli.switches import SWITCHES
+from flashtask.tasks.prediction_files import FILE_FORMATS
 
 __all__ = [
     "AUDIT",
@@ -397,8 +398,8 @@ PREDICT = (
     Option(
         "--format",
         "",
-        one_of(["table", "csv", "json", "jsonl"]),
-        "Output format: table, csv, json or jsonl.",
+        one_of(["table", "csv", "json", "jsonl", *FILE_FORMATS]),
+        f"Output format: table, csv, json or jsonl; for some tasks also {', '.join(FILE_FORMATS)}.",
         "F",
         "from the ending of --output, else table",
         "Output",
@@ -406,6 +407,7 @@ PREDICT = (
     Option(
         "--output", "", text, "Output file, which appears when it is complete.", "FILE", "standard output", "Output"
     ),
+    Option("--draw", "", text, "Folder for a picture of each image with its prediction.", "FOLDER", group="Output"),
     Option(
         "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
     ),
