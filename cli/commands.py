@@ -50,7 +50,9 @@ def finetune(data: str | None, **params: Any) -> None:
     """Fine-tune a pretrained model on DATA.
 
     DATA is a folder with train/ (and val/, test/) that hold one folder per class, a folder of class folders, a table
-    (.csv or .tsv), a folder that `shard` wrote, or a recipe (.yaml), such as the recipe.yaml of an earlier run.
+    (.csv, .tsv, .jsonl or .parquet), an archive of these (.zip, .tar.gz), the address of one (https://), a dataset
+    repository (hf://datasets/org/name), a folder that `shard` wrote, or a recipe (.yaml), such as the recipe.yaml of an
+    earlier run.
     """
     from flashtask.cli.finetune import finetune as run_finetune
 
@@ -92,7 +94,7 @@ def audit(data: str | None, **params: Any) -> None:
     DATA is as for `finetune`. Nothing is changed. The exit code is 65 if something spoils a result: an unreadable file,
     a picture or a group in two parts, or a picture with two targets.
     """
-    from flashtask.cli.audit import audit as run_audit
+    from flashtask.cli.audit_data import audit as run_audit
 
     run_audit(data, params)
 
@@ -105,7 +107,7 @@ def show(data: str | None, **params: Any) -> None:
 
     DATA is as for `finetune`.
     """
-    from flashtask.cli.audit import show as run_show
+    from flashtask.cli.audit_data import show as run_show
 
     run_show(data, params)
 

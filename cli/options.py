@@ -28,6 +28,7 @@ from flashtask.cli.kinds import (
 )
 from flashtask.cli.option import CONSTRUCTOR, GROUPS, OF_SHARDS, OF_TABLES, OF_THE_HUB, GroupedOption, Option
 from flashtask.cli.switches import SWITCHES
+from flashtask.tasks.prediction_files import FILE_FORMATS
 
 __all__ = [
     "AUDIT",
@@ -421,8 +422,8 @@ PREDICT = (
     Option(
         "--format",
         "",
-        one_of(["table", "csv", "json", "jsonl"]),
-        "Output format: table, csv, json or jsonl.",
+        one_of(["table", "csv", "json", "jsonl", *FILE_FORMATS]),
+        f"Output format: table, csv, json or jsonl; for some tasks also {', '.join(FILE_FORMATS)}.",
         "F",
         "from the ending of --output, else table",
         "Output",
@@ -430,6 +431,7 @@ PREDICT = (
     Option(
         "--output", "", text, "Output file, which appears when it is complete.", "FILE", "standard output", "Output"
     ),
+    Option("--draw", "", text, "Folder for a picture of each image with its prediction.", "FOLDER", group="Output"),
     Option(
         "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
     ),
@@ -511,7 +513,7 @@ SHOW = (
     replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
     *_OF_THE_DATA,
     next(option for option in SWITCHES if option.flag == "--augment"),
-    Option("--part", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
+    Option("--of", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
     Option("--num", "", whole(1), "Number of images.", "N", "12", "Selection"),
     Option("--epoch", "", whole(), "Epoch whose order and augmentation is drawn.", "N", "0", "Selection"),
     Option("--seed", "", whole(0, 2**32 - 1), "Seed of the run.", "N", "0", "Selection"),

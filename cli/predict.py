@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flashtask.cli.input_paths import checkpoint_source, image_inputs
 from flashtask.cli.options import PREDICT, given
-from flashtask.cli.output import require_writable_file
+from flashtask.cli.output import require_creatable, require_writable_file
 from flashtask.cli.processes import check_distributed, device_of, launched
 from flashtask.cli.rows import WRITERS, Columns, format_of
 from flashtask.cli.shares import Share
@@ -22,6 +22,7 @@ from flashtask.core.errors import BadDataError, HubError, IntegrityError, UsageE
 from flashtask.core.files import atomic_write
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import as_value_range
+from flashtask.tasks.prediction_files import FILE_FORMATS, drawn, output_names
 
 if TYPE_CHECKING:
     from flashtask.data.inputs import Input
@@ -54,8 +55,13 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
     form = format_of(params["format"], params["output"])
     checkpoint = checkpoint_source(ckpt)
     inputs = image_inputs(images)
-    if params["output"]:
+    if form in FILE_FORMATS and not params["output"]:
+        raise UsageError(f"--format {form} writes files, not rows", fix=f"--format {form} --output OUTPUT")
+    if params["output"] and form not in FILE_FORMATS:
         require_writable_file(Path(params["output"]))
+    for place in (params["draw"], params["output"]):
+        if place:
+            require_creatable(Path(place).absolute().parent)
     options = {key.removeprefix("trainer."): value for key, (_, value) in given(PREDICT, params).items()}
     with launched(options) as strategy:
         _predict(checkpoint, inputs, {**params, "format": form}, options, strategy)
@@ -90,6 +96,13 @@ def _predict(
     if not share.is_first:
         deque(rows, maxlen=0)
         return
+    is_named = params["draw"] or params["format"] in FILE_FORMATS
+    names = output_names(share.paths) if is_named else {}
+    if params["draw"]:
+        rows = drawn(rows, by_path, names, params["draw"])
+    if params["format"] in FILE_FORMATS:
+        task.prediction_class.write(params["format"], rows, params["output"], names)
+        return
     with _stream(params["output"], params["format"]) as stream:
         WRITERS[params["format"]](rows, stream, columns)
 
@@ -113,6 +126,10 @@ def _columns(task: Any, paths: Sequence[str], params: Mapping[str, Any]) -> Colu
     Raises:
         UsageError: the predictions do not have what is asked for.
     """
+    form = params["format"]
+    if form in FILE_FORMATS and form not in task.prediction_class.formats:
+        known = ", ".join([*WRITERS, *task.prediction_class.formats])
+        raise UsageError(f"--format {form}: predictions of {task.name} are not such files", fix=f"one of: {known}")
     labels = getattr(task, "labels", None) or tuple(map(str, range(getattr(task, "num_classes", None) or 0)))
     top_k, all_scores = params["top_k"], params["scores"] == "all"
     for flag, option, is_given in (("--top-k", "top_k", top_k), ("--scores all", "all_scores", all_scores)):

@@ -49,7 +49,7 @@ def format_of(given: str | None, output: str | None) -> str:
             f"--output {output}: {ending} is not the ending of a known format",
             fix=f"--format {', '.join(WRITERS)}; or one of the endings {', '.join(_ENDINGS)}",
         )
-    if given is not None and meant not in (None, "table", given):
+    if given in WRITERS and meant not in (None, "table", given):
         raise UsageError(
             f"--output {output} and --format {given} contradict each other",
             fix=f"--format {meant}, or --output {Path(output or '').with_suffix(_ending(given))}",

@@ -91,6 +91,7 @@ class TargetOptions(ImageOptions, total=False):
     Args:
         label_separator: what separates several labels in one cell or text.
         target_format: how targets are written: `label`, `one_hot`, `multi_hot`, `list` (of labels), `separated`,
+            `soft` (the share of each class),
             `number`; `auto` takes the only reading that is possible.
         labels: names of the classes, in the order of their numbers or of the columns of targets.
     """

@@ -45,7 +45,7 @@ a { color: var(--link); }
 .soft { color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0 0; }
 nav a, .count { padding: .2rem .65rem; border: 1px solid var(--line); border-radius: 1rem; background: var(--card);
-  font-size: .9rem; text-decoration: none; }
+  font-size: .9rem; text-decoration: none; white-space: nowrap; }
 .bad { color: var(--bad); background: var(--bad-back); border-color: transparent; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .75rem;
   margin-top: .75rem; align-items: start; }

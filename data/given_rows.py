@@ -15,12 +15,12 @@ from flashtask.data.layout import part_in_name
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.tables import BETWEEN, as_cell
-from flashtask.data.targets import number_or_nan
+from flashtask.data.targets import are_shares, number_or_nan
 
 __all__ = ["TARGET_FORMATS", "Rows", "TargetFormat", "check_rows", "table_of_rows", "target_column", "with_format"]
 
 #: What `target_format` may be; `auto` takes the only reading that is possible.
-TARGET_FORMATS = ("auto", "label", "one_hot", "multi_hot", "list", "separated", "number")
+TARGET_FORMATS = ("auto", "label", "one_hot", "multi_hot", "list", "separated", "soft", "number")
 
 _FLAGS = ("0", "1", "0.0", "1.0", "False", "True", "false", "true")
 _ON = ("1", "1.0", "True", "true")
@@ -139,13 +139,17 @@ def with_format(
     if name == "auto" and are_lists:
         name = _format_of_lists(known) if kind == "labels" else "number"
     made = list(rows)
-    if name in ("one_hot", "multi_hot", "number") and are_lists:
+    if name in ("one_hot", "multi_hot", "soft", "number") and are_lists:
         width = max(cell.count(BETWEEN) for one in known for cell in one.targets) + 1  # type: ignore[union-attr]
         made = [replace(one, targets=_as_columns(one, width)) for one in rows]
         fields = tuple(labels) if labels is not None else tuple(f"{place}" for place in range(width))
     elif labels is not None and len(fields) > 1:
         fields = tuple(labels)
     _check_width(made, fields, labels)
+    if name == "soft" and any(one.targets is not None and one.targets.ndim == 1 for one in made):
+        raise UsageError("target_format='soft' needs a column with the share of each class")
+    if name == "auto" and kind == "labels" and len(fields) > 1 and _hold_shares(made):
+        name = "soft"
     if name == "one_hot":
         made = [replace(one, targets=_names_of_one_hot(one, fields)) for one in made]
     elif labels is not None and len(fields) == 1 and kind == "labels":
@@ -155,7 +159,10 @@ def with_format(
 
 def _format_of_lists(known: Sequence[Rows]) -> str:
     cells = [cell.split(BETWEEN) for one in known for cell in one.targets]  # type: ignore[union-attr]
-    are_flags = len({len(cell) for cell in cells}) == 1 and all(value in _FLAGS for cell in cells for value in cell)
+    have_one_length = len({len(cell) for cell in cells}) == 1
+    if have_one_length and are_shares(np.array(cells)):
+        return "soft"
+    are_flags = have_one_length and all(value in _FLAGS for cell in cells for value in cell)
     if not are_flags:
         return "list"
     if any(len(set(cell)) < len(cell) for cell in cells):
@@ -164,6 +171,11 @@ def _format_of_lists(known: Sequence[Rows]) -> str:
         "the targets are lists of 0 and 1, which can be the numbers of labels, or a flag for each label",
         fix='target_format="list" or target_format="multi_hot"',
     )
+
+
+def _hold_shares(rows: Sequence[Rows]) -> bool:
+    found = [one.targets for one in rows if one.targets is not None and len(one.targets)]
+    return bool(found) and are_shares(np.concatenate(found))
 
 
 def _as_columns(one: Rows, width: int) -> Column | None:

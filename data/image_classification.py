@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
+
 from flashtask.core.errors import UsageError
 from flashtask.data.image_data import ImageData
 from flashtask.data.samples import PARTS, SampleTable
-from flashtask.data.targets import LabelReader, LabelsReader, TargetReader, match_labels
+from flashtask.data.targets import LabelReader, LabelsReader, SharesReader, TargetReader, match_labels
 
 __all__ = ["ImageClassificationData"]
 
@@ -19,10 +21,10 @@ class ImageClassificationData(ImageData):
     """Images with one label each, from class folders or a column of a table; or with any number of labels.
 
     Several `target_fields` of a table, or a `label_separator`, mean any number of labels an image, for
-    `ImageClassifier(multi_label=True)`.
+    `ImageClassifier(multi_label=True)`; columns whose numbers sum to 1 are soft labels, the shares of classes.
     """
 
-    readers = (LabelReader, LabelsReader)
+    readers = (LabelReader, LabelsReader, SharesReader)
 
     @classmethod
     def reader_of_columns(cls, fields: tuple[str, ...], separator: str | None) -> TargetReader:
@@ -53,8 +55,8 @@ class ImageClassificationData(ImageData):
         return len(self.labels)
 
     @property
-    def _label_reader(self) -> LabelReader | LabelsReader:
-        return cast("LabelReader | LabelsReader", self._reader)
+    def _label_reader(self) -> LabelReader | LabelsReader | SharesReader:
+        return cast("LabelReader | LabelsReader | SharesReader", self._reader)
 
     def set_labels(self, labels: Sequence[str]) -> None:
         """Take the classes of a model that is already trained; those of the data are matched to them by name.
@@ -72,7 +74,7 @@ class ImageClassificationData(ImageData):
     @property
     def missing_classes(self) -> dict[str, tuple[str, ...]]:
         """Labels that no image of a part has, by part; for data with one label an image."""
-        if self.is_multi_label:
+        if not isinstance(self._reader, LabelReader):
             return {}
         return {
             part: match_labels(sorted(set(found)), self.labels, self._source(part))
@@ -80,12 +82,11 @@ class ImageClassificationData(ImageData):
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Images of each class, by part of the data, without those that were left out."""
-        if self.is_multi_label:
+        """Images of each class (of soft labels the rounded sum), by part, without those that were left out."""
+        if not isinstance(self._reader, LabelReader):
             read = {part: self._read_targets(part) for part in ("train", "val", "test") if self._table.has(part)}
-            return {
-                part: dict(zip(self.labels, map(int, flags.sum(axis=0)), strict=True)) for part, flags in read.items()
-            }
+            sums = {part: np.rint(targets.sum(axis=0)).astype(int).tolist() for part, targets in read.items()}
+            return {part: dict(zip(self.labels, counts, strict=True)) for part, counts in sums.items()}
         found = {part: Counter(names) for part, names in self._labels_by_part().items()}
         return {part: {label: count[label] for label in self.labels} for part, count in found.items()}
 
@@ -94,7 +95,7 @@ class ImageClassificationData(ImageData):
         return {part: [] if table.targets is None else table.targets.tolist() for part, table in tables.items()}
 
     def _lost_targets(self, before: SampleTable, after: SampleTable) -> str:
-        if self.is_multi_label or before.targets is None or after.targets is None:
+        if not isinstance(self._reader, LabelReader) or before.targets is None or after.targets is None:
             return ""
         lost = sorted(set(before.targets.tolist()) - set(after.targets.tolist()))
         return f"class {lost[0]!r}" if lost else ""

@@ -36,7 +36,7 @@ from flashtask.data.shard_index import ShardIndex
 from flashtask.data.shards import read_samples
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
 from flashtask.data.tables import Frame, Table, open_table
-from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
+from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, SharesReader, TargetReader
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageData"]
@@ -647,6 +647,8 @@ class ImageData(ImageDataModule):
         rows, targets = with_format(rows, fields, name, separator, labels, kind=kind)
         if targets.name in ("label", "one_hot"):
             reader: TargetReader = cls.readers[0](targets.fields)
+        elif targets.name == "soft":
+            reader = SharesReader(targets.fields)
         else:
             reader = cls.reader_of_columns(targets.fields, targets.separator)
         problems = next((one.problems for one in rows if one.problems is not None), None) or Problems()
@@ -757,6 +759,8 @@ class ImageData(ImageDataModule):
         own: dict[str, Any] = {"target_fields": known.get("fields"), "label_separator": known.get("separator")}
         if known.get("kind") == LabelReader.kind and len(known.get("fields") or ()) > 1:
             own["target_format"] = "one_hot"
+        elif known.get("kind") == SharesReader.kind:
+            own["target_format"] = "soft"
         tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
         return cls.from_csv(**{**tables, **options})
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from flashtask.core.samplers import EpochSampler
+from flashtask.core.seeded_sampler import EpochSampler
 from flashtask.data.datasets import ImageFileDataset, collate
 from flashtask.data.threads import num_cores
 

@@ -45,12 +45,14 @@ class Problems:
         """
         if not self._found:
             return
-        counts = ", ".join(f"{len(places):,} x {kind}" for kind, places in self._found.items())
+        counts = ", ".join(f"{kind}: {len(places):,}" for kind, places in self._found.items())
         shown = list(self._shown())
         more = len(self) - len(shown)
         lines = [*shown, *([f"... and {more:,} more"] if more else [])]
         raise BadDataError(
-            f"{where}: {counts}", why="\n    ".join(lines), fix="; ".join(dict.fromkeys(self._fixes.values()))
+            f"{where} has {len(self):,} problem{'s' if len(self) > 1 else ''} ({counts})",
+            why="\n    ".join(lines),
+            fix="; ".join(dict.fromkeys(self._fixes.values())),
         )
 
     def _shown(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from flashtask.core.errors import BadDataError, UnknownNameError, UsageError
-from flashtask.core.samplers import EpochSampler, WeightedSampler
+from flashtask.core.seeded_sampler import EpochSampler, WeightedSampler
 
 __all__ = ["SAMPLERS", "SamplerLike", "balanced_sampler", "check_sampler", "weighted_sampler"]
 

@@ -20,7 +20,8 @@ from flashtask.data.samples import Column
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LabelReader", "LabelsReader", "NumberReader", "Source", "TargetReader", "match_labels", "number_or_nan"]
+__all__ = ["LabelReader", "LabelsReader", "NumberReader", "SharesReader", "Source", "TargetReader", "match_labels"]
+__all__ += ["are_shares", "number_or_nan"]
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 _SHOWN = 20
@@ -341,6 +342,71 @@ class LabelsReader(TargetReader):
 
 
 @dataclass(frozen=True)
+class SharesReader(TargetReader):
+    """Soft labels: the share of each class, which sum to 1 in each sample: (N, classes) float32.
+
+    Args:
+        fields: a column for each class.
+        labels: the names of the columns.
+    """
+
+    kind = "shares"
+
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def suits(cls, raw: Column) -> tuple[str, str]:
+        """Certain for columns of numbers that sum to 1 in each row, some of which are neither 0 nor 1."""
+        return ("certain", f"{raw.shape[1]} columns of shares that sum to 1") if are_shares(raw) else ("no", "")
+
+    def learned(self, raw: Column, source: Source) -> Self:
+        """With the columns as classes."""
+        return replace(self, labels=self.fields)
+
+    def read(self, raw: Column, source: Source) -> Column:
+        """Shares (N, classes) float32, in the order of the labels.
+
+        Raises:
+            BadDataError: a value below 0, one that is not a number, or a row that does not sum to 1.
+        """
+        if tuple(self.fields) != self.labels:
+            match_labels(self.fields, self.labels, source)
+        numbers = _as_numbers(raw.ravel()).reshape(raw.shape)
+        wrong = np.flatnonzero(~_sum_to_one(numbers))
+        if len(wrong):
+            row = int(wrong[0])
+            raise BadDataError(
+                f"{source.argument} {source.place!r}: sample {row + 1} has the shares {', '.join(raw[row])}",
+                why=f"shares of classes are 0 or more and sum to 1; those of {len(wrong):,} sample(s) do not",
+            )
+        shares: Column = numbers / numbers.sum(axis=1, keepdims=True)
+        ordered: Column = shares[:, [self.fields.index(label) for label in self.labels]].astype(np.float32)
+        return ordered
+
+    def strata(self, raw: Column) -> Sequence[str]:
+        """The class with the largest share."""
+        largest = _as_numbers(raw.ravel()).reshape(raw.shape).argmax(axis=1)
+        return [self.fields[place] for place in largest.tolist()]
+
+    def summary(self, raw: Column) -> str:
+        """How many samples each class has the largest share of, the most frequent first."""
+        return _counted(self.strata(raw))
+
+    def lines(self, target: Any) -> list[str]:
+        """The classes with a share, the largest first."""
+        found = sorted(zip(map(float, target), self.labels, strict=True), reverse=True)
+        return [", ".join(f"{label} {share:.2f}" for share, label in found if share > 0)]
+
+    def describe(self) -> str:
+        """The number of classes, and where their shares are from."""
+        return f"{len(self.labels)} classes, the share of each {self.origin}"
+
+    def _check(self) -> None:
+        super()._check()
+        _require_texts(self.labels)
+
+
+@dataclass(frozen=True)
 class NumberReader(TargetReader):
     """One number or several a sample: (N, numbers) float32, in their own unit.
 
@@ -466,6 +532,20 @@ def _are_measured(numbers: Column) -> bool:
     """Whether numbers (N,) can be no classes: more than half of them differ, or more than 20 and not all are whole."""
     different = len(np.unique(numbers))
     return different > max(2, len(numbers) / 2) or (different > _MOST_CLASSES and bool((numbers % 1 != 0).any()))
+
+
+def are_shares(raw: Column) -> bool:
+    """Whether targets are soft labels: rows of two or more numbers that sum to 1, and not only zeros and ones."""
+    if raw.ndim != 2 or raw.shape[1] < 2 or not len(raw):
+        return False
+    numbers = _as_numbers(raw.ravel()).reshape(raw.shape)
+    return bool(_sum_to_one(numbers).all()) and bool(((numbers > 0) & (numbers < 1)).any())
+
+
+def _sum_to_one(numbers: Column) -> Column:
+    """For each row whether it holds shares; they may be rounded to three decimals."""
+    is_share: Column = (numbers >= 0).all(axis=1) & (np.abs(numbers.sum(axis=1) - 1) <= 1e-3 * numbers.shape[1])
+    return is_share
 
 
 def number_or_nan(value: Any) -> float:

@@ -133,6 +133,8 @@ class ImageClassifier(Task):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
 
+        Of soft labels (B, classes) it is the sum over the classes of their share times the loss with this class.
+
         In train mode with smoothing and class weights.
         """
         if self._named_loss is None:
@@ -155,10 +157,16 @@ class ImageClassifier(Task):
         targets: torch.Tensor,
         samples: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if not self.training:
-            return named(outputs, targets, None, 0.0, samples)
-        weight = None if self._weight is None else self._weight.to(outputs.device)
-        return named(outputs, targets, weight, self.label_smoothing, samples)
+        weight = None if self._weight is None or not self.training else self._weight.to(outputs.device)
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.multi_label or targets.ndim == 1:
+            return named(outputs, targets, weight, smoothing, samples)
+        found = []
+        for place, shares in enumerate(targets.unbind(1)):
+            counts = shares if samples is None else shares * samples
+            loss = named(outputs, torch.full_like(shares, place, dtype=torch.long), None, smoothing, counts)
+            found.append(loss if weight is None else loss * weight[place])
+        return torch.stack(found).sum()
 
     def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, classes): they sum to 1, or with several labels each is from 0 to 1."""
@@ -195,9 +203,11 @@ class ImageClassifier(Task):
         return self.labels or super().output_names(num_outputs)
 
     def metric_inputs(self, step: StepOutput) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities, with class indices or with zeros and ones as whole numbers."""
+        """Probabilities, with class indices (of soft labels the largest) or with zeros and ones as whole numbers."""
         scores, targets = super().metric_inputs(step)
-        return scores, targets.long() if self.multi_label else targets
+        if self.multi_label:
+            return scores, targets.long()
+        return scores, targets.argmax(dim=1) if targets.ndim == 2 else targets
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Labels are agreed upon by name in `connect`; here only that there are any, and whether an image has several.
@@ -206,9 +216,12 @@ class ImageClassifier(Task):
             UsageError: the data and the model differ in that.
         """
         targets = getattr(datamodule, "targets", None)
-        if isinstance(targets, Mapping) and targets.get("kind") not in ("label", "labels"):
+        kind = targets.get("kind") if isinstance(targets, Mapping) else None
+        if kind == "shares" and getattr(self._head.builder, "requires_solving", False):
+            raise UsageError(f"the head {self._head.kind!r} takes one label per image, not shares", fix='head="linear"')
+        if kind not in (None, "label", "labels", "shares"):
             raise UsageError(
-                f"{type(datamodule).__name__} has targets of the kind {targets.get('kind')!r}, not labels",
+                f"{type(datamodule).__name__} has targets of the kind {kind!r}, not labels",
                 fix="use ImageClassificationData, or the task for this kind of data",
             )
         is_multi_label = getattr(datamodule, "is_multi_label", None)

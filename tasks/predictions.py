@@ -7,9 +7,10 @@ notebook. So a task of another kind needs no change in them.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.plain_json import number_or_null
@@ -33,8 +34,27 @@ class Prediction:
 
     #: Which of the arguments of `to_dict` and `as_row` mean something for such predictions.
     options: ClassVar[frozenset[str]] = frozenset()
+    #: Which of `FILE_FORMATS` such predictions can be written in.
+    formats: ClassVar[tuple[str, ...]] = ()
 
     path: str | None
+
+    @classmethod
+    def write(
+        cls, form: str, predictions: Iterable[Self], output: str | os.PathLike[str], names: Mapping[str, str]
+    ) -> None:
+        """Write predictions, as they are known, in a format of `formats`.
+
+        Args:
+            form: the format.
+            predictions: of images that have a `path`.
+            output: a folder, which is made, or a file, as the format needs.
+            names: by path, what files that belong to one image are called, without an ending.
+
+        Raises:
+            OutputError, StorageError: the output cannot be written.
+        """
+        raise NotImplementedError
 
     def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """Plain values for JSON; a number that JSON does not have is None. The arguments are those of `as_row`."""

@@ -44,7 +44,7 @@ def test_problems_of_all_kinds_are_in_one_error(folder):
         "cells.csv, line 13, column 'file': '00.png' has the target 'b', and 'a' in cells.csv, line 2",
         "cells.csv, line 14 has 1 cells, and the header has 2",
         "cells.csv, line 15, column 'kind': 'nan'",
-        "train_file: 1 x row of another length, 1 x missing image, 2 x empty cell, 1 x NaN target",
+        "train_file has 6 problems (row of another length: 1, missing image: 1, empty cell: 2, NaN target: 1, ",
     ):
         assert words in text
     assert text.count("\n") < 10
@@ -53,8 +53,8 @@ def test_problems_of_all_kinds_are_in_one_error(folder):
 def test_ten_places_are_shown_and_all_are_counted(folder):
     lines = [*good(2), *(f"gone{number}.png,a" for number in range(30)), *("01.png," for _ in range(3))]
     text = refused("file", "kind", written(folder, lines))
-    assert "30 x missing image" in text
-    assert "3 x empty cell" in text
+    assert "missing image: 30" in text
+    assert "empty cell: 3" in text
     assert text.count("cells.csv, line") >= 10
     assert "... and 26 more" in text
 

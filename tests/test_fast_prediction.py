@@ -246,7 +246,7 @@ def test_the_command_decodes_each_file_once_and_writes_what_python_says(task, pa
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     reads = []
     read = Fitting.read
-    monkeypatch.setattr(Fitting, "read", lambda self, path: (reads.append(path), read(self, path))[1])
+    monkeypatch.setattr(Fitting, "read", lambda self, path, *rest: (reads.append(path), read(self, path, *rest))[1])
     output = tmp_path / "out.csv"
     assert run(["predict", str(tmp_path / "model.ckpt"), *paths, "--format", "csv", "--output", str(output)]) == 0
     assert sorted(reads) == paths

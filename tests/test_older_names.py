@@ -58,9 +58,9 @@ def test_names_that_only_changed_mean_what_they_meant():
 
 
 def test_a_thing_that_is_said_twice_is_told():
-    with pytest.raises(UsageError, match="one thing twice"):
+    with pytest.raises(UsageError, match="set the same thing"):
         Trainer(checkpoint_callback=False, enable_checkpointing=False)
-    with pytest.raises(UsageError, match="one thing twice"):
+    with pytest.raises(UsageError, match="set the same thing"):
         Trainer(gpus=0, accelerator="cpu")
 
 

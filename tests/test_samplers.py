@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subs
 
 from flashtask import Callback, ImageClassificationData, ImageClassifier
 from flashtask.core.errors import UnknownNameError, UsageError
-from flashtask.core.samplers import EpochSampler, WeightedSampler
+from flashtask.core.seeded_sampler import EpochSampler, WeightedSampler
 from flashtask.core.seeding import SeededDataset
 from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.trainer.data_loaders import OrderedBatches, rebuild_loader

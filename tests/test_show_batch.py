@@ -169,8 +169,8 @@ def test_the_command_writes_the_same_picture(root, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "batch.png\n"
     made = ImageClassificationData.from_root(root, augment="strong").show_batch(num_samples=5, epoch=2, seed=7)
     assert np.array_equal(pixels_of("batch.png"), made.image)
-    assert flashtask(["show", str(root), "--part", "val", "--output", "val.webp"]) == 0
+    assert flashtask(["show", str(root), "--of", "val", "--output", "val.webp"]) == 0
     assert flashtask(["show", str(root), "--backbone", "timm/test_resnet", "--output", "small.png"]) == 0
     assert pixels_of("small.png").shape != pixels_of("batch.png").shape
     assert flashtask(["show", str(root), "--output", "none/batch.png"]) == 73
-    assert flashtask(["show", str(root), "--part", "trian"]) == 2
+    assert flashtask(["show", str(root), "--of", "trian"]) == 2

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from flashtask.core.library_internals import let_workers_go
-from flashtask.core.samplers import EpochSampler
+from flashtask.core.seeded_sampler import EpochSampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
 
 __all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "known_shares", "length_of", "order_of"]

@@ -69,6 +69,6 @@ def show(data: str | None, params: Mapping[str, Any]) -> None:
     datamodule = build_data(recipe)
     if backbone is not None:
         datamodule.use_preprocessing(_model(backbone, pretrained=False).preprocessing)
-    options = {"part": params["part"], "num_samples": params["num"], "epoch": params["epoch"], "seed": params["seed"]}
+    options = {"part": params["of"], "num_samples": params["num"], "epoch": params["epoch"], "seed": params["seed"]}
     datamodule.show_batch(output=output, **{name: value for name, value in options.items() if value is not None})
     click.echo(output)
