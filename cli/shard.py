@@ -22,7 +22,7 @@ _MEGABYTE = 10**6
 
 
 def shard(data: str, folder: str, params: Mapping[str, Any]) -> None:
-    """Run the command.
+    """Run the command: split DATA, check its images, and write them.
 
     Args:
         data: the folder, table or recipe that the user named.

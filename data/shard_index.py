@@ -95,7 +95,7 @@ class ShardIndex:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the shards are at an address."""
+        """Whether the shards have to be fetched from an address."""
         return is_address(self.place)
 
     def require_sizes(self) -> None:

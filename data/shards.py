@@ -178,7 +178,7 @@ class ShardSource(ImageSource):
         return dict(zip(names, self.hashes(names), strict=True))
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """Bytes by name."""
+        """How many bytes the file of each picture has, by name."""
         return {name: int(self._length[self._row(name)]) for name in names}
 
     def hashes(self, names: Sequence[str]) -> list[str]:

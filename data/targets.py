@@ -209,7 +209,7 @@ class LabelReader(TargetReader):
         return raw.tolist()  # type: ignore[no-any-return]
 
     def classes(self, raw: Column) -> list[tuple[str, ...]]:
-        """The label of each sample."""
+        """The label of each sample, which training needs to have seen."""
         return [(label,) for label in raw.tolist()]
 
     def summary(self, raw: Column) -> str:
@@ -306,7 +306,7 @@ class LabelsReader(TargetReader):
         ]
 
     def classes(self, raw: Column) -> list[tuple[str, ...]]:
-        """The labels of each sample, sorted."""
+        """The labels that apply to each sample, sorted by name."""
         if raw.ndim == 1:
             return [tuple(sorted(self._names(names))) for names in raw]
         return [
