@@ -90,9 +90,10 @@ def build_for_size(name: Any, image_size: tuple[int, int], **options: Any) -> Ba
 
 
 def _built(name: Any, size: tuple[int, int], options: dict[str, Any]) -> Backbone:
-    for option in _OPTIONS if isinstance(name, str) or not isinstance(name, nn.Module) else (None,):
+    given = size[0] if size[0] == size[1] else size  # some models take squares alone, as one number
+    for option in (None,) if isinstance(name, nn.Module) else _OPTIONS:
         try:
-            built = build_backbone(name, **options, **({} if option is None else {option: size}))
+            built = build_backbone(name, **(options if option is None else {**options, option: given}))
         except UsageError as error:
             if option is None or not _is_unknown(error, option):
                 raise
@@ -134,7 +135,7 @@ def _require_that_it_runs(built: Backbone) -> None:
 
 def _patches(module: nn.Module) -> Iterator[tuple[int, int]]:
     """The patches that a model cuts its images into; what is beyond the last whole one it would not see."""
-    from timm.layers import PatchEmbed
+    from timm.layers.patch_embed import PatchEmbed
 
     for part in module.modules():
         if isinstance(part, PatchEmbed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from flashtask.backbones.backbone import Backbone
 from flashtask.backbones.inspection import built_without_values, make_features_flat
@@ -33,7 +35,7 @@ from flashtask.core.files import sha256_file
 from flashtask.core.hub.address import hub_is_offline
 from flashtask.core.preprocessing import Preprocessing
 
-__all__ = ["LAYERS", "MAPS", "build_model", "classifier", "layer_groups"]
+__all__ = ["LAYERS", "MAPS", "build_model", "classifier", "layer_groups", "load_resampled"]
 
 # What one layer's parameter names begin with, for each family. Names that match nothing (final norms,
 # position embeddings) belong to the layer before them.
@@ -104,13 +106,31 @@ def build_model(name: str, *, pretrained: bool = True, in_chans: int = 3, **opti
     if not pretrained and architecture in _WITH_INIT_OPTION:
         options.setdefault("init_weights", True)
     with quiet_logs(), pretrained_errors(f"torchvision/{name}", pretrained), _as_tensors_alone():
-        module = get_model(architecture, weights=weights if pretrained else None, **options)
+        if pretrained and "image_size" in options:
+            module = get_model(architecture, weights=None, **options)
+            assert weights is not None  # looked for above
+            load_resampled(module, weights.get_state_dict(check_hash=True))
+        else:
+            module = get_model(architecture, weights=weights if pretrained else None, **options)
     preprocessing = _preprocessing(module, weights).for_channels(in_chans)
     _take_off_classifier(module)
     if in_chans != 3:
         _adapt_first_convolution(module, in_chans)
     num_features = make_features_flat(module, preprocessing.input_size, f"torchvision/{name}")
     return Backbone(module, num_features, preprocessing, f"torchvision/{name}", layer_groups(module))
+
+
+def load_resampled(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Give a vision transformer weights that were trained at another size: its position embeddings are resampled.
+
+    Args:
+        module: with its classifier, of its own `image_size` and `patch_size`.
+        state: of the same architecture.
+    """
+    size, patch = module.image_size, module.patch_size
+    assert isinstance(size, int)
+    assert isinstance(patch, int)
+    module.load_state_dict(interpolate_embeddings(size, patch, OrderedDict(state)))
 
 
 def layer_groups(module: nn.Module) -> list[list[str]]:

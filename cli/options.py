@@ -484,7 +484,7 @@ AUDIT = (
 SHOW = (
     replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
     *_OF_THE_DATA,
-    next(option for option in _IMAGES if option.flag == "--augment"),
+    next(option for option in SWITCHES if option.flag == "--augment"),
     Option("--part", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
     Option("--num", "", whole(1), "Number of images.", "N", "12", "Selection"),
     Option("--epoch", "", whole(), "Epoch whose order and augmentation is drawn.", "N", "0", "Selection"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ _MOMENTUM = 0.9
 
 def timm_optimizer_names() -> list[str]:
     """The names of timm's factory."""
-    from timm.optim import list_optimizers
+    from timm.optim import list_optimizers  # type: ignore[attr-defined]  # public, but not in an __all__
 
     return [str(name) for name in list_optimizers()]
 
@@ -30,7 +31,7 @@ def timm_optimizer(name: str) -> Any:
     Raises:
         UsageError: it needs a library or a device that is not there, or second derivatives.
     """
-    from timm.optim import get_optimizer_class, get_optimizer_info
+    from timm.optim import get_optimizer_class, get_optimizer_info  # type: ignore[attr-defined]  # as above
 
     bare = name.lower().removeprefix(_PREFIX)
     if bare not in timm_optimizer_names():
@@ -39,7 +40,7 @@ def timm_optimizer(name: str) -> Any:
     if info.second_order:
         raise UsageError(f"optimizer {name!r} needs second derivatives, which training does not compute")
     try:
-        made = get_optimizer_class(bare)
+        made: Callable[..., Any] = get_optimizer_class(bare)
     except (AssertionError, ImportError) as error:
         raise UsageError(f"optimizer {name!r} cannot be used here", why=str(error), fix='optimizer="adamw"') from None
     return partial(made, momentum=_MOMENTUM) if info.has_momentum else made

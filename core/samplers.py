@@ -42,7 +42,7 @@ class EpochSampler(Sampler[int]):
         return iter(self.sampler)
 
     def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]  # looked for above
+        return len(self.sampler)
 
     def indices(self, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The indices of an epoch, the same in every process.

@@ -219,7 +219,7 @@ def read_preprocessing(given: Preprocessing | Mapping[str, Any] | None) -> Prepr
         raise UsageError(f"preprocessing cannot be {dict(given)!r}", why=str(error), fix=example) from None
 
 
-def check_split(val_split: float | int | None, given: Mapping[str, PathLike | None], what: str = "folder") -> None:
+def check_split(val_split: float | int | None, given: Mapping[str, object], what: str = "folder") -> None:
     """Refuse a `val_split` that is not a share, or that has nothing to split.
 
     Args:

@@ -105,7 +105,8 @@ def audit_table(
     found += _of_pictures(samples, prints)
     why = "give a model, for example --backbone efficientnet_lite0"
     if examiner is not None:
-        usable = [row for row, one in enumerate(prints) if one is not None]
+        # A model that was not trained on this data does not know what is white in a file of more than 8 bits.
+        usable = [row for row, one in enumerate(samples) if prints[row] is not None and one.path not in looked.bounds]
         why = "" if labels else "the targets are not classes"
         found += _of_features(samples, copies, usable, values, labels, examiner, images)
     kept = [finding for finding in found if not any(map(finding.matches, ignored))]

@@ -27,8 +27,7 @@ def draw_boxes(image: Image, boxes: Sequence[Sequence[float]], words: Sequence[s
     """
     from PIL import ImageDraw, ImageFont
 
-    made = image.convert("RGB")
-    made = made.copy() if made is image else made
+    made = image.convert("RGB").copy()
     pen = ImageDraw.Draw(made)
     width = max(1, round(max(image.size) / 300))
     font = ImageFont.load_default(max(9, max(image.size) // 45))

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from flashtask.core.cache_folder import cache_folder
-from flashtask.core.errors import FlashtaskError, HubError, MissingInputError, UsageError
+from flashtask.core.errors import FlashtaskError, HubError, MissingInputError, OutputError, UsageError
 from flashtask.core.files import staging_folder
 from flashtask.core.known_files import content_hashes
 from flashtask.data.archive import extract_archive, is_archive
@@ -108,9 +107,11 @@ def unpacked(path: str | os.PathLike[str]) -> Path:
     file = Path(path).expanduser().absolute()
     folder = cache_folder() / "data" / _key(content_hashes([str(file)])[0])
     if not folder.is_dir():
-        # Another process may have unpacked it meanwhile; a folder there is whole.
-        with suppress(FileExistsError):
+        try:
             extract_archive(file, folder)
+        except OutputError:
+            if not folder.is_dir():  # else another process has unpacked it meanwhile, and a folder there is whole
+                raise
     inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 

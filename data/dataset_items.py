@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import IterableDataset, Subset, TensorDataset
@@ -17,10 +17,18 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.image_source import MemoryImages
 
-__all__ = ["DatasetPart", "read_dataset"]
+__all__ = ["DatasetPart", "Items", "read_dataset"]
 
 _IMAGE_KEYS = ("image", "img", "input", "pixel_values", "jpg", "png")
 _TARGET_KEYS = ("label", "target", "labels", "targets", "cls")
+
+
+class Items(Protocol):
+    """A dataset with a length whose items are got by their place, as those of torch and Hugging Face."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
+import torch
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.arguments import (
@@ -23,20 +24,23 @@ from flashtask.data.arguments import (
     takes,
 )
 from flashtask.data.cached_inputs import is_address
-from flashtask.data.dataset_items import DatasetPart, read_dataset
+from flashtask.data.dataset_items import DatasetPart, Items, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
-from flashtask.data.hub_dataset import fetch_dataset
+from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
 from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
 from flashtask.data.problems import Problems
-from flashtask.data.rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.samples import PARTS, SampleTable, as_text
-from flashtask.data.tables import Table, open_table
+from flashtask.data.table_rows import require_columns, rows_of_table, understood
+from flashtask.data.tables import Frame, Table, open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, TargetReader
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageData"]
+
+Arrays = np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]
+Tensors = torch.Tensor | Sequence[torch.Tensor]
 
 #: Paths and targets in Python that a recipe holds; longer lists are not saved.
 _MOST_IN_RECIPE = 1000
@@ -225,10 +229,10 @@ class ImageData(ImageDataModule):
         cls,
         input_field: str | None = None,
         target_fields: str | Sequence[str] | None = None,
-        train_data_frame: Any = None,
-        val_data_frame: Any = None,
-        test_data_frame: Any = None,
-        predict_data_frame: Any = None,
+        train_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        val_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        test_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
+        predict_data_frame: Frame | Mapping[str, Sequence[Any]] | None = None,
         *,
         images_root: PathLike | None = None,
         resolver: Callable[[str], PathLike] | None = None,
@@ -282,13 +286,13 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_numpy(
         cls,
-        train_data: Any = None,
+        train_data: Arrays | None = None,
         train_targets: Sequence[Any] | None = None,
-        val_data: Any = None,
+        val_data: Arrays | None = None,
         val_targets: Sequence[Any] | None = None,
-        test_data: Any = None,
+        test_data: Arrays | None = None,
         test_targets: Sequence[Any] | None = None,
-        predict_data: Any = None,
+        predict_data: Arrays | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
         """Take NumPy arrays: (N, H, W, C) or (N, H, W), or a list of arrays (H, W, C) or (H, W) of any sizes.
@@ -317,13 +321,13 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_tensors(
         cls,
-        train_data: Any = None,
+        train_data: Tensors | None = None,
         train_targets: Sequence[Any] | None = None,
-        val_data: Any = None,
+        val_data: Tensors | None = None,
         val_targets: Sequence[Any] | None = None,
-        test_data: Any = None,
+        test_data: Tensors | None = None,
         test_targets: Sequence[Any] | None = None,
-        predict_data: Any = None,
+        predict_data: Tensors | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
         """Take torch tensors: (N, C, H, W) or (N, H, W), or a list of tensors (C, H, W) or (H, W) of any sizes.
@@ -383,10 +387,10 @@ class ImageData(ImageDataModule):
     @takes(TargetOptions)
     def from_datasets(  # type: ignore[override]
         cls,
-        train_dataset: Any = None,
-        val_dataset: Any = None,
-        test_dataset: Any = None,
-        predict_dataset: Any = None,
+        train_dataset: Items | None = None,
+        val_dataset: Items | None = None,
+        test_dataset: Items | None = None,
+        predict_dataset: Items | None = None,
         *,
         input_field: str | None = None,
         target_field: str | None = None,
@@ -480,6 +484,8 @@ class ImageData(ImageDataModule):
             HubError: the hub cannot be reached, or refuses.
             IntegrityError: a file is not the one that the hub promised.
         """
+        from flashtask.data.hub_dataset import fetch_dataset  # loads huggingface_hub
+
         found = fetch_dataset(repository, revision)
         if found.folder is not None:
             made = cls.from_root(found.folder, **options)
@@ -517,13 +523,13 @@ class ImageData(ImageDataModule):
         inputs = first.input_field(input_field)
         has_targets = set(tables) != {"predict"}
         fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
-        _require_columns(tables, inputs, fields)
+        require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
         images: dict[str, list[Any]] = {}
         rows = []
         for part, table in tables.items():
-            one, held = _rows_of(part, table, inputs, fields, of_columns, own)
+            one, held = rows_of_table(part, table, inputs, fields, of_columns, own)
             rows.append(one)
             if held is not None:
                 images[table.argument] = held
@@ -537,7 +543,7 @@ class ImageData(ImageDataModule):
         }
         made = cls._of_rows(rows, fields, (recipe[0], arguments), options, MemoryImages(images) if images else source)
         part = next(iter(tables))
-        made._remarks = {part: [_understood(tables, rows, inputs, fields, of_columns)]}
+        made._remarks = {part: [understood(tables, rows, inputs, fields, of_columns)]}
         return made
 
     @classmethod
@@ -556,7 +562,8 @@ class ImageData(ImageDataModule):
         check_split(options.get("val_split"), given, kind)
         pictures = check_files(given, constructor, kind, kind)
         arguments: dict[str, Any] = {}
-        rows, fields = [], (field,)
+        rows: list[Rows] = []
+        fields: tuple[str, ...] = (field,)
         for part, images in pictures.items():
             argument = f"{part}_{kind}"
             _require_pictures(images, argument)
@@ -636,6 +643,8 @@ class ImageData(ImageDataModule):
             is_labels = cls.readers[:1] == (LabelReader,)
             return ("certain", "class folders") if is_labels else ("no", "")
         if constructor == "from_hub_dataset":
+            from flashtask.data.hub_dataset import fetch_dataset
+
             fetched = fetch_dataset(arguments["repository"], arguments.get("revision"))
             if fetched.folder is not None:
                 return cls.suits("from_folders", {})
@@ -696,98 +705,6 @@ class ImageData(ImageDataModule):
             own["target_format"] = "one_hot"
         tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
         return cls.from_csv(**{**tables, **options})
-
-
-def _rows_of(
-    part: str,
-    table: Table,
-    inputs: str,
-    fields: tuple[str, ...],
-    columns: Mapping[str, str],
-    own: Mapping[str, Any],
-) -> tuple[Rows, list[Any] | None]:
-    """The rows of one table, and the pictures if it holds these rather than paths."""
-    words = {"groups": "group_field", "weights": "weight_field", "parts": "split_field"}
-    extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
-    own_fields = fields if part != "predict" else ()
-    others = table.columns([*own_fields, *extra.values()])
-    (cells,) = table.values([inputs])
-    if not cells and not len(table.problems):
-        raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
-    held = None
-    root, resolver = own.get("images_root"), own.get("resolver")
-    folder = table.folder if root is None else root
-    if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
-        names = [_path_in(cell, folder, resolver) for cell in cells]
-    else:
-        held = [_picture_in(cell) for cell in cells]
-        names = MemoryImages.names(table.argument, len(held))
-    count = len(own_fields)
-    targets = np.stack(others[:count], axis=1) if count > 1 else others[0] if count else None
-    found = dict(zip(extra, others[count:], strict=True))
-    rows = Rows(
-        part,
-        table.argument,
-        table.where,
-        as_text(names),
-        inputs,
-        targets,
-        "" if held is not None else folder,
-        fields=tuple(extra.items()),
-        problems=table.problems if len(table.problems) else None,
-        **found,
-    )
-    return rows, held
-
-
-def _path_in(cell: Any, folder: str, resolver: Callable[[str], PathLike] | None) -> str:
-    """The path that a cell means; empty for an empty cell."""
-    text = "" if cell is None else os.fspath(cell).strip()
-    if not text:
-        return ""
-    if resolver is not None:
-        text = os.fspath(resolver(text))
-    if is_address(text):
-        return text
-    return f"{folder.rstrip('/')}/{text}" if is_address(folder) else os.path.normpath(os.path.join(folder, text))
-
-
-def _picture_in(cell: Any) -> Any:
-    """A picture in a cell; Parquet files of the hub hold the bytes of a file beside its name."""
-    if isinstance(cell, Mapping):
-        return cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    return cell
-
-
-def _require_columns(tables: Mapping[str, Table], inputs: str, fields: tuple[str, ...]) -> None:
-    """Raises:
-    BadDataError: tables lack columns of the first.
-    """
-    problems = Problems()
-    for part, table in tables.items():
-        for name in (inputs, *(fields if part != "predict" else ())):
-            if name not in table.fields:
-                there = ", ".join(map(repr, table.fields[:20]))
-                problems.add("missing column", f"{table.argument}: no column {name!r}; there are: {there}")
-    problems.refuse(" and ".join(table.argument for table in tables.values()))
-
-
-def _understood(
-    tables: Mapping[str, Table],
-    rows: Sequence[Rows],
-    inputs: str,
-    fields: tuple[str, ...],
-    columns: Mapping[str, str],
-) -> str:
-    """One line on what was read from tables."""
-    counts = ", ".join(
-        f"{len(one.inputs):,} rows of {os.path.basename(table.place)}"
-        for one, table in zip(rows, tables.values(), strict=True)
-    )
-    words = {"split_field": "part", "group_field": "group", "weight_field": "weight"}
-    used = [f"image {inputs!r}", *([f"target {', '.join(map(repr, fields))}"] if fields else [])]
-    used += [f"{words[name]} {column!r}" for name, column in columns.items()]
-    return f"{counts}; columns: {', '.join(used)}"
 
 
 def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:

@@ -475,8 +475,8 @@ class ImageDataModule(DataModule):
         return ""
 
     def _report_leaks(self, part: str) -> None:
-        parts = [self._table.of(name).inputs.tolist() for name in ("train", part)]
-        found = find_leaks(*parts, self._images)
+        train, other = (self._table.of(name).inputs.tolist() for name in ("train", part))
+        found = find_leaks(train, other, self._images)
         if found:
             self.leaks += tuple(found)
             pairs = "; ".join(f"{ours!r} is {theirs!r}" for ours, theirs in found[:3])

@@ -69,7 +69,7 @@ class ImageSource:
         return {name: os.path.getsize(_path(name)) for name in names if os.path.isfile(_path(name))}
 
     def hashes(self, names: Sequence[str]) -> list[str]:
-        """The SHA-256 of each content."""
+        """The SHA-256 of the content of each file, in their order."""
         return content_hashes([_path(name) for name in names])
 
     def fingerprint(self, names: Sequence[str]) -> list[str]:
@@ -167,7 +167,7 @@ class MemoryImages(ImageSource):
             raise BadDataError(f"cannot read {name}", why=error.what) from error
 
     def state(self, name: str) -> Hashable:
-        """Pictures in memory do not change."""
+        """Nothing that differs: pictures in memory do not change."""
         return ()
 
     def stamps(self, names: Sequence[str]) -> dict[str, str]:
@@ -175,7 +175,7 @@ class MemoryImages(ImageSource):
         return {}
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """All alike: only the contents tell."""
+        """The same number for all: only their contents tell whether two are equal."""
         return dict.fromkeys(names, 0)
 
     def hashes(self, names: Sequence[str]) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self, Unpack, cast
+from typing import Any, NoReturn, Self, Unpack, cast
 
 import numpy as np
 
@@ -25,50 +24,25 @@ from flashtask.data.arguments import (
     takes,
 )
 from flashtask.data.box_checks import tables_of
-from flashtask.data.box_files import (
-    Annotations,
-    columns_of_boxes,
-    read_boxes_table,
-    read_coco,
-    read_voc,
-    read_yolo,
-    read_yolo_file,
-)
+from flashtask.data.box_files import Annotations, columns_of_boxes, read_boxes_table, read_yolo_file
+from flashtask.data.box_layouts import Found, coco_file, of_coco, of_images, of_yolo, own_part, read_folder, voc_folders
 from flashtask.data.boxes import BoxReader
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages
-from flashtask.data.layout import part_in_name
 from flashtask.data.samples import PARTS, SampleTable
 from flashtask.data.tables import Table, open_table
 
 __all__ = ["ObjectDetectionData"]
 
-#: Names of COCO's file beside the images of a part.
-_COCO_NAMES = ("annotations.json", "_annotations.coco.json")
-_YOLO_NAMES = ("data.yaml", "data.yml")
 _TARGETS_FIX = '[{"boxes": [[10, 20, 50, 60]], "labels": ["cat"]}, ...], left, top, right, bottom in pixels'
-
-
-class _Found(NamedTuple):
-    """What one part is read from.
-
-    Args:
-        layout: in words.
-        annotations: what is written there.
-        root: what names of images are relative to.
-    """
-
-    layout: str
-    annotations: Annotations
-    root: str
 
 
 class ObjectDetectionData(ImageData):
     """Images with any number of boxes, each with a label; images without objects are trained on too.
 
-    Boxes are kept in pixels of the upright picture, as left, top, right, bottom, where 0 is the left or upper edge. They
-    move with the image through every augmentation. A transform of your own takes image and target, as those of
+    Boxes are kept in pixels of the upright picture, as left, top, right, bottom, where 0 is the left or upper edge.
+    They move with the image through every augmentation. A transform of your own takes image and target, as those of
     `torchvision.transforms.v2` do.
     """
 
@@ -108,13 +82,13 @@ class ObjectDetectionData(ImageData):
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
         check_split(options.get("val_split"), given, "folder")
         folders = check_folders(given)
-        found: dict[str, _Found] = {}
+        found: dict[str, Found] = {}
         for part, folder in folders.items():
-            found[part] = _of_images(folder) if part == "predict" else _read_folder(folder, part)
+            found[part] = of_images(folder) if part == "predict" else read_folder(folder, part)
         remarks = []
         if "train" in folders:
             for part in ("val", "test"):
-                if part not in folders and (own := _own_part(folders["train"], part)) is not None:
+                if part not in folders and (own := own_part(folders["train"], part)) is not None:
                     found[part] = own
             if "val" in found and options.get("val_split") is not None:
                 remarks.append("the data set names its own validation images, so val_split is not used")
@@ -160,9 +134,9 @@ class ObjectDetectionData(ImageData):
         found, arguments = {}, {f"{part}_folder": str(folder) for part, folder in folders.items()}
         for part, folder in folders.items():
             if part == "predict":
-                found[part] = _of_images(folder)
+                found[part] = of_images(folder)
                 continue
-            file = _coco_file(folder, part) if files[part] is None else os.path.abspath(os.fspath(files[part]))  # type: ignore[arg-type]
+            file = coco_file(folder, part) if files[part] is None else os.path.abspath(os.fspath(files[part]))  # type: ignore[arg-type]
             if file is None:
                 raise MissingInputError(
                     f"{part}_folder: there is no annotation file in or beside {str(folder)!r}",
@@ -171,7 +145,7 @@ class ObjectDetectionData(ImageData):
             if not os.path.isfile(file):
                 raise missing_file(file)
             arguments[f"{part}_ann_file"] = file
-            found[part] = _of_coco(file, folder)
+            found[part] = of_coco(file, folder)
         return cls._of_found(found, ("from_coco", arguments), dict(options))
 
     @classmethod
@@ -199,7 +173,7 @@ class ObjectDetectionData(ImageData):
         """
         folders = {"train_folder": train_folder, "val_folder": val_folder, "test_folder": test_folder}
         for argument, folder in folders.items():
-            if folder is not None and Path(folder).is_dir() and _voc_folders(Path(folder)) is None:
+            if folder is not None and Path(folder).is_dir() and voc_folders(Path(folder)) is None:
                 raise BadDataError(f"{argument}: there are no XML files of Pascal VOC in {os.fspath(folder)!r}")
         made = cls.from_folders(**folders, predict_folder=predict_folder, **options)
         made._constructor = "from_voc"
@@ -222,7 +196,7 @@ class ObjectDetectionData(ImageData):
         if not os.path.isfile(file):
             raise missing_file(file)
         _, parts = read_yolo_file(file)
-        found = {part: _of_yolo(file, part) for part in parts}
+        found = {part: of_yolo(file, part) for part in parts}
         if "val" in found and options.get("val_split") is not None:
             raise UsageError(f"val_split and `val` in {file!r} both define the validation data", fix="drop val_split")
         return cls._of_found(found, ("from_yolo", {"data_file": file}), dict(options))
@@ -327,7 +301,7 @@ class ObjectDetectionData(ImageData):
         first = next(iter(tables.values()))
         inputs = first.input_field(input_field)
         fields = () if set(tables) == {"predict"} else _box_fields(first, inputs, target_fields)
-        found: dict[str, _Found] = {}
+        found: dict[str, Found] = {}
         for part, table in tables.items():
             folder = table.folder if root is None else root
             if part == "predict":
@@ -337,7 +311,7 @@ class ObjectDetectionData(ImageData):
                     made.add_image(os.path.normpath(os.path.join(folder, name)))
             else:
                 made = read_boxes_table(table, inputs, fields, folder)
-            found[part] = _Found(f"{os.path.basename(table.place)}, a row a box", made, folder)
+            found[part] = Found(f"{os.path.basename(table.place)}, a row a box", made, folder)
         arguments = {**recipe[1], "input_field": inputs, "target_fields": list(fields)}
         return cls._of_found(found, (recipe[0], arguments), options, fields=fields)
 
@@ -366,7 +340,7 @@ class ObjectDetectionData(ImageData):
             argument = f"{part}_{kind}"
             names = MemoryImages.names(argument, len(images))
             own = None if part == "predict" else targets.get(part)
-            found[part] = _Found("in memory", _of_objects(names, own, argument, part), "")
+            found[part] = Found("in memory", _of_objects(names, own, argument, part), "")
         source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
         return cls._of_found(found, (constructor, arguments), options, source)
 
@@ -413,7 +387,7 @@ class ObjectDetectionData(ImageData):
             is_folder = isinstance(one, (str, os.PathLike))
             paths = list_images(Path(one), f"{part}_files").paths if is_folder else [os.path.abspath(p) for p in one]
             own = None if part == "predict" else targets.get(part)
-            found[part] = _Found("files", _of_objects(list(paths), own, f"{part}_files", part), "")
+            found[part] = Found("files", _of_objects(list(paths), own, f"{part}_files", part), "")
             arguments[f"{part}_files"] = {"not_saved": f"{len(paths):,} values"}
         return cls._of_found(found, ("from_files", arguments), dict(options))
 
@@ -430,7 +404,7 @@ class ObjectDetectionData(ImageData):
     @classmethod
     def _of_found(
         cls,
-        found: Mapping[str, _Found],
+        found: Mapping[str, Found],
         recipe: tuple[str, Mapping[str, Any]],
         options: dict[str, Any],
         images: ImageSource = FILES,
@@ -511,7 +485,7 @@ class ObjectDetectionData(ImageData):
         return "no", ""
 
 
-def _understood(part: str, one: _Found) -> str:
+def _understood(part: str, one: Found) -> str:
     """One line on what was read."""
     found = one.annotations
     if part == "predict":
@@ -526,99 +500,6 @@ def _understood(part: str, one: _Found) -> str:
 
 def _refuse(what: str) -> NoReturn:
     raise UsageError(f"{what} gives no boxes", fix="from_coco, from_voc, from_yolo, from_csv, from_files, from_numpy")
-
-
-# ---- layouts
-
-
-def _read_folder(folder: Path, part: str) -> _Found:
-    """The annotations of one part, whatever they are written in.
-
-    Raises:
-        BadDataError: none is recognised.
-    """
-    if (file := _coco_file(folder, part)) is not None:
-        return _of_coco(file, folder)
-    if (yolo := _yolo_file(folder, part)) is not None:
-        return _of_yolo(yolo, part)
-    if _voc_folders(folder) is not None:
-        return _of_voc(folder, part)
-    raise BadDataError(
-        f"{part}_folder: there are no boxes in {str(folder)!r}",
-        why=f"looked for {', '.join(_COCO_NAMES)}, annotations/instances_{part}.json, data.yaml and XML files",
-        fix="from_coco(train_folder=..., train_ann_file=...), or a table: from_csv",
-    )
-
-
-def _own_part(folder: Path, part: str) -> _Found | None:
-    """A part that a whole data set, given for training, names itself; None if it does not."""
-    yolo = next((str(folder / name) for name in _YOLO_NAMES if (folder / name).is_file()), None)
-    if yolo is not None and _coco_file(folder, "train") is None:
-        return _of_yolo(yolo, part) if part in read_yolo_file(yolo)[1] else None
-    listed = (folder / "ImageSets" / "Main" / f"{part}.txt").is_file() and _voc_folders(folder) is not None
-    return _of_voc(folder, part) if listed else None
-
-
-def _coco_file(folder: Path, part: str) -> str | None:
-    """COCO's file for a folder of images: in it, or in `annotations/` beside it."""
-    for name in _COCO_NAMES:
-        if (folder / name).is_file():
-            return str(folder / name)
-    beside = folder.parent / "annotations"
-    words = [folder.name, part]
-    names = [f"{start}{word}.json" for word in words for start in ("instances_", "")]
-    return next((str(beside / name) for name in names if (beside / name).is_file()), None)
-
-
-def _of_coco(file: str, folder: Path) -> _Found:
-    return _Found(f"COCO, {os.path.basename(file)}", read_coco(file, str(folder)), str(folder))
-
-
-def _yolo_file(folder: Path, part: str) -> str | None:
-    """The `data.yaml` of a whole data set, or of the one that a part's folder belongs to."""
-    for place in (folder, folder.parent, folder.parent.parent):
-        for name in _YOLO_NAMES:
-            if (place / name).is_file():
-                named = read_yolo_file(str(place / name))[1].get(part, [])
-                inside = any(Path(one) == folder or folder in Path(one).parents for one in named)
-                return str(place / name) if place == folder or inside else None
-    return None
-
-
-def _of_yolo(file: str, part: str) -> _Found:
-    names, parts = read_yolo_file(file)
-    if part not in parts:
-        raise BadDataError(f"{file!r} names no images for {part}", why=f"it has {', '.join(parts) or 'no part'}")
-    return _Found(f"YOLO, {os.path.basename(file)}", read_yolo(names, parts[part]), os.path.dirname(file))
-
-
-def _voc_folders(folder: Path) -> tuple[Path, Path] | None:
-    """Where the XML files and the images of VOC are; None if there are no XML files."""
-    for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), (".", ".")):
-        place = folder / annotations
-        if place.is_dir() and (folder / images).is_dir() and any(place.glob("*.xml")):
-            return place, folder / images
-    return None
-
-
-def _of_voc(folder: Path, part: str) -> _Found:
-    places = _voc_folders(folder)
-    assert places is not None
-    sets = folder / "ImageSets" / "Main"
-    chosen = None
-    for name in (part, "trainval") if part == "train" else (part,):
-        if (sets / f"{name}.txt").is_file():
-            chosen = (sets / f"{name}.txt").read_text(encoding="utf-8").split()
-            break
-    said = "Pascal VOC" if chosen is None else f"Pascal VOC, ImageSets/Main/{name}.txt"
-    return _Found(said, read_voc(str(places[0]), str(places[1]), chosen), str(folder))
-
-
-def _of_images(folder: Path) -> _Found:
-    made = Annotations()
-    for path in list_images(folder, "predict_folder").paths:
-        made.add_image(path)
-    return _Found("images", made, str(folder))
 
 
 def _box_fields(table: Table, inputs: str, given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from flashtask.core.errors import BadDataError, UsageError, did_you_mean
 from flashtask.core.files import missing_file
@@ -25,13 +25,23 @@ from flashtask.data.layout import is_image_name
 from flashtask.data.problems import Problems
 from flashtask.data.samples import Column, as_text
 
-__all__ = ["BETWEEN", "Table", "as_cell", "open_table"]
+__all__ = ["BETWEEN", "Frame", "Table", "as_cell", "open_table"]
 
 _DELIMITERS = ",;\t|"
 #: Rows that are looked at to find the column of the images.
 _LOOKED_AT = 20
 #: What separates the values of a list in one cell.
 BETWEEN = "\x1f"
+
+
+class Frame(Protocol):
+    """A data frame, as those of pandas and polars: names of columns, and a column by its name."""
+
+    @property
+    def columns(self) -> Any:
+        """The names of the columns, in their order."""
+
+    def __getitem__(self, name: Any, /) -> Any: ...
 
 
 def open_table(source: Any, argument: str) -> Table:
@@ -65,7 +75,7 @@ def as_cell(value: Any) -> str:
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))
     if hasattr(value, "tolist"):  # of numpy or torch
         value = value.tolist()
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -64,6 +64,7 @@ class DetectionHead(nn.Module):
         nn.init.constant_(self.classes.bias, -math.log((1 - _PRIOR) / _PRIOR))  # type: ignore[arg-type]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Distances and logits of each level."""
         found = []
         for place, level in enumerate(self.pyramid(maps)):
             logits = self.classes(self.class_tower(level))

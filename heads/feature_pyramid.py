@@ -32,7 +32,7 @@ class FeaturePyramid(nn.Module):
         ]
         if not self.taken:
             raise UsageError(
-                f"the backbone has maps at the strides {features.reductions}, none from {least_stride} to {most_stride}",
+                f"the backbone has maps at strides {features.reductions}, none from {least_stride} to {most_stride}",
                 fix='head_options={"least_stride": 4}',
             )
         self.strides = tuple(features.reductions[place] for place in self.taken)
@@ -44,6 +44,7 @@ class FeaturePyramid(nn.Module):
             self.strides = (*self.strides, self.strides[-1] * 2)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """A level for each of `strides`."""
         levels = [lateral(maps[place]) for lateral, place in zip(self.lateral, self.taken, strict=True)]
         for place in range(len(levels) - 1, 0, -1):
             size = levels[place - 1].shape[-2:]

@@ -77,7 +77,8 @@ class ImageRegressor(Task):
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The chosen loss of outputs and targets (B, num_targets), in units of the standard deviation."""
-        found: torch.Tensor = (self._named_loss or self._loss_fn)(outputs, targets)
+        chosen: Any = self._named_loss or self._loss_fn
+        found: torch.Tensor = chosen(outputs, targets)
         return found
 
     def weighted_loss(

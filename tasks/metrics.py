@@ -162,7 +162,7 @@ def _made(one: Any, known: Mapping[str, Maker], num_outputs: int) -> tuple[str, 
     choice = name_and_arguments(one)
     if choice is None:
         raise UsageError(
-            f"a metric is a name such as {', '.join([*known][:4])}, or a metric of torchmetrics, not {one!r}",
+            f"a metric is one of {', '.join([*known][:4])}, ..., or an object of torchmetrics, not {one!r}",
             fix=f'metrics=["{next(iter(known))}"]',
         )
     name, arguments = choice

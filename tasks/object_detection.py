@@ -36,8 +36,8 @@ class ObjectDetector(Task):
     """A backbone with a dense head for boxes, judged by COCO's mean average precision.
 
     The head has no anchors (FCOS); places are assigned to boxes by ATSS; the loss has two parts, `cls` (quality focal
-    loss) and `box` (generalized IoU). The threshold of each class is the one with the best F1 on the validation data; it
-    is stored, and `predict` gives the boxes whose score reaches it, as `Boxes`.
+    loss) and `box` (generalized IoU). The threshold of each class is the one with the best F1 on the validation data.
+    It is stored, and `predict` gives the boxes whose score reaches it, as `Boxes`.
 
     Args:
         backbone: a registered name of a model that has maps at several scales, or a module.
@@ -223,7 +223,8 @@ class ObjectDetector(Task):
                 if score >= thresholds[int(number)]:
                     kept.append((tuple(box), score, int(number)))
             boxes, scores, classes = zip(*kept, strict=True) if kept else ((), (), ())
-            found.append(Boxes(sample.path, tuple(labels[n] for n in classes), scores, boxes, classes))
+            names, ids = (tuple(known[n] for n in classes) for known in (labels, self.category_ids))
+            found.append(Boxes(sample.path, names, scores, boxes, ids))
         return found
 
     def to_coco(
@@ -238,7 +239,7 @@ class ObjectDetector(Task):
         found: list[dict[str, Any]] = []
         for place, one in enumerate(predictions):
             number = place if image_ids is None else image_ids[one.path if isinstance(image_ids, Mapping) else place]  # type: ignore[index]
-            found += one.to_coco(number, self.category_ids)
+            found += one.to_coco(number)
         return found
 
     # ---- what files hold

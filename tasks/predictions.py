@@ -193,13 +193,13 @@ class Boxes(Prediction):
         labels: of each object.
         scores: from 0 to 1.
         boxes: left, top, right, bottom in pixels of the upright file, 0 at its left and upper edge.
-        classes: position of each label in those of the model.
+        category_ids: what the training annotations call each label, for COCO's list of results.
     """
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
-    classes: tuple[int, ...] = ()
+    category_ids: tuple[int, ...]
 
     def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """`path`, the number of objects as `count`, and lists of `labels`, `scores` and `boxes`."""
@@ -218,25 +218,22 @@ class Boxes(Prediction):
             image: the file's picture, upright, in its own size.
         """
         words = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
-        return draw_boxes(image, self.boxes, words, self.classes or (0,) * len(self.boxes))
+        return draw_boxes(image, self.boxes, words, self.category_ids)
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """The image's part of COCO's list of results: left, top, width, height.
-
-        Args:
-            image_id: of the image.
-            category_ids: of the classes of the model, in the order of its outputs.
-        """
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The image's part of COCO's list of results; `bbox` is left, top, width, height."""
         name = None if self.path is None else os.path.basename(self.path)
         return [
             {
                 "image_id": image_id,
                 "file_name": name,
-                "category_id": category_ids[number],
+                "category_id": number,
                 "bbox": [left, top, right - left, bottom - top],
                 "score": score,
             }
-            for number, score, (left, top, right, bottom) in zip(self.classes, self.scores, self.boxes, strict=True)
+            for number, score, (left, top, right, bottom) in zip(
+                self.category_ids, self.scores, self.boxes, strict=True
+            )
         ]
 
     def _repr_png_(self) -> bytes | None:

@@ -889,7 +889,8 @@ class Task(Module):
         """
         if "learning_rate" not in vars(self):
             return {}
-        values = {"learning_rate": self.learning_rate, "backbone_learning_rate": self.backbone_learning_rate}
+        values: dict[str, Any] = {"learning_rate": self.learning_rate}
+        values["backbone_learning_rate"] = self.backbone_learning_rate
         if self._asked_size is not None:
             values["image_size"] = self._preprocessing_of_weights.input_size[1:]
         return {name: value for name, value in {**values, **self._built_by}.items() if name in self.argument_names()}

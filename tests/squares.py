@@ -95,7 +95,8 @@ def yolo(folder: Path, count: int = 8, seed: int = 0) -> Path:
             picture.save(folder / part / "images" / f"{number:03}.png")
             width, height = picture.size
             lines = [
-                f"{names.index(label)} {(a + c) / 2 / width} {(b + d) / 2 / height} {(c - a) / width} {(d - b) / height}"
+                f"{names.index(label)} {(a + c) / 2 / width} {(b + d) / 2 / height} "
+                f"{(c - a) / width} {(d - b) / height}"
                 for label, a, b, c, d in objects
             ]
             if lines:

@@ -150,8 +150,10 @@ def test_pictures_of_more_than_8_bits_are_compared_too(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         values = np.asarray(picture(0 if number in (0, 5) else number).convert("L")).astype(np.uint16) * 37
         Image.fromarray(values).save(folder / f"{number}.png")
-    found = audit(root)
+    assert names(audit(root), "leak") == [["train/a/0.png", "val/a/5.png"]]
+    found = audit(root, model=ImageEmbedder(SMALL, pretrained=False))
     assert names(found, "leak") == [["train/a/0.png", "val/a/5.png"]]
+    assert not found.by_kind.keys() & {"label", "neighbour"}
 
 
 def test_classes_are_counted(tmp_path):

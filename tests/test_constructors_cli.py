@@ -128,7 +128,7 @@ def test_files_at_addresses_are_fetched_once(table, photos, tmp_path, monkeypatc
     again = finetuned("memory://bucket/all.csv", tmp_path / "again", *words)
     assert again["data"] == recipe["data"]
     left, right = (json.loads((tmp_path / name / "summary.json").read_text())["best"] for name in ("run", "again"))
-    assert left == right
+    assert (left["val_loss"], left["val_accuracy"]) == (right["val_loss"], right["val_accuracy"])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_heads_for_numbers(table, tmp_path, head):
 def test_cached_features_give_the_losses_of_computed_ones(table, tmp_path):
     rows = {}
     for cached in (True, False):
+        torch.manual_seed(0)
         model = ImageRegressor("timm/test_resnet", pretrained=False, learning_rate=0.02)
         trainer = Trainer(
             max_epochs=2, output_dir=tmp_path / str(cached), enable_progress_bar=False, feature_cache=cached

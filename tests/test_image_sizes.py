@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from small import quiet
 from timm.layers import DropPath
+from torchvision.models import VisionTransformer
 
 import flashtask
 from flashtask import ImageClassificationData, ImageClassifier, Preprocessing
+from flashtask.backbones.torchvision_provider import load_resampled
 from flashtask.cli import run as command_line
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.tasks.head_drawing import building_without_weights
@@ -58,6 +60,18 @@ def test_a_vision_transformer_of_another_size_is_timms_own_with_resampled_embedd
     with torch.no_grad():
         assert torch.equal(model.backbone(images), theirs(images))
     assert model.preprocessing.input_size == (3, 96, 128)
+
+
+def test_a_vision_transformer_of_torchvision_gets_its_embeddings_resampled():
+    small_one = {"patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 32, "num_classes": 3}
+    state = VisionTransformer(image_size=64, **small_one).state_dict()
+    larger = VisionTransformer(image_size=96, **small_one)
+    load_resampled(larger, state)
+    grid = state["encoder.pos_embedding"][:, 1:].permute(0, 2, 1).reshape(1, 32, 4, 4)
+    expected = torch.nn.functional.interpolate(grid, size=6, mode="bicubic", align_corners=True)
+    found = larger.encoder.pos_embedding[:, 1:].permute(0, 2, 1).reshape(1, 32, 6, 6)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(larger.conv_proj.weight, state["conv_proj.weight"])
 
 
 @pytest.mark.parametrize(

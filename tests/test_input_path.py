@@ -106,7 +106,7 @@ def test_a_subset_in_a_plain_loader_still_gives_whole_samples(paths):
 def test_the_cache_reads_a_file_once_until_it_changes(paths, monkeypatch):
     reads = []
     read = Fitting.read
-    monkeypatch.setattr(Fitting, "read", lambda self, path, **o: (reads.append(path), read(self, path, **o))[1])
+    monkeypatch.setattr(Fitting, "read", lambda self, path, *a, **o: (reads.append(path), read(self, path, *a, **o))[1])
     cache, first = DecodedCache(2**24), Fitting(SMALL)
     before = cache.read(first, paths[0])
     assert cache.read(first, paths[0]) is before

@@ -69,7 +69,7 @@ def test_two_metrics_of_one_kind_have_names_of_their_own():
         ("acuracy", "accuracy"),
         (("f1", {"avrage": "macro"}), "average"),
         ("fbeta", "beta"),
-        (3, "a metric is a name"),
+        (3, "a metric is one of"),
     ],
 )
 def test_what_is_no_metric_is_refused(given, says):

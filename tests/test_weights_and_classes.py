@@ -186,7 +186,7 @@ def test_a_task_of_ones_own_gets_weights_without_a_change():
 
 
 def test_weights_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(BadDataError, match="sample 2 has the weight '-1' in column 'weight'"):
+    with pytest.raises(BadDataError, match="line 3, column 'weight': '-1'"):
         classes(write(tmp_path / "a", lambda number: -number))
     data = classes(write(tmp_path / "b", lambda number: 0))
     with pytest.raises(BadDataError, match="all training samples are 0"):

@@ -92,11 +92,8 @@ def read_listing(address: HubAddress) -> Listing:
     """
     revision, limit = address.revision, constants.HF_HUB_ETAG_TIMEOUT
     try:
-        found = _patiently(
-            lambda: client().repo_info(
-                address.repository, repo_type=address.kind, revision=revision, files_metadata=True, timeout=limit
-            )
-        )
+        ask = client().model_info if address.kind == "model" else client().dataset_info
+        found = _patiently(lambda: ask(address.repository, revision=revision, files_metadata=True, timeout=limit))
     except Exception as error:
         raise _told(error, address, "the list of files") from error
     commit = found.sha or ""

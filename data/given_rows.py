@@ -267,6 +267,8 @@ def check_rows(
         are_files: whether inputs are paths.
         may_be_missing: whether files that are not there are left out later.
     """
+    names, counts = np.unique(table.inputs, return_counts=True)
+    repeated: set[str] = set(names[counts > 1].tolist()) if are_files else set()
     seen: dict[str, tuple[Any, Callable[[int, str], str], int]] = {}
     for one in rows:
         for row, path in enumerate(one.inputs):
@@ -278,8 +280,8 @@ def check_rows(
             continue
         for row, what in _bad_targets(one, targets, kind):
             problems.add(*what, fix="" if row >= 0 else "check label_separator")
-        if are_files:
-            _find_contradictions(one, seen, problems)
+        if repeated:
+            _find_contradictions(one, repeated, seen, problems)
     if kind == "labels" and len(problems):
         _find_new_labels(rows, table, targets, problems)
 
@@ -305,10 +307,12 @@ def _bad_targets(one: Rows, targets: TargetFormat, kind: str) -> Iterator[tuple[
 
 
 def _find_contradictions(
-    one: Rows, seen: dict[str, tuple[Any, Callable[[int, str], str], int]], problems: Problems
+    one: Rows, repeated: set[str], seen: dict[str, tuple[Any, Callable[[int, str], str], int]], problems: Problems
 ) -> None:
     assert one.targets is not None
     for row, (path, target) in enumerate(zip(one.inputs, one.targets.tolist(), strict=True)):
+        if path not in repeated:
+            continue
         known, where, first = seen.setdefault(path, (target, one.where, row))
         if known != target:
             place = f"{one.where(row, one.input_field)}: {os.path.basename(path)!r} has the target {_shown(target)}"
