@@ -71,6 +71,7 @@ def coco_file(folder: Path, part: str) -> str | None:
 
 
 def of_coco(file: str, folder: Path) -> Found:
+    """The boxes in COCO's file for a folder of images."""
     return Found(f"COCO, {os.path.basename(file)}", read_coco(file, str(folder)), str(folder))
 
 
@@ -86,6 +87,11 @@ def _yolo_file(folder: Path, part: str) -> str | None:
 
 
 def of_yolo(file: str, part: str) -> Found:
+    """A part of the data set that a `data.yaml` describes.
+
+    Raises:
+        BadDataError: it has no such part.
+    """
     names, parts = read_yolo_file(file)
     if part not in parts:
         raise BadDataError(f"{file!r} names no images for {part}", why=f"it has {', '.join(parts) or 'no part'}")
@@ -115,6 +121,7 @@ def _of_voc(folder: Path, part: str) -> Found:
 
 
 def of_images(folder: Path) -> Found:
+    """The images of a folder, at any depth, without boxes."""
     made = Annotations()
     for path in list_images(folder, "predict_folder").paths:
         made.add_image(path)

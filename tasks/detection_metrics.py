@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -20,6 +21,8 @@ __all__ = ["COCO_NUMBERS", "ClassScores", "DetectionNumber", "DetectionScores", 
 COCO_NUMBERS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 COCO_NUMBERS += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
 
+#: COCO's own numbers in double precision; torchmetrics' are 0.60000002 where COCO has 0.6, and a box may have just that.
+_OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
 #: Overlap from which a box counts as found, for F1.
 _FOUND = 0.5
 
@@ -78,7 +81,13 @@ class DetectionScores(Metric):
 
     def _coco(self, found: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, Any]:
         try:
-            metric = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval", sync_on_compute=False)
+            metric = MeanAveragePrecision(
+                iou_thresholds=_OVERLAPS,
+                rec_thresholds=_RECALLS,
+                class_metrics=True,
+                backend="faster_coco_eval",
+                sync_on_compute=False,
+            )
         except ModuleNotFoundError as error:
             raise UsageError(
                 "the metrics of boxes need the package faster-coco-eval",
