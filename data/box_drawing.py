@@ -13,7 +13,7 @@ __all__ = ["draw_boxes"]
 #: Colours that are told apart on photographs, by class.
 _COLOURS = ("#ff3b30", "#00c7ff", "#ffd60a", "#34c759", "#bf5af2", "#ff9f0a", "#0a84ff", "#ff2d92")
 #: Above this number of boxes the labels would cover the picture.
-_MOST_LABELS = 40
+_MOST_LABELS = 15
 
 
 def draw_boxes(image: Image, boxes: Sequence[Sequence[float]], words: Sequence[str], classes: Sequence[int]) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, Unpack, cast
 
@@ -455,6 +455,21 @@ class ObjectDetectionData(ImageData):
         assert table is not None
         counted = {part: table.counts(rows) for part, rows in found.items() if rows is not None}
         return {part: {label: count.get(label, 0) for label in self.labels} for part, count in counted.items()}
+
+    def true_boxes(self, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The path of each image of a part, and its boxes: `labels`, `boxes` in pixels of the upright file, `crowds`.
+
+        Args:
+            part: train, val or test.
+        """
+        samples, table = self._table.of(part), self._box_reader.table
+        assert table is not None
+        if samples.targets is None:
+            return
+        for path, row in zip(samples.inputs.tolist(), samples.targets.tolist(), strict=True):
+            own = table.of(row)
+            labels = [table.names[label] for label in table.labels[own].tolist()]
+            yield path, {"labels": labels, "boxes": table.boxes[own].tolist(), "crowds": table.is_crowd[own].tolist()}
 
     def _digest(self) -> dict[str, str]:
         """For each part a digest of the names of its images and of their boxes."""

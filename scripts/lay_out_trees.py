@@ -1,6 +1,6 @@
 """Lay out aerial photographs with hand-drawn boxes of trees as COCO folders: train, val and test, by photograph.
 
-The photographs come from the wheel of the pip package `deepforest` (MIT), which is read as a zip file and not installed.
+The photographs come from the wheel of the pip package `deepforest` (MIT), which is read as a zip file, not installed.
 They are cut into tiles of about 400 pixels that do not overlap; a tree at an edge belongs to the tiles that have at
 least 40 % of its box. Source: Weinstein et al., A benchmark dataset for canopy crown detection and delineation in
 co-registered airborne RGB, LiDAR and hyperspectral imagery from the National Ecological Observation Network, PLOS

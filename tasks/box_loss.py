@@ -23,7 +23,6 @@ _BOX_WEIGHT = 2.0
 _MOST_PLACES, _MOST_BOXES = 1000, 100
 #: A score below which a place is no box; COCO's average precision ends long before.
 _LEAST_SCORE = 0.01
-_MOST_OVERLAP = 0.6
 
 
 class Places:
@@ -150,12 +149,13 @@ def _overlap(one: Tensor, two: Tensor) -> Tensor:
     return shared / (areas[0] + areas[1] - shared).clamp(min=1e-9)
 
 
-def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int], nms_threshold: float = 0.5) -> list[Tensor]:
     """What a dense head has found in each image, the best first: at most 100 boxes, by non-maximum suppression.
 
     Args:
         outputs: maps of a `DetectionHead`.
         strides: of the maps.
+        nms_threshold: overlap with a better box of its class above which a box is left out.
 
     Returns:
         For each image (n, 6): left, top, right, bottom in pixels of the input, score, class.
@@ -169,6 +169,6 @@ def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int]) -> list[
         values, order = values[:count], order[:count]
         classes = order % scores.shape[2]
         own = boxes[row, order.div(scores.shape[2], rounding_mode="floor")]
-        kept = batched_nms(own, values, classes, _MOST_OVERLAP)[:_MOST_BOXES]
+        kept = batched_nms(own, values, classes, nms_threshold)[:_MOST_BOXES]
         found.append(torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1))
     return found

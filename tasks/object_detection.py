@@ -46,6 +46,7 @@ class ObjectDetector(Task):
         resize: `pad` keeps the shape of a picture and fills the rest; also `squash` or `crop`, as in `Task`.
         score_threshold: from which score on `predict` gives a box of any class, from 0 to 1; None means the thresholds
             of the classes. `model.score_threshold = 0` gives every box that average precision is computed of.
+        nms_threshold: a box that overlaps with a better one of its class by more (intersection over union) is left out.
         options: those of `Task`: `image_size`, `learning_rate`, `optimizer`, `pretrained`, `head_options` (`width`,
             `depth`, `least_stride`), ...
 
@@ -69,14 +70,17 @@ class ObjectDetector(Task):
         *,
         resize: str | None = "pad",
         score_threshold: float | None = None,
+        nms_threshold: float = 0.5,
         **options: Any,
     ) -> None:
-        if score_threshold is not None and (not is_number(score_threshold) or not 0 <= score_threshold <= 1):
-            raise UsageError(f"score_threshold must be from 0 to 1, not {score_threshold!r}")
+        for argument, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+            is_missing = value is None and argument == "score_threshold"
+            if not is_missing and (not is_number(value) or not 0 <= value <= 1):
+                raise UsageError(f"{argument} must be from 0 to 1, not {value!r}")
         options.setdefault("learning_rate", 1e-3)
         super().__init__(backbone, head, num_classes, resize=resize, **options)
         self.save_hyperparameters()
-        self.num_classes, self.score_threshold = num_classes, score_threshold
+        self.num_classes, self.score_threshold, self.nms_threshold = num_classes, score_threshold, nms_threshold
         #: From which score on an object of each class is predicted, in the order of the labels.
         self.thresholds: tuple[float, ...] | None = None
         self._reader: BoxReader | None = None
@@ -117,7 +121,7 @@ class ObjectDetector(Task):
 
     def postprocess(self, outputs: Any) -> list[torch.Tensor]:
         """Of each image (n, 6), the best first: left, top, right, bottom in pixels of the input, score, class."""
-        return boxes_of_outputs(outputs, self._strides)
+        return boxes_of_outputs(outputs, self._strides, self.nms_threshold)
 
     def metric_inputs(self, step: StepOutput) -> tuple[Any, Any]:
         """What was found and what is true, in pixels of the files; of batches that do not know them, of the input."""
