@@ -18,10 +18,10 @@ from flashtask.core.errors import UsageError
 __all__ = ["COCO_NUMBERS", "ClassScores", "DetectionNumber", "DetectionScores", "detection_metrics"]
 
 #: What torchmetrics calls COCO's numbers; `map` is the average over overlaps from 0.5 to 0.95.
-COCO_NUMBERS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+COCO_NUMBERS: tuple[str, ...] = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 COCO_NUMBERS += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
 
-#: COCO's own numbers in double precision; torchmetrics' are 0.60000002 where COCO has 0.6, and a box may have just that.
+#: COCO's own, in double precision: torchmetrics has 0.60000002 for 0.6, and a box may overlap by just that.
 _OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
 #: Overlap from which a box counts as found, for F1.
 _FOUND = 0.5
@@ -74,8 +74,8 @@ class DetectionScores(Metric):
     def compute(self) -> Tensor:
         """The mean average precision; NaN without a true box."""
         sizes = self.counts.tolist()
-        found = self.found.cpu().split([one for one, _ in sizes]) if sizes else ()
-        true = self.true.cpu().split([one for _, one in sizes]) if sizes else ()
+        found = torch.split(self.found.cpu(), [one for one, _ in sizes]) if sizes else ()
+        true = torch.split(self.true.cpu(), [one for _, one in sizes]) if sizes else ()
         self.numbers = {**self._coco(found, true), **self._f1(found, true)}
         return torch.tensor(self.numbers["map"])
 
