@@ -14,7 +14,7 @@ PYTEST_LONG = $(IN_TESTS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-long lint types bench clean
+.PHONY: help install demo demo-detection test test-long lint types bench clean
 
 # An environment that another checkout was installed into is installed again.
 ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
@@ -30,6 +30,11 @@ install: $(DONE)/demo
 ## make demo      fine-tune on photographs of solar cells, predict, show where the run is (about a minute)
 demo: $(DONE)/demo
 	$(PYTHON) scripts/demo.py
+
+## make demo-detection   fine-tune on aerial photographs of trees, draw the boxes that are found (six minutes)
+demo-detection: $(DONE)/detection $(DONE)/demo
+	test -f demo/packages/deepforest-2.1.0-py3-none-any.whl || $(PIP) download --quiet --no-deps --dest demo/packages deepforest==2.1.0
+	$(PYTHON) scripts/demo_detection.py
 
 ## make test      every promise, at a few of its cases (some minutes)
 test: $(DONE)/test

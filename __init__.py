@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
+    from flashtask.data.object_detection import ObjectDetectionData as ObjectDetectionData
     from flashtask.data.samples import SampleTable as SampleTable
     from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
     from flashtask.tasks.loading import load as load
+    from flashtask.tasks.object_detection import ObjectDetector as ObjectDetector
     from flashtask.tasks.own_zoo import use_zoo as use_zoo
+    from flashtask.tasks.predictions import Boxes as Boxes
     from flashtask.tasks.predictions import Label as Label
     from flashtask.tasks.predictions import Labels as Labels
     from flashtask.tasks.predictions import Number as Number
@@ -128,6 +131,7 @@ _HOMES = {
     "AdvancedProfiler": "flashtask.trainer.profiling.profilers",
     "BACKBONES": "flashtask.backbones",
     "Backbone": "flashtask.backbones.backbone",
+    "Boxes": "flashtask.tasks.predictions",
     "BackboneFinetuning": "flashtask.trainer.callbacks.finetuning_callbacks",
     "BaseFinetuning": "flashtask.trainer.callbacks.finetuning_callbacks",
     "BasePredictionWriter": "flashtask.trainer.callbacks.prediction_writer",
@@ -180,6 +184,8 @@ _HOMES = {
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
     "Number": "flashtask.tasks.predictions",
+    "ObjectDetectionData": "flashtask.data.object_detection",
+    "ObjectDetector": "flashtask.tasks.object_detection",
     "OptimizerLoop": "flashtask.trainer.lightning1.loops",
     "PROFILERS": "flashtask.trainer.profiling.profilers",
     "PassThrough": "flashtask.trainer.profiling.profilers",

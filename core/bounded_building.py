@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashtask.core.errors import IntegrityError
-from flashtask.core.library_internals import before_each_operation, makes_no_memory, on_meta
+from flashtask.core.library_internals import are_on_meta, before_each_operation, makes_no_memory, on_meta
 
 __all__ = ["no_larger_than"]
 
@@ -40,7 +40,7 @@ class _Bounds:
 
     def count(self, operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._operations -= 1
-        if not makes_no_memory(operation):
+        if not makes_no_memory(operation) and not are_on_meta((args, options)):
             self._bytes -= _new_bytes(operation, args, options)
         if self._bytes < 0 or self._operations < 0:
             raise IntegrityError(

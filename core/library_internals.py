@@ -189,6 +189,15 @@ def on_meta(values: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values)
 
 
+def are_on_meta(values: Any) -> bool:
+    """Whether nested values hold tensors and all are on the meta device, as in a run that only asks for shapes."""
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    tensors = [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+    return bool(tensors) and all(one.is_meta for one in tensors)
+
+
 def fused_convolution() -> Callable[..., Tensor] | None:
     """oneDNN's convolution with an activation, which otherwise torch's compiler alone calls; None without oneDNN."""
     import torch

@@ -166,8 +166,7 @@ class ImageDataModule(DataModule):
             raise UsageError(
                 f"the model was trained on targets of the kind {kind!r}, but this data has {self._reader.kind!r}"
             )
-        stored = kinds[kind].from_dict(targets)
-        self._take_reader(replace(stored, fields=self._reader.fields), "the model")
+        self._take_reader(kinds[kind].from_dict(targets).reading(self._reader), "the model")
 
     def _take_reader(self, reader: TargetReader, against: str) -> None:
         self._reader, self._against = reader, against

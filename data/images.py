@@ -51,7 +51,7 @@ from flashtask.data.wide_images import (
 )
 
 __all__ = ["Encoded", "LeastSize", "image_bounds", "in_mode", "is_image_name", "load_image"]
-__all__ += ["image_size", "load_scaled", "picture_hash", "prepare_decoders"]
+__all__ += ["image_orientation", "image_size", "load_scaled", "picture_hash", "prepare_decoders"]
 
 #: From the whole (width, height) of a picture to the least (width, height) that its decoding must have.
 LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
@@ -204,6 +204,21 @@ def image_size(source: Encoded, name: str = "", max_pixels: int | None = None) -
                 height, width = read_array(file, max_pixels).channels.shape[:2]
                 return width, height
             return _upright_size(_pillow_image(file, max_pixels))
+
+
+def image_orientation(source: Encoded, name: str = "") -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 for one that is stored upright.
+
+    Raises:
+        BadDataError, MissingInputError, UsageError: as `load_scaled`.
+    """
+    if isinstance(source, np.ndarray):
+        return 1
+    with _faults_of(source, name):
+        if isinstance(source, Image.Image):
+            return _orientation(source)
+        with _opened(source) as file:
+            return 1 if is_array_file(file) else _orientation(_pillow_image(file, None))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoding import Decoding, FirstSteps, Fitting, Pixels, Seen
 from flashtask.data.folders import list_images
 from flashtask.data.geometry import Geometry
-from flashtask.data.images import Encoded, image_bounds, image_size
+from flashtask.data.images import Encoded, image_bounds, image_orientation, image_size
 from flashtask.data.layout import nearest_existing
 from flashtask.data.value_range import Bounds
 
@@ -127,6 +127,15 @@ class Input:
         """
         with self._decodable() as source:
             return image_size(source, self.name)
+
+    def orientation(self) -> int:
+        """The EXIF orientation of the file, 1 to 8, that `read` and `size` have applied already.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        with self._decodable() as source:
+            return image_orientation(source, self.name)
 
     def bounds(self) -> Bounds | None:
         """The least and the greatest value of a picture with more than 8 bits a channel; None for any other.

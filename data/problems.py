@@ -31,6 +31,12 @@ class Problems:
         if fix:
             self._fixes.setdefault(kind, fix)
 
+    def take(self, other: Problems) -> None:
+        """Note all that another one has noted."""
+        for kind, places in other._found.items():
+            self._found.setdefault(kind, []).extend(places)
+        self._fixes = {**other._fixes, **self._fixes}
+
     def __len__(self) -> int:
         return sum(map(len, self._found.values()))
 

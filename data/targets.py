@@ -94,6 +94,10 @@ class TargetReader:
     #: Whether each stratum of two samples or more has one in validation.
     validates_each: ClassVar[bool] = False
 
+    def reading(self, other: TargetReader) -> Self:
+        """This reader, which a model was trained with, for the data that another one reads."""
+        return replace(self, fields=other.fields)
+
     def strata(self, raw: Column) -> Sequence[str]:
         """For each sample what a validation split should keep the shares of; by default nothing."""
         return [""] * len(raw)

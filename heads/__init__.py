@@ -28,6 +28,7 @@ HEADS.add_source(
             "prototype": "flashtask.heads.prototype:PrototypeHead",
             "ridge": "flashtask.heads.ridge:RidgeHead",
             "logistic": "flashtask.heads.logistic:LogisticHead",
+            "detection": "flashtask.heads.detection:DetectionHead",
         },
     )
 )

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.plain_json import number_or_null
+from flashtask.data.box_drawing import draw_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Label", "Labels", "Number", "Prediction"]
+__all__ = ["Boxes", "Label", "Labels", "Number", "Prediction"]
 
 #: Rows of text under a picture, at the most.
 _MOST_LINES = 3
@@ -200,6 +202,73 @@ class Number(Prediction):
     def lines(self) -> list[str]:
         """Each number with its name."""
         return [f"{name} {value:.4g}" for name, value in self.values.items()]
+
+
+@dataclass(frozen=True)
+class Boxes(Prediction):
+    """Any number of objects an image, the one with the highest score first.
+
+    Args:
+        labels: of each object.
+        scores: from 0 to 1.
+        boxes: left, top, right, bottom in pixels of the upright file, 0 at its left and upper edge.
+        category_ids: what the training annotations call each label, for COCO's list of results.
+    """
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    category_ids: tuple[int, ...]
+
+    def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """`path`, the number of objects as `count`, and lists of `labels`, `scores` and `boxes`."""
+        lists = {"labels": list(self.labels), "scores": list(self.scores), "boxes": [list(box) for box in self.boxes]}
+        return {"path": self.path, "count": len(self.boxes), **lists}
+
+    def lines(self) -> list[str]:
+        """How many objects there are of each label."""
+        counts = Counter(self.labels).most_common()
+        return [", ".join(f"{count} {label}" for label, count in counts) or "no objects"]
+
+    def draw(self, image: Image) -> Image:
+        """A copy of a picture with the boxes, their labels and scores.
+
+        Args:
+            image: the file's picture, upright, in its own size.
+        """
+        words = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
+        return draw_boxes(image, self.boxes, words, self.category_ids)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The image's part of COCO's list of results; `bbox` is left, top, width, height."""
+        name = None if self.path is None else os.path.basename(self.path)
+        return [
+            {
+                "image_id": image_id,
+                "file_name": name,
+                "category_id": number,
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for number, score, (left, top, right, bottom) in zip(
+                self.category_ids, self.scores, self.boxes, strict=True
+            )
+        ]
+
+    def _repr_png_(self) -> bytes | None:
+        """The file with its boxes; None where it cannot be read any more."""
+        from flashtask.data.images import load_image
+
+        if self.path is None:
+            return None
+        try:
+            made = self.draw(load_image(self.path, value_range="format"))
+        except (FlashtaskError, OSError):
+            return None
+        made.thumbnail((1024, 1024))
+        held = io.BytesIO()
+        made.save(held, "PNG")
+        return held.getvalue()
 
 
 def _score_cells(probabilities: Mapping[str, float], labels: Sequence[str] | None) -> dict[str, float]:

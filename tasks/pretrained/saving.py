@@ -6,6 +6,7 @@ What plain timm makes of the folder is tried before the folder is given its name
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -166,8 +167,15 @@ def _provenance(task: Task) -> dict[str, Any] | None:
     known = task.provenance if run is None or run.module is not task else provenance_of(run)
     if known is None:
         return {"pretrained_from": without_places(task.pretrained_from)} if task.pretrained_from else None
+    # A number that there was nothing to measure for, such as the precision of large boxes, is left out.
+    if metrics := known.get("metrics"):
+        known = {**known, "metrics": {name: value for name, value in metrics.items() if not _is_nan(value)}}
     found: dict[str, Any] = plain(without_places(known), "provenance")
     return found
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _backbone_name(task: Task) -> str:

@@ -1,0 +1,347 @@
+"""Annotations of boxes as they are written: COCO's JSON, Pascal VOC's XML, YOLO's text files, tables.
+
+Each reader gives `Annotations`: what is written, with where it is written. Nothing is checked here but the form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from flashtask.core.errors import BadDataError
+from flashtask.core.yaml_reader import read_yaml
+from flashtask.data.folders import list_images
+from flashtask.data.layout import is_image_name
+from flashtask.data.problems import Problems
+from flashtask.data.tables import Table
+
+__all__ = ["Annotations", "read_boxes_table", "read_coco", "read_voc", "read_yolo", "read_yolo_file"]
+
+#: Usual names of the columns of a table with a row a box, after the image.
+_COLUMNS = (
+    ("x1", "xmin", "x_min", "left"),
+    ("y1", "ymin", "y_min", "top"),
+    ("x2", "xmax", "x_max", "right"),
+    ("y2", "ymax", "y_max", "bottom"),
+    ("label", "class", "class_name", "category", "name"),
+)
+#: A number for the classes of formats that have none: COCO's first.
+_FIRST_ID = 1
+
+
+@dataclass
+class Annotations:
+    """Boxes as a file has them.
+
+    Args:
+        paths: of the images.
+        stated: (width, height) of each image by the annotations; None where they do not say it.
+        images: for each box the position of its image in `paths`.
+        boxes: left, top, right, bottom in pixels, or in shares of the sides if `is_relative`.
+        names: the label of each box.
+        crowds: for each box whether it is a region with many objects.
+        areas: of each box, in square pixels; NaN for that of the rectangle.
+        places: for each box where it is written.
+        ids: what the annotations call each class; in the order of the classes.
+        is_relative: coordinates are shares from 0 to 1.
+        remarks: what is worth saying.
+        problems: what was found.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    stated: list[tuple[int, int] | None] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    crowds: list[bool] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)
+    is_relative: bool = False
+    remarks: list[str] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
+
+    def add_image(self, path: str, stated: tuple[int, int] | None = None) -> int:
+        """Take an image; gives its position."""
+        self.paths.append(path)
+        self.stated.append(stated)
+        return len(self.paths) - 1
+
+    def add_box(
+        self, image: int, box: Sequence[Any], name: str, place: str, *, is_crowd: bool = False, area: Any = None
+    ) -> None:
+        """Take a box, or note why its numbers cannot be read."""
+        try:
+            left, top, right, bottom = (float(number) for number in box)
+        except (TypeError, ValueError):
+            self.problems.add("box that is not four numbers", f"{place}: {box!r}")
+            return
+        self.images.append(image)
+        self.boxes.append((left, top, right, bottom))
+        self.names.append(name)
+        self.crowds.append(is_crowd)
+        self.areas.append(float(area) if isinstance(area, (int, float)) else math.nan)
+        self.places.append(place)
+
+    def number_classes(self, names: Iterable[str] | None = None) -> None:
+        """Give the classes numbers from 1, in the order of `names`, else sorted as text."""
+        ordered = sorted(set(self.names)) if names is None else list(names)
+        self.ids = {name: number for number, name in enumerate(ordered, _FIRST_ID)}
+
+
+# ---- COCO
+
+
+def read_coco(file: str, folder: str) -> Annotations:
+    """COCO's JSON: `images`, `categories` and `annotations` with `bbox` (left, top, width, height).
+
+    Args:
+        file: the JSON file.
+        folder: that the names of images count from, or a folder `images` in it.
+
+    Raises:
+        BadDataError: it is not such a file.
+    """
+    try:
+        content = json.loads(Path(file).read_bytes())
+        images, categories = content["images"], content["categories"]
+        found = content.get("annotations", [])
+        names = {one["id"]: str(one["name"]) for one in categories}
+        described = [(one["id"], os.fspath(one["file_name"]), _size_of(one)) for one in images]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadDataError(
+            f"{file!r} is not an annotation file of COCO",
+            why=f"{type(error).__name__}: {error}",
+            fix="a JSON object with images (id, file_name), annotations (image_id, category_id, bbox) and categories",
+        ) from None
+    if len(set(names.values())) < len(names):
+        double = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise BadDataError(f"{file!r} has two categories with the name {double!r}")
+    made = Annotations(ids={name: number for number, name in names.items()})
+    root = _folder_of_images(folder, [name for _, name, _ in described])
+    places = {number: made.add_image(os.path.join(root, name), size) for number, name, size in described}
+    short = os.path.basename(file)
+    for number, one in enumerate(found):
+        place = f"{short}, annotation {one.get('id', number) if isinstance(one, dict) else number}"
+        try:
+            image, name, (left, top, width, height) = places[one["image_id"]], names[one["category_id"]], one["bbox"]
+            box = (left, top, left + width, top + height)
+        except KeyError as error:
+            made.problems.add("annotation without its image, category or bbox", f"{place}: {error}")
+            continue
+        except (TypeError, ValueError):
+            made.problems.add("box that is not four numbers", f"{place}: {str(one)[:80]}")
+            continue
+        where = f"{place} ({os.path.basename(made.paths[image])})"
+        made.add_box(image, box, name, where, is_crowd=bool(one.get("iscrowd")), area=one.get("area"))
+    return made
+
+
+def _size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    return (int(width), int(height)) if width and height else None
+
+
+def _folder_of_images(folder: str, names: Sequence[str]) -> str:
+    """The folder itself, or `images` in it where the first image is only there."""
+    inner = os.path.join(folder, "images")
+    is_inside = names and not os.path.exists(os.path.join(folder, names[0]))
+    return inner if is_inside and os.path.exists(os.path.join(inner, names[0])) else folder
+
+
+# ---- Pascal VOC
+
+
+def read_voc(annotations: str, images: str, chosen: Sequence[str] | None = None) -> Annotations:
+    """Pascal VOC: an XML file an image, with `object` elements that have a `name` and a `bndbox`.
+
+    Coordinates are taken as they are, 0 at the left edge. `difficult` objects count like others.
+
+    Args:
+        annotations: the folder of the XML files.
+        images: the folder of the images.
+        chosen: the names of the files without ending that belong to the part; None means all.
+
+    Raises:
+        BadDataError: there are none, or one is not XML; all such are named.
+    """
+    files = sorted(str(path) for path in Path(annotations).rglob("*.xml"))
+    if chosen is not None:
+        by_stem = {Path(file).stem: file for file in files}
+        files = [by_stem.get(name, os.path.join(annotations, f"{name}.xml")) for name in chosen]
+    made = Annotations()
+    known = {name: os.path.join(where, name) for where, _, names in os.walk(images) for name in names}
+    by_stem = {Path(name).stem: path for name, path in known.items() if is_image_name(name)}
+    for file in files:
+        _read_voc_file(made, file, known, by_stem)
+    made.number_classes()
+    used = set(made.paths)
+    without = sorted(path for path in by_stem.values() if path not in used)
+    if without and chosen is None:
+        made.remarks.append(
+            f"{len(without)} image(s) without an XML file are not used: {os.path.basename(without[0])!r}"
+            + (", ..." if len(without) > 1 else "")
+        )
+    return made
+
+
+def _read_voc_file(made: Annotations, file: str, known: Mapping[str, str], by_stem: Mapping[str, str]) -> None:
+    short = os.path.basename(file)
+    try:
+        text = Path(file).read_bytes()
+        if b"<!ENTITY" in text:
+            raise ValueError("it declares entities")
+        root = ElementTree.fromstring(text)
+    except OSError as error:
+        made.problems.add("missing annotation", f"{short}: {error.strerror}")
+        return
+    except (ElementTree.ParseError, ValueError) as error:
+        made.problems.add("file that is not XML", f"{short}: {error}")
+        return
+    named = os.path.basename(root.findtext("filename") or "")
+    path = known.get(named) or by_stem.get(Path(file).stem)
+    if path is None:
+        made.problems.add("missing image", f"{short}: there is no image {named or Path(file).stem!r}")
+        return
+    sides = [root.findtext(f"size/{side}") or "" for side in ("width", "height")]
+    stated = (int(sides[0]), int(sides[1])) if all(side.isdigit() and int(side) for side in sides) else None
+    image = made.add_image(path, stated)
+    for number, one in enumerate(root.iter("object"), 1):
+        place = f"{short}, object {number}"
+        box = [one.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        made.add_box(image, box, (one.findtext("name") or "").strip(), place)
+
+
+# ---- YOLO
+
+
+def read_yolo_file(file: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """YOLO's `data.yaml`: the names of the classes, and by part the folders (or lists) of images.
+
+    Raises:
+        BadDataError: it has no names, or names a folder that is not there.
+    """
+    content = read_yaml(Path(file)).content
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names)] if sorted(names) == list(range(len(names))) else None
+    if not isinstance(names, list) or not names:
+        raise BadDataError(f"{file!r} has no names of classes", fix="names: [cat, dog], or {0: cat, 1: dog}")
+    root = os.path.join(os.path.dirname(os.path.abspath(file)), str(content.get("path") or ""))
+    if not os.path.isdir(root):
+        root = os.path.dirname(os.path.abspath(file))  # `path` is often that of another machine
+    parts: dict[str, list[str]] = {}
+    for part in ("train", "val", "test"):
+        given = content.get(part) or (content.get("valid") if part == "val" else None)
+        if given:
+            parts[part] = [_yolo_place(root, str(one), file) for one in (given if isinstance(given, list) else [given])]
+    return tuple(map(str, names)), parts
+
+
+def _yolo_place(root: str, given: str, file: str) -> str:
+    for text in (given, re.sub(r"^(\.\./)+", "", given)):  # Roboflow writes ../train/images for train/images
+        path = os.path.normpath(os.path.join(root, text))
+        if os.path.exists(path):
+            return path
+    raise BadDataError(f"{file!r} names {given!r}, which is not there", why=f"it counts from {root!r}")
+
+
+def read_yolo(names: Sequence[str], places: Sequence[str]) -> Annotations:
+    """YOLO's text files: beside `images/` a folder `labels/` with a line a box, `class x y width height` in shares.
+
+    A line with the corners of a polygon means the box around it. An image without a file of labels has no objects.
+
+    Args:
+        names: of the classes.
+        places: folders of images, or text files with a path in each line.
+    """
+    made = Annotations(is_relative=True)
+    made.number_classes(names)
+    missing = 0
+    for place in places:
+        for path in _yolo_images(place):
+            image = made.add_image(path)
+            head, middle, tail = path.replace(os.sep, "/").rpartition("/images/")
+            file = f"{os.path.splitext(f'{head}/labels/{tail}' if middle else path)[0]}.txt"
+            if not os.path.exists(file):
+                missing += 1
+                continue
+            for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
+                if line.strip():
+                    _add_yolo_line(made, image, line.split(), names, f"{os.path.basename(file)}, line {number}")
+    if missing:
+        made.remarks.append(f"{missing} image(s) without a file of labels count as images without objects")
+    return made
+
+
+def _yolo_images(place: str) -> Sequence[str]:
+    if os.path.isdir(place):
+        return list_images(Path(place), "data_file").paths
+    lines = Path(place).read_text(encoding="utf-8").split("\n")
+    return [os.path.normpath(os.path.join(os.path.dirname(place), line.strip())) for line in lines if line.strip()]
+
+
+def _add_yolo_line(made: Annotations, image: int, cells: list[str], names: Sequence[str], place: str) -> None:
+    try:
+        number, *shares = int(cells[0]), *map(float, cells[1:])
+    except ValueError:
+        made.problems.add("box that is not four numbers", f"{place}: {' '.join(cells)[:60]!r}")
+        return
+    if not 0 <= number < len(names):
+        made.problems.add("unknown class", f"{place}: class {number}, and there are {len(names)} names")
+    elif len(shares) == 4:
+        x, y, width, height = shares
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        made.add_box(image, box, names[number], place)
+    elif len(shares) >= 6 and len(shares) % 2 == 0:
+        across, down = shares[::2], shares[1::2]
+        made.add_box(image, (min(across), min(down), max(across), max(down)), names[number], place)
+    else:
+        made.problems.add("box that is not four numbers", f"{place}: {len(shares)} numbers after the class")
+
+
+# ---- tables
+
+
+def columns_of_boxes(fields: Sequence[str]) -> tuple[str, ...] | None:
+    """The columns x1, y1, x2, y2 and label of a table by their usual names; None if one is not there."""
+    by_name = {name.strip().lower(): name for name in fields}
+    found = [next((by_name[name] for name in known if name in by_name), None) for known in _COLUMNS]
+    return tuple(name for name in found if name) if all(found) else None
+
+
+def read_boxes_table(table: Table, inputs: str, fields: Sequence[str], folder: str) -> Annotations:
+    """A table with a row a box; a row without coordinates is an image without objects.
+
+    Args:
+        table: with the columns.
+        inputs: the column with the paths of images.
+        fields: x1, y1, x2, y2 in pixels, and label.
+        folder: that relative paths count from.
+    """
+    made = Annotations(problems=table.problems)
+    cells = [column.tolist() for column in table.columns([inputs, *fields])]
+    known: dict[str, int] = {}
+    for row, (name, *box, label) in enumerate(zip(*cells, strict=True)):
+        place = table.where(row, "")
+        if not name:
+            made.problems.add("empty cell", f"{table.where(row, inputs)} is empty")
+            continue
+        path = os.path.normpath(os.path.join(folder, name))
+        if path not in known:
+            known[path] = made.add_image(path)
+        if not any((*box, label)):
+            continue
+        if not label:
+            made.problems.add("box without a label", place)
+            continue
+        made.add_box(known[path], box, label, place)
+    made.number_classes()
+    return made

@@ -1,0 +1,296 @@
+"""`ObjectDetector`: any number of objects an image, each with a box and a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.number_checks import is_number
+from flashtask.data.boxes import BoxReader
+from flashtask.data.decoding import Fitting
+from flashtask.data.geometry import Geometry
+from flashtask.data.inputs import Input
+from flashtask.data.object_detection import ObjectDetectionData
+from flashtask.tasks.batches import StepOutput, in_a_line
+from flashtask.tasks.box_loss import boxes_of_outputs, detection_loss
+from flashtask.tasks.predictions import Boxes
+from flashtask.tasks.task import Task
+from flashtask.trainer.run import EvaluationRun
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from flashtask.core.accuracy import Accuracy
+
+__all__ = ["ObjectDetector"]
+
+#: The threshold of a class while no validation has found a better one.
+_THRESHOLD = 0.3
+
+
+class ObjectDetector(Task):
+    """A backbone with a dense head for boxes, judged by COCO's mean average precision.
+
+    The head has no anchors (FCOS); places are assigned to boxes by ATSS; the loss has two parts, `cls` (quality focal
+    loss) and `box` (generalized IoU). The threshold of each class is the one with the best F1 on the validation data.
+    It is stored, and `predict` gives the boxes whose score reaches it, as `Boxes`.
+
+    Args:
+        backbone: a registered name of a model that has maps at several scales, or a module.
+        num_classes: learned from the data if not given; the background is not a class.
+        head: `detection`, another registered name, or a module that has `strides` and the outputs of `DetectionHead`.
+        resize: `pad` keeps the shape of a picture and fills the rest; also `squash` or `crop`, as in `Task`.
+        score_threshold: from which score on `predict` gives a box of any class, from 0 to 1; None means the thresholds
+            of the classes. `model.score_threshold = 0` gives every box that average precision is computed of.
+        nms_threshold: a box that overlaps with a better one of its class by more (intersection over union) is left out.
+        options: those of `Task`: `image_size`, `learning_rate`, `optimizer`, `pretrained`, `head_options` (`width`,
+            `depth`, `least_stride`), ...
+
+    Raises:
+        UsageError: an invalid value, or a backbone without maps.
+    """
+
+    name = "object_detection"
+    monitor, monitor_mode = "val_map", "max"
+    data_class = ObjectDetectionData
+    prediction_class = Boxes
+    heads_take = ("maps",)
+    default_strategy = "no_freeze"
+    pipeline_tag = "object-detection"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        num_classes: int | None = None,
+        head: str | nn.Module = "detection",
+        *,
+        resize: str | None = "pad",
+        score_threshold: float | None = None,
+        nms_threshold: float = 0.5,
+        **options: Any,
+    ) -> None:
+        for argument, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+            is_missing = value is None and argument == "score_threshold"
+            if not is_missing and (not is_number(value) or not 0 <= value <= 1):
+                raise UsageError(f"{argument} must be from 0 to 1, not {value!r}")
+        options.setdefault("learning_rate", 1e-3)
+        super().__init__(backbone, head, num_classes, resize=resize, **options)
+        self.save_hyperparameters()
+        self.num_classes, self.score_threshold, self.nms_threshold = num_classes, score_threshold, nms_threshold
+        #: From which score on an object of each class is predicted, in the order of the labels.
+        self.thresholds: tuple[float, ...] | None = None
+        self._reader: BoxReader | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes in the order of the outputs; None before the data is known."""
+        return self._reader.labels if self._reader is not None else None
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """What the training annotations call the classes, in the order of the outputs; else 1, 2, ..."""
+        if self._reader is not None:
+            return self._reader.category_ids
+        return tuple(range(1, (self.num_classes or 0) + 1))
+
+    # ---- loss and metrics
+
+    def loss(self, outputs: Any, targets: Any) -> Mapping[str, torch.Tensor]:
+        """The parts `cls` and `box`.
+
+        Args:
+            outputs: maps of the head.
+            targets: of each image `boxes` (n, 4) in pixels of the input, and `labels` (n,); -1 marks a region in which
+                nothing is learned.
+        """
+        return detection_loss(outputs, targets, self._strides)
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        strides: Any = getattr(self.head, "strides", None)
+        if not strides:
+            raise UsageError(
+                f"the head {type(self.head).__name__} has no `strides`",
+                fix="give it the pixels of the image in a pixel of each of its maps: self.strides = (8, 16, 32)",
+            )
+        return tuple(strides)
+
+    def postprocess(self, outputs: Any) -> list[torch.Tensor]:
+        """Of each image (n, 6), the best first: left, top, right, bottom in pixels of the input, score, class."""
+        return boxes_of_outputs(outputs, self._strides, self.nms_threshold)
+
+    def metric_inputs(self, step: StepOutput) -> tuple[Any, Any]:
+        """What was found and what is true, in pixels of the files; of batches that do not know them, of the input."""
+        found = self.postprocess(step.outputs)
+        true = [target.get("in_file") or _whole(target) for target in step.targets]
+        fitting = Fitting(self.preprocessing)
+        for row, one in enumerate(true):
+            if "size" in one:
+                width, height = one["size"].tolist()
+                found[row] = _in_file(found[row], fitting.geometry((width, height)))
+        return found, true
+
+    def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
+        """COCO's twelve numbers, and F1, precision and recall of the boxes that `predict` gives."""
+        from flashtask.tasks.detection_metrics import detection_metrics
+
+        return detection_metrics(num_outputs)
+
+    def make_class_metrics(self, num_outputs: int) -> Mapping[str, Metric]:
+        """Average precision and F1 of each class."""
+        from flashtask.tasks.detection_metrics import ClassScores
+
+        thresholds = self._thresholds_of(num_outputs)
+        numbers = {"average_precision": "average_precision", "f1": "f1_by_class"}
+        return {name: ClassScores(num_outputs, thresholds, number) for name, number in numbers.items()}
+
+    def output_names(self, num_outputs: int) -> Sequence[str]:
+        """The labels."""
+        return self.labels or super().output_names(num_outputs)
+
+    def _thresholds_of(self, num_classes: int) -> tuple[float, ...]:
+        return self.thresholds or (_THRESHOLD,) * num_classes
+
+    def _give_thresholds(self) -> None:
+        """A fit chooses thresholds in each validation; every other stage measures with those that are stored."""
+        for part, metrics in self.metrics.items():
+            if part in ("val", "test") and self.num_classes:
+                is_chosen = part == "val" and self._begins_a_fit()
+                metrics["map"].thresholds = None if is_chosen else self._thresholds_of(self.num_classes)  # type: ignore[index]
+
+    def on_validation_end(self) -> None:
+        """In a fit, take the thresholds that were best on the validation data."""
+        run = self.trainer.active_run
+        if isinstance(run, EvaluationRun) and run.parent is not None and not run.is_sanity_check:
+            self.thresholds = self.metrics["val"]["map"].chosen  # type: ignore[index]
+            self.metrics["test"]["map"].thresholds = self.thresholds  # type: ignore[index]
+
+    # ---- data
+
+    def connect(self, datamodule: Any) -> None:
+        """Agree with the data on the classes: the data's in a first fit, else the model's."""
+        super().connect(datamodule)
+        self._add_metrics()
+        self._give_thresholds()
+
+    def agree_on_targets(self, datamodule: Any) -> None:
+        """Take the classes of the data in a first fit; a trained model keeps its own.
+
+        Raises:
+            UsageError: the data has another number of classes, or no classes are known.
+            BadDataError: the data has a class that the model does not know.
+        """
+        super().agree_on_targets(datamodule)
+        self._read_classes()
+        found = len(self._reader.labels) if self._reader is not None else self.num_classes
+        if self.num_classes not in (None, found):
+            raise UsageError(
+                f"num_classes={self.num_classes}, but the data has {found} classes: {in_a_line(self.labels or ())}",
+                why="the background is not counted",
+                fix="leave out num_classes: it is taken from the data",
+            )
+        self.num_classes = found
+        if self.head is None and found:
+            self.make_head(found)
+            self.to(self.device)
+        self.hparams.update(num_classes=found)
+        if not self._begins_a_fit():
+            return
+        if not found:
+            raise UsageError(
+                "the number of classes is not known: neither the model nor the data defines it",
+                fix=f"{type(self).__name__}(num_classes=2), without the background",
+            )
+        if self.trainer.enable_model_summary and self._reader is not None:
+            self.trainer.say(f"{self._reader.describe()}: {in_a_line(self._reader.labels)}")
+
+    def _read_classes(self) -> None:
+        described = self.target_description
+        self._reader = BoxReader.from_dict(described) if described is not None else None
+
+    # ---- prediction
+
+    def to_predictions(self, outputs: Sequence[torch.Tensor], samples: Sequence[Input]) -> Sequence[Boxes]:
+        """`Boxes` an image, those that reach the threshold of their class, in pixels of its file."""
+        labels = self.output_names(self.num_classes or 0)
+        thresholds = self._thresholds_of(len(labels))
+        if self.score_threshold is not None:
+            thresholds = (self.score_threshold,) * len(labels)
+        found = []
+        for rows, sample in zip(outputs, samples, strict=True):
+            kept = []
+            for *box, score, number in _in_file(rows.cpu(), sample.placed(self.preprocessing)).tolist():
+                if score >= thresholds[int(number)]:
+                    kept.append((tuple(box), score, int(number)))
+            boxes, scores, classes = zip(*kept, strict=True) if kept else ((), (), ())
+            names, ids = (tuple(known[n] for n in classes) for known in (labels, self.category_ids))
+            found.append(Boxes(sample.path, names, scores, boxes, ids))
+        return found
+
+    def to_coco(
+        self, predictions: Sequence[Boxes], image_ids: Mapping[str, int] | Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """COCO's list of results, as `json.dump` writes it: `image_id`, `file_name`, `category_id`, `bbox`, `score`.
+
+        Args:
+            predictions: of `predict`, for several images.
+            image_ids: of each image, or by the paths of the images; None numbers them from 0.
+        """
+        found: list[dict[str, Any]] = []
+        for place, one in enumerate(predictions):
+            number = place if image_ids is None else image_ids[one.path if isinstance(image_ids, Mapping) else place]  # type: ignore[index]
+            found += one.to_coco(number)
+        return found
+
+    # ---- what files hold
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the classes and thresholds that the weights were trained with."""
+        super().on_load_checkpoint(checkpoint)
+        self._read_classes()
+        self.thresholds = _stored_thresholds(checkpoint.get("thresholds"), self.labels)
+        self._give_thresholds()
+
+    def describe(self) -> dict[str, Any]:
+        """The thresholds too."""
+        found = super().describe()
+        return found if self.thresholds is None else {**found, "thresholds": list(self.thresholds)}
+
+    def recipe(self) -> dict[str, Any]:
+        """Without the number of classes, which a recipe learns from its data."""
+        recipe = super().recipe()
+        recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "num_classes"}
+        return recipe
+
+
+def _in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Rows (n, 6) in pixels of the file, cut off at its edges."""
+    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
+    edge = corners.new_tensor(geometry.whole)
+    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)
+
+
+def _whole(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What metrics compare with where a batch of the user's own loader has only `boxes` and `labels`."""
+    boxes, labels = target["boxes"], target["labels"]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return {"boxes": boxes, "labels": labels.clamp(min=0), "is_crowd": labels < 0, "areas": areas}
+
+
+def _stored_thresholds(stored: Any, labels: Sequence[str] | None) -> tuple[float, ...] | None:
+    """The thresholds in a file, which need not be one of ours.
+
+    Raises:
+        IntegrityError: they are not a share for each label.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, list) or not all(is_number(value) and 0 <= value <= 1 for value in stored):
+        raise IntegrityError("its thresholds are not numbers from 0 to 1")
+    if labels is not None and len(labels) != len(stored):
+        raise IntegrityError(f"it has {len(stored)} thresholds for {len(labels)} labels")
+    return tuple(float(value) for value in stored)
