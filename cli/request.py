@@ -17,7 +17,7 @@ from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_shards, is_table_name, resolve_layout
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, has_annotations, is_shards, is_table_name, resolve_layout
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]
@@ -128,14 +128,11 @@ def fill_in(recipe: Recipe) -> None:
 
 
 def _task_of_data(recipe: Recipe) -> str:
-    """The task that a table is for; folders, and what a model is trained further on, are for the default one."""
+    """The task that data is for; class folders, and what a model is trained further on, are for the default one."""
     arguments = recipe.get(f"data.{recipe.constructor}")
-    if (
-        recipe.constructor == CONSTRUCTOR
-        or not arguments
-        or recipe.get("model.from")
-        or recipe.get("model.multi_label")
-    ):
+    if not arguments or recipe.get("model.from") or recipe.get("model.multi_label"):
+        return DEFAULT_TASK
+    if recipe.constructor == CONSTRUCTOR and not has_annotations(arguments.get("train_folder")):
         return DEFAULT_TASK
     from flashtask.tasks.choosing import choose_task
 

@@ -10,7 +10,7 @@ from flashtask.core.errors import BadDataError
 from flashtask.data.box_files import Annotations, read_coco, read_voc, read_yolo, read_yolo_file
 from flashtask.data.folders import list_images
 
-__all__ = ["Found", "coco_file", "of_coco", "of_images", "of_yolo", "own_part", "read_folder", "voc_folders"]
+__all__ = ["Found", "coco_file", "layout_of", "of_coco", "of_images", "of_yolo", "own_part", "read_folder", "voc_folders"]
 
 #: Names of COCO's file beside the images of a part.
 _COCO_NAMES = ("annotations.json", "_annotations.coco.json")
@@ -48,6 +48,13 @@ def read_folder(folder: Path, part: str) -> Found:
         why=f"looked for {', '.join(_COCO_NAMES)}, annotations/instances_{part}.json, data.yaml and XML files",
         fix="from_coco(train_folder=..., train_ann_file=...), or a table: from_csv",
     )
+
+
+def layout_of(folder: Path, part: str) -> str:
+    """What the boxes of a folder are written in, without reading them; empty if it is not recognised."""
+    if (file := coco_file(folder, part) or _yolo_file(folder, part)) is not None:
+        return os.path.relpath(file, folder)
+    return "Pascal VOC" if voc_folders(folder) is not None else ""
 
 
 def own_part(folder: Path, part: str) -> Found | None:

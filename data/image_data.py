@@ -693,7 +693,9 @@ class ImageData(ImageDataModule):
             is_ours = kind in [reader.kind for reader in cls.readers]
             return ("certain", f"shards with targets of the kind {kind!r}") if is_ours else ("no", "")
         if constructor == "from_folders":
-            is_labels = cls.readers[:1] == (LabelReader,)
+            folder = arguments.get("train_folder")
+            has_folders = folder is None or any(entry.is_dir() for entry in os.scandir(folder))
+            is_labels = cls.readers[:1] == (LabelReader,) and has_folders
             return ("certain", "class folders") if is_labels else ("no", "")
         if constructor == "from_hub_dataset":
             from flashtask.data.hub_dataset import fetch_dataset

@@ -17,6 +17,7 @@ from pathlib import Path
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, nearest
 
 __all__ = [
+    "has_annotations",
     "DEFAULT_VAL_SPLIT",
     "IMAGE_EXTENSIONS",
     "SHARD_INDEX",
@@ -66,6 +67,8 @@ _SPLIT_WORDS = {
 }
 
 #: Folders that operating systems, file servers and notebooks leave among data, in lower case.
+#: Names of folders with annotations.
+_ANNOTATION_FOLDERS = frozenset({"annotations", "labels", "masks"})
 _SYSTEM_FOLDERS = frozenset(
     (
         *("__macosx", "__pycache__", "lost+found", "$recycle.bin", "recycler", "system volume information"),
@@ -356,6 +359,18 @@ def is_shards(path: str | os.PathLike[str]) -> bool:
         return text.endswith(f"/{SHARD_INDEX}")
     return os.path.isfile(os.path.join(text, SHARD_INDEX)) or (
         os.path.basename(text) == SHARD_INDEX and os.path.isfile(text)
+    )
+
+
+def has_annotations(folder: object) -> bool:
+    """Whether files or folders in a training folder, or beside it, may describe boxes or masks. No file is read."""
+    if not isinstance(folder, (str, os.PathLike)):
+        return False
+    here = Path(folder)
+    names = [name for place in (here, here.parent) if place.is_dir() for name in os.listdir(place)]
+    return any(
+        name.lower() in _ANNOTATION_FOLDERS or name.lower().endswith((".json", ".xml", ".yaml", ".yml"))
+        for name in names
     )
 
 

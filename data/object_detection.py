@@ -25,7 +25,7 @@ from flashtask.data.arguments import (
 )
 from flashtask.data.box_checks import tables_of
 from flashtask.data.box_files import Annotations, columns_of_boxes, read_boxes_table, read_yolo_file
-from flashtask.data.box_layouts import Found, coco_file, of_coco, of_images, of_yolo, own_part, read_folder, voc_folders
+from flashtask.data.box_layouts import Found, coco_file, layout_of, of_coco, of_images, of_yolo, own_part, read_folder, voc_folders
 from flashtask.data.boxes import BoxReader
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData
@@ -80,7 +80,7 @@ class ObjectDetectionData(ImageData):
             BadDataError: no annotations, or boxes that cannot be used; all are named.
         """
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
-        check_split(options.get("val_split"), given, "folder")
+        check_split(options, given, "folder")
         folders = check_folders(given)
         found: dict[str, Found] = {}
         for part, folder in folders.items():
@@ -129,7 +129,7 @@ class ObjectDetectionData(ImageData):
         """
         given = {"train": train_folder, "val": val_folder, "test": test_folder, "predict": predict_folder}
         files = {"train": train_ann_file, "val": val_ann_file, "test": test_ann_file}
-        check_split(options.get("val_split"), given, "folder")
+        check_split(options, given, "folder")
         folders = check_folders(given)
         found, arguments = {}, {f"{part}_folder": str(folder) for part, folder in folders.items()}
         for part, folder in folders.items():
@@ -237,7 +237,7 @@ class ObjectDetectionData(ImageData):
             BadDataError: rows that cannot be used; all are named.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        check_split(options.get("val_split"), given, "file")
+        check_split(options, given, "file")
         files = check_files(given, "from_csv", "file", '"boxes.csv"')
         tables = {part: open_table(file, f"{part}_file") for part, file in files.items()}
         root = None if images_root is None else os.path.abspath(os.path.expanduser(os.fspath(images_root)))
@@ -280,7 +280,7 @@ class ObjectDetectionData(ImageData):
             "test": test_data_frame,
             "predict": predict_data_frame,
         }
-        check_split(options.get("val_split"), given, "data_frame")
+        check_split(options, given, "data_frame")
         frames = check_files(given, "from_data_frame", "data_frame", "frame")
         tables = {part: open_table(frame, f"{part}_data_frame") for part, frame in frames.items()}
         arguments: dict[str, Any] = {table.argument: {"not_saved": table.place} for table in tables.values()}
@@ -332,7 +332,7 @@ class ObjectDetectionData(ImageData):
         """Data of pictures in memory; a target is a mapping with `boxes` (n, 4) and `labels` (n,)."""
         if constructor == "from_datasets":
             _refuse("from_datasets")
-        check_split(options.get("val_split"), given, kind)
+        check_split(options, given, kind)
         pictures = check_files(given, constructor, kind, kind)
         arguments: dict[str, Any] = {f"{p}_{kind}": {"not_saved": type(one).__name__} for p, one in pictures.items()}
         found = {}
@@ -381,7 +381,7 @@ class ObjectDetectionData(ImageData):
             raise UsageError(f"{cls.__name__}.from_files takes neither target nor load_image", fix="leave them out")
         given = {"train": train_files, "val": val_files, "test": test_files, "predict": predict_files}
         targets = {"train": train_targets, "val": val_targets, "test": test_targets}
-        check_split(options.get("val_split"), given, "files")
+        check_split(options, given, "files")
         found, arguments = {}, {}
         for part, one in check_files(given, "from_files", "files", '["1.png", "2.png"]').items():
             is_folder = isinstance(one, (str, os.PathLike))
@@ -493,6 +493,9 @@ class ObjectDetectionData(ImageData):
         """Certain for COCO, VOC and YOLO by name, and for a table with columns of corners and labels."""
         if constructor in ("from_coco", "from_voc", "from_yolo"):
             return "certain", constructor
+        if constructor == "from_folders" and arguments.get("train_folder"):
+            layout = layout_of(Path(arguments["train_folder"]), "train")
+            return ("certain", f"boxes: {layout}") if layout else ("no", "")
         if constructor == "from_csv" and arguments.get("target_fields") is None:
             argument = next(name for name in (f"{part}_file" for part in PARTS) if arguments.get(name))
             if columns_of_boxes(open_table(arguments[argument], argument).fields) is not None:

@@ -6,6 +6,7 @@ programs know as files names their formats in `formats`, and writes them in `wri
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ from flashtask.data.cached_inputs import is_address
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FILE_FORMATS", "drawn", "output_names", "write_image"]
+__all__ = ["FILE_FORMATS", "drawn", "output_names", "write_image", "write_results"]
 
 #: Formats of files for some kinds of predictions, and what is written.
-FILE_FORMATS: Mapping[str, str] = {"png": "a mask of class numbers for each image, in a folder"}
+FILE_FORMATS: Mapping[str, str] = {
+    "coco": "COCO's list of results, as one JSON file",
+    "png": "a mask of class numbers for each image, in a folder",
+}
 
 
 def output_names(paths: Sequence[str]) -> dict[str, str]:
@@ -69,6 +73,20 @@ def drawn(
         image = PIL.Image.fromarray(given.read(Decoding(3, value_range=value_range))).convert("RGB")
         write_image(prediction.draw(image), Path(folder, f"{names[prediction.path]}.png"))
         yield prediction
+
+
+def write_results(results: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write a JSON list in one step, an element a line.
+
+    Raises:
+        OutputError, StorageError: it cannot be written.
+    """
+    empty = True
+    with atomic_write(Path(path)) as file:
+        for number, result in enumerate(results):
+            file.write((",\n" if number else "[\n").encode() + json.dumps(result).encode())
+            empty = False
+        file.write(b"[]\n" if empty else b"\n]\n")
 
 
 def write_image(image: Image, path: Path) -> None:

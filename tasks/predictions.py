@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from flashtask.core.errors import FlashtaskError
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.box_drawing import draw_boxes
+from flashtask.tasks.prediction_files import write_results
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -215,6 +216,8 @@ class Boxes(Prediction):
         category_ids: what the training annotations call each label, for COCO's list of results.
     """
 
+    formats = ("coco",)
+
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
@@ -238,6 +241,14 @@ class Boxes(Prediction):
         """
         words = [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)]
         return draw_boxes(image, self.boxes, words, self.category_ids)
+
+    @classmethod
+    def write(
+        cls, form: str, predictions: Iterable[Self], output: str | os.PathLike[str], names: Mapping[str, str]
+    ) -> None:
+        """COCO's list of results; `image_id` is the place of the image in the order of prediction, from 0."""
+        results = (result for place, one in enumerate(predictions) for result in one.to_coco(place))
+        write_results(results, output)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """The image's part of COCO's list of results; `bbox` is left, top, width, height."""
