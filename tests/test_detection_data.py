@@ -1,4 +1,4 @@
-"""`ObjectDetectionData`: every format gives the same boxes, which move with the image; wrong boxes are named at once."""
+"""`ObjectDetectionData`: every format gives the same boxes, which move with the image; wrong ones are all named."""
 
 from __future__ import annotations
 

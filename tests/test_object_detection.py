@@ -302,7 +302,7 @@ def test_one_number_by_every_way(fitted, tmp_path, capsys):
 
 
 def test_metrics_of_each_class(fitted, tmp_path):
-    model, made, root = fitted
+    model, _, root = fitted
     model.per_class = True
     (measured,) = trainer(tmp_path / "v").validate(model, datamodule=data(root), verbose=False)
     each = [measured[f"val_average_precision_{name}"] for name in model.labels]
