@@ -17,7 +17,14 @@ from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import missing_file
 from flashtask.core.zoo import load_zoo, own_file_of
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, has_annotations, is_shards, is_table_name, resolve_layout
+from flashtask.data.layout import (
+    DEFAULT_VAL_SPLIT,
+    existing_folder,
+    has_annotations,
+    is_shards,
+    is_table_name,
+    resolve_layout,
+)
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 __all__ = ["fill_in", "requested_recipe", "require_data"]

@@ -10,7 +10,17 @@ from flashtask.core.errors import BadDataError
 from flashtask.data.box_files import Annotations, read_coco, read_voc, read_yolo, read_yolo_file
 from flashtask.data.folders import list_images
 
-__all__ = ["Found", "coco_file", "layout_of", "of_coco", "of_images", "of_yolo", "own_part", "read_folder", "voc_folders"]
+__all__ = [
+    "Found",
+    "coco_file",
+    "layout_of",
+    "of_coco",
+    "of_images",
+    "of_yolo",
+    "own_part",
+    "read_folder",
+    "voc_folders",
+]
 
 #: Names of COCO's file beside the images of a part.
 _COCO_NAMES = ("annotations.json", "_annotations.coco.json")

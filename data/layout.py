@@ -17,7 +17,6 @@ from pathlib import Path
 from flashtask.core.errors import BadDataError, MissingInputError, UsageError, nearest
 
 __all__ = [
-    "has_annotations",
     "DEFAULT_VAL_SPLIT",
     "IMAGE_EXTENSIONS",
     "SHARD_INDEX",
@@ -25,6 +24,7 @@ __all__ = [
     "Layout",
     "entries_of",
     "existing_folder",
+    "has_annotations",
     "holds_images",
     "is_folder",
     "is_hidden",

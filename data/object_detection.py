@@ -25,7 +25,17 @@ from flashtask.data.arguments import (
 )
 from flashtask.data.box_checks import tables_of
 from flashtask.data.box_files import Annotations, columns_of_boxes, read_boxes_table, read_yolo_file
-from flashtask.data.box_layouts import Found, coco_file, layout_of, of_coco, of_images, of_yolo, own_part, read_folder, voc_folders
+from flashtask.data.box_layouts import (
+    Found,
+    coco_file,
+    layout_of,
+    of_coco,
+    of_images,
+    of_yolo,
+    own_part,
+    read_folder,
+    voc_folders,
+)
 from flashtask.data.boxes import BoxReader
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData

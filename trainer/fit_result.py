@@ -6,12 +6,16 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from flashtask.trainer.checkpoints.model_checkpoint import ModelCheckpoint
 from flashtask.trainer.fit_run import FitRun
 
 __all__ = ["FitResult", "best_metrics_of", "fit_result", "shown_metrics", "shown_path"]
+
+#: Metrics in the line of the result.
+_MOST_SHOWN = 6
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,10 +84,17 @@ def best_metrics_of(run: FitRun, checkpoint: ModelCheckpoint, stored: Mapping[st
 
 
 def shown_metrics(metrics: Mapping[str, float | None]) -> str:
-    """The metrics of validation, or without any the training loss, as one line shows them; None is not a number."""
+    """The metrics of validation, or without any the training loss, as one line shows them; None is not a number.
+
+    Of many metrics the first are shown, without the parts of the loss, and how many there are besides.
+    """
     found = {name: value for name, value in metrics.items() if name.startswith("val_")}
     found = found or {name: value for name, value in metrics.items() if name == "train_loss"}
-    return ", ".join(f"{name} {math.nan if value is None else value:.4f}" for name, value in found.items())
+    shown = found
+    if len(found) > _MOST_SHOWN:
+        shown = dict(islice(((n, v) for n, v in found.items() if not n.startswith("val_loss_")), _MOST_SHOWN))
+    words = [f"{name} {math.nan if value is None else value:.4f}" for name, value in shown.items()]
+    return ", ".join(words) + (f" and {len(found) - len(shown)} more" if len(shown) < len(found) else "")
 
 
 def shown_path(path: Path) -> str:
