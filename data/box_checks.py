@@ -110,7 +110,7 @@ def _checked(one: Annotations, images: ImageSource, problems: Problems, *, may_b
     whole = sizes[image]
     if one.is_relative:
         boxes = boxes * np.tile(np.where(whole > 0, whole, 1), 2)
-    is_known: Column = (whole > 0).all(axis=1)
+    is_known: Column = np.logical_and.reduce(whole > 0, axis=1)
     for row, kind, what in _faults(boxes, whole, is_known, image, one.names):
         problems.add(kind, f"{one.places[row]}: {what}", fix=_FIXES.get(kind, ""))
     edge = np.where(is_known[:, None], np.tile(whole, 2), np.inf)
@@ -128,7 +128,7 @@ def _faults(
     boxes: Column, whole: Column, is_known: Column, image: Column, names: list[str]
 ) -> Iterator[tuple[int, str, str]]:
     """The row, the kind and the description of each box that cannot be used."""
-    is_finite: Column = np.isfinite(boxes).all(axis=1)
+    is_finite: Column = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     is_empty: Column = is_finite & ((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - whole).max(axis=1, initial=-np.inf)
     inside = np.minimum(boxes[:, 2:], whole) - np.maximum(boxes[:, :2], 0)

@@ -21,7 +21,7 @@ WHEEL = Path("demo/packages/deepforest-2.1.0-py3-none-any.whl")
 IMAGES = Path("demo/trees")
 RUNS = Path("demo/trees-runs")
 # Few enough that two cores are done within six minutes.
-EPOCHS = 20
+EPOCHS = 18
 # A tile is about 400 pixels wide and high, so nothing is resized by more than a few per cent.
 SIZE = 416
 # Batches of four, because there are 36 tiles; the first blocks of the backbone keep what they know of photographs.
