@@ -469,6 +469,7 @@ _OF_THE_DATA = (
     next(option for option in _IMAGES if option.flag == "--val-split"),
     _VALUE_RANGE,
     *_COLUMNS,
+    *(option for option in _ROWS if option.flag in ("--part", "--group")),
     *(option for option in _REST if option.flag in ("--multi-label", "--task", "--config", "--set")),
     _ZOO_FILE,
 )

@@ -233,9 +233,9 @@ def check_split(val_split: float | int | None, given: Mapping[str, object], what
     if val_split is None:
         return
     check_share(val_split)
-    if given["val"] is not None:
+    if given.get("val") is not None:
         raise UsageError(f"val_split and val_{what} both define the validation data", fix="leave one of them out")
-    if given["train"] is None:
+    if given.get("train") is None:
         raise UsageError(f"val_split takes a part of train_{what}, but there is none", fix=f"train_{what}=...")
 
 

@@ -29,7 +29,8 @@ from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_table_name, resolve_layout, stage_folder
+from flashtask.data.inputs import read_inputs
+from flashtask.data.layout import DEFAULT_VAL_SPLIT, existing_folder, is_table_name, resolve_layout, stage_folder
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable, as_text
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
@@ -138,7 +139,10 @@ class ImageData(ImageDataModule):
             BadDataError: files that are not there, or targets that cannot be read; all are named.
         """
         given = {"train": train_files, "val": val_files, "test": test_files, "predict": predict_files}
-        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        targets = {
+            part: list(own) if isinstance(own, Iterator) else own
+            for part, own in {"train": train_targets, "val": val_targets, "test": test_targets}.items()
+        }
         source = source_of_files(load_image)
         files = {
             part: _paths(one, f"{part}_files")
@@ -445,6 +449,8 @@ class ImageData(ImageDataModule):
             UsageError: its loaders have no datasets.
             BadDataError: as `from_datasets`.
         """
+        if not isinstance(datamodule, DataModule):
+            raise UsageError(f"datamodule must be a DataModule, not {type(datamodule).__name__}")
         datamodule.prepare_data()
         found: dict[str, Any] = {}
         for part, stage in {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}.items():
@@ -602,8 +608,12 @@ class ImageData(ImageDataModule):
             reader: TargetReader = cls.readers[0](targets.fields)
         else:
             reader = cls.reader_of_columns(targets.fields, targets.separator)
-        problems = next((one.problems for one in rows if one.problems is not None), None) or Problems()
+        problems = Problems()
+        for noted in {id(one.problems): one.problems for one in rows if one.problems is not None}.values():
+            problems.take(noted)
         table = table_of_rows(rows, problems)
+        if known["val_split"] is not None and table.has("val") and not len(problems):
+            raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
         check_rows(
             rows,
             table,
@@ -710,10 +720,13 @@ class ImageData(ImageDataModule):
 def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
     """The absolute paths of files; a folder stands for the images in it."""
     if isinstance(given, (str, os.PathLike)):
-        from flashtask.data.layout import existing_folder
-
+        if os.path.isfile(os.path.expanduser(given)):
+            path = os.fspath(given)
+            raise UsageError(f"{argument} must be a list of files, or a folder", fix=f'{argument}=["{path}"]')
         return list(list_images(existing_folder(given, argument), argument).paths)
-    paths = [os.fspath(path) for path in given]
+    paths = list(given)
+    if not_paths := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
+        raise UsageError(f"{argument} must be a list of paths, not of {type(not_paths[0]).__name__}")
     if not paths:
         raise BadDataError(f"{argument} is empty")
     return [_absolute(path) or "" for path in paths]
@@ -727,10 +740,17 @@ def _targets_of_names(
 ) -> Iterator[Any]:
     """The targets that the names of files tell."""
     if callable(target):
-        yield from map(target, paths)
+        for row, path in enumerate(paths):
+            try:
+                yield target(path)
+            except Exception as error:  # the function is the user's
+                why = f"{type(error).__name__}: {error}"
+                raise BadDataError(f"target fails for {where(row, '')}, {path!r}", why=why) from error
         return
     try:
         pattern = re.compile(target)
+    except TypeError:
+        raise UsageError(f"target must be a regular expression or a function, not {target!r}") from None
     except re.error as error:
         raise UsageError(f"target={target!r} is not a regular expression", why=str(error)) from None
     if not pattern.groups:
@@ -759,8 +779,15 @@ def _require_pictures(images: Any, argument: str) -> None:
     if not len(images):
         raise BadDataError(f"{argument} is empty")
     shape = getattr(images, "shape", None)
-    if shape is not None and len(shape) not in (3, 4):
+    if shape is None:
+        return
+    if len(shape) not in (3, 4):
         raise UsageError(f"{argument} must have three or four axes, the first for the images, not {tuple(shape)}")
+    try:
+        read_inputs(images[:1] if len(shape) == 4 else images[0])  # all others have the same shape and type
+    except UsageError as error:
+        what = f"{argument} {tuple(shape)} of {str(images.dtype).removeprefix('torch.')} cannot be read as images"
+        raise UsageError(what, why=error.why, fix=error.fix) from None
 
 
 def _labels_of(found: Mapping[str, DatasetPart]) -> dict[str, Any]:

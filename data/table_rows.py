@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flashtask.core.errors import BadDataError
+from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.arguments import PathLike
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.given_rows import Rows
@@ -39,7 +39,8 @@ def rows_of_table(
         own: may hold `images_root` and `resolver`.
 
     Raises:
-        BadDataError: there are no rows.
+        BadDataError: there are no rows, or the resolver fails.
+        UsageError: the resolver is not a function.
     """
     words = {"groups": "group_field", "weights": "weight_field", "parts": "split_field"}
     extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
@@ -50,9 +51,19 @@ def rows_of_table(
         raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
     held = None
     root, resolver = own.get("images_root"), own.get("resolver")
+    if resolver is not None and not callable(resolver):
+        raise UsageError(f"resolver must be a function from a cell to a path, not {resolver!r}")
     folder = table.folder if root is None else root
     if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
-        names = [_path_in(cell, folder, resolver) for cell in cells]
+        try:
+            names = []
+            for cell in cells:
+                names.append(_path_in(cell, folder, resolver))
+        except Exception as error:  # the resolver is the user's
+            if resolver is None:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            raise BadDataError(f"{table.where(len(names), inputs)}: resolver fails", why=why) from error
     else:
         held = [_picture_in(cell) for cell in cells]
         names = MemoryImages.names(table.argument, len(held))
