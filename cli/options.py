@@ -379,6 +379,7 @@ PLAN = (
 
 EVALUATE = (
     *_COLUMNS,
+    replace(_ROWS[0], default="none: all rows count"),
     _BATCH_SIZE,
     _NUM_WORKERS,
     _ON_BAD_IMAGE,

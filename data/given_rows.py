@@ -295,7 +295,9 @@ def check_rows(
             if not path:
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
             elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
-                problems.add("missing image", f"{one.where(row, one.input_field)}: the file does not exist: {path!r}")
+                what = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
+                fix = 'images_root="FOLDER", if paths count from another folder' if one.input_field else ""
+                problems.add("missing image", what, fix=fix)
         if one.targets is None:
             continue
         for row, what in _bad_targets(one, targets, kind):
@@ -361,6 +363,11 @@ def _find_new_labels(rows: Sequence[Rows], table: SampleTable, targets: TargetFo
                     found.add(name)
                     problems.add("new label", f"{one.where(row, '')}: {name!r} is in {part} only, not in train")
         start += len(one.inputs)
+
+
+def _shortened(path: str) -> str:
+    """A path that fits in a message; the longest that a file can have is 4,096 characters."""
+    return path if len(path) <= 4096 else f"{path[:100]}...{path[-100:]}"
 
 
 def _shown(target: Any) -> str:

@@ -704,7 +704,10 @@ class ImageData(ImageDataModule):
             source: a table; else a folder that holds one for the part, or the folder of the part itself.
             part: `val` or `test`.
             targets: of the model, as its reader describes them.
-            options: of the constructor.
+            options: of the constructor; with `split_field` only the rows of the part are measured.
+
+        Raises:
+            BadDataError: rows or images that cannot be used, or a table without rows of the part.
         """
         if not is_table_name(source):
             folders: dict[str, Any] = {f"{part}_folder": stage_folder(source, part)}
@@ -713,8 +716,13 @@ class ImageData(ImageDataModule):
         own: dict[str, Any] = {"target_fields": known.get("fields"), "label_separator": known.get("separator")}
         if known.get("kind") == LabelReader.kind and len(known.get("fields") or ()) > 1:
             own["target_format"] = "one_hot"
-        tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
-        return cls.from_csv(**{**tables, **options})
+        tables = {name: value for name, value in own.items() if value}
+        if options.get("split_field") is None:
+            return cls.from_csv(**{f"{part}_file": source, **tables, **options})
+        made = cls.from_csv(train_file=source, **{**tables, **options})
+        if part not in made.sizes():
+            raise BadDataError(f"no row of {os.fspath(source)!r} is in {part}: column {options['split_field']!r}")
+        return made
 
 
 def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:

@@ -251,3 +251,9 @@ def test_files_and_targets_may_be_generators(folder):
     assert data.sizes() == {"train": 12}
     with pytest.raises(UsageError, match="a regular expression or a function, not 3"):
         ImageClassificationData.from_files(folder, target=3)
+
+
+def test_a_path_that_no_file_can_have_is_shortened(folder):
+    text = refused("file", "kind", written(folder, [*good(), f"{'y' * 10_000}.png,a"]))
+    assert len(text) < 1_000
+    assert "line 14, column 'file': the file does not exist" in text

@@ -205,3 +205,23 @@ def test_errors_name_the_options_that_were_typed(words, said, photos, tmp_path, 
     assert run(["finetune", str(photos), *words, *MODEL, "--output-dir", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_and_test_measure_the_rows_of_their_part(table, photos, tmp_path, capsys):
+    words = ["--input", "file", "--part", "part", "--root", str(photos)]
+    finetuned(table, tmp_path / "run", *words, "--target", "kind")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    capsys.readouterr()
+    assert run(["validate", str(tmp_path / "run"), str(table), *words, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["val_loss"] == pytest.approx(float(row["val_loss"]), rel=1e-4)
+    assert "4 validation images" in said.err
+    assert run(["test", str(tmp_path / "run"), str(table), *words]) == 65
+    assert "no row of" in capsys.readouterr().err
+
+
+def test_a_root_is_proposed_where_images_are_not_found(table, tmp_path, capsys):
+    words = ["finetune", str(table), "--input", "file", "--target", "kind", *MODEL]
+    assert run([*words, "--output-dir", str(tmp_path / "run")]) == 65
+    assert "fix: --root FOLDER, if paths count from another folder" in capsys.readouterr().err
