@@ -94,7 +94,7 @@ def read_dataset(
     _require_fixed(images, argument)
     if not has_targets:
         return DatasetPart(images, None, None)
-    targets, labels = _told(dataset, target_field)
+    targets, labels = _whole_targets(dataset, target_field)
     if targets is None:
         targets = [_target_at(dataset, place, target_field, argument) for place in range(len(dataset))]
     return DatasetPart(images, targets, labels)
@@ -110,10 +110,10 @@ def _require_fixed(images: Sequence[Any], argument: str) -> None:
         )
 
 
-def _told(dataset: Any, target_field: str | None) -> tuple[Any, tuple[str, ...] | None]:
+def _whole_targets(dataset: Any, target_field: str | None) -> tuple[Any, tuple[str, ...] | None]:
     """The targets and names of classes that a dataset gives as a whole; None for what it does not."""
     if isinstance(dataset, Subset):
-        targets, labels = _told(dataset.dataset, target_field)
+        targets, labels = _whole_targets(dataset.dataset, target_field)
         places = list(dataset.indices)
         if targets is None:
             return None, labels

@@ -295,9 +295,9 @@ def check_rows(
             if not path:
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
             elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
-                what = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
+                place = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
                 fix = 'images_root="FOLDER", if paths count from another folder' if one.input_field else ""
-                problems.add("missing image", what, fix=fix)
+                problems.add("missing image", place, fix=fix)
         if one.targets is None:
             continue
         for row, what in _bad_targets(one, targets, kind):

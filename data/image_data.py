@@ -118,7 +118,7 @@ class ImageData(ImageDataModule):
         load_image: str | Callable[[str], Any] | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
-        """Take image files, with a target for each, or with targets that their names tell.
+        """Take image files, with a target for each, or with targets that are in their names.
 
         Args:
             train_files: paths; or a folder, for all images in it.
@@ -153,7 +153,7 @@ class ImageData(ImageDataModule):
             arguments[f"{part}_files"] = _in_recipe(given[part], paths)
             if targets.get(part) is not None:
                 arguments[f"{part}_targets"] = _in_recipe(targets[part], targets[part])
-        arguments |= _said(target=target, load_image=_name_of_loader(source, load_image))
+        arguments |= _not_none(target=target, load_image=_name_of_loader(source, load_image))
         folder = os.path.commonpath([os.path.dirname(path) for paths in files.values() for path in paths])
         rows, problems = [], Problems()
         for part, paths in files.items():
@@ -222,7 +222,7 @@ class ImageData(ImageDataModule):
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
         root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_csv", arguments), own, dict(options), source
         )
@@ -279,7 +279,7 @@ class ImageData(ImageDataModule):
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
         root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_data_frame", arguments), own, dict(options), source
         )
@@ -507,7 +507,7 @@ class ImageData(ImageDataModule):
             if (names := first.class_names(fields[0])) is not None:
                 known.setdefault("labels", names)
             made = cls._of_tables(tables, inputs, fields, {}, ("from_csv", arguments), {}, known, FILES)
-        made._instead = ("from_hub_dataset", _said(repository=repository, revision=revision))
+        made._instead = ("from_hub_dataset", _not_none(repository=repository, revision=revision))
         return made
 
     # ---- what the constructors share
@@ -529,6 +529,8 @@ class ImageData(ImageDataModule):
         inputs = first.input_field(input_field)
         has_targets = set(tables) != {"predict"}
         fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
+        if twice := [name for place, name in enumerate(fields) if name in (inputs, *fields[:place])]:
+            raise UsageError(f"column {twice[0]!r} is used twice: images are in {inputs!r}, targets in {list(fields)}")
         require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
@@ -746,7 +748,12 @@ def _targets_of_names(
     where: Callable[[int, str], str],
     problems: Problems,
 ) -> Iterator[Any]:
-    """The targets that the names of files tell."""
+    """The targets in the names of files.
+
+    Raises:
+        UsageError: `target` is neither a regular expression with a group nor a function.
+        BadDataError: the function fails.
+    """
     if callable(target):
         for row, path in enumerate(paths):
             try:
@@ -824,7 +831,7 @@ def _absolute(path: PathLike | None) -> str | None:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _said(**arguments: Any) -> dict[str, Any]:
+def _not_none(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 

@@ -163,7 +163,7 @@ NUMBER_LOSSES: Mapping[str, Loss] = {"huber": _huber, "mse": _mse, "l1": _l1, "s
 _ABOVE_ZERO, _BELOW_ONE = ("delta", "beta"), ("clip",)
 
 
-def chosen_loss(given: Any, known: Mapping[str, Loss]) -> Loss | None:
+def chosen_loss(given: object, known: Mapping[str, Loss]) -> Loss | None:
     """The loss that a name means, with its arguments; None for a callable of the user's.
 
     Args:
@@ -201,13 +201,13 @@ def chosen_loss(given: Any, known: Mapping[str, Loss]) -> Loss | None:
 _RULES: Mapping[str, Mapping[str, float]] = {"balanced": {}, "effective_number": {"beta": 0.9999}}
 
 
-def _rule(given: Any) -> tuple[str, dict[str, Any]] | None:
+def _rule(given: object) -> tuple[str, dict[str, Any]] | None:
     """The rule that class weights name, with its arguments; None if they are numbers."""
     choice = name_and_arguments(given)
     return None if choice is None else (choice[0], {**_RULES.get(choice[0], {}), **choice[1]})
 
 
-def check_weights(given: Any) -> None:
+def check_weights(given: object) -> None:
     """Refuse class weights of another form than `class_weights` takes.
 
     Raises:

@@ -52,7 +52,7 @@ def _snake(name: str) -> str:
 
 
 class _OfClasses:
-    """Makes a metric of torchmetrics for classes or labels; averaged over them (`macro`) unless it is told otherwise.
+    """A metric of torchmetrics for classes or labels; averaged over them (`macro`) unless `average` says otherwise.
 
     Args:
         kind: the class of torchmetrics.

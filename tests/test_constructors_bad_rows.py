@@ -257,3 +257,9 @@ def test_a_path_that_no_file_can_have_is_shortened(folder):
     text = refused("file", "kind", written(folder, [*good(), f"{'y' * 10_000}.png,a"]))
     assert len(text) < 1_000
     assert "line 14, column 'file': the file does not exist" in text
+
+
+@pytest.mark.parametrize("fields", ["file", ["kind", "kind"], ["kind", "file"]])
+def test_a_column_is_used_once(fields, folder):
+    with pytest.raises(UsageError, match="is used twice: images are in 'file'"):
+        ImageClassificationData.from_csv("file", fields, written(folder, good()))

@@ -436,3 +436,32 @@ def test_what_is_no_image_is_named_in_words_of_the_data():
     data = ImageClassificationData.from_images([None, *map(Image.fromarray, PIXELS[1:])], KINDS, preprocessing=SMALL)
     with pytest.raises(BadDataError, match=r"'train_images\[0\]': not an image: NoneType"):
         data.setup("fit")
+
+
+def test_targets_in_memory_are_named_without_an_empty_place():
+    with pytest.raises(BadDataError) as caught:
+        ImageClassificationData.from_numpy(images(), ["cat"] * 12)
+    assert "train_data has one class only: 'cat'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        (1 / 255, 1.0, "so most of them are black or white"),
+        (1.0, 1 / 255, "so all of them are nearly black"),
+        (1.0, 0.5, ""),
+    ],
+)
+def test_parts_on_different_scales_are_warned_of_once(train, val, words, capsys):
+    data = ImageClassificationData.from_numpy(
+        (images() * train).astype(np.float32),
+        KINDS,
+        (images(4) * val).astype(np.float32),
+        KINDS[:4],
+        preprocessing=SMALL,
+    )
+    for _ in range(2):
+        data.setup("fit")
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("warning: the val images have values") == bool(words)
