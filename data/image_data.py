@@ -492,6 +492,8 @@ class ImageData(ImageDataModule):
         """
         from flashtask.data.hub_dataset import fetch_dataset  # loads huggingface_hub
 
+        if not isinstance(repository, str):
+            raise UsageError(f"repository must be a name such as 'org/name', not {repository!r}")
         found = fetch_dataset(repository, revision)
         if found.folder is not None:
             made = cls.from_root(found.folder, **options)

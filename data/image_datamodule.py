@@ -369,8 +369,10 @@ class ImageDataModule(DataModule):
             ignore: an ignore file, or its lines: findings that were looked at and are left out.
 
         Raises:
-            MissingInputError, BadDataError, UsageError: an ignore file that cannot be used.
+            MissingInputError, BadDataError, UsageError: an ignore file that cannot be used, or no model.
         """
+        if model is not None and not callable(getattr(model, "examine", None)):
+            raise UsageError(f"model must be a task, not {model!r}", fix='ImageEmbedder("efficientnet_lite0")')
         looked = look_at_images(
             self._table.inputs.tolist(), self._channels(), value_range=self._own_range(), images=self._images
         )
