@@ -13,6 +13,7 @@ from flashtask.backbones.backbone import BACKBONES, Backbone
 from flashtask.backbones.inspection import built_without_values, run_without_values
 from flashtask.core.errors import UnknownNameError, UsageError
 from flashtask.core.number_checks import is_number, is_whole
+from flashtask.core.preprocessing import MOST_PIXELS
 
 __all__ = ["as_image_size", "build_for_size", "depth_option"]
 
@@ -26,11 +27,15 @@ def as_image_size(given: Any) -> tuple[int, int]:
     """(height, width) of an image size.
 
     Raises:
-        UsageError: it is not one whole number above 0, or two.
+        UsageError: it is not one whole number above 0, or two, or an image of too many pixels.
     """
     sides = tuple(given) if isinstance(given, (tuple, list)) else (given, given)
     if len(sides) != 2 or not all(map(is_whole, sides)):
         raise UsageError(f"image_size must be pixels, or (height, width), not {given!r}", fix="image_size=224")
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise UsageError(
+            f"image_size: {sides[0]} x {sides[1]} is more than {MOST_PIXELS:,} pixels", fix="image_size=224"
+        )
     return sides
 
 

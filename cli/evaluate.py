@@ -61,11 +61,12 @@ def _data_source(data: str, part: str) -> Path | str:
     """The folder or the table that DATA means."""
     if is_shards(data):
         return data
+    if not is_table_name(data):
+        data = brought_here(data)
     if is_table_name(data):
         if not is_address(data) and not os.path.isfile(data):
             raise missing_file(data)
         return data
-    data = brought_here(data)
     return stage_folder(existing_folder(data, "DATA"), part)
 
 

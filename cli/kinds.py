@@ -37,7 +37,11 @@ def weights(value: str) -> Any:
     """The name of a rule, or a number for each label: `cat=1,dog=2.5`."""
     if ":" in value or "=" not in value:
         return choice(value)
-    return dict(map(_argument, value.split(",")))
+    pairs = list(map(_argument, value.split(",")))
+    labels = [label for label, _ in pairs]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"{value!r} names {twice[0]!r} twice")
+    return dict(pairs)
 
 
 def _argument(given: str) -> tuple[str, float]:

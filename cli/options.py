@@ -404,6 +404,7 @@ PLAN = (
 
 EVALUATE = (
     *_COLUMNS,
+    replace(_ROWS[0], default="none: all rows count"),
     _BATCH_SIZE,
     _NUM_WORKERS,
     _ON_BAD_IMAGE,
@@ -497,6 +498,7 @@ _OF_THE_DATA = (
     _GROUP_PATTERN,
     _VALUE_RANGE,
     *_COLUMNS,
+    *(option for option in _ROWS if option.flag in ("--part", "--group")),
     *(option for option in _REST if option.flag in ("--multi-label", "--task", "--config", "--set")),
     _ZOO_FILE,
 )
@@ -523,7 +525,7 @@ SHOW = (
 SHARD = (
     Option("--shard-size", "", whole(1), "Megabytes in a tar file.", "MB", "268", "Output"),
     *_OF_THE_DATA,
-    *_ROWS,
+    next(option for option in _ROWS if option.flag == "--weight"),
     _ON_BAD_IMAGE,
     _JSON,
 )

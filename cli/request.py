@@ -145,7 +145,7 @@ def _task_of_data(recipe: Recipe) -> str:
 
     task, why = choose_task(recipe.constructor, arguments)
     if os.environ.get("RANK", "0") == "0":
-        print(f"task: {task} ({why}); --task takes another", file=sys.stderr)
+        print(f"task: {task} ({why}); --task chooses another", file=sys.stderr)
     return task
 
 

@@ -11,8 +11,8 @@ from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError, 
 from flashtask.core.keywords import named_arguments
 from flashtask.core.number_checks import is_number
 
-__all__ = ["RESIZES", "TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "check_resize", "resized_by"]
-__all__ += ["stored_preprocessing"]
+__all__ = ["MOST_PIXELS", "RESIZES", "TIMM_FIELDS", "Preprocessing", "ValueRange", "as_value_range", "check_resize"]
+__all__ += ["resized_by", "stored_preprocessing"]
 
 #: (low, high) of the values that become 0..255; or `format`, what the file format itself has.
 ValueRange = tuple[float, float] | str
@@ -34,8 +34,10 @@ _DEFAULTS: dict[str, Any] = {
     "decode": "scaled",
     "value_range": None,
 }
-# Pixels of an input, and of the resized image that it is cropped from, at the most.
-_MOST_PIXELS, _MOST_RESIZED = 2048 * 2048, 4096 * 4096
+#: Pixels of an input at the most.
+MOST_PIXELS = 2048 * 2048
+# Pixels of the resized image that it is cropped from, at the most.
+_MOST_RESIZED = 4096 * 4096
 # So that no byte becomes a number that float32 cannot hold.
 _LEAST_STD, _MOST = 1e-6, 1e6
 
@@ -110,9 +112,9 @@ class Preprocessing:
 
     def _check(self) -> None:
         channels, height, width = self.input_size
-        if min(self.input_size) < 1 or channels > 1024 or height * width > _MOST_PIXELS:
+        if min(self.input_size) < 1 or channels > 1024 or height * width > MOST_PIXELS:
             raise UsageError(
-                f"input_size must be (channels, height, width) with at most {_MOST_PIXELS:,} pixels, "
+                f"input_size must be (channels, height, width) with at most {MOST_PIXELS:,} pixels, "
                 f"not {self.input_size}",
                 fix="input_size=(3, 224, 224)",
             )

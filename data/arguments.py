@@ -256,9 +256,9 @@ def check_split(options: Mapping[str, Any], given: Mapping[str, object], what: s
     else:
         return
     name = "fold" if val_split is None else "val_split"
-    if given["val"] is not None:
+    if given.get("val") is not None:
         raise UsageError(f"{name} and val_{what} both define the validation data", fix="leave one of them out")
-    if given["train"] is None:
+    if given.get("train") is None:
         raise UsageError(f"{name} takes a part of train_{what}, but there is none", fix=f"train_{what}=...")
 
 

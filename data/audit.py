@@ -111,7 +111,7 @@ def audit_table(
         found += _of_features(samples, copies, usable, values, labels, examiner, images)
     kept = [finding for finding in found if not any(map(finding.matches, ignored))]
     unused = [pattern for pattern in ignored if not any(finding.matches(pattern) for finding in found)]
-    sizes = {part: count for part, count in Counter(parts).items() if count}
+    sizes = {part: parts.count(part) for part in PARTS if part in parts}
     ordered = sorted(kept, key=lambda finding: [*KINDS].index(finding.kind))
     return Audit(sizes, tuple(ordered), len(found) - len(kept), tuple(unused), why, images)
 

@@ -17,6 +17,7 @@ from flashtask.core.errors import FlashtaskError, HubError, MissingInputError, O
 from flashtask.core.files import staging_folder
 from flashtask.core.known_files import content_hashes
 from flashtask.data.archive import extract_archive, is_archive
+from flashtask.data.layout import is_table_name, split_folders, subfolders
 
 __all__ = ["brought_here", "cached_file", "fetch", "is_address", "known_place", "unpacked"]
 
@@ -108,7 +109,7 @@ def _copy(address: str, scheme: str, file: Path) -> None:
 def unpacked(path: str | os.PathLike[str]) -> Path:
     """The folder with the content of a zip or tar archive, unpacked once into the cache.
 
-    An archive that holds a single folder stands for that folder.
+    An archive that holds a single folder stands for that folder, also if it lies in further ones.
 
     Raises:
         MissingInputError, IntegrityError, OutputError, StorageError: as `extract_archive`.
@@ -121,12 +122,29 @@ def unpacked(path: str | os.PathLike[str]) -> Path:
         except OutputError:
             if not folder.is_dir():  # else another process has unpacked it meanwhile, and a folder there is whole
                 raise
-    inside = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+    inside = _entries(folder)
+    while len(inside) == 1 and inside[0].is_dir():
+        folder = inside[0]
+        inside = _entries(folder)
+        if len(inside) == 1 and not any(entry.is_dir() or is_table_name(entry) for entry in _entries(inside[0])):
+            break  # a single class folder
+    return folder
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+
+
+def _table_in(folder: Path) -> Path | None:
+    """The only table of a folder that has no folders of classes or parts, but at most one with the images."""
+    tables = [entry for entry in _entries(folder) if is_table_name(entry)]
+    return tables[0] if len(tables) == 1 and len(subfolders(folder)) < 2 and not split_folders(folder) else None
 
 
 def brought_here(data: str) -> str:
-    """DATA of a command as a path of this machine: an archive becomes its folder, a file at an address a file.
+    """DATA of a command as a path of this machine: an archive becomes its folder or table, an address a file.
 
     Raises:
         UsageError, MissingInputError, HubError, IntegrityError, StorageError: as `cached_file` and `unpacked`.
@@ -134,7 +152,8 @@ def brought_here(data: str) -> str:
     if is_address(data):
         data = cached_file(data)
     if os.path.isfile(data) and is_archive(Path(data), os.path.basename(data)):
-        return str(unpacked(data))
+        folder = unpacked(data)
+        return str(_table_in(folder) or folder)
     return data
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.errors import BadDataError, FlashtaskError, UsageError
 from flashtask.data.image_source import MemoryImages
 
 __all__ = ["DatasetPart", "Items", "read_dataset"]
@@ -82,7 +82,8 @@ def read_dataset(
         UsageError: it has no length or items, or its items are not images with targets.
         BadDataError: an item differs from one reading to the next.
     """
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, (IterableDataset, str, bytes)) or not has_items:
         raise UsageError(
             f"{argument} must be a dataset with a length and items, not {type(dataset).__name__}",
             fix="trainer.finetune(model, DataLoader(...)), which takes any loader",
@@ -93,9 +94,9 @@ def read_dataset(
     _require_fixed(images, argument)
     if not has_targets:
         return DatasetPart(images, None, None)
-    targets, labels = _told(dataset, target_field)
+    targets, labels = _whole_targets(dataset, target_field)
     if targets is None:
-        targets = [_target(dataset[place], target_field, argument) for place in range(len(dataset))]
+        targets = [_target_at(dataset, place, target_field, argument) for place in range(len(dataset))]
     return DatasetPart(images, targets, labels)
 
 
@@ -109,10 +110,10 @@ def _require_fixed(images: Sequence[Any], argument: str) -> None:
         )
 
 
-def _told(dataset: Any, target_field: str | None) -> tuple[Any, tuple[str, ...] | None]:
+def _whole_targets(dataset: Any, target_field: str | None) -> tuple[Any, tuple[str, ...] | None]:
     """The targets and names of classes that a dataset gives as a whole; None for what it does not."""
     if isinstance(dataset, Subset):
-        targets, labels = _told(dataset.dataset, target_field)
+        targets, labels = _whole_targets(dataset.dataset, target_field)
         places = list(dataset.indices)
         if targets is None:
             return None, labels
@@ -134,6 +135,22 @@ def _told(dataset: Any, target_field: str | None) -> tuple[Any, tuple[str, ...] 
 
 def _is_column(found: Any) -> bool:
     return isinstance(found, (list, tuple, np.ndarray)) or hasattr(found, "detach")
+
+
+def _target_at(dataset: Any, place: int, field: str | None, argument: str) -> Any:
+    """The target of one item.
+
+    Raises:
+        UsageError: an item without a target.
+        BadDataError: the dataset fails.
+    """
+    try:
+        item = dataset[place]
+    except (FlashtaskError, MemoryError):
+        raise
+    except Exception as error:  # the code is the user's
+        raise BadDataError(f"cannot read {argument}[{place}]", why=f"{type(error).__name__}: {error}") from error
+    return _target(item, field, argument)
 
 
 def _target(item: Any, field: str | None, argument: str) -> Any:

@@ -72,15 +72,18 @@ def target_column(targets: Any, argument: str, count: int) -> Column:
         count: how many there must be.
 
     Raises:
-        UsageError: their number is another one.
+        UsageError: their number is another one, or they have more than two axes.
     """
     if hasattr(targets, "detach"):
         targets = targets.detach().cpu().numpy()
-    if not hasattr(targets, "__len__"):
+    if hasattr(targets, "__iter__") and not hasattr(targets, "__len__"):
         targets = list(targets)
-    if isinstance(targets, str) or len(targets) != count:
-        given = repr(targets) if isinstance(targets, str) else f"{len(targets):,}"
+    is_one = isinstance(targets, (str, bytes)) or getattr(targets, "ndim", 1) == 0 or not hasattr(targets, "__len__")
+    if is_one or len(targets) != count:
+        given = repr(targets) if is_one else f"{len(targets):,}"
         raise UsageError(f"{argument} must have one target for each of the {count:,} images, not {given}")
+    if getattr(targets, "ndim", 1) > 2:
+        raise UsageError(f"{argument} must be (N,) or (N, K), not {tuple(targets.shape)}")
     if getattr(targets, "ndim", 1) == 2:
         rows = np.asarray(targets).tolist()
         columns = len(rows[0]) if rows else 0
@@ -132,6 +135,8 @@ def with_format(
     if name not in TARGET_FORMATS:
         fix = did_you_mean(str(name), TARGET_FORMATS) or f"one of: {', '.join(TARGET_FORMATS)}"
         raise UsageError(f"target_format cannot be {name!r}", fix=fix)
+    if labels is not None:
+        _check_labels(labels)
     if name == "separated" and separator is None:
         raise UsageError("target_format='separated' needs a label_separator", fix='label_separator=";"')
     known = [one for one in rows if one.targets is not None and len(one.targets)]
@@ -155,6 +160,21 @@ def with_format(
     elif labels is not None and len(fields) == 1 and kind == "labels":
         made = [replace(one, targets=_named(one, list(labels))) for one in made]
     return made, TargetFormat(name, fields, BETWEEN if name == "list" else separator)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    """Refuse names of classes that are not different texts.
+
+    Raises:
+        UsageError: naming what is wrong.
+    """
+    if isinstance(labels, (str, bytes)) or not all(isinstance(label, str) and label for label in labels):
+        raise UsageError(f"labels must be a list of names, not {labels!r}", fix='labels=["cat", "dog"]')
+    if twice := [label for label in labels if list(labels).count(label) > 1]:
+        raise UsageError(
+            f"labels has {twice[0]!r} twice, so two classes would be one",
+            fix="labels=[...] with a name of its own for each class",
+        )
 
 
 def _format_of_lists(known: Sequence[Rows]) -> str:
@@ -287,7 +307,9 @@ def check_rows(
             if not path:
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
             elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
-                problems.add("missing image", f"{one.where(row, one.input_field)}: the file does not exist: {path!r}")
+                place = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
+                fix = 'images_root="FOLDER", if paths count from another folder' if one.input_field else ""
+                problems.add("missing image", place, fix=fix)
         if one.targets is None:
             continue
         for row, what in _bad_targets(one, targets, kind):
@@ -353,6 +375,11 @@ def _find_new_labels(rows: Sequence[Rows], table: SampleTable, targets: TargetFo
                     found.add(name)
                     problems.add("new label", f"{one.where(row, '')}: {name!r} is in {part} only, not in train")
         start += len(one.inputs)
+
+
+def _shortened(path: str) -> str:
+    """A path that fits in a message; the longest that a file can have is 4,096 characters."""
+    return path if len(path) <= 4096 else f"{path[:100]}...{path[-100:]}"
 
 
 def _shown(target: Any) -> str:

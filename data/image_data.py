@@ -29,7 +29,15 @@ from flashtask.data.folders import ImageSet, list_class_folders, list_images
 from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
-from flashtask.data.layout import DEFAULT_VAL_SPLIT, is_shards, is_table_name, resolve_layout, stage_folder
+from flashtask.data.inputs import read_inputs
+from flashtask.data.layout import (
+    DEFAULT_VAL_SPLIT,
+    existing_folder,
+    is_shards,
+    is_table_name,
+    resolve_layout,
+    stage_folder,
+)
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable, as_text
 from flashtask.data.shard_index import ShardIndex
@@ -125,7 +133,7 @@ class ImageData(ImageDataModule):
         load_image: str | Callable[[str], Any] | None = None,
         **options: Unpack[TargetOptions],
     ) -> Self:
-        """Take image files, with a target for each, or with targets that their names tell.
+        """Take image files, with a target for each, or with targets that are in their names.
 
         Args:
             train_files: paths; or a folder, for all images in it.
@@ -146,7 +154,10 @@ class ImageData(ImageDataModule):
             BadDataError: files that are not there, or targets that cannot be read; all are named.
         """
         given = {"train": train_files, "val": val_files, "test": test_files, "predict": predict_files}
-        targets = {"train": train_targets, "val": val_targets, "test": test_targets}
+        targets = {
+            part: list(own) if isinstance(own, Iterator) else own
+            for part, own in {"train": train_targets, "val": val_targets, "test": test_targets}.items()
+        }
         source = source_of_files(load_image)
         files = {
             part: _paths(one, f"{part}_files")
@@ -157,7 +168,7 @@ class ImageData(ImageDataModule):
             arguments[f"{part}_files"] = _in_recipe(given[part], paths)
             if targets.get(part) is not None:
                 arguments[f"{part}_targets"] = _in_recipe(targets[part], targets[part])
-        arguments |= _said(target=target, load_image=_name_of_loader(source, load_image))
+        arguments |= _not_none(target=target, load_image=_name_of_loader(source, load_image))
         folder = os.path.commonpath([os.path.dirname(path) for paths in files.values() for path in paths])
         rows, problems = [], Problems()
         for part, paths in files.items():
@@ -226,7 +237,7 @@ class ImageData(ImageDataModule):
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
         root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_csv", arguments), own, dict(options), source
         )
@@ -283,7 +294,7 @@ class ImageData(ImageDataModule):
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
         root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _said(images_root=root, resolver=resolver, load_image=loader)
+        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_data_frame", arguments), own, dict(options), source
         )
@@ -453,6 +464,8 @@ class ImageData(ImageDataModule):
             UsageError: its loaders have no datasets.
             BadDataError: as `from_datasets`.
         """
+        if not isinstance(datamodule, DataModule):
+            raise UsageError(f"datamodule must be a DataModule, not {type(datamodule).__name__}")
         datamodule.prepare_data()
         found: dict[str, Any] = {}
         for part, stage in {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}.items():
@@ -494,6 +507,8 @@ class ImageData(ImageDataModule):
         """
         from flashtask.data.hub_dataset import fetch_dataset  # loads huggingface_hub
 
+        if not isinstance(repository, str):
+            raise UsageError(f"repository must be a name such as 'org/name', not {repository!r}")
         found = fetch_dataset(repository, revision)
         if found.folder is not None:
             made = cls.from_root(found.folder, **options)
@@ -509,7 +524,7 @@ class ImageData(ImageDataModule):
             if (names := first.class_names(fields[0])) is not None:
                 known.setdefault("labels", names)
             made = cls._of_tables(tables, inputs, fields, {}, ("from_csv", arguments), {}, known, FILES)
-        made._instead = ("from_hub_dataset", _said(repository=repository, revision=revision))
+        made._instead = ("from_hub_dataset", _not_none(repository=repository, revision=revision))
         return made
 
     # ---- shards
@@ -570,6 +585,8 @@ class ImageData(ImageDataModule):
         inputs = first.input_field(input_field)
         has_targets = set(tables) != {"predict"}
         fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
+        if twice := [name for place, name in enumerate(fields) if name in (inputs, *fields[:place])]:
+            raise UsageError(f"column {twice[0]!r} is used twice: images are in {inputs!r}, targets in {list(fields)}")
         require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
@@ -651,8 +668,12 @@ class ImageData(ImageDataModule):
             reader = SharesReader(targets.fields)
         else:
             reader = cls.reader_of_columns(targets.fields, targets.separator)
-        problems = next((one.problems for one in rows if one.problems is not None), None) or Problems()
+        problems = Problems()
+        for noted in {id(one.problems): one.problems for one in rows if one.problems is not None}.values():
+            problems.take(noted)
         table = table_of_rows(rows, problems)
+        if known["val_split"] is not None and table.has("val") and not len(problems):
+            raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
         check_rows(
             rows,
             table,
@@ -750,7 +771,10 @@ class ImageData(ImageDataModule):
                 folder of the part itself.
             part: `val` or `test`.
             targets: of the model, as its reader describes them.
-            options: of the constructor.
+            options: of the constructor; with `split_field` only the rows of the part are measured.
+
+        Raises:
+            BadDataError: rows or images that cannot be used, or a table without rows of the part.
         """
         if is_shards(source):
             return cls.from_shards(source, **options)
@@ -763,17 +787,25 @@ class ImageData(ImageDataModule):
             own["target_format"] = "one_hot"
         elif known.get("kind") == SharesReader.kind:
             own["target_format"] = "soft"
-        tables: dict[str, Any] = {f"{part}_file": source, **{name: value for name, value in own.items() if value}}
-        return cls.from_csv(**{**tables, **options})
+        tables = {name: value for name, value in own.items() if value}
+        if options.get("split_field") is None:
+            return cls.from_csv(**{f"{part}_file": source, **tables, **options})
+        made = cls.from_csv(train_file=source, **{**tables, **options})
+        if part not in made.sizes():
+            raise BadDataError(f"no row of {os.fspath(source)!r} is in {part}: column {options['split_field']!r}")
+        return made
 
 
 def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
     """The absolute paths of files; a folder stands for the images in it."""
     if isinstance(given, (str, os.PathLike)):
-        from flashtask.data.layout import existing_folder
-
+        if os.path.isfile(os.path.expanduser(given)):
+            path = os.fspath(given)
+            raise UsageError(f"{argument} must be a list of files, or a folder", fix=f'{argument}=["{path}"]')
         return list(list_images(existing_folder(given, argument), argument).paths)
-    paths = [os.fspath(path) for path in given]
+    paths = list(given)
+    if not_paths := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
+        raise UsageError(f"{argument} must be a list of paths, not of {type(not_paths[0]).__name__}")
     if not paths:
         raise BadDataError(f"{argument} is empty")
     return [_absolute(path) or "" for path in paths]
@@ -785,12 +817,24 @@ def _targets_of_names(
     where: Callable[[int, str], str],
     problems: Problems,
 ) -> Iterator[Any]:
-    """The targets that the names of files tell."""
+    """The targets in the names of files.
+
+    Raises:
+        UsageError: `target` is neither a regular expression with a group nor a function.
+        BadDataError: the function fails.
+    """
     if callable(target):
-        yield from map(target, paths)
+        for row, path in enumerate(paths):
+            try:
+                yield target(path)
+            except Exception as error:  # the function is the user's
+                why = f"{type(error).__name__}: {error}"
+                raise BadDataError(f"target fails for {where(row, '')}, {path!r}", why=why) from error
         return
     try:
         pattern = re.compile(target)
+    except TypeError:
+        raise UsageError(f"target must be a regular expression or a function, not {target!r}") from None
     except re.error as error:
         raise UsageError(f"target={target!r} is not a regular expression", why=str(error)) from None
     if not pattern.groups:
@@ -819,8 +863,15 @@ def _require_pictures(images: Any, argument: str) -> None:
     if not len(images):
         raise BadDataError(f"{argument} is empty")
     shape = getattr(images, "shape", None)
-    if shape is not None and len(shape) not in (3, 4):
+    if shape is None:
+        return
+    if len(shape) not in (3, 4):
         raise UsageError(f"{argument} must have three or four axes, the first for the images, not {tuple(shape)}")
+    try:
+        read_inputs(images[:1] if len(shape) == 4 else images[0])  # all others have the same shape and type
+    except UsageError as error:
+        what = f"{argument} {tuple(shape)} of {str(images.dtype).removeprefix('torch.')} cannot be read as images"
+        raise UsageError(what, why=error.why, fix=error.fix) from None
 
 
 def _labels_of(found: Mapping[str, DatasetPart]) -> dict[str, Any]:
@@ -849,7 +900,7 @@ def _absolute(path: PathLike | None) -> str | None:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _said(**arguments: Any) -> dict[str, Any]:
+def _not_none(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 

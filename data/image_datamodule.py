@@ -38,7 +38,14 @@ from flashtask.data.spatial import SpatialReader
 from flashtask.data.splits import grouped_folds, grouped_split, read_fold, stratified_folds, stratified_split
 from flashtask.data.targets import Source, TargetReader
 from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
-from flashtask.data.value_range import Bounds, about_range, joined_bounds, range_of_bounds, unknown_range
+from flashtask.data.value_range import (
+    Bounds,
+    about_another_scale,
+    about_range,
+    joined_bounds,
+    range_of_bounds,
+    unknown_range,
+)
 from flashtask.trainer.datamodule import DataModule
 
 __all__ = ["ImageDataModule"]
@@ -100,6 +107,7 @@ class ImageDataModule(DataModule):
         # Of the images with more than 8 bits a channel: the bounds of each, by part and path.
         self._wide: dict[str, dict[str, Bounds]] = {}
         self._said_of_range = self._said_of_flips = ""
+        self._said_of_scales: set[str] = set()
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
@@ -432,8 +440,10 @@ class ImageDataModule(DataModule):
             ignore: an ignore file, or its lines: findings that were looked at and are left out.
 
         Raises:
-            MissingInputError, BadDataError, UsageError: an ignore file that cannot be used.
+            MissingInputError, BadDataError, UsageError: an ignore file that cannot be used, or no model.
         """
+        if model is not None and not callable(getattr(model, "examine", None)):
+            raise UsageError(f"model must be a task, not {model!r}", fix='ImageEmbedder("efficientnet_lite0")')
         looked = look_at_images(
             self._table.inputs.tolist(), self._channels(), value_range=self._own_range(), images=self._images
         )
@@ -591,6 +601,12 @@ class ImageDataModule(DataModule):
         if of_all and self.used_preprocessing.value_range is None:
             path = next(iter(of_all))
             raise unknown_range(f"the image {path!r}", of_all[path])
+        for part in parts:
+            if part != "train" and (bounds := self._wide.get(part)):
+                said = about_another_scale(part, joined_bounds(bounds.values()), self.used_preprocessing.value_range)
+                if said and said not in self._said_of_scales:
+                    self._say(said)
+                    self._said_of_scales.add(said)
 
     def _own_range(self) -> ValueRange | None:
         """The value range that the user gave.
@@ -645,7 +661,7 @@ class ImageDataModule(DataModule):
         return isinstance(self._reader, SpatialReader)
 
     def _first_steps(self, part: str) -> FirstSteps:
-        """What most likely happens to an image of a part first; it is where the module is frozen that is not known."""
+        """What happens first to an image of a part; in training as if the backbone is frozen: that is not known yet."""
         preprocessing = self.used_preprocessing
         if part != "train":
             return eval_transform(preprocessing).first

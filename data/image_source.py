@@ -176,7 +176,8 @@ class MemoryImages(ImageSource):
         try:
             return replace(input_of(given), name=name)
         except UsageError as error:  # as an image that cannot be read, so that all of them are named
-            raise BadDataError(f"cannot read {name}", why=error.what) from error
+            what = error.what.replace("predict does not take", "not an image:")
+            raise BadDataError(f"cannot read {name}", why=what) from error
 
     def state(self, name: str) -> Hashable:
         """Nothing that differs: pictures in memory do not change."""

@@ -31,11 +31,11 @@ class Problems:
         if fix:
             self._fixes.setdefault(kind, fix)
 
-    def take(self, other: Problems) -> None:
-        """Note all that another one has noted."""
-        for kind, places in other._found.items():
+    def take(self, others: Problems) -> None:
+        """Add all that others noted."""
+        for kind, places in others._found.items():
             self._found.setdefault(kind, []).extend(places)
-        self._fixes = {**other._fixes, **self._fixes}
+        self._fixes = others._fixes | self._fixes
 
     def __len__(self) -> int:
         return sum(map(len, self._found.values()))
@@ -44,7 +44,7 @@ class Problems:
         """Raise one error for all that was found.
 
         Args:
-            where: the files or arguments, for the first line.
+            where: the files or arguments, for the first line; several are joined by ` and `.
 
         Raises:
             BadDataError: something was found; it names ten places of all kinds, and the number of each kind.
@@ -55,8 +55,9 @@ class Problems:
         shown = list(self._shown())
         more = len(self) - len(shown)
         lines = [*shown, *([f"... and {more:,} more"] if more else [])]
+        verb, noun = "have" if " and " in where else "has", "problems" if len(self) > 1 else "problem"
         raise BadDataError(
-            f"{where} has {len(self):,} problem{'s' if len(self) > 1 else ''} ({counts})",
+            f"{where} {verb} {len(self):,} {noun} ({counts})",
             why="\n    ".join(lines),
             fix="; ".join(dict.fromkeys(self._fixes.values())),
         )

@@ -63,7 +63,7 @@ def weighted_sampler(weights: np.ndarray[Any, Any] | None) -> WeightedSampler:
         BadDataError: all are 0.
     """
     if weights is None:
-        raise UsageError('sampler="weighted" needs weights of the samples', fix='from_csv(..., weight_field="weight")')
+        raise UsageError('sampler="weighted" needs weights of the samples', fix='weight_field="COLUMN", for a table')
     if not weights.any():
         raise BadDataError("the weights of all training samples are 0")
     return WeightedSampler(weights)

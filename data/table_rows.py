@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flashtask.core.errors import BadDataError
+from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.arguments import PathLike
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.given_rows import Rows
@@ -39,7 +39,8 @@ def rows_of_table(
         own: may hold `images_root` and `resolver`.
 
     Raises:
-        BadDataError: there are no rows.
+        BadDataError: there are no rows, or the resolver fails.
+        UsageError: the resolver is not a function.
     """
     words = {"groups": "group_field", "weights": "weight_field", "parts": "split_field"}
     extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
@@ -48,11 +49,9 @@ def rows_of_table(
     (cells,) = table.values([inputs])
     if not cells and not len(table.problems):
         raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
-    held = None
-    root, resolver = own.get("images_root"), own.get("resolver")
-    folder = table.folder if root is None else root
+    held, folder = None, own.get("images_root") or table.folder
     if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
-        names = [_path_in(cell, folder, resolver) for cell in cells]
+        names = _paths_in(table, inputs, cells, folder, own.get("resolver"))
     else:
         held = [_picture_in(cell) for cell in cells]
         names = MemoryImages.names(table.argument, len(held))
@@ -72,6 +71,29 @@ def rows_of_table(
         **found,
     )
     return rows, held
+
+
+def _paths_in(
+    table: Table, field: str, cells: Sequence[Any], folder: str, resolver: Callable[[str], PathLike] | None
+) -> list[str]:
+    """The paths that the cells of a column mean.
+
+    Raises:
+        UsageError: the resolver is not a function.
+        BadDataError: it fails.
+    """
+    if resolver is None:
+        return [_path_in(cell, folder, None) for cell in cells]
+    if not callable(resolver):
+        raise UsageError(f"resolver must be a function from a cell to a path, not {resolver!r}")
+    paths: list[str] = []
+    for row, cell in enumerate(cells):
+        try:
+            paths.append(_path_in(cell, folder, resolver))
+        except Exception as error:  # the function is the user's
+            why = f"{type(error).__name__}: {error}"
+            raise BadDataError(f"{table.where(row, field)}: resolver fails", why=why) from error
+    return paths
 
 
 def _path_in(cell: Any, folder: str, resolver: Callable[[str], PathLike] | None) -> str:

@@ -103,6 +103,8 @@ class Table:
         if not any(self.fields):
             raise BadDataError(f"{argument}: {place!r} is empty", why="the first line names the columns")
         if twice := [name for name in self.fields if self.fields.count(name) > 1]:
+            if not twice[0]:
+                raise BadDataError(f"{argument}: {place!r} has {len(twice)} columns without a name", fix="name them")
             raise BadDataError(f"{argument}: {place!r} has two columns {twice[0]!r}", fix="rename one of them")
 
     @property
@@ -232,22 +234,25 @@ class _FileTable(Table):
             raise self._not_text(argument, error) from None
 
     def _not_text(self, argument: str, error: Exception) -> BadDataError:
-        """The error for a file that is not text in UTF-8, with the line that is not."""
-        why, fix = str(error), "save it as UTF-8 CSV"
-        if isinstance(error, UnicodeDecodeError):
-            content = self.path.read_bytes()
-            if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                why, encoding = "it begins as UTF-16 does", "UTF-16"
-            else:
-                encoding = "LATIN1"
-                for number, line in enumerate(content.splitlines(), start=1):
-                    try:
-                        line.decode()
-                    except UnicodeDecodeError as found:
-                        shown = line.decode("latin-1")[:60]
-                        why = f"line {number} has the byte 0x{line[found.start]:02x}, as in {shown!r}"
-                        break
-            fix = f"save it as UTF-8: iconv -f {encoding} -t UTF-8 {self.path.name} > utf8.csv"
+        """The error for a file that is not text in UTF-8, with the line that is not, or that is not CSV."""
+        if not isinstance(error, UnicodeDecodeError):
+            return BadDataError(
+                f"{argument}: {str(self.path)!r} cannot be read as CSV",
+                why=str(error),
+                fix="look for a quotation mark that is not closed",
+            )
+        content, encoding, why = self.path.read_bytes(), "LATIN1", str(error)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            why, encoding = "it begins as UTF-16 does", "UTF-16"
+        else:
+            for number, line in enumerate(content.splitlines(), start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as found:
+                    shown = line.decode("latin-1")[:60]
+                    why = f"line {number} has the byte 0x{line[found.start]:02x}, as in {shown!r}"
+                    break
+        fix = f"save it as UTF-8: iconv -f {encoding} -t UTF-8 {self.path.name} > utf8.csv"
         return BadDataError(f"{argument}: {str(self.path)!r} is not a table in UTF-8", why=why, fix=fix)
 
 
@@ -267,8 +272,9 @@ class CsvTable(_FileTable):
         self._lines: list[int] = []
         with self._opened(argument) as file:
             first = file.readline()
-        self._delimiter = max(_DELIMITERS, key=first.count)
-        return [name.strip() for name in next(csv.reader([first], delimiter=self._delimiter), [])]
+            file.seek(0)
+            self._delimiter = max(_DELIMITERS, key=first.count)
+            return [name.strip() for name in next(csv.reader(file, delimiter=self._delimiter), [])]
 
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
         places = [self.fields.index(name) for name in names]
@@ -278,7 +284,12 @@ class CsvTable(_FileTable):
         for line, row in islice(self._rows(), most):
             if len(row) != len(self.fields):
                 what = f"line {line} has {len(row)} cells, and the header has {len(self.fields)}"
-                self.problems.add("row of another length", f"{self.path.name}, {what}")
+                opened = any("\n" in cell for cell in row)
+                self.problems.add(
+                    "row of another length",
+                    f"{self.path.name}, {what}",
+                    fix=f"close the quotation mark in line {line}" if opened else "",
+                )
                 continue
             lines.append(line)
             for cells, place in zip(found, places, strict=True):
@@ -419,10 +430,13 @@ class FrameTable(Table):
         argument: that gave it, for messages.
 
     Raises:
-        UsageError: something else.
+        UsageError: something else, a lazy frame, or columns of different lengths.
     """
 
     def __init__(self, frame: Any, argument: str) -> None:
+        if hasattr(frame, "collect"):
+            what = f"{argument} is a {type(frame).__name__}, whose rows are not computed yet"
+            raise UsageError(what, fix=f"{argument}=frame.collect()")
         fields = list(frame) if isinstance(frame, Mapping) else getattr(frame, "columns", None)
         if fields is None:
             raise UsageError(
@@ -431,12 +445,17 @@ class FrameTable(Table):
             )
         super().__init__(type(frame).__name__, argument, [str(name) for name in fields])
         self._frame = {str(name): frame[name] for name in fields}
+        for name, column in self._frame.items():
+            if isinstance(column, str) or not hasattr(column, "__len__"):
+                raise UsageError(f"{argument}: column {name!r} must be a list, not {type(column).__name__}")
         if len({len(column) for column in self._frame.values()}) > 1:
             raise UsageError(f"{argument}: the columns have different lengths")
 
     def values(self, names: Sequence[str], most: int | None = None) -> list[list[Any]]:
         columns = [self._frame[name] for name in names]
-        return [list(islice(column.tolist() if hasattr(column, "tolist") else column, most)) for column in columns]
+        # An array of several axes holds a picture or several targets in each row.
+        rows = (one.tolist() if hasattr(one, "tolist") and getattr(one, "ndim", 1) == 1 else one for one in columns)
+        return [list(islice(column, most)) for column in rows]
 
     def where(self, index: int, field: str = "") -> str:
         column = f", column {field!r}" if field else ""

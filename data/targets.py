@@ -47,6 +47,11 @@ class Source:
     noun: str = "label(s)"
     against: str = "the model"
 
+    @property
+    def called(self) -> str:
+        """The argument, and the folder or file if there is one."""
+        return f"{self.argument} {self.place!r}" if self.place else self.argument
+
 
 @dataclass(frozen=True)
 class TargetReader:
@@ -194,10 +199,10 @@ class LabelReader(TargetReader):
         found = sorted(set(raw.tolist()))
         if "" in found:
             row = raw.tolist().index("")
-            raise BadDataError(f"{source.argument} {source.place!r}: sample {row + 1} has no label ({self.origin})")
+            raise BadDataError(f"{source.called}: sample {row + 1} has no label ({self.origin})")
         if len(found) < 2 and source.argument.startswith("train"):
             raise BadDataError(
-                f"{source.argument} {source.place!r} has one class only: {', '.join(map(repr, found))} ({self.origin})",
+                f"{source.called} has one class only: {', '.join(map(repr, found))} ({self.origin})",
                 why="training needs at least two",
             )
         return replace(self, labels=tuple(found))
@@ -265,7 +270,7 @@ class LabelsReader(TargetReader):
             return replace(self, labels=self.fields)
         found = sorted({name for names in raw for name in self._names(names)})
         if not found:
-            raise BadDataError(f"{source.argument} {source.place!r} has no label ({self.origin})")
+            raise BadDataError(f"{source.called} has no label ({self.origin})")
         return replace(self, labels=tuple(found))
 
     def read(self, raw: Column, source: Source) -> Column:
@@ -290,8 +295,7 @@ class LabelsReader(TargetReader):
                 found[place] = known[str(value).strip().lower()]
             except KeyError:
                 raise BadDataError(
-                    f"{source.argument} {source.place!r}: sample {place[0] + 1} has {value!r} in column "
-                    f"{self.fields[place[1]]!r}",
+                    f"{source.called}: sample {place[0] + 1} has {value!r} in column {self.fields[place[1]]!r}",
                     why="the columns of several labels hold 0 or 1, true or false, yes or no",
                 ) from None
         return found[:, [self.fields.index(label) for label in self.labels]]
@@ -468,7 +472,7 @@ class NumberReader(TargetReader):
             value = columns[row, column]
             where = f"column {self.fields[column]!r}" if self.fields else "the name of its folder"
             raise BadDataError(
-                f"{source.argument} {source.place!r}: sample {row + 1} has {value!r} in {where}, which is not a number",
+                f"{source.called}: sample {row + 1} has {value!r} in {where}, which is not a number",
                 why=f"{len(bad)} of {numbers.size} values are not finite numbers",
             )
         return numbers
@@ -517,7 +521,7 @@ def match_labels(found: Sequence[str], labels: Sequence[str], source: Source) ->
         guess = did_you_mean(unknown[0], missing or labels)
         what = "folder" if "folder" in source.noun else "label"
         raise BadDataError(
-            f"{source.argument} {source.place!r} has {len(unknown)} {source.noun} unknown to {source.against}",
+            f"{source.called} has {len(unknown)} {source.noun} unknown to {source.against}",
             why="classes are matched by name\n    " + "\n    ".join(diff),
             fix=f"rename or remove the {what} {unknown[0]!r}" + (f" ({guess})" if guess else ""),
         )

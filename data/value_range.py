@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from flashtask.core.errors import BadDataError
 from flashtask.core.preprocessing import ValueRange
 
-__all__ = ["Bounds", "about_range", "joined_bounds", "range_of_bounds", "suggested_range", "unknown_range"]
+__all__ = ["Bounds", "about_another_scale", "about_range", "joined_bounds", "range_of_bounds", "suggested_range"]
+__all__ += ["unknown_range"]
 
 #: The least and the greatest value of an image, or of several.
 Bounds = tuple[float, float]
@@ -64,6 +65,27 @@ def about_range(found: Bounds, used: ValueRange, wide: int, images: int) -> str:
     assert isinstance(used, tuple)
     beyond = ", and what is outside is clipped" if found[0] < used[0] or found[1] > used[1] else ""
     return f"{start}values {_shown(found)}; the model's range {_shown(used)} is scaled to 0..255{beyond}{rest}"
+
+
+def about_another_scale(part: str, found: Bounds, used: ValueRange | None) -> str:
+    """A warning if the images of a part have values on another scale than those that the range is of; else nothing.
+
+    Args:
+        part: `val`.
+        found: over its images.
+        used: what is scaled to 0..255.
+    """
+    if not isinstance(used, tuple):
+        return ""
+    low, high = used
+    span = high - low
+    if found[1] > high + span or found[0] < low - span:
+        what = "most of them are black or white"
+    elif found[1] < low + span / 64:
+        what = "all of them are nearly black"
+    else:
+        return ""
+    return f"warning: the {part} images have values {_shown(found)}, and {_shown(used)} is scaled to 0..255, so {what}"
 
 
 def unknown_range(what: str, bounds: Bounds) -> BadDataError:

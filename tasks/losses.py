@@ -42,7 +42,7 @@ def _focal(
     """Cross-entropy times (1 - p)^gamma, p the probability of the sample's class (Lin et al., arXiv:1708.02002)."""
     each = functional.cross_entropy(outputs, targets, weight, reduction="none", label_smoothing=smoothing)
     sure = outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-    losses = (1 - sure) ** gamma * each
+    losses = _to_the_power(1 - sure, gamma) * each
     return _mean_of_labels(losses if samples is None else losses * samples, targets, weight)
 
 
@@ -59,6 +59,11 @@ def _binary_of_one_label(
     if weight is not None:
         losses = losses * weight[targets]
     return _mean_of_labels(losses if samples is None else losses * samples, targets, weight)
+
+
+def _to_the_power(missing: Tensor, gamma: float) -> Tensor:
+    """`missing` ** gamma with a finite gradient at 0, where that of a power below 1 is infinite."""
+    return (missing.clamp(min=1e-7) if 0 < gamma < 1 else missing) ** gamma
 
 
 def _mean_of_labels(losses: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
@@ -90,7 +95,7 @@ def _binary_focal(
     each = functional.binary_cross_entropy_with_logits(outputs, soft, pos_weight=weight, reduction="none")
     chance = outputs.sigmoid()
     sure = targets * chance + (1 - targets) * (1 - chance)
-    losses = (1 - sure) ** gamma * each
+    losses = _to_the_power(1 - sure, gamma) * each
     return (losses if samples is None else losses * samples[:, None]).mean()
 
 
@@ -113,7 +118,8 @@ def _asymmetric(
     chance = outputs.sigmoid()
     shifted = (chance - clip).clamp(min=0)
     positive = (1 - chance) ** gamma_pos * functional.logsigmoid(outputs)
-    negative = shifted**gamma_neg * torch.log1p(-shifted.clamp(max=1 - 1e-8))
+    # The number nearest to 1 that float32 has: log1p(-1) is infinite.
+    negative = shifted**gamma_neg * torch.log1p(-shifted.clamp(max=1 - 2**-24))
     if weight is not None:
         positive = positive * weight
     losses = -(soft * positive + (1 - soft) * negative)
@@ -157,7 +163,7 @@ NUMBER_LOSSES: Mapping[str, Loss] = {"huber": _huber, "mse": _mse, "l1": _l1, "s
 _ABOVE_ZERO, _BELOW_ONE = ("delta", "beta"), ("clip",)
 
 
-def chosen_loss(given: Any, known: Mapping[str, Loss]) -> Loss | None:
+def chosen_loss(given: object, known: Mapping[str, Loss]) -> Loss | None:
     """The loss that a name means, with its arguments; None for a callable of the user's.
 
     Args:
@@ -195,13 +201,13 @@ def chosen_loss(given: Any, known: Mapping[str, Loss]) -> Loss | None:
 _RULES: Mapping[str, Mapping[str, float]] = {"balanced": {}, "effective_number": {"beta": 0.9999}}
 
 
-def _rule(given: Any) -> tuple[str, dict[str, Any]] | None:
+def _rule(given: object) -> tuple[str, dict[str, Any]] | None:
     """The rule that class weights name, with its arguments; None if they are numbers."""
     choice = name_and_arguments(given)
     return None if choice is None else (choice[0], {**_RULES.get(choice[0], {}), **choice[1]})
 
 
-def check_weights(given: Any) -> None:
+def check_weights(given: object) -> None:
     """Refuse class weights of another form than `class_weights` takes.
 
     Raises:

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def _snake(name: str) -> str:
 
 
 class _OfClasses:
-    """Makes a metric of torchmetrics for classes or labels; averaged over them (`macro`) unless it is told otherwise.
+    """A metric of torchmetrics for classes or labels; averaged over them (`macro`) unless `average` says otherwise.
 
     Args:
         kind: the class of torchmetrics.
@@ -132,7 +132,7 @@ def named_metrics(given: Any, known: Mapping[str, Maker], num_outputs: int) -> N
         UsageError: something else, arguments that the metric refuses, or two metrics of one name.
     """
     found = NamedMetrics({}, {})
-    is_one = isinstance(given, (str, Metric, Mapping)) or _is_pair(given)
+    is_one = isinstance(given, (str, Metric, Mapping)) or _is_pair(given) or not isinstance(given, Iterable | None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric .* will save all targets")
         for one in [given] if is_one else given or ():

@@ -683,7 +683,7 @@ class Task(Module):
         if self._has_spatial_targets:
             return "the targets move with the images"
         if stage == "fit" and self._mixing:
-            return f"{self._mixing.described} mixes the images of each batch anew"
+            return f"{self._mixing.described} mixes the images of each batch"
         return super().why_no_features(stage)
 
     def feature_size(self) -> int:

@@ -395,3 +395,10 @@ def test_files_without_a_fingerprint_are_no_copies(tmp_path):
     made = fingerprint(picture(1), (64, 48))
     assert find_copies(paths, [None, made]).groups == []
     assert find_copies(paths, [made, made]).groups == []  # neither can be read
+
+
+def test_a_model_of_an_audit_is_a_task(clean):
+    data = ImageClassificationData.from_root(clean)
+    assert list(data.audit().sizes) == [part for part in ("train", "val", "test", "predict") if part in data.sizes()]
+    with pytest.raises(UsageError, match="model must be a task, not 'resnet18'"):
+        data.audit("resnet18")

@@ -170,7 +170,11 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{OF_TABLES}.group_field": "none",
         f"data.{OF_TABLES}.weight_field": "none: all count alike",
     }
-    of_results = {"trainer.precision": "32, or the one that was set for the run"}  # test_one_number.py sees that it is
+    # test_one_number.py sees that the first is true.
+    of_results = {
+        "trainer.precision": "32, or the one that was set for the run",
+        f"data.{OF_TABLES}.split_field": "none: all rows count",
+    }
     for option, its_words in [*((one, words) for one in FINETUNE), *((one, words | of_results) for one in EVALUATE)]:
         if option.key and option.kind is not None and option.key != "model.from":
             value = own.get(option.key)

@@ -174,3 +174,92 @@ def test_every_bad_picture_in_memory_is_named():
 def test_arguments_that_cannot_be_used(make, words):
     with pytest.raises((UsageError, BadDataError), match=words):
         make()
+
+
+def test_rows_of_all_tables_are_in_one_error(folder):
+    train = written(folder, [*good(6), "07.png"])
+    text = refused("file", "kind", train, written(folder, ["08.png,a", "09.png"], "val.csv"))
+    assert "train_file and val_file have 2 problems (row of another length: 2)" in text
+    assert "cells.csv, line 8 has 1 cells" in text
+    assert "val.csv, line 3 has 1 cells" in text
+
+
+def test_a_quotation_mark_that_is_not_closed_is_named(folder):
+    text = refused("file", "kind", written(folder, [*good(6), '"07.png,a', "08.png,b"]))
+    assert "fix: close the quotation mark in line 8" in text
+
+
+def test_a_cell_that_is_too_long_is_not_called_another_encoding(folder):
+    text = refused("file", "kind", written(folder, [*good(6), f'07.png,"{"x" * 140_000}']))
+    assert "cannot be read as CSV" in text
+    assert "UTF-8" not in text
+
+
+def test_columns_without_a_name_are_counted(folder):
+    text = refused("file", "kind", written(folder, ["00.png,a,,"], head="file,kind,,"))
+    assert "has 2 columns without a name" in text
+
+
+def test_a_name_in_the_header_may_hold_a_line_break(folder):
+    table = written(folder, good(), head='file,"the\nkind"')
+    data = ImageClassificationData.from_csv("file", "the\nkind", table)
+    assert data.labels == ("a", "b")
+    assert data.sizes() == {"train": 12}
+
+
+def test_two_ways_to_say_what_validates_are_refused(folder):
+    rows = [f"{line},{'val' if row % 4 == 3 else 'train'}" for row, line in enumerate(good())]
+    table = written(folder, rows, head="file,kind,part")
+    with pytest.raises(UsageError, match="val_split and split_field both define the validation data"):
+        ImageClassificationData.from_csv("file", "kind", table, split_field="part", val_split=0.25)
+    only_train = written(folder, [f"{line},train" for line in good()], head="file,kind,part")
+    data = ImageClassificationData.from_csv("file", "kind", only_train, split_field="part", val_split=0.25)
+    assert data.sizes() == {"train": 9, "val": 3}
+
+
+def failing(path):
+    raise KeyError(path[-6:])
+
+
+def test_functions_that_fail_name_the_row(folder):
+    table = written(folder, good())
+    with pytest.raises(BadDataError, match=r"cells.csv, line 2, column 'file': resolver fails\n  why: KeyError"):
+        ImageClassificationData.from_csv("file", "kind", table, resolver=failing)
+    with pytest.raises(UsageError, match="resolver must be a function"):
+        ImageClassificationData.from_csv("file", "kind", table, resolver="photos")
+    with pytest.raises(BadDataError, match=r"target fails for train_files\[0\], .*00.png'\n  why: KeyError"):
+        ImageClassificationData.from_files(folder, target=failing)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ("00.png", "must be a list of files, or a folder"),
+        ([1, 2], "must be a list of paths, not of int"),
+    ],
+)
+def test_what_is_no_list_of_files(files, words, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match=words):
+        ImageClassificationData.from_files(files, ["a", "b"])
+
+
+def test_files_and_targets_may_be_generators(folder):
+    paths, kinds = zip(*(line.split(",") for line in good()), strict=True)
+    data = ImageClassificationData.from_files((folder / path for path in paths), (kind for kind in kinds))
+    assert data.recipe()["from_files"]["train_targets"] == list(kinds)
+    assert data.sizes() == {"train": 12}
+    with pytest.raises(UsageError, match="a regular expression or a function, not 3"):
+        ImageClassificationData.from_files(folder, target=3)
+
+
+def test_a_path_that_no_file_can_have_is_shortened(folder):
+    text = refused("file", "kind", written(folder, [*good(), f"{'y' * 10_000}.png,a"]))
+    assert len(text) < 1_000
+    assert "line 14, column 'file': the file does not exist" in text
+
+
+@pytest.mark.parametrize("fields", ["file", ["kind", "kind"], ["kind", "file"]])
+def test_a_column_is_used_once(fields, folder):
+    with pytest.raises(UsageError, match="is used twice: images are in 'file'"):
+        ImageClassificationData.from_csv("file", fields, written(folder, good()))

@@ -7,12 +7,14 @@ import json
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
 from small import colour_folders
 
 from flashtask.cli import run
+from flashtask.data.cached_inputs import brought_here
 
 MODEL = ["--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "4", "--quiet"]
 
@@ -146,3 +148,80 @@ def test_addresses_that_cannot_be_read(address, code, words, tmp_path, monkeypat
     assert run(["finetune", address]) == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, file in files.items():
+            archive.write(file, name)
+    return path
+
+
+@pytest.mark.parametrize("above", ["", "set/", "a/b/c/"])
+def test_folders_around_the_data_in_an_archive_are_opened(above, photos, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    pictures = {f"{above}{file.relative_to(photos)}": file for file in photos.rglob("*.png")}
+    archive = zipped(tmp_path / "photos.zip", pictures)
+    assert sorted(entry.name for entry in Path(brought_here(str(archive))).iterdir()) == ["blue", "red"]
+    with_table = {f"{above}all.csv": table} | {
+        f"{above}img/{name.removeprefix(above)}": one for name, one in pictures.items()
+    }
+    found = Path(brought_here(str(zipped(tmp_path / "table.zip", with_table))))
+    assert found.name == "all.csv"
+    assert (found.parent / "img" / "red" / "0.png").is_file()
+
+
+def test_a_table_beside_class_folders_or_parts_is_not_the_data(photos, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    pictures = {f"set/{file.relative_to(photos)}": file for file in photos.rglob("*.png")}
+    archive = zipped(tmp_path / "classes.zip", {"set/all.csv": table} | pictures)
+    assert Path(brought_here(str(archive))).name == "set"
+    parts = {name.replace("set/", "set/train/"): file for name, file in pictures.items()}
+    assert Path(brought_here(str(zipped(tmp_path / "parts.zip", {"set/all.csv": table} | parts)))).name == "set"
+    one_class = {name: file for name, file in pictures.items() if "red" in name}
+    assert Path(brought_here(str(zipped(tmp_path / "one.zip", one_class)))).name == "set"
+
+
+def test_audit_and_show_know_the_parts_and_groups_of_a_table(table, photos, tmp_path, capsys):
+    words = [str(table), "--input", "file", "--target", "kind", "--root", str(photos), "--part", "part"]
+    assert run(["audit", *words, "--group", "site"]) in (0, 65)
+    assert "8 train, 4 val image(s)" in capsys.readouterr().out
+    assert run(["show", *words, "--of", "val", "--output", str(tmp_path / "batch.png")]) == 0
+    assert (tmp_path / "batch.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--class-weights", "red=1,red=2"], "names 'red' twice"),
+        (
+            ["--image-size", "100000"],
+            "image_size: 100000 x 100000 is more than 4,194,304 pixels\n  fix: --image-size 224",
+        ),
+        (["--sampler", "weighted"], "fix: --weight COLUMN, for a table"),
+    ],
+)
+def test_errors_name_the_options_that_were_typed(words, said, photos, tmp_path, capsys):
+    assert run(["finetune", str(photos), *words, *MODEL, "--output-dir", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_and_test_measure_the_rows_of_their_part(table, photos, tmp_path, capsys):
+    words = ["--input", "file", "--part", "part", "--root", str(photos)]
+    finetuned(table, tmp_path / "run", *words, "--target", "kind")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    capsys.readouterr()
+    assert run(["validate", str(tmp_path / "run"), str(table), *words, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["val_loss"] == pytest.approx(float(row["val_loss"]), rel=1e-4)
+    assert "4 validation images" in said.err
+    assert run(["test", str(tmp_path / "run"), str(table), *words]) == 65
+    assert "no row of" in capsys.readouterr().err
+
+
+def test_a_root_is_proposed_where_images_are_not_found(table, tmp_path, capsys):
+    words = ["finetune", str(table), "--input", "file", "--target", "kind", *MODEL]
+    assert run([*words, "--output-dir", str(tmp_path / "run")]) == 65
+    assert "fix: --root FOLDER, if paths count from another folder" in capsys.readouterr().err

@@ -329,3 +329,139 @@ def test_editors_and_help_show_the_options_of_every_constructor(name):
     for option in parameters:
         assert f"{option}:" in text, option
     assert text.index("batch_size: images a step") < text.index("Raises:")
+
+
+class Short(Dataset):
+    def __init__(self, length=12, fails_at=12):
+        self.length, self.fails_at = length, fails_at
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, place):
+        if place == self.fails_at:
+            raise IndexError(f"no item {place}")
+        return PIXELS[place], place % 2
+
+
+def test_a_dataset_is_split():
+    data = ImageClassificationData.from_datasets(Short(), val_split=0.25, preprocessing=SMALL)
+    assert data.sizes() == {"train": 9, "val": 3}
+    assert len(data.split_manifest()) == 3
+
+
+@pytest.mark.parametrize("dataset", [Short(length=14), Short(fails_at=7)])
+def test_a_dataset_without_targets_of_its_own_names_the_item_that_fails(dataset):
+    words = rf"cannot read train_dataset\[{dataset.fails_at}\]\n  why: IndexError: no item {dataset.fails_at}"
+    with pytest.raises(BadDataError, match=words):
+        ImageClassificationData.from_datasets(dataset)
+
+
+def test_a_path_is_not_a_dataset():
+    with pytest.raises(UsageError, match="must be a dataset with a length and items, not str"):
+        ImageClassificationData.from_datasets("photos")
+    with pytest.raises(UsageError, match="must be a DataModule, not str"):
+        ImageClassificationData.from_data_module("photos")
+
+
+@pytest.mark.parametrize(
+    ("constructor", "data", "words"),
+    [
+        (
+            "from_numpy",
+            images().transpose(0, 3, 1, 2),
+            r"train_data \(12, 3, 20, 20\) .*\n.*\n.*transpose\(0, 2, 3, 1\)",
+        ),
+        ("from_tensors", torch.from_numpy(images()), r"train_data \(12, 20, 20, 3\) .*\n.*\n.*permute\(0, 3, 1, 2\)"),
+        ("from_numpy", images() > 100, r"of bool cannot be read as images\n.*\n.*astype"),
+        ("from_numpy", np.zeros((12, 0, 20, 3), np.uint8), r"\(12, 0, 20, 3\) of uint8 cannot be read"),
+    ],
+)
+def test_an_array_that_is_turned_is_refused_once_with_what_turns_it(constructor, data, words):
+    with pytest.raises(UsageError, match=words):
+        getattr(ImageClassificationData, constructor)(data, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["cat", "cat"], "labels has 'cat' twice"),
+        ("catdog", "must be a list of names, not 'catdog'"),
+        ([0, 1], r"must be a list of names, not \[0, 1\]"),
+    ],
+)
+def test_names_of_classes_are_different_texts(labels, words):
+    with pytest.raises(UsageError, match=words):
+        ImageClassificationData.from_numpy(images(), [0, 1] * 6, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(torch.tensor(3), "not array"), (3, "not 3"), (np.zeros((12, 2, 2)), r"not \(12, 2, 2\)")]
+)
+def test_targets_of_another_shape(given, words):
+    with pytest.raises(UsageError, match=f"train_targets must .*{words}"):
+        ImageClassificationData.from_numpy(images(), given)
+
+
+def test_a_column_may_be_an_array_of_images():
+    options = {"augment": "none", "preprocessing": SMALL}
+    data = ImageClassificationData.from_data_frame("image", "kind", {"image": images(), "kind": KINDS}, **options)
+    direct = ImageClassificationData.from_numpy(images(), KINDS, **options)
+    for (one, kind), (two, other) in zip(read(data), read(direct), strict=True):
+        assert torch.equal(one, two)
+        assert kind == other
+
+
+class Lazy:
+    columns = ("image", "kind")
+
+    def collect(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (Lazy(), r"is a Lazy, whose rows are not computed yet\n.*frame.collect\(\)"),
+        ({"image": iter(()), "kind": KINDS}, "column 'image' must be a list, not tuple_iterator"),
+        ({"image": images(), "kind": "ab"}, "column 'kind' must be a list, not str"),
+    ],
+)
+def test_a_frame_that_cannot_be_read(frame, words):
+    with pytest.raises(UsageError, match=words):
+        ImageClassificationData.from_data_frame("image", "kind", frame)
+
+
+def test_what_is_no_image_is_named_in_words_of_the_data():
+    data = ImageClassificationData.from_images([None, *map(Image.fromarray, PIXELS[1:])], KINDS, preprocessing=SMALL)
+    with pytest.raises(BadDataError, match=r"'train_images\[0\]': not an image: NoneType"):
+        data.setup("fit")
+
+
+def test_targets_in_memory_are_named_without_an_empty_place():
+    with pytest.raises(BadDataError) as caught:
+        ImageClassificationData.from_numpy(images(), ["cat"] * 12)
+    assert "train_data has one class only: 'cat'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        (1 / 255, 1.0, "so most of them are black or white"),
+        (1.0, 1 / 255, "so all of them are nearly black"),
+        (1.0, 0.5, ""),
+    ],
+)
+def test_parts_on_different_scales_are_warned_of_once(train, val, words, capsys):
+    data = ImageClassificationData.from_numpy(
+        (images() * train).astype(np.float32),
+        KINDS,
+        (images(4) * val).astype(np.float32),
+        KINDS[:4],
+        preprocessing=SMALL,
+    )
+    for _ in range(2):
+        data.setup("fit")
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("warning: the val images have values") == bool(words)

@@ -117,3 +117,18 @@ def test_tasks_take_losses_with_arguments_and_store_them():
     assert model.hparams["loss_fn"] == ("focal", {"gamma": 1.0})
     with pytest.raises(UnknownNameError, match="beat"), building_without_weights():
         ImageClassifier("timm/test_resnet", 3, class_weights=("effective_number", {"beat": 0.9}))
+
+
+def test_losses_of_certain_outputs_are_finite_with_every_argument():
+    certain = torch.tensor([[30.0, -30.0], [-30.0, 30.0]])
+    for losses, targets, given in (
+        (LABEL_LOSSES, torch.tensor([0, 0]), ("focal", {"gamma": 0.5})),
+        (LABELS_LOSSES, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), ("focal", {"gamma": 0.5})),
+        (LABELS_LOSSES, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), ("asymmetric", {"clip": 0})),
+    ):
+        outputs = certain.clone().requires_grad_()
+        loss = named(losses, given)(outputs, targets, None, 0.0)
+        loss.backward()
+        assert loss.isfinite(), given
+        assert outputs.grad is not None
+        assert outputs.grad.isfinite().all(), given

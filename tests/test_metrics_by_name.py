@@ -74,8 +74,13 @@ def test_two_metrics_of_one_kind_have_names_of_their_own():
 )
 def test_what_is_no_metric_is_refused(given, says):
     with pytest.raises(UsageError) as caught:
-        named_metrics(given if given != 3 else [3], label_metrics, 3)
+        named_metrics(given, label_metrics, 3)
     assert says in f"{caught.value.what} {caught.value.why} {caught.value.fix}"
+
+
+def test_a_list_of_what_is_no_metric_is_refused():
+    with pytest.raises(UsageError, match="a metric is one of"):
+        named_metrics([3], label_metrics, 3)
 
 
 def near(value):

@@ -166,3 +166,9 @@ def test_what_is_no_sampler_is_refused(tmp_path):
     for wrong in (3, DistributedSampler(range(4), num_replicas=2, rank=0)):
         with pytest.raises(UsageError):
             ImageClassificationData.from_folders(root, sampler=wrong)
+
+
+@pytest.mark.parametrize(("indices", "index"), [([0, 1, 60], 60), ([3, -1], -1)])
+def test_an_index_that_no_sample_has_is_named(indices, index):
+    with pytest.raises(UsageError, match=f"SubsetRandomSampler gave the index {index}, and there are 60 training"):
+        epoch_of(SubsetRandomSampler(indices))

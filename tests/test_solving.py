@@ -325,6 +325,12 @@ def test_augmentation_and_a_solved_head_contradict_each_other(tmp_path, images):
     quiet(tmp_path / "other").finetune(model, datamodule=image_data(images, augment="none"), strategy="freeze")
 
 
+def test_a_sampler_and_a_solved_head_contradict_each_other(tmp_path, images):
+    model = ImageClassifier(TINY, head="ridge", pretrained=False)
+    with pytest.raises(UsageError, match="a sampler draws the training samples"):
+        quiet(tmp_path / "run").finetune(model, datamodule=image_data(images, sampler="balanced"), strategy="freeze")
+
+
 def test_averaged_weights_and_a_solved_head_contradict_each_other(tmp_path):
     with pytest.raises(UsageError, match="no steps whose weights could be averaged"):
         solve(tmp_path, callbacks=[StochasticWeightAveraging(swa_lrs=0.1)])

@@ -101,10 +101,20 @@ class ClosedFormFit:
             raise UsageError("there are no steps whose weights could be averaged: the head is solved", fix="drop it")
 
     def prepare(self) -> None:
-        """One pass over every sample, without optimizers."""
+        """One pass over every sample, without optimizers.
+
+        Raises:
+            UsageError: the data has a sampler.
+        """
         run = self.run
         run.replace_training(self)
         if run.ordered is not None:
+            if run.ordered.sampler is not None:
+                raise UsageError(
+                    "a sampler draws the training samples, and a head that is solved sees each of them once",
+                    why="samples that are drawn twice make its penalty and its probabilities wrong",
+                    fix='leave sampler out; head_options={"balanced": True} weighs the classes alike',
+                )
             run.ordered.drop_last = False  # a sample that is left out of an epoch has its turn in the next
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler, Subset
 
+from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import let_workers_go
 from flashtask.core.seeded_sampler import EpochSampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
@@ -101,7 +102,15 @@ class OrderedBatches(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         if self.sampler is not None:
-            indices = self.samples[self.sampler.indices(self.seed, self.epoch)]
+            drawn = self.sampler.indices(self.seed, self.epoch)
+            if len(drawn) and not 0 <= drawn.min() <= drawn.max() < len(self.samples):
+                given = type(self.sampler.sampler).__name__
+                raise UsageError(
+                    f"{given} gave the index {drawn.min() if drawn.min() < 0 else drawn.max()}, and there are "
+                    f"{len(self.samples)} training samples",
+                    why="a validation split makes them fewer than the data that was given",
+                )
+            indices = self.samples[drawn]
             occurrences = _occurrences(indices)
         else:
             order = permutation(self.length, self.seed, self.epoch) if self.shuffle else np.arange(self.length)
