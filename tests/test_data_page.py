@@ -33,4 +33,4 @@ def test_an_example_makes_training_data(block, tmp_path, monkeypatch):
     exec(block, names)
     sizes = names["data"].sizes()
     assert sizes["train"] >= 1
-    assert ("val" in sizes) == ("val" in block)
+    assert ("val" in sizes) == ("val_" in block.split("data = ")[-1])
