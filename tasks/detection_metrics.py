@@ -23,6 +23,8 @@ COCO_NUMBERS += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_l
 
 #: COCO's own, in double precision: torchmetrics has 0.60000002 for 0.6, and a box may overlap by just that.
 _OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+#: What a `DetectionScores` keeps -> numbers in a row.
+_WIDTHS = {"counts": 2, "found": 6, "true": 7}
 #: Overlap from which a box counts as found, for F1.
 _FOUND = 0.5
 
@@ -39,9 +41,9 @@ class DetectionScores(Metric):
 
     higher_is_better = True
     full_state_update = False
-    counts: Tensor
-    found: Tensor
-    true: Tensor
+    counts: list[Tensor] | Tensor
+    found: list[Tensor] | Tensor
+    true: list[Tensor] | Tensor
 
     def __init__(self, num_classes: int, thresholds: tuple[float, ...] | None = None) -> None:
         super().__init__()
@@ -51,9 +53,8 @@ class DetectionScores(Metric):
         self.numbers: dict[str, Any] = {}
         # Of each image how many boxes were found and are true; all that were found: box, score, class; all that are
         # true: box, class, crowd, area.
-        self.add_state("counts", torch.zeros(0, 2, dtype=torch.long), dist_reduce_fx="cat")
-        self.add_state("found", torch.zeros(0, 6), dist_reduce_fx="cat")
-        self.add_state("true", torch.zeros(0, 7), dist_reduce_fx="cat")
+        for name in _WIDTHS:
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, preds: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> None:
         """Count a batch.
@@ -67,15 +68,37 @@ class DetectionScores(Metric):
             for one in target
         ]
         counts = [[len(one), len(two)] for one, two in zip(preds, true, strict=True)]
-        self.counts = torch.cat([self.counts, torch.tensor(counts, device=self.counts.device).reshape(-1, 2)])
-        self.found = torch.cat([self.found, *(one.to(self.found) for one in preds)])
-        self.true = torch.cat([self.true, *(one.to(self.true) for one in true)])
+        batch = {
+            "counts": torch.tensor(counts).reshape(-1, 2),
+            "found": torch.cat(list(preds)),
+            "true": torch.cat(true),
+        }
+        for name, value in batch.items():
+            getattr(self, name).append(value.to(self.device))
+
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Gather the boxes of all processes; one that saw no image takes part too."""
+        for name, width in _WIDTHS.items():
+            value = getattr(self, name)
+            if isinstance(value, list) and not value:
+                kind = torch.long if name == "counts" else torch.float32
+                value.append(torch.zeros(0, width, dtype=kind, device=self.device))
+        super().sync(*arguments, **options)
+
+    def _whole(self, name: str) -> Tensor:
+        value: Any = getattr(self, name)  # a tensor once it was gathered
+        whole: Tensor = (
+            value
+            if isinstance(value, Tensor)
+            else torch.cat([*value, torch.zeros(0, _WIDTHS[name], device=self.device)])
+        )
+        return whole.cpu()
 
     def compute(self) -> Tensor:
         """The mean average precision; NaN without a true box."""
-        sizes = self.counts.tolist()
-        found = torch.split(self.found.cpu(), [one for one, _ in sizes]) if sizes else ()
-        true = torch.split(self.true.cpu(), [one for _, one in sizes]) if sizes else ()
+        sizes = self._whole("counts").long().tolist()
+        found = torch.split(self._whole("found"), [one for one, _ in sizes]) if sizes else ()
+        true = torch.split(self._whole("true"), [one for _, one in sizes]) if sizes else ()
         self.numbers = {**self._coco(found, true), **self._f1(found, true)}
         return torch.tensor(self.numbers["map"])
 
