@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
     from flashtask.data.samples import SampleTable as SampleTable
+    from flashtask.data.semantic_segmentation import SemanticSegmentationData as SemanticSegmentationData
     from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
     from flashtask.heads import HEADS as HEADS
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
     from flashtask.tasks.loading import load as load
+    from flashtask.tasks.masks import Mask as Mask
     from flashtask.tasks.own_zoo import use_zoo as use_zoo
     from flashtask.tasks.predictions import Label as Label
     from flashtask.tasks.predictions import Labels as Labels
     from flashtask.tasks.predictions import Number as Number
     from flashtask.tasks.predictions import Prediction as Prediction
+    from flashtask.tasks.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.callback import Callback as Callback
@@ -176,6 +179,7 @@ _HOMES = {
     "MPSAccelerator": "flashtask.trainer.devices.accelerators",
     "ManualOptimization": "flashtask.trainer.lightning1.loops",
     "MixedPrecision": "flashtask.trainer.devices.precision",
+    "Mask": "flashtask.tasks.masks",
     "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
@@ -206,6 +210,8 @@ _HOMES = {
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
+    "SemanticSegmentation": "flashtask.tasks.semantic_segmentation",
+    "SemanticSegmentationData": "flashtask.data.semantic_segmentation",
     "SpatialReader": "flashtask.data.spatial",
     "TQDMProgressBar": "flashtask.trainer.callbacks.progress_libraries",
     "TargetReader": "flashtask.data.targets",
