@@ -74,9 +74,7 @@ def read_mask(text: str) -> tuple[np.ndarray[Any, Any], bool, tuple[int, ...]]:
             return _as_numbers(np.load(source, allow_pickle=False)), False, ()
         with Image.open(source) as image:
             if image.format == "JPEG":
-                raise BadDataError(
-                    f"{_named(text)} is a JPEG, which does not keep class numbers exactly", fix="use PNG"
-                )
+                raise BadDataError(f"{_named(text)} is a JPEG, which does not keep values exactly", fix="use PNG")
             return _values_of(image)
     except FileNotFoundError:
         raise BadDataError(f"the mask does not exist: {_named(text)}") from None

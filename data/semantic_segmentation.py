@@ -63,8 +63,8 @@ _NAMES = "classes.txt"
 class MaskReader(SpatialReader):
     """A class for each pixel: (H, W) int64 numbers of classes, 255 where none counts.
 
-    A target is a dictionary: `mask`, which moves with the image, and for metrics in the pixels of the file `source` (the
-    text of the table) and `whole` (width and height of the picture).
+    A target is a dictionary: `mask`, which moves with the image, and for metrics in the pixels of the file `source`
+    (the text of the table) and `whole` (width and height of the picture).
 
     Args:
         fields: one column with paths of masks; empty for folders.
@@ -327,7 +327,7 @@ class SemanticSegmentationData(ImageData):
             if known.get("labels") is None and (root / _NAMES).is_file():
                 known["labels"] = [line for line in (root / _NAMES).read_text().splitlines() if line.strip()]
             if part == "train":  # the other parts, where they are folders inside `images`
-                for other in [one for one in found if one not in folders]:
+                for other in [one for one in found if one not in folders and found[one] != found[part]]:
                     folders[other], masks[other] = found[other]
                     if other == "val" and known.pop("val_split", None) is not None:
                         remarks[part].append(f"validation images are in {found['val'][0]}: none are split off")
@@ -477,6 +477,10 @@ class SemanticSegmentationData(ImageData):
         _find_problems(self._table, self._images, reader, problems, is_sized=not hasattr(self, "_has_known_sizes"))
         problems.refuse(" and ".join(dict.fromkeys(self._argument(p) for p in PARTS[:3] if self._table.has(p))))
         self._has_known_sizes = True
+
+    def _mirrored_labels(self) -> Sequence[str]:
+        """Without the numbers that masks have in place of names."""
+        return [label for label in super()._mirrored_labels() if not label.isdigit()]
 
     def pixel_counts(self) -> dict[str, int]:
         """Training pixels of each class, by label."""

@@ -42,6 +42,7 @@ class FPNHead(nn.Module):
         self.out = nn.Conv2d(width, num_outputs, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, num_outputs, H, W) of maps."""
         used = list(maps)[self.first :]
         size = used[0].shape[-2:]
         above: Tensor | None = None

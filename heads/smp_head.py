@@ -78,6 +78,7 @@ class SmpHead(nn.Module):
         return found.shape[1]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, num_outputs, H, W) of maps."""
         size = [self.reduction * side for side in maps[0].shape[-2:]]
         given = [maps[0].new_zeros(len(maps[0]), 3, *size)]
         for place, reduction in zip(self.places, _REDUCTIONS, strict=True):

@@ -42,6 +42,7 @@ class UNetHead(nn.Module):
         self.out = nn.Conv2d(width, num_outputs, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, num_outputs, H, W) of maps."""
         *finer, coarsest = maps
         now = self.bottom(coarsest)
         for step, one in zip(self.steps, reversed(finer), strict=True):

@@ -40,7 +40,7 @@ def _mean(losses: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
 def _dice(outputs: Tensor, targets: Tensor, weight: Tensor | None, *, smooth: float = 1.0) -> Tensor:
     """1 - Dice of probabilities over the pixels of the batch (Milletari et al., arXiv:1606.04797).
 
-    The mean over classes, by their weights. A class that the batch does not have is left out, as a batch rarely has all.
+    The mean over classes, by their weights. A class that the batch does not have is left out.
     """
     counts = targets != IGNORED
     chances = outputs.softmax(dim=1) * counts[:, None]
@@ -52,7 +52,7 @@ def _dice(outputs: Tensor, targets: Tensor, weight: Tensor | None, *, smooth: fl
 
 
 def _lovasz(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-    """Lovasz-softmax, a convex extension of 1 - IoU (Berman et al., arXiv:1705.08790), over the classes of the batch."""
+    """Lovasz-softmax, an extension of 1 - IoU (Berman et al., arXiv:1705.08790), over the classes of the batch."""
     counts = targets != IGNORED
     chances = outputs.softmax(dim=1).movedim(1, -1)[counts]
     numbers = targets[counts]

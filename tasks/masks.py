@@ -49,7 +49,7 @@ class Mask(Prediction):
         return {"path": self.path, **{f"share_{label}": n / self.classes.size for label, n in self.areas.items()}}
 
     def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
-        """`path`, `size` (height, width), and for each class that occurs its `area` in pixels and COCO's run lengths."""
+        """`path`, `size` (height, width), and of each class that occurs the `area` and COCO's run lengths."""
         size = list(self.classes.shape)
         regions = {
             label: {"area": area, "segmentation": {"size": size, "counts": rle_counts(self.classes == number)}}
