@@ -14,7 +14,7 @@ PYTEST_LONG = $(IN_TESTS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test test-long lint types bench clean
+.PHONY: help install demo demo-segmentation test test-long lint types bench clean
 
 # An environment that another checkout was installed into is installed again.
 ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
@@ -30,6 +30,10 @@ install: $(DONE)/demo
 ## make demo      fine-tune on photographs of solar cells, predict, show where the run is (about a minute)
 demo: $(DONE)/demo
 	$(PYTHON) scripts/demo.py
+
+## make demo-segmentation   fine-tune on cells under a microscope, draw the predicted masks (some minutes)
+demo-segmentation: $(DONE)/demo
+	$(PYTHON) scripts/demo_segmentation.py
 
 ## make test      every promise, at a few of its cases (some minutes)
 test: $(DONE)/test

@@ -40,13 +40,19 @@ class _Bounds:
 
     def count(self, operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._operations -= 1
-        if not makes_no_memory(operation):
+        if not makes_no_memory(operation) and not _stays_without_values(args, options):
             self._bytes -= _new_bytes(operation, args, options)
         if self._bytes < 0 or self._operations < 0:
             raise IntegrityError(
                 "its settings describe a model that is far larger than its weights",
                 why="building it would take more memory or time than they explain",
             )
+
+
+def _stays_without_values(args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Whether an operation is on tensors of the meta device alone, as where a network is run to see its shapes."""
+    tensors = [one for one in args if isinstance(one, Tensor)]
+    return bool(tensors) and "device" not in options and all(one.is_meta for one in tensors)
 
 
 def _new_bytes(operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> int:

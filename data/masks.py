@@ -31,6 +31,8 @@ _DATA = "data:image/png;base64,"
 #: Different values of a mask, above which it holds no classes.
 _MOST_VALUES = 256
 _SHOWN = 8
+#: Pixels of an enlarged polygon in one pixel, along each side; odd, so that one of them is the middle.
+_FINER = 5
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,26 @@ def _drawn_regions(content: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         if isinstance(segmentation, Mapping):
             values[rle_mask(segmentation["counts"], (width, height))] = number
             continue
-        drawn = Image.new("1", (width, height))
-        pen = ImageDraw.Draw(drawn)
-        for polygon in segmentation:  # from corners of pixels to their middles
-            pen.polygon([coordinate - 0.5 for coordinate in polygon], fill=1)
-        values[np.array(drawn)] = number
+        for polygon in segmentation:
+            _draw_polygon(values, np.array(polygon, dtype=np.float64).reshape(-1, 2), number)
     return values
+
+
+def _draw_polygon(values: np.ndarray[Any, Any], points: np.ndarray[Any, Any], number: int) -> None:
+    """Give a number to the pixels whose middle lies in a polygon (N, 2).
+
+    Pillow fills all that an edge touches, so it draws an enlarged polygon, of which the middles are looked up.
+    """
+    limits = values.shape[::-1]
+    first = np.clip(np.floor(points.min(axis=0)), 0, limits).astype(int)
+    last = np.clip(np.ceil(points.max(axis=0)), 0, limits).astype(int)
+    width, height = (last - first).tolist()
+    if not width or not height:
+        return
+    drawn = Image.new("1", (width * _FINER, height * _FINER))
+    ImageDraw.Draw(drawn).polygon(((points - first) * _FINER - 0.5).ravel().tolist(), fill=1)
+    middles = np.array(drawn)[_FINER // 2 :: _FINER, _FINER // 2 :: _FINER]
+    values[first[1] : last[1], first[0] : last[0]][middles] = number
 
 
 def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray[Any, Any]:

@@ -331,7 +331,7 @@ class SemanticSegmentationData(ImageData):
                     folders[other], masks[other] = found[other]
                     if other == "val" and known.pop("val_split", None) is not None:
                         remarks[part].append(f"validation images are in {found['val'][0]}: none are split off")
-        check_split(known.get("val_split"), folders, "folder")
+        check_split(known.get("val_split"), {**dict.fromkeys(PARTS), **folders}, "folder")
         settings = checked_options(known)
         tables, problems = [], Problems()
         for part, folder in folders.items():
