@@ -278,7 +278,7 @@ class SemanticSegmentationData(ImageData):
 
     @classmethod
     @takes(MaskOptions)
-    def from_folders(  # type: ignore[override]
+    def from_folders(
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,
@@ -351,7 +351,7 @@ class SemanticSegmentationData(ImageData):
         made = cls._with_problems(
             SampleTable.joined(tables), reader, ("from_folders", {**arguments, **settings}), problems
         )
-        made._remarks = remarks
+        made._remarks = {part: tuple(lines) for part, lines in remarks.items()}
         made.preprocessing = read_preprocessing(known.get("preprocessing"))
         return made
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from flashtask.core.errors import UsageError
 from flashtask.core.feature_info import FeatureInfo
 
-__all__ = ["FPNHead", "check_width", "enlarged"]
+__all__ = ["FPNHead", "block", "check_width", "enlarged"]
 
 #: The finest map that is used, in pixels of the image along one side.
 _FINEST = 4
@@ -37,7 +37,7 @@ class FPNHead(nn.Module):
         self.first = next((place for place, one in enumerate(reductions) if one >= _FINEST), len(reductions) - 1)
         self.reduction = reductions[self.first]
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in features.channels[self.first :])
-        self.smooth = nn.ModuleList(_block(width) for _ in self.laterals)
+        self.smooth = nn.ModuleList(block(width, width) for _ in self.laterals)
         self.dropout = nn.Dropout2d(dropout)
         self.out = nn.Conv2d(width, num_outputs, 1)
 
@@ -57,9 +57,10 @@ class FPNHead(nn.Module):
         return enlarged(self.out(self.dropout(total)), self.reduction)
 
 
-def _block(width: int) -> nn.Sequential:
-    groups = next(number for number in (32, 16, 8, 4, 2, 1) if width % number == 0)
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(groups, width), nn.ReLU())
+def block(before: int, after: int) -> nn.Sequential:
+    """A convolution, a norm that does not depend on the batch, and ReLU."""
+    groups = next(number for number in (32, 16, 8, 4, 2, 1) if after % number == 0)
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.GroupNorm(groups, after), nn.ReLU())
 
 
 def enlarged(maps: Tensor, factor: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flashtask.core.feature_info import FeatureInfo
-from flashtask.heads.fpn import check_width, enlarged
+from flashtask.heads.fpn import block, check_width, enlarged
 
 __all__ = ["UNetHead"]
 
@@ -52,7 +52,4 @@ class UNetHead(nn.Module):
 
 
 def _double(before: int, after: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (before, after):
-        layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers)
+    return nn.Sequential(block(before, after), block(after, after))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from flashtask.data.semantic_segmentation import IGNORED
 __all__ = ["MASK_LOSSES"]
 
 #: Called with outputs, targets and the weight of each class (or None); the others are arguments that a user can give.
-MaskLoss = Callable[..., Tensor | Mapping[str, Tensor]]
+MaskLoss = Callable[..., Any]
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:

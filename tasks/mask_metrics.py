@@ -29,7 +29,8 @@ class _OverPixels:
             super().update(*(one.long() for one in flat))  # type: ignore[misc]
 
 
-def _over_pixels(kind: type[Metric]) -> type[Metric]:
+def _over_pixels(kind: Any) -> Any:
+    """The metric for maps that a class of torchmetrics becomes."""
     return type(kind.__name__, (_OverPixels, kind), {})
 
 
@@ -112,7 +113,17 @@ def mask_metrics_by_class(num_classes: int) -> dict[str, Metric]:
 
 
 #: Metrics of torchmetrics for class numbers, which need no probabilities.
-_NUMBERS = ("accuracy", "precision", "recall", "f1_score", "f1", "fbeta_score", "fbeta", "jaccard_index", "iou")
+_NUMBERS: tuple[str, ...] = (
+    "accuracy",
+    "precision",
+    "recall",
+    "f1_score",
+    "f1",
+    "fbeta_score",
+    "fbeta",
+    "jaccard_index",
+    "iou",
+)
 _NUMBERS += ("specificity", "cohen_kappa", "kappa", "matthews_corr_coef", "mcc", "balanced_accuracy")
 
 

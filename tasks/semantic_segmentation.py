@@ -80,7 +80,7 @@ class SemanticSegmentation(Task):
         metrics: Any = None,
         **options: Any,
     ) -> None:
-        named = chosen_loss(loss_fn, MASK_LOSSES)
+        named: Any = chosen_loss(loss_fn, MASK_LOSSES)
         check_weights(class_weights)
         if class_weights is not None and named is None:
             raise UsageError("class_weights applies only to losses given by name", fix="implement it in loss_fn")
