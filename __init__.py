@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
     from flashtask.data.object_detection import ObjectDetectionData as ObjectDetectionData
     from flashtask.data.samples import SampleTable as SampleTable
+    from flashtask.data.semantic_segmentation import SemanticSegmentationData as SemanticSegmentationData
     from flashtask.data.spatial import SpatialReader as SpatialReader
     from flashtask.data.targets import TargetReader as TargetReader
     from flashtask.heads import HEADS as HEADS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
     from flashtask.tasks.loading import load as load
+    from flashtask.tasks.masks import Mask as Mask
     from flashtask.tasks.object_detection import ObjectDetector as ObjectDetector
     from flashtask.tasks.own_zoo import use_zoo as use_zoo
     from flashtask.tasks.predictions import Boxes as Boxes
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.predictions import Labels as Labels
     from flashtask.tasks.predictions import Number as Number
     from flashtask.tasks.predictions import Prediction as Prediction
+    from flashtask.tasks.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
     from flashtask.trainer.callbacks.callback import Callback as Callback
@@ -180,6 +183,7 @@ _HOMES = {
     "MPSAccelerator": "flashtask.trainer.devices.accelerators",
     "ManualOptimization": "flashtask.trainer.lightning1.loops",
     "MixedPrecision": "flashtask.trainer.devices.precision",
+    "Mask": "flashtask.tasks.masks",
     "ModelCheckpoint": "flashtask.trainer.checkpoints.model_checkpoint",
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
@@ -212,6 +216,8 @@ _HOMES = {
     "TASKS": "flashtask.tasks",
     "SampleTable": "flashtask.data.samples",
     "StepOutput": "flashtask.tasks.batches",
+    "SemanticSegmentation": "flashtask.tasks.semantic_segmentation",
+    "SemanticSegmentationData": "flashtask.data.semantic_segmentation",
     "SpatialReader": "flashtask.data.spatial",
     "TQDMProgressBar": "flashtask.trainer.callbacks.progress_libraries",
     "TargetReader": "flashtask.data.targets",

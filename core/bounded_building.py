@@ -40,7 +40,8 @@ class _Bounds:
 
     def count(self, operation: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._operations -= 1
-        if not makes_no_memory(operation) and not are_on_meta((args, options)):
+        is_on_meta = "device" not in options and are_on_meta((args, options))
+        if not makes_no_memory(operation) and not is_on_meta:
             self._bytes -= _new_bytes(operation, args, options)
         if self._bytes < 0 or self._operations < 0:
             raise IntegrityError(

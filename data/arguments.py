@@ -21,6 +21,7 @@ from flashtask.data.transforms import AugmentLike, check_augment
 
 __all__ = [
     "ImageOptions",
+    "MaskOptions",
     "PathLike",
     "TargetOptions",
     "check_files",
@@ -101,6 +102,18 @@ class TargetOptions(ImageOptions, total=False):
     labels: Sequence[str] | None
 
 
+class MaskOptions(ImageOptions, total=False):
+    """Options of constructors of images with masks.
+
+    Args:
+        labels: names of the classes, in the order of their numbers (or colours) in masks.
+        ignore_index: the number in masks of pixels that do not count; masks of 0 and 255 alone have none.
+    """
+
+    labels: Sequence[str] | None
+    ignore_index: int | None
+
+
 _DEFAULTS: dict[str, Any] = {
     "batch_size": 32,
     "val_split": None,
@@ -119,6 +132,7 @@ _DEFAULTS: dict[str, Any] = {
     "label_separator": None,
     "target_format": "auto",
     "labels": None,
+    "ignore_index": 255,
 }
 
 
@@ -126,7 +140,7 @@ def takes(options: type) -> Callable[[F], F]:
     """Give a constructor with `**options: Unpack[...]` the signature, the documentation and the checks of its options.
 
     Args:
-        options: `ImageOptions` or `TargetOptions`.
+        options: `ImageOptions`, or one that adds to it.
     """
 
     def decorate(function: F) -> F:
@@ -147,7 +161,7 @@ def takes(options: type) -> Callable[[F], F]:
 
 def _bases(options: type) -> list[type]:
     """The groups of options, the more special ones first; a TypedDict does not keep its bases as classes."""
-    return [TargetOptions, ImageOptions] if options is TargetOptions else [ImageOptions]
+    return [ImageOptions] if options is ImageOptions else [options, ImageOptions]
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

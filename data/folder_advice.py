@@ -23,6 +23,7 @@ from flashtask.data.layout import (
 __all__ = [
     "describe_files",
     "refuse_flat",
+    "refuse_masks_as_classes",
     "refuse_parts_as_classes",
     "refuse_parts_inside_classes",
     "require_classes",
@@ -30,6 +31,22 @@ __all__ = [
 
 _TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+def refuse_masks_as_classes(folder: Path, argument: str) -> None:
+    """Refuse a folder of images beside masks, which are no two classes.
+
+    Raises:
+        BadDataError: it holds `images` and `masks` with files of the same names.
+    """
+    if {"images", "masks"} != {name.lower() for name in subfolders(folder)}:
+        return
+    stems = [{Path(entry.name).stem for entry in entries_of(folder / name)} for name in subfolders(folder)]
+    if stems[0] & stems[1]:
+        raise BadDataError(
+            f"{argument} {str(folder)!r} holds images beside masks, not folders of classes",
+            fix="--task semantic_segmentation, or SemanticSegmentationData in Python",
+        )
 
 
 def refuse_flat(folder: Path, argument: str, stray: Sequence[str], classes: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from flashtask.core.errors import BadDataError
 from flashtask.data.folder_advice import (
     describe_files,
     refuse_flat,
+    refuse_masks_as_classes,
     refuse_parts_as_classes,
     refuse_parts_inside_classes,
     require_classes,
@@ -79,6 +80,7 @@ def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> 
             and val/ instead of classes, or classes that hold train/ and val/.
     """
     refuse_parts_as_classes(folder, argument)
+    refuse_masks_as_classes(folder, argument)
     folders = _class_folders(folder, argument)
     paths: list[str] = []
     names: list[str] = []

@@ -73,23 +73,26 @@ class Geometry:
         scale = points.new_tensor([whole / resized for whole, resized in zip(self.whole, self.resized, strict=True)])
         return (points + offset) * scale
 
-    def map_in_file(self, maps: Tensor, mode: str = "bilinear") -> Tensor:
+    def map_in_file(self, maps: Tensor, mode: str = "bilinear", rows: range | None = None) -> Tensor:
         """Maps over the input as maps over the user's file; beside the input the nearest value counts.
 
         Args:
             maps: (C, h, w) floats, over the whole input at any resolution.
             mode: `bilinear`, or `nearest` for numbers of classes.
+            rows: of the file, for a part of a large one; all if not given.
 
         Returns:
-            (C, height, width) of the file.
+            (C, height, width) of the file, or of its rows.
         """
         import torch
 
         axes = []
-        for whole, resized, start, length in zip(
-            self.whole, self.resized, (self.left, self.top), self.size, strict=True
+        parts = (range(self.whole[0]), range(self.whole[1]) if rows is None else rows)
+        for part, whole, resized, start, length in zip(
+            parts, self.whole, self.resized, (self.left, self.top), self.size, strict=True
         ):
-            middles = (torch.arange(whole, device=maps.device, dtype=maps.dtype) + 0.5) * (resized / whole) - start
+            pixels = torch.arange(part.start, part.stop, device=maps.device, dtype=maps.dtype)
+            middles = (pixels + 0.5) * (resized / whole) - start
             axes.append(middles * (2 / length) - 1)
         down, across = torch.meshgrid(axes[1], axes[0], indexing="ij")
         grid = torch.stack([across, down], dim=-1)[None]

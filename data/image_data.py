@@ -39,7 +39,7 @@ from flashtask.data.layout import (
     stage_folder,
 )
 from flashtask.data.problems import Problems
-from flashtask.data.samples import PARTS, SampleTable, as_text
+from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.shard_index import ShardIndex
 from flashtask.data.shards import read_samples
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
@@ -634,7 +634,7 @@ class ImageData(ImageDataModule):
             arguments[argument] = {"not_saved": (kinds or {}).get(part) or type(images).__name__}
             column = None
             if targets.get(part) is not None:
-                column = target_column(targets[part], f"{part}_targets", len(images))
+                column = cls._target_column(targets[part], f"{part}_targets", len(images))
                 if column.ndim == 2:
                     fields = tuple(map(str, range(column.shape[1])))
             elif part != "predict":
@@ -643,6 +643,11 @@ class ImageData(ImageDataModule):
             rows.append(Rows(part, argument, _where_in_list(argument), names, targets=column))
         source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
         return cls._of_rows(rows, fields, (constructor, arguments), options, source)
+
+    @classmethod
+    def _target_column(cls, targets: Any, argument: str, count: int) -> Column:
+        """Targets in Python as a table has them."""
+        return target_column(targets, argument, count)
 
     @classmethod
     def _of_rows(

@@ -317,9 +317,14 @@ class ImageDataModule(DataModule):
         if "train" in parts:
             self._warn_of_flips()
 
+    def _mirrored_labels(self) -> Sequence[str]:
+        """The names of classes that may say what a mirrored image would contradict."""
+        labels: Sequence[str] = getattr(self._reader, "labels", ())
+        return labels
+
     def _warn_of_flips(self) -> None:
         """Say so once if images are mirrored by default, and the names of the classes speak against it."""
-        why = "" if self._arguments.get("flip") else changed_by_mirroring(getattr(self._reader, "labels", ()))
+        why = "" if self._arguments.get("flip") else changed_by_mirroring(self._mirrored_labels())
         if why and why != self._said_of_flips and self._augment != "none" and isinstance(self._augment, str):
             frozen = " while the backbone trains" if self._augment == "auto" else ""
             self._say(

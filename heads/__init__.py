@@ -9,6 +9,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_whole
 from flashtask.core.registry import Registry, check_options
 from flashtask.core.zoo import ShippedSource
+from flashtask.heads.smp_decoders import SmpDecoders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,9 +30,12 @@ HEADS.add_source(
             "ridge": "flashtask.heads.ridge:RidgeHead",
             "logistic": "flashtask.heads.logistic:LogisticHead",
             "detection": "flashtask.heads.detection:DetectionHead",
+            "fpn": "flashtask.heads.fpn:FPNHead",
+            "unet": "flashtask.heads.unet:UNetHead",
         },
     )
 )
+HEADS.add_source(SmpDecoders())
 
 
 def build_head(name: str | nn.Module, num_features: int | FeatureInfo, num_outputs: int, **options: Any) -> nn.Module:

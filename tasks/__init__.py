@@ -21,6 +21,7 @@ TASKS.add_source(
             "image_embedding": "flashtask.tasks.image_embedding:ImageEmbedder",
             "image_regression": "flashtask.tasks.image_regression:ImageRegressor",
             "object_detection": "flashtask.tasks.object_detection:ObjectDetector",
+            "semantic_segmentation": "flashtask.tasks.semantic_segmentation:SemanticSegmentation",
         },
     )
 )

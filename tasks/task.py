@@ -127,6 +127,8 @@ class Task(Module):
     default_max_epochs = 10
     default_precision = "auto"
     default_memory_format = "auto"
+    #: What `resize` means where it is not given; None for the backbone's own way.
+    default_resize: ClassVar[str | None] = None
     libraries = ("timm", "torchvision")
     sample_noun = "images"
     #: The kinds of features that its heads may take. A task without a head gets the first from its backbone.
@@ -216,7 +218,7 @@ class Task(Module):
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
-        self._preprocessing = resized_by(built.preprocessing.resolved(), resize)
+        self._preprocessing = resized_by(built.preprocessing.resolved(), resize or self.default_resize)
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing

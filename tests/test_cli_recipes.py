@@ -270,7 +270,7 @@ def test_the_defaults_of_options_without_a_recipe_key_are_those_of_the_code():
 
 
 #: Options that do nothing where they are not given.
-WITHOUT_DEFAULT = {"--from", "--config", "--recipe", "--set", "--picture", "--ignore", "--html"}
+WITHOUT_DEFAULT = {"--from", "--config", "--recipe", "--set", "--picture", "--draw", "--ignore", "--html"}
 
 
 @pytest.mark.parametrize("name", TABLES)
