@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import re
-from pickle import PicklingError
 
 from flashtask.core import errors
 from flashtask.core.errors import (
@@ -74,7 +73,9 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
             why=str(error),
             fix=f"images of that size from your transform or loader: Resize(({taken}, {taken})) in torchvision",
         )
-    if isinstance(error, (PicklingError, AttributeError, TypeError)) and _NOT_SENT.search(str(error)):
+    if (isinstance(error, (AttributeError, TypeError)) or type(error).__name__ == "PicklingError") and _NOT_SENT.search(
+        str(error)
+    ):
         return UsageError(
             "what loads the data cannot be sent to a worker process",
             why=str(error),

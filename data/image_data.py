@@ -33,6 +33,7 @@ from flashtask.data.inputs import read_inputs
 from flashtask.data.layout import (
     DEFAULT_VAL_SPLIT,
     existing_folder,
+    has_class_folders,
     is_shards,
     is_table_name,
     resolve_layout,
@@ -720,8 +721,7 @@ class ImageData(ImageDataModule):
             return ("certain", f"shards with targets of the kind {kind!r}") if is_ours else ("no", "")
         if constructor == "from_folders":
             folder = arguments.get("train_folder")
-            has_folders = folder is None or any(entry.is_dir() for entry in os.scandir(folder))
-            is_labels = cls.readers[:1] == (LabelReader,) and has_folders
+            is_labels = cls.readers[:1] == (LabelReader,) and (folder is None or has_class_folders(folder))
             return ("certain", "class folders") if is_labels else ("no", "")
         if constructor == "from_hub_dataset":
             from flashtask.data.hub_dataset import fetch_dataset

@@ -25,6 +25,7 @@ __all__ = [
     "entries_of",
     "existing_folder",
     "has_annotations",
+    "has_class_folders",
     "holds_images",
     "is_folder",
     "is_hidden",
@@ -371,6 +372,13 @@ def has_annotations(folder: object) -> bool:
     return any(
         name.lower() in _ANNOTATION_FOLDERS or name.lower().endswith((".json", ".xml", ".yaml", ".yml"))
         for name in names
+    )
+
+
+def has_class_folders(folder: str | os.PathLike[str]) -> bool:
+    """Whether a training folder has folders other than those of images and annotations."""
+    return any(
+        entry.is_dir() and entry.name.lower() not in {"images", *_ANNOTATION_FOLDERS} for entry in os.scandir(folder)
     )
 
 

@@ -194,11 +194,11 @@ def test_all_wrong_boxes_are_named_at_once_with_their_places(tmp_path):
     said = str(caught.value)
     assert caught.value.exit_code == 65
     for part in (
-        "1 x empty box",
-        "1 x box outside of its picture",
-        "1 x box that is there twice",
-        "1 x box that is not four numbers",
-        "1 x annotation without its image, category or bbox",
+        "empty box: 1",
+        "box outside of its picture: 1",
+        "box that is there twice: 1",
+        "box that is not four numbers: 1",
+        "annotation without its image, category or bbox: 1",
         "annotations.json, annotation 900 (000.png): 10, 10, 10, 15",
         "80, 10, 110, 30 in a picture of 96 x 80",
     ):
@@ -220,7 +220,7 @@ def test_a_box_half_a_pixel_beyond_the_edge_is_clipped():
         (lambda folder: (folder / "annotations.json").write_text("{}"), "is not an annotation file of COCO"),
         (lambda folder: (folder / "annotations.json").write_text("[1"), "is not an annotation file of COCO"),
         (lambda folder: (folder / "annotations.json").unlink(), "there are no boxes in"),
-        (lambda folder: (folder / "001.png").unlink(), "1 x missing image"),
+        (lambda folder: (folder / "001.png").unlink(), "missing image: 1"),
         (lambda folder: Image.new("RGB", (50, 50)).save(folder / "001.png"), "96 x 80 in the annotations, 50 x 50"),
     ],
 )
@@ -234,7 +234,7 @@ def test_broken_folders_of_coco(tmp_path, break_it, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotation><object>", "1 x file that is not XML"),
+        ("<annotation><object>", "file that is not XML: 1"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "it declares entities"),
         ("<annotation><filename>no.png</filename></annotation>", "there is no image 'no.png'"),
         (
@@ -259,7 +259,7 @@ def test_broken_labels_of_yolo_and_tables(tmp_path):
         assert part in str(caught.value)
     table = squares.table(tmp_path / "table")
     table.write_text(table.read_text() + "000.png,1,2,3,4,\n000.png,a,2,3,4,cat\n")
-    with pytest.raises(BadDataError, match="1 x box without a label") as caught:
+    with pytest.raises(BadDataError, match="box without a label: 1") as caught:
         ObjectDetectionData.from_csv(train_file=table, **OPTIONS)
     assert "boxes.csv, line" in str(caught.value)
 

@@ -59,8 +59,8 @@ def test_numbers_black_and_white_palettes_and_colours_are_understood(tmp_path):
     assert reader_of(pairs(tmp_path / "palette", [coloured])).colours == ("#000000", "#ff0010")
     colours = reader_of(pairs(tmp_path / "colours", [halves((0, 0, 0), (128, 0, 0)), halves((0, 0, 0), (0, 0, 0))]))
     assert (colours.labels, colours.is_colour) == (("#000000", "#800000"), True)
-    assert colours.classes(str(tmp_path / "colours" / "masks" / "0.png"))[0].tolist() == [0] * 5 + [1] * 5
-    assert colours.classes(str(tmp_path / "colours" / "masks" / "1.png")).max() == 0
+    assert colours.class_map(str(tmp_path / "colours" / "masks" / "0.png"))[0].tolist() == [0] * 5 + [1] * 5
+    assert colours.class_map(str(tmp_path / "colours" / "masks" / "1.png")).max() == 0
     assert "2 classes of pixels, from masks: back (0), cell (255)" in white.describe()
 
 
@@ -108,7 +108,7 @@ def test_masks_of_objects_and_photographs_are_refused(tmp_path):
 def test_new_masks_are_read_as_those_of_the_model(tmp_path):
     trained = SemanticSegmentationData.from_folders(pairs(tmp_path / "a", [halves(0, 4)])).targets
     other = SemanticSegmentationData.from_folders(val_folder=pairs(tmp_path / "b", [halves(0, 5), halves(0, 4)]))
-    with pytest.raises(BadDataError, match="1 x mask with an unknown value"):
+    with pytest.raises(BadDataError, match="mask with an unknown value: 1"):
         other.use_targets(trained)
 
 
@@ -174,7 +174,7 @@ def test_coco_files_are_read(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(content))
     data = SemanticSegmentationData.from_coco(tmp_path / "images", tmp_path / "all.json")
     assert data.targets["labels"] == ["background", "cell", "nucleus"]
-    found = MaskReader.from_dict(data.targets).classes(str(data._table.targets[0]))
+    found = MaskReader.from_dict(data.targets).class_map(str(data._table.targets[0]))
     assert (found == 2).sum() == 100
     assert (found[region] == 2).all()
     rows, columns = np.mgrid[:50, :60] + 0.5

@@ -167,13 +167,15 @@ def test_two_processes_measure_what_one_measures(tmp_path, trained):
 
 def test_the_command_line_trains_on_images_beside_masks(tmp_path, capsys):
     squares(tmp_path / "data", 8)
-    words = ["--task", "semantic_segmentation", "--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1"]
+    words = ["--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1"]
     words += ["--image-size", "64", "--batch-size", "4", "--output-dir", str(tmp_path / "run")]
     assert run(["finetune", str(tmp_path / "data"), *words]) == 0
     said = capsys.readouterr().err
     assert "images in images/, masks in masks/" in said
     assert "3 classes of pixels, from masks: ground (0), red (1), blue (2); 255 does not count" in said
-    assert run(["finetune", str(tmp_path / "data"), "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 65
+    assert "task: semantic_segmentation (images beside masks)" in said
+    words = ["--task", "image_classification", "--epochs", "1", "--output-dir", str(tmp_path / "other")]
+    assert run(["finetune", str(tmp_path / "data"), *words]) == 65
     assert "--task semantic_segmentation" in capsys.readouterr().err
 
 
