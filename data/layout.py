@@ -377,9 +377,9 @@ def has_annotations(folder: object) -> bool:
 
 def has_class_folders(folder: str | os.PathLike[str]) -> bool:
     """Whether a training folder has folders other than those of images and annotations."""
-    return any(
-        entry.is_dir() and entry.name.lower() not in {"images", *_ANNOTATION_FOLDERS} for entry in os.scandir(folder)
-    )
+    with os.scandir(folder) as entries:
+        folders = {entry.name.lower() for entry in entries if entry.is_dir()}
+    return not folders <= {"images", *_ANNOTATION_FOLDERS}
 
 
 def is_table_name(name: str | os.PathLike[str]) -> bool:

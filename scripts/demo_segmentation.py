@@ -42,7 +42,7 @@ def beside_each_other(run: Path, output: Path) -> None:
     rows = []
     for name in ("0.png", "4.png", "9.png"):
         image = Image.open(DATA / "val" / "images" / name)
-        masks = [reader.classes(str(folder / name)) for folder in (DATA / "val" / "masks", run / "masks")]
+        masks = [reader.class_map(str(folder / name)) for folder in (DATA / "val" / "masks", run / "masks")]
         shown = [image, *(overlay(image, mask, reader.labels, reader.colours, has_legend=False) for mask in masks)]
         rows.append(np.concatenate([np.array(one.convert("RGB")) for one in shown], axis=1))
     made = Image.fromarray(np.concatenate(rows))

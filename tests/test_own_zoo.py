@@ -172,7 +172,7 @@ def test_a_head_that_is_replaced_after_it_was_used_is_the_new_one(write):
             "heads.mpl: there is nothing of this name to replace",
             "did you mean 'mlp'?",
         ),
-        ("tasks: {segmentation: {description: x}}", "flashtask has no task named 'segmentation'", "choose one of"),
+        ("tasks: {captioning: {description: x}}", "flashtask has no task named 'captioning'", "choose one of"),
         (
             "tasks:\n  image_classification:\n    override: true\n    description: x\n    defaults: {head: lineer}",
             "line 5, column 16: tasks.image_classification.defaults.head: no head named 'lineer'",

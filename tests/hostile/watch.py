@@ -18,6 +18,7 @@ from pathlib import Path
 PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.", "subprocess.Popen")
 CHILD = "flashtask.core.foreign_weights_child"
 OURS = ("flashtask", "torch", "torchvision", "timm", "torchmetrics", "numpy", "yaml", "pydantic", "safetensors")
+OURS += ("opt_einsum",)  # which torch looks for when it first multiplies by torch.einsum
 seen: set[str] = set()
 folder = Path(sys.argv[3]).resolve()
 
