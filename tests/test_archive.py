@@ -264,6 +264,7 @@ def test_g_zip_size_and_checksum_lies_are_refused(tmp_path):
     refused(tmp_path, bytes(content), match="damaged")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["zip", *TARS])
 def test_g_cut_archives_and_tail_garbage_are_refused(tmp_path, kind):
     content = good_bytes(kind)
@@ -388,6 +389,7 @@ def test_a_missing_archive_and_other_files_are_said_to_be_so(tmp_path):
     refused(tmp_path, b"<!DOCTYPE html><html>", match="neither zip nor tar.*<!DOCTYPE html>", name="page.zip")
 
 
+@pytest.mark.long
 def test_g_five_hundred_mutated_archives_extract_inside_or_are_refused(tmp_path):
     home = tmp_path / "home"
     home.mkdir()

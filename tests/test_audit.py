@@ -390,6 +390,7 @@ def test_near_pairs_are_those_of_a_comparison_of_all_with_all():
     assert near_pairs([]).shape == (0, 2)
 
 
+@pytest.mark.long
 def test_files_without_a_fingerprint_are_no_copies(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     made = fingerprint(picture(1), (64, 48))

@@ -106,6 +106,7 @@ def test_without_pretrained_a_folder_needs_its_configuration_only(vit, tmp_path)
         build_backbone(str(tmp_path))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -242,6 +243,7 @@ def test_a_place_is_no_listed_name_and_asks_no_network_to_be_known():
 # ---- weights from a file
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("name", "prefix"),
     [
@@ -280,6 +282,7 @@ def test_training_checkpoints_of_others_and_our_own_are_weights_files_too(tmp_pa
     torch.testing.assert_close(features(again, images), model.backbone(images))
 
 
+@pytest.mark.long
 def test_a_model_on_weights_of_a_file_loads_when_the_file_is_gone(tmp_path):
     save_file(random_model("test_resnet").state_dict(), tmp_path / "w.safetensors")
     options = {"weights": str(tmp_path / "w.safetensors")}
@@ -362,6 +365,7 @@ def test_weights_for_one_channel_serve_three(tmp_path):
     torch.testing.assert_close(features(three, grey.expand(-1, 3, -1, -1)), one(grey), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_packaged_weights_as_a_folder_are_the_packaged_backbone(tmp_path):
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict(packaged_state_dict("efficientnet_lite0"))

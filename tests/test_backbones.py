@@ -108,6 +108,7 @@ def test_s125_torchvision_backbones_give_features(name, num_features, num_groups
     assert len(backbone.layer_groups) == num_groups
 
 
+@pytest.mark.long
 def test_s125_features_of_inception_are_a_tensor_in_training_too():
     backbone = build_backbone("torchvision/inception_v3", pretrained=False)
     assert backbone.preprocessing.input_size == (3, 299, 299)
@@ -126,6 +127,7 @@ def test_s121_only_the_last_layer_of_a_torchvision_net_is_swapped():
     torch.testing.assert_close(whole.fc(backbone.module.eval()(images)), whole.eval()(images))
 
 
+@pytest.mark.long
 def test_layers_of_torchvision_are_ordered_from_input_to_output_with_norms_beside_their_layer():
     groups = build_backbone("torchvision/resnet18", pretrained=False).layer_groups
     assert groups[0] == ["conv1.weight", "bn1.weight", "bn1.bias"]
@@ -270,6 +272,7 @@ def test_weights_that_fill_only_a_part_of_the_model_are_an_error(tmp_path):
     assert "blocks.1" in caught.value.why
 
 
+@pytest.mark.long
 def test_weights_that_fill_only_a_part_are_an_error_whatever_timm_logs(tmp_path):
     """A library's log is for people: it can be reworded in a release, or switched off."""
     whole = timm.create_model("test_vit").state_dict()
@@ -355,6 +358,7 @@ def test_a_packaged_file_that_is_not_the_known_one_is_refused():
         packaged_tensors(PackagedWeights(package=package, file="no/such.pth"))
 
 
+@pytest.mark.long
 def test_options_that_change_the_layers_do_not_go_with_packaged_weights():
     with pytest.raises(UsageError, match="do not fit the model with these options"):
         build_backbone("efficientnet_lite0", act_layer="prelu")

@@ -134,6 +134,7 @@ def test_s28_no_more_than_max_batch_size_is_looked_for(tmp_path):
     assert search(tmp_path, Images(samples=1, size=8)).batch_size == 1
 
 
+@pytest.mark.long
 def test_s28_real_steps_are_trained_at_a_few_small_sizes_only(tmp_path):
     Images.steps.clear()
     found = search(tmp_path, Images(channels=16))
@@ -293,6 +294,7 @@ def test_s28_the_backbone_trains_as_much_as_it_ever_will(tmp_path):
     assert not any(trains for _, trains in Images.steps)
 
 
+@pytest.mark.long
 def test_s28_a_group_of_accumulated_batches_is_measured_as_a_whole(tmp_path):
     Images.steps.clear()
     search(tmp_path, Images(size=8), trainer=quiet(tmp_path, accumulate_grad_batches={0: 1, 4: 3}), max_batch_size=2)
@@ -456,6 +458,7 @@ def test_s28_streams_and_loaders_of_ones_own_are_searched(tmp_path):
         search(tmp_path, InBatches(size=8))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("module", "loader", "options", "message"),
     [
@@ -531,6 +534,7 @@ def test_s28_a_fit_after_a_search_has_the_bits_of_one_without(tmp_path):
 # ---- memory
 
 
+@pytest.mark.long
 def test_the_peak_of_memory_is_seen_with_and_without_the_systems_help(tmp_path):
     (tmp_path / "self" / "clear_refs").mkdir(parents=True)  # a place where nothing can be reset
     (tmp_path / "self" / "status").symlink_to("/proc/self/status")

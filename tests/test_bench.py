@@ -106,6 +106,7 @@ def test_every_number_format_and_layout_is_measured_with_and_without_training(fa
     assert small["min"] > large["max"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("has_bfloat16", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_marked_rows_are_what_a_fit_and_a_prediction_take(
     has_bfloat16, fast_bfloat16, capsys, tmp_path, monkeypatch

@@ -83,6 +83,7 @@ def problems(chaos, fault, number=0):
 SHORT, LONG = (KILLED, FOUND), (IN_SAVE, FULL, CUT_FOUND, RESUMED, CUT_RESUMED, STOPPED, NAN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault", [*SHORT, *(pytest.param(one, marks=pytest.mark.long) for one in LONG)], ids=lambda fault: fault.name
 )
@@ -135,6 +136,7 @@ flashtask.cli.run = run
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "fault", "problem"),
     [

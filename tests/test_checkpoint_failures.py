@@ -138,6 +138,7 @@ except StorageError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("k", "filename", "kept"), [(2, "{epoch}", ["epoch=1.ckpt", "epoch=0.ckpt"]), (1, "best", ["best.ckpt"])]
 )
@@ -195,6 +196,7 @@ while True:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", ["", pytest.param('save_last="link"', marks=pytest.mark.long)])
 def test_a_kill_between_any_two_files_leaves_none_too_few_and_none_too_many(tmp_path, options):
     script = KILLED.format(folder=str(tmp_path), options=options)

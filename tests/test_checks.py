@@ -29,6 +29,7 @@ def some_images(folder, count, bad=()):
     return paths
 
 
+@pytest.mark.long
 def test_all_bad_images_are_named_in_order_with_their_reasons(tmp_path):
     paths = some_images(tmp_path, 30, bad=(3, 8, 21))
     paths.append(str(tmp_path / "gone.png"))

@@ -296,6 +296,7 @@ def test_predictions_of_two_processes_are_those_of_one_in_one_file(images, one, 
     assert capfd.readouterr().err.count("left out 'bad.png'") == (2 if count > 1 else 0)  # once by each command
 
 
+@pytest.mark.long
 def test_validation_by_two_processes_prints_one_object(images, one, capfd):
     lines = []
     for more in ([], SPAWN):
@@ -306,6 +307,7 @@ def test_validation_by_two_processes_prints_one_object(images, one, capfd):
     assert two == pytest.approx(one_process, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_plan_for_two_processes_counts_their_steps(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["plan", str(images), *TRAIN, *SPAWN, "--no-measure"]) == 0
@@ -367,6 +369,7 @@ def test_a_mistyped_strategy_answers_without_torch(images):
     assert "| torch\n" not in err
 
 
+@pytest.mark.long
 def test_a_search_by_several_processes_is_refused(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["finetune", str(images), *TRAIN, *SPAWN, "--lr", "auto"]) == 2

@@ -133,6 +133,7 @@ def test_resuming_with_more_epochs_goes_on(finished, tmp_path, capsys):
     assert [row[0] for row in rows] == ["0", "1", "2"]
 
 
+@pytest.mark.long
 def test_data_that_was_moved_is_named_when_a_run_is_resumed(images, tmp_path, capsys):
     data, out = tmp_path / "data", str(tmp_path / "RUN")
     shutil.copytree(images, data)
@@ -329,7 +330,7 @@ def test_predict_refuses_a_task_without_labels(images, tmp_path, capsys):
     assert "the predictions of image_embedding in" in capsys.readouterr().err
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "part"), [("validate", "val"), ("test", "test")])
 def test_metrics_are_one_flat_object_alone_on_stdout(stage, part, finished, images, capsys):
     assert run([stage, str(finished / "best.ckpt"), str(images), "--json"]) == 0

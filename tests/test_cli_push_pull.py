@@ -57,7 +57,7 @@ def weights_of(task):
 # ---- push
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["run", "checkpoint", "folder"])
 def test_push_makes_a_repository_that_flashtask_and_timm_can_read(what, hub, trained, tmp_path, capsys):
     model = {"run": trained, "checkpoint": trained / "best.ckpt", "folder": tmp_path / "model"}[what]

@@ -99,7 +99,9 @@ def test_filters_ask_for_backbones(capsys):
     assert "efficientnet_lite0" in [entry["name"] for entry in found]
     assert all(entry["kind"] == "backbone" for entry in found)
     assert [entry["name"] for entry in listed(capsys, "heads", "--source", "flashtask")] == [
-        name for name in HEADS.names() if "/" not in name  # those of segmentation-models-pytorch
+        name
+        for name in HEADS.names()
+        if "/" not in name  # those of segmentation-models-pytorch
     ]
 
 

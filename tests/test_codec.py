@@ -77,6 +77,7 @@ def containers(inner):
     )
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.recursive(ATOMS, containers, max_leaves=20))
 def test_any_nesting_of_supported_values_comes_back_exactly(tree):

@@ -268,6 +268,7 @@ def same(left, right):
     return left == right
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("constructor", CONSTRUCTORS)
 def test_the_same_table_gives_the_same_samples_and_weights(constructor, name, folder, rows, expected, tmp_path):

@@ -129,6 +129,7 @@ def test_the_command_line_ends_with_65_and_writes_nothing(folder, monkeypatch, c
     assert not (folder / "run").exists()
 
 
+@pytest.mark.long
 def test_missing_files_are_left_out_if_asked(folder, capsys):
     path = written(folder, [*good(), "gone.png,a"])
     data = ImageClassificationData.from_csv("file", "kind", path, on_bad_image="skip")

@@ -95,6 +95,7 @@ def packed(photos, kind):
     return photos.with_suffix(".tar.gz")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_an_archive_is_its_folder(kind, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))

@@ -145,7 +145,7 @@ def outcome(run, kind):
     return digest(module), state_digest(run.output_dir / "last.ckpt"), rows, run.fit_run.stop_reason, told.hooks
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(("kind", "options"), CASES.values(), ids=CASES)
 def test_s109_a_fit_loop_trains_the_same_bits_and_tells_the_same_moments(tmp_path, kind, options):
     by_page = outcome(trainer(tmp_path / "page", **options), kind)
@@ -237,7 +237,7 @@ def test_s107_every_stage_has_its_loop_with_the_same_outcome(tmp_path, stage):
 # ---- stopping and going on
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("hook", "count"),
     [

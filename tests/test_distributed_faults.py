@@ -186,6 +186,7 @@ def waiting(run, frozen, step=3):
     return pids
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("launcher", "frozen", "number", "code"),
     [
@@ -260,18 +261,21 @@ def cannot_be_read(batch):
     raise BadDataError("cat.jpg cannot be read", why="it is empty", fix="rm cat.jpg")
 
 
+@pytest.mark.long
 def test_c5_the_kind_of_an_error_and_its_fix_survive_the_way_to_the_first_process(tmp_path):
     with pytest.raises(BadDataError) as caught:
         forked(tmp_path, callbacks=[InTheSecond(cannot_be_read)]).fit(Small(), loader())
     assert str(caught.value) == "process 1 of 2: cat.jpg cannot be read\n  why: it is empty\n  fix: rm cat.jpg"
 
 
+@pytest.mark.long
 def test_c5_a_loss_that_diverges_in_one_process_stops_all(tmp_path):
     trainer = forked(tmp_path, callbacks=[InTheSecond(lambda batch: batch[0].fill_(float("nan")))])
     with pytest.raises(DivergedError, match=r"process 1 of 2: the loss became nan in epoch 0, batch 2, step 2"):
         trainer.fit(Small(), loader())
 
 
+@pytest.mark.long
 def test_c5_an_error_of_one_process_saves_nothing_that_the_others_would_have_to_take_part_in(tmp_path):
     callbacks = [InTheSecond(cannot_be_read), ModelCheckpoint(save_on_exception=True)]
     with pytest.raises(BadDataError):
@@ -291,6 +295,7 @@ class Validates(Small):
         self.log("val_loss", self.training_step(batch, batch_idx), sync_dist=True)
 
 
+@pytest.mark.long
 def test_c5_a_signal_in_validation_is_obeyed_by_all_at_the_next_step(tmp_path):
     trainer = forked(tmp_path, callbacks=[StopsInValidation()])
     trainer.max_epochs = 3
@@ -320,7 +325,7 @@ class Differs(Small):
         raise AssertionError("a step was begun")
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -421,6 +426,7 @@ def rows_of(trainer):
     return [{key: row[key] for key in row if key not in times} for row in trainer.fit_run.history]
 
 
+@pytest.mark.long
 def test_a_resume_in_the_middle_of_an_epoch_has_what_every_process_had_summed_up(tmp_path):
     torch.manual_seed(3)
     data, middle = loader(40, 4), tmp_path / "middle.ckpt"
@@ -446,6 +452,7 @@ class Plain(Validates):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("samples", [36, 43])
 def test_a_run_that_goes_on_with_one_of_two_processes_keeps_the_samples_of_a_step(tmp_path, capsys, samples):
     torch.manual_seed(3)
@@ -509,6 +516,7 @@ class ValidatesInside(Callback):
             assert len(trainer.strategy._steps) == steps > 0
 
 
+@pytest.mark.long
 def test_a_stage_inside_of_another_leaves_it_as_it_was(tmp_path):
     trainer = forked(tmp_path, callbacks=[ValidatesInside()])
     trainer.fit(Validates(), loader())

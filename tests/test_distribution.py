@@ -78,7 +78,7 @@ def fitted(tmp_path, processes, count, name="", **options):
 # ---- the same numbers
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [1, 3, 9, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4, 5, 6, 7, 8, 33))])
 def test_two_processes_reach_the_weights_and_metrics_of_one(tmp_path, count):
     one, first = fitted(tmp_path, 1, count)
@@ -90,6 +90,7 @@ def test_two_processes_reach_the_weights_and_metrics_of_one(tmp_path, count):
     assert second.callback_metrics == pytest.approx(first.callback_metrics, abs=TOLERANCE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [9, *(pytest.param(n, marks=pytest.mark.long) for n in (5, 13))])
 def test_uneven_shares_of_an_accumulation_group_count_as_they_should(tmp_path, count):
     one, _ = fitted(tmp_path, 1, count, accumulate_grad_batches=3)
@@ -97,6 +98,7 @@ def test_uneven_shares_of_an_accumulation_group_count_as_they_should(tmp_path, c
     assert (weights_of(one) - weights_of(two)).abs().max() <= TOLERANCE
 
 
+@pytest.mark.long
 def test_three_processes_are_no_other_than_two(tmp_path):
     found = []
     for processes, size in ((1, 6), (3, 2)):
@@ -107,7 +109,7 @@ def test_three_processes_are_no_other_than_two(tmp_path):
     assert (found[0] - found[1]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [1, 3, 8, 33])
 def test_predictions_are_complete_and_in_order(tmp_path, count):
     data, module = samples(count), Small()
@@ -201,6 +203,7 @@ def test_s117_torchrun_starts_the_processes_and_they_meet(tmp_path):
     assert sorted(done.stdout.splitlines()) == ["0: epoch 4, step 20", "1: epoch 4, step 20"]
 
 
+@pytest.mark.long
 def test_s103_ddp_spawn_needs_no_script_and_gives_back_the_trained_module(tmp_path):
     module, trainer = fitted(tmp_path, 2, 12)
     assert trainer.strategy.world_size == 1  # the others have gone
@@ -296,6 +299,7 @@ FAILS = "process 1 of 2 failed: ValueError: the third step is too much for me"
 KILLED = "process 1 was ended by SIGKILL"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "said", "strategy"),
     [
@@ -313,6 +317,7 @@ def test_c1_c5_where_one_process_fails_all_stop_and_the_reason_is_told_once(tmp_
     assert_nobody_is_left(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.long), "ddp_spawn"])
 def test_c1_c3_when_the_first_process_is_killed_the_others_end_with_it(tmp_path, strategy):
     done, seconds = (run_script if strategy == "ddp" else run_forked)(tmp_path, "first is killed", strategy)
@@ -330,6 +335,7 @@ class Stops(Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.long
 def test_c5_a_stop_that_one_process_wants_stops_all_after_the_same_epoch(tmp_path):
     _, trainer = fitted(tmp_path, 2, 20, max_epochs=4, callbacks=[Stops()])
     assert (trainer.current_epoch, trainer.global_step) == (2, 10)
@@ -343,6 +349,7 @@ class StopsInside(Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.long
 def test_a_stop_that_one_process_wants_stops_all_after_the_same_batch(tmp_path):
     _, trainer = fitted(tmp_path, 2, 20, max_epochs=4, callbacks=[StopsInside()])
     assert (trainer.current_epoch, trainer.global_step) == (0, 3)
@@ -350,6 +357,7 @@ def test_a_stop_that_one_process_wants_stops_all_after_the_same_batch(tmp_path):
     assert (trainer.current_epoch, trainer.global_step) == (1, 8)
 
 
+@pytest.mark.long
 def test_validation_inside_epochs_is_that_of_one_process(tmp_path):
     one, first = fitted(tmp_path, 1, 18, val_check_interval=2)
     two, second = fitted(tmp_path, 2, 18, val_check_interval=2)
@@ -360,6 +368,7 @@ def test_validation_inside_epochs_is_that_of_one_process(tmp_path):
         assert theirs == pytest.approx(mine, abs=TOLERANCE)
 
 
+@pytest.mark.long
 def test_several_loaders_are_shared(tmp_path):
     class Both(Small):
         def training_step(self, batch, batch_idx):

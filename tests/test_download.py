@@ -323,6 +323,7 @@ def test_s2_download_data_starts_again_when_the_file_changed_or_range_is_ignored
     assert "Range" in server.requests[1][1]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("mode", "error", "match"),
     [
@@ -390,6 +391,7 @@ def test_s2_download_data_gives_up_on_a_server_that_always_fails(server, tmp_pat
     assert len(server.requests) == download_resume.MAX_FAILURES
 
 
+@pytest.mark.long
 def test_s2_download_data_ends_stalls_and_drips_in_time(server, tmp_path):
     server.mode = "stall"
     started = time.monotonic()
@@ -413,6 +415,7 @@ def test_s2_download_data_follows_a_redirect_on_the_same_host_and_ends_a_loop(se
     assert len(server.requests) == 11
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     "location",
     [

@@ -162,6 +162,7 @@ def test_s41_a_resumed_run_counts_on(tmp_path):
     assert (epochs_of(trainer), stopping.stopped_epoch) == (4, 3)
 
 
+@pytest.mark.long
 def test_s41_a_stopped_run_stays_stopped_unless_it_gets_more_patience(tmp_path):
     values = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     last = tmp_path / "run" / "last.ckpt"

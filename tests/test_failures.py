@@ -60,6 +60,7 @@ def test_an_error_from_a_worker_that_torch_cannot_make_again_keeps_its_parts():
     assert (seen.what, seen.why, seen.fix) == ("no label named 'catt'", "", "did you mean 'cat'?")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("end", "words"), [(killed, "was killed: Killed"), (left, "died")])
 def test_a_worker_that_dies_is_a_lost_process_with_its_number(end, words):
     raised = from_a_worker(end)

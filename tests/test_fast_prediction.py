@@ -60,6 +60,7 @@ def task():
     return made.eval()
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("fuses", [False, True])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_mambaout", "test_vit", "test_convnext"])
 def test_folding_leaves_the_outputs_and_the_module_as_they_were(name, fuses):
@@ -159,7 +160,7 @@ def test_a_layer_with_a_hook_or_weights_made_anew_is_not_folded():
     assert folded_copy(normed, images_of(16)) is None
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("num_threads", "precision", "tolerance"),
     [
@@ -192,6 +193,7 @@ def test_prediction_leaves_the_task_as_it_was(task, paths):
     assert all(parameter.dtype is torch.float32 for parameter in task.parameters())
 
 
+@pytest.mark.long
 def test_each_lane_computes_with_its_share_of_the_threads(task, paths, monkeypatch):
     seen = set()
     step = ImageClassifier.predict_step
@@ -236,6 +238,7 @@ def test_jobs_are_not_begun_long_before_their_results_are_wanted():
     assert len(begun) <= 6
 
 
+@pytest.mark.long
 def test_the_command_decodes_each_file_once_and_writes_what_python_says(task, paths, tmp_path, monkeypatch):
     from flashtask import Trainer
     from flashtask.cli import run

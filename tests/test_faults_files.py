@@ -232,6 +232,7 @@ def test_best_weights_that_were_removed_during_the_run_are_named(tmp_path):
     assert caught.value.exit_code == 66
 
 
+@pytest.mark.long
 def test_processes_that_load_data_end_with_the_run(tmp_path):
     data = ImageClassificationData.from_folders(
         train_folder=colour_folders(tmp_path / "data", 4), val_split=0.25, batch_size=2, num_workers=1

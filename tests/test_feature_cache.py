@@ -71,6 +71,7 @@ class Counted(Callback):
         self.images += len(inputs[0])
 
 
+@pytest.mark.long
 def test_each_image_goes_through_the_backbone_once(tmp_path, folders):
     counted, uncached = Counted(), Counted()
     fit(tmp_path, folders, "cached", callbacks=[counted])
@@ -79,7 +80,7 @@ def test_each_image_goes_through_the_backbone_once(tmp_path, folders):
     assert uncached.images == EPOCHS * (24 + 10)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed", "64-true"])
 def test_the_head_and_every_metric_are_those_of_the_uncached_path(tmp_path, folders, precision):
     settings = {"head": "mlp", "head_options": {"dropout": 0.2}}
@@ -149,7 +150,7 @@ def _repaint(root):
     Image.new("RGB", (40, 40), "green").save(first)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("other", ["weights", "precision", "size"])
 def test_features_belong_to_weights_precision_and_preprocessing(tmp_path, folders, other):
     fit(tmp_path, folders, "first")
@@ -221,6 +222,7 @@ def test_a_number_of_views_of_augmented_images_is_gone_through_in_turn(tmp_path,
     assert again.images == 0
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_and_resumed_has_the_bits_of_one_that_was_not(tmp_path, folders):
     constant = {"lr_scheduler": "constant"}
     _, whole = fit(tmp_path, folders, "whole", module=model(**constant), max_epochs=4)
@@ -302,6 +304,7 @@ print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))),
     return set(done.stdout.split())
 
 
+@pytest.mark.long
 def test_a_file_that_was_damaged_after_a_run_is_found_by_the_next(tmp_path, folders):
     made_long_ago(folders[0].rglob("*.*"))
     fit(tmp_path, folders, "first")
@@ -323,6 +326,7 @@ def test_the_sanity_check_computes_the_features_that_validation_needs(tmp_path, 
     assert second.images == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strategy", "epochs"), [(("freeze_unfreeze", 1), 2), ("freeze", 1)])
 def test_the_sanity_check_makes_no_pass_where_no_frozen_epoch_is_validated(tmp_path, folders, strategy, epochs):
     counted = Counted()
@@ -380,6 +384,7 @@ def test_a_backbone_that_was_trained_between_frozen_epochs_has_other_features(tm
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("head", "inside"), [("mlp", 2), pytest.param("linear", 1, marks=pytest.mark.long)])
 def test_small_steps_on_features_take_one_thread_and_the_pass_all(tmp_path, folders, monkeypatch, head, inside):
     monkeypatch.setattr(feature_cache, "_SMALL", 5000)  # between 5 x 96 x 2 and what the hidden layer multiplies
@@ -416,6 +421,7 @@ def evaluated(module, stage, folder, **options):
     return counted.images, metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_stages_use_and_leave_features_of_a_backbone_that_was_frozen(tmp_path, folders, capsys, stage):
     _, module = fit(tmp_path, folders, "first")
@@ -548,6 +554,7 @@ def test_hashes_of_files_are_remembered_until_a_file_changes(tmp_path, monkeypat
     assert len(read) == 9
 
 
+@pytest.mark.long
 def test_the_command_line_lists_and_clears(tmp_path, folders, capsys):
     fit(tmp_path, folders, "first")
     capsys.readouterr()
@@ -569,6 +576,7 @@ def test_the_command_line_lists_and_clears(tmp_path, folders, capsys):
     assert "did you mean 'features'" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_time_of_a_pass_does_not_count_twice(tmp_path, folders):
     started = time.monotonic()
     trainer, _ = fit(tmp_path, folders, "run")

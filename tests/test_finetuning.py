@@ -42,6 +42,7 @@ WEIGHTS = {"0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"}
 STATISTICS = {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("strategy", "changed"),
     [

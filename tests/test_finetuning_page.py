@@ -67,6 +67,7 @@ def test_lora_and_merging(names):
     assert names["trainer"].fit_run.finetuning.lora.targets == ("qkv", "proj")
 
 
+@pytest.mark.long
 def test_the_plan(names, capsys):
     exec(BLOCKS[4], names)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["head", "all"]

@@ -298,6 +298,7 @@ def test_unknown_classes_are_a_diff_of_names(tmp_path):
 names = st.lists(st.text("abcXYZ019_é", min_size=1, max_size=4), min_size=2, max_size=8, unique=True)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(names, st.data())
 def test_labels_go_by_name_whatever_classes_a_part_has(labels, data):

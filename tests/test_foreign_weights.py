@@ -167,7 +167,7 @@ def behind(tmp_path_factory):
     return network, dict(zip(ACTS, results, strict=True))
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("act", ACTS)
 def test_behind_weights_only_there_is_no_network_memory_program_or_file(behind, act):
     network, results = behind

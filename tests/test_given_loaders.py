@@ -81,7 +81,7 @@ def test_a_strategy_in_the_place_of_a_loader_is_answered_with_the_call_that_was_
         trainer().finetune(classifier(), strategy, datamodule=data)
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("given", "what", "fix"),
     [
@@ -215,6 +215,7 @@ def normalised(pictures, preprocessing):
     return (pixels - mean) / std
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["freeze", "no_freeze"])
 def test_pictures_are_predicted_at_the_size_of_the_batches_that_were_trained_on(strategy, tmp_path, capsys):
     generator = np.random.default_rng(0)

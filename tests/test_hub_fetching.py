@@ -110,7 +110,7 @@ def test_every_mode_of_the_server_is_tried():
     assert {mode for mode, _, _ in CASES} == set(hub_server.MODES)
 
 
-@pytest.mark.quick_cases(20)
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize(("mode", "where", "outcome"), CASES, ids=[f"{mode}-{where}" for mode, where, _ in CASES])
 def test_a_fetched_file_has_the_right_bytes_or_is_an_error(hub, tmp_path, mode, where, outcome):
     hub.reset(mode, where)
@@ -535,6 +535,7 @@ def start(hub, folder):
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=-1, stderr=-1, text=True)
 
 
+@pytest.mark.long
 def test_four_processes_at_once_fetch_the_same_repository(hub, tmp_path):
     hub.reset()
     hub.delay = 0.02

@@ -154,7 +154,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub, tmp_path, monkeypatch):
 # ---- plain timm
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("architecture", "arguments", "weights"),
     [
@@ -329,6 +329,7 @@ def test_a_checkpoint_that_is_trained_from_the_hub_names_repository_and_commit(h
     assert "from_sha256" not in recipe["model"]
 
 
+@pytest.mark.long
 def test_finetune_from_the_hub_pins_the_commit_and_its_recipe_runs_the_same(hub, tmp_path, colours):
     _, folder = task_folder(tmp_path / "model")
     commit = hub.add("org/name", files_of(folder))

@@ -114,6 +114,7 @@ def test_skip_leaves_bad_images_out_and_says_so(root, capsys):
     assert capsys.readouterr().err == ""  # once is enough
 
 
+@pytest.mark.long
 def test_a_link_to_itself_is_a_bad_image_and_obeys_skip(root, capsys):
     link = root / "train" / "ants" / "x.png"
     link.symlink_to("x.png")

@@ -83,6 +83,7 @@ def test_metrics_are_in_the_unit_of_the_data_and_equal_what_the_rows_count_to(ta
     assert model.target_description["std"] == [pytest.approx(train.std())]
 
 
+@pytest.mark.long
 def test_a_file_gives_the_same_number_by_every_way(table, tmp_path, capsys):
     _, model, data = fitted(table, tmp_path / "run")
     paths = [str(table.parent / name) for name in data.split_manifest()]

@@ -74,6 +74,7 @@ def test_a_vision_transformer_of_torchvision_gets_its_embeddings_resampled():
     assert torch.equal(larger.conv_proj.weight, state["conv_proj.weight"])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("backbone", "asked", "used"),
     [
@@ -91,6 +92,7 @@ def test_a_size_is_rounded_up_to_what_the_backbone_takes(backbone, asked, used):
         assert model.eval()(torch.zeros(1, 3, *used)).shape == (1, 2)
 
 
+@pytest.mark.long
 def test_the_fit_says_what_was_rounded_and_the_recipe_keeps_what_was_asked(tmp_path, folders, capsys):
     model = small("timm/test_vit", image_size=50)
     data = ImageClassificationData.from_folders(folders / "train")
@@ -128,6 +130,7 @@ def test_resize_is_one_of_the_crop_modes_and_only_crop_leaves_something_out(fold
     assert (brightest > 0.9 * whole) == (resize != "crop")
 
 
+@pytest.mark.long
 def test_a_checkpoint_predicts_at_its_size_through_every_verb(tmp_path, folders, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = ["--backbone", "timm/test_resnet", "--no-pretrained", "--quiet", "--epochs", "1"]

@@ -170,6 +170,7 @@ def test_arrays_of_other_numbers_are_read_by_the_value_range_as_a_file_of_them_i
             model.predict(given)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_pil_image_is_turned_as_its_file_is(orientation, model, tmp_path, opened):
     for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
@@ -306,6 +307,7 @@ def test_pil_images_reach_processes_that_load(model, tmp_path, opened):
 # ---- addresses
 
 
+@pytest.mark.long
 def test_an_address_is_fetched_once_and_leaves_nothing_behind(model, server, tmp_path, monkeypatch):
     photo().save(Path(server.folder) / "a.png")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

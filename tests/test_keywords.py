@@ -50,6 +50,7 @@ def test_the_fields_names_and_mistyped_ones_lead_to_the_right_argument(call, nam
     assert caught.value.fix == f"did you mean {right}?"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("method", "name", "fix"),
     [

@@ -70,6 +70,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("room", ["backbones", "cli", "core", "data"])
 def test_the_files_of_a_room_have_one_order_from_top_to_bottom(room):
     """No file imports one that imports it, directly or through others."""
@@ -126,6 +127,7 @@ def test_of_the_engine_the_data_room_knows_the_base_of_data_modules_alone(path):
     assert [name for name in of_the_engine if not name.startswith("flashtask.trainer.datamodule.")] == []
 
 
+@pytest.mark.long
 def test_only_trainer_data_module_and_the_public_names_know_what_is_here_for_scripts_from_lightning():
     folder = ROOT / "trainer" / "lightning1"
     outside = [path for path in ROOM_FILES if folder not in path.parents]

@@ -341,6 +341,7 @@ class Named(Net):
         return torch.optim.Adam(self.parameters(), lr=self.speed)
 
 
+@pytest.mark.long
 def test_s33_the_rate_goes_to_the_attribute_and_the_hyper_parameter_whichever_there_are(tmp_path):
     both, short, read_only, named = Both(), Short(), ReadOnly(), Named()
     found = sweep(tmp_path, both).suggestion
@@ -581,6 +582,7 @@ def fitted_digest(tmp_path, name, rate=None):
     return digest(model), model.learning_rate
 
 
+@pytest.mark.long
 def test_s33_a_fit_after_a_search_has_the_bits_of_one_without(tmp_path):
     searched, rate = fitted_digest(tmp_path, "a")
     plain, _ = fitted_digest(tmp_path, "b", rate)

@@ -331,7 +331,7 @@ def bytes_after_body():
 CASES = {name: globals()[name] for name in internals.__all__}
 
 
-@pytest.mark.quick_cases(10)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", CASES)
 def test_an_internal_of_a_library_still_works(name):
     try:
@@ -371,6 +371,7 @@ def private_uses(tree):
         yield from (f"line {node.lineno}: {name}" for name in names if name.startswith("_"))
 
 
+@pytest.mark.long
 def test_private_names_of_libraries_are_used_in_one_file():
     found = {}
     for path in sorted(path for room in CHECKED_ROOMS for path in (ROOT / room).rglob("*.py")):

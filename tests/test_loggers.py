@@ -359,6 +359,7 @@ def tensorboard_hyperparameters(folder):
 # ---- W&B
 
 
+@pytest.mark.long
 def test_s46_wandb_writes_a_run_offline_without_login(tmp_path, capsys):
     logger = WandbLogger(project="cats", name="first", offline=True, tags=["small"])
     logger.draw_together("cost")
@@ -418,6 +419,7 @@ def test_s46_a_resumed_run_is_the_same_wandb_run(tmp_path):
     assert counts[0] + counts[1] == list(range(len(counts[0]) + len(counts[1])))
 
 
+@pytest.mark.long
 def test_s46_a_run_that_goes_on_in_another_folder_is_a_new_wandb_run_with_its_epochs(tmp_path):
     logger = WandbLogger(offline=True)
     logger.start(tmp_path, [{"epoch": 0, "step": 7, "val_loss": 0.5}], 7)
@@ -512,6 +514,7 @@ def test_s46_mlflow_takes_what_its_names_and_parameters_do_not_allow(tmp_path, s
     assert (run.data.tags["width from step 3"], run.data.tags["who"]) == ("11", "me")
 
 
+@pytest.mark.long
 @uses_database
 def test_s60_mlflow_keeps_what_could_not_be_sent_and_says_so(tmp_path, shared_store):
     logger = MLFlowLogger(tracking_uri=shared_store)

@@ -333,6 +333,7 @@ def test_s56_a_metric_with_many_results_is_told_how_to_be_logged(tmp_path):
         quiet(tmp_path, max_epochs=1).fit(PerClass(), *loaders())
 
 
+@pytest.mark.long
 def test_s59_step_values_are_logged_every_50_steps_unless_told_otherwise(tmp_path):
     class Steps(Net):
         def training_step(self, batch, batch_idx):

@@ -108,6 +108,7 @@ def fitted(tmp_path, root, *, monitor, metrics=("f1_macro", "f1_per_class", "aur
     return task, source, trainer, rows
 
 
+@pytest.mark.long
 def test_the_monitor_picks_the_best_epoch_and_the_checkpoint_measures_the_same(tmp_path, data):
     task, source, trainer, rows = fitted(tmp_path, data, monitor="val_f1_macro")
     best = max(rows, key=lambda row: (row["val_f1_macro"], -row["val_loss"]))

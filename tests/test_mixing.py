@@ -69,6 +69,7 @@ class Batches(Callback):
         self.losses.append(loss.item())
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("alphas", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 1, "cutmix_alpha": 1}])
 def test_training_equals_a_loop_by_hand_with_the_same_draws(tmp_path, root, alphas):
     options = {"label_smoothing": 0.1, "class_weights": [1.0, 3.0], "optimizer": "sgd", "weight_decay": 0.0}

@@ -192,6 +192,7 @@ def test_losses_by_name_and_metrics_by_name(tmp_path):
     assert torch.allclose(model.loss(logits, targets), expected)
 
 
+@pytest.mark.long
 def test_a_model_with_a_loss_of_its_own_still_predicts_elsewhere(tmp_path, capsys):
     folders = colour_folders(tmp_path / "train", each=8)
     with pytest.warns(UserWarning, match="loss_fn of ImageClassifier"):

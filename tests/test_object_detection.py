@@ -356,6 +356,7 @@ def test_the_network_is_exported_as_it_is(fitted):
     assert [tuple(one.shape) for one in model(images)] == [(2, 6, 12, 12), (2, 6, 6, 6), (2, 6, 3, 3), (2, 6, 2, 2)]
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_to_the_bit(tmp_path):
     options = {"lr_scheduler": "constant"}
     own = {"augment": "light", "batch_size": 10}

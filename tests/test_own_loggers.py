@@ -379,6 +379,7 @@ class InAFile:
             file.write(f"{os.getpid()}\n")
 
 
+@pytest.mark.long
 def test_other_processes_have_a_stand_in_that_does_nothing(tmp_path):
     opened = TensorBoardLogger("logs", version="run")
     opened.experiment.add_scalar("before", 1.0, 0)
@@ -427,6 +428,7 @@ DATA = {"backbone": "timm/test_resnet", "batch-size": "4", "val-split": "0.25", 
 TINY = ["--no-pretrained", *(f"--{name}={value}" for name, value in DATA.items()), "--quiet"]
 
 
+@pytest.mark.long
 def test_a_logger_with_options_is_given_by_command_and_by_recipe(tmp_path):
     colour_folders(tmp_path / "images", each=6)
 

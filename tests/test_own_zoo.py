@@ -444,6 +444,7 @@ def test_weights_of_a_checkpoint_survive_the_way_through_the_zoo(trained):
 
 
 # To know which are small, every model that the pattern finds is built.
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", ["resnet18.*", pytest.param("resnet.*", marks=pytest.mark.long)])
 def test_the_page_about_the_zoo_is_true(tmp_path, monkeypatch, capsys, pattern):
     page = (Path(__file__).parent.parent / "docs" / "zoo.md").read_text().replace("resnet.*", pattern)

@@ -82,6 +82,7 @@ LAST = {"backbone.3.weight", "backbone.3.bias"}
 # ---- what trains
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("strategy", "changed"),
     [
@@ -250,6 +251,7 @@ def test_layers_have_a_share_of_the_rate_of_the_next():
     assert held[f"backbone_layer{layers}"] == set(module.layer_groups()[0])
 
 
+@pytest.mark.long
 def test_a_phase_changes_base_rates_and_the_cosine_goes_on_multiplying_them(tmp_path):
     """What every step uses is the phase's base rate times the schedule, which knows nothing of phases."""
     from test_tasks import small_data as image_data
@@ -336,6 +338,7 @@ def test_rates_for_an_optimizer_of_the_users_own_are_refused_with_the_line_to_wr
         watched(tmp_path, "layer_decay:0.5", net())
 
 
+@pytest.mark.long
 def test_many_groups_have_few_columns(tmp_path):
     from test_tasks import small_data as image_data
 
@@ -372,7 +375,7 @@ def undisturbed(tmp_path_factory):
     return state_digest(folder / "last.ckpt"), run.fit_run.phases.first_steps
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("phase", range(4))
 @pytest.mark.parametrize("later", [1, 7])
 def test_a_run_killed_in_the_middle_of_any_phase_or_at_its_border_ends_with_the_same_bits(

@@ -37,6 +37,7 @@ STRATEGIES = [
 ]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_steps_parameters_and_rates_are_those_of_the_run(tmp_path, strategy):
     """Per epoch, as metrics.csv has them; the rates are those of the first step of each phase."""
@@ -63,6 +64,7 @@ def test_steps_parameters_and_rates_are_those_of_the_run(tmp_path, strategy):
             assert sum(group.parameters for group in phase.groups) == phase.trainable
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -113,6 +115,7 @@ def test_nothing_changes_and_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_estimate_of_time_is_of_the_right_order(tmp_path):
     class Slow(type(grouped())):
         def training_step(self, batch, batch_idx):
@@ -135,6 +138,7 @@ def test_the_estimate_of_time_is_of_the_right_order(tmp_path):
     assert "measured on 4 optimizer steps" in planned.how
 
 
+@pytest.mark.long
 def test_of_many_phases_some_are_measured_and_the_others_take_the_next_wider_one():
     measured = []
 
@@ -149,6 +153,7 @@ def test_of_many_phases_some_are_measured_and_the_others_take_the_next_wider_one
     assert len(measured) - 1 <= _MOST_MEASURED
 
 
+@pytest.mark.long
 def test_a_head_that_is_solved_has_one_pass_and_no_steps(folder):
     from flashtask import ImageClassificationData, ImageClassifier
 
@@ -183,6 +188,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -229,6 +235,7 @@ def test_the_command_tells_what_finetune_then_does(folder, tmp_path, capsys):
     assert "memory and time were not measured" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_by_default_a_task_has_ten_epochs_of_freeze_in_python_and_on_the_command_line(folder, capsys):
     from flashtask import ImageClassificationData, ImageClassifier
 

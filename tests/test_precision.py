@@ -188,6 +188,7 @@ def test_s115_a_checkpoint_of_a_true_precision_loads_in_it(tmp_path, name):
     assert quiet(tmp_path / "b").validate(loaded, loaders()[1]) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["64-true", "bf16-true"])
 def test_s115_a_run_in_a_true_precision_resumes_bit_by_bit(tmp_path, name):
     whole, first, rest = net(), net(), net()

@@ -191,7 +191,7 @@ def test_the_crop_of_a_resized_picture_is_what_its_middle_would_be(monkeypatch, 
         assert np.abs(whole - fitting.fit(picture)).mean() < 1  # of noise: a pixel beside it gives 20
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (2_000_000, 1), (1, 2_000_000)])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_a_strip_takes_little_memory(tmp_path, size, crop_mode):
@@ -230,7 +230,7 @@ def checkpoint(tmp_path_factory):
     return folder / "run" / "last.ckpt"
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.long
 @pytest.mark.parametrize("change", HOSTILE, ids=str)
 def test_hostile_preprocessing_is_an_integrity_error(checkpoint, tmp_path, change, capfd):
     content = read_checkpoint(checkpoint)

@@ -346,6 +346,7 @@ def test_other_labels_keep_the_rows_of_those_that_remain(folder):
     assert not torch.equal(new[1], old[1])
 
 
+@pytest.mark.long
 def test_another_head_is_drawn_anew_on_the_trained_backbone(folder):
     known = ImageClassifier.from_pretrained(folder)
     again = ImageClassifier.from_pretrained(folder, head="mlp", labels=["a", "b"])
@@ -441,6 +442,7 @@ def test_weights_that_are_damaged_or_missing_are_refused(folder):
         flashtask.load(folder)
 
 
+@pytest.mark.long
 def test_classifiers_that_differ_are_no_longer_one_head(tmp_path):
     task = classifier("timm/deit_tiny_distilled_patch16_224", backbone_options={"img_size": 32})
     folder = task.save_pretrained(tmp_path / "model")
@@ -522,6 +524,7 @@ def test_the_card_of_a_live_model_is_that_of_its_best_epoch(run, tmp_path):
     assert live["flashtask"]["provenance"] == loaded["flashtask"]["provenance"]
 
 
+@pytest.mark.long
 def test_a_folder_keeps_its_provenance_when_it_is_saved_again(run, tmp_path):
     first = flashtask.load(run[0] / "best.ckpt").save_pretrained(tmp_path / "first")
     second = flashtask.load(first).save_pretrained(tmp_path / "second")

@@ -202,6 +202,7 @@ def test_profilers_advanced_names_functions(tmp_path, capsys):
 # ---- pytorch
 
 
+@pytest.mark.long
 def test_profilers_pytorch_names_operations_and_writes_a_trace(tmp_path, capsys):
     quiet(tmp_path, PyTorchProfiler(rows=500)).fit(Marking(), *loaders())
     said = capsys.readouterr().err

@@ -166,6 +166,7 @@ def test_an_installed_package_is_found_by_filters_and_by_the_command(third_party
     assert listed.split() == ["example_tiny", "backbone", "flashtask-example-zoo", "0.1.0"]
 
 
+@pytest.mark.long
 def test_a_broken_package_is_an_error_that_names_it_only_when_it_is_asked_for(third_party):
     code = (
         "from flashtask.backbones import BACKBONES\n"

@@ -146,6 +146,7 @@ def kill_once(mark):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_d1_a_run_whose_worker_was_killed_goes_on_with_the_same_bits(tmp_path):
     last, mark = tmp_path / "run" / "last.ckpt", tmp_path / "mark"
     trainer(tmp_path / "whole").fit(net(), datamodule=InWorkers())
@@ -169,6 +170,7 @@ def test_d2_a_worker_that_hangs_is_a_lost_process(tmp_path):
     assert "num_workers=0" in caught.value.fix
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["received 0 items of ancdata", "unable to open </torch_1>: Too many open files (24)"])
 def test_d3_too_few_descriptors_are_told(text):
     seen = as_users_see_it(RuntimeError(text))
@@ -234,6 +236,7 @@ class Measures(Callback):
             self.found.append((memory, *held))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [300, pytest.param(3000, marks=pytest.mark.long)])
 def test_k4_steps_leave_no_memory_descriptors_or_threads_behind(tmp_path, steps):
     measures = Measures(steps)

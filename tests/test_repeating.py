@@ -153,7 +153,7 @@ FEW = {
 assert set(RUNS) > FEW
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in RUNS])
 def test_a_run_from_python_is_repeated_by_its_recipe(name, images, tmp_path, capsys):
     from_python(images, tmp_path / "first", **RUNS[name])
@@ -258,7 +258,7 @@ LOST = {
 }
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the hyper-parameter head:UserWarning")
 @pytest.mark.parametrize("named", LOST)
 def test_what_a_recipe_cannot_hold_is_said_at_the_start_and_a_repeat_is_refused(named, images, tmp_path, capsys):
@@ -323,6 +323,7 @@ def test_data_of_ones_own_is_named_too(images, tmp_path, capsys):
         assert recipe_in(tmp_path / named)["not_saved"] == {"data": f"<{named}>"}
 
 
+@pytest.mark.long
 def test_a_logger_of_ones_own_is_named_and_the_repeat_goes_without(images, tmp_path, capsys):
     from_python(images, tmp_path / "first", trainer={"logger": ["tensorboard", Silent()]})
     assert "recipe.yaml cannot hold logger=<Silent>: a repeat goes without" in capsys.readouterr().err
@@ -332,6 +333,7 @@ def test_a_logger_of_ones_own_is_named_and_the_repeat_goes_without(images, tmp_p
     assert numbers(tmp_path / "again") == numbers(tmp_path / "first")
 
 
+@pytest.mark.long
 def test_a_second_fit_of_one_model_says_that_its_weights_are_those_of_the_first(images, tmp_path, capsys):
     trainer = from_python(images, tmp_path / "first", trainer={"max_epochs": 1})
     model, data = trainer.fit_run.module, trainer.fit_run.data

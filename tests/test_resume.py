@@ -78,7 +78,7 @@ def test_a_run_continued_after_an_epoch_has_the_same_bits(tmp_path, undisturbed)
     assert state_digest(tmp_path / "last.ckpt") == undisturbed
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -154,6 +154,7 @@ def test_other_settings_are_reported_in_the_same_line(tmp_path, capsys):
     assert "strategy no_freeze -> freeze" in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("first", "second"), [("32", "16-mixed"), ("16-mixed", "32")])
 def test_a_run_resumed_in_another_precision_says_so_and_starts_a_fresh_scaler(tmp_path, capsys, first, second):
     trainer(tmp_path, max_epochs=1, precision=first).fit(net(), *loaders())

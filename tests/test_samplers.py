@@ -47,6 +47,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_order_depends_on_seed_and_epoch_alone(name):
     first = epoch_of(SAMPLERS[name](), seed=3, epoch=1)
@@ -103,6 +104,7 @@ def fit(tmp_path, epochs=2, strategy="no_freeze", data=None, seen=None, ckpt=Non
     return model, trainer
 
 
+@pytest.mark.long
 def test_a_balanced_sampler_gives_the_classes_equal_shares(tmp_path):
     seen = Seen()
     fit(tmp_path, epochs=6, seen=seen)
@@ -119,6 +121,7 @@ class Stops(Callback):
             trainer.current_fit.leave()
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_in_an_epoch_goes_on_exactly(tmp_path):
     whole, _ = fit(tmp_path)
     root = tmp_path / "train"
@@ -130,6 +133,7 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_exactly(tmp_path):
     assert digest(resumed) == digest(whole)
 
 
+@pytest.mark.long
 def test_the_feature_cache_takes_samples_as_they_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
     root, heads = tree(tmp_path), []
@@ -145,6 +149,7 @@ def test_the_feature_cache_takes_samples_as_they_are_drawn(tmp_path, monkeypatch
         torch.testing.assert_close(heads[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_weights_of_rows_draw_samples_and_then_do_not_weight_the_loss(tmp_path):
     root = write_tree(tmp_path / "images", {"a": 10, "b": 10}, (24, 24))
     rows = [f"{path},{path.parent.name},{3 if path.parent.name == 'a' else 1}" for path in sorted(root.rglob("*.png"))]

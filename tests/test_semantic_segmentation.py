@@ -75,6 +75,7 @@ def test_a_small_data_set_is_fitted(trained):
     assert made.labels == LABELS
 
 
+@pytest.mark.long
 def test_run_validate_and_written_masks_have_one_mean_iou(trained, tmp_path, capsys):
     root, _ = trained
     in_run = json.loads((root / "run" / "summary.json").read_text())["best"]["val_miou"]
@@ -126,6 +127,7 @@ def test_rows_of_a_large_file_are_found_in_parts_with_the_same_result(trained, m
     assert (made.predict(image).classes == whole).all()
 
 
+@pytest.mark.long
 def test_a_model_is_stored_and_loaded_with_its_classes(trained, tmp_path):
     root, made = trained
     image = str(root / "data" / "val" / "images" / "1.png")
@@ -136,6 +138,7 @@ def test_a_model_is_stored_and_loaded_with_its_classes(trained, tmp_path):
         assert (found.labels, found.colours) == (expected.labels, expected.colours)
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     squares(tmp_path / "data" / "train", 8)
     squares(tmp_path / "data" / "val", 2, seed=1)
@@ -182,6 +185,7 @@ def test_the_command_line_trains_on_images_beside_masks(tmp_path, capsys):
 # ---- heads
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("head", ["fpn", "unet"])
 @pytest.mark.parametrize("size", [(64, 96), (50, 37)])
 def test_heads_give_the_resolution_of_the_input(head, size):

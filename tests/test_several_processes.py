@@ -279,6 +279,7 @@ class LogsSteps(Small):
         self.seen.append(self.trainer.fit_run.results.step_values())
 
 
+@pytest.mark.long
 def test_tensors_of_all_processes_are_gathered(tmp_path):
     class Gathering(Small):
         def training_step(self, batch, batch_idx):
@@ -294,7 +295,7 @@ def test_tensors_of_all_processes_are_gathered(tmp_path):
     assert (trainer.callback_metrics["ranks"], trainer.callback_metrics["shape"]) == (1.0, 2.0)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("count", [5, 9, 11])
 def test_s98_values_of_steps_count_each_sample_once(tmp_path, count):
     """With 5 and 9 samples nothing is left for process 1 in the last step, and nothing in validation."""
@@ -314,6 +315,7 @@ def test_s98_values_of_steps_count_each_sample_once(tmp_path, count):
 # ---- who is given what
 
 
+@pytest.mark.long
 def test_s97_a_loader_with_a_sampler_of_its_own_is_refused(tmp_path):
     data = samples(8)
     trainer = trainer_of(tmp_path, 2)
@@ -347,6 +349,7 @@ def test_s96_a_loader_that_shares_its_samples_itself_is_left_alone(tmp_path, own
     assert trainer.global_step == (2 if own else 4)
 
 
+@pytest.mark.long
 def test_s96_with_samples_of_ones_own_losses_count_alike(tmp_path):
     """Each process takes all samples in their order, so two of them are as one."""
     found = []
@@ -383,6 +386,7 @@ class OneExchangeAStep(Callback):
             raise ValueError(f"{asked} exchanges in a step")
 
 
+@pytest.mark.long
 def test_a_step_exchanges_one_small_vector_with_the_other_processes(tmp_path):
     module, trainer = Small(), trainer_of(tmp_path, 2, strategy=Counting(), callbacks=OneExchangeAStep())
     trainer.fit(module, DataLoader(samples(12), batch_size=2))
@@ -423,6 +427,7 @@ class NotingExchanges(Validating):
         self.exchanges = strategy.asked - self.before[0], strategy.gathers - self.before[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("late", [False, True])
 def test_values_of_a_validation_are_exchanged_again_only_if_a_hook_has_logged(tmp_path, late):
     module = NotingExchanges()
@@ -447,6 +452,7 @@ def fitted_on_two(tmp_path, processes, make, mode, counts):
     return module, trainer
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("make", "mode", "counts"),
     [
@@ -494,6 +500,7 @@ class TwoOptimizers(Small):
         return [torch.optim.SGD(self.first.parameters(), lr=0.1), torch.optim.SGD(self.last.parameters(), lr=0.05)]
 
 
+@pytest.mark.long
 def test_s114_several_optimizers_train_as_with_one_process(tmp_path):
     assert_as_with_one(tmp_path, TwoOptimizers)
 
@@ -533,7 +540,7 @@ class Closure(Manual):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3, line_search_fn="strong_wolfe")
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("make", [Manual, ManualClipped, Closure])
 @pytest.mark.parametrize("count", [9, 12])
 def test_s114_manual_optimization_trains_as_with_one_process(tmp_path, make, count):
@@ -542,6 +549,7 @@ def test_s114_manual_optimization_trains_as_with_one_process(tmp_path, make, cou
     assert_as_with_one(tmp_path, make, count=count, precision="64-true")
 
 
+@pytest.mark.long
 def test_s114_every_process_begins_with_the_weights_of_the_first(tmp_path):
     class Different(Small):
         def configure_optimizers(self):
@@ -557,6 +565,7 @@ def test_s114_every_process_begins_with_the_weights_of_the_first(tmp_path):
     assert torch.isfinite(weights_of(module)).all()
 
 
+@pytest.mark.long
 def test_s114_validation_sees_the_same_statistics_in_every_process(tmp_path):
     class Normed(Small):
         def __init__(self):
@@ -603,6 +612,7 @@ def test_s98_a_value_that_is_not_shared_is_the_first_process_s_for_all(tmp_path)
     assert trainer.fit_run.optimizers[0].param_groups[0]["lr"] < 0.1
 
 
+@pytest.mark.long
 def test_s98_what_only_the_first_process_logs_is_known_to_all(tmp_path):
     class First(Small):
         def training_step(self, batch, batch_idx):

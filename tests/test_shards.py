@@ -240,6 +240,7 @@ def copied(place, folder):
     return Path(shutil.copytree(place, folder))
 
 
+@pytest.mark.long
 def test_damaged_shards_end_with_their_names(place, tmp_path, capsys):
     cut = copied(place, tmp_path / "cut")
     os.truncate(cut / "train-000001.tar", 9000)
@@ -428,6 +429,7 @@ def test_a_changed_shard_on_a_server_is_refused(served):
         ImageClassificationData.from_shards(address, sampler="balanced")
 
 
+@pytest.mark.long
 def test_shards_are_read_from_stores_that_fsspec_knows(place, tmp_path, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
@@ -442,6 +444,7 @@ def test_shards_are_read_from_stores_that_fsspec_knows(place, tmp_path, monkeypa
 # ---- the command line
 
 
+@pytest.mark.long
 def test_shards_are_written_trained_on_and_evaluated_from_the_command_line(folders, tmp_path, capsys):
     out, small = tmp_path / "out", ["--set", "data.from_shards.preprocessing={input_size: [3, 32, 32]}"]
     assert run(["shard", str(folders / "train"), str(out), "--fold", "1/4", "--json"]) == 0

@@ -346,6 +346,7 @@ def by_newton(features, targets, penalty, steps=30):
     return features @ flat[: classes * width].view(classes, width).T + flat[classes * width :]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
 def test_logistic_finds_the_optimum_that_newtons_method_finds(penalty):
     features, targets = blobs(60, spread=2.0)

@@ -373,6 +373,7 @@ def test_a_solved_run_that_is_resumed_is_finished(tmp_path, capsys):
     assert torch.equal(again.head[0].weight, model.head[0].weight)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_pass_that_a_signal_ended_begins_anew(tmp_path, capsys, number):
     class SignalAt(Callback):
@@ -397,7 +398,7 @@ def test_a_pass_that_a_signal_ended_begins_anew(tmp_path, capsys, number):
 # ---- tasks and the command line
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["prototype", "ridge", "logistic"])
 def test_a_task_with_a_solved_head_is_saved_loaded_and_predicts(tmp_path, images, head):
     model = ImageClassifier(TINY, head=head, pretrained=False)

@@ -80,6 +80,7 @@ class Recorded(Net):
 # ---- the average
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("kind", "accumulate"), [(Net, 1), (Stepped, 1), (Stepped, 3)])
 def test_s32_the_module_ends_with_the_mean_of_the_last_epochs(tmp_path, kind, accumulate):
     epochs, module = Epochs(), kind()
@@ -353,6 +354,7 @@ def test_s32_what_is_drawn_before_the_pass_does_not_change_it(tmp_path):
     assert digest(modules[0]) == digest(modules[1])
 
 
+@pytest.mark.long
 def test_s32_a_compiled_part_is_not_compiled_again_for_the_pass(tmp_path):
     class Body(torch.nn.Module):
         def __init__(self):
@@ -532,7 +534,7 @@ def undisturbed(request, tmp_path_factory):
     return request.param, ending(folder), digest(module)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -559,6 +561,7 @@ def test_s32_a_run_stopped_anywhere_ends_with_the_same_bits(tmp_path, undisturbe
     assert_equal_trees(ending(tmp_path), expected)
 
 
+@pytest.mark.long
 def test_s32_a_run_continued_again_and_again_ends_with_the_same_bits(tmp_path, undisturbed):
     accumulate, expected, final = undisturbed
     options = {"accumulate_grad_batches": accumulate}
@@ -603,6 +606,7 @@ def test_s32_finetuning_stages_resume_with_the_same_bits(tmp_path):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.long
 def test_s32_a_longer_run_goes_on_with_the_start_it_had(tmp_path):
     epochs, longer = Epochs(), averaging()
     quiet(tmp_path / "whole", epochs.callback, StochasticWeightAveraging(0.1, 3, 2), max_epochs=8).fit(

@@ -93,6 +93,7 @@ def test_s7_a_trainer_with_epochs_and_a_device_trains_a_task(trained):
         )
 
 
+@pytest.mark.long
 def test_s8_a_saved_checkpoint_predicts_alike_without_data_or_task_name(trained):
     root, _, model, _ = trained
     images = sorted((root / "val").rglob("*.png"))
@@ -195,6 +196,7 @@ def test_training_goes_on_from_a_loaded_task(trained, tmp_path):
     assert trainer.callback_metrics["val_accuracy"] == 1.0
 
 
+@pytest.mark.long
 def test_a_full_run_resumes_from_its_checkpoint(trained, tmp_path):
     root, _, _, data = trained
     model = ImageClassifier(**OPTIONS)
@@ -541,6 +543,7 @@ def test_a_parameter_with_two_names_is_frozen_and_trained_once(tmp_path):
     quiet(tmp_path / "run", max_epochs=1).finetune(Tied(), *loaders(), strategy="freeze")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_checkpoint_is_loaded_from_an_https_address_once(trained, tmp_path, monkeypatch):
     root, _, model, _ = trained

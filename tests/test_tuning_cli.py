@@ -109,6 +109,7 @@ def test_tune_searches_only_for_what_is_not_given(data, capsys):
     assert capsys.readouterr().out == "batch size 8: there are 12 training samples\n"
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

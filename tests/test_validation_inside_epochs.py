@@ -63,6 +63,7 @@ def places(folder, data=None, **options):
     return course.places
 
 
+@pytest.mark.long
 def test_a_share_of_an_epoch_and_a_number_of_batches(tmp_path):
     assert places(tmp_path / "a", val_check_interval=1.0) == [(0, 7), (1, 14)]
     assert places(tmp_path / "b", val_check_interval=0.5) == [(0, 3), (0, 6), (1, 10), (1, 13)]
@@ -298,7 +299,7 @@ def undisturbed(tmp_path_factory):
     return found
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("every", [1, None])
 @pytest.mark.parametrize(
     ("hook", "count"),

@@ -85,7 +85,7 @@ def trained(root, folder, strategy="no_freeze", **options):
     return model, trainer
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["png", "tif", "npy"])
 def test_12_bit_images_train_and_score_as_their_scaled_bytes_do(tmp_path, kind, capfd):
     """Every stage: what is trained, measured and predicted is the same as with 8-bit copies, bit for bit."""
@@ -277,6 +277,7 @@ def test_kept_pixels_and_features_of_one_range_are_not_served_for_another(tmp_pa
     assert len(cache) == 3
 
 
+@pytest.mark.long
 def test_features_are_computed_anew_for_another_range(tmp_path, capfd):
     root = tree(tmp_path / "data")
     said = []

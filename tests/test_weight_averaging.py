@@ -128,6 +128,7 @@ def test_s32_without_buffers_the_statistics_are_those_of_training(tmp_path):
     torch.testing.assert_close(module.head.weight.detach(), by_hand(steps.weights, 0.9)["head.weight"])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("options", "updated"),
     [

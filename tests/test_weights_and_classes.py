@@ -106,7 +106,7 @@ def test_only_training_batches_have_weights_of_1_on_average(tmp_path):
     assert (weights / weights.max() * 22).round().sort().values.tolist() == [n for n in range(24) if n % 4 != 3]
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("make", ["classes", "numbers"])
 @pytest.mark.parametrize("cache", ["auto", False])
 def test_equal_weights_change_nothing_and_others_change_training_alone(tmp_path, make, cache):

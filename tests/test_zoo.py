@@ -53,7 +53,7 @@ def test_a_recipe_of_the_zoo_can_be_run_as_it_stands(name):
     assert load_zoo().recipes[name].description
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
