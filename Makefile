@@ -31,7 +31,7 @@ install: $(DONE)/demo
 demo: $(DONE)/demo
 	$(PYTHON) scripts/demo.py
 
-## make demo-detection   fine-tune on aerial photographs of trees, draw the boxes that are found (six minutes)
+## make demo-detection   fine-tune on aerial photographs of trees, draw the boxes that are found (four minutes)
 demo-detection: $(DONE)/detection $(DONE)/demo
 	test -f demo/packages/deepforest-2.1.0-py3-none-any.whl || $(PIP) download --quiet --no-deps --dest demo/packages deepforest==2.1.0
 	$(PYTHON) scripts/demo_detection.py

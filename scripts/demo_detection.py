@@ -20,7 +20,7 @@ from flashtask.data.box_drawing import draw_boxes
 WHEEL = Path("demo/packages/deepforest-2.1.0-py3-none-any.whl")
 IMAGES = Path("demo/trees")
 RUNS = Path("demo/trees-runs")
-# Few enough that two cores are done within six minutes.
+# About four minutes on two cores.
 EPOCHS = 18
 # A tile is about 400 pixels wide and high, so nothing is resized by more than a few per cent.
 SIZE = 416

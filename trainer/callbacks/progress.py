@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["BarState", "ProgressBar", "clock", "shown_value"]
 
 _REFRESH_SECONDS = 0.1
+#: Metrics in the line of an epoch.
+_MOST_SHOWN = 8
 #: In a notebook, where each drawing is a message that the browser keeps.
 _NOTEBOOK_SECONDS = 0.5
 #: What is shown before the numbers, by the stage of a run.
@@ -253,7 +255,7 @@ class ProgressBar(Callback):
         row = trainer.current_fit.validations[-1]
         self._validated = _metrics(row, "val_")
         parts = [f"epoch {row['epoch']} step {row['step']}"]
-        parts += [f"{name} {shown_value(value, 4)}" for name, value in self._validated.items()]
+        parts += _words(self._validated)
         self.print(_in_lines(parts, self._columns()))
 
     def on_epoch_end(self, trainer: Trainer, module: Module) -> None:
@@ -264,7 +266,7 @@ class ProgressBar(Callback):
         row = run.history[-1]
         last = f"/{run.max_epochs - 1}" if run.max_epochs is not None else ""
         parts = [f"epoch {run.epoch}{last}"]
-        parts += [f"{name} {shown_value(value, 4)}" for name, value in _metrics(row, "train_", "val_").items()]
+        parts += _words(_metrics(row, "train_", "val_"))
         parts.append(f"{row['seconds']:.1f} s")
         speed = f"{row.get(f'{module.sample_noun}_per_second', 0):.0f} {module.sample_noun}/s"
         width = self._columns()
@@ -361,6 +363,12 @@ def _metrics(row: dict[str, float], *beginnings: str) -> dict[str, float]:
         for name, value in row.items()
         if name.startswith(beginnings) and not name.endswith(("_seconds", "_per_second"))
     }
+
+
+def _words(metrics: dict[str, float]) -> list[str]:
+    """Names with values; of many the first, and how many there are besides, which `metrics.csv` has."""
+    words = [f"{name} {shown_value(value, 4)}" for name, value in metrics.items()]
+    return words if len(words) <= _MOST_SHOWN else [*words[:_MOST_SHOWN], f"and {len(words) - _MOST_SHOWN} more"]
 
 
 def shown_value(value: Any, digits: int) -> str:
