@@ -82,6 +82,7 @@ class Leaves(Dataset):
         return torch.zeros(100_000)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_a_lost_process():
     loader = DataLoader(Leaves(), num_workers=1, prefetch_factor=2)
     iterator = iter(loader)
@@ -138,6 +139,7 @@ def test_an_error_of_the_users_own_in_a_worker_stays_what_it_is():
     assert as_users_see_it(raised) is raised
 
 
+@pytest.mark.long
 def test_no_torch_is_needed_to_tell_a_failure():
     code = (
         "import sys, flashtask.core.failures as f; f.as_users_see_it(MemoryError()); sys.exit('torch' in sys.modules)"

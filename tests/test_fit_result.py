@@ -39,6 +39,7 @@ def quiet(folder, **options):
     return Trainer(output_dir=folder, **{**settings, **options})
 
 
+@pytest.mark.long
 def test_after_finetune_the_metrics_are_those_of_the_epoch_in_the_model(tmp_path):
     trainer, module = quiet(tmp_path / "run"), Scripted([3.0, 1.0, 2.0, 2.5])
     result = trainer.finetune(module, *loaders(), strategy="no_freeze")

@@ -88,7 +88,7 @@ def watch(root, cases):
     return json.loads((root / "results.json").read_text())
 
 
-@pytest.mark.quick_cases(30)
+@pytest.mark.quick_cases(20)
 @pytest.mark.parametrize(
     ("results", "kind", "door", "code"),
     [

@@ -131,6 +131,7 @@ def test_the_same_folders_in_every_class_are_warned_of(tmp_path, capsys):
     assert "every class has the same folders (cat, dog); the classes are part1, part2" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_class_that_skip_empties_is_an_error(root):
     for path in (root / "train" / "ants").iterdir():
         path.write_bytes(b"")

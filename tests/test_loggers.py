@@ -532,6 +532,7 @@ def test_s60_mlflow_keeps_what_could_not_be_sent_and_says_so(tmp_path, shared_st
     assert [(p.step, p.value) for p in client.get_metric_history(logger.run_id_now, "loss")] == [(1, 0.5), (2, 0.25)]
 
 
+@pytest.mark.long
 @uses_database
 def test_s46_mlflow_begins_a_new_run_where_the_old_one_is_not_there(tmp_path, shared_store):
     (tmp_path / "mlflow.json").write_text('{"run_id":"0123456789abcdef0123456789abcdef"}')

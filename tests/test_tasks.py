@@ -364,6 +364,7 @@ def test_data_that_meets_a_second_model_takes_its_preprocessing(tmp_path):
     assert data.preprocessing is None
 
 
+@pytest.mark.long
 def test_the_users_own_preprocessing_of_the_data_wins_and_becomes_the_tasks(tmp_path):
     data = small_data(tmp_path)
     data.preprocessing = Preprocessing(input_size=(3, 48, 48))

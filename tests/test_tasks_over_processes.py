@@ -98,6 +98,7 @@ class InOrder(Places):
         assert sorted(place for own in self.by_process for place in own) == self.all
 
 
+@pytest.mark.long
 def test_ddp_spawn_with_processes_that_have_no_image(root, tmp_path):
     processes, one = 4, go(root, 1, (1, 5))
     trainer = trainer_of(tmp_path, processes, strategy="ddp_spawn")

@@ -65,6 +65,7 @@ def test_its_checkpoint_is_loaded_by_name_predicts_numbers_and_is_validated_with
     assert json.loads(metrics)["val_mean_error"] < 0.2
 
 
+@pytest.mark.long
 def test_without_the_package_the_error_names_the_missing_task(run_folder):
     with pytest.raises(FlashtaskError, match="example_brightness"):
         flashtask.load(run_folder / "best.ckpt")
