@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from flashtask.core.errors import BadDataError
 from flashtask.data.box_files import Annotations, read_coco, read_voc, read_yolo, read_yolo_file
+from flashtask.data.coco_files import COCO_NAMES, coco_file
 from flashtask.data.folders import list_images
 
 __all__ = [
@@ -22,8 +23,6 @@ __all__ = [
     "voc_folders",
 ]
 
-#: Names of COCO's file beside the images of a part.
-_COCO_NAMES = ("annotations.json", "_annotations.coco.json")
 _YOLO_NAMES = ("data.yaml", "data.yml")
 
 
@@ -55,7 +54,7 @@ def read_folder(folder: Path, part: str) -> Found:
         return _of_voc(folder, part)
     raise BadDataError(
         f"{part}_folder: there are no boxes in {str(folder)!r}",
-        why=f"looked for {', '.join(_COCO_NAMES)}, annotations/instances_{part}.json, data.yaml and XML files",
+        why=f"looked for {', '.join(COCO_NAMES)}, annotations/instances_{part}.json, data.yaml and XML files",
         fix="from_coco(train_folder=..., train_ann_file=...), or a table: from_csv",
     )
 
@@ -74,17 +73,6 @@ def own_part(folder: Path, part: str) -> Found | None:
         return of_yolo(yolo, part) if part in read_yolo_file(yolo)[1] else None
     listed = (folder / "ImageSets" / "Main" / f"{part}.txt").is_file() and voc_folders(folder) is not None
     return _of_voc(folder, part) if listed else None
-
-
-def coco_file(folder: Path, part: str) -> str | None:
-    """COCO's file for a folder of images: in it, or in `annotations/` beside it."""
-    for name in _COCO_NAMES:
-        if (folder / name).is_file():
-            return str(folder / name)
-    beside = folder.parent / "annotations"
-    words = [folder.name, part]
-    names = [f"{start}{word}.json" for word in words for start in ("instances_", "")]
-    return next((str(beside / name) for name in names if (beside / name).is_file()), None)
 
 
 def of_coco(file: str, folder: Path) -> Found:

@@ -26,7 +26,7 @@ from flashtask.data.arguments import (
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.dataset_items import DatasetPart, Items, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
-from flashtask.data.given_rows import Rows, check_rows, table_of_rows, target_column, with_format
+from flashtask.data.given_rows import Rows, TargetFormat, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
 from flashtask.data.inputs import read_inputs
@@ -674,27 +674,28 @@ class ImageData(ImageDataModule):
             reader = SharesReader(targets.fields)
         else:
             reader = cls.reader_of_columns(targets.fields, targets.separator)
+        table = cls._checked_table(rows, targets, known, source, kind)
+        said = {} if name == "auto" else {"target_format": name}
+        said |= {} if labels is None else {"labels": list(labels)}
+        made = cls(table, reader, (recipe[0], {**recipe[1], **said, **known}), images=source)
+        made.preprocessing = read_preprocessing(options.get("preprocessing"))
+        return made
+
+    @classmethod
+    def _checked_table(
+        cls, rows: Sequence[Rows], targets: TargetFormat, known: Mapping[str, Any], source: ImageSource, kind: str
+    ) -> SampleTable:
+        """The samples of rows, or one error that names all that is wrong with them."""
         problems = Problems()
         for noted in {id(one.problems): one.problems for one in rows if one.problems is not None}.values():
             problems.take(noted)
         table = table_of_rows(rows, problems)
         if known["val_split"] is not None and table.has("val") and not len(problems):
             raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
-        check_rows(
-            rows,
-            table,
-            targets,
-            problems,
-            kind=kind,
-            are_files=not isinstance(source, MemoryImages),
-            may_be_missing=known["on_bad_image"] == "skip",
-        )
+        are_files, may_be_missing = not isinstance(source, MemoryImages), known["on_bad_image"] == "skip"
+        check_rows(rows, table, targets, problems, kind=kind, are_files=are_files, may_be_missing=may_be_missing)
         problems.refuse(" and ".join(dict.fromkeys(one.argument for one in rows)))
-        said = {} if name == "auto" else {"target_format": name}
-        said |= {} if labels is None else {"labels": list(labels)}
-        made = cls(table, reader, (recipe[0], {**recipe[1], **said, **known}), images=source)
-        made.preprocessing = read_preprocessing(options.get("preprocessing"))
-        return made
+        return table
 
     @classmethod
     def reader_of_columns(cls, fields: tuple[str, ...], separator: str | None) -> TargetReader:

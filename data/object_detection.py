@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Self, Unpack, cast
 
 import numpy as np
 
-from flashtask.core.errors import BadDataError, MissingInputError, UsageError
+from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.files import missing_file
 from flashtask.data.arguments import (
     ImageOptions,
@@ -27,7 +27,6 @@ from flashtask.data.box_checks import tables_of
 from flashtask.data.box_files import Annotations, columns_of_boxes, read_boxes_table, read_yolo_file
 from flashtask.data.box_layouts import (
     Found,
-    coco_file,
     layout_of,
     of_coco,
     of_images,
@@ -37,6 +36,7 @@ from flashtask.data.box_layouts import (
     voc_folders,
 )
 from flashtask.data.boxes import BoxReader
+from flashtask.data.coco_files import coco_files
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages
@@ -103,6 +103,8 @@ class ObjectDetectionData(ImageData):
             if "val" in found and options.get("val_split") is not None:
                 remarks.append("the data set names its own validation images, so val_split is not used")
                 options["val_split"] = None
+            if "val" in found and options.get("fold") is not None:
+                raise UsageError("the data set names its own validation images, so fold has no use", fix="leave it out")
         arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
         return cls._of_found(found, ("from_folders", arguments), dict(options), remarks=remarks)
 
@@ -141,21 +143,13 @@ class ObjectDetectionData(ImageData):
         files = {"train": train_ann_file, "val": val_ann_file, "test": test_ann_file}
         check_split(options, given, "folder")
         folders = check_folders(given)
-        found, arguments = {}, {f"{part}_folder": str(folder) for part, folder in folders.items()}
-        for part, folder in folders.items():
-            if part == "predict":
-                found[part] = of_images(folder)
-                continue
-            file = coco_file(folder, part) if files[part] is None else os.path.abspath(os.fspath(files[part]))  # type: ignore[arg-type]
-            if file is None:
-                raise MissingInputError(
-                    f"{part}_folder: there is no annotation file in or beside {str(folder)!r}",
-                    fix=f'{part}_ann_file="instances_{part}.json"',
-                )
-            if not os.path.isfile(file):
-                raise missing_file(file)
-            arguments[f"{part}_ann_file"] = file
-            found[part] = of_coco(file, folder)
+        written = coco_files(folders, files)
+        arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
+        arguments |= {f"{part}_ann_file": file for part, file in written.items()}
+        found = {
+            part: of_images(folder) if part == "predict" else of_coco(written[part], folder)
+            for part, folder in folders.items()
+        }
         return cls._of_found(found, ("from_coco", arguments), dict(options))
 
     @classmethod

@@ -27,10 +27,11 @@ from flashtask.data.arguments import (
     takes,
 )
 from flashtask.data.cached_inputs import is_address
+from flashtask.data.coco_files import coco_files
 from flashtask.data.folders import list_images
-from flashtask.data.given_rows import Rows, TargetFormat, check_rows, table_of_rows
+from flashtask.data.given_rows import Rows, TargetFormat
 from flashtask.data.image_data import ImageData
-from flashtask.data.image_source import FILES, ImageSource, MemoryImages
+from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.layout import split_folders, subfolders
 from flashtask.data.masks import (
     MaskContent,
@@ -374,7 +375,8 @@ class SemanticSegmentationData(ImageData):
 
         Args:
             train_folder: the images.
-            train_ann_file: the annotations of `train_folder`, a JSON file in COCO's form.
+            train_ann_file: the annotations of `train_folder`, a JSON file in COCO's form; found in the folder or beside
+                it if not given.
             val_folder: as `train_folder`, to validate on.
             val_ann_file: of `val_folder`.
             test_folder: as `val_folder`.
@@ -382,7 +384,7 @@ class SemanticSegmentationData(ImageData):
             predict_folder: images without annotations.
 
         Raises:
-            UsageError: an invalid value, or a folder without its file.
+            UsageError: an invalid value.
             MissingInputError: a folder or file that is not there.
             BadDataError: annotations that cannot be used; all are named.
         """
@@ -391,16 +393,14 @@ class SemanticSegmentationData(ImageData):
         check_split(options, given, "folder")
         folders = check_folders(given)
         settings, problems = checked_options(options), Problems()
+        found = coco_files(folders, files)
         names: dict[int, str] = {}
         tables, arguments = [], {f"{part}_folder": str(folder) for part, folder in folders.items()}
         for part, folder in folders.items():
             if part == "predict":
                 tables.append(SampleTable.of_part(part, list_images(folder, "predict_folder").paths, root=folder))
                 continue
-            if files[part] is None:
-                raise UsageError(f"{part}_folder needs its annotations", fix=f'{part}_ann_file="instances.json"')
-            file = os.path.abspath(os.path.expanduser(files[part]))  # type: ignore[arg-type]
-            arguments[f"{part}_ann_file"] = file
+            arguments[f"{part}_ann_file"] = file = found[part]
             content = _coco_content(file, f"{part}_ann_file")
             names = names or {
                 one["id"]: str(one["name"]) for one in sorted(content["categories"], key=lambda c: c["id"])
@@ -447,13 +447,7 @@ class SemanticSegmentationData(ImageData):
         if len(fields) > 1:
             raise UsageError(f"masks are in one column, not in {', '.join(map(repr, fields))}", fix="--target COLUMN")
         rows = [replace(one, targets=_absolute(one)) for one in rows]
-        problems = next((one.problems for one in rows if one.problems is not None), None) or Problems()
-        table = table_of_rows(rows, problems)
-        is_memory = isinstance(source, MemoryImages)
-        written = TargetFormat("label", fields, None)
-        may_be_missing = known["on_bad_image"] == "skip"
-        check_rows(rows, table, written, problems, kind="", are_files=not is_memory, may_be_missing=may_be_missing)
-        problems.refuse(" and ".join(dict.fromkeys(one.argument for one in rows)))
+        table = cls._checked_table(rows, TargetFormat("label", fields, None), known, source, "")
         labels = options.get("labels")
         said = {} if labels is None else {"labels": list(labels)}
         made = cls(
@@ -590,10 +584,6 @@ def _pairs(folder: Path, paths: Sequence[str], masks: Path, part: str, problems:
 def _coco_content(file: str, argument: str) -> Mapping[str, Any]:
     try:
         content = json.loads(Path(file).read_text())
-    except FileNotFoundError:
-        from flashtask.core.files import missing_file
-
-        raise missing_file(file) from None
     except (OSError, ValueError) as error:
         raise BadDataError(f"{argument} {file!r} is not JSON", why=str(error)) from None
     parts = ("images", "annotations", "categories")

@@ -212,3 +212,12 @@ def test_show_batch_draws_the_classes(tmp_path):
     assert (tmp_path / "batch.png").is_file()
     assert any("red" in line for lines in shown.lines for line in lines)
     assert "ground" in repr(data)
+
+
+def test_problems_of_every_table_are_in_one_error(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text(f"image,mask\n{name}.png,{name}_mask.png\n")
+    with pytest.raises(BadDataError) as caught:
+        SemanticSegmentationData.from_csv("image", "mask", tmp_path / "train.csv", tmp_path / "val.csv")
+    for name in ("train.csv, line 2", "val.csv, line 2"):
+        assert name in str(caught.value)
