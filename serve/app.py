@@ -14,12 +14,14 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from flashtask._version import __version__
-from flashtask.core.errors import FlashtaskError
+from flashtask.core.errors import BadDataError, FlashtaskError
 from flashtask.data.images import image_size, load_image
 from flashtask.data.inputs import Input
+from flashtask.data.wide_images import TooManyPixelsError
 from flashtask.serve.corrections import Corrections
 from flashtask.serve.guard import Guard
 from flashtask.serve.limits import Limits
@@ -220,16 +222,20 @@ def create_app(
 
 
 def _require_sizes(inputs: Sequence[Input], limits: Limits) -> None:
-    """Refuse pictures with too many pixels by their headers, before anything is decoded."""
+    """Refuse pictures with too many pixels by their headers, before anything is decoded.
+
+    Raises:
+        HTTPException: 413, which names the first of them.
+    """
     for each in inputs:
         if not isinstance(each.source, bytes):
             continue
         try:
-            width, height = image_size(each.source, each.name, max_pixels=2**62)
-        except FlashtaskError:
-            continue  # decoding says what is wrong with it
-        if width * height > limits.max_pixels:
-            raise HTTPException(413, f"{each.name} has {width} x {height} pixels; at most {limits.max_pixels:,}")
+            image_size(each.source, each.name, max_pixels=limits.max_pixels)
+        except BadDataError as error:
+            if isinstance(error.__cause__, (TooManyPixelsError, Image.DecompressionBombError)):
+                raise HTTPException(413, f"{each.name}: {error.why}") from error
+            # Decoding says what else is wrong with it.
 
 
 def _described(prediction: Any, source: Input, model: ServedModel) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from flashtask.serve.limits import Limits
 
 __all__ = ["Guard"]
 
+#: Bytes of a request's headers.
+_MOST_HEADERS = 32 * 1024
 _RETRY = {"Retry-After": "1"}
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 
@@ -106,7 +108,7 @@ class _Request:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.guard.limits.timeout):
-                refusal = self._refusal_of_length()
+                refusal = self._refusal_of_headers()
                 await (self.app if refusal is None else refusal)(self.scope, self._receive, self._send)
         except TimeoutError:
             if not self._status:
@@ -118,8 +120,10 @@ class _Request:
             self.guard.release(self._bytes)
             self.guard.count(self.scope, self._status, time.perf_counter() - start)
 
-    def _refusal_of_length(self) -> JSONResponse | None:
-        """The answer to a body that says that it is too long, which need not be received."""
+    def _refusal_of_headers(self) -> JSONResponse | None:
+        """The answer to headers that are too long, or that announce a body that is; it need not be received."""
+        if sum(len(name) + len(value) for name, value in self.scope["headers"]) > _MOST_HEADERS:
+            return _json(431, f"the headers are larger than {_MOST_HEADERS:,} bytes")
         length = dict(self.scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length) > self.guard.limits.max_bytes:
             return _json(413, self._too_long())

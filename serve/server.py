@@ -15,9 +15,6 @@ from flashtask.serve.limits import Limits
 
 __all__ = ["listen", "run"]
 
-#: Bytes of a request's headers.
-_MOST_HEADERS = 32 * 1024
-
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket to serve on; port 0 takes any that is free.
@@ -25,12 +22,15 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OutputError: the address is taken or is not one of this machine.
     """
+    made = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except OSError as error:
+        if made is not None:
+            made.close()
         raise OutputError(
             f"cannot listen on {host}:{port}", why=error.strerror or str(error), fix="another --port, such as --port 0"
         ) from error
@@ -54,8 +54,7 @@ def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=round(limits.timeout) + 1,
-        h11_max_incomplete_event_size=_MOST_HEADERS,
-        http="h11",  # its limit of headers can be set
+        http="h11",
         server_header=False,
     )
     # uvicorn handles signals while it serves, and raises them again at its end for the handlers from before.
