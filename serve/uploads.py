@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as BaseHTTPException
 from starlette.formparsers import MultiPartException
 
 from flashtask.core.errors import BadDataError, FlashtaskError, UsageError
@@ -56,7 +57,9 @@ async def _files_of(request: Request, limits: Limits) -> list[Input]:
     try:
         # One more is let through, so that the count is refused with 413.
         form = await request.form(max_files=limits.max_images + 1, max_fields=20, max_part_size=limits.max_bytes)
-    except (MultiPartException, HTTPException) as error:
+    except HTTPException:
+        raise  # a limit of bytes was met while the body was received
+    except (MultiPartException, BaseHTTPException) as error:
         text = str(getattr(error, "detail", None) or getattr(error, "message", None) or error)
         is_count = "many files" in text
         raise HTTPException(413 if is_count else 400, f"the multipart body cannot be read: {text}") from error

@@ -104,7 +104,7 @@ def pictures(tmp_path_factory):
 def server(trained, tmp_path_factory):
     corrections = tmp_path_factory.mktemp("corrections")
     limits = ["--max-bytes", "300000", "--max-images", "30", "--max-pixels", "40000", "--max-waiting", "60"]
-    with serving(str(trained), "--corrections", str(corrections), *limits) as (client, process):
+    with serving(str(trained), "--corrections", str(corrections), *limits) as (client, _):
         client.corrections = corrections
         yield client
 
