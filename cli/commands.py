@@ -23,6 +23,7 @@ from flashtask.cli.options import (
     SERVE,
     SHARD,
     SHOW,
+    SWEEP,
     TUNE,
     ZOO,
     add_options,
@@ -71,6 +72,20 @@ def tune(data: str | None, **params: Any) -> None:
     from flashtask.cli.tune import tune as run_tune
 
     run_tune(data, params)
+
+
+@flashtask.command(short_help="Search for better values of a recipe.")
+@click.argument("recipe")
+@add_options(SWEEP + EVERYWHERE)
+def sweep(recipe: str, **params: Any) -> None:
+    """Train RECIPE many times, with values for the keys that it leaves open; each trial is a run folder.
+
+    An open key has a range or a list: `learning_rate: {log: [1e-4, 1e-1]}`, `strategy: {choose: [freeze, no_freeze]}`.
+    A sweep that was stopped goes on with the same command, and several processes may share one.
+    """
+    from flashtask.cli.sweep import sweep as run_sweep
+
+    run_sweep(recipe, params)
 
 
 @flashtask.command(short_help="Show what finetune would do, without training.")

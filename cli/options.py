@@ -51,6 +51,7 @@ __all__ = [
     "SERVE",
     "SHARD",
     "SHOW",
+    "SWEEP",
     "TABLES",
     "TUNE",
 ]
@@ -571,6 +572,18 @@ SERVE = (
     Option("--allow-urls", "", None, "Fetch images from addresses that clients send; never from private ones."),
     Option("--corrections", "", text, "Folder that stores answers marked as wrong on the page.", "F", "none stored"),
     Option("--write-dockerfile", "", text, "Write a folder with a Dockerfile and the models, and end.", "FOLDER"),
+)
+
+SWEEP = (
+    Option("--trials", "", whole(1), "Trials in all, with those of earlier calls.", "N", "20", "Training"),
+    Option("--time", "", text, "Begin no new trial after this time: 90s, 10min, 2h.", "T", "no limit", "Training"),
+    Option("--seed", "", whole(), "Seed of the proposals.", "N", "a random one", "Training"),
+    Option("--no-pruning", "", None, "End no trial early for being worse than the median.", group="Training"),
+    Option("--output-dir", "", text, "Folder of the study and the runs.", "F", "sweeps/RECIPE", "Output"),
+    Option(
+        "--storage", "", text, "Database of the study, which several machines may share.", "URL", "F/study.db", "Output"
+    ),
+    _JSON,
 )
 
 PUSH = (
