@@ -294,7 +294,7 @@ _IMAGES = (
         "--val-split",
         f"{_DATA}.val_split",
         share,
-        "Share or number of training images to validate on.",
+        "Share or number of training images to validate on; 0 for none.",
         "F",
         "0.2 if DATA has no validation images",
         "Data",

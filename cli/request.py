@@ -209,7 +209,7 @@ def _put_data(recipe: Recipe, data: str) -> None:
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
             f"{recipe.source_of(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, but the recipe has `{other}`",
-            fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
+            fix=_below(other) or did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
         )
     section = f"data.{CONSTRUCTOR}"
     layout = resolve_layout(existing_folder(data, "DATA"))
@@ -219,7 +219,20 @@ def _put_data(recipe: Recipe, data: str) -> None:
     for name, folder in zip(_FOLDERS, (layout.train, layout.val, layout.test, layout.predict), strict=True):
         if folder is not None and recipe.get(f"{section}.{name}") is None:
             recipe.set(f"{section}.{name}", str(folder), "DATA")
-    if all(recipe.get(f"{section}.{name}") is None for name in ("val_folder", "val_split", "fold")):
+    _split_off(recipe, section, "val_folder")
+
+
+def _below(option: str) -> str:
+    """What to write for an option of the constructors that was given as if it were one of them."""
+    from flashtask.data.arguments import ImageOptions
+
+    return f"it is data.{CONSTRUCTOR}.{option}" if option in ImageOptions.__annotations__ else ""
+
+
+def _split_off(recipe: Recipe, section: str, *others: str) -> None:
+    """Let a part of DATA validate, unless something else is said of validation: `--set` may also say null."""
+    said_by = recipe.sources.get(f"{section}.val_split", "")
+    if all(recipe.get(f"{section}.{name}") is None for name in (*others, "val_split", "fold")) and said_by != "--set":
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
 
@@ -274,13 +287,12 @@ def _put_shards(recipe: Recipe, data: str) -> None:
     if index.targets.get("kind") == "labels" and recipe.get("task") in (None, DEFAULT_TASK):
         recipe.set("model.multi_label", True, "DATA")  # there is no other reading of several labels
     has_val = any(shard.part == "val" for shard in index.shards)
-    if not has_val and all(recipe.get(f"{section}.{name}") is None for name in ("val_split", "fold")):
-        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
+    if not has_val:
+        _split_off(recipe, section)
 
 
 def _put_table(recipe: Recipe, data: str) -> None:
     """DATA is the table to train on; `--set` may name others."""
     section = f"data.{OF_TABLES}"
     recipe.set(f"{section}.train_file", absolute(data, Path.cwd()), "DATA")
-    if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split", "fold")):
-        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
+    _split_off(recipe, section, "val_file", "split_field")

@@ -558,7 +558,7 @@ class ImageData(ImageDataModule):
                 fix="copy the shards to this machine, or leave it out",
             )
         table, source = read_samples(index)
-        chosen = next((name for name in ("val_split", "fold") if known[name] is not None), "")
+        chosen = next((name for name in ("val_split", "fold") if known[name]), "")
         if chosen and table.has("val"):
             raise UsageError(f"{index.place} has validation samples, so {chosen} has no use", fix="leave it out")
         check_split(known, {part: index.place if table.has(part) else None for part in PARTS}, "shards")
@@ -690,7 +690,7 @@ class ImageData(ImageDataModule):
         for noted in {id(one.problems): one.problems for one in rows if one.problems is not None}.values():
             problems.take(noted)
         table = table_of_rows(rows, problems)
-        if known["val_split"] is not None and table.has("val") and not len(problems):
+        if known["val_split"] and table.has("val") and not len(problems):
             raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
         are_files, may_be_missing = not isinstance(source, MemoryImages), known["on_bad_image"] == "skip"
         check_rows(rows, table, targets, problems, kind=kind, are_files=are_files, may_be_missing=may_be_missing)

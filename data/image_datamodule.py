@@ -115,7 +115,7 @@ class ImageDataModule(DataModule):
         self._reader = reader
         if arguments.get("group_pattern"):
             self._take_groups(arguments["group_pattern"])
-        if arguments["val_split"] is not None or arguments.get("fold") is not None:
+        if arguments["val_split"] or arguments.get("fold") is not None:
             self._split(arguments["split_seed"])
         self._learn()
 

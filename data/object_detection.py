@@ -100,7 +100,7 @@ class ObjectDetectionData(ImageData):
             for part in ("val", "test"):
                 if part not in folders and (own := own_part(folders["train"], part)) is not None:
                     found[part] = own
-            if "val" in found and options.get("val_split") is not None:
+            if "val" in found and options.get("val_split"):
                 remarks.append("the data set names its own validation images, so val_split is not used")
                 options["val_split"] = None
             if "val" in found and options.get("fold") is not None:
@@ -201,7 +201,7 @@ class ObjectDetectionData(ImageData):
             raise missing_file(file)
         _, parts = read_yolo_file(file)
         found = {part: of_yolo(file, part) for part in parts}
-        if "val" in found and options.get("val_split") is not None:
+        if "val" in found and options.get("val_split"):
             raise UsageError(f"val_split and `val` in {file!r} both define the validation data", fix="drop val_split")
         return cls._of_found(found, ("from_yolo", {"data_file": file}), dict(options))
 

@@ -330,7 +330,7 @@ class SemanticSegmentationData(ImageData):
             if part == "train":  # the other parts, where they are folders inside `images`
                 for other in [one for one in found if one not in folders and found[one] != found[part]]:
                     folders[other], masks[other] = found[other]
-                    if other == "val" and known.pop("val_split", None) is not None:
+                    if other == "val" and known.pop("val_split", None):
                         remarks[part].append(f"validation images are in {found['val'][0]}: none are split off")
         check_split(known, {**dict.fromkeys(PARTS), **folders}, "folder")
         settings = checked_options(known)

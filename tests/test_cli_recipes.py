@@ -368,6 +368,17 @@ def test_data_stands_for_all_folders_of_the_recipe(folders):
     assert whole.get("data.from_folders") == {"train_folder": str(folders / "data" / "train"), "val_split": 0.2}
 
 
+@pytest.mark.parametrize(("words", "expected"), [("--val-split 0", 0), ("--set data.from_folders.val_split=null", None)])
+def test_every_image_trains_where_that_is_asked_for(words, expected, folders):
+    assert asked("data/train", *words.split()).get("data.from_folders.val_split") == expected
+
+
+def test_an_option_in_the_place_of_a_constructor_is_answered_with_its_key(folders):
+    with pytest.raises(UsageError, match="DATA needs `from_folders`") as caught:
+        asked("data", "--set", "data.preprocessing={fit: squash}")
+    assert caught.value.fix == "it is data.from_folders.preprocessing"
+
+
 @pytest.mark.parametrize("text", ["freeze_unfreeze:5", "[freeze_unfreeze, 5]"])
 def test_strategies_can_be_written_in_two_ways(text, folders):
     recipe = asked("data", "--set", f"finetune.strategy={text}")

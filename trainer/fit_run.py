@@ -427,7 +427,7 @@ class FitRun(Run):
 
     def take_best(self, metrics: dict[str, float]) -> None:
         """The best epoch's weights have been put back: its metrics are the run's."""
-        self.metrics, self.has_best = metrics, True
+        self.metrics, self.fresh_metrics, self.has_best = metrics, set(metrics), True
 
     def _extend_parts(self, extension: RunExtension) -> None:
         super()._extend_parts(extension)
@@ -914,6 +914,11 @@ class FitRun(Run):
         self.flush_logs()
 
     @property
+    def metrics_of_weights(self) -> dict[str, float]:
+        """The values that were measured in the epoch that the weights are from: others are of earlier weights."""
+        return {name: value for name, value in self.metrics.items() if name in self.fresh_metrics}
+
+    @property
     def rows(self) -> list[dict[str, float]]:
         """The rows of the log: of validations inside epochs, and of epochs."""
         return sorted([*self.validations, *self.history], key=lambda row: (row["epoch"], row["step"]))
@@ -1005,7 +1010,7 @@ class FitRun(Run):
             "batch_idx": 0 if complete else self.batch_idx,
             "batches_seen": self.batches_seen,
             "validated_at": self.validated_at,
-            "measured": [] if complete else sorted(self.fresh_metrics),
+            "measured": sorted(self.fresh_metrics),
             "samples": 0 if complete else self.samples,
             "samples_seen": self.samples_seen,
             "seconds": self.seconds,
@@ -1032,7 +1037,7 @@ class FitRun(Run):
         # A checkpoint of 0.1 does not have these.
         self.batches_seen = state.get("batches_seen", self.batch_idx)
         self.validations = list(state.get("validations", ()))
-        self.fresh_metrics = set(state.get("measured", ()))
+        self.fresh_metrics = set(state.get("measured") or (state["metrics"] if state["epoch_is_complete"] else ()))
         by_epochs = self.trainer.check_val_every_n_epoch is not None
         validated_at = state.get("validated_at", 0)
         if by_epochs:

@@ -458,7 +458,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
             name: of the metric; of the chart, whose values are called `name/key` everywhere else.
             value: epoch values are means weighted by batch size; a metric object is computed and reset for you.
             prog_bar: show it on the progress bar.
-            logger: give it to the loggers.
+            logger: give it to the loggers; `epoch`, `step` and `seconds` are columns of their own there.
             on_step: keep each step's value; the default depends on the hook.
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch; also torch's functions of these names.

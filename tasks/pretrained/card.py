@@ -133,7 +133,7 @@ def _data(part: Mapping[str, Any]) -> Iterator[str]:
     rows.append(_row("all", [sum(counts[part].values()) for part in parts]))
     yield "\n".join([head, *rows])
     folders: dict[str, Any] = next(iter(((provenance.get("recipe") or {}).get("data") or {}).values()), {})
-    if folders.get("val_split") is not None:
+    if folders.get("val_split"):
         yield (
             f"The validation images were set apart from the training images (`val_split: {folders['val_split']}`, "
             f"`split_seed: {folders.get('split_seed', 0)}`), class by class."
