@@ -176,9 +176,16 @@ def makes_no_memory(operation: Any) -> bool:
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
 
 
-def let_workers_go(loader: Any) -> None:
-    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives."""
+def let_workers_go(loader: Any, batches: Any = None) -> None:
+    """End the processes of a DataLoader, which has no method that does: those it keeps, and those of an iterator.
+
+    Args:
+        loader: whose persistent processes end.
+        batches: its iterator after an error, whose traceback would keep it and its processes alive.
+    """
     loader._iterator = None
+    if batches is not None:
+        batches._shutdown_workers()
 
 
 def on_meta(values: Any) -> Any:

@@ -15,6 +15,7 @@ from flashtask.core.seeding import derive_seed
 from flashtask.trainer.callbacks.callback import keeps_state, state_name
 from flashtask.trainer.combined_loader import CombinedLoader, combined, holds_loaders
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
+from flashtask.trainer.restarting_loader import RestartingLoader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader
@@ -243,10 +244,13 @@ def evaluation_loaders(trainer: Trainer, module: Module, given: Any, stage: str)
 def _shared(trainer: Trainer, loader: Any, **options: Any) -> Any:
     """The loader with the run's order, and in each of several processes with its share of the samples."""
     strategy = trainer.strategy
-    if strategy.world_size == 1 or not trainer.use_distributed_sampler:
-        return rebuild_loader(loader, **options)
-    rebuilt = rebuild_loader(loader, **options, process=(strategy.global_rank, strategy.world_size))
-    if rebuilt is loader and not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+    shares = strategy.world_size > 1 and trainer.use_distributed_sampler
+    if shares:
+        options["process"] = strategy.global_rank, strategy.world_size
+    rebuilt = rebuild_loader(loader, **options)
+    if isinstance(rebuilt, RestartingLoader):
+        rebuilt.say = trainer.say
+    if shares and rebuilt is loader and not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         raise UsageError(
             f"each of {strategy.world_size} processes would take all samples of a loader",
             why="it has an order of its own (a sampler, an IterableDataset, a list of batches), which cannot be shared",
