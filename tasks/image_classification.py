@@ -130,6 +130,11 @@ class ImageClassifier(Task):
                     f"{name} needs a head that is trained by gradient descent, not {self._head.kind!r}", fix=fix
                 )
 
+    def unused_by_solving(self) -> list[str]:
+        """As for every task; the loss has a default that depends on `multi_label`."""
+        is_default = self._loss_fn == next(iter(LABELS_LOSSES if self.multi_label else LABEL_LOSSES))
+        return [name for name in super().unused_by_solving() if not (name == "loss_fn" and is_default)]
+
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
 

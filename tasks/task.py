@@ -77,6 +77,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Task"]
 
+#: Arguments that say how gradient steps train a head.
+_OF_STEPS = ("optimizer", "optimizer_options", "learning_rate", "weight_decay")
+_OF_STEPS += ("lr_scheduler", "lr_scheduler_options", "drop_path_rate", "loss_fn", "label_smoothing")
+
 
 class Task(Module):
     """Base of tasks on images.
@@ -646,6 +650,13 @@ class Task(Module):
     def head_to_solve(self) -> Any:
         """The head, or as long as the data has not said how large it is, what will build it."""
         return self.head if self.head is not None else self._head.builder
+
+    def unused_by_solving(self) -> list[str]:
+        """Those of optimizer, rates and loss that are not their defaults."""
+        classes = [parent for parent in reversed(type(self).__mro__) if issubclass(parent, Task)]
+        known = {name: p for parent in classes for name, p in inspect.signature(parent.__init__).parameters.items()}
+        given = {name: self.hparams.get(name) for name in _OF_STEPS if name in known}
+        return [name for name, value in given.items() if value is not None and value != known[name].default]
 
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The backbone's features (B, num_features), or its tokens, for a batch, and the targets.

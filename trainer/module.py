@@ -255,6 +255,10 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return getattr(self, "head", None)
 
+    def unused_by_solving(self) -> list[str]:
+        """The arguments that were given and have no effect where the head is solved: those of gradient steps."""
+        return []
+
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the part that `freeze` freezes gives for a batch: features (B, ...), and the targets (B, ...).
 

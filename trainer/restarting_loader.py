@@ -91,7 +91,6 @@ class RestartingLoader(DataLoader[Any]):
                     self.num_workers, self.prefetch_factor = 1, 1
                 batches = self._begin(order, epoch, place, frozen)
         finally:
-            _deaths.leave()
             if (self.num_workers, self.prefetch_factor) != processes:
                 self.num_workers, self.prefetch_factor = processes
                 let_workers_go(self)
@@ -121,17 +120,16 @@ def _given_up(lost: ProcessLostError, epoch: int, keys: list[Any]) -> ProcessLos
 class _Deaths:
     """Lets the death of a process be an error where a batch is waited for, and never in the middle of a step.
 
-    torch raises it in the handler of SIGCHLD, which Python runs between any two instructions of the main thread.
+    torch raises it in the handler of SIGCHLD, which Python runs between any two instructions of the main thread. Loaders
+    of the user's own miss nothing: every 5 s that they wait they look whether their processes are there.
     """
 
     def __init__(self) -> None:
         self._handle: Any = None
-        self._loaders = 0
         self._is_waiting = self._is_due = False
 
     def listen(self) -> None:
         """A loader has started processes, and with them torch's handler."""
-        self._loaders += 1
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
             return
         handler = signal.getsignal(signal.SIGCHLD)
@@ -139,12 +137,8 @@ class _Deaths:
             self._handle = handler
             signal.signal(signal.SIGCHLD, self._on_death)
 
-    def leave(self) -> None:
-        """A loader has been gone through, or is left: what happens then is for torch's handler alone."""
-        self._loaders -= 1
-
     def _on_death(self, number: int, frame: FrameType | None) -> None:
-        if self._is_waiting or not self._loaders:
+        if self._is_waiting:
             self._handle(number, frame)
         else:
             self._is_due = True
