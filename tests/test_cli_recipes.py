@@ -368,7 +368,9 @@ def test_data_stands_for_all_folders_of_the_recipe(folders):
     assert whole.get("data.from_folders") == {"train_folder": str(folders / "data" / "train"), "val_split": 0.2}
 
 
-@pytest.mark.parametrize(("words", "expected"), [("--val-split 0", 0), ("--set data.from_folders.val_split=null", None)])
+@pytest.mark.parametrize(
+    ("words", "expected"), [("--val-split 0", 0), ("--set data.from_folders.val_split=null", None)]
+)
 def test_every_image_trains_where_that_is_asked_for(words, expected, folders):
     assert asked("data/train", *words.split()).get("data.from_folders.val_split") == expected
 

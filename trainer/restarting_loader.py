@@ -32,9 +32,11 @@ class Order(Protocol):
 
     def __iter__(self) -> Iterator[list[Any]]: ...
 
-    def set_position(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None: ...
+    def set_position(self, epoch: int, *, start: int = 0, frozen: bool = False) -> None:
+        """Where the next iterator begins: the epoch, and the sample in it."""
 
-    def share(self, start: int) -> tuple[int, int]: ...
+    def share(self, start: int) -> tuple[int, int]:
+        """Samples of the batch that begins at a sample: those of this process, and of all of them."""
 
 
 class RestartingLoader(DataLoader[Any]):
@@ -120,8 +122,8 @@ def _given_up(lost: ProcessLostError, epoch: int, keys: list[Any]) -> ProcessLos
 class _Deaths:
     """Lets the death of a process be an error where a batch is waited for, and never in the middle of a step.
 
-    torch raises it in the handler of SIGCHLD, which Python runs between any two instructions of the main thread. Loaders
-    of the user's own miss nothing: every 5 s that they wait they look whether their processes are there.
+    torch raises it in the handler of SIGCHLD, which Python runs between any two instructions of the main thread. A
+    loader of the user's own misses nothing: while it waits it looks every 5 s whether its processes are there.
     """
 
     def __init__(self) -> None:

@@ -15,11 +15,11 @@ from flashtask.core.seeding import derive_seed
 from flashtask.trainer.callbacks.callback import keeps_state, state_name
 from flashtask.trainer.combined_loader import CombinedLoader, combined, holds_loaders
 from flashtask.trainer.data_loaders import length_of, rebuild_loader
-from flashtask.trainer.restarting_loader import RestartingLoader
 from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader
 from flashtask.trainer.module import Module
+from flashtask.trainer.restarting_loader import RestartingLoader
 from flashtask.trainer.wrapping import without_wrapper
 
 if TYPE_CHECKING:
