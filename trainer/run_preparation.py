@@ -37,7 +37,6 @@ __all__ = [
     "limit_of",
     "memory_format_of",
     "training_loader",
-    "validation_interval",
     "want_gradients",
 ]
 
@@ -178,34 +177,6 @@ def training_loader(trainer: Trainer, loader: Any, seed: int, *, joins_single: b
     if few and rebuilt is loader and type(getattr(loader, "sampler", None)) is not SequentialSampler:
         trainer.say(f"overfit_batches={few}: your own loader keeps its order; if it shuffles, the batches change")
     return rebuilt, limit_of(few or trainer.limit_train_batches, rebuilt)
-
-
-def validation_interval(trainer: Trainer, batches: int | None) -> int | None:
-    """After how many batches validation comes; None for the end of an epoch.
-
-    Args:
-        trainer: with `val_check_interval`.
-        batches: of an epoch, None if the loader does not know.
-
-    Raises:
-        UsageError: a share of an epoch of unknown length, or more batches than an epoch has.
-    """
-    given = trainer.val_check_interval
-    if isinstance(given, float):
-        if given == 1.0:
-            return None
-        if batches is None:
-            raise UsageError(
-                f"val_check_interval={given} needs a training loader with a length",
-                fix="a number of batches: val_check_interval=100",
-            )
-        return max(1, int(batches * given))
-    if batches is not None and given > batches and trainer.check_val_every_n_epoch is not None:
-        raise UsageError(
-            f"val_check_interval={given}: an epoch has {batches} batches, so validation would never come",
-            fix=f"val_check_interval={given}, check_val_every_n_epoch=None counts them across epochs",
-        )
-    return given
 
 
 def check_state_keys(run: FitRun) -> None:
