@@ -84,6 +84,8 @@ class ImageClassifier(Task):
         metrics: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(multi_label, bool):
+            raise UsageError(f"multi_label must be True or False, not {multi_label!r}")
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
         named = chosen_loss(loss_fn, known)
