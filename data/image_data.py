@@ -169,7 +169,7 @@ class ImageData(ImageDataModule):
             arguments[f"{part}_files"] = _in_recipe(given[part], paths)
             if targets.get(part) is not None:
                 arguments[f"{part}_targets"] = _in_recipe(targets[part], targets[part])
-        arguments |= _not_none(target=target, load_image=_name_of_loader(source, load_image))
+        arguments |= _not_none(target=target, load_image=source.given)
         folder = os.path.commonpath([os.path.dirname(path) for paths in files.values() for path in paths])
         rows, problems = [], Problems()
         for part, paths in files.items():
@@ -237,7 +237,7 @@ class ImageData(ImageDataModule):
         arguments = {table.argument: table.place for table in tables.values()}
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
-        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
+        root, loader = _absolute(images_root), source.given
         own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_csv", arguments), own, dict(options), source
@@ -294,7 +294,7 @@ class ImageData(ImageDataModule):
         arguments = {table.argument: {"not_saved": table.place} for table in tables.values()}
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
-        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
+        root, loader = _absolute(images_root), source.given
         own = _not_none(images_root=root, resolver=resolver, load_image=loader)
         return cls._of_tables(
             tables, input_field, target_fields, columns, ("from_data_frame", arguments), own, dict(options), source
@@ -462,11 +462,16 @@ class ImageData(ImageDataModule):
                 not used.
 
         Raises:
-            UsageError: its loaders have no datasets.
+            UsageError: its loaders have no datasets, or it is data of flashtask's own.
             BadDataError: as `from_datasets`.
         """
         if not isinstance(datamodule, DataModule):
             raise UsageError(f"datamodule must be a DataModule, not {type(datamodule).__name__}")
+        if isinstance(datamodule, ImageDataModule):
+            raise UsageError(
+                f"datamodule is {type(datamodule).__name__}, which has preprocessing and augmentation of its own",
+                fix="trainer.finetune(model, datamodule=datamodule); or call its own constructor again",
+            )
         datamodule.prepare_data()
         found: dict[str, Any] = {}
         for part, stage in {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}.items():
@@ -893,11 +898,6 @@ def _in_recipe(given: Any, values: Any) -> Any:
     if len(values) <= _MOST_IN_RECIPE and all(isinstance(value, (str, int, float, list)) for value in values):
         return values
     return {"not_saved": f"{len(values):,} values"}
-
-
-def _name_of_loader(source: ImageSource, given: Any) -> Any:
-    """The name of a registered function, else the function itself."""
-    return getattr(source, "name", None) or given
 
 
 def _absolute(path: PathLike | None) -> str | None:

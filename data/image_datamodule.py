@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -154,6 +154,11 @@ class ImageDataModule(DataModule):
                 f"{part:<7} {count_text:>10}  {_shortened(targets, 32):<32}  {_shortened(origin, 27)}".rstrip()
             )
         return "\n".join(lines)
+
+    @property
+    def load_image(self) -> str | Callable[[str], Any] | None:
+        """The name of the function that reads the files, else the function itself; None for image files."""
+        return self._images.given
 
     def sizes(self) -> dict[str, int]:
         """How many samples each part has, without those that were left out."""

@@ -40,6 +40,7 @@ from flashtask.data.coco_files import coco_files
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages
+from flashtask.data.layout import is_yolo_file
 from flashtask.data.samples import PARTS, SampleTable
 from flashtask.data.tables import Table, open_table
 
@@ -402,6 +403,18 @@ class ObjectDetectionData(ImageData):
     @classmethod
     def _of_tables(cls, *arguments: Any, **options: Any) -> Self:
         _refuse("from_hub_dataset")
+
+    @classmethod
+    def for_evaluation(
+        cls, source: PathLike, part: str, targets: Mapping[str, Any] | None = None, **options: Any
+    ) -> Self:
+        """As `ImageData.for_evaluation`; or the part of a data set that a `data.yaml` of YOLO describes."""
+        if not is_yolo_file(source):
+            return super().for_evaluation(source, part, targets, **options)
+        made = cls.from_yolo(source, **options)
+        if part not in made.sizes():
+            raise BadDataError(f"{os.fspath(source)!r} names no images for {part}")
+        return made
 
     # ---- what the constructors share
 
