@@ -497,7 +497,7 @@ class ImageData(ImageDataModule):
         """Take a dataset repository of the Hugging Face hub: Parquet files, other tables, or folders of images.
 
         Files are fetched once and compared with the hashes that the hub gives. Those whose name or folder speaks of
-        `train`, `validation` or `test` are that part. Images inside Parquet files are held in memory as bytes.
+        `train`, `validation` or `test` are that part. Images in Parquet files are copied once into the cache.
 
         Args:
             repository: `org/name`, or an address such as `hf://datasets/org/name@main`.
@@ -596,7 +596,7 @@ class ImageData(ImageDataModule):
         require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
-        images: dict[str, list[Any]] = {}
+        images: dict[str, Sequence[Any]] = {}
         rows = []
         for part, table in tables.items():
             one, held = rows_of_table(part, table, inputs, fields, of_columns, own)
