@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib.util import find_spec
@@ -142,11 +142,9 @@ class Table:
         """The columns of these names, each (N,) text without spaces around it.
 
         Raises:
-            UsageError: there is no such column.
-            BadDataError: there are no rows.
+            BadDataError: there are no such columns, or no rows.
         """
-        for name in names:
-            self._require(name)
+        self.require(names)
         found = self.values(names)
         if found and not found[0] and not len(self.problems):
             raise BadDataError(f"{self.argument}: {self.place!r} has a header and no rows")
@@ -156,10 +154,11 @@ class Table:
         """The column of the images: the one that is given, else the only one that holds names of image files.
 
         Raises:
-            UsageError: there is no such column, or it is not clear which one is meant.
+            BadDataError: there is no such column.
+            UsageError: it is not clear which one is meant.
         """
         if given is not None:
-            self._require(given)
+            self.require([given])
             return given
         cells = dict(zip(self.fields, self.values(self.fields, _LOOKED_AT), strict=True))
         likely = [name for name, column in cells.items() if column and all(map(_is_image, column))]
@@ -179,12 +178,12 @@ class Table:
             used: columns of the images, parts, groups and weights.
 
         Raises:
-            UsageError: there is no such column, or it is not clear which one is meant.
+            BadDataError: there is no such column.
+            UsageError: it is not clear which one is meant.
         """
         if given is not None:
             fields = (given,) if isinstance(given, str) else tuple(given)
-            for name in fields:
-                self._require(name)
+            self.require(fields)
             return fields
         others = [name for name in self.fields if name not in used]
         if len(others) == 1:
@@ -194,11 +193,18 @@ class Table:
             fix=f'target_fields="{others[0]}"' if others else "a table with a column of targets",
         )
 
-    def _require(self, name: str) -> None:
-        if name not in self.fields:
-            raise UsageError(
-                f"{self.argument} {self.place!r} has no column {name!r}; there are: {self._shown()}",
-                fix=did_you_mean(name, self.fields) or "",
+    def require(self, names: Iterable[str | None]) -> None:
+        """Require columns, of which None stands for one that is not used.
+
+        Raises:
+            BadDataError: some are not there; all are named.
+        """
+        missing = [name for name in dict.fromkeys(names) if name is not None and name not in self.fields]
+        if missing:
+            noun = f"column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
+            raise BadDataError(
+                f"{self.argument} {self.place!r} has no {noun}; there are: {self._shown()}",
+                fix="; ".join(filter(None, (did_you_mean(name, self.fields) for name in missing))),
             )
 
     def _shown(self) -> str:
