@@ -130,7 +130,15 @@ def by_csv(files, masks, images, **options):
 
 
 def arrays_of(files):
-    return [np.array(Image.open(file)) for file in files]
+    found = []
+    for file in files:
+        with Image.open(file) as image:
+            found.append(np.array(image))
+    return found
+
+
+def pictures_of(files):
+    return list(map(Image.fromarray, arrays_of(files)))
 
 
 def tensors_of(files):
@@ -154,7 +162,7 @@ CONSTRUCTORS = {
         tensors_of(files), torch.from_numpy(np.stack(arrays_of(masks))), **options
     ),
     "from_images": lambda files, masks, images, **options: SemanticSegmentationData.from_images(
-        images, list(map(Image.open, masks)), **options
+        images, pictures_of(masks), **options
     ),
     "from_datasets": lambda files, masks, images, **options: SemanticSegmentationData.from_datasets(
         list(zip(images, arrays_of(masks), strict=True)), **options
@@ -168,7 +176,7 @@ def test_every_constructor_gives_the_same_masks(tmp_path, name):
     options = {"augment": "none", "batch_size": 2}
     expected = first_mask(SemanticSegmentationData.from_folders(folder, **options))
     files, masks = ([folder / kind / f"{number}.png" for number in range(2)] for kind in ("images", "masks"))
-    made = CONSTRUCTORS[name](files, masks, list(map(Image.open, files)), labels=["no", "yes"], **options)
+    made = CONSTRUCTORS[name](files, masks, pictures_of(files), labels=["no", "yes"], **options)
     assert (first_mask(made) == expected).all()
     assert made.targets["labels"] == ["no", "yes"]
 
