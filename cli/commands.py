@@ -52,8 +52,8 @@ def finetune(data: str | None, **params: Any) -> None:
 
     DATA is a folder with train/ (and val/, test/) that hold one folder per class, a folder of class folders, a table
     (.csv, .tsv, .jsonl or .parquet), an archive of these (.zip, .tar.gz), the address of one (https://), a dataset
-    repository (hf://datasets/org/name), a folder that `shard` wrote, or a recipe (.yaml), such as the recipe.yaml of an
-    earlier run.
+    repository (hf://datasets/org/name), a folder that `shard` wrote, YOLO's data.yaml, or a recipe (.yaml), such as the
+    recipe.yaml of an earlier run.
     """
     from flashtask.cli.finetune import finetune as run_finetune
 

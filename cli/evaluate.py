@@ -19,7 +19,7 @@ from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import existing_folder, is_shards, is_table_name, stage_folder
+from flashtask.data.layout import existing_folder, is_shards, is_table_name, is_yolo_file, stage_folder
 
 __all__ = ["evaluate"]
 
@@ -58,8 +58,8 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
 
 
 def _data_source(data: str, part: str) -> Path | str:
-    """The folder or the table that DATA means."""
-    if is_shards(data):
+    """The folder or the file that DATA means."""
+    if is_shards(data) or is_yolo_file(data):
         return data
     if not is_table_name(data):
         data = brought_here(data)
@@ -80,11 +80,14 @@ def _measure(
     per_class: bool,
 ) -> dict[str, float]:
     from flashtask import load
+    from flashtask.data.image_source import loader_of_model
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)
     task.per_class = per_class
     columns = _below(f"data.{OF_TABLES}.", options)
+    if task.load_image is not None and is_table_name(source):
+        columns = {"load_image": loader_of_model(task.load_image).given, **columns}
     datamodule = task.data_class.for_evaluation(
         source, _PARTS[stage], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns
     )

@@ -104,6 +104,15 @@ _COLUMNS = (
         "that of the table",
         "Data",
     ),
+    Option(
+        "--load-image",
+        f"data.{OF_TABLES}.load_image",
+        text,
+        "Table data: what reads files of your own format, by name.",
+        "NAME",
+        "none: image files",
+        "Data",
+    ),
 )
 _ROWS = (
     Option(

@@ -446,7 +446,7 @@ class SemanticSegmentationData(ImageData):
         known = checked_options(options)
         if len(fields) > 1:
             raise UsageError(f"masks are in one column, not in {', '.join(map(repr, fields))}", fix="--target COLUMN")
-        rows = [replace(one, targets=_absolute(one)) for one in rows]
+        rows = [_checked_masks(replace(one, targets=_absolute(one)), fields) for one in rows]
         table = cls._checked_table(rows, TargetFormat("label", fields, None), known, source, "")
         labels = options.get("labels")
         said = {} if labels is None else {"labels": list(labels)}
@@ -497,6 +497,23 @@ def _absolute(one: Rows) -> Column | None:
         text if not text or text.startswith(("{", "data:")) else os.path.normpath(os.path.join(one.root, text))
         for text in one.targets.tolist()
     )
+
+
+def _checked_masks(one: Rows, fields: tuple[str, ...]) -> Rows:
+    """The same rows, with those noted whose masks are missing or cannot be read."""
+    if one.targets is None or one.part == "predict":
+        return one
+    problems, field = Problems(), fields[0] if fields else ""
+    if one.problems is not None:
+        problems.take(one.problems)
+    looked = look_at_masks([text for text in one.targets.tolist() if text])
+    for row, text in enumerate(one.targets.tolist()):
+        if not text:
+            problems.add("empty cell", f"{one.where(row, field)} is empty: the sample has no mask")
+        elif isinstance(error := looked[text], BadDataError):
+            what = f"{one.where(row, field)}: {error.what}" + (f" ({error.why})" if error.why else "")
+            problems.add("bad mask", what, fix=error.fix)
+    return replace(one, problems=problems)
 
 
 def _find_problems(

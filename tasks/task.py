@@ -31,7 +31,7 @@ from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by
 from flashtask.core.seeding import fresh_seed, last_seed
 from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
-from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.image_source import FILES, ImageSource, loader_of_model, source_of_files, stored_loader
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
@@ -146,6 +146,7 @@ class Task(Module):
     #: Settings of the class that the arguments of the object replace.
     _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
     _target_description: dict[str, Any] | None = None
+    _load_image: Any = None
     #: The targets of the data are places in the image, as masks and boxes are.
     _has_spatial_targets = False
     #: The head is not the one that came with these weights.
@@ -275,6 +276,36 @@ class Task(Module):
         """How the targets of the training data are read, as `TargetReader.to_dict` says it; None if it is not known."""
         return self._target_description
 
+    @property
+    def load_image(self) -> Any:
+        """What reads the files that are predicted on, as it read those of the training data; None for image files.
+
+        A name in `IMAGE_LOADERS`, or a function from a path to an array (H, W) or (H, W, C), a tensor or a PIL image.
+        `{"not_saved": NAME}` for a function without a registered name, once the model comes from a file.
+
+        Raises:
+            UsageError: when it is set to something else.
+            UnknownNameError: when it is set to a name that is not registered.
+        """
+        return self._load_image
+
+    @load_image.setter
+    def load_image(self, value: Any) -> None:
+        self._load_image = source_of_files(value).given
+
+    def read_inputs(self, inputs: Any) -> tuple[list[Input], bool]:
+        """All pictures that `predict` was given, files read by `load_image`; and whether it is one rather than a list.
+
+        Raises:
+            UsageError: something else; the message lists what is taken. Or there are files, and the function that read
+                those of the training data is not here.
+            MissingInputError: there is no such file.
+        """
+        items, single = read_inputs(inputs)
+        if self._load_image is not None and any(one.is_file for one in items):
+            items = list(map(loader_of_model(self._load_image).reading, items))
+        return items, single
+
     # ---- what a task of your own defines
 
     def loss(self, outputs: Any, targets: Any) -> torch.Tensor | Mapping[str, torch.Tensor]:
@@ -400,6 +431,7 @@ class Task(Module):
         self._has_spatial_targets = bool(getattr(datamodule, "has_spatial_targets", False))
         self._awaits_size = False
         if self._begins_a_fit():
+            self._load_image = getattr(datamodule, "load_image", None)
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             self._say_size()
@@ -799,14 +831,14 @@ class Task(Module):
             BadDataError: something is not a whole image.
             HubError: an address cannot be fetched.
         """
-        items, single = read_inputs(inputs)
+        items, single = self.read_inputs(inputs)
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
     @named_arguments
     def predictions(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Iterator[Any]:
         """What `predict` gives for several images, one by one in the order of the inputs, as it is computed."""
-        items, _ = read_inputs(inputs)
+        items, _ = self.read_inputs(inputs)
         yield from predictions_of(self, items, batch_size, num_workers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -839,6 +871,8 @@ class Task(Module):
         described = self._class_of_weights or describe_class(type(self))
         if self.target_description is not None:
             own["targets"] = dict(self.target_description)
+        if self._load_image is not None:
+            own["load_image"] = stored_loader(self._load_image)
         return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
@@ -887,6 +921,8 @@ class Task(Module):
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         targets = checkpoint.get("targets")
         self._target_description = dict(targets) if isinstance(targets, dict) else None
+        if self.trainer is None:  # else the data of the run has it
+            self._load_image = checkpoint.get("load_image")
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             self._awaits_size = False
