@@ -177,8 +177,14 @@ def makes_no_memory(operation: Any) -> bool:
 
 
 def let_workers_go(loader: Any) -> None:
-    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives."""
-    loader._iterator = None
+    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives.
+
+    An error keeps them too, by the frames of its traceback; when garbage collection finds them later, it waits 5 s for
+    each process, because the queues that end them are gone by then.
+    """
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def on_meta(values: Any) -> Any:

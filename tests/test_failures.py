@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flashtask.core.errors import BadDataError, OutOfMemoryError, ProcessLostError, UnknownNameError, UsageError
 from flashtask.core.failures import as_users_see_it
+from flashtask.core.library_internals import let_workers_go
 
 
 class Failing(Dataset):
@@ -41,8 +42,10 @@ def left() -> None:
 
 def from_a_worker(end) -> BaseException:
     """What the loader raises here when that happens in its worker."""
+    loader = DataLoader(Failing(end), num_workers=1, persistent_workers=True)
     with pytest.raises(Exception) as caught:  # noqa: PT011
-        list(DataLoader(Failing(end), num_workers=1))
+        list(loader)
+    let_workers_go(loader)
     return caught.value
 
 
