@@ -62,8 +62,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("segmentation")
     squares(root / "data" / "train", 24)
     squares(root / "data" / "val", 5, seed=1)
-    fitted = trainer(root / "run", max_epochs=20)
-    made = model()
+    fitted = trainer(root / "run", max_epochs=16)
+    made = model(head_options={"width": 32})
     fitted.finetune(made, datamodule=data_of(root / "data", augment="none"), strategy="no_freeze")
     return root, made
 
