@@ -89,7 +89,8 @@ class Leaves(Dataset):
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_a_lost_process():
     loader = DataLoader(Leaves(), num_workers=1, prefetch_factor=2)
     iterator = iter(loader)
-    time.sleep(1.0)  # both batches are in the queue, and their tensors with the worker
+    while iterator._worker_result_queue.qsize() < 2:  # both batches are there, and their tensors with the worker
+        time.sleep(0.01)
     (worker,) = iterator._workers
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
