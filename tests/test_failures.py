@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -89,13 +88,13 @@ class Leaves(Dataset):
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_a_lost_process():
     loader = DataLoader(Leaves(), num_workers=1, prefetch_factor=2)
     iterator = iter(loader)
-    while iterator._worker_result_queue.qsize() < 2:  # both batches are there, and their tensors with the worker
-        time.sleep(0.01)
+    assert iterator._worker_result_queue._reader.poll(60)  # a batch waits there, and its tensors with the worker
     (worker,) = iterator._workers
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     with pytest.raises(Exception) as caught:  # noqa: PT011
         list(iterator)
+    assert isinstance(caught.value.__cause__, OSError)  # of the socket on which it would hand over the tensors
     assert isinstance(as_users_see_it(caught.value), ProcessLostError), repr(caught.value)
 
 
