@@ -50,7 +50,7 @@ def fitted(tmp_path_factory):
     """A detector that was trained until it finds the squares; its run, and its data."""
     root = tmp_path_factory.mktemp("squares")
     model, own = detector(), data(root)
-    made = trainer(root / "run", max_epochs=9)
+    made = trainer(root / "run", max_epochs=6)
     made.fit(model, datamodule=own)
     return model, made, root
 
