@@ -179,13 +179,17 @@ def makes_no_memory(operation: Any) -> bool:
 def let_workers_go(loader: Any, batches: Any = None) -> None:
     """End the processes of a DataLoader, which has no method that does: those it keeps, and those of an iterator.
 
+    The traceback of an error keeps them too; when garbage collection finds them later, it waits 5 s for each process,
+    because the queues that end them are gone by then.
+
     Args:
         loader: whose persistent processes end.
-        batches: its iterator after an error, whose traceback would keep it and its processes alive.
+        batches: its iterator after an error.
     """
-    loader._iterator = None
-    if batches is not None:
-        batches._shutdown_workers()
+    kept, loader._iterator = loader._iterator, None
+    for iterator in (kept, batches):
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def on_meta(values: Any) -> Any:
