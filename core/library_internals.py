@@ -45,6 +45,7 @@ __all__ = [
     "normalization_class",
     "on_meta",
     "rate_lists",
+    "repeated_while",
     "set_layer_versions",
     "set_update_count",
     "tensor_tables",
@@ -203,6 +204,16 @@ def fused_convolution() -> Callable[..., Tensor] | None:
     import torch
 
     found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    return found
+
+
+def repeated_while(
+    condition: Callable[..., Tensor], step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """A loop whose length depends on its state, which an exported graph holds as a loop: torch has no public name."""
+    from torch._higher_order_ops import while_loop
+
+    found: tuple[Tensor, ...] = while_loop(condition, step, state)
     return found
 
 

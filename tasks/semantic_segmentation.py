@@ -26,9 +26,10 @@ from flashtask.tasks.task import Task
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
-__all__ = ["SemanticSegmentation"]
+__all__ = ["SemanticSegmentation", "classes_in_file"]
 
 #: Pixels whose probabilities are brought to the size of a file at once.
 _MOST_PIXELS = 2**20
@@ -130,7 +131,7 @@ class SemanticSegmentation(Task):
         fitting = Fitting(self.preprocessing)
         chances, device = self.postprocess(step.outputs), step.outputs.device
         places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
-        predicted = [_classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
+        predicted = [classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
         return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
@@ -214,9 +215,15 @@ class SemanticSegmentation(Task):
         values = reader.values if reader is not None and is_numbers else tuple(range(count))
         found = []
         for chances, sample in zip(outputs.cpu(), samples, strict=True):
-            classes = _classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
+            classes = classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`classes` (N, H, W), in pixels of the picture."""
+        from flashtask.tasks.export.outputs import MaskOutputs
+
+        return MaskOutputs()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the classes that the weights were trained with."""
@@ -240,7 +247,7 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
 
 
-def _classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
+def classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
     """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
     width, height = place.whole
     if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
