@@ -278,7 +278,7 @@ class ObjectDetector(Task):
 
 def boxes_in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Rows (n, 6) in pixels of the file, cut off at its edges."""
-    corners = geometry.pointsboxes_in_file(found[:, :4].reshape(-1, 2, 2))
+    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
     edge = corners.new_tensor(geometry.whole)
     return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)
 
