@@ -210,11 +210,17 @@ def fused_convolution() -> Callable[..., Tensor] | None:
 def repeated_while(
     condition: Callable[..., Tensor], step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """A loop whose length depends on its state, which an exported graph holds as a loop: torch has no public name."""
-    from torch._higher_order_ops import while_loop
+    """A loop over tensors that stays one in an exported graph: torch has no public name for that."""
+    import torch
 
-    found: tuple[Tensor, ...] = while_loop(condition, step, state)
-    return found
+    if torch.compiler.is_exporting():
+        from torch._higher_order_ops import while_loop
+
+        found: tuple[Tensor, ...] = while_loop(condition, step, state)
+        return found
+    while condition(*state):
+        state = step(*state)
+    return state
 
 
 def is_from_compiler(error: BaseException) -> bool:

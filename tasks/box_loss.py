@@ -10,9 +10,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 from flashtask.data.boxes import CROWD
+from flashtask.data.geometry import Geometry
 
 __all__ = ["LEAST_SCORE", "MOST_BOXES", "MOST_PLACES"]
-__all__ += ["Places", "assign", "boxes_of_outputs", "detection_loss", "flat_outputs"]
+__all__ += ["Places", "assign", "boxes_in_file", "boxes_of_outputs", "detection_loss", "flat_outputs"]
 
 #: Places of each level that are candidates for a box (Zhang et al., 2020).
 _CANDIDATES = 9
@@ -173,3 +174,15 @@ def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int], nms_thre
         kept = batched_nms(own, values, classes, nms_threshold)[:MOST_BOXES]
         found.append(torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1))
     return found
+
+
+def boxes_in_file(found: Tensor, geometry: Geometry) -> Tensor:
+    """Boxes in pixels of the file, cut off at its edges.
+
+    Args:
+        found: (n, 6), as `boxes_of_outputs` gives them for an image.
+        geometry: of the image in the input.
+    """
+    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
+    edge = corners.new_tensor(geometry.whole)
+    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)

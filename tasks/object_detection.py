@@ -12,11 +12,10 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.number_checks import is_number
 from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.object_detection import ObjectDetectionData
 from flashtask.tasks.batches import StepOutput, in_a_line
-from flashtask.tasks.box_loss import boxes_of_outputs, detection_loss
+from flashtask.tasks.box_loss import boxes_in_file, boxes_of_outputs, detection_loss
 from flashtask.tasks.predictions import Boxes
 from flashtask.tasks.task import Task
 from flashtask.trainer.run import EvaluationRun
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from flashtask.core.accuracy import Accuracy
     from flashtask.tasks.export.outputs import Outputs
 
-__all__ = ["ObjectDetector", "boxes_in_file"]
+__all__ = ["ObjectDetector"]
 
 #: The threshold of a class while no validation has found a better one.
 _THRESHOLD = 0.3
@@ -274,13 +273,6 @@ class ObjectDetector(Task):
         recipe = super().recipe()
         recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "num_classes"}
         return recipe
-
-
-def boxes_in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Rows (n, 6) in pixels of the file, cut off at its edges."""
-    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
-    edge = corners.new_tensor(geometry.whole)
-    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)
 
 
 def _whole(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

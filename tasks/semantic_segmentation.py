@@ -13,14 +13,13 @@ from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
-from flashtask.tasks.masks import Mask
+from flashtask.tasks.masks import Mask, classes_in_file
 from flashtask.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
-__all__ = ["SemanticSegmentation", "classes_in_file"]
-
-#: Pixels whose probabilities are brought to the size of a file at once.
-_MOST_PIXELS = 2**20
+__all__ = ["SemanticSegmentation"]
 
 
 class SemanticSegmentation(Task):
@@ -245,13 +241,3 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(outputs.shape[-2:]) == tuple(size):
         return outputs
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
-
-
-def classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
-    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
-    width, height = place.whole
-    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
-        return chances.argmax(dim=0)
-    rows = max(1, _MOST_PIXELS // width)
-    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
-    return torch.cat([part.argmax(dim=0) for part in parts])

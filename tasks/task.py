@@ -845,7 +845,8 @@ class Task(Module):
                 it and needs onnxruntime, numpy and Pillow.
             format: `onnx`, `torch` (`torch.export`) or `openvino`.
             dynamic: what may differ from call to call: `batch`, the number of pictures, and `size`, theirs; None means
-                both, or without preprocessing `batch`. Without `size` pictures have the size of the model's input.
+                both, or without preprocessing `batch`. Without `size` all pictures have the size of the first of
+                `data`, else of the model's input.
             quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`.
             preprocessing: False for normalised inputs (N, C, height, width) of float32 in place of pictures.
             data: a data module with validation images to compare on; None means eight made-up pictures.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flashtask.core.errors import BadDataError
+from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.decoding import Fitting
 from flashtask.data.inputs import Input
 from flashtask.data.transforms import eval_transform
@@ -97,7 +97,8 @@ class Reference:
         task: on the CPU.
         outputs: what the exported model gives.
         datamodule: connected with the task and set up for validation; None for made-up pictures.
-        size: (height, width) that every made-up picture has; None for several sizes.
+        has_one_size: whether the exported model takes pictures of one size: that of the first; of made-up ones that of
+            the input.
         has_preprocessing: whether the exported model takes pictures, else inputs.
     """
 
@@ -106,7 +107,7 @@ class Reference:
         task: Task,
         outputs: Outputs,
         datamodule: Any,
-        size: tuple[int, int] | None,
+        has_one_size: bool,
         *,
         has_preprocessing: bool = True,
     ) -> None:
@@ -117,7 +118,10 @@ class Reference:
         is_whole = isinstance(outputs, MaskOutputs)
         self._decoding = Fitting(replace(task.preprocessing, decode="whole")) if is_whole else self._fitting
         self.precision = inference_precision("32", task.device)
-        self.batches = list(self._of_data(datamodule) if datamodule is not None else self._made_up(size))
+        made_up = self._made_up(task.preprocessing.input_size[1:] if has_one_size else None)
+        self.batches = list(made_up if datamodule is None else self._of_data(datamodule))
+        #: (height, width) of all pictures; None if they may have several.
+        self.size = self.picture(self.pictures[0])[0].shape[:2] if has_one_size and has_preprocessing else None
         # Metrics of places count in pixels of the files, to which a graph without preprocessing does not lead back.
         is_measured = self.has_data and (has_preprocessing or not outputs.is_spatial)
         self.metric, self._metric = self._own_metric() if is_measured else (None, None)
@@ -196,6 +200,7 @@ class Reference:
         if self.has_preprocessing:
             for one in batch.pictures:
                 pixels, whole = self.picture(one)
+                self._require_size(pixels.shape[:2], one.name)
                 found += self.outputs.of_runtime(
                     run(pixels[None]), (whole[0] / pixels.shape[1], whole[1] / pixels.shape[0])
                 )
@@ -203,6 +208,15 @@ class Reference:
         for one in batch.pictures:
             found += self.outputs.of_runtime(run(self.inputs(one)), (1.0, 1.0))
         return found
+
+    def _require_size(self, found: tuple[int, ...], name: str) -> None:
+        if self.size in (None, found):
+            return
+        raise UsageError(
+            f"{name} has {found[0]} x {found[1]} pixels, but the exported model takes {self.size[0]} x {self.size[1]}",
+            why="without `size` among `dynamic`, all pictures have the size of the first",
+            fix='dynamic=["batch", "size"]',
+        )
 
     def picture(self, given: Input) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
         """The pixels (H, W, C) of an image as the exported model takes them, and the (width, height) of its file."""

@@ -83,8 +83,7 @@ def export_task(
     if form != "torch":
         require_onnx()
     outputs = task.export_outputs()
-    size = None if "size" in axes else task.preprocessing.input_size[1:]
-    made, reference = _in_eval_mode(task, outputs, axes, form, preprocessing, data, size)
+    made, reference = _in_eval_mode(task, outputs, axes, form, preprocessing, data)
     agreement, kept = reference.compared(made.run), ()
     _require_same(agreement)
     if quantize is not None:
@@ -158,7 +157,7 @@ def _require_free(paths: Iterable[Path | None], overwrite: bool) -> None:
 
 
 def _in_eval_mode(
-    task: Task, outputs: Any, axes: Sequence[str], form: str, preprocessing: bool, data: Any, size: Any
+    task: Task, outputs: Any, axes: Sequence[str], form: str, preprocessing: bool, data: Any
 ) -> tuple[_Made, Reference]:
     """The model in its format, and what the task itself gives; the task is left as it was."""
     device = task.device
@@ -170,8 +169,9 @@ def _in_eval_mode(
             data.prepare_data()
             data.setup("validate")
             task.data_is_set_up(data)
-        reference = Reference(task, outputs, data, size, has_preprocessing=preprocessing)
-        program = _program(ExportGraph(task, outputs, preprocessing).eval(), task, axes, preprocessing)
+        reference = Reference(task, outputs, data, "size" not in axes, has_preprocessing=preprocessing)
+        graph = ExportGraph(task, outputs, preprocessing).eval()
+        program = _program(graph, task, axes, preprocessing, reference.size)
     finally:
         task.to(device)
         for part, mode in modes:
@@ -187,13 +187,16 @@ def _names(axes: Sequence[str]) -> dict[int, str]:
     return ({0: "batch"} if "batch" in axes else {}) | ({1: "height", 2: "width"} if "size" in axes else {})
 
 
-def _program(graph: ExportGraph, task: Task, axes: Sequence[str], preprocessing: bool) -> torch.export.ExportedProgram:
+def _program(
+    graph: ExportGraph, task: Task, axes: Sequence[str], preprocessing: bool, size: tuple[int, int] | None
+) -> torch.export.ExportedProgram:
     """The graph that `torch.export` finds.
 
     Raises:
         UsageError: it cannot follow the network, with its reason.
     """
-    channels, height, width = task.preprocessing.input_size
+    channels, *sides = task.preprocessing.input_size
+    height, width = size or sides
     count = 2 if "batch" in axes else 1
     if "size" in axes:
         height, width = height + 56, width + 77  # of no meaning, but different from each other and from the input

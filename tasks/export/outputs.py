@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flashtask.core.library_internals import repeated_while
-from flashtask.tasks.box_loss import LEAST_SCORE, MOST_BOXES, MOST_PLACES, Places, flat_outputs
+from flashtask.tasks.box_loss import LEAST_SCORE, MOST_BOXES, MOST_PLACES, Places, boxes_in_file, flat_outputs
+from flashtask.tasks.masks import classes_in_file
 
 if TYPE_CHECKING:
     from flashtask.data.geometry import Geometry
@@ -161,8 +162,6 @@ class MaskOutputs(Outputs):
 
     def of_task(self, postprocessed: Tensor, places: Sequence[Geometry | None]) -> list[Tensor]:
         """Maps (H, W) of class numbers in the pixels of the files."""
-        from flashtask.tasks.semantic_segmentation import classes_in_file
-
         return [
             chances.argmax(dim=0) if place is None else classes_in_file(chances, place)
             for chances, place in zip(postprocessed, places, strict=True)
@@ -238,8 +237,6 @@ class BoxOutputs(Outputs):
 
     def of_task(self, postprocessed: Sequence[Tensor], places: Sequence[Geometry | None]) -> list[Tensor]:
         """Rows (n, 6) in pixels of the files."""
-        from flashtask.tasks.object_detection import boxes_in_file
-
         pairs = zip(postprocessed, places, strict=True)
         return [rows if place is None else boxes_in_file(rows, place) for rows, place in pairs]
 
