@@ -15,6 +15,7 @@ from flashtask.cli.options import (
     DOCTOR,
     EVALUATE,
     EVERYWHERE,
+    EXPORT,
     FINETUNE,
     PLAN,
     PREDICT,
@@ -260,6 +261,23 @@ def pull(address: str, folder: str | None, **params: Any) -> None:
     from flashtask.cli.push import pull as run_pull
 
     run_pull(address, folder)
+
+
+@flashtask.command(short_help="Write a model as a file for another runtime.")
+@click.argument("ckpt", metavar="MODEL")
+@add_options(EXPORT + EVERYWHERE)
+def export(ckpt: str, **params: Any) -> None:
+    """Write MODEL as a file for ONNX Runtime, torch.export or OpenVINO, if it gives the same results there.
+
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    The file takes pictures as decoded: resize, crop and normalisation are in it. It is run on images before it is
+    written. The exit code is 76 if it gives other results than MODEL.
+    """
+    from flashtask.cli.export import export as run_export
+    from flashtask.cli.own_zoo import use_option
+
+    use_option(params)
+    run_export(ckpt, params)
 
 
 @flashtask.command(short_help="Measure images per second on this machine.")

@@ -21,7 +21,7 @@ from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
 from flashtask.data.layout import existing_folder, is_shards, is_table_name, is_yolo_file, stage_folder
 
-__all__ = ["evaluate"]
+__all__ = ["data_source", "evaluate"]
 
 _PARTS = {"validate": "val", "test": "test"}
 
@@ -41,7 +41,7 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
     """
     check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
-    source = _data_source(data, _PARTS[stage])
+    source = data_source(data, _PARTS[stage])
     said = given(EVALUATE, params)
     if not is_table_name(source):
         refuse_columns(flag for key, (flag, _) in said.items() if key.startswith(f"data.{OF_TABLES}."))
@@ -57,8 +57,12 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
         click.echo(f"{name:<{width}}  {value:.4f}")
 
 
-def _data_source(data: str, part: str) -> Path | str:
-    """The folder or the file that DATA means."""
+def data_source(data: str, part: str) -> Path | str:
+    """The folder or the file that DATA means for a part.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
     if is_shards(data) or is_yolo_file(data):
         return data
     if not is_table_name(data):

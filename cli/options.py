@@ -20,6 +20,7 @@ from flashtask.cli.kinds import (
     names,
     one_of,
     positive,
+    probability,
     share,
     steps,
     text,
@@ -39,6 +40,7 @@ __all__ = [
     "DOCTOR",
     "EVALUATE",
     "EVERYWHERE",
+    "EXPORT",
     "FINETUNE",
     "GROUPS",
     "OF_SHARDS",
@@ -601,6 +603,56 @@ PUSH = (
 
 PULL: tuple[Option, ...] = ()
 
+EXPORT = (
+    Option(
+        "--output", "", text, "The file: NAME.onnx, NAME.pt2 or NAME.xml.", "FILE", "beside the checkpoint", "Output"
+    ),
+    Option(
+        "--format",
+        "",
+        one_of(["onnx", "torch", "openvino"]),
+        "onnx, torch (torch.export) or openvino.",
+        "F",
+        "from the ending of --output, else onnx",
+        "Output",
+    ),
+    Option(
+        "--dynamic",
+        "",
+        names,
+        "What may differ from call to call: batch, size, both (batch,size) or none.",
+        "AXES",
+        "batch,size; without preprocessing batch",
+        "Output",
+    ),
+    Option(
+        "--quantize",
+        "",
+        one_of(["int8"]),
+        "int8: weights and activations in 8 bits; needs --data.",
+        "Q",
+        "none",
+        "Output",
+    ),
+    Option(
+        "--max-loss",
+        "",
+        probability,
+        "How much of the metric --quantize may cost.",
+        "X",
+        "0.005: half a point",
+        "Output",
+    ),
+    Option("--no-preprocessing", "", None, "Take normalised inputs (N, 3, H, W) in place of pictures.", group="Output"),
+    Option("--data", "", text, "Validation data to compare on.", "DATA", "eight made-up pictures", "Data"),
+    Option(
+        "--licence", "", text, "Licence of the weights, for the metadata: apache-2.0, ...", "NAME", "none", "Output"
+    ),
+    Option("--overwrite", "", None, "Replace files that are there.", group="Output"),
+    _ZOO_FILE,
+    _JSON,
+)
+
 EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
 
 #: What each command takes, in the order of the docs.
@@ -617,6 +669,7 @@ TABLES = {
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,
     "bench": BENCH,

@@ -45,6 +45,7 @@ __all__ = [
     "normalization_class",
     "on_meta",
     "rate_lists",
+    "repeated_while",
     "set_layer_versions",
     "set_update_count",
     "tensor_tables",
@@ -215,6 +216,22 @@ def fused_convolution() -> Callable[..., Tensor] | None:
 
     found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
     return found
+
+
+def repeated_while(
+    condition: Callable[..., Tensor], step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """A loop over tensors that stays one in an exported graph: torch has no public name for that."""
+    import torch
+
+    if torch.compiler.is_exporting():
+        from torch._higher_order_ops import while_loop
+
+        found: tuple[Tensor, ...] = while_loop(condition, step, state)
+        return found
+    while condition(*state):
+        state = step(*state)
+    return state
 
 
 def is_from_compiler(error: BaseException) -> bool:

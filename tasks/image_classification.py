@@ -25,6 +25,7 @@ from flashtask.trainer.run_record import data_counts
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["ImageClassifier"]
@@ -449,6 +450,14 @@ class ImageClassifier(Task):
             )
             for path, row, values in ranked
         ]
+
+    def export_outputs(self) -> Outputs:
+        """`scores` (N, classes)."""
+        from flashtask.tasks.export.outputs import LabelOutputs
+
+        if not self.multi_label:
+            return LabelOutputs(None)
+        return LabelOutputs(self.thresholds or (0.5,) * (self.num_classes or 0))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the labels that the weights were trained with, if the model has none yet.

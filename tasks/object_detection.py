@@ -12,11 +12,10 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.number_checks import is_number
 from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.object_detection import ObjectDetectionData
 from flashtask.tasks.batches import StepOutput, in_a_line
-from flashtask.tasks.box_loss import boxes_of_outputs, detection_loss
+from flashtask.tasks.box_loss import boxes_in_file, boxes_of_outputs, detection_loss
 from flashtask.tasks.predictions import Boxes
 from flashtask.tasks.task import Task
 from flashtask.trainer.run import EvaluationRun
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from flashtask.core.accuracy import Accuracy
+    from flashtask.tasks.export.outputs import Outputs
 
 __all__ = ["ObjectDetector"]
 
@@ -131,7 +131,7 @@ class ObjectDetector(Task):
         for row, one in enumerate(true):
             if "size" in one:
                 width, height = one["size"].tolist()
-                found[row] = _in_file(found[row], fitting.geometry((width, height)))
+                found[row] = boxes_in_file(found[row], fitting.geometry((width, height)))
         return found, true
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
@@ -223,13 +223,21 @@ class ObjectDetector(Task):
         found = []
         for rows, sample in zip(outputs, samples, strict=True):
             kept = []
-            for *box, score, number in _in_file(rows.cpu(), sample.placed(self.preprocessing)).tolist():
+            for *box, score, number in boxes_in_file(rows.cpu(), sample.placed(self.preprocessing)).tolist():
                 if score >= thresholds[int(number)]:
                     kept.append((tuple(box), score, int(number)))
             boxes, scores, classes = zip(*kept, strict=True) if kept else ((), (), ())
             names, ids = (tuple(known[n] for n in classes) for known in (labels, self.category_ids))
             found.append(Boxes(sample.path, names, scores, boxes, ids))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`boxes` (N, 100, 4) in pixels of the picture, `scores` and `labels` (N, 100)."""
+        from flashtask.tasks.export.outputs import BoxOutputs
+
+        count = len(self.output_names(self.num_classes or 0))
+        thresholds = self._thresholds_of(count) if self.score_threshold is None else (self.score_threshold,) * count
+        return BoxOutputs(thresholds, self._strides, self.nms_threshold)
 
     def to_coco(
         self, predictions: Sequence[Boxes], image_ids: Mapping[str, int] | Sequence[int] | None = None
@@ -265,13 +273,6 @@ class ObjectDetector(Task):
         recipe = super().recipe()
         recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "num_classes"}
         return recipe
-
-
-def _in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Rows (n, 6) in pixels of the file, cut off at its edges."""
-    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
-    edge = corners.new_tensor(geometry.whole)
-    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)
 
 
 def _whole(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from flashtask.core.accuracy import Accuracy
+    from flashtask.tasks.export.exporting import Export
+    from flashtask.tasks.export.outputs import Outputs
 
 __all__ = ["Task"]
 
@@ -855,6 +857,68 @@ class Task(Module):
                 positions in the outputs become positions in the user's file.
         """
         return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
+
+    def export_outputs(self) -> Outputs:
+        """What an exported model of the task gives; by default `outputs`, the tensor of `postprocess`."""
+        from flashtask.tasks.export.outputs import Outputs
+
+        return Outputs("outputs")
+
+    @named_arguments
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "onnx",
+        dynamic: Sequence[str] | None = None,
+        quantize: str | None = None,
+        preprocessing: bool = True,
+        data: Any = None,
+        max_loss: float = 0.005,
+        licence: str | None = None,
+        overwrite: bool = False,
+    ) -> Export:
+        """Write the task as a file for another runtime, compared there with the task on images before it is written.
+
+        The input is `images`, pictures (N, H, W, C) of uint8 in RGB as decoded, which the graph resizes, crops and
+        normalises as the task does.
+
+        Args:
+            path: `NAME.onnx`, `NAME.pt2` or `NAME.xml`; beside an ONNX file `NAME.py` is written, which predicts with
+                it and needs onnxruntime, numpy and Pillow.
+            format: `onnx`, `torch` (`torch.export`) or `openvino`.
+            dynamic: what may differ from call to call: `batch`, the number of pictures, and `size`, theirs; None means
+                both, or without preprocessing `batch`. Without `size` all pictures have the size of the first of
+                `data`, else of the model's input.
+            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`.
+            preprocessing: False for normalised inputs (N, C, height, width) of float32 in place of pictures.
+            data: a data module with validation images to compare on; None means eight made-up pictures.
+            max_loss: how much of the metric `int8` may cost, such as 0.005 of the accuracy; of an error, as a share.
+                While it costs more, layers stay in float, from both ends of the network, up to half of them.
+            licence: of the weights, for the metadata.
+            overwrite: replace files that are there.
+
+        Raises:
+            UsageError: arguments that contradict each other, a network that torch.export cannot follow, or a library is
+                missing.
+            OutputError: a file is there, or its folder is not.
+            IntegrityError: the exported model gives other results than the task.
+            StorageError: a write failed.
+        """
+        from flashtask.tasks.export.exporting import export_task
+
+        return export_task(
+            self,
+            path,
+            form=format,
+            dynamic=dynamic,
+            quantize=quantize,
+            preprocessing=preprocessing,
+            data=data,
+            max_loss=max_loss,
+            licence=licence,
+            overwrite=overwrite,
+        )
 
     # ---- what files hold
 
