@@ -159,6 +159,27 @@ class ImageDataModule(DataModule):
         """How many samples each part has, without those that were left out."""
         return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
 
+    @property
+    def images(self) -> ImageSource:
+        """Where the pictures of the table are read."""
+        return self._images
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures, as the model takes them."""
+        return self._channels()
+
+    def samples(self, part: str) -> SampleTable:
+        """The samples of a part, without those that were left out, in the order of its loader."""
+        return self._table.of(part)
+
+    def target_words(self, part: str) -> list[str]:
+        """The target of each sample of a part in words; empty where it is a place in the image."""
+        table = self._table.of(part)
+        if table.targets is None or self.has_spatial_targets:
+            return [""] * len(table)
+        return [", ".join(self._reader.lines(value)) for value in self._read_targets(part)]
+
     def use_targets(self, targets: Mapping[str, Any]) -> None:
         """Read the targets as those were read that a model was trained on.
 

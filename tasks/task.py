@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
+from flashtask.report.judgement import Judgement, Scoring
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import (
     StepOutput,
@@ -153,6 +154,8 @@ class Task(Module):
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
     _class_of_weights: dict[str, Any] | None = None
+    #: Called with what each batch that is validated or tested gave, and with what metrics are updated with.
+    keep_measured: Callable[[StepOutput, tuple[Any, Any]], None] | None = None
     #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
     _has_other_weights = False
 
@@ -337,6 +340,23 @@ class Task(Module):
     def output_names(self, num_outputs: int) -> Sequence[str]:
         """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
         return tuple(map(str, range(num_outputs)))
+
+    @property
+    def scoring(self) -> Scoring:
+        """How `judge` judges, and which metric a report gives with an interval; by default the mean loss."""
+        return Scoring()
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """How good the prediction for each sample of a batch is, for reports; by default only its loss is known.
+
+        Args:
+            step: of the batch, in validation or test.
+            inputs: what `metric_inputs` gives for it.
+        """
+        size = len(self.postprocess(step.outputs))
+        rows = ((batch_row(step.outputs, row), batch_row(step.targets, row, size)) for row in range(size))
+        losses = (StepOutput.of(self.loss(*row), *row).loss for row in rows)
+        return [Judgement(float(loss)) for loss in losses]
 
     # ---- the model
 
@@ -598,6 +618,8 @@ class Task(Module):
         self._log_loss(step, part)
         self._add_metrics()
         metrics, inputs = self.metrics[part], self.metric_inputs(step)
+        if self.keep_measured is not None:
+            self.keep_measured(step, inputs)
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
             assert is_metric(metric)
