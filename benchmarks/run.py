@@ -27,10 +27,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import material  # noqa: E402
+import report  # noqa: E402
 from players import PLAYERS, installed  # noqa: E402
 from setup import Setup  # noqa: E402
-
-import report  # noqa: E402
 
 WORKS = ("frozen5", "frozen10", "again", "full", "overhead", "predict", "photos", "startup")
 #: With a small network and few images, so that all works are through in minutes.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from flashtask.core.errors import UsageError
 from flashtask.data.checks import look_at_images
 from flashtask.data.image_datamodule import ImageDataModule
-from flashtask.report.evaluation import Evaluation
-from flashtask.report.judgement import Judged, Judgement
+from flashtask.reports.evaluation import Evaluation
+from flashtask.reports.judgement import Judged, Judgement
 from flashtask.tasks.batches import StepOutput
 from flashtask.trainer.trainer import Trainer
 

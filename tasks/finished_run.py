@@ -14,10 +14,10 @@ from flashtask.core.errors import UsageError
 from flashtask.core.model_path import model_path
 from flashtask.core.plain_json import read_json
 from flashtask.core.yaml_reader import read_yaml
-from flashtask.report.evaluation import Evaluation
-from flashtask.report.history import History
-from flashtask.report.judgement import Judged
-from flashtask.report.statistics import ClassCounts
+from flashtask.reports.evaluation import Evaluation
+from flashtask.reports.history import History
+from flashtask.reports.judgement import Judged
+from flashtask.reports.statistics import ClassCounts
 
 if TYPE_CHECKING:
     import numpy as np

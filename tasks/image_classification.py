@@ -13,8 +13,8 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.core.number_checks import is_number
 from flashtask.data.inputs import Input
-from flashtask.report.judgement import Judgement, Scoring
-from flashtask.report.statistics import mean_f1, share_right
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_f1, share_right
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_weights, chosen_loss, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction

@@ -14,7 +14,7 @@ from flashtask.core.named_choice import Choice
 from flashtask.data.image_regression import ImageRegressionData
 from flashtask.data.inputs import Input
 from flashtask.data.targets import NumberReader
-from flashtask.report.judgement import Judgement, Scoring
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import NUMBER_LOSSES, chosen_loss
 from flashtask.tasks.predictions import Number

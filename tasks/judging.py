@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from flashtask.report.judgement import Judgement, Pair
-from flashtask.report.statistics import mean_iou
+from flashtask.reports.judgement import Judgement, Pair
+from flashtask.reports.statistics import mean_iou
 
 if TYPE_CHECKING:
     pass
@@ -175,17 +175,17 @@ def _on_crowd(row: Tensor, target: Mapping[str, Tensor], number: int) -> bool:
     return float(shared.clamp(min=0).prod(1).max()) / area >= FOUND
 
 
-def _pairs(rows: Tensor, found: set[int], target: Mapping[str, Tensor], labels: Sequence[str]) -> Iterator[Pair]:
+def _pairs(rows: Tensor, target: Mapping[str, Tensor], labels: Sequence[str]) -> Iterator[Pair]:
     """The objects of an image that were found, confused, missed, and what was found besides.
 
     Args:
         rows: (n, 6) boxes that are predicted.
-        found: places of the objects that are found.
         target: of the image.
         labels: of the classes.
     """
     boxes, numbers, is_crowd = target["boxes"].cpu().float(), target["labels"].tolist(), target["is_crowd"].tolist()
     hits, confused = _hits(rows, target), set()
+    found = {place for place, _ in hits.values()}
     overlaps = box_iou(rows[:, :4].float(), boxes) if len(boxes) else torch.zeros(len(rows), 0)
     for row, (*box, score, number) in enumerate(rows.tolist()):
         label, where = labels[int(number)], tuple(box)

@@ -15,8 +15,8 @@ from flashtask.data.decoding import Fitting
 from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.object_detection import ObjectDetectionData
-from flashtask.report.judgement import Judgement, Scoring
-from flashtask.report.statistics import mean_f1
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_f1
 from flashtask.tasks.batches import StepOutput, in_a_line
 from flashtask.tasks.box_loss import boxes_of_outputs, detection_loss
 from flashtask.tasks.predictions import Boxes

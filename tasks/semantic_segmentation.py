@@ -17,8 +17,8 @@ from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
-from flashtask.report.judgement import Judgement, Scoring
-from flashtask.report.statistics import mean_iou
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES

@@ -35,7 +35,7 @@ from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
-from flashtask.report.judgement import Judgement, Scoring
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import (
     StepOutput,

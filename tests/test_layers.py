@@ -18,9 +18,9 @@ KNOWS = {
     "data": {"core", "trainer"},
     "backbones": {"core"},
     "heads": {"core"},
-    "report": {"core", "trainer", "data"},
-    "tasks": {"core", "trainer", "data", "backbones", "heads", "report"},
-    "cli": {"core", "trainer", "data", "backbones", "heads", "report", "tasks"},  # and the public names
+    "reports": {"core", "trainer", "data"},
+    "tasks": {"core", "trainer", "data", "backbones", "heads", "reports"},
+    "cli": {"core", "trainer", "data", "backbones", "heads", "reports", "tasks"},  # and the public names
 }
 
 ROOM_FILES = sorted(path for room in KNOWS for path in (ROOT / room).rglob("*.py"))

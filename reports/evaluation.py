@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from flashtask.core.plain_json import number_or_null
-from flashtask.report.judgement import Judged, Pair, Scoring
-from flashtask.report.statistics import (
+from flashtask.reports.judgement import Judged, Pair, Scoring
+from flashtask.reports.statistics import (
     Calibration,
     ClassCounts,
     Curve,
@@ -48,7 +48,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     samples: tuple[Judged, ...]
     labels: tuple[str, ...] = ()
-    scoring: Scoring = Scoring()
+    scoring: Scoring = field(default_factory=Scoring)
     groups: Sequence[str] | None = None
 
     def __len__(self) -> int:
