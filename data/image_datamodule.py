@@ -173,6 +173,11 @@ class ImageDataModule(DataModule):
         """The samples of a part, without those that were left out, in the order of its loader."""
         return self._table.of(part)
 
+    def drawn_samples(self, part: str, rows: Sequence[int]) -> BatchPicture:
+        """Samples of a part that is set up, at some places, as a model gets them in evaluation, with their targets."""
+        keys = [SampleKey(row, 0, 0) for row in rows]
+        return picture_of_samples(self._datasets[part], keys, self._reader, self.used_preprocessing, "")
+
     def target_words(self, part: str) -> list[str]:
         """The target of each sample of a part in words; empty where it is a place in the image."""
         table = self._table.of(part)

@@ -21,9 +21,14 @@ from flashtask.reports.statistics import ClassCounts
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from flashtask.data.image_datamodule import ImageDataModule
+    from flashtask.reports.report import Report
     from flashtask.tasks.task import Task
+    from flashtask.trainer.fit_result import FitResult
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["FinishedRun"]
 
@@ -38,17 +43,26 @@ class FinishedRun:
         path: of a run folder or a checkpoint.
         task: the model of the run, if it is in memory; None loads it.
         data: its data, if it is in memory; None makes it as the recipe says.
+        trainer: whose devices the model is judged on; None means one with the defaults.
+        result: of the fit, if it was in this process: which epoch the model in memory has.
 
     Raises:
         MissingInputError: there is no run and no checkpoint.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, task: Task | None = None, data: ImageDataModule | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        task: Task | None = None,
+        data: ImageDataModule | None = None,
+        trainer: Trainer | None = None,
+        result: FitResult | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         #: The folder of the run, or of the checkpoint.
         self.folder = self.path if self.path.is_dir() else self.path.parent
+        self._trainer, self._result = trainer, result
         self._evaluations: dict[str, Evaluation] = {}
         if task is not None:
             self.task = task
@@ -102,13 +116,16 @@ class FinishedRun:
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of the epoch whose weights the model has."""
+        if self._result is not None and self._result.epoch is not None:
+            return {"epoch": float(self._result.epoch), **self._result.metrics}
         best = self.summary.get("best") or self._content.get("metrics") or {}
         return {name: float("nan") if value is None else float(value) for name, value in best.items()}
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, threads, device and number format of the run."""
-        return dict(self._content.get("environment") or {})
+        known = self._content if self._result is None else self.task.provenance or {}
+        return dict(known.get("environment") or {})
 
     @cached_property
     def _content(self) -> Mapping[str, Any]:
@@ -150,7 +167,7 @@ class FinishedRun:
         if part not in self._evaluations:
             from flashtask.tasks.evaluation import evaluated
 
-            self._evaluations[part] = evaluated(self.task, self.data, part)
+            self._evaluations[part] = evaluated(self.task, self.data, part, self._trainer)
         return self._evaluations[part]
 
     def predictions(self, part: str = "val") -> list[dict[str, Any]]:
@@ -168,3 +185,62 @@ class FinishedRun:
     def mistakes(self, k: int = 12, part: str = "val") -> list[Judged]:
         """The samples with the largest errors, the worst first."""
         return self.evaluation(part).mistakes(k)
+
+    def report(self, part: str | None = None) -> Report:
+        """Everything about the run as a page, as JSON or as a picture: `run.report().save("report.html")`.
+
+        Args:
+            part: `val` or `test`; None means validation data, else test data.
+        """
+        from flashtask.tasks.run_report import report_of
+
+        return report_of(self, part)
+
+    def plot(self, part: str | None = None) -> Figure:
+        """Curves, confusion matrix, precision over recall and calibration, as a figure of matplotlib.
+
+        Args:
+            part: `val` or `test`, which the model is judged on; None draws the history alone.
+        """
+        from flashtask.reports.figure import figure
+
+        return figure(
+            self.history, self.task.monitor, None if part is None else self.evaluation(part), self.folder.name
+        )
+
+    def explain(self, image: Any) -> Image:
+        """A picture as the model gets it, on which lies what speaks for its prediction: see `heat_maps`.
+
+        Args:
+            image: as `predict` takes it.
+
+        Raises:
+            UsageError: several pictures, or a backbone whose features have no places.
+        """
+        import PIL.Image
+
+        from flashtask.data.inputs import input_of
+        from flashtask.data.transforms import eval_transform
+        from flashtask.tasks.explanation import heat_maps, heated
+
+        given = input_of(image)
+        maps = heat_maps(self.task, [given])
+        if maps is None:
+            raise UsageError(f"the predictions of {type(self.task).__name__} have no heat map", fix="run.task.predict")
+        return heated(PIL.Image.fromarray(given.read(eval_transform(self.task.preprocessing).first)), maps[0])
+
+    # ---- how it is shown
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items() if name.startswith("val_"))
+        words = [str(self.summary.get(name)) for name in ("task", "backbone", "strategy") if self.summary.get(name)]
+        return f"{self.path}: {', '.join(words)}" + (f"; {shown}" if shown else "")
+
+    def __repr__(self) -> str:
+        return f"FinishedRun({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """The result and the rows of its history; `run.report()` shows the whole page."""
+        from html import escape
+
+        return f"<p>{escape(str(self))}</p>{self.history._repr_html_()}"

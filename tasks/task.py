@@ -28,7 +28,7 @@ from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
-from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.core.seeding import fresh_seed, generator_states, last_seed, set_generator_states
 from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.image_source import FILES, ImageSource
@@ -58,6 +58,7 @@ from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.fit_result import fit_result
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.metric_order import direction_of
 from flashtask.trainer.module import Module
@@ -75,6 +76,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from flashtask.core.accuracy import Accuracy
+    from flashtask.tasks.finished_run import FinishedRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Task"]
 
@@ -834,6 +837,23 @@ class Task(Module):
                 positions in the outputs become positions in the user's file.
         """
         return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
+
+    # ---- what came out
+
+    def finished_run(self, trainer: Trainer, folder: Path, data: Any) -> FinishedRun:
+        """The run as `flashtask.FinishedRun` opens it, with the model and the data that are in memory."""
+        from flashtask.tasks.finished_run import FinishedRun
+
+        assert trainer.fit_run is not None
+        return FinishedRun(folder, task=self, data=data, trainer=trainer, result=fit_result(trainer.fit_run))
+
+    def write_report(self, trainer: Trainer, folder: Path, data: Any) -> Path:
+        """Write `report.html`; no random number that is drawn afterwards depends on it."""
+        before = generator_states()
+        try:
+            return self.finished_run(trainer, folder, data).report().save(folder / "report.html")
+        finally:
+            set_generator_states(before)
 
     # ---- what files hold
 
