@@ -402,7 +402,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag != "--resume"),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
@@ -613,6 +613,7 @@ TABLES = {
     "pull": PULL,
     "cache": CACHE,
     "doctor": DOCTOR,
+    "report": REPORT,
     "bench": BENCH,
     "chaos": CHAOS,
 }

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.html_table import table_html
 from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
 from flashtask.core.seeding import SampleKey, permutation, sample_seeds
 from flashtask.data.arguments import PathLike
@@ -53,6 +55,8 @@ __all__ = ["ImageDataModule"]
 #: What the arguments that give a part may end with.
 _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
 
+#: Columns of the table that shows the data.
+_COLUMNS = ("part", "samples", "targets", "from")
 #: Classes that a line names at the most.
 _SHOWN = 5
 #: Arguments that are paths of this machine.
@@ -139,15 +143,22 @@ class ImageDataModule(DataModule):
         """What was understood of the targets, in words."""
         return self._reader.describe()
 
-    def __repr__(self) -> str:
-        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
-        rows = [("part", "samples", "targets", "from")]
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """For each part how many samples it has, their targets, and where they are from."""
         for part, count in self.sizes().items():
             raw = self._table.of(part).targets
             source = self._source(part)
             origin = f"{source.argument} {_shortened(os.path.basename(source.place), 40)}".strip()
             targets = "" if raw is None or part == "predict" else self._reader.summary(raw)
-            rows.append((part, f"{count:,}", targets, origin))
+            yield part, f"{count:,}", targets, origin
+
+    def _repr_html_(self) -> str:
+        """The same as `repr`, as a table for notebooks."""
+        return f"<p>{escape(self.describe_targets())}</p>{table_html(_COLUMNS, self._rows())}"
+
+    def __repr__(self) -> str:
+        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
+        rows = [_COLUMNS, *self._rows()]
         lines = [_shortened(f"{type(self).__name__}: {self.describe_targets()}", 80)]
         for part, count_text, targets, origin in rows:
             lines.append(

@@ -57,7 +57,7 @@ class History(list[dict[str, float]]):
         return "\n".join("  ".join(t.rjust(w) for t, w in zip(row, widths, strict=True)) for row in [names, *cells])
 
     def _repr_html_(self) -> str:
-        from flashtask.reports.templates import table_html
+        from flashtask.core.html_table import table_html
 
         return table_html(self.columns, [[row.get(name, math.nan) for name in self.columns] for row in self])
 

@@ -66,6 +66,7 @@ class Scoring:
         nothing: what a missing class is called in the confusion matrix; empty if there is always something.
         classes_exclude: whether the scores of the classes of a sample sum to 1.
         unit: of the weights of pairs: `images`, `objects`, `pixels`.
+        title: what people call the metric; empty for its name.
     """
 
     error: str = "loss"
@@ -74,6 +75,7 @@ class Scoring:
     nothing: str = ""
     classes_exclude: bool = False
     unit: str = "images"
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Judged:
         name: the path relative to the folder of its part, with forward slashes.
         input: the absolute path, the address, or the name of a picture in memory.
         target: in words.
+        said: the prediction in words.
         row: the prediction, as `predict` writes it in a table.
         judgement: of it.
         columns: what samples are sliced by: names of columns with their values.
@@ -92,6 +95,7 @@ class Judged:
     name: str
     input: str
     target: str
+    said: str
     row: Mapping[str, Any]
     judgement: Judgement
     columns: Mapping[str, Any] = field(default_factory=dict)

@@ -15,6 +15,8 @@ _STYLE = """\
   --s4: #faa2c1; --s5: #66d9e8; --s6: #d0bfae; --s7: #91a7ff; --good: #1f3d2a; } }
 .lead { font-size: 1.15rem; max-width: 60rem; margin: .5rem 0; }
 .wide { overflow-x: auto; }
+.metrics { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .75rem; font-variant-numeric: tabular-nums; }
+.metrics p { margin: 0; padding: .3rem .7rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .75rem;
   margin-top: .75rem; }
 .charts .card { padding: .6rem .6rem .3rem; }
@@ -122,8 +124,7 @@ _BODY = """\
 {% if report.findings %}<a href="#data">Data</a>{% endif %}
 </nav>
 {% if metrics %}
-<div class="wide"><table><thead><tr>{% for name in metrics %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-<tbody><tr>{% for value in metrics.values() %}<td>{{ number(value) }}</td>{% endfor %}</tr></tbody></table></div>
+<div class="metrics">{% for name, value in metrics.items() %}<p><b>{{ number(value) }}</b> <span class="soft">{{ name }}</span></p>{% endfor %}</div>
 {% endif %}
 <section id="trained"><h2>What was trained</h2>
 <dl>{% for name, value in report.facts.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
@@ -204,7 +205,7 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 {% for title, count, advice, own in report.findings %}<h3>{{ title }}: {{ "{:,}".format(count) }}</h3><p class="soft">{{ advice }}</p>{{ cards(own) }}{% endfor %}
 </section>
 {% endif %}
-{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. Heat maps (HiResCAM) show which places speak for the predicted class.</footer>{% endif %}
+{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. {% if report.has_heat_maps %}Heat maps (HiResCAM) show which places speak for the largest output.{% endif %}</footer>{% endif %}
 </body>
 </html>
 """

@@ -16,7 +16,6 @@ from flashtask.data.page_style import page_template
 from flashtask.reports.charts import calibration_chart, curve_chart, history_charts, number_charts
 from flashtask.reports.evaluation import Evaluation, plain
 from flashtask.reports.history import History
-from flashtask.reports.judgement import Judged
 from flashtask.reports.page import PAGE
 from flashtask.reports.statistics import Interval
 
@@ -82,6 +81,7 @@ class Report:
         cells: of the confusion matrix, by truth and prediction.
         objects: errors about objects by kind, with how many there are.
         findings: what is suspicious about the data: title, how many, advice, cards.
+        has_heat_maps: whether pictures of the worst and most uncertain samples have heat maps beside them.
     """
 
     title: str
@@ -97,6 +97,7 @@ class Report:
     cells: Mapping[tuple[str, str], Sequence[Card]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, Sequence[Card]]] = field(default_factory=dict)
     findings: Sequence[tuple[str, int, str, Sequence[Card]]] = ()
+    has_heat_maps: bool = False
 
     def __str__(self) -> str:
         return self.sentence
@@ -105,7 +106,8 @@ class Report:
     def sentence(self) -> str:
         """The result in one sentence."""
         if self.evaluation is not None:
-            return sentence_of(self.evaluation.interval(), len(self.evaluation), self.evaluation.part)
+            found = self.evaluation
+            return sentence_of(found.interval(), found.scoring.title, len(found), found.part)
         known = {name: value for name, value in self.metrics.items() if name == self.monitor}
         shown = ", ".join(f"{name} is {value:.4f}" for name, value in known.items())
         return shown or "Nothing was measured."
@@ -185,11 +187,10 @@ class Report:
         return file
 
 
-def sentence_of(result: Interval, count: int, part: str) -> str:
+def sentence_of(result: Interval, title: str, count: int, part: str) -> str:
     """The result in one sentence, with the interval if there is one."""
     noun = {"val": "validation", "test": "test"}.get(part, part)
-    name = result.name.replace("_", " ")
-    first = f"{name[:1].upper()}{name[1:]} is {_number(result.value)} on {count:,} {noun} samples"
+    first = f"{title or f'{part}_{result.name}'} is {_number(result.value)} on {count:,} {noun} samples"
     if math.isnan(result.low):
         return f"{first}."
     ends = f"{_number(result.low)} and {_number(result.high)}"
@@ -273,14 +274,3 @@ def _slices(found: Evaluation | None) -> list[dict[str, Any]]:
         row = {**one._asdict(), "left": left, "width": max(0.5, right - left), "middle": middle}
         by_column.setdefault(one.column, []).append(row)
     return [{"column": column, "rows": rows, "whole": 100 * (whole - low) / span} for column, rows in by_column.items()]
-
-
-def words_of(one: Judged) -> str:
-    """The prediction of a sample in words, from its row."""
-    row = {name: value for name, value in one.row.items() if name != "path"}
-    if "label" in row and "score" in row:
-        return f"{row['label']} ({row['score']:.2f})"
-    if isinstance(row.get("labels"), list) and "count" not in row:
-        return ", ".join(row["labels"]) or "no label"
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()]
-    return ", ".join(text for text in shown if len(text) < 60)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluated"]
 
+#: Lines of a prediction in words.
+_MOST_LINES = 3
 _STAGES = {"val": "validate", "test": "test"}
 
 
@@ -43,11 +45,13 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
         raise UsageError(f"there is no {part} data to judge the model on", fix="flashtask report RUN DATA")
     made: list[tuple[Any, Judgement]] = []
 
-    def keep(step: StepOutput, inputs: tuple[Any, Any]) -> None:
-        judged = task.judge(step, inputs)
-        table = data.samples(part)
-        names = table.inputs.tolist()[len(made) : len(made) + len(judged)]
-        samples = [data.images.input(name) for name in names]
+    inputs: list[str] = []
+
+    def keep(step: StepOutput, of_metrics: tuple[Any, Any]) -> None:
+        judged = task.judge(step, of_metrics)
+        if not inputs:  # not before: setting up may leave out samples
+            inputs.extend(data.samples(part).inputs.tolist())
+        samples = [data.images.input(name) for name in inputs[len(made) : len(made) + len(judged)]]
         made.extend(zip(task.to_predictions(task.postprocess(step.outputs), samples), judged, strict=True))
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "callbacks": None}
@@ -60,14 +64,18 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
     finally:
         task.keep_measured = None
     table = data.samples(part)
-    shared = zip(
-        table.names(), table.inputs.tolist(), data.target_words(part), _columns(table, data), made, strict=True
-    )
-    samples = tuple(Judged(*one, _row(said), judged, columns) for *one, columns, (said, judged) in shared)
+    facts = (table.names(), table.inputs.tolist(), data.target_words(part), _columns(table, data))
+    whole = zip(*facts, made, strict=True)
+    samples = tuple(Judged(*one, _words(said), _row(said), judged, columns) for *one, columns, (said, judged) in whole)
     labels = tuple(getattr(task, "labels", None) or ())
     groups = None if table.groups is None else table.groups.tolist()
     numbers = {name: float(value) for name, value in metrics.items()}
     return Evaluation(part, numbers, samples, labels, task.scoring, groups)
+
+
+def _words(prediction: Any) -> str:
+    lines = prediction.lines() if hasattr(prediction, "lines") else []
+    return ", ".join(lines[:_MOST_LINES])
 
 
 def _row(prediction: Any) -> Mapping[str, Any]:

@@ -215,8 +215,8 @@ class ImageClassifier(Task):
     def scoring(self) -> Scoring:
         """Accuracy, or the mean F1 of several labels at their thresholds."""
         if self.multi_label:
-            return Scoring("mean cross-entropy", "f1", mean_f1, nothing="no such label", unit="labels")
-        return Scoring("cross-entropy", "accuracy", share_right, classes_exclude=True)
+            return Scoring("mean cross-entropy", "f1", mean_f1, nothing="no such label", unit="labels", title="F1")
+        return Scoring("cross-entropy", "accuracy", share_right, classes_exclude=True, title="Accuracy")
 
     def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
         """By the probability of the right class, or of every label."""

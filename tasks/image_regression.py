@@ -116,7 +116,7 @@ class ImageRegressor(Task):
     @property
     def scoring(self) -> Scoring:
         """The mean absolute error."""
-        return Scoring("absolute error", "mae")
+        return Scoring("absolute error", "mae", title="The mean absolute error")
 
     def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
         """By the absolute error, in the unit of the targets."""

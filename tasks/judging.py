@@ -130,9 +130,7 @@ def judged_boxes(
         rows = rows.cpu()
         is_said = rows[:, 4].double() >= bounds[rows[:, 5].long()]
         hits = _hits(rows, target)
-        pairs = list(
-            _pairs(rows[is_said], {place for place, _ in _hits(rows[is_said], target).values()}, target, labels)
-        )
+        pairs = list(_pairs(rows[is_said], target, labels))
         right = sum(pair.truth == pair.predicted for pair in pairs)
         there, said = (sum(bool(pair[side]) for pair in pairs) for side in (0, 1))
         of_labels: dict[str, list[tuple[float, bool]]] = {}

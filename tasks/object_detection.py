@@ -139,7 +139,7 @@ class ObjectDetector(Task):
     @property
     def scoring(self) -> Scoring:
         """The mean F1 of the classes at their thresholds."""
-        return Scoring("1 - F1 of the image", "f1", mean_f1, nothing="nothing", unit="objects")
+        return Scoring("1 - F1 of the image", "f1", mean_f1, nothing="nothing", unit="objects", title="F1")
 
     def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
         """By the objects that were found at the thresholds, and what went wrong with the others."""

@@ -22,7 +22,7 @@ from flashtask.data.threads import in_threads
 from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.judgement import Judged, Pair
-from flashtask.reports.report import Album, Card, Report, words_of
+from flashtask.reports.report import Album, Card, Report
 from flashtask.tasks.explanation import heat_maps, heated
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class _Pictures:
         details = [f"error {one.judgement.error:.3f}" for one in worst]
         details += [f"certainty {one.judgement.certainty:.3f}" for one in uncertain]
         cards = self._looked_at([*worst, *uncertain], details)
+        report.has_heat_maps = bool(cards) and not self.data.has_spatial_targets
         report.worst, report.uncertain = cards[: len(worst)], cards[len(worst) :]
         report.cells = self._cells()
         report.objects = self._objects()
@@ -114,7 +115,7 @@ class _Pictures:
         for one, picture, other, lines, detail in whole:
             pictures = [self.album.add(picture_address(each, _SIDE)) for each in (picture, other) if each is not None]
             target = one.target or "; ".join(lines[1:])
-            title = f"{target} → {words_of(one)}" if target else words_of(one)
+            title = " → ".join(filter(None, (target, one.said)))
             cards.append(Card(tuple(pictures), title, shown_name(one.name), detail))
         return cards
 
@@ -170,8 +171,11 @@ class _Pictures:
         cards = []
         for (one, pair), address in zip(chosen, addresses, strict=True):
             score = "" if math.isnan(pair.score) else f"{pair.score:.2f}"
-            title = f"{pair.truth or 'nothing'} → {pair.predicted or 'nothing'} {score}" if pair.box else score
-            cards.append(Card((self.album.add(address),), title.strip(), shown_name(one.name)))
+            if pair.box is not None:
+                score = f"{pair.truth or 'nothing'} → {pair.predicted or 'nothing'} {score}"
+            elif self.evaluation.scoring.unit == "pixels":
+                score = f"{pair.weight:,.0f} pixels"
+            cards.append(Card((self.album.add(address),), score.strip(), shown_name(one.name)))
         return cards
 
     def _small_picture(self, one: Judged, pair: Pair) -> str:

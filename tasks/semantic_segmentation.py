@@ -138,7 +138,7 @@ class SemanticSegmentation(Task):
     @property
     def scoring(self) -> Scoring:
         """The mean intersection over union of all pixels."""
-        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels")
+        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels", title="Mean IoU")
 
     def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
         """By the classes of the pixels of its file."""

@@ -1,4 +1,4 @@
-"""Small pieces of HTML that notebooks show."""
+"""A table as HTML, for notebooks."""
 
 from __future__ import annotations
 
