@@ -31,6 +31,14 @@ def figure(history: History, monitor: str, evaluation: Evaluation | None, title:
     """
     from matplotlib.figure import Figure as MatplotlibFigure
 
+    class Shown(MatplotlibFigure):
+        """A figure that a notebook shows, also where pyplot is not in use."""
+
+        def _repr_png_(self) -> bytes:
+            held = io.BytesIO()
+            self.savefig(held, format="png")
+            return held.getvalue()
+
     drawn: list[Any] = []
     if history:
         drawn.append(lambda axes: _history(axes, history, ["train_loss", "val_loss"], "loss"))
@@ -47,7 +55,7 @@ def figure(history: History, monitor: str, evaluation: Evaluation | None, title:
             drawn.append(lambda axes: _numbers(axes, evaluation))
     columns = min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))
-    made = MatplotlibFigure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained", dpi=120)
+    made = Shown(figsize=(4.2 * columns, 3.4 * rows), layout="constrained", dpi=120)
     for place, draw in enumerate(drawn):
         draw(made.add_subplot(rows, columns, place + 1))
     if title:

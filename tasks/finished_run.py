@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import read_checkpoint
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.model_path import model_path
 from flashtask.core.plain_json import read_json
 from flashtask.core.yaml_reader import read_yaml
@@ -18,6 +18,7 @@ from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History
 from flashtask.reports.judgement import Judged
 from flashtask.reports.statistics import ClassCounts
+from flashtask.tasks import TASKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,10 +136,16 @@ class FinishedRun:
 
     @cached_property
     def task(self) -> Task:
-        """The model, in eval mode."""
-        from flashtask.tasks.loading import load
+        """The model, in eval mode.
 
-        return load(self.checkpoint)
+        Raises:
+            UnknownNameError, IntegrityError, UsageError: a task that is not registered, or a file that cannot be used.
+        """
+        name = self._content.get("task")
+        if not isinstance(name, str):
+            raise IntegrityError(f"{self.checkpoint} holds a module that is no task")
+        loaded: Task = TASKS.get(name).load_from_checkpoint(self.checkpoint)
+        return loaded.eval()
 
     @cached_property
     def data(self) -> ImageDataModule:
@@ -165,7 +172,7 @@ class FinishedRun:
             UsageError: the data has no such part.
         """
         if part not in self._evaluations:
-            from flashtask.tasks.evaluation import evaluated
+            from flashtask.tasks.judged_pass import evaluated
 
             self._evaluations[part] = evaluated(self.task, self.data, part, self._trainer)
         return self._evaluations[part]
