@@ -20,7 +20,8 @@ KNOWS = {
     "heads": {"core"},
     "reports": {"core", "trainer", "data"},
     "tasks": {"core", "trainer", "data", "backbones", "heads", "reports"},
-    "cli": {"core", "trainer", "data", "backbones", "heads", "reports", "tasks"},  # and the public names
+    "serve": {"core", "trainer", "data", "tasks"},
+    "cli": {"core", "trainer", "data", "backbones", "heads", "reports", "tasks", "serve"},  # and the public names
 }
 
 ROOM_FILES = sorted(path for room in KNOWS for path in (ROOT / room).rglob("*.py"))
