@@ -93,8 +93,8 @@ def _chart(
     y_ticks = _decades(*y_ends) if log else _ticks(*y_ends)
     x_ends = (min(x_ends[0], x_ticks[0]), max(x_ends[1], x_ticks[-1]))
     y_ends = (min(y_ends[0], y_ticks[0]), max(y_ends[1], y_ticks[-1]))
-    to_x = _scale(*x_ends, _LEFT, WIDTH - _RIGHT)
-    to_y = _scale(*y_ends, HEIGHT - _BOTTOM, _TOP, log=log)
+    to_x = _scale(x_ends[0], x_ends[1], _LEFT, WIDTH - _RIGHT)
+    to_y = _scale(y_ends[0], y_ends[1], HEIGHT - _BOTTOM, _TOP, log=log)
     made = Chart(title, across, upwards, has_dots=has_dots)
     for name, own_xs, own_ys, kind in series:
         dots = [(to_x(x), to_y(y)) for x, y in zip(own_xs, own_ys, strict=True) if _is_drawn(x, y, log)]

@@ -49,7 +49,7 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--line); bord
 .matrix td a:hover, .matrix td a:focus { outline: 2px solid var(--link); }
 .matrix th { max-width: 9rem; overflow-wrap: anywhere; border: 0; }
 .matrix tbody th { text-align: right; }
-.gallery { display: none; scroll-margin-top: 1rem; margin-top: 1rem; }
+.gallery { display: none; scroll-margin-top: 16rem; margin-top: 1rem; }
 .gallery:target, .galleries:not(:has(:target)) > .gallery:first-child { display: block; }
 .gallery .grid { grid-template-columns: repeat(auto-fill, minmax(min(46%, 9rem), 1fr)); gap: .5rem; }
 .gallery .frame { height: 8rem; }
@@ -196,7 +196,7 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 <section id="slices"><h2>Slices</h2>
 <p class="soft">{{ report.evaluation.scoring.metric }} of samples that have something in common, with its 95 % interval; the thin line is all samples.</p>
 <div class="wide"><table><thead><tr><th>Samples with</th><th>Count</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th></tr></thead><tbody>
-{% for one in slices %}{% for row in one.rows %}<tr><td>{{ one.column }} {{ row.value }}</td><td>{{ "{:,}".format(row.count) }}</td><td>{{ number(row.result) }}</td>
+{% for one in slices %}{% for row in one.rows %}<tr><td>{{ one.column }} {{ row.value }}</td><td>{{ "{:,}".format(row.size) }}</td><td>{{ number(row.result) }}</td>
 <td>{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
 </tbody></table></div></section>
 {% endif %}

@@ -119,7 +119,7 @@ class Slice(NamedTuple):
     Args:
         column: what they have in common.
         value: in words.
-        count: how many there are.
+        size: how many there are.
         result: the metric on them.
         low: the lower end of its interval.
         high: the upper end.
@@ -127,7 +127,7 @@ class Slice(NamedTuple):
 
     column: str
     value: str
-    count: int
+    size: int
     result: float
     low: float
     high: float
@@ -284,6 +284,6 @@ def _ranges(rows: Sequence[int], values: Sequence[float]) -> list[tuple[str, lis
     ends = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
     places = np.clip(np.searchsorted(ends, values, side="right") - 1, 0, max(0, len(ends) - 2))
     return [
-        (f"{ends[place]:,.6g} to {ends[place + 1]:,.6g}", [rows[i] for i in np.flatnonzero(places == place)])
+        (f"{ends[place]:,.6g} to {ends[place + 1]:,.6g}", [rows[i] for i in np.flatnonzero(places == place).tolist()])
         for place in range(len(ends) - 1)
     ]
