@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flashtask.heads import build_head as build_head
     from flashtask.tasks import TASKS as TASKS
     from flashtask.tasks.batches import StepOutput as StepOutput
+    from flashtask.tasks.finished_run import FinishedRun as FinishedRun
     from flashtask.tasks.image_classification import ImageClassifier as ImageClassifier
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
@@ -154,6 +155,7 @@ _HOMES = {
     "FeatureInfo": "flashtask.core.feature_info",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.strategies",
+    "FinishedRun": "flashtask.tasks.finished_run",
     "FitLoop": "flashtask.trainer.lightning1.loops",
     "FitResult": "flashtask.trainer.fit_result",
     "FlashtaskError": "flashtask.core.errors",

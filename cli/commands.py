@@ -21,6 +21,7 @@ from flashtask.cli.options import (
     PREDICT,
     PULL,
     PUSH,
+    REPORT,
     SERVE,
     SHARD,
     SHOW,
@@ -190,6 +191,23 @@ def test(ckpt: str, data: str, **params: Any) -> None:
 
     use_option(params)
     evaluate("test", ckpt, data, params)
+
+
+@flashtask.command(short_help="Write a page about a run.")
+@click.argument("source", metavar="RUN_OR_CKPT")
+@click.argument("data", required=False)
+@add_options(REPORT + EVERYWHERE)
+def report(source: str, data: str | None, **params: Any) -> None:
+    """Write a page about RUN_OR_CKPT: curves, mistakes, calibration, slices, and more.
+
+    The model is judged on the validation data of its run, or on DATA, which is as for `validate`. The page is one file
+    that needs no network; `finetune` has written one already.
+    """
+    from flashtask.cli.own_zoo import use_option
+    from flashtask.cli.report_page import report as run_report
+
+    use_option(params)
+    run_report(source, data, params)
 
 
 @flashtask.command(short_help="List and search models, heads, tasks and recipes.")

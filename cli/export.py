@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from flashtask.cli.evaluate import data_source
+from flashtask.cli.evaluate import data_source, data_to_judge
 from flashtask.cli.input_paths import checkpoint_source
 from flashtask.core.errors import UsageError
 
@@ -38,12 +38,12 @@ def export(ckpt: str, params: Mapping[str, Any]) -> None:
     form, output = _place(checkpoint, params["format"], params["output"])
     dynamic = params["dynamic"]
     names = None if dynamic is None else [] if dynamic == "none" else [dynamic] if isinstance(dynamic, str) else dynamic
-    source = None if params["data"] is None else data_source(params["data"], "val")
+    source = None if params["data"] is None else data_source(params["data"], "val", {})[0]
     with redirect_stdout(sys.stderr):
         from flashtask import load
 
         task = load(checkpoint)
-        data = None if source is None else task.data_class.for_evaluation(source, "val", task.target_description)
+        data = None if source is None else data_to_judge(task, source, "val", {})
         made = task.export(
             output,
             format=form,

@@ -50,6 +50,7 @@ __all__ = [
     "PREDICT",
     "PULL",
     "PUSH",
+    "REPORT",
     "SERVE",
     "SHARD",
     "SHOW",
@@ -231,6 +232,9 @@ _NO_FEATURE_CACHE = Option(
     group="Training",
 )
 _JSON = Option("--json", "", None, "Print only JSON on standard output.", group="Output")
+_NO_REPORT = Option(
+    "--no-report", "trainer.report", None, "Write no report.html to the run folder.", value=False, group="Output"
+)
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
 
@@ -379,6 +383,7 @@ FINETUNE = (
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
     *_REST,
+    _NO_REPORT,
 )
 
 TUNE = (
@@ -409,7 +414,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag != "--resume"),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
@@ -427,6 +432,21 @@ EVALUATE = (
     _QUIET,
     Option("--per-class", "", None, "Also print the metrics of each class.", group="Output"),
     _JSON,
+)
+
+REPORT = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val, else test", "Selection"),
+    Option(
+        "--format",
+        "",
+        one_of(["html", "json", "png"]),
+        "html, json, or png: the charts as one picture.",
+        "F",
+        "from the ending of --output, else html",
+        "Output",
+    ),
+    Option("--output", "", text, "File to write.", "FILE", "report.html in RUN; for other data here", "Output"),
+    *(option for option in EVALUATE if option.flag not in ("--per-class", "--json")),
 )
 
 PREDICT = (
@@ -672,6 +692,7 @@ TABLES = {
     "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,
+    "report": REPORT,
     "bench": BENCH,
     "chaos": CHAOS,
 }

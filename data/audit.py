@@ -25,7 +25,7 @@ from flashtask.data.samples import PARTS, Column, SampleTable
 from flashtask.data.targets import LabelReader, TargetReader
 from flashtask.data.value_range import Bounds
 
-__all__ = ["Examined", "Examiner", "audit_table"]
+__all__ = ["Examined", "Examiner", "audit_table", "label_errors"]
 
 #: Fewer training images than these of a class are reported, and classes that are so many times as large as another.
 _FEW, _IMBALANCE = 5, 10
@@ -268,15 +268,15 @@ def _of_features(
             examined = examiner.examine(paths, given, [groups[row] for row in rows], images)
             features.append(examined.features)
             if examined.scores is not None and given is not None:
-                yield from _of_labels([samples[row] for row in rows], given, examined.scores, labels)
+                yield from label_errors([samples[row] for row in rows], given, examined.scores, labels)
     if features:
         yield from _neighbours(samples, [*with_class, *others], np.concatenate(features), groups)
 
 
-def _of_labels(
+def label_errors(
     samples: Sequence[Sample], targets: Column, scores: np.ndarray[Any, Any], labels: Sequence[str]
 ) -> Iterator[Finding]:
-    """Labels that heads fitted to the other samples contradict, the most certain contradiction first.
+    """Labels that scores contradict which others than these samples led to, the most certain contradiction first.
 
     Another class must be at least as probable as it is on average for its own samples: confident learning (Northcutt,
     Jiang and Chuang, Journal of Artificial Intelligence Research 70, 2021).

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.html_table import table_html
 from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
 from flashtask.core.seeding import SampleKey, permutation, sample_seeds
 from flashtask.data.arguments import PathLike
@@ -52,6 +54,10 @@ __all__ = ["ImageDataModule"]
 #: What the arguments that give a part may end with.
 _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
 
+#: Columns of the table that shows the data.
+_COLUMNS = ("part", "samples", "targets", "from")
+#: Classes that a line names at the most.
+_SHOWN = 5
 #: Arguments that are paths of this machine.
 _PLACES = ("_folder", "_file")
 _PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -139,15 +145,22 @@ class ImageDataModule(DataModule):
         """What was understood of the targets, in words."""
         return self._reader.describe()
 
-    def __repr__(self) -> str:
-        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
-        rows = [("part", "samples", "targets", "from")]
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """For each part how many samples it has, their targets, and where they are from."""
         for part, count in self.sizes().items():
             raw = self._table.of(part).targets
             source = self._source(part)
             origin = f"{source.argument} {_shortened(os.path.basename(source.place), 40)}".strip()
             targets = "" if raw is None or part == "predict" else self._reader.summary(raw)
-            rows.append((part, f"{count:,}", targets, origin))
+            yield part, f"{count:,}", targets, origin
+
+    def _repr_html_(self) -> str:
+        """The same as `repr`, as a table for notebooks."""
+        return f"<p>{escape(self.describe_targets())}</p>{table_html(_COLUMNS, self._rows())}"
+
+    def __repr__(self) -> str:
+        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
+        rows = [_COLUMNS, *self._rows()]
         lines = [_shortened(f"{type(self).__name__}: {self.describe_targets()}", 80)]
         for part, count_text, targets, origin in rows:
             lines.append(
@@ -163,6 +176,32 @@ class ImageDataModule(DataModule):
     def sizes(self) -> dict[str, int]:
         """How many samples each part has, without those that were left out."""
         return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
+
+    @property
+    def images(self) -> ImageSource:
+        """Where the pictures of the table are read."""
+        return self._images
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures, as the model takes them."""
+        return self._channels()
+
+    def samples(self, part: str) -> SampleTable:
+        """The samples of a part, without those that were left out, in the order of its loader."""
+        return self._table.of(part)
+
+    def drawn_samples(self, part: str, rows: Sequence[int]) -> BatchPicture:
+        """Samples of a part that is set up, at some places, as a model gets them in evaluation, with their targets."""
+        keys = [SampleKey(row, 0, 0) for row in rows]
+        return picture_of_samples(self._datasets[part], keys, self._reader, self.used_preprocessing, "")
+
+    def target_words(self, part: str) -> list[str]:
+        """The target of each sample of a part in words; empty where it is a place in the image."""
+        table = self._table.of(part)
+        if table.targets is None or self.has_spatial_targets:
+            return [""] * len(table)
+        return [", ".join(self._reader.lines(value)) for value in self._read_targets(part)]
 
     def use_targets(self, targets: Mapping[str, Any]) -> None:
         """Read the targets as those were read that a model was trained on.

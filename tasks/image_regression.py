@@ -14,6 +14,7 @@ from flashtask.core.named_choice import Choice
 from flashtask.data.image_regression import ImageRegressionData
 from flashtask.data.inputs import Input
 from flashtask.data.targets import NumberReader
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import NUMBER_LOSSES, chosen_loss
 from flashtask.tasks.predictions import Number
@@ -112,6 +113,18 @@ class ImageRegressor(Task):
         """Predicted numbers and targets in their own unit, (B,) if there is one number an image."""
         found = self.postprocess(step.outputs), self.postprocess(step.targets)
         return (found[0][:, 0], found[1][:, 0]) if found[0].shape[1] == 1 else found
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean absolute error."""
+        return Scoring("absolute error", "mae", title="The mean absolute error")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the absolute error, in the unit of the targets."""
+        from flashtask.tasks.judging import judged_numbers
+
+        found, targets = inputs
+        return judged_numbers(found, targets, self.output_names(step.outputs.shape[1]))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean absolute error, root mean squared error, R2 and rank correlation; of several numbers their means."""

@@ -14,6 +14,8 @@ from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
 from flashtask.data.inputs import Input
 from flashtask.data.object_detection import ObjectDetectionData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_f1
 from flashtask.tasks.batches import StepOutput, in_a_line
 from flashtask.tasks.box_loss import boxes_in_file, boxes_of_outputs, detection_loss
 from flashtask.tasks.predictions import Boxes
@@ -133,6 +135,18 @@ class ObjectDetector(Task):
                 width, height = one["size"].tolist()
                 found[row] = boxes_in_file(found[row], fitting.geometry((width, height)))
         return found, true
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean F1 of the classes at their thresholds."""
+        return Scoring("1 - F1 of the image", "f1", mean_f1, nothing="nothing", unit="objects", title="F1")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the objects that were found at the thresholds, and what went wrong with the others."""
+        from flashtask.tasks.judging import judged_boxes
+
+        labels = self.output_names(self.num_classes or 0)
+        return judged_boxes(*inputs, labels, self._thresholds_of(len(labels)))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """COCO's twelve numbers, and F1, precision and recall of the boxes that `predict` gives."""

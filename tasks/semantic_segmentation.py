@@ -16,6 +16,8 @@ from flashtask.data.decoding import Fitting
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
@@ -129,6 +131,18 @@ class SemanticSegmentation(Task):
         places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
         predicted = [classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
         return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean intersection over union of all pixels."""
+        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels", title="Mean IoU")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the classes of the pixels of its file."""
+        from flashtask.tasks.judging import judged_masks
+
+        found, targets = inputs
+        return judged_masks(found, targets, self.output_names(self.num_classes or 0))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean IoU, Dice, accuracy of pixels, F1 of borders; and those that were asked for."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,14 @@ from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
-from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.core.seeding import fresh_seed, generator_states, last_seed, set_generator_states
 from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.image_source import FILES, ImageSource, loader_of_model, source_of_files, stored_loader
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import (
     StepOutput,
@@ -57,6 +58,7 @@ from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.fit_result import fit_result
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.metric_order import direction_of
 from flashtask.trainer.module import Module
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
     from flashtask.core.accuracy import Accuracy
     from flashtask.tasks.export.exporting import Export
     from flashtask.tasks.export.outputs import Outputs
+    from flashtask.tasks.finished_run import FinishedRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Task"]
 
@@ -160,6 +164,8 @@ class Task(Module):
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
     _class_of_weights: dict[str, Any] | None = None
+    #: Called with what each batch that is validated or tested gave, and with what metrics are updated with.
+    keep_measured: Callable[[StepOutput, tuple[Any, Any]], None] | None = None
     #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
     _has_other_weights = False
 
@@ -374,6 +380,23 @@ class Task(Module):
     def output_names(self, num_outputs: int) -> Sequence[str]:
         """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
         return tuple(map(str, range(num_outputs)))
+
+    @property
+    def scoring(self) -> Scoring:
+        """How `judge` judges, and which metric a report gives with an interval; by default the mean loss."""
+        return Scoring()
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """How good the prediction for each sample of a batch is, for reports; by default only its loss is known.
+
+        Args:
+            step: of the batch, in validation or test.
+            inputs: what `metric_inputs` gives for it.
+        """
+        size = len(self.postprocess(step.outputs))
+        rows = ((batch_row(step.outputs, row), batch_row(step.targets, row, size)) for row in range(size))
+        losses = (StepOutput.of(self.loss(*row), *row).loss for row in rows)
+        return [Judgement(float(loss)) for loss in losses]
 
     # ---- the model
 
@@ -636,6 +659,8 @@ class Task(Module):
         self._log_loss(step, part)
         self._add_metrics()
         metrics, inputs = self.metrics[part], self.metric_inputs(step)
+        if self.keep_measured is not None:
+            self.keep_measured(step, inputs)
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
             assert is_metric(metric)
@@ -919,6 +944,23 @@ class Task(Module):
             licence=licence,
             overwrite=overwrite,
         )
+
+    # ---- what came out
+
+    def finished_run(self, trainer: Trainer, folder: Path, data: Any) -> FinishedRun:
+        """The run as `flashtask.FinishedRun` opens it, with the model and the data that are in memory."""
+        from flashtask.tasks.finished_run import FinishedRun
+
+        assert trainer.fit_run is not None
+        return FinishedRun(folder, task=self, data=data, trainer=trainer, result=fit_result(trainer.fit_run))
+
+    def write_report(self, trainer: Trainer, folder: Path, data: Any) -> Path:
+        """Write `report.html`; no random number that is drawn afterwards depends on it."""
+        before = generator_states()
+        try:
+            return self.finished_run(trainer, folder, data).report().save(folder / "report.html")
+        finally:
+            set_generator_states(before)
 
     # ---- what files hold
 
