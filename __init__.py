@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from flashtask.core.preprocessing import Preprocessing as Preprocessing
     from flashtask.core.seeding import seed_everything as seed_everything
     from flashtask.core.seeding import seeded as seeded
+    from flashtask.data.conversion import Conversion as Conversion
+    from flashtask.data.conversion import convert_annotations as convert_annotations
     from flashtask.data.download import download_data as download_data
     from flashtask.data.image_classification import ImageClassificationData as ImageClassificationData
     from flashtask.data.image_data import ImageData as ImageData
@@ -188,6 +190,8 @@ _HOMES = {
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
     "Number": "flashtask.tasks.predictions",
+    "Conversion": "flashtask.data.conversion",
+    "convert_annotations": "flashtask.data.conversion",
     "ObjectDetectionData": "flashtask.data.object_detection",
     "ObjectDetector": "flashtask.tasks.object_detection",
     "OptimizerLoop": "flashtask.trainer.lightning1.loops",
