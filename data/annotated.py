@@ -233,7 +233,7 @@ def _numbers(found: Sequence[Annotations]) -> dict[str, int]:
 
 def _pictures(one: Annotations, problems: Problems) -> list[Picture]:
     seen = look_at_pictures(one, FILES, problems)
-    boxes = checked_boxes(one, seen, problems)
+    boxes, points = checked_boxes(one, seen, problems), seen.keypoints(one, problems)
     sizes = [(int(width), int(height)) for width, height in seen.sizes.tolist()]
     made = [Picture(path, size, []) for path, size in zip(one.paths, sizes, strict=True)]
     for path, size in zip(one.paths, sizes, strict=True):
@@ -244,17 +244,11 @@ def _pictures(one: Annotations, problems: Problems) -> list[Picture]:
         found = Object(label, (left, top, right, bottom), one.areas[number], one.crowds[number])
         if number in one.shapes and all(sizes[row]):
             found.region = _region(one.shapes[number], row, seen, one.places[number], problems)
-        if (points := one.points.get(number)) is not None:
-            found.points = _moved(points, row, seen)
+        found.points = points.get(number)
         if not found.area > 0 or one.is_relative:
             found.area = (right - left) * (bottom - top) if found.region is None else found.region.area
         made[row].objects.append(found)
     return made
-
-
-def _moved(points: Points, row: int, seen: Pictures) -> Points:
-    places = seen.points(row, np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2)).tolist()
-    return [(x, y, point[2]) if point[2] else (0.0, 0.0, 0) for (x, y), point in zip(places, points, strict=True)]
 
 
 def _region(shape: Any, row: int, seen: Pictures, place: str, problems: Problems) -> Region | None:

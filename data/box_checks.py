@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flashtask.core.errors import FlashtaskError
-from flashtask.data.box_files import Annotations
+from flashtask.data.box_files import Annotations, Points
 from flashtask.data.boxes import BoxTable
 from flashtask.data.image_source import ImageSource
 from flashtask.data.problems import Problems
@@ -27,7 +27,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 def tables_of(
     found: Mapping[str, Annotations], roots: Mapping[str, str], images: ImageSource, *, may_be_missing: bool
 ) -> tuple[SampleTable, BoxTable, Problems]:
-    """The samples of all parts and their boxes, in pixels of the upright pictures.
+    """The samples of all parts and their boxes, in pixels of the upright pictures; keypoints become such pixels too.
 
     Of each picture the header is read. Boxes that were drawn in the stored pixels of a picture that lies on its side,
     which the size in the annotations tells, are turned with it.
@@ -55,6 +55,7 @@ def tables_of(
         order = np.argsort(image, kind="stable")
         pictures = look_at_pictures(one, images, problems, may_be_missing=may_be_missing)
         boxes = checked_boxes(one, pictures, problems)[order]
+        one.points = pictures.keypoints(one, problems)
         labels = np.array([numbers[name] for name in one.names], dtype=np.int32)[order]
         crowds, areas = np.array(one.crowds, dtype=bool)[order], np.array(one.areas, dtype=np.float64)[order]
         areas = np.where(np.isnan(areas) | one.is_relative, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), areas)
@@ -106,6 +107,24 @@ class Pictures:
             corners = _turned(boxes[own].reshape(-1, 2), *turn).reshape(-1, 2, 2)
             boxes[own] = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
         return boxes
+
+    def keypoints(self, one: Annotations, problems: Problems) -> dict[int, Points]:
+        """The keypoints of a part in pixels; those outside of their picture are added to the problems."""
+        found: dict[int, Points] = {}
+        for number, points in one.points.items():
+            row = one.images[number]
+            places = self.points(row, np.array([point[:2] for point in points], dtype=np.float64).reshape(-1, 2))
+            is_seen = np.array([point[2] > 0 for point in points], dtype=bool)
+            beyond = np.maximum(-places, places - self.sizes[row]).max(axis=1, initial=-np.inf)
+            outside = is_seen & (beyond >= _MOST_BEYOND) & (self.sizes[row] > 0).all()
+            if outside.any() or not np.isfinite(places).all():
+                shown = ", ".join(f"({x:g}, {y:g})" for x, y in places[outside][:3].tolist()) or "not a number"
+                width, height = self.sizes[row]
+                what = f"{shown} in a picture of {width:.0f} x {height:.0f}"
+                problems.add("keypoint outside of its picture", f"{one.places[number]}: {what}")
+            seen = zip(places.tolist(), points, strict=True)
+            found[number] = [(x, y, point[2]) if point[2] else (0.0, 0.0, 0) for (x, y), point in seen]
+        return found
 
 
 def look_at_pictures(

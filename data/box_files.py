@@ -119,7 +119,7 @@ class Annotations:
             self.problems.add("box that is not four numbers", f"{place}: {box!r}")
             return
         if points and name in self.keypoints:
-            self._add_points(points, name, place)
+            self.add_points(len(self.boxes), points, name, place)
         if shape:
             self.shapes[len(self.boxes)] = shape
         self.images.append(image)
@@ -129,7 +129,8 @@ class Annotations:
         self.areas.append(float(area) if isinstance(area, (int, float)) else math.nan)
         self.places.append(place)
 
-    def _add_points(self, points: Sequence[Any], name: str, place: str) -> None:
+    def add_points(self, number: int, points: Sequence[Any], name: str, place: str) -> None:
+        """Take the keypoints of the box at a position, x, y, visibility of each, or note why they cannot be read."""
         wanted = len(self.keypoints[name].names)
         try:
             across, down, seen = ([float(number) for number in points[start::3]] for start in range(3))
@@ -141,7 +142,7 @@ class Annotations:
             return
         # What is not labelled has no place.
         found = [(x, y, int(v)) if v else (0.0, 0.0, 0) for x, y, v in zip(across, down, seen, strict=True)]
-        self.points[len(self.boxes)] = found
+        self.points[number] = found
 
     def number_classes(self, names: Iterable[str] | None = None) -> None:
         """Give the classes numbers from 1, in the order of `names`, else sorted as text."""
