@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, Self, Unpack, cast
@@ -191,6 +191,18 @@ class KeypointDetectionData(ObjectDetectionData):
     def keypoints(self) -> tuple[str, ...]:
         """Names of the keypoints."""
         return self._keypoint_reader.keypoints
+
+    def true_keypoints(self, part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The path of each image of a part, and its objects as of `true_boxes`, with `keypoints` (n, K, 3) as lists.
+
+        Args:
+            part: train, val or test.
+        """
+        rows, table = self._table.of(part).targets, self._keypoint_reader.table
+        assert table is not None
+        if rows is not None:
+            for (path, one), row in zip(self.true_boxes(part), rows.tolist(), strict=True):
+                yield path, {**one, "keypoints": table.points[table.of(row)].tolist()}
 
     def _with_pairs(self, pairs: Any) -> Self:
         """This data, with what the user says of mirrored pictures.
