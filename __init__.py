@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
-    from flashtask.data.keypoint_detection import KeypointDetectionData as KeypointDetectionData
+    from flashtask.data.keypoint_data import KeypointDetectionData as KeypointDetectionData
     from flashtask.data.object_detection import ObjectDetectionData as ObjectDetectionData
     from flashtask.data.samples import SampleTable as SampleTable
     from flashtask.data.semantic_segmentation import SemanticSegmentationData as SemanticSegmentationData
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
     from flashtask.tasks.keypoint_detection import KeypointDetector as KeypointDetector
-    from flashtask.tasks.keypoints import Keypoints as Keypoints
+    from flashtask.tasks.keypoint_predictions import Keypoints as Keypoints
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.masks import Mask as Mask
     from flashtask.tasks.object_detection import ObjectDetector as ObjectDetector
@@ -172,9 +172,9 @@ _HOMES = {
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "ImageRegressionData": "flashtask.data.image_regression",
     "ImageRegressor": "flashtask.tasks.image_regression",
-    "KeypointDetectionData": "flashtask.data.keypoint_detection",
+    "KeypointDetectionData": "flashtask.data.keypoint_data",
     "KeypointDetector": "flashtask.tasks.keypoint_detection",
-    "Keypoints": "flashtask.tasks.keypoints",
+    "Keypoints": "flashtask.tasks.keypoint_predictions",
     "LOGGERS": "flashtask.trainer.loggers.logger_registry",
     "Label": "flashtask.tasks.predictions",
     "Labels": "flashtask.tasks.predictions",

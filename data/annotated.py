@@ -233,12 +233,13 @@ def _numbers(found: Sequence[Annotations]) -> dict[str, int]:
 
 def _pictures(one: Annotations, problems: Problems) -> list[Picture]:
     seen = look_at_pictures(one, FILES, problems)
-    boxes, points = checked_boxes(one, seen, problems), seen.keypoints(one, problems)
+    boxes, points = checked_boxes(one, seen, problems), seen.keypoints(one)
     sizes = [(int(width), int(height)) for width, height in seen.sizes.tolist()]
     made = [Picture(path, size, []) for path, size in zip(one.paths, sizes, strict=True)]
     for path, size in zip(one.paths, sizes, strict=True):
         if not all(size) and os.path.exists(path):
             problems.add("image that cannot be read", repr(path))
+    problems.take(one.keypoint_problems)
     for number, (row, label) in enumerate(zip(one.images, one.names, strict=True)):
         left, top, right, bottom = boxes[number].tolist()
         found = Object(label, (left, top, right, bottom), one.areas[number], one.crowds[number])

@@ -55,7 +55,7 @@ def tables_of(
         order = np.argsort(image, kind="stable")
         pictures = look_at_pictures(one, images, problems, may_be_missing=may_be_missing)
         boxes = checked_boxes(one, pictures, problems)[order]
-        one.points = pictures.keypoints(one, problems)
+        one.points = pictures.keypoints(one)
         labels = np.array([numbers[name] for name in one.names], dtype=np.int32)[order]
         crowds, areas = np.array(one.crowds, dtype=bool)[order], np.array(one.areas, dtype=np.float64)[order]
         areas = np.where(np.isnan(areas) | one.is_relative, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), areas)
@@ -108,8 +108,8 @@ class Pictures:
             boxes[own] = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
         return boxes
 
-    def keypoints(self, one: Annotations, problems: Problems) -> dict[int, Points]:
-        """The keypoints of a part in pixels; those outside of their picture are added to the problems."""
+    def keypoints(self, one: Annotations) -> dict[int, Points]:
+        """The keypoints of a part in pixels; those outside of their picture are added to its `keypoint_problems`."""
         found: dict[int, Points] = {}
         for number, points in one.points.items():
             row = one.images[number]
@@ -121,7 +121,7 @@ class Pictures:
                 shown = ", ".join(f"({x:g}, {y:g})" for x, y in places[outside][:3].tolist()) or "not a number"
                 width, height = self.sizes[row]
                 what = f"{shown} in a picture of {width:.0f} x {height:.0f}"
-                problems.add("keypoint outside of its picture", f"{one.places[number]}: {what}")
+                one.keypoint_problems.add("keypoint outside of its picture", f"{one.places[number]}: {what}")
             seen = zip(places.tolist(), points, strict=True)
             found[number] = [(x, y, point[2]) if point[2] else (0.0, 0.0, 0) for (x, y), point in seen]
         return found

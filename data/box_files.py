@@ -76,6 +76,7 @@ class Annotations:
         is_relative: coordinates are shares from 0 to 1.
         remarks: what is worth saying.
         problems: what was found.
+        keypoint_problems: what was found of keypoints, which boxes alone do not need.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Annotations:
     is_relative: bool = False
     remarks: list[str] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
+    keypoint_problems: Problems = field(default_factory=Problems)
 
     def add_image(self, path: str, stated: tuple[int, int] | None = None) -> int:
         """Take an image; gives its position."""
@@ -138,7 +140,7 @@ class Annotations:
                 raise ValueError
         except (TypeError, ValueError):
             what = f"{place}: {len(points)} numbers for {wanted} keypoints of {name!r}"
-            self.problems.add("keypoints that are not x, y and a visibility of 0, 1 or 2", what)
+            self.keypoint_problems.add("keypoints that are not x, y and a visibility of 0, 1 or 2", what)
             return
         # What is not labelled has no place.
         found = [(x, y, int(v)) if v else (0.0, 0.0, 0) for x, y, v in zip(across, down, seen, strict=True)]

@@ -38,7 +38,7 @@ def points_of(mask: np.ndarray) -> list[float]:
 
 
 def lay_out(folder: Path) -> int:
-    """Write `folder/train` and `folder/val`, each with images and COCO's `annotations.json`; nuclei at an edge are crowds.
+    """Write images and COCO's `annotations.json` to `folder/train` and `folder/val`; nuclei at an edge are crowds.
 
     Returns:
         How many nuclei are not at an edge.

@@ -14,11 +14,11 @@ from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
 from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
-from flashtask.data.keypoint_detection import KeypointDetectionData
-from flashtask.data.keypoints import KeypointReader
+from flashtask.data.keypoint_data import KeypointDetectionData
+from flashtask.data.keypoint_reader import KeypointReader
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.keypoint_loss import keypoint_loss, keypoints_of_outputs, sigmas_of
-from flashtask.tasks.keypoints import Keypoints
+from flashtask.tasks.keypoint_predictions import Keypoints
 from flashtask.tasks.object_detection import ObjectDetector, boxes_in_file, whole_target
 
 if TYPE_CHECKING:

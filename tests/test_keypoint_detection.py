@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.transforms import v2
 
 import flashtask
-from flashtask import KeypointDetectionData, KeypointDetector, Keypoints, Trainer
+from flashtask import KeypointDetectionData, KeypointDetector, Keypoints, ObjectDetectionData, Trainer
 from flashtask.cli import run
 from flashtask.core.errors import BadDataError, FlashtaskError, UsageError
 from flashtask.core.preprocessing import Preprocessing
@@ -175,6 +175,7 @@ def test_annotations_that_cannot_be_used_are_named(tmp_path):
         KeypointDetectionData.from_folders(tmp_path / "train")
     assert "keypoints that are not x, y and a visibility of 0, 1 or 2: 2" in str(raised.value)
     assert "keypoint outside of its picture: 1" in str(raised.value)
+    assert ObjectDetectionData.from_folders(tmp_path / "train").num_classes == 2  # boxes alone do not need them
     content["categories"][1] |= {"keypoints": ["x"], "skeleton": []}
     content["annotations"] = []
     file.write_text(json.dumps(content))

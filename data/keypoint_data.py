@@ -16,7 +16,7 @@ from flashtask.data.arguments import KeypointOptions, PathLike, takes
 from flashtask.data.box_files import Annotations, KeypointNames, read_yolo_keypoints
 from flashtask.data.box_layouts import Found, coco_file, layout_of, of_coco, read_folder
 from flashtask.data.boxes import BoxReader, BoxTable
-from flashtask.data.keypoints import KeypointReader, KeypointTable
+from flashtask.data.keypoint_reader import KeypointReader, KeypointTable
 from flashtask.data.mirrored import mirrored_keypoints
 from flashtask.data.object_detection import ObjectDetectionData
 from flashtask.data.problems import Problems
@@ -173,6 +173,7 @@ class KeypointDetectionData(ObjectDetectionData):
         rows = []
         for one in found.values():
             noted = one.annotations
+            problems.take(noted.keypoint_problems)
             nothing = [(0.0, 0.0, 0)] * len(keypoints.names)
             order = np.argsort(np.array(noted.images, dtype=np.int64), kind="stable").tolist()
             rows += [noted.points.get(row, nothing) for row in order]

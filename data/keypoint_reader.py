@@ -13,7 +13,7 @@ from flashtask.data.box_files import KeypointNames
 from flashtask.data.boxes import BoxReader, BoxTable
 from flashtask.data.keypoint_drawing import draw_keypoints
 from flashtask.data.samples import Column
-from flashtask.data.targets import Source
+from flashtask.data.targets import Source, TargetReader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +56,10 @@ class KeypointReader(BoxReader):
     skeleton: tuple[tuple[int, int], ...] = ()
     flips: tuple[int, ...] = ()
     table: KeypointTable | None = field(default=None, repr=False, compare=False)
+
+    def reading(self, other: TargetReader) -> Self:
+        """This reader, for the objects of another one's data; what it does not know of mirrors that one may."""
+        return replace(super().reading(other), flips=self.flips or getattr(other, "flips", ()))
 
     @property
     def _objects(self) -> KeypointTable:
