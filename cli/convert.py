@@ -28,17 +28,16 @@ def convert(data: str, folder: str, params: Mapping[str, Any]) -> None:
     require_creatable(Path(folder).expanduser().absolute())
     from flashtask.data.conversion import convert_annotations
 
+    form = params["format"] or "coco"
     with redirect_stdout(sys.stderr):
-        made = convert_annotations(
-            data, folder, params["format"] or "coco", lossy=params["lossy"], copy_images=params["copy_images"]
-        )
+        made = convert_annotations(data, folder, form, lossy=params["lossy"], copy_images=params["copy_images"])
     for remark in made.remarks:
         click.echo(remark, err=True)
     if params["json"]:
         click.echo(json.dumps(asdict(made)))
         return
     images = ", ".join(f"{part} {count:,}".strip() for part, count in made.images.items())
-    click.echo(f"read {made.layout}")
-    click.echo(f"wrote {images} images with {made.objects:,} objects as {params['format']} to {made.folder}")
+    click.echo(f"read {made.layout}: {made.objects:,} objects")
+    click.echo(f"wrote {images} images as {form} to {made.folder}")
     for what, count in made.lost.items():
         click.echo(f"lost: {count:,} {what}")

@@ -301,6 +301,6 @@ def _of_masks(path: Path) -> Annotated:
 
 
 def _of_pixels(label: str, mask: np.ndarray[Any, Any]) -> Object:
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
     return Object(label, box, float(mask.sum()), region=Region(mask.shape[::-1], counts=rle_counts(mask)))

@@ -28,7 +28,7 @@ def outlines_of(region: _Points) -> Outlines:
 
     A pixel is in the region exactly where its middle is in a part and in no hole.
     """
-    rows, columns = region.any(axis=1).nonzero()[0], region.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not len(rows):
         return Outlines([], [])
     top, left = int(rows[0]), int(columns[0])

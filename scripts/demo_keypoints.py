@@ -18,7 +18,7 @@ from lay_out_nuclei import HEIGHT, NUM_TIMES, WIDTH, bytes_of, pages, wheel
 from PIL import Image
 
 DATA = Path("demo/nucleus_points")
-EPOCHS = 30
+EPOCHS = 15
 NAMES = ("middle", "left", "right", "top", "bottom")
 SKELETON = [[1, 2], [1, 3], [1, 4], [1, 5]]
 
@@ -109,10 +109,11 @@ def main() -> None:
     print(f"{lay_out(DATA)} whole nuclei in {DATA}: the left of a time series to train on, the right to validate")
     run = demo.next_run()
     model = ["--task", "keypoint_detection", "--backbone", "efficientnet_lite0"]
-    images = ["--image-size", "312x408", "--augment", "light", "--batch-size", 5]
+    images = ["--image-size", "208x272", "--augment", "light", "--batch-size", 5]
     # The outermost point of a round shape is not as exactly placed as its middle.
     images += ["--set", "model.sigmas=[0.05, 0.1, 0.1, 0.1, 0.1]"]
-    training = ["--strategy", "no_freeze", "--epochs", EPOCHS, "--lr", 2e-3]
+    training = ["--strategy", "no_freeze", "--epochs", EPOCHS, "--lr", 3e-3]
+    training += ["--set", "trainer.check_val_every_n_epoch=5", "--set", "model.head_options.width=64"]
     demo.flashtask("finetune", DATA, *model, *images, *training, "--output-dir", run)
     written = ["--output", run / "found.json", "--draw", run / "drawn"]
     demo.flashtask("predict", run, DATA / "val", "--format", "coco", *written)
