@@ -12,6 +12,7 @@ from flashtask.cli.options import (
     BENCH,
     CACHE,
     CHAOS,
+    CONVERT,
     DOCTOR,
     EVALUATE,
     EVERYWHERE,
@@ -141,6 +142,22 @@ def shard(data: str, folder: str, **params: Any) -> None:
     from flashtask.cli.shard import shard as run_shard
 
     run_shard(data, folder, params)
+
+
+@flashtask.command(short_help="Write annotations in another format.")
+@click.argument("data")
+@click.argument("folder", metavar="OUT")
+@add_options(CONVERT + EVERYWHERE)
+def convert(data: str, folder: str, **params: Any) -> None:
+    """Write the boxes, outlines and keypoints of DATA to OUT in another format.
+
+    DATA is a folder of COCO, Pascal VOC or YOLO, images beside masks, COCO's .json file, a data.yaml, or a table with a
+    row a box. OUT is new or empty, and appears when it is whole. What the format cannot hold is named, and refused
+    without --lossy.
+    """
+    from flashtask.cli.convert import convert as run_convert
+
+    run_convert(data, folder, params)
 
 
 @flashtask.command(short_help="Predict images.")

@@ -73,6 +73,8 @@ def data_source(data: str, part: str, said: Mapping[str, tuple[str, Any]]) -> tu
 
 def data_to_judge(task: Any, source: Path | str, part: str, options: Mapping[str, Any]) -> Any:
     """The data module of what DATA means, for a trained task."""
+    from flashtask.data.image_source import loader_of_model
+
     columns = below(f"data.{OF_TABLES}.", options)
     if task.load_image is not None and is_table_name(source):
         columns = {"load_image": loader_of_model(task.load_image).given, **columns}
@@ -102,7 +104,6 @@ def _measure(
     per_class: bool,
 ) -> dict[str, float]:
     from flashtask import load
-    from flashtask.data.image_source import loader_of_model
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)

@@ -562,6 +562,21 @@ SHARD = (
     _JSON,
 )
 
+CONVERT = (
+    Option(
+        "--format",
+        "",
+        one_of(["coco", "voc", "yolo", "csv", "png"]),
+        "coco, voc, yolo, csv or png.",
+        "F",
+        "coco",
+        "Output",
+    ),
+    Option("--lossy", "", None, "Convert although something is lost.", group="Output"),
+    Option("--copy-images", "", None, "Copy the images; else they stay where they are.", group="Output"),
+    _JSON,
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -683,6 +698,7 @@ TABLES = {
     "audit": AUDIT,
     "show": SHOW,
     "shard": SHARD,
+    "convert": CONVERT,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,

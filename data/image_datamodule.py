@@ -56,8 +56,6 @@ _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data"
 
 #: Columns of the table that shows the data.
 _COLUMNS = ("part", "samples", "targets", "from")
-#: Classes that a line names at the most.
-_SHOWN = 5
 #: Arguments that are paths of this machine.
 _PLACES = ("_folder", "_file")
 _PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

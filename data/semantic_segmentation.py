@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -475,6 +475,24 @@ class SemanticSegmentationData(ImageData):
     def _mirrored_labels(self) -> Sequence[str]:
         """Without the numbers that masks have in place of names."""
         return [label for label in super()._mirrored_labels() if not label.isdigit()]
+
+    @property
+    def classes(self) -> Mapping[str, int]:
+        """The labels, each with what the masks have for it: a number, or a colour as 0xRRGGBB."""
+        assert isinstance(self._reader, MaskReader)
+        return dict(zip(self._reader.labels, self._reader.values, strict=True))
+
+    def true_masks(self, part: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """The path of each image of a part, and (H, W) uint8: the position of the class of each pixel, 255 for none.
+
+        Args:
+            part: train, val or test.
+        """
+        samples, reader = self._table.of(part), self._reader
+        assert isinstance(reader, MaskReader)
+        if samples.targets is not None:
+            for path, text in zip(samples.inputs.tolist(), samples.targets.tolist(), strict=True):
+                yield path, reader.class_map(text)
 
     def pixel_counts(self) -> dict[str, int]:
         """Training pixels of each class, by label."""
