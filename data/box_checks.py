@@ -14,6 +14,7 @@ from flashtask.data.boxes import BoxTable
 from flashtask.data.image_source import ImageSource
 from flashtask.data.problems import Problems
 from flashtask.data.samples import Column, SampleTable
+from flashtask.data.shapes import turned_shape
 from flashtask.data.threads import in_threads
 
 __all__ = ["tables_of"]
@@ -103,6 +104,9 @@ def _checked(one: Annotations, images: ImageSource, problems: Problems, *, may_b
         if stated == (height, width) and orientation in _SIDEWAYS:
             own = image == row
             boxes[own] = _turned(boxes[own], orientation, stated)
+            for place in own.nonzero()[0].tolist():
+                if place in one.shapes:
+                    one.shapes[place] = turned_shape(one.shapes[place], orientation, stated)
         else:
             what = f"{stated[0]} x {stated[1]} in the annotations, {width} x {height} in the file"
             problems.add("picture of another size", f"{name!r}: {what}")

@@ -50,6 +50,7 @@ class Annotations:
         areas: of each box, in square pixels; NaN for that of the rectangle.
         places: for each box where it is written.
         ids: what the annotations call each class; in the order of the classes.
+        shapes: of boxes that have one, by their position: polygons [x1, y1, x2, y2, ...], or COCO's run lengths.
         is_relative: coordinates are shares from 0 to 1.
         remarks: what is worth saying.
         problems: what was found.
@@ -64,6 +65,7 @@ class Annotations:
     areas: list[float] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
+    shapes: dict[int, Any] = field(default_factory=dict)
     is_relative: bool = False
     remarks: list[str] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
@@ -75,7 +77,15 @@ class Annotations:
         return len(self.paths) - 1
 
     def add_box(
-        self, image: int, box: Sequence[Any], name: str, place: str, *, is_crowd: bool = False, area: Any = None
+        self,
+        image: int,
+        box: Sequence[Any],
+        name: str,
+        place: str,
+        *,
+        is_crowd: bool = False,
+        area: Any = None,
+        shape: Any = None,
     ) -> None:
         """Take a box, or note why its numbers cannot be read."""
         try:
@@ -83,6 +93,8 @@ class Annotations:
         except (TypeError, ValueError):
             self.problems.add("box that is not four numbers", f"{place}: {box!r}")
             return
+        if shape:
+            self.shapes[len(self.boxes)] = shape
         self.images.append(image)
         self.boxes.append((left, top, right, bottom))
         self.names.append(name)
@@ -140,7 +152,15 @@ def read_coco(file: str, folder: str) -> Annotations:
             made.problems.add("box that is not four numbers", f"{place}: {str(one)[:80]}")
             continue
         where = f"{place} ({os.path.basename(made.paths[image])})"
-        made.add_box(image, box, name, where, is_crowd=bool(one.get("iscrowd")), area=one.get("area"))
+        made.add_box(
+            image,
+            box,
+            name,
+            where,
+            is_crowd=bool(one.get("iscrowd")),
+            area=one.get("area"),
+            shape=one.get("segmentation"),
+        )
     return made
 
 
@@ -256,7 +276,8 @@ def _yolo_place(root: str, given: str, file: str) -> str:
 def read_yolo(names: Sequence[str], places: Sequence[str]) -> Annotations:
     """YOLO's text files: beside `images/` a folder `labels/` with a line a box, `class x y width height` in shares.
 
-    A line with the corners of a polygon means the box around it. An image without a file of labels has no objects.
+    A line with the corners of a polygon is a shape in the box around it. An image without a file of labels has no
+    objects.
 
     Args:
         names: of the classes.
@@ -302,7 +323,8 @@ def _add_yolo_line(made: Annotations, image: int, cells: list[str], names: Seque
         made.add_box(image, box, names[number], place)
     elif len(shares) >= 6 and len(shares) % 2 == 0:
         across, down = shares[::2], shares[1::2]
-        made.add_box(image, (min(across), min(down), max(across), max(down)), names[number], place)
+        around = (min(across), min(down), max(across), max(down))
+        made.add_box(image, around, names[number], place, shape=[shares])
     else:
         made.problems.add("box that is not four numbers", f"{place}: {len(shares)} numbers after the class")
 

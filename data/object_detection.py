@@ -35,11 +35,12 @@ from flashtask.data.box_layouts import (
     read_folder,
     voc_folders,
 )
-from flashtask.data.boxes import BoxReader
+from flashtask.data.boxes import BoxReader, BoxTable
 from flashtask.data.coco_files import coco_files
 from flashtask.data.folders import list_images
 from flashtask.data.image_data import ImageData
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages
+from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable
 from flashtask.data.tables import Table, open_table
 
@@ -58,6 +59,11 @@ class ObjectDetectionData(ImageData):
 
     readers = (BoxReader,)
     constructors = ("from_folders", "from_coco", "from_voc", "from_yolo", "from_csv")
+    #: What the start of a run counts.
+    _noun = "boxes"
+    #: Where the annotations of one part are, and those of a part that the training folder names itself.
+    _read_folder = staticmethod(read_folder)
+    _own_part = staticmethod(own_part)
 
     # ---- folders
 
@@ -94,11 +100,11 @@ class ObjectDetectionData(ImageData):
         folders = check_folders(given)
         found: dict[str, Found] = {}
         for part, folder in folders.items():
-            found[part] = of_images(folder) if part == "predict" else read_folder(folder, part)
+            found[part] = of_images(folder) if part == "predict" else cls._read_folder(folder, part)
         remarks = []
         if "train" in folders:
             for part in ("val", "test"):
-                if part not in folders and (own := own_part(folders["train"], part)) is not None:
+                if part not in folders and (own := cls._own_part(folders["train"], part)) is not None:
                     found[part] = own
             if "val" in found and options.get("val_split") is not None:
                 remarks.append("the data set names its own validation images, so val_split is not used")
@@ -344,7 +350,7 @@ class ObjectDetectionData(ImageData):
             argument = f"{part}_{kind}"
             names = MemoryImages.names(argument, len(images))
             own = None if part == "predict" else targets.get(part)
-            found[part] = Found("in memory", _of_objects(names, own, argument, part), "")
+            found[part] = Found("in memory", cls._of_objects(names, own, argument, part), "")
         source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
         return cls._of_found(found, (constructor, arguments), options, source)
 
@@ -391,7 +397,7 @@ class ObjectDetectionData(ImageData):
             is_folder = isinstance(one, (str, os.PathLike))
             paths = list_images(Path(one), f"{part}_files").paths if is_folder else [os.path.abspath(p) for p in one]
             own = None if part == "predict" else targets.get(part)
-            found[part] = Found("files", _of_objects(list(paths), own, f"{part}_files", part), "")
+            found[part] = Found("files", cls._of_objects(list(paths), own, f"{part}_files", part), "")
             arguments[f"{part}_files"] = {"not_saved": f"{len(paths):,} values"}
         return cls._of_found(found, ("from_files", arguments), dict(options))
 
@@ -431,12 +437,25 @@ class ObjectDetectionData(ImageData):
             images,
             may_be_missing=known["on_bad_image"] == "skip",
         )
+        reader = cls._reader_of(fields, boxes, ordered, problems)
         problems.refuse("; ".join(dict.fromkeys(one.layout for one in ordered.values())))
-        said = {part: [_understood(part, one), *one.annotations.remarks] for part, one in ordered.items()}
+        said = {part: [_understood(part, one, cls._noun), *one.annotations.remarks] for part, one in ordered.items()}
         said[next(iter(ordered))] += remarks
-        made = cls(table, BoxReader(fields, table=boxes), (recipe[0], {**recipe[1], **known}), said, images)
+        made = cls(table, reader, (recipe[0], {**recipe[1], **known}), said, images)
         made.preprocessing = read_preprocessing(options.get("preprocessing"))
         return made
+
+    @classmethod
+    def _reader_of(
+        cls, fields: tuple[str, ...], boxes: BoxTable, found: Mapping[str, Found], problems: Problems
+    ) -> BoxReader:
+        """The reader of what was found; what else is wrong with it is added to the problems."""
+        return BoxReader(fields, table=boxes)
+
+    @classmethod
+    def _of_objects(cls, names: Sequence[str], targets: Any, argument: str, part: str) -> Annotations:
+        """Targets that are given in Python."""
+        return _of_objects(names, targets, argument, part)
 
     @property
     def _box_reader(self) -> BoxReader:
@@ -488,7 +507,7 @@ class ObjectDetectionData(ImageData):
                 for row in cast("np.ndarray[Any, Any]", table.targets).tolist():
                     own = boxes.of(row)
                     digest.update(repr([boxes.names[label] for label in boxes.labels[own]]).encode())
-                    digest.update(boxes.boxes[own].tobytes() + boxes.is_crowd[own].tobytes())
+                    digest.update(boxes.told(row))
                 found[part] = digest.hexdigest()
         return found
 
@@ -507,7 +526,7 @@ class ObjectDetectionData(ImageData):
         return "no", ""
 
 
-def _understood(part: str, one: Found) -> str:
+def _understood(part: str, one: Found, noun: str) -> str:
     """One line on what was read."""
     found = one.annotations
     if part == "predict":
@@ -515,8 +534,8 @@ def _understood(part: str, one: Found) -> str:
     empty = len(found.paths) - len(set(found.images))
     crowds = sum(found.crowds)
     more = [f"{empty:,} without objects"] if empty else []
-    more += [f"{crowds:,} of the boxes are crowds"] if crowds else []
-    said = f"{part}: {one.layout}: {len(found.paths):,} images, {len(found.boxes):,} boxes"
+    more += [f"{crowds:,} of the {noun} are crowds"] if crowds else []
+    said = f"{part}: {one.layout}: {len(found.paths):,} images, {len(found.boxes):,} {noun}"
     return said + (f" ({', '.join(more)})" if more else "")
 
 

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 from flashtask.data.boxes import CROWD
 
-__all__ = ["Places", "assign", "boxes_of_outputs", "detection_loss"]
+__all__ = ["Places", "assign", "boxes_of_outputs", "detection_loss", "places_of_outputs"]
 
 #: Places of each level that are candidates for a box (Zhang et al., 2020).
 _CANDIDATES = 9
@@ -160,6 +160,13 @@ def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int], nms_thre
     Returns:
         For each image (n, 6): left, top, right, bottom in pixels of the input, score, class.
     """
+    return [boxes for boxes, _ in places_of_outputs(outputs, strides, nms_threshold)]
+
+
+def places_of_outputs(
+    outputs: Sequence[Tensor], strides: Sequence[int], nms_threshold: float = 0.5
+) -> list[tuple[Tensor, Tensor]]:
+    """What `boxes_of_outputs` gives, with the position (n,) in `Places` at which each box was found."""
     distances, logits = _flat(outputs)
     boxes, scores = Places(outputs, strides).boxes(distances), logits.sigmoid()
     found = []
@@ -168,7 +175,9 @@ def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int], nms_thre
         count = min(_MOST_PLACES, int((values >= _LEAST_SCORE).sum()))
         values, order = values[:count], order[:count]
         classes = order % scores.shape[2]
-        own = boxes[row, order.div(scores.shape[2], rounding_mode="floor")]
+        at = order.div(scores.shape[2], rounding_mode="floor")
+        own = boxes[row, at]
         kept = batched_nms(own, values, classes, nms_threshold)[:_MOST_BOXES]
-        found.append(torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1))
+        rows = torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1)
+        found.append((rows, at[kept]))
     return found
