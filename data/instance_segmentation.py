@@ -13,7 +13,7 @@ import numpy as np
 
 from flashtask.core.errors import BadDataError, UsageError
 from flashtask.data.box_files import Annotations, read_yolo_file
-from flashtask.data.box_layouts import Found, coco_file, layout_of, own_part, read_folder
+from flashtask.data.box_layouts import Found, coco_file, layout_of, of_yolo, own_part, read_folder
 from flashtask.data.boxes import BoxReader, BoxTable
 from flashtask.data.folders import list_images
 from flashtask.data.instances import InstanceReader, InstanceTable
@@ -149,12 +149,9 @@ def _refuse(what: str) -> NoReturn:
 
 
 def _yolo_suits(file: str) -> tuple[str, str]:
-    """Certain if the first line of labels is that of a polygon."""
-    from flashtask.data.box_files import read_yolo
-
-    names, parts = read_yolo_file(file)
-    shapes = read_yolo(names, parts["train"]).shapes if "train" in parts else {}
-    return ("certain", f"masks of objects: {os.path.basename(file)}") if shapes else ("no", "")
+    """Certain if a line of labels is that of a polygon."""
+    has_masks = "train" in read_yolo_file(file)[1] and of_yolo(file, "train").annotations.shapes
+    return ("certain", f"masks of objects: {os.path.basename(file)}") if has_masks else ("no", "")
 
 
 # ---- label images

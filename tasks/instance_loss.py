@@ -25,17 +25,39 @@ _EPSILON = 1e-5
 
 
 class FoundObjects(NamedTuple):
-    """What was found in an image, the best first.
+    """What was found in an image, the best first; a mask is drawn when it is needed, and only around its box.
 
     Args:
         boxes: (n, 6): left, top, right, bottom in pixels of the input, score, class.
-        masks: (n, h, w) logits in steps of `stride` pixels; the last may lie beyond the input.
-        stride: of the masks.
+        points: (n, 2), the places at which they were found, x and y in pixels.
+        strides: (n,), of these places.
+        parameters: (n, 169), of the networks that draw the masks.
+        features: (8, h, w), in steps of `stride` pixels; the last may lie beyond the input.
+        stride: of the features.
     """
 
     boxes: Tensor
-    masks: Tensor
+    points: Tensor
+    strides: Tensor
+    parameters: Tensor
+    features: Tensor
     stride: int
+
+    def chosen(self, rows: Any) -> FoundObjects:
+        """Some of the objects."""
+        own = {name: getattr(self, name)[rows] for name in ("boxes", "points", "strides", "parameters")}
+        return self._replace(**own)
+
+    def masks(self, columns: slice = slice(None), lines: slice = slice(None)) -> Tensor:
+        """The logits (n, h, w) of the masks.
+
+        Args:
+            columns: of the features, for a part of them.
+            lines: of the features.
+        """
+        origin = ((columns.start or 0) * self.stride, (lines.start or 0) * self.stride)
+        points = self.points - self.points.new_tensor(origin)
+        return _drawn(self.features[:, lines, columns], self.parameters, points, self.strides, self.stride)
 
 
 def instance_loss(
@@ -60,7 +82,7 @@ def instance_loss(
             continue
         scores = logits[row, at, target["labels"][target["labels"] != CROWD][learned[at]]]
         at = at[_best_of_each(learned[at], scores.detach(), int(learned.max()) + 1)]
-        drawn = _drawn(features[row], controllers[row, at], places, at, strides[0])
+        drawn = _drawn(features[row], controllers[row, at], places.points[at], places.strides[at], strides[0])
         true = _in_steps(layers, drawn.shape[-2:], strides[0])
         wanted = (true[None] == numbers[learned[at], None, None, None]).any(1)
         losses.append(_dice_loss(drawn, wanted.to(drawn))[wanted.flatten(1).any(1)])
@@ -94,22 +116,21 @@ def _flat(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
 
 
-def _drawn(features: Tensor, parameters: Tensor, places: Places, at: Tensor, stride: int) -> Tensor:
+def _drawn(features: Tensor, parameters: Tensor, points: Tensor, strides: Tensor, stride: int) -> Tensor:
     """The logits (n, h, w) of masks.
 
     Args:
         features: (8, h, w), of one image.
         parameters: (n, 169), of the networks that draw them.
-        places: of the outputs.
-        at: (n,) positions of the places to which the networks belong.
+        points: (n, 2), the places to which the networks belong, x and y in pixels.
+        strides: (n,), of these places.
         stride: of the features.
     """
     channels, height, width = features.shape
     down, across = (torch.arange(n, device=features.device, dtype=features.dtype) + 0.5 for n in (height, width))
     pixels = torch.stack(torch.meshgrid(across * stride, down * stride, indexing="xy")).flatten(1)
-    reach = (places.strides[at] * _REACH)[:, None, None]
-    away = (pixels - places.points[at][..., None]) / reach
-    now = torch.cat([away, features.flatten(1).expand(len(at), channels, -1)], dim=1)
+    away = (pixels - points[..., None]) / (strides * _REACH)[:, None, None]
+    now = torch.cat([away, features.flatten(1).expand(len(points), channels, -1)], dim=1)
     start = 0
     for number, (before, after) in enumerate(MASK_LAYERS):
         weight = parameters[:, start : start + before * after].reshape(-1, after, before)
@@ -153,6 +174,6 @@ def objects_of_outputs(
     places, controllers = Places(maps, strides), _flat(outputs["controllers"])
     found = []
     for row, (boxes, at) in enumerate(places_of_outputs(maps, strides, nms_threshold)):
-        masks = _drawn(features[row], controllers[row, at], places, at, strides[0])
-        found.append(FoundObjects(boxes, masks, strides[0]))
+        of_places = (places.points[at], places.strides[at], controllers[row, at])
+        found.append(FoundObjects(boxes, *of_places, features[row], strides[0]))
     return found

@@ -111,8 +111,7 @@ class InstanceSegmentation(ObjectDetector):
         found = []
         for objects, sample in zip(outputs, samples, strict=True):
             is_predicted, place = self._is_predicted(objects.boxes), sample.placed(self.preprocessing)
-            kept = FoundObjects(objects.boxes[is_predicted], objects.masks[is_predicted], objects.stride)
-            rows, counts = _objects_in_file(kept, place)
+            rows, counts = _objects_in_file(objects.chosen(is_predicted), place)
             masks = tuple({"size": list(place.whole[::-1]), "counts": text} for text in counts)
             found.append(Instances(sample.path, **self._columns_of(rows), masks=masks, size=place.whole))
         return found
@@ -123,20 +122,39 @@ def _objects_in_file(found: FoundObjects, place: Geometry) -> tuple[torch.Tensor
 
     A mask is looked at in its box and a little beyond.
     """
-    rows = boxes_in_file(found.boxes.cpu(), place)
-    masks = found.masks.cpu()
-    height, width = masks.shape[-2:]
-    place = replace(place, size=(width * found.stride, height * found.stride))
+    found = FoundObjects(*(one.cpu() if isinstance(one, torch.Tensor) else one for one in found))
+    rows = boxes_in_file(found.boxes, place)
     kept, counts = [], []
-    for number, (left, top, right, bottom) in enumerate(rows[:, :4].tolist()):
-        wide, high = _BEYOND * (right - left) + 1, _BEYOND * (bottom - top) + 1
-        columns = range(max(0, int(left - wide)), min(place.whole[0], int(right + wide) + 1))
-        lines = range(max(0, int(top - high)), min(place.whole[1], int(bottom + high) + 1))
-        inside = place.map_in_file(masks[number : number + 1], rows=lines, columns=columns)[0] > 0
+    for number, box in enumerate(rows[:, :4].tolist()):
+        columns, lines = (_around(box[axis], box[axis + 2], place.whole[axis]) for axis in (0, 1))
+        height, width = found.features.shape[-2:]
+        across = _steps(columns, place.whole[0] / place.resized[0], place.left, found.stride, width)
+        down = _steps(lines, place.whole[1] / place.resized[1], place.top, found.stride, height)
+        mask = found.chosen(slice(number, number + 1)).masks(across, down)
+        part = replace(
+            place,
+            left=place.left + across.start * found.stride,
+            top=place.top + down.start * found.stride,
+            size=(mask.shape[2] * found.stride, mask.shape[1] * found.stride),
+        )
+        inside = part.map_in_file(mask, rows=lines, columns=columns)[0] > 0
         if inside.any():
             kept.append(number)
             counts.append(block_counts(Block(columns.start, lines.start, inside.numpy()), place.whole))
     return rows[kept], counts
+
+
+def _around(start: float, end: float, most: int) -> range:
+    """The pixels of a file in which the mask of a box is looked at, along one axis."""
+    beyond = _BEYOND * (end - start) + 1
+    return range(max(0, int(start - beyond)), min(most, int(end + beyond) + 1))
+
+
+def _steps(pixels: range, scale: float, offset: int, stride: int, most: int) -> slice:
+    """The steps of the features that pixels of the file lie in, along one axis, with the two beside them."""
+    first, last = (int((end / scale - offset) // stride) for end in (pixels.start, pixels.stop))
+    start = min(max(0, first - 1), most - 1)
+    return slice(start, max(start + 1, min(most, last + 2)))
 
 
 def _whole(target: Mapping[str, torch.Tensor]) -> dict[str, Any]:
