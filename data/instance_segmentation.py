@@ -38,8 +38,9 @@ _SEGMENTED = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
 class InstanceSegmentationData(ObjectDetectionData):
     """Images with any number of objects, each with a label, a box and a mask; those without objects are trained on too.
 
-    Polygons and run lengths stay as they are written; the mask of an object is made when its image is loaded. A label
-    image is a picture in which each object has a number of its own as value, and 0 is beside all.
+    Polygons and run lengths stay as they are written; the mask of an object is made when its image is loaded.
+    `from_folders` also takes `images/` beside `masks/` with label images: pictures in which each object has a number of
+    its own as value, and 0 is beside all. Where `masks/` has a folder for each class, its name is that of the class.
     """
 
     readers = (InstanceReader,)
