@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from flashtask.data.instance_drawing import draw_instances
+from flashtask.data.masks import run_lengths
 from flashtask.data.shapes import Block, shape_block, shape_text
 from flashtask.tasks.prediction_files import write_image
 from flashtask.tasks.predictions import Boxes
@@ -42,9 +43,18 @@ class Instances(Boxes):
         found[block.place] = block.inside
         return found
 
+    @property
+    def areas(self) -> tuple[int, ...]:
+        """Pixels of each object."""
+        return tuple(sum(run_lengths(mask["counts"], self.size)[1::2]) for mask in self.masks)
+
     def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
-        """`path`, the number of objects as `count`, and lists of `labels`, `scores`, `boxes` and `masks`."""
-        return {**super().as_row(), "masks": [dict(mask) for mask in self.masks]}
+        """`path`, the number of objects as `count`, and lists of `labels`, `scores`, `boxes` and `areas` in pixels."""
+        return {**super().as_row(), "areas": list(self.areas)}
+
+    def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
+        """As `as_row`, with the `masks` as COCO's run lengths."""
+        return {**super().to_dict(), "masks": [dict(mask) for mask in self.masks]}
 
     def draw(self, image: Image) -> Image:
         """A copy of a picture with each object in a colour of its own, its label and score.

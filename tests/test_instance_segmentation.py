@@ -391,11 +391,11 @@ def test_predictions_as_rows_pictures_and_label_images(fitted, tmp_path):
     model, _, root = fitted
     one = next(one for one in model.predict(sorted(map(str, (root / "val").glob("*.png")))) if len(one.boxes) > 1)
     row = one.as_row()
-    assert list(row) == ["path", "count", "labels", "scores", "boxes", "masks"]
-    assert row["masks"][0]["size"] == [80, 96]
-    assert json.loads(json.dumps(one.to_dict()))["masks"] == row["masks"]
-    first = one.to_coco(17)[0]
-    assert first["segmentation"] == row["masks"][0]
+    assert list(row) == ["path", "count", "labels", "scores", "boxes", "areas"]
+    assert row["areas"] == [one.mask(number).sum() for number in range(row["count"])]
+    first, masks = one.to_coco(17)[0], json.loads(json.dumps(one.to_dict()))["masks"]
+    assert first["segmentation"] == masks[0]
+    assert len(masks) == row["count"] > 1
     assert squares.runs(one.mask(0)) == first["segmentation"]
     picture = load_image(one.path)
     drawn = one.draw(picture)
