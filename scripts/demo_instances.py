@@ -9,11 +9,11 @@ import os
 import sys
 from pathlib import Path
 
+import demo
 import numpy as np
 from lay_out_nuclei import lay_out_instances
 from PIL import Image
 
-import demo
 from flashtask import InstanceSegmentation, InstanceSegmentationData, Trainer, seed_everything
 from flashtask.data.instance_drawing import draw_instances
 from flashtask.data.masks import read_mask
