@@ -223,7 +223,8 @@ def _add_given(made: Annotations, name: str, given: Any, place: str) -> None:
     labels = given.get("labels") if isinstance(given, Mapping) else None
     masks = np.asarray(given["masks"] if labels is not None and "masks" in given else given)
     if labels is None and masks.ndim == 2 and masks.dtype.kind in "biu":
-        _add_numbered(made, made.add_image(name), masks.shape[::-1], list(numbered_objects(masks)), _OBJECT, place)
+        size = (masks.shape[1], masks.shape[0])
+        _add_numbered(made, made.add_image(name), size, list(numbered_objects(masks)), _OBJECT, place)
         return
     if labels is None or masks.ndim != 3 or len(masks) != len(labels):
         raise UsageError(

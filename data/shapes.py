@@ -115,7 +115,8 @@ def shape_block(text: str, size: tuple[int, int]) -> Block:
     points = np.concatenate(polygons)
     first = np.clip(np.floor(points.min(axis=0)), 0, size).astype(int)
     last = np.clip(np.ceil(points.max(axis=0)), first, size).astype(int)
-    drawn = np.zeros((last - first)[::-1], dtype=np.uint8)
+    width, height = (last - first).tolist()
+    drawn = np.zeros((height, width), dtype=np.uint8)
     for polygon in polygons:
         draw_polygon(drawn, polygon - first, 1)
     return Block(int(first[0]), int(first[1]), drawn > 0)

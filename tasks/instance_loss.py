@@ -48,6 +48,10 @@ class FoundObjects(NamedTuple):
         own = {name: getattr(self, name)[rows] for name in ("boxes", "points", "strides", "parameters")}
         return self._replace(**own)
 
+    def cpu(self) -> FoundObjects:
+        """The same in the memory of the CPU."""
+        return self._replace(**{name: value.cpu() for name, value in self._asdict().items() if name != "stride"})
+
     def masks(self, columns: slice = slice(None), lines: slice = slice(None)) -> Tensor:
         """The logits (n, h, w) of the masks.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from itertools import accumulate
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,15 +80,13 @@ class InstanceScores(DetectionScores):
 
     def compute(self) -> Tensor:
         """The mean average precision of masks; NaN without a true object."""
-        from faster_coco_eval.core import mask as coco_masks
-
         sizes = self._whole("counts").long().tolist()
         found, found_masks = self._images("found", [one[0] for one in sizes], sizes)
         true, true_masks = self._images("true", [one[1] for one in sizes], sizes)
         overlaps = []
         for own, theirs, one in zip(found_masks, true_masks, true, strict=True):
             is_crowd = one[:, 5].int().tolist()
-            found_any = np.array(coco_masks.iou(own, theirs, is_crowd)) if own and theirs else np.zeros(0)
+            found_any = np.array(_coco_masks().iou(own, theirs, is_crowd)) if own and theirs else np.zeros(0)
             overlaps.append(torch.from_numpy(found_any.reshape(len(own), len(theirs))).float())
         self.numbers = self._numbers_of_both(found, true, found_masks, true_masks)
         self.numbers |= self._f1(found, true, overlaps)
@@ -136,14 +137,23 @@ def instance_metrics(num_classes: int) -> dict[str, Metric]:
     return {"map": scores, **{name: DetectionNumber(scores, name) for name in others}}
 
 
+@cache
+def _coco_masks() -> ModuleType:
+    """COCO's functions of run lengths.
+
+    Raises:
+        UsageError: faster-coco-eval is not installed.
+    """
+    coco_metric("segm")  # says which package is missing
+    return import_module("faster_coco_eval.core.mask")
+
+
 def _run_lengths(text: str, size: tuple[int, int]) -> bytes:
     """The compressed run lengths of a shape in a table; polygons are drawn as COCO's own programs draw them."""
     content = json.loads(text)
     if isinstance(content, Mapping) and "counts" in content:
         return str(content["counts"]).encode()
-    from faster_coco_eval.core import mask as coco_masks
-
     width, height = size
-    drawn = coco_masks.merge(coco_masks.frPyObjects(polygons_of(content, size), height, width))
+    drawn = _coco_masks().merge(_coco_masks().frPyObjects(polygons_of(content, size), height, width))
     counts = drawn["counts"]
     return counts if isinstance(counts, bytes) else str(counts).encode()

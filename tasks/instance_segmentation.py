@@ -84,8 +84,9 @@ class InstanceSegmentation(ObjectDetector):
         true = [target.get("in_file") or _whole(target) for target in step.targets]
         fitting, found = Fitting(self.preprocessing), []
         for objects, one, target in zip(self.postprocess(step.outputs), true, step.targets, strict=True):
-            width, height = size = tuple(one["size"].tolist())
-            place = fitting.geometry(size) if "in_file" in target else Geometry(size, size, 0, 0, (width, height))
+            width, height = one["size"].tolist()
+            size = (width, height)
+            place = fitting.geometry(size) if "in_file" in target else Geometry(size, size, 0, 0, size)
             rows, counts = _objects_in_file(objects, place)
             found.append((rows, counts))
         return found, true
@@ -122,7 +123,7 @@ def _objects_in_file(found: FoundObjects, place: Geometry) -> tuple[torch.Tensor
 
     A mask is looked at in its box and a little beyond.
     """
-    found = FoundObjects(*(one.cpu() if isinstance(one, torch.Tensor) else one for one in found))
+    found = found.cpu()
     rows = boxes_in_file(found.boxes, place)
     kept, counts = [], []
     for number, box in enumerate(rows[:, :4].tolist()):

@@ -79,11 +79,11 @@ class Instances(Boxes):
         cls, form: str, predictions: Iterable[Self], output: str | os.PathLike[str], names: Mapping[str, str]
     ) -> None:
         """COCO's list of results, or `output/NAME.png` for each image: a label image in the size of its file."""
-        if form != "png":
-            return super().write(form, predictions, output, names)
-        for one in predictions:
-            write_image(one.as_image(), Path(output, f"{names[one.path or '']}.png"))
-        return None
+        if form == "png":
+            for one in predictions:
+                write_image(one.as_image(), Path(output, f"{names[one.path or '']}.png"))
+        else:
+            super().write(form, predictions, output, names)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """The image's part of COCO's list of results, as of boxes, with the `segmentation` of each object."""
