@@ -173,6 +173,8 @@ def test_val_split_takes_from_training_by_its_own_seed(root):
     assert from_folders(root / "train", val_split=0.3).split_manifest() == data.split_manifest()
     assert from_folders(root / "train", val_split=0.3, split_seed=1).split_manifest() != data.split_manifest()
     assert from_folders(root / "train").split_manifest() == ()
+    assert from_folders(root / "train", val_split=0).split_manifest() == ()
+    assert from_folders(root / "train", root / "val", val_split=0).split_manifest() == ()
 
 
 def test_a_test_folder_alone_is_matched_to_the_labels_of_a_model(root):
