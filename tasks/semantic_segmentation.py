@@ -32,6 +32,8 @@ __all__ = ["SemanticSegmentation"]
 
 #: Pixels whose probabilities are brought to the size of a file at once.
 _MOST_PIXELS = 2**20
+#: Tiles of an image that go through the network at once, unless it trains.
+_MOST_TILES = 8
 
 
 class SemanticSegmentation(Task):
@@ -39,7 +41,8 @@ class SemanticSegmentation(Task):
 
     Images of any size are resized to the model's input without a change of their shape, and padded. Masks, metrics and
     predictions are in the pixels of the file: the probabilities are brought back to its size before a class is chosen,
-    in validation as in prediction. The loss is taken in the pixels of the input.
+    in validation as in prediction. The loss is taken in the pixels of the input. `resize="tile"` cuts images into tiles
+    of `image_size`, in their own pixels; where tiles overlap, their probabilities are blended.
 
     Args:
         backbone: a registered name of a model that gives maps, or a module.
@@ -53,7 +56,7 @@ class SemanticSegmentation(Task):
         class_weights: in the training loss, of each class: `balanced` or `effective_number`, both from the pixels of
             the training data; by label; or in the order of the classes.
         metrics: further ones than `miou`, `dice`, `pixel_accuracy` and `boundary_f`, by name: `mcc`, `f1_per_class`.
-        options: those of `Task`: `image_size`, `resize` (`pad` by default), `learning_rate`, ...
+        options: those of `Task`: `image_size`, `resize` (`pad` by default), `tile_overlap`, `learning_rate`, ...
 
     Raises:
         UsageError: `labels` and `num_classes` contradict each other, or an argument is invalid.
@@ -67,6 +70,7 @@ class SemanticSegmentation(Task):
     heads_take = ("maps",)
     pipeline_tag = "image-segmentation"
     default_resize = "pad"
+    takes_tiles = True
 
     def __init__(
         self,
@@ -100,6 +104,13 @@ class SemanticSegmentation(Task):
 
     # ---- steps
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes, h, w) of images; of the tiles of a large image a few at a time."""
+        is_whole = self.training or self.preprocessing.crop_mode != "tile" or torch.compiler.is_compiling()
+        parts = (images,) if is_whole else images.split(_MOST_TILES)
+        logits = [super(SemanticSegmentation, self).forward(part) for part in parts]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
     def to_targets(self, targets: Any) -> Any:
         """Masks (B, H, W) as int64; where data of this package gives them, in a dictionary with where they are from."""
         if isinstance(targets, Mapping):
@@ -129,9 +140,14 @@ class SemanticSegmentation(Task):
             return list(_in_size(step.outputs, mask.shape[-2:]).argmax(dim=1)), list(mask)
         fitting = Fitting(self.preprocessing)
         chances, device = self.postprocess(step.outputs), step.outputs.device
-        places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
-        predicted = [_classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
-        return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
+        predicted, true, row = [], [], 0
+        while row < len(chances):
+            width, height = targets["whole"][row].tolist()
+            places = fitting.tiles((width, height))
+            predicted.append(classes_in_file(chances[row : row + len(places)], places))
+            true.append(torch.from_numpy(self._reader.class_map(targets["source"][row])).to(device))
+            row += len(places)
+        return predicted, true
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean IoU, Dice, accuracy of pixels, F1 of borders; and those that were asked for."""
@@ -212,9 +228,11 @@ class SemanticSegmentation(Task):
         colours = default_colours(count) if reader is None else reader.colours
         is_numbers = reader is not None and not reader.is_colour and max(reader.values) < 256
         values = reader.values if reader is not None and is_numbers else tuple(range(count))
-        found = []
-        for chances, sample in zip(outputs.cpu(), samples, strict=True):
-            classes = _classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
+        found, row, chances = [], 0, outputs.cpu()
+        for sample in samples:
+            places = sample.tiles(self.preprocessing)
+            classes = classes_in_file(chances[row : row + len(places)], places).to(torch.uint8)
+            row += len(places)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
 
@@ -240,11 +258,45 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
 
 
-def _classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
-    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
-    width, height = place.whole
-    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
-        return chances.argmax(dim=0)
+def classes_in_file(chances: Tensor, places: Sequence[Geometry]) -> Tensor:
+    """The most probable class (H, W) of each pixel of a file.
+
+    Args:
+        chances: (T, C, h, w), probabilities over the inputs that were made of the file.
+        places: of the file in each of them: one, or those of its tiles, in which nothing is resized.
+    """
+    first = places[0]
+    width, height = first.whole
     rows = max(1, _MOST_PIXELS // width)
-    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
-    return torch.cat([part.argmax(dim=0) for part in parts])
+    parts = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
+    if len(places) > 1:
+        return torch.cat([_blended(chances, places, part).argmax(dim=0) for part in parts])
+    if first.whole == first.resized == first.size and (first.left, first.top) == (0, 0):
+        return chances[0].argmax(dim=0)
+    return torch.cat([first.map_in_file(chances[0], rows=part).argmax(dim=0) for part in parts])
+
+
+def _blended(chances: Tensor, places: Sequence[Geometry], rows: range) -> Tensor:
+    """The sum of the tiles' probabilities (C, rows, W), each with a weight that falls linearly towards its edges.
+
+    It is not divided by the sum of the weights, which is the same for all classes.
+    """
+    height, width = chances.shape[-2:]
+    down, across = (_weights(side).to(chances) for side in (height, width))
+    total = chances.new_zeros(chances.shape[1], len(rows), places[0].whole[0])
+    for tile, place in zip(chances, places, strict=True):
+        # Below 0 the tile begins before the picture.
+        top, bottom = max(rows.start, place.top, 0), min(rows.stop, place.top + height)
+        left, right = max(place.left, 0), min(place.whole[0], place.left + width)
+        if top < bottom:
+            own = (slice(top - place.top, bottom - place.top), slice(left - place.left, right - place.left))
+            weights = down[own[0], None] * across[own[1]]
+            total[:, top - rows.start : bottom - rows.start, left:right] += tile[:, own[0], own[1]] * weights
+    return total
+
+
+def _weights(side: int) -> Tensor:
+    """1, 2, 3, ... from both edges to the middle, as shares of the largest."""
+    place = torch.arange(side)
+    weights = torch.minimum(place, side - 1 - place) + 1
+    return weights / weights.max()
