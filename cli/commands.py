@@ -20,6 +20,7 @@ from flashtask.cli.options import (
     PREDICT,
     PULL,
     PUSH,
+    SERVE,
     SHARD,
     SHOW,
     TUNE,
@@ -83,6 +84,19 @@ def plan(data: str | None, **params: Any) -> None:
     from flashtask.cli.plan import plan as run_plan
 
     run_plan(data, params)
+
+
+@flashtask.command(short_help="Answer predictions over HTTP.")
+@click.argument("checkpoints", metavar="MODEL...", nargs=-1, required=True)
+@add_options(SERVE + EVERYWHERE)
+def serve(checkpoints: tuple[str, ...], **params: Any) -> None:
+    """Serve each MODEL over HTTP: a page to try it, POST /predict, and the Open Inference protocol below /v2.
+
+    MODEL is a run folder, a checkpoint, a folder in timm's layout or an address; NAME=MODEL gives it a name.
+    """
+    from flashtask.cli.serve import serve as run_serve
+
+    run_serve(checkpoints, params)
 
 
 @flashtask.command(short_help="Look for what is suspicious about images and labels.")

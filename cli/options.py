@@ -48,6 +48,7 @@ __all__ = [
     "PREDICT",
     "PULL",
     "PUSH",
+    "SERVE",
     "SHARD",
     "SHOW",
     "TABLES",
@@ -554,6 +555,22 @@ CHAOS = (
         "Output",
     ),
     _JSON,
+)
+
+SERVE = (
+    Option("--host", "", text, "Address to listen on; 0.0.0.0 lets other machines in.", "HOST", "127.0.0.1", "Output"),
+    Option("--port", "", whole(0), "Port to listen on; 0 takes a free one.", "N", "8000", "Output"),
+    Option("--accelerator", "", _DEVICE, "Type of device: auto, cpu, gpu, cuda or mps.", "A", "auto", "Hardware"),
+    replace(_OF_RESULTS, key=""),
+    Option("--max-bytes", "", whole(1), "Bytes of a request.", "N", "33554432", "Other"),
+    Option("--max-images", "", whole(1), "Images of a request.", "N", "64", "Other"),
+    Option("--max-pixels", "", whole(1), "Width times height of an image.", "N", "64000000", "Other"),
+    Option("--max-waiting", "", whole(1), "Images of all requests that may wait.", "N", "256", "Other"),
+    Option("--timeout", "", positive, "Seconds that a request may take.", "X", "30", "Other"),
+    Option("--cors", "", text, "Origin whose pages may ask, or *; may be given more than once.", "ORIGIN", many=True),
+    Option("--allow-urls", "", None, "Fetch images from addresses that clients send; never from private ones."),
+    Option("--corrections", "", text, "Folder that stores answers marked as wrong on the page.", "F", "none stored"),
+    Option("--write-dockerfile", "", text, "Write a folder with a Dockerfile and the models, and end.", "FOLDER"),
 )
 
 PUSH = (

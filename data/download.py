@@ -121,7 +121,13 @@ def check_address(url: str) -> None:
 
 
 def download_image(
-    url: str, path: Path, *, max_bytes: int = 256 * 2**20, timeout: float = 15.0, deadline: float = 60.0
+    url: str,
+    path: Path,
+    *,
+    max_bytes: int = 256 * 2**20,
+    timeout: float = 15.0,
+    deadline: float = 60.0,
+    public_only: bool = False,
 ) -> None:
     """Fetch the image at one address into a file, with the limits and the redirect rules of `download_data`.
 
@@ -131,16 +137,25 @@ def download_image(
         max_bytes: the most that is downloaded.
         timeout: seconds without a byte after which a connection is given up and tried again.
         deadline: seconds for the whole download.
+        public_only: refuse a host with a private address, as for an address that a stranger sent.
 
     Raises:
         HubError: the server cannot be reached or refuses (exit code 69).
-        IntegrityError: a refused redirect, or more than `max_bytes` (exit code 76).
+        IntegrityError: a refused host or redirect, or more than `max_bytes` (exit code 76).
         UsageError: as `check_address`.
         StorageError: the file cannot be written.
     """
     source = _remote_source(url, "image", "", allow_http=True)
     # A picture is decoded to its last byte, which shows a cut that the server did not announce.
-    download = Download(source.address, path, Clock(deadline, timeout), max_bytes, ends_by_itself=True, tries=3)
+    download = Download(
+        source.address,
+        path,
+        Clock(deadline, timeout),
+        max_bytes,
+        ends_by_itself=True,
+        tries=3,
+        public_only=public_only,
+    )
     try:
         download.fetch()
     except UnfinishedError as error:

@@ -128,6 +128,7 @@ class Download:
         verified_later: a checksum will prove length and version.
         ends_by_itself: the content shows by itself whether it is whole, so its length need not be announced.
         tries: in a row that bring no new byte, before it is given up.
+        public_only: refuse private addresses of the typed host too, as for one that somebody else typed.
         report: called with (bytes so far, bytes in all or None).
     """
 
@@ -138,6 +139,7 @@ class Download:
     verified_later: bool = False
     ends_by_itself: bool = False
     tries: int = MAX_FAILURES
+    public_only: bool = False
     report: Callable[[int, int | None], None] = lambda done, total: None
 
     @property
@@ -165,7 +167,7 @@ class Download:
         """
         import httpx2 as httpx
 
-        failures, most, peer = 0, self.size(), _Peer()
+        failures, most, peer = 0, self.size(), _Peer(self.public_only)
         with _client() as client:
             for _ in range(MAX_CONNECTIONS):
                 wait = 0.0
@@ -372,8 +374,9 @@ class _Peer:
     compared before anything is sent.
     """
 
-    def __init__(self) -> None:
-        #: A host that came from a redirect.
+    def __init__(self, public_only: bool) -> None:
+        self.public_only = public_only
+        #: A host that came from a redirect, or any host with `public_only`.
         self.must_be_public = ""
         self._host = ""
 
@@ -422,7 +425,7 @@ def _open(client: httpx.Client, peer: _Peer, url: str, headers: dict[str, str], 
     import httpx2 as httpx
 
     typed = here = httpx.URL(url)
-    peer.must_be_public = ""
+    _require_public(peer, typed, typed)
     for _ in range(MAX_REDIRECTS + 1):
         extensions = {"trace": peer}
         asked = client.build_request("GET", here, headers=headers, timeout=clock.timeout(), extensions=extensions)
@@ -443,18 +446,24 @@ def _open(client: httpx.Client, peer: _Peer, url: str, headers: dict[str, str], 
                 why="redirects are followed to https only",
                 fix="check the address with its owner",
             )
-        peer.must_be_public = "" if there.host == typed.host else there.raw_host.decode("ascii")
-        if peer.must_be_public:
-            with contextlib.suppress(OSError, UnicodeError):  # behind a proxy names are resolved elsewhere
-                for found in socket.getaddrinfo(there.host, None, type=socket.SOCK_STREAM):
-                    if _is_private(str(found[4][0])):
-                        raise _private(there.host, str(found[4][0]))
+        _require_public(peer, there, typed)
         here = there
     raise HubError(
         f"{shown(url)}: more than {MAX_REDIRECTS} redirects",
         why="the server redirects in a loop",
         fix="check the address",
     )
+
+
+def _require_public(peer: _Peer, url: httpx.URL, typed: httpx.URL) -> None:
+    """Let a host that was not typed, and every host with `public_only`, be refused if its address is private."""
+    is_trusted = url.host == typed.host and not peer.public_only
+    peer.must_be_public = "" if is_trusted else url.raw_host.decode("ascii")
+    if peer.must_be_public:
+        with contextlib.suppress(OSError, UnicodeError):  # behind a proxy names are resolved elsewhere
+            for found in socket.getaddrinfo(url.host, None, type=socket.SOCK_STREAM):
+                if _is_private(str(found[4][0])):
+                    raise _private(url.host, str(found[4][0]))
 
 
 def _is_private(text: str) -> bool:
@@ -465,7 +474,7 @@ def _is_private(text: str) -> bool:
 
 def _private(host: str, address: str) -> IntegrityError:
     return IntegrityError(
-        f"refused a redirect to {host} ({address})",
+        f"refused to connect to {host} ({address})",
         why="it is a private address that you did not type",
         fix="check the address with its owner",
     )

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,10 +165,16 @@ class Input:
 
 
 class Address:
-    """An http(s) address, fetched when its file is first asked for; the file goes when nobody needs it any more."""
+    """An http(s) address, fetched when its file is first asked for; the file goes when nobody needs it any more.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: the address.
+        public_only: refuse hosts with private addresses, as where the address comes from a stranger.
+    """
+
+    def __init__(self, url: str, *, public_only: bool = False) -> None:
         self._url, self._lock, self._folder = url, threading.Lock(), ""
+        self._public_only = public_only
 
     @contextmanager
     def file(self) -> Iterator[str]:
@@ -181,7 +188,7 @@ class Address:
             folder = tempfile.mkdtemp(prefix="flashtask-")
             remove = weakref.finalize(self, _remove, folder, os.getpid())
             try:
-                download_image(self._url, Path(folder, "image"))
+                download_image(self._url, Path(folder, "image"), public_only=self._public_only)
                 if multiprocessing.parent_process() is None:
                     self._folder = folder
                 yield os.path.join(folder, "image")
@@ -190,7 +197,7 @@ class Address:
                     remove()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Address, (self._url,)  # another process fetches for itself
+        return partial(Address, public_only=self._public_only), (self._url,)  # another process fetches for itself
 
 
 def _remove(folder: str, owner: int) -> None:

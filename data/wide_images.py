@@ -22,6 +22,7 @@ from flashtask.data.value_range import Bounds, why_unknown
 
 __all__ = [
     "PIXELS_VARIABLE",
+    "TooManyPixelsError",
     "UnknownRangeError",
     "Values",
     "array_values",
@@ -121,16 +122,20 @@ def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], max_pixels: int |
     require_size(shape[1], shape[0], max_pixels)
 
 
+class TooManyPixelsError(ValueError):
+    """A picture has more pixels than are allowed."""
+
+
 def require_size(width: int, height: int, most: int | None) -> None:
     """Refuse a picture with too many pixels; None means `most_pixels()`.
 
     Raises:
-        ValueError: with the two numbers, and where the limit comes from.
+        TooManyPixelsError: with the two numbers, and where the limit comes from.
     """
     limit = most_pixels() if most is None else most
     if limit is not None and width * height > limit:
         own = f"; PIL.Image.MAX_IMAGE_PIXELS or ${PIXELS_VARIABLE} allows more" if most is None else ""
-        raise ValueError(f"{width} x {height} pixels, more than the {limit:,} allowed{own}")
+        raise TooManyPixelsError(f"{width} x {height} pixels, more than the {limit:,} allowed{own}")
 
 
 def most_pixels() -> int | None:

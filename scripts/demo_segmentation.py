@@ -10,11 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+import demo
 import numpy as np
 from lay_out_nuclei import NAMES, lay_out
 from PIL import Image
-
-import demo
 
 DATA = Path("demo/nuclei")
 EPOCHS = 40

@@ -628,7 +628,7 @@ def test_s2_download_data_compares_the_address_that_a_redirect_really_connects_t
 
     monkeypatch.setattr(socket, "getaddrinfo", changing)
     server.mode, server.location = "redirect", f"https://moving.example.test:{server.server_port}/final.zip"
-    with pytest.raises(IntegrityError, match=r"refused a redirect to moving\.example\.test \(127\.0\.0\.1\)"):
+    with pytest.raises(IntegrityError, match=r"refused to connect to moving\.example\.test \(127\.0\.0\.1\)"):
         download_data(server.url, tmp_path / "data", checksum=SHA)
     assert answers == []
     assert len(server.requests) == 1

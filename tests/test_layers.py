@@ -19,7 +19,8 @@ KNOWS = {
     "backbones": {"core"},
     "heads": {"core"},
     "tasks": {"core", "trainer", "data", "backbones", "heads"},
-    "cli": {"core", "trainer", "data", "backbones", "heads", "tasks"},  # and the public names
+    "serve": {"core", "trainer", "data", "tasks"},
+    "cli": {"core", "trainer", "data", "backbones", "heads", "tasks", "serve"},  # and the public names
 }
 
 ROOM_FILES = sorted(path for room in KNOWS for path in (ROOT / room).rglob("*.py"))

@@ -1,0 +1,149 @@
+"""The Open Inference Protocol, version 2, over HTTP and JSON.
+
+Source: https://github.com/kserve/open-inference-protocol. Images are the input `images`: BYTES with an image file in
+base64 each, or UINT8 of shape (N, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, HTTPException, Request
+
+from flashtask._version import __version__
+from flashtask.data.inputs import Input
+from flashtask.serve.limits import Limits
+from flashtask.serve.model import ServedModel
+from flashtask.serve.registry import Models
+from flashtask.serve.uploads import base64_bytes, read_json
+
+__all__ = ["open_inference_routes"]
+
+Predicted = Callable[[str | None, Sequence[Input]], Awaitable[tuple[ServedModel, list[Any]]]]
+
+
+def open_inference_routes(models: Models, predicted: Predicted, limits: Limits) -> APIRouter:
+    """The routes below /v2.
+
+    Args:
+        models: by name.
+        predicted: the model of a name and its predictions of images.
+        limits: on images in a request.
+    """
+    routes = APIRouter(prefix="/v2")
+
+    @routes.get("")
+    async def server() -> dict[str, Any]:
+        """Name and version of the server."""
+        return {"name": "flashtask", "version": __version__, "extensions": []}
+
+    @routes.get("/health/live")
+    async def live() -> dict[str, bool]:
+        """Whether the process answers."""
+        return {"live": True}
+
+    @routes.get("/health/ready")
+    async def ready() -> dict[str, bool]:
+        """Whether every model is warm; 503 if not."""
+        if not models.are_ready:
+            raise HTTPException(503, "the models are being loaded")
+        return {"ready": True}
+
+    @routes.get("/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        """Inputs and outputs of a model."""
+        with models.lease(name) as served:
+            return {
+                "name": name,
+                "versions": [served.version],
+                "platform": "flashtask",
+                "inputs": [{"name": "images", "datatype": "BYTES", "shape": [-1]}],
+                "outputs": _outputs_of(served),
+            }
+
+    @routes.get("/models/{name}/ready")
+    async def model_ready(name: str) -> dict[str, Any]:
+        """Whether a model is warm; 503 if not."""
+        with models.lease(name):
+            return {"name": name, "ready": True}
+
+    @routes.post("/models/{name}/infer")
+    async def infer(name: str, request: Request) -> dict[str, Any]:
+        """Predict images."""
+        with models.lease(name):
+            pass  # an unknown name is answered before the images are read
+        content = read_json(await request.body())
+        inputs = _images_of(content)
+        if len(inputs) > limits.max_images:
+            raise HTTPException(413, f"{len(inputs)} images in a request; at most {limits.max_images}")
+        served, found = await predicted(name, inputs)
+        answer = {"model_name": name, "model_version": served.version, "outputs": _tensors(served, found)}
+        return answer | ({"id": content["id"]} if "id" in content else {})
+
+    return routes
+
+
+def _images_of(content: Any) -> list[Input]:
+    """The pictures of an inference request.
+
+    Raises:
+        HTTPException: 400, it is not one.
+    """
+    tensors = content.get("inputs") if isinstance(content, dict) else None
+    if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
+        raise HTTPException(400, "one input is needed: `images`")
+    tensor = tensors[0]
+    data, shape, kind = tensor.get("data"), tensor.get("shape"), tensor.get("datatype")
+    if tensor.get("name") != "images":
+        raise HTTPException(400, f"the input is called `images`, not {tensor.get('name')!r}")
+    is_shape = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
+    if not isinstance(data, list) or not is_shape:
+        raise HTTPException(400, "the input `images` needs `shape`, a list of integers, and `data`, a list")
+    if kind == "BYTES":
+        if shape != [len(data)] or not all(isinstance(text, str) for text in data):
+            raise HTTPException(400, f"BYTES of shape {shape} need as many base64 texts in `data`")
+        return [Input(f"image {n}", base64_bytes(text, f"image {n}")) for n, text in enumerate(data)]
+    if kind == "UINT8":
+        try:
+            values = np.asarray(data, dtype=np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise HTTPException(400, "`data` does not hold integers alone") from error
+        if len(shape) != 4 or shape[3] != 3 or math.prod(shape) != values.size or not values.size:
+            raise HTTPException(400, f"UINT8 needs the shape (N, H, W, 3) and as many values, not {shape}")
+        if values.min() < 0 or values.max() > 255:
+            raise HTTPException(400, "UINT8 values are from 0 to 255")
+        pictures = values.astype(np.uint8).reshape(shape)
+        return [Input(f"image {n}", one) for n, one in enumerate(pictures)]
+    raise HTTPException(400, f"the datatype of `images` is BYTES or UINT8, not {kind!r}")
+
+
+def _outputs_of(served: ServedModel) -> list[dict[str, Any]]:
+    if _has_scores(served):
+        return [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "scores", "datatype": "FP32", "shape": [-1, len(served.labels)]},
+        ]
+    return [{"name": "predictions", "datatype": "BYTES", "shape": [-1]}]
+
+
+def _has_scores(served: ServedModel) -> bool:
+    options = served.task.prediction_class.options
+    return bool(served.labels) and "all_scores" in options and "top_k" in options
+
+
+def _tensors(served: ServedModel, found: list[Any]) -> list[dict[str, Any]]:
+    """Labels and scores in the order of the model's labels; for other tasks each prediction as JSON text."""
+    count = len(found)
+    if not _has_scores(served):
+        rows = [{name: value for name, value in one.to_dict().items() if name != "path"} for one in found]
+        texts = [json.dumps(row, allow_nan=False) for row in rows]
+        return [{"name": "predictions", "datatype": "BYTES", "shape": [count], "data": texts}]
+    scores = [one.probabilities[label] for one in found for label in served.labels]
+    return [
+        {"name": "label", "datatype": "BYTES", "shape": [count], "data": [one.label for one in found]},
+        {"name": "scores", "datatype": "FP32", "shape": [count, len(served.labels)], "data": scores},
+    ]
