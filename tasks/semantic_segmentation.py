@@ -13,25 +13,25 @@ from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
-from flashtask.tasks.masks import Mask
+from flashtask.tasks.masks import Mask, classes_of_tiles
 from flashtask.tasks.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["SemanticSegmentation"]
 
-#: Pixels whose probabilities are brought to the size of a file at once.
-_MOST_PIXELS = 2**20
 #: Tiles of an image that go through the network at once, unless it trains.
 _MOST_TILES = 8
 
@@ -144,10 +144,22 @@ class SemanticSegmentation(Task):
         while row < len(chances):
             width, height = targets["whole"][row].tolist()
             places = fitting.tiles((width, height))
-            predicted.append(classes_in_file(chances[row : row + len(places)], places))
+            predicted.append(classes_of_tiles(chances[row : row + len(places)], places))
             true.append(torch.from_numpy(self._reader.class_map(targets["source"][row])).to(device))
             row += len(places)
         return predicted, true
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean intersection over union of all pixels."""
+        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels", title="Mean IoU")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the classes of the pixels of its file."""
+        from flashtask.tasks.judging import judged_masks
+
+        found, targets = inputs
+        return judged_masks(found, targets, self.output_names(self.num_classes or 0))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean IoU, Dice, accuracy of pixels, F1 of borders; and those that were asked for."""
@@ -231,10 +243,16 @@ class SemanticSegmentation(Task):
         found, row, chances = [], 0, outputs.cpu()
         for sample in samples:
             places = sample.tiles(self.preprocessing)
-            classes = classes_in_file(chances[row : row + len(places)], places).to(torch.uint8)
+            classes = classes_of_tiles(chances[row : row + len(places)], places).to(torch.uint8)
             row += len(places)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`classes` (N, H, W), in pixels of the picture."""
+        from flashtask.tasks.export.outputs import MaskOutputs
+
+        return MaskOutputs()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the classes that the weights were trained with."""
@@ -256,47 +274,3 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(outputs.shape[-2:]) == tuple(size):
         return outputs
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
-
-
-def classes_in_file(chances: Tensor, places: Sequence[Geometry]) -> Tensor:
-    """The most probable class (H, W) of each pixel of a file.
-
-    Args:
-        chances: (T, C, h, w), probabilities over the inputs that were made of the file.
-        places: of the file in each of them: one, or those of its tiles, in which nothing is resized.
-    """
-    first = places[0]
-    width, height = first.whole
-    rows = max(1, _MOST_PIXELS // width)
-    parts = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
-    if len(places) > 1:
-        return torch.cat([_blended(chances, places, part).argmax(dim=0) for part in parts])
-    if first.whole == first.resized == first.size and (first.left, first.top) == (0, 0):
-        return chances[0].argmax(dim=0)
-    return torch.cat([first.map_in_file(chances[0], rows=part).argmax(dim=0) for part in parts])
-
-
-def _blended(chances: Tensor, places: Sequence[Geometry], rows: range) -> Tensor:
-    """The sum of the tiles' probabilities (C, rows, W), each with a weight that falls linearly towards its edges.
-
-    It is not divided by the sum of the weights, which is the same for all classes.
-    """
-    height, width = chances.shape[-2:]
-    down, across = (_weights(side).to(chances) for side in (height, width))
-    total = chances.new_zeros(chances.shape[1], len(rows), places[0].whole[0])
-    for tile, place in zip(chances, places, strict=True):
-        # Below 0 the tile begins before the picture.
-        top, bottom = max(rows.start, place.top, 0), min(rows.stop, place.top + height)
-        left, right = max(place.left, 0), min(place.whole[0], place.left + width)
-        if top < bottom:
-            own = (slice(top - place.top, bottom - place.top), slice(left - place.left, right - place.left))
-            weights = down[own[0], None] * across[own[1]]
-            total[:, top - rows.start : bottom - rows.start, left:right] += tile[:, own[0], own[1]] * weights
-    return total
-
-
-def _weights(side: int) -> Tensor:
-    """1, 2, 3, ... from both edges to the middle, as shares of the largest."""
-    place = torch.arange(side)
-    weights = torch.minimum(place, side - 1 - place) + 1
-    return weights / weights.max()

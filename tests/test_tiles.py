@@ -158,7 +158,7 @@ def test_a_network_that_sees_single_pixels_gives_the_same_in_tiles_as_at_once(mo
     expected = (pixels / 255 - TILED.mean).argmax(axis=2)
     made = of_pixels(10.0)
     assert (made.predict(pixels).classes == expected).all()
-    monkeypatch.setattr("flashtask.tasks.semantic_segmentation._MOST_PIXELS", 900)  # a few rows at once
+    monkeypatch.setattr("flashtask.tasks.masks._MOST_PIXELS", 900)  # a few rows at once
     assert (made.predict(pixels).classes == expected).all()
 
 
@@ -168,12 +168,12 @@ def test_a_network_of_constant_weights_has_no_seams():
 
 
 def test_where_two_tiles_overlap_the_nearer_middle_counts_more():
-    from flashtask.tasks.semantic_segmentation import classes_in_file
+    from flashtask.tasks.masks import classes_of_tiles
 
     places = Fitting(TILED).tiles((112, 40))
     chances = torch.zeros(2, 2, 40, 64)
     chances[0, 0] = chances[1, 1] = 1
-    found = classes_in_file(chances, places)
+    found = classes_of_tiles(chances, places)
     assert (found[:, :56] == 0).all()
     assert (found[:, 56:] == 1).all()
 
@@ -260,6 +260,12 @@ def test_a_server_joins_the_tiles_of_several_images(trained):
             assert (answer.result().classes == expected.classes).mean() > 0.999
     finally:
         served.close()
+
+
+def test_tiles_are_not_exported(trained, tmp_path):
+    _, made = trained
+    with pytest.raises(UsageError, match="not part of an exported model"):
+        made.export(tmp_path / "model.onnx")
 
 
 def test_samples_in_tiles_are_shown(trained):
