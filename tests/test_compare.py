@@ -77,7 +77,9 @@ def test_the_page_in_a_browser(folder, tmp_path):
 def test_runs_that_were_validated_on_other_samples_are_told_apart(folder, tmp_path, capsys):
     words = ["--backbone", "timm/test_resnet", "--no-pretrained", "--quiet", "--no-report"]
     words += ["--set", "data.from_folders.split_seed=3"]
-    assert run(["finetune", str(folder / "data"), *words, "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 0
+    assert (
+        run(["finetune", str(folder / "data"), *words, "--epochs", "1", "--output-dir", str(tmp_path / "other")]) == 0
+    )
     capsys.readouterr()
     assert run(["compare", str(folder / "runs/one"), str(tmp_path / "other")]) == 0
     assert "they were validated on different samples: 20 and 8" in " ".join(capsys.readouterr().out.split())
