@@ -114,6 +114,18 @@ class MaskOptions(ImageOptions, total=False):
     ignore_index: int | None
 
 
+class KeypointOptions(ImageOptions, total=False):
+    """Options of constructors of images with keypoints.
+
+    Args:
+        flip_pairs: keypoints that change sides in a mirrored picture, by name or position, such as
+            `[("left_eye", "right_eye")]`; none of the others does. Found by `left` and `right` in the names if not
+            given.
+    """
+
+    flip_pairs: Sequence[tuple[str | int, str | int]] | None
+
+
 _DEFAULTS: dict[str, Any] = {
     "batch_size": 32,
     "val_split": None,
@@ -133,6 +145,7 @@ _DEFAULTS: dict[str, Any] = {
     "target_format": "auto",
     "labels": None,
     "ignore_index": 255,
+    "flip_pairs": None,
 }
 
 

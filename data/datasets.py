@@ -16,6 +16,7 @@ from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Pixels
 from flashtask.data.geometry import Geometry
 from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.inputs import Input
 from flashtask.data.samples import WeightedTargets
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.threads import in_threads
@@ -97,6 +98,10 @@ class ImageFileDataset(SeededDataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def picture(self, index: int) -> Input:
+        """The picture of a sample, not decoded yet."""
+        return self._images.input(self.paths[index])
 
     def repeats_itself(self) -> bool:
         """Whether the transform of frozen epochs draws nothing."""
@@ -204,7 +209,7 @@ class ImageFileDataset(SeededDataset):
         assert self.targets is not None
         index = _index(key)
         if index not in self._sizes:
-            self._sizes[index] = self._images.input(self.paths[index]).size()
+            self._sizes[index] = self.picture(index).size()
         return self._sizes[index], self._spatial.target(self.targets[index], self._sizes[index])
 
     def _weighted(self, key: SampleKey | int, target: Any) -> Any:

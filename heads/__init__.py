@@ -30,6 +30,7 @@ HEADS.add_source(
             "ridge": "flashtask.heads.ridge:RidgeHead",
             "logistic": "flashtask.heads.logistic:LogisticHead",
             "detection": "flashtask.heads.detection:DetectionHead",
+            "keypoints": "flashtask.heads.keypoints:KeypointHead",
             "fpn": "flashtask.heads.fpn:FPNHead",
             "unet": "flashtask.heads.unet:UNetHead",
         },

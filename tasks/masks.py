@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
 from flashtask.data.masks import overlay, rle_counts
 from flashtask.tasks.prediction_files import write_image
@@ -17,7 +18,12 @@ from flashtask.tasks.predictions import Prediction
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Mask"]
+    from flashtask.data.geometry import Geometry
+
+__all__ = ["Mask", "classes_in_file"]
+
+#: Pixels whose probabilities are brought to the size of a file at once.
+_MOST_PIXELS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +91,13 @@ class Mask(Prediction):
         """Write `output/NAME.png` for each image: class numbers with a palette, in the size of the image's file."""
         for prediction in predictions:
             write_image(prediction.as_image(), Path(output, f"{names[prediction.path or '']}.png"))
+
+
+def classes_in_file(chances: torch.Tensor, place: Geometry) -> torch.Tensor:
+    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
+    width, height = place.whole
+    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
+        return chances.argmax(dim=0)
+    rows = max(1, _MOST_PIXELS // width)
+    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
+    return torch.cat([part.argmax(dim=0) for part in parts])

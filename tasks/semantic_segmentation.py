@@ -13,25 +13,24 @@ from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
-from flashtask.tasks.masks import Mask
+from flashtask.tasks.masks import Mask, classes_in_file
 from flashtask.tasks.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["SemanticSegmentation"]
-
-#: Pixels whose probabilities are brought to the size of a file at once.
-_MOST_PIXELS = 2**20
 
 
 class SemanticSegmentation(Task):
@@ -130,8 +129,20 @@ class SemanticSegmentation(Task):
         fitting = Fitting(self.preprocessing)
         chances, device = self.postprocess(step.outputs), step.outputs.device
         places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
-        predicted = [_classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
+        predicted = [classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
         return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean intersection over union of all pixels."""
+        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels", title="Mean IoU")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the classes of the pixels of its file."""
+        from flashtask.tasks.judging import judged_masks
+
+        found, targets = inputs
+        return judged_masks(found, targets, self.output_names(self.num_classes or 0))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean IoU, Dice, accuracy of pixels, F1 of borders; and those that were asked for."""
@@ -214,9 +225,15 @@ class SemanticSegmentation(Task):
         values = reader.values if reader is not None and is_numbers else tuple(range(count))
         found = []
         for chances, sample in zip(outputs.cpu(), samples, strict=True):
-            classes = _classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
+            classes = classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`classes` (N, H, W), in pixels of the picture."""
+        from flashtask.tasks.export.outputs import MaskOutputs
+
+        return MaskOutputs()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the classes that the weights were trained with."""
@@ -238,13 +255,3 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(outputs.shape[-2:]) == tuple(size):
         return outputs
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
-
-
-def _classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
-    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
-    width, height = place.whole
-    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
-        return chances.argmax(dim=0)
-    rows = max(1, _MOST_PIXELS // width)
-    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
-    return torch.cat([part.argmax(dim=0) for part in parts])

@@ -22,6 +22,8 @@ from flashtask.trainer.results import Logged, LogSettings, reduction_name
 from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flashtask.core.checkpoint import MapLocation
     from flashtask.core.files import PathLike
     from flashtask.trainer.callbacks.callback import Callback
@@ -307,6 +309,29 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
             precision: that the pass is computed in.
         """
         return self
+
+    def finished_run(self, trainer: Trainer, folder: Path, data: DataModule) -> Any:
+        """What `trainer.result` gives of a run that has a folder: by default None, for which it gives the `FitResult`.
+
+        Args:
+            trainer: of the run.
+            folder: that it wrote.
+            data: that it was trained on.
+        """
+        return None
+
+    def write_report(self, trainer: Trainer, folder: Path, data: DataModule) -> Path | None:
+        """Write a page about a run of `finetune` into its folder, once it is over; by default there is none.
+
+        Args:
+            trainer: of the run.
+            folder: that it wrote.
+            data: that it was trained on.
+
+        Returns:
+            The file, or None.
+        """
+        return None
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.

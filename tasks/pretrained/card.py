@@ -213,12 +213,12 @@ def _beginning(part: Mapping[str, Any]) -> str:
         return "Training began from random weights."
     if not isinstance(named, str):
         return "It is not known what the training began from."
-    licence = _licence_of(named)
+    licence = noted_licence(named)
     noted = f", whose licence is noted as {licence}" if licence else ", whose licence is not noted"
     return f"The backbone began from the pretrained weights of `{_one_line(named)}`{noted}."
 
 
-def _licence_of(backbone: str) -> str | None:
+def noted_licence(backbone: str) -> str | None:
     """The licence of pretrained weights, as the zoo or timm notes it for a name."""
     own = load_zoo().backbones.get(backbone)
     if own is not None:
