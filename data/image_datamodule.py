@@ -687,7 +687,10 @@ class ImageDataModule(DataModule):
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
         sampler = self._sampler() if part == "train" else None
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
+        # The tiles of a picture are a batch.
+        is_tiled = part != "train" and self.used_preprocessing.crop_mode == "tile"
+        batch_size = 1 if is_tiled else self.batch_size
+        return image_loader(self._datasets[part], batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
 
     def _sampler(self) -> Sampler[int] | None:
         """What draws the training samples of an epoch; None for each of them once."""

@@ -124,6 +124,14 @@ class Input:
         """
         return Fitting(preprocessing).geometry(self.size())
 
+    def tiles(self, preprocessing: Preprocessing) -> list[Geometry]:
+        """Where the picture lies in each input that is made of it: one, unless pictures are cut into tiles.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        return Fitting(preprocessing).tiles(self.size())
+
     def size(self) -> tuple[int, int]:
         """(width, height) of the upright picture.
 

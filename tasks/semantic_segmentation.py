@@ -21,7 +21,7 @@ from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
-from flashtask.tasks.masks import Mask, classes_in_file
+from flashtask.tasks.masks import Mask, classes_of_tiles
 from flashtask.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["SemanticSegmentation"]
 
+#: Tiles of an image that go through the network at once, unless it trains.
+_MOST_TILES = 8
+
 
 class SemanticSegmentation(Task):
     """A backbone's maps with a decoder, trained by cross-entropy and Dice and judged by the mean IoU.
 
     Images of any size are resized to the model's input without a change of their shape, and padded. Masks, metrics and
     predictions are in the pixels of the file: the probabilities are brought back to its size before a class is chosen,
-    in validation as in prediction. The loss is taken in the pixels of the input.
+    in validation as in prediction. The loss is taken in the pixels of the input. `resize="tile"` cuts images into tiles
+    of `image_size`, in their own pixels; where tiles overlap, their probabilities are blended.
 
     Args:
         backbone: a registered name of a model that gives maps, or a module.
@@ -52,7 +56,7 @@ class SemanticSegmentation(Task):
         class_weights: in the training loss, of each class: `balanced` or `effective_number`, both from the pixels of
             the training data; by label; or in the order of the classes.
         metrics: further ones than `miou`, `dice`, `pixel_accuracy` and `boundary_f`, by name: `mcc`, `f1_per_class`.
-        options: those of `Task`: `image_size`, `resize` (`pad` by default), `learning_rate`, ...
+        options: those of `Task`: `image_size`, `resize` (`pad` by default), `tile_overlap`, `learning_rate`, ...
 
     Raises:
         UsageError: `labels` and `num_classes` contradict each other, or an argument is invalid.
@@ -66,6 +70,7 @@ class SemanticSegmentation(Task):
     heads_take = ("maps",)
     pipeline_tag = "image-segmentation"
     default_resize = "pad"
+    takes_tiles = True
 
     def __init__(
         self,
@@ -99,6 +104,13 @@ class SemanticSegmentation(Task):
 
     # ---- steps
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes, h, w) of images; of the tiles of a large image a few at a time."""
+        is_whole = self.training or self.preprocessing.crop_mode != "tile" or torch.compiler.is_compiling()
+        parts = (images,) if is_whole else images.split(_MOST_TILES)
+        logits = [super(SemanticSegmentation, self).forward(part) for part in parts]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
     def to_targets(self, targets: Any) -> Any:
         """Masks (B, H, W) as int64; where data of this package gives them, in a dictionary with where they are from."""
         if isinstance(targets, Mapping):
@@ -128,9 +140,14 @@ class SemanticSegmentation(Task):
             return list(_in_size(step.outputs, mask.shape[-2:]).argmax(dim=1)), list(mask)
         fitting = Fitting(self.preprocessing)
         chances, device = self.postprocess(step.outputs), step.outputs.device
-        places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
-        predicted = [classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
-        return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
+        predicted, true, row = [], [], 0
+        while row < len(chances):
+            width, height = targets["whole"][row].tolist()
+            places = fitting.tiles((width, height))
+            predicted.append(classes_of_tiles(chances[row : row + len(places)], places))
+            true.append(torch.from_numpy(self._reader.class_map(targets["source"][row])).to(device))
+            row += len(places)
+        return predicted, true
 
     @property
     def scoring(self) -> Scoring:
@@ -223,9 +240,11 @@ class SemanticSegmentation(Task):
         colours = default_colours(count) if reader is None else reader.colours
         is_numbers = reader is not None and not reader.is_colour and max(reader.values) < 256
         values = reader.values if reader is not None and is_numbers else tuple(range(count))
-        found = []
-        for chances, sample in zip(outputs.cpu(), samples, strict=True):
-            classes = classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
+        found, row, chances = [], 0, outputs.cpu()
+        for sample in samples:
+            places = sample.tiles(self.preprocessing)
+            classes = classes_of_tiles(chances[row : row + len(places)], places).to(torch.uint8)
+            row += len(places)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
 

@@ -101,7 +101,10 @@ class Task(Module):
         image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position
             embeddings are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
         resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then
-            the rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
+            the rest filled with the mean), `squash` (both sides), or for `SemanticSegmentation` `tile` (nothing is
+            resized, and images are cut into as many tiles as cover them); None means the backbone's own way.
+        tile_overlap: with `resize="tile"` the share of a tile, along each side, that the next one has too; 0.25 if not
+            given.
         drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
         mixup_alpha: MixUp of the training batches with shares from Beta(alpha, alpha), such as 0.2; 0 for none.
         cutmix_alpha: CutMix, such as 1.0; with both, each batch gets one of the two by equal chances.
@@ -139,6 +142,8 @@ class Task(Module):
     default_memory_format = "auto"
     #: What `resize` means where it is not given; None for the backbone's own way.
     default_resize: ClassVar[str | None] = None
+    #: Whether images may be cut into tiles, whose outputs the task joins.
+    takes_tiles: ClassVar[bool] = False
     libraries = ("timm", "torchvision")
     sample_noun = "images"
     #: The kinds of features that its heads may take. A task without a head gets the first from its backbone.
@@ -180,6 +185,7 @@ class Task(Module):
         backbone_options: Mapping[str, Any] | None = None,
         image_size: int | Sequence[int] | None = None,
         resize: str | None = None,
+        tile_overlap: float | None = None,
         drop_path_rate: float | None = None,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
@@ -209,6 +215,8 @@ class Task(Module):
         if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
             raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
         check_resize(resize)
+        if tile_overlap is not None and resize != "tile":
+            raise UsageError("tile_overlap is for images that are cut into tiles", fix='resize="tile"')
         self._mixing = Mixing(mixup_alpha, cutmix_alpha)
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         if weight_decay is not None:
@@ -231,7 +239,8 @@ class Task(Module):
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
-        self._preprocessing = resized_by(built.preprocessing.resolved(), resize or self.default_resize)
+        self._preprocessing = resized_by(built.preprocessing.resolved(), resize or self.default_resize, tile_overlap)
+        self._refuse_tiles(self._preprocessing)
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing
@@ -272,7 +281,15 @@ class Task(Module):
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing) -> None:
         filled = value.filled_from(self._preprocessing)  # refuses another number of channels
+        self._refuse_tiles(filled)
         self._preprocessing = value if value.is_complete else filled
+
+    def _refuse_tiles(self, preprocessing: Preprocessing) -> None:
+        if preprocessing.crop_mode == "tile" and not self.takes_tiles:
+            raise UsageError(
+                f"{type(self).__name__} takes whole images, which are not cut into tiles",
+                fix='resize="pad", with a larger image_size for small objects',
+            )
 
     @property
     def awaits_size(self) -> bool:

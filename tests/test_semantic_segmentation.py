@@ -123,7 +123,7 @@ def test_rows_of_a_large_file_are_found_in_parts_with_the_same_result(trained, m
     _, made = trained
     image = np.random.default_rng(0).integers(0, 255, (150, 90, 3), dtype=np.uint8)
     whole = made.predict(image).classes
-    monkeypatch.setattr("flashtask.tasks.semantic_segmentation._MOST_PIXELS", 900)
+    monkeypatch.setattr("flashtask.tasks.masks._MOST_PIXELS", 900)
     assert (made.predict(image).classes == whole).all()
 
 

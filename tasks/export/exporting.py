@@ -137,6 +137,11 @@ def _checked(
         )
     if not 0 <= max_loss <= 1:
         raise UsageError(f"max_loss must be from 0 to 1, not {max_loss!r}")
+    if task.preprocessing.crop_mode == "tile":
+        raise UsageError(
+            "images are cut into tiles, which is not part of an exported model",
+            fix='export a model with resize="pad", or predict with flashtask',
+        )
     if task.head is None and task._head.kind is not None:
         raise UsageError(
             f"{type(task).__name__} does not know yet how many outputs its head has",
