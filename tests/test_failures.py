@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,13 +64,14 @@ def test_an_error_from_a_worker_that_torch_cannot_make_again_keeps_its_parts():
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize(("end", "words"), [(killed, "was killed: Killed"), (left, "died")])
+# torch names the signal, unless the system tells another thread of this process that its child has ended.
+@pytest.mark.parametrize(("end", "words"), [(killed, "was killed: Killed|died"), (left, "died")])
 def test_a_worker_that_dies_is_a_lost_process_with_its_number(end, words):
     raised = from_a_worker(end)
     seen = as_users_see_it(raised)
     assert isinstance(seen, ProcessLostError)
     assert seen.exit_code == 71
-    assert words in seen.what
+    assert re.search(words, seen.what)
     assert str(raised).partition("pid(s) ")[2].partition(")")[0] in seen.what
     assert "num_workers=0" in seen.fix
 

@@ -238,6 +238,18 @@ def compiled_call():
     assert len(graphs) == 1
 
 
+def repeated_while():
+    class Doubling(nn.Module):
+        def forward(self, turns, value):
+            step = lambda turn, value: (turn - 1, value * 2)  # noqa: E731
+            return internals.repeated_while(lambda turn, value: turn > 0, step, (turns, value))[1]
+
+    value = torch.tensor([1.0, 5.0])
+    exported = torch.export.export(Doubling(), (torch.tensor(3), value)).module()
+    for network in (Doubling(), exported):
+        assert network(torch.tensor(4), value).tolist() == [16, 80]
+
+
 def is_from_compiler():
     def stops(values):
         torch._dynamo.graph_break()
