@@ -12,6 +12,7 @@ from flashtask.cli.options import (
     BENCH,
     CACHE,
     CHAOS,
+    COMPARE,
     CONVERT,
     DOCTOR,
     EVALUATE,
@@ -23,6 +24,8 @@ from flashtask.cli.options import (
     PULL,
     PUSH,
     REPORT,
+    RERUN,
+    RUNS,
     SERVE,
     SHARD,
     SHOW,
@@ -225,6 +228,39 @@ def report(source: str, data: str | None, **params: Any) -> None:
 
     use_option(params)
     run_report(source, data, params)
+
+
+@flashtask.command(short_help="Put runs beside each other.")
+@click.argument("sources", metavar="RUN RUN...", nargs=-1, required=True)
+@add_options(COMPARE + EVERYWHERE)
+def compare(sources: tuple[str, ...], **params: Any) -> None:
+    """Compare each RUN with the first: metrics, settings, classes, samples that flipped, and whether it may be luck.
+
+    RUN is a run folder or a checkpoint. The models are judged on the validation data of their runs.
+    """
+    from flashtask.cli.compare import compare as run_compare
+
+    run_compare(sources, params)
+
+
+@flashtask.command(short_help="List the runs in a folder.")
+@click.argument("folder", required=False)
+@add_options(RUNS + EVERYWHERE)
+def runs(folder: str | None, **params: Any) -> None:
+    """List the finished runs in FOLDER and below it, by default in runs/."""
+    from flashtask.cli.runs import runs as run_runs
+
+    run_runs(folder, params)
+
+
+@flashtask.command(short_help="Train a run once more and compare the bits.")
+@click.argument("source", metavar="RUN")
+@add_options(RERUN + EVERYWHERE)
+def rerun(source: str, **params: Any) -> None:
+    """Train the recipe of RUN again, and say whether weights, losses and metrics are the same bits."""
+    from flashtask.cli.runs import rerun as run_rerun
+
+    run_rerun(source, params)
 
 
 @flashtask.command(short_help="List and search models, heads, tasks and recipes.")

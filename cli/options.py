@@ -36,6 +36,7 @@ __all__ = [
     "BENCH",
     "CACHE",
     "CHAOS",
+    "COMPARE",
     "CONSTRUCTOR",
     "DOCTOR",
     "EVALUATE",
@@ -51,6 +52,8 @@ __all__ = [
     "PULL",
     "PUSH",
     "REPORT",
+    "RERUN",
+    "RUNS",
     "SERVE",
     "SHARD",
     "SHOW",
@@ -447,6 +450,33 @@ REPORT = (
     ),
     Option("--output", "", text, "File to write.", "FILE", "report.html in RUN; for other data here", "Output"),
     *(option for option in EVALUATE if option.flag not in ("--per-class", "--json")),
+)
+
+COMPARE = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
+    Option("--data", "", text, "Judge all runs on this data, in place of their own.", "DATA", group="Data"),
+    Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
+    *(option for option in EVALUATE if option.flag != "--per-class"),
+)
+
+RUNS = (
+    Option("--sort", "", text, "Column to sort by; -COLUMN: from large to small.", "COLUMN", "the path", "Selection"),
+    Option(
+        "--where",
+        "",
+        text,
+        "Only runs of which this holds: NAME=PATTERN, 'NAME<X' or 'NAME>X'; may be given more than once.",
+        "CONDITION",
+        group="Selection",
+        many=True,
+    ),
+    _JSON,
+)
+
+RERUN = (
+    Option("--output-dir", "", text, "Folder of the repeat.", "F", "RUN-again", "Output"),
+    replace(_QUIET, key=""),
+    _JSON,
 )
 
 PREDICT = (

@@ -15,6 +15,7 @@ from flashtask.data.boxes import BoxTable
 from flashtask.data.image_source import ImageSource
 from flashtask.data.problems import OTHER_ROOT, Problems
 from flashtask.data.samples import Column, SampleTable, as_text
+from flashtask.data.shapes import turned_shape
 from flashtask.data.threads import in_threads
 
 __all__ = ["Pictures", "checked_boxes", "look_at_pictures", "tables_of"]
@@ -56,6 +57,9 @@ def tables_of(
         pictures = look_at_pictures(one, images, problems, may_be_missing=may_be_missing)
         boxes = checked_boxes(one, pictures, problems)[order]
         one.points = pictures.keypoints(one)
+        for number, shape in one.shapes.items():
+            if (turn := pictures.turned.get(one.images[number])) is not None:
+                one.shapes[number] = turned_shape(shape, *turn)
         labels = np.array([numbers[name] for name in one.names], dtype=np.int32)[order]
         crowds, areas = np.array(one.crowds, dtype=bool)[order], np.array(one.areas, dtype=np.float64)[order]
         areas = np.where(np.isnan(areas) | one.is_relative, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), areas)

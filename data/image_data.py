@@ -184,7 +184,7 @@ class ImageData(ImageDataModule):
                 own = list(targets_of_names(paths, target, where, problems))
             if own is None and part != "predict":
                 raise UsageError(f"{part}_files needs targets", fix=f"{part}_targets=[...], or target=r'([a-z]+)_'")
-            column = None if own is None else target_column(own, f"{part}_targets", len(paths))
+            column = None if own is None else cls._target_column(own, f"{part}_targets", len(paths))
             rows.append(Rows(part, f"{part}_files", where, as_text(paths), "", column, folder, problems=problems))
         check_split(options, given, "files")
         return cls._of_rows(rows, ("target",), ("from_files", arguments), dict(options), source)

@@ -47,7 +47,7 @@ from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.targets import Source, TargetReader
 
-__all__ = ["IGNORED", "MaskReader", "SemanticSegmentationData", "mask_folders"]
+__all__ = ["IGNORED", "MaskReader", "SemanticSegmentationData", "mask_folders", "mask_pairs"]
 
 #: The number of pixels that belong to no class, in the masks that a model is trained on and measured with.
 IGNORED = 255
@@ -339,7 +339,7 @@ class SemanticSegmentationData(ImageData):
             images = list_images(folder, f"{part}_folder")
             pairs = None
             if part in masks:
-                pairs, unused = _pairs(folder, images.paths, masks[part], part, problems)
+                pairs, unused = mask_pairs(folder, images.paths, masks[part], part, problems)
                 if unused:
                     remarks[part].append(f"{part}_target_folder: {unused} mask(s) without an image are not used")
             tables.append(
@@ -592,7 +592,7 @@ def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     return dict.fromkeys(("train", "val", "test"), (images, masks))
 
 
-def _pairs(folder: Path, paths: Sequence[str], masks: Path, part: str, problems: Problems) -> tuple[list[str], int]:
+def mask_pairs(folder: Path, paths: Sequence[str], masks: Path, part: str, problems: Problems) -> tuple[list[str], int]:
     """The mask of each image, empty where there is none, and the number of masks without an image."""
     stems: dict[str, str] = {}
     for path in list_images(masks, f"{part}_target_folder").paths:

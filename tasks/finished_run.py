@@ -152,13 +152,17 @@ class FinishedRun:
         """The data of the run, made as its recipe says.
 
         Raises:
-            UsageError: the recipe cannot hold it.
+            UsageError: the recipe cannot hold it; or a checkpoint was opened, which must not lead to other files.
             BadDataError, MissingInputError: it is not there any more.
         """
+        if not self.is_folder:
+            raise UsageError(f"{self.path} is a checkpoint, which does not lead to data", fix="give the run folder")
         section = self.recipe.get("data")
         if not section or "data" in self.recipe.get("not_saved", {}):
             raise UsageError(f"the recipe of {self.path} does not lead to its data", fix="FinishedRun(path, data=data)")
         ((constructor, arguments),) = section.items()
+        if not constructor.startswith("from_") or not hasattr(self.task.data_class, constructor):
+            raise UsageError(f"the recipe of {self.path} has data from {constructor!r}, which is no constructor")
         made: ImageDataModule = getattr(self.task.data_class, constructor)(**arguments)
         return made
 

@@ -64,6 +64,11 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
     finally:
         task.keep_measured = None
     table = data.samples(part)
+    if len(made) != len(table):
+        raise UsageError(
+            f"the samples of {part} are not judged: {type(task).__name__} has steps of its own",
+            fix="call self.keep_measured(step, self.metric_inputs(step)) in them",
+        )
     facts = (table.names(), table.inputs.tolist(), data.target_words(part), _columns(table, data))
     whole = zip(*facts, made, strict=True)
     samples = tuple(Judged(*one, _words(said), _row(said), judged, columns) for *one, columns, (said, judged) in whole)

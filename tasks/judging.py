@@ -182,7 +182,8 @@ def _pairs(rows: Tensor, target: Mapping[str, Tensor], labels: Sequence[str]) ->
         labels: of the classes.
     """
     boxes, numbers, is_crowd = target["boxes"].cpu().float(), target["labels"].tolist(), target["is_crowd"].tolist()
-    hits, confused = _hits(rows, target), set()
+    hits = _hits(rows, target)
+    confused: set[int] = set()
     found = {place for place, _ in hits.values()}
     overlaps = box_iou(rows[:, :4].float(), boxes) if len(boxes) else torch.zeros(len(rows), 0)
     for row, (*box, score, number) in enumerate(rows.tolist()):

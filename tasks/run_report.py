@@ -49,9 +49,10 @@ def report_of(run: FinishedRun, part: str | None = None) -> Report:
         part: `val` or `test`; None means validation data, else test data.
     """
     task, remark = run.task, ""
-    evaluation = None
+    data, evaluation = None, None
     try:
-        known = run.data.sizes() if isinstance(run.data, ImageDataModule) else {}
+        data = run.data
+        known = data.sizes() if isinstance(data, ImageDataModule) else {}
         part = part or next((one for one in ("val", "test") if one in known), None)
         if part is None:
             remark = (
@@ -62,9 +63,9 @@ def report_of(run: FinishedRun, part: str | None = None) -> Report:
     except FlashtaskError as error:
         remark = f"The model could not be judged: {error.what}"
     title = f"{run.summary.get('backbone') or task.name}: {run.folder.name if run.is_folder else run.path.name}"
-    made = Report(title, _facts(run), _command(run), run.history, run.metrics, task.monitor, evaluation, remark)
-    if evaluation is not None:
-        _Pictures(task, run.data, evaluation).fill(made)
+    made = Report(title, _facts(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark)
+    if evaluation is not None and data is not None:
+        _Pictures(task, data, evaluation).fill(made)
     return made
 
 
@@ -261,10 +262,10 @@ def _crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image
 # ---- facts
 
 
-def _facts(run: FinishedRun) -> dict[str, str]:
+def _facts(run: FinishedRun, data: Any) -> dict[str, str]:
     """What was trained, on what, how long and where."""
     summary, recipe, task = run.summary, run.recipe, run.task
-    model, counts = recipe.get("model", {}), run.data.sizes() if hasattr(run.data, "sizes") else {}
+    model, counts = recipe.get("model", {}), data.sizes() if hasattr(data, "sizes") else {}
     versions = ", ".join(f"{name} {one}" for name, one in (summary.get("versions") or {}).items())
     seconds, speed = summary.get("seconds"), summary.get(f"{task.sample_noun}_per_second")
     where = [summary.get("device"), f"precision {summary['precision']}" if "precision" in summary else None]
@@ -279,7 +280,7 @@ def _facts(run: FinishedRun) -> dict[str, str]:
         "Strategy": summary.get("strategy"),
         "Phases": _phases(run.history, summary.get("parameters")),
         "Data": ", ".join(f"{count:,} {part}" for part, count in counts.items()),
-        "Targets": run.data.describe_targets() if hasattr(run.data, "describe_targets") else "",
+        "Targets": data.describe_targets() if hasattr(data, "describe_targets") else "",
         "Training": f"{epochs}{best}{stopped}",
         "Time": f"{_duration(seconds)}{f', {speed:,.0f} {task.sample_noun} a second in training' if speed else ''}"
         if seconds is not None

@@ -241,6 +241,7 @@ def test_reports_of_other_data_a_checkpoint_and_as_a_picture(classified, tmp_pat
     ("argv", "code", "says"),
     [
         (["RUN", "--of", "test"], 0, "could not be judged: there is no test data"),
+        (["RUN/last.ckpt"], 0, "a checkpoint, which does not lead to data"),
         (["RUN", "--num-workers", "0"], 2, "is about DATA"),
         (["RUN", "--output", "none/page.html"], 73, "none"),
         (["RUN", "--format", "pdf"], 2, "html, json, png"),

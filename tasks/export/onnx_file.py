@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ class OnnxFile:
                 return None if images is None else {"images": images}
 
         kept = set(as_float)
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _no_advice():
             warnings.simplefilter("ignore")
             before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
             before.write_bytes(self.model.SerializeToString())
@@ -155,6 +157,18 @@ class OnnxFile:
         content = self.model.SerializeToString(deterministic=True)
         with atomic_write(path, size=len(content)) as file:
             file.write(content)
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Without the library's advice, which is not for users of this package and goes to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _name_axes(model: Any, axes: Mapping[int, str]) -> None:

@@ -106,7 +106,8 @@ class Model:
         if known is None:
             raise SystemExit("the picture has more than 8 bits a channel, for which this model has no range of values")
         low, high = ((0.0, 1.0) if mode == "F" else (0.0, 65535.0)) if known == "format" else known
-        return np.rint((np.clip(values, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+        scaled: np.ndarray[Any, Any] = np.rint((np.clip(values, low, high) - low) * (255 / (high - low)))
+        return scaled.astype(np.uint8)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after the resize that comes before the crop or the padding."""
