@@ -240,7 +240,7 @@ def check_resize(resize: Any) -> None:
 
 def resized_by(preprocessing: Preprocessing, resize: str | None, tile_overlap: float | None = None) -> Preprocessing:
     """The same with the crop mode that `resize` names, if it is given, and the overlap of tiles."""
-    changes = {} if resize is None else {**RESIZES[resize]}
+    changes: dict[str, Any] = {} if resize is None else {**RESIZES[resize]}
     changes |= {} if tile_overlap is None else {"tile_overlap": tile_overlap}
     return replace(preprocessing, **changes) if changes else preprocessing
 

@@ -175,8 +175,9 @@ class ServedModel:
                 # Another thread took them while this one waited.
 
     def _predictions_of(self, jobs: list[_Job]) -> list[Any]:
-        joined = torch.cat if self._transform.is_tiled else torch.stack
-        batch = joined([job.image for job in jobs]).to(self.task.device, memory_format=torch.channels_last)
+        images = [job.image for job in jobs]
+        batch = torch.cat(images) if self._transform.is_tiled else torch.stack(images)
+        batch = batch.to(self.task.device, memory_format=torch.channels_last)
         with self._inference():
             outputs = self._network.predict_step(self._precision.convert_batch(batch), 0)
         return list(self.task.to_predictions(outputs, [job.source for job in jobs]))
