@@ -130,11 +130,15 @@ def main() -> None:
             cuts = statistics.quantiles(took, n=100)
             answers = ", ".join(f"{count} of {status}" for status, count in sorted(statuses.items()))
             speed = len(took) / options.seconds
-            lines.append(f"| {clients} | {name} | {speed:.1f} | {cuts[49] * 1e3:.0f} | {cuts[98] * 1e3:.0f} | {answers} |")
+            lines.append(
+                f"| {clients} | {name} | {speed:.1f} | {cuts[49] * 1e3:.0f} | {cuts[98] * 1e3:.0f} | {answers} |"
+            )
             print(lines[-1], flush=True)
     names = ("torch", "fastapi", "uvicorn")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    about = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
+    about = (
+        f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
+    )
     text = "\n".join([*lines, "", f"`python benchmarks/serving.py`, {options.seconds:g} s each; {about}."])
     print(text)
     if options.output:

@@ -45,7 +45,7 @@ class ImageOptions(TypedDict, total=False):
     Args:
         batch_size: images a step, at least 1.
         val_split: the part of the training images to validate on: a share in (0, 1) or a number of images,
-            stratified.
+            stratified; 0 for none.
         fold: which fold validates, in place of `val_split`: `(2, 5)` or `"2/5"` is the second of five. Over the folds
             each training image validates once; the single image of a class always trains.
         group_pattern: a regular expression, searched in the relative path of each image; images with the same first
@@ -278,11 +278,11 @@ def check_split(options: Mapping[str, Any], given: Mapping[str, object], what: s
         raise UsageError("val_split and fold both define the validation data", fix="leave one of them out")
     if val_split is not None:
         check_share(val_split)
-    elif fold is not None:
+    if fold is not None:
         read_fold(fold)
-    else:
+    if not val_split and fold is None:
         return
-    name = "fold" if val_split is None else "val_split"
+    name = "val_split" if fold is None else "fold"
     if given.get("val") is not None:
         raise UsageError(f"{name} and val_{what} both define the validation data", fix="leave one of them out")
     if given.get("train") is None:

@@ -13,8 +13,9 @@ from flashtask.core.errors import FlashtaskError
 from flashtask.data.box_files import Annotations, Points
 from flashtask.data.boxes import BoxTable
 from flashtask.data.image_source import ImageSource
-from flashtask.data.problems import Problems
-from flashtask.data.samples import Column, SampleTable
+from flashtask.data.problems import OTHER_ROOT, Problems
+from flashtask.data.samples import Column, SampleTable, as_text
+from flashtask.data.shapes import turned_shape
 from flashtask.data.threads import in_threads
 
 __all__ = ["Pictures", "checked_boxes", "look_at_pictures", "tables_of"]
@@ -56,12 +57,16 @@ def tables_of(
         pictures = look_at_pictures(one, images, problems, may_be_missing=may_be_missing)
         boxes = checked_boxes(one, pictures, problems)[order]
         one.points = pictures.keypoints(one)
+        for number, shape in one.shapes.items():
+            if (turn := pictures.turned.get(one.images[number])) is not None:
+                one.shapes[number] = turned_shape(shape, *turn)
         labels = np.array([numbers[name] for name in one.names], dtype=np.int32)[order]
         crowds, areas = np.array(one.crowds, dtype=bool)[order], np.array(one.areas, dtype=np.float64)[order]
         areas = np.where(np.isnan(areas) | one.is_relative, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), areas)
         columns.append((np.bincount(image, minlength=len(one.paths)), boxes, labels, crowds, areas))
         rows = np.arange(start, start + len(one.paths), dtype=np.int64)
-        samples.append(SampleTable.of_part(part, one.paths, rows, root=roots.get(part, "")))
+        groups = as_text(one.groups) if one.groups else None
+        samples.append(SampleTable.of_part(part, one.paths, rows, groups=groups, root=roots.get(part, "")))
         start += len(rows)
     counts, boxes, labels, crowds, areas = (np.concatenate(column) for column in zip(*columns, strict=True))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -146,7 +151,10 @@ def look_at_pictures(
         name = os.path.basename(one.paths[row])
         if isinstance(seen, str):
             if not may_be_missing and not os.path.exists(one.paths[row]):
-                problems.add("missing image", f"{one.paths[row]!r}: the file does not exist")
+                shown = f"{one.paths[row]!r}: the file does not exist"
+                if row in one.image_places:
+                    shown = f"{one.image_places[row]}: the file does not exist: {one.paths[row]!r}"
+                problems.add("missing image", shown, fix=OTHER_ROOT if row in one.image_places else "")
             continue  # one that cannot be read is refused or left out with the others of its part
         (width, height), orientation = seen
         stated = one.stated[row]
@@ -166,7 +174,7 @@ def checked_boxes(one: Annotations, pictures: Pictures, problems: Problems) -> C
     boxes = pictures.boxes(image, np.array(one.boxes, dtype=np.float64).reshape(-1, 4))
     whole = pictures.sizes[image]
     is_known: Column = np.logical_and.reduce(whole > 0, axis=1)
-    for row, kind, what in _faults(boxes, whole, is_known, image, one.names):
+    for row, kind, what in _faults(boxes, whole, is_known, image, one):
         problems.add(kind, f"{one.places[row]}: {what}", fix=_FIXES.get(kind, ""))
     edge = np.where(is_known[:, None], np.tile(whole, 2), np.inf)
     clipped: Column = np.clip(boxes, 0, edge)
@@ -180,9 +188,10 @@ _FIXES = {
 
 
 def _faults(
-    boxes: Column, whole: Column, is_known: Column, image: Column, names: list[str]
+    boxes: Column, whole: Column, is_known: Column, image: Column, one: Annotations
 ) -> Iterator[tuple[int, str, str]]:
     """The row, the kind and the description of each box that cannot be used."""
+    names = one.names
     is_finite: Column = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     is_empty: Column = is_finite & ((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - whole).max(axis=1, initial=-np.inf)
@@ -199,10 +208,12 @@ def _faults(
             width, height = whole[row]
             yield row, "box outside of its picture", f"{shown} in a picture of {width:.0f} x {height:.0f}"
         else:
-            key = (image[row], names[row], *boxes[row].tolist())
-            if key in seen:
+            first = seen.setdefault((image[row], *boxes[row].tolist()), row)
+            if first != row and names[first] == names[row]:
                 yield row, "box that is there twice", f"{names[row]} {shown}"
-            seen.setdefault(key, row)
+            elif first != row:
+                what = f"{shown} is {names[row]!r}, and {names[first]!r} in {one.places[first]}"
+                yield row, "box with two labels", what
 
 
 def _turned(points: Column, orientation: int, stored: tuple[int, int]) -> Column:

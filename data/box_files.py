@@ -19,9 +19,10 @@ from xml.etree import ElementTree
 from flashtask.core.errors import BadDataError
 from flashtask.core.yaml_reader import read_yaml
 from flashtask.data.folders import list_images
-from flashtask.data.layout import is_image_name
+from flashtask.data.layout import is_image_name, part_in_name
 from flashtask.data.problems import Problems
 from flashtask.data.tables import Table
+from flashtask.data.targets import number_or_nan
 
 __all__ = ["Annotations", "KeypointNames", "Points", "read_boxes_table", "read_coco", "read_voc", "read_yolo"]
 __all__ += ["read_yolo_file", "read_yolo_keypoints"]
@@ -69,6 +70,8 @@ class Annotations:
         crowds: for each box whether it is a region with many objects.
         areas: of each box, in square pixels; NaN for that of the rectangle.
         places: for each box where it is written.
+        image_places: where images are first named, by their position; only of tables.
+        groups: of each image, such as a patient; empty if there are none.
         ids: what the annotations call each class; in the order of the classes.
         shapes: of boxes that have one, by their position: polygons [x1, y1, x2, y2, ...], or COCO's run lengths.
         points: of boxes that have some, by their position: keypoints.
@@ -87,6 +90,8 @@ class Annotations:
     crowds: list[bool] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    image_places: dict[int, str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
     shapes: dict[int, Any] = field(default_factory=dict)
     points: dict[int, Points] = field(default_factory=dict)
@@ -444,31 +449,56 @@ def columns_of_boxes(fields: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(name for name in found if name) if all(found) else None
 
 
-def read_boxes_table(table: Table, inputs: str, fields: Sequence[str], folder: str) -> Annotations:
-    """A table with a row a box; a row without coordinates is an image without objects.
+def read_boxes_table(
+    table: Table,
+    inputs: str,
+    fields: Sequence[str],
+    folder: str,
+    part: str,
+    *,
+    split_field: str | None = None,
+    group_field: str | None = None,
+) -> dict[str, Annotations]:
+    """A table with a row a box, by part; a row without coordinates is an image without objects.
 
     Args:
         table: with the columns.
         inputs: the column with the paths of images.
         fields: x1, y1, x2, y2 in pixels, and label.
         folder: that relative paths count from.
+        part: of all rows, unless a column says otherwise.
+        split_field: a column with the part of each row.
+        group_field: a column with the group of each image; its first row counts.
     """
-    made = Annotations(problems=table.problems)
-    cells = [column.tolist() for column in table.columns([inputs, *fields])]
-    known: dict[str, int] = {}
-    for row, (name, *box, label) in enumerate(zip(*cells, strict=True)):
-        place = table.where(row, "")
+    extra = [name for name in (split_field, group_field) if name is not None]
+    cells = [column.tolist() for column in table.columns([inputs, *fields, *extra])]
+    problems, found = table.problems, {part: Annotations(problems=table.problems)}
+    known: dict[tuple[str, str], int] = {}
+    for row, (name, *values) in enumerate(zip(*cells, strict=True)):
+        (*box, label), more = values[: len(fields)], values[len(fields) :]
+        meant = part if split_field is None else part_in_name(more[0])
         if not name:
-            made.problems.add("empty cell", f"{table.where(row, inputs)} is empty")
+            problems.add("empty cell", f"{table.where(row, inputs)} is empty")
             continue
+        if meant is None:
+            what = f"{table.where(row, split_field or '')}: {more[0]!r} is not a part of the data"
+            problems.add("unknown part", what, fix="train, val or test")
+            continue
+        made = found.setdefault(meant, Annotations())
         path = os.path.normpath(os.path.join(folder, name))
-        if path not in known:
-            known[path] = made.add_image(path)
+        if (image := known.get((meant, path))) is None:
+            image = known[meant, path] = made.add_image(path)
+            made.image_places[image] = table.where(row, inputs)
+            made.groups += more[-1:] if group_field is not None else []
         if not any((*box, label)):
             continue
+        wrong = [(one, cell) for one, cell in zip(fields, box, strict=False) if not math.isfinite(number_or_nan(cell))]
+        for one, cell in wrong:
+            problems.add("coordinate that is not a number", f"{table.where(row, one)}: {cell!r}")
         if not label:
-            made.problems.add("box without a label", place)
-            continue
-        made.add_box(known[path], box, label, place)
-    made.number_classes()
-    return made
+            problems.add("box without a label", f"{table.where(row, fields[-1])} is empty")
+        if not wrong and label:
+            made.add_box(image, box, label, table.where(row, ""))
+    for made in found.values():
+        made.number_classes()
+    return {name: made for name, made in found.items() if made.paths or len(made.problems)}

@@ -31,6 +31,7 @@ HEADS.add_source(
             "logistic": "flashtask.heads.logistic:LogisticHead",
             "detection": "flashtask.heads.detection:DetectionHead",
             "keypoints": "flashtask.heads.keypoints:KeypointHead",
+            "condinst": "flashtask.heads.condinst:CondInstHead",
             "fpn": "flashtask.heads.fpn:FPNHead",
             "unet": "flashtask.heads.unet:UNetHead",
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class ClassScores(DetectionScores):
         return torch.tensor(self.numbers[self.name])
 
 
-def coco_metric(*kinds: str) -> MeanAveragePrecision:
+def coco_metric(*kinds: Literal["bbox", "segm"]) -> MeanAveragePrecision:
     """COCO's average precision by torchmetrics, for `bbox`, `segm`, or both.
 
     Raises:

@@ -17,9 +17,10 @@ from flashtask.data.inputs import Input
 from flashtask.data.keypoint_data import KeypointDetectionData
 from flashtask.data.keypoint_reader import KeypointReader
 from flashtask.tasks.batches import StepOutput
+from flashtask.tasks.box_loss import boxes_in_file
 from flashtask.tasks.keypoint_loss import keypoint_loss, keypoints_of_outputs, sigmas_of
 from flashtask.tasks.keypoint_predictions import Keypoints
-from flashtask.tasks.object_detection import ObjectDetector, boxes_in_file, whole_target
+from flashtask.tasks.object_detection import ObjectDetector, whole_target
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
