@@ -197,7 +197,7 @@ def _of_file(path: Path) -> dict[str, Found]:
         inputs = table.input_field(None)
         fields = columns_of_boxes([name for name in table.fields if name != inputs])
         if fields is not None:
-            made = read_boxes_table(table, inputs, fields, str(path.parent))
+            made = read_boxes_table(table, inputs, fields, str(path.parent), "train")["train"]
             return {"": Found(f"{path.name}, a row a box", made, str(path.parent))}
     raise BadDataError(
         f"{str(path)!r} is not a file of annotations",
