@@ -45,7 +45,7 @@ class CondInstHead(DetectionHead):
         nn.init.normal_(self.controller.weight, std=0.01)
         # Around weights as those of any new layer: products of three that are nearly 0 would hardly learn.
         layers = [nn.Conv2d(before, after, 1) for before, after in MASK_LAYERS]
-        weights = [part.detach().flatten() for layer in layers for part in (layer.weight, layer.bias)]
+        weights = [part.detach().flatten() for layer in layers for part in layer.parameters()]
         self.controller.bias = nn.Parameter(torch.cat(weights))
         self.mask_tower = nn.Sequential(*tower(width, depth), nn.Conv2d(width, _CHANNELS, 1))
 
