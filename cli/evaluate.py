@@ -19,7 +19,7 @@ from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import existing_folder, is_shards, is_table_name, stage_folder
+from flashtask.data.layout import existing_folder, is_shards, is_table_name, is_yolo_file, stage_folder
 
 __all__ = ["below", "data_source", "data_to_judge", "evaluate"]
 
@@ -73,12 +73,17 @@ def data_source(data: str, part: str, said: Mapping[str, tuple[str, Any]]) -> tu
 
 def data_to_judge(task: Any, source: Path | str, part: str, options: Mapping[str, Any]) -> Any:
     """The data module of what DATA means, for a trained task."""
-    own = {**below(f"data.{CONSTRUCTOR}.", options), **below(f"data.{OF_TABLES}.", options)}
+    from flashtask.data.image_source import loader_of_model
+
+    columns = below(f"data.{OF_TABLES}.", options)
+    if task.load_image is not None and is_table_name(source):
+        columns = {"load_image": loader_of_model(task.load_image).given, **columns}
+    own = {**below(f"data.{CONSTRUCTOR}.", options), **columns}
     return task.data_class.for_evaluation(source, part, task.target_description, **own)
 
 
 def _place(data: str, part: str) -> Path | str:
-    if is_shards(data):
+    if is_shards(data) or is_yolo_file(data):
         return data
     if not is_table_name(data):
         data = brought_here(data)

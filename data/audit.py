@@ -34,7 +34,7 @@ _TINY, _LONG = 16, 4.0
 #: Grey levels of dark and bright pictures, if the others are not like that.
 _DARK, _BRIGHT = 16.0, 240.0
 #: Sharpness of a blurred picture, also as a share of the median of all.
-_BLURRED, _BLURRED_SHARE = 4.0, 0.25
+_BLURRED, _BLURRED_SHARE = 0.1, 1 / 3
 #: Least cosine of the centred features of neighbours.
 _NEIGHBOURS = 0.95
 #: Rows of features that are compared with all others at a time.
@@ -236,7 +236,7 @@ def _oddities(one: Fingerprint, middle: Mapping[str, float]) -> Iterator[tuple[s
     elif one.mean > _BRIGHT and 255 - one.mean < (255 - middle["mean"]) / 4:
         yield "bright", f"mean grey level {one.mean:.0f} of 255, of all images {middle['mean']:.0f}", one.mean
     elif one.sharpness < _BLURRED and one.sharpness < _BLURRED_SHARE * middle["sharpness"]:
-        yield "blurred", f"sharpness {one.sharpness:.1f}, of all images {middle['sharpness']:.1f}", one.sharpness
+        yield "blurred", f"sharpness {one.sharpness:.2f}, of all images {middle['sharpness']:.2f}", one.sharpness
 
 
 def _ratio(one: Fingerprint) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +62,7 @@ class Evaluation:
 
     def mistakes(self, k: int = 12) -> list[Judged]:
         """The samples with the largest errors, the worst first; of classes only those that are wrong."""
-        wrong = [one for one in self.samples if not one.judgement.pairs or _is_wrong(one.judgement.pairs)]
+        wrong = [one for one in self.samples if not one.judgement.pairs or one.is_wrong]
         return sorted(wrong, key=lambda one: -_finite(one.judgement.error))[:k]
 
     def uncertain(self, k: int = 12) -> list[Judged]:
@@ -133,6 +133,37 @@ class Evaluation:
         times = times or int(min(1000, max(100, 2e7 // len(places))))
         drawn = [self._value(self._sums_of(places, often)) for often in draws(groups, len(places), times)]
         method = f"bootstrap over {units:,} {'samples' if groups is None else 'groups'}, {times:,} draws"
+        return Interval(self.scoring.metric, value, *ends_of(np.concatenate(drawn)), method=method)
+
+    def common_with(self, other: Evaluation) -> tuple[Evaluation, Evaluation]:
+        """Both evaluations of the samples that both have, by name, in the order of this one."""
+        theirs = {one.name: place for place, one in enumerate(other.samples)}
+        places = [place for place, one in enumerate(self.samples) if one.name in theirs]
+        return self._of(places), other._of([theirs[self.samples[place].name] for place in places])
+
+    def _of(self, places: Sequence[int]) -> Evaluation:
+        groups = None if self.groups is None else [self.groups[place] for place in places]
+        return replace(self, samples=tuple(self.samples[place] for place in places), groups=groups)
+
+    def difference_to(self, other: Evaluation) -> Interval:
+        """The metric of `Scoring.metric` less that of another model on the same samples, by a paired bootstrap.
+
+        Args:
+            other: of the same samples in the same order.
+        """
+        count = len(self.samples)
+        places = np.arange(count)
+        ones = np.ones((count, 1), np.float32)
+        units = count if self.groups is None else len(set(self.groups))
+        value = float(self._value(self._sums_of(places, ones))[0] - other._value(other._sums_of(places, ones))[0])
+        if units < 2:
+            return Interval(self.scoring.metric, value, math.nan, math.nan)
+        times = int(min(1000, max(100, 2e7 // count)))
+        drawn = [
+            self._value(self._sums_of(places, often)) - other._value(other._sums_of(places, often))
+            for often in draws(self.groups, count, times)
+        ]
+        method = f"paired bootstrap over {units:,} {'samples' if self.groups is None else 'groups'}, {times:,} draws"
         return Interval(self.scoring.metric, value, *ends_of(np.concatenate(drawn)), method=method)
 
     def _sums_of(self, places: Any, often: Any) -> Any:
@@ -234,10 +265,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_wrong(pairs: Sequence[Pair]) -> bool:
-    return any(pair.truth != pair.predicted for pair in pairs)
 
 
 def _finite(value: float) -> float:

@@ -100,6 +100,11 @@ class Judged:
     judgement: Judgement
     columns: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a class was taken for another, in the sample or in any object of it."""
+        return any(pair.truth != pair.predicted for pair in self.judgement.pairs)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `prediction` is the row."""
         one = self.judgement

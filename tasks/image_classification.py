@@ -27,6 +27,7 @@ from flashtask.trainer.run_record import data_counts
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["ImageClassifier"]
@@ -86,6 +87,8 @@ class ImageClassifier(Task):
         metrics: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(multi_label, bool):
+            raise UsageError(f"multi_label must be True or False, not {multi_label!r}")
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
         named = chosen_loss(loss_fn, known)
@@ -131,6 +134,11 @@ class ImageClassifier(Task):
                 raise UsageError(
                     f"{name} needs a head that is trained by gradient descent, not {self._head.kind!r}", fix=fix
                 )
+
+    def unused_by_solving(self) -> list[str]:
+        """As for every task; the loss has a default that depends on `multi_label`."""
+        is_default = self._loss_fn == next(iter(LABELS_LOSSES if self.multi_label else LABEL_LOSSES))
+        return [name for name in super().unused_by_solving() if not (name == "loss_fn" and is_default)]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
@@ -461,6 +469,14 @@ class ImageClassifier(Task):
             )
             for path, row, values in ranked
         ]
+
+    def export_outputs(self) -> Outputs:
+        """`scores` (N, classes)."""
+        from flashtask.tasks.export.outputs import LabelOutputs
+
+        if not self.multi_label:
+            return LabelOutputs(None)
+        return LabelOutputs(self.thresholds or (0.5,) * (self.num_classes or 0))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the labels that the weights were trained with, if the model has none yet.

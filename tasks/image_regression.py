@@ -23,6 +23,7 @@ from flashtask.tasks.task import Task
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
 __all__ = ["ImageRegressor"]
 
 
@@ -181,6 +182,12 @@ class ImageRegressor(Task):
         names = self.output_names(outputs.shape[1])
         rows = outputs.cpu().tolist()
         return [Number(one.path, dict(zip(names, row, strict=True))) for one, row in zip(samples, rows, strict=True)]
+
+    def export_outputs(self) -> Outputs:
+        """`values` (N, targets), in their own unit."""
+        from flashtask.tasks.export.outputs import NumberOutputs
+
+        return NumberOutputs(self._scale(torch.zeros(()))[1])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scale that the weights were trained with."""

@@ -50,8 +50,10 @@ def let_workers_go():
     for _ in range(2):
         assert len(list(loader)) == 4
         assert multiprocessing.active_children()
+        kept = loader._iterator  # as the traceback of an error keeps it
         internals.let_workers_go(loader)
         assert not multiprocessing.active_children()
+        assert kept is not loader._iterator
 
 
 def tensor_tables():

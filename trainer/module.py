@@ -257,6 +257,10 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return getattr(self, "head", None)
 
+    def unused_by_solving(self) -> list[str]:
+        """The arguments that were given and have no effect where the head is solved: those of gradient steps."""
+        return []
+
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the part that `freeze` freezes gives for a batch: features (B, ...), and the targets (B, ...).
 
@@ -483,7 +487,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
             name: of the metric; of the chart, whose values are called `name/key` everywhere else.
             value: epoch values are means weighted by batch size; a metric object is computed and reset for you.
             prog_bar: show it on the progress bar.
-            logger: give it to the loggers.
+            logger: give it to the loggers; `epoch`, `step` and `seconds` are columns of their own there.
             on_step: keep each step's value; the default depends on the hook.
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch; also torch's functions of these names.
