@@ -76,7 +76,7 @@ def _history(axes: Axes, history: History, names: list[str], label: str) -> None
     for first, _, _ in phases_of(history)[1:]:
         axes.axvline(history[first]["epoch"], color="0.7", linestyle=":")
     axes.set(xlabel="epoch", ylabel=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
 
 

@@ -54,7 +54,12 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
         samples = [data.images.input(name) for name in inputs[len(made) : len(made) + len(judged)]]
         made.extend(zip(task.to_predictions(task.postprocess(step.outputs), samples), judged, strict=True))
 
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "callbacks": None}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "callbacks": None,
+    }
     quiet |= {"enable_progress_bar": False, "profiler": None, "output_dir": None, "fast_dev_run": False}
     quiet |= {"limit_val_batches": None, "limit_test_batches": None, "overfit_batches": 0.0}
     runner = Trainer(**quiet) if trainer is None else trainer.with_changes(**quiet)
@@ -71,7 +76,10 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
         )
     facts = (table.names(), table.inputs.tolist(), data.target_words(part), _columns(table, data))
     whole = zip(*facts, made, strict=True)
-    samples = tuple(Judged(*one, _words(said), _row(said), judged, columns) for *one, columns, (said, judged) in whole)
+    samples = tuple(
+        Judged(name, path, target, _words(said), _row(said), judged, columns)
+        for name, path, target, columns, (said, judged) in whole
+    )
     labels = tuple(getattr(task, "labels", None) or ())
     groups = None if table.groups is None else table.groups.tolist()
     numbers = {name: float(value) for name, value in metrics.items()}
