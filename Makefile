@@ -14,7 +14,7 @@ PYTEST_LONG = $(IN_TESTS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo demo-detection demo-segmentation test test-long lint types bench clean
+.PHONY: help install demo demo-detection demo-instances demo-segmentation demo-keypoints test test-long lint types bench clean
 
 # An environment that another checkout was installed into is installed again.
 ifneq ($(shell cat "$(DONE)/checkout" 2>/dev/null),$(CURDIR))
@@ -36,9 +36,17 @@ demo-detection: $(DONE)/detection $(DONE)/demo
 	test -f demo/packages/deepforest-2.1.0-py3-none-any.whl || $(PIP) download --quiet --no-deps --dest demo/packages deepforest==2.1.0
 	$(PYTHON) scripts/demo_detection.py
 
+## make demo-instances   fine-tune on nuclei under a microscope, draw each of those that are found (some minutes)
+demo-instances: $(DONE)/detection $(DONE)/demo
+	$(PYTHON) scripts/demo_instances.py
+
 ## make demo-segmentation   fine-tune on cells under a microscope, draw the predicted masks (some minutes)
 demo-segmentation: $(DONE)/demo
 	$(PYTHON) scripts/demo_segmentation.py
+
+## make demo-keypoints      fine-tune on keypoints of nuclei under a microscope, draw them (some minutes)
+demo-keypoints: $(DONE)/demo
+	$(PYTHON) scripts/demo_keypoints.py
 
 ## make test      every promise, at a few of its cases (some minutes)
 test: $(DONE)/test

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from flashtask.core.preprocessing import Preprocessing as Preprocessing
     from flashtask.core.seeding import seed_everything as seed_everything
     from flashtask.core.seeding import seeded as seeded
+    from flashtask.data.conversion import Conversion as Conversion
+    from flashtask.data.conversion import convert_annotations as convert_annotations
     from flashtask.data.download import download_data as download_data
     from flashtask.data.image_classification import ImageClassificationData as ImageClassificationData
     from flashtask.data.image_data import ImageData as ImageData
     from flashtask.data.image_regression import ImageRegressionData as ImageRegressionData
     from flashtask.data.image_source import IMAGE_LOADERS as IMAGE_LOADERS
+    from flashtask.data.instance_segmentation import InstanceSegmentationData as InstanceSegmentationData
+    from flashtask.data.keypoint_data import KeypointDetectionData as KeypointDetectionData
     from flashtask.data.object_detection import ObjectDetectionData as ObjectDetectionData
     from flashtask.data.samples import SampleTable as SampleTable
     from flashtask.data.semantic_segmentation import SemanticSegmentationData as SemanticSegmentationData
@@ -35,9 +39,14 @@ if TYPE_CHECKING:
     from flashtask.heads import build_head as build_head
     from flashtask.tasks import TASKS as TASKS
     from flashtask.tasks.batches import StepOutput as StepOutput
+    from flashtask.tasks.finished_run import FinishedRun as FinishedRun
     from flashtask.tasks.image_classification import ImageClassifier as ImageClassifier
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
+    from flashtask.tasks.instance_segmentation import InstanceSegmentation as InstanceSegmentation
+    from flashtask.tasks.instances import Instances as Instances
+    from flashtask.tasks.keypoint_detection import KeypointDetector as KeypointDetector
+    from flashtask.tasks.keypoint_predictions import Keypoints as Keypoints
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.masks import Mask as Mask
     from flashtask.tasks.object_detection import ObjectDetector as ObjectDetector
@@ -154,6 +163,7 @@ _HOMES = {
     "FeatureInfo": "flashtask.core.feature_info",
     "FINETUNING": "flashtask.trainer.finetuning.strategies",
     "Finetuning": "flashtask.trainer.finetuning.strategies",
+    "FinishedRun": "flashtask.tasks.finished_run",
     "FitLoop": "flashtask.trainer.lightning1.loops",
     "FitResult": "flashtask.trainer.fit_result",
     "FlashtaskError": "flashtask.core.errors",
@@ -167,6 +177,12 @@ _HOMES = {
     "ImageEmbedder": "flashtask.tasks.image_embedding",
     "ImageRegressionData": "flashtask.data.image_regression",
     "ImageRegressor": "flashtask.tasks.image_regression",
+    "InstanceSegmentation": "flashtask.tasks.instance_segmentation",
+    "InstanceSegmentationData": "flashtask.data.instance_segmentation",
+    "Instances": "flashtask.tasks.instances",
+    "KeypointDetectionData": "flashtask.data.keypoint_data",
+    "KeypointDetector": "flashtask.tasks.keypoint_detection",
+    "Keypoints": "flashtask.tasks.keypoint_predictions",
     "LOGGERS": "flashtask.trainer.loggers.logger_registry",
     "Label": "flashtask.tasks.predictions",
     "Labels": "flashtask.tasks.predictions",
@@ -188,6 +204,8 @@ _HOMES = {
     "ModelSummary": "flashtask.trainer.callbacks.model_summary",
     "Module": "flashtask.trainer.module",
     "Number": "flashtask.tasks.predictions",
+    "Conversion": "flashtask.data.conversion",
+    "convert_annotations": "flashtask.data.conversion",
     "ObjectDetectionData": "flashtask.data.object_detection",
     "ObjectDetector": "flashtask.tasks.object_detection",
     "OptimizerLoop": "flashtask.trainer.lightning1.loops",

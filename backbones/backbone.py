@@ -30,7 +30,7 @@ HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
 CHECKPOINT_PREFIX = "checkpoint:"
 #: Files of weights alone, which do not say of which architecture.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".pth.tar")
 
 
 @dataclass

@@ -233,7 +233,7 @@ class AddressSource:
         if not sure and not ((os.sep in name or name.endswith(".ckpt")) and Path(name).exists()):
             return None
         path = _absolute(name)
-        if path.suffix in WEIGHT_SUFFIXES:
+        if path.name.endswith(WEIGHT_SUFFIXES):
             raise UsageError(
                 f"{name} holds weights, but does not say for which architecture",
                 fix=f'name the architecture: build_backbone("resnet18", weights={name!r})',

@@ -1,16 +1,21 @@
 """Microseconds that the engine adds to a step of a small network, against the same loop by hand in the same process.
 
 A two-layer perceptron (64-64-10), batches of 32 from memory, SGD, 2,000 steps, a loss logged each step, the progress
-bar on; by hand and through the trainer in turn. Run: `python benchmarks/engine_overhead.py [ROUNDS]`.
+bar on; by hand, through the trainer, and through Lightning if it is installed, in turn. What is counted is the time of
+the processor, so that other programs disturb less. Run: `python benchmarks/engine_overhead.py [ROUNDS]`.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import platform
 import statistics
 import sys
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 from torch import nn
@@ -20,8 +25,8 @@ from flashtask import Module, ProgressBar, Trainer
 STEPS = 2000
 
 
-class Perceptron(Module):
-    """The network by which the overhead is measured."""
+class Network:
+    """The network by which the overhead is measured, for a module of any engine."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,11 +34,15 @@ class Perceptron(Module):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         loss = nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
-        self.log("train_loss", loss)
+        self.log("train_loss", loss)  # type: ignore[attr-defined]
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
+        return torch.optim.SGD(self.layers.parameters(), lr=0.01)
+
+
+class Perceptron(Network, Module):
+    """It as a module of flashtask."""
 
 
 class Terminal(io.StringIO):
@@ -43,49 +52,87 @@ class Terminal(io.StringIO):
         return True
 
 
-def by_hand(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+class Batches:
+    """The same batches from memory in each pass."""
+
+    def __init__(self, count: int) -> None:
+        made = torch.Generator().manual_seed(0)
+        self._batches = [
+            (torch.randn(32, 64, generator=made), torch.randint(0, 10, (32,), generator=made)) for _ in range(count)
+        ]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def by_hand(batches: Batches) -> None:
     module = Perceptron()
     optimizer = module.configure_optimizers()
     module.train()
-    start = time.perf_counter()
     for inputs, targets in batches:
         loss = nn.functional.cross_entropy(module.layers(inputs), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
 
 
-def by_trainer(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def by_trainer(batches: Batches) -> None:
     options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=1, callbacks=[ProgressBar(stream=Terminal())], enable_progress_bar=False, **options)
-    module = Perceptron()
-    start = time.perf_counter()
-    trainer.fit(module, batches)
-    return time.perf_counter() - start
+    trainer.fit(Perceptron(), batches)
+
+
+def by_lightning() -> Callable[[Batches], None] | None:
+    """The same in Lightning with its own progress bar; None if it is not installed."""
+    try:
+        import lightning
+    except ImportError:
+        return None
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Peer(Network, lightning.LightningModule):
+        pass
+
+    def fit(batches: Batches) -> None:
+        options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+        with redirect_stdout(Terminal()), redirect_stderr(Terminal()):
+            lightning.Trainer(max_epochs=1, **options).fit(Peer(), batches)
+
+    return fit
+
+
+def seconds(run: Callable[[Batches], None], batches: Batches) -> float:
+    """Of the processor, for the whole of a run."""
+    start = time.process_time()
+    run(batches)
+    return time.process_time() - start
 
 
 def main(rounds: int = 7) -> None:
-    """Time both in turn and print each round and the median."""
+    """Time all in turn; print each round, then medians."""
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        (torch.randn(32, 64, generator=generator), torch.randint(0, 10, (32,), generator=generator))
-        for _ in range(STEPS)
-    ]
-    by_hand(batches)
-    by_trainer(batches)
-    added = []
+    warnings.filterwarnings("ignore")
+    batches = Batches(STEPS)
+    players = {"trainer": by_trainer} | ({"lightning": peer} if (peer := by_lightning()) else {})
+    for run in (by_hand, *players.values()):
+        seconds(run, batches)
+    bare: list[float] = []
+    added: dict[str, list[float]] = {name: [] for name in players}
     for _ in range(rounds):
-        hand, trainer = by_hand(batches), by_trainer(batches)
-        added.append((trainer - hand) / STEPS * 1e6)
+        bare.append(seconds(by_hand, batches) / STEPS * 1e6)
+        for name, run in players.items():
+            added[name].append(seconds(run, batches) / STEPS * 1e6 - bare[-1])
+        print(f"by hand {bare[-1]:6.1f} us a step; added: {', '.join(f'{n} {v[-1]:.1f}' for n, v in added.items())}")
+    for name, values in added.items():
+        ratios = [value / base for value, base in zip(values, bare, strict=True)]
         print(
-            f"by hand {hand / STEPS * 1e6:6.1f} us a step, trainer {trainer / STEPS * 1e6:6.1f}, added {added[-1]:5.1f}"
+            f"{name} adds {statistics.median(values):.1f} us ({min(values):.1f} to {max(values):.1f}) to a step of "
+            f"{statistics.median(bare):.1f}: {statistics.median(ratios):.1%}"
         )
-    print(
-        f"added: median {statistics.median(added):.1f} us a step ({min(added):.1f} to {max(added):.1f}); "
-        f"torch {torch.__version__}, Python {platform.python_version()}, one thread"
-    )
+    print(f"medians of {rounds} rounds; torch {torch.__version__}, Python {platform.python_version()}, one thread")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 FOLDER gets the photographs (scripts/lay_out_elpv.py). The head of EfficientNet-Lite0 is trained for 10 epochs, with
 split and seed 0, 1 and 2. Features are computed once for each split. With `--augment`, augmentations are compared
-instead, for 5 epochs: then every epoch runs the backbone.
+instead: the whole network is trained for 4 epochs at 64 pixels, on 20 % of the photographs, and measured on the others.
 """
 
 from __future__ import annotations
@@ -35,17 +35,19 @@ IMBALANCE: dict[str, tuple[Options, Options]] = {
     "label_smoothing=0.1": ({"label_smoothing": 0.1}, {}),
 }
 AUGMENT: dict[str, tuple[Options, Options]] = {
-    f"augment={name}": ({}, {"augment": name}) for name in ("none", "light", "medium", "strong", "trivial_augment")
+    f"augment={name}": ({"image_size": 64}, {"augment": name, "val_split": 0.8})
+    for name in ("none", "light", "medium", "strong", "trivial_augment")
 }
 
 
-def measured(folder: Path, model: Options, data: Options, epochs: int) -> Iterator[dict[str, float]]:
-    """The metrics of the best epoch for each seed."""
+def measured(folder: Path, model: Options, data: Options, strategy: str, epochs: int) -> Iterator[dict[str, float]]:
+    """The metrics of the best epoch for each seed; with the whole network of the last epoch, which alone validates."""
     for seed in SEEDS:
-        given = ImageClassificationData.from_folders(folder, val_split=0.2, split_seed=seed, **data)
+        given = ImageClassificationData.from_folders(folder, split_seed=seed, **{"val_split": 0.2, **data})
         task = ImageClassifier(BACKBONE, metrics=["f1_macro", "recall_macro"], **model)
-        trainer = Trainer(max_epochs=epochs, seed=seed, logger=False, enable_progress_bar=False)
-        result = trainer.finetune(task, datamodule=given, strategy="freeze")
+        every = 1 if strategy == "freeze" else epochs
+        options: Options = {"logger": False, "enable_progress_bar": False, "check_val_every_n_epoch": every}
+        result = Trainer(max_epochs=epochs, seed=seed, **options).finetune(task, datamodule=given, strategy=strategy)
         yield {name: 100 * float(result.metrics[f"val_{name}"]) for name in METRICS}
 
 
@@ -58,7 +60,7 @@ def main() -> None:
         lay_out(given.folder)
     print(f"| switch | {' | '.join(METRICS)} |\n| --- | --- | --- | --- |")
     for name, (model, data) in (AUGMENT if given.augment else IMBALANCE).items():
-        found = list(measured(given.folder, model, data, 5 if given.augment else 10))
+        found = list(measured(given.folder, model, data, *(("no_freeze", 4) if given.augment else ("freeze", 10))))
         cells = [[one[metric] for one in found] for metric in METRICS]
         shown = [f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" for values in cells]
         print(f"| `{name}` | {' | '.join(shown)} |", flush=True)

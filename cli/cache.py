@@ -20,7 +20,7 @@ __all__ = ["cache"]
 _KINDS = {
     "features": "features of frozen backbones",
     "checkpoints": "checkpoints that were downloaded",
-    "data": "archives that were unpacked, and files at addresses",
+    "data": "unpacked archives, images of Parquet files, files at addresses",
     "shards": "shards that were fetched from addresses",
     "hub": "hashes of the files in hub repositories",
     "backbone_sizes": "numbers of parameters",

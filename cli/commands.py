@@ -12,14 +12,20 @@ from flashtask.cli.options import (
     BENCH,
     CACHE,
     CHAOS,
+    COMPARE,
+    CONVERT,
     DOCTOR,
     EVALUATE,
     EVERYWHERE,
+    EXPORT,
     FINETUNE,
     PLAN,
     PREDICT,
     PULL,
     PUSH,
+    REPORT,
+    RERUN,
+    RUNS,
     SERVE,
     SHARD,
     SHOW,
@@ -53,8 +59,8 @@ def finetune(data: str | None, **params: Any) -> None:
 
     DATA is a folder with train/ (and val/, test/) that hold one folder per class, a folder of class folders, a table
     (.csv, .tsv, .jsonl or .parquet), an archive of these (.zip, .tar.gz), the address of one (https://), a dataset
-    repository (hf://datasets/org/name), a folder that `shard` wrote, or a recipe (.yaml), such as the recipe.yaml of an
-    earlier run.
+    repository (hf://datasets/org/name), a folder that `shard` wrote, YOLO's data.yaml, or a recipe (.yaml), such as the
+    recipe.yaml of an earlier run.
     """
     from flashtask.cli.finetune import finetune as run_finetune
 
@@ -156,6 +162,22 @@ def shard(data: str, folder: str, **params: Any) -> None:
     run_shard(data, folder, params)
 
 
+@flashtask.command(short_help="Write annotations in another format.")
+@click.argument("data")
+@click.argument("folder", metavar="OUT")
+@add_options(CONVERT + EVERYWHERE)
+def convert(data: str, folder: str, **params: Any) -> None:
+    """Write the boxes, outlines and keypoints of DATA to OUT in another format.
+
+    DATA is a folder of COCO, Pascal VOC or YOLO, images beside masks, COCO's .json file, a data.yaml, or a table with a
+    row a box. OUT is new or empty, and appears when it is whole. What the format cannot hold is named, and refused
+    without --lossy.
+    """
+    from flashtask.cli.convert import convert as run_convert
+
+    run_convert(data, folder, params)
+
+
 @flashtask.command(short_help="Predict images.")
 @click.argument("ckpt", metavar="MODEL")
 @click.argument("images", nargs=-1, required=True, metavar="INPUT...")
@@ -204,6 +226,56 @@ def test(ckpt: str, data: str, **params: Any) -> None:
 
     use_option(params)
     evaluate("test", ckpt, data, params)
+
+
+@flashtask.command(short_help="Write a page about a run.")
+@click.argument("source", metavar="RUN_OR_CKPT")
+@click.argument("data", required=False)
+@add_options(REPORT + EVERYWHERE)
+def report(source: str, data: str | None, **params: Any) -> None:
+    """Write a page about RUN_OR_CKPT: curves, mistakes, calibration, slices, and more.
+
+    The model is judged on the validation data of its run, or on DATA, which is as for `validate`. The page is one file
+    that needs no network; `finetune` has written one already.
+    """
+    from flashtask.cli.own_zoo import use_option
+    from flashtask.cli.report_page import report as run_report
+
+    use_option(params)
+    run_report(source, data, params)
+
+
+@flashtask.command(short_help="Put runs beside each other.")
+@click.argument("sources", metavar="RUN RUN...", nargs=-1, required=True)
+@add_options(COMPARE + EVERYWHERE)
+def compare(sources: tuple[str, ...], **params: Any) -> None:
+    """Compare each RUN with the first: metrics, settings, classes, samples that flipped, and whether it may be luck.
+
+    RUN is a run folder or a checkpoint. The models are judged on the validation data of their runs.
+    """
+    from flashtask.cli.compare import compare as run_compare
+
+    run_compare(sources, params)
+
+
+@flashtask.command(short_help="List the runs in a folder.")
+@click.argument("folder", required=False)
+@add_options(RUNS + EVERYWHERE)
+def runs(folder: str | None, **params: Any) -> None:
+    """List the finished runs in FOLDER and below it, by default in runs/."""
+    from flashtask.cli.runs import runs as run_runs
+
+    run_runs(folder, params)
+
+
+@flashtask.command(short_help="Train a run once more and compare the bits.")
+@click.argument("source", metavar="RUN")
+@add_options(RERUN + EVERYWHERE)
+def rerun(source: str, **params: Any) -> None:
+    """Train the recipe of RUN again, and say whether weights, losses and metrics are the same bits."""
+    from flashtask.cli.runs import rerun as run_rerun
+
+    run_rerun(source, params)
 
 
 @flashtask.command(short_help="List and search models, heads, tasks and recipes.")
@@ -275,6 +347,23 @@ def pull(address: str, folder: str | None, **params: Any) -> None:
     from flashtask.cli.push import pull as run_pull
 
     run_pull(address, folder)
+
+
+@flashtask.command(short_help="Write a model as a file for another runtime.")
+@click.argument("ckpt", metavar="MODEL")
+@add_options(EXPORT + EVERYWHERE)
+def export(ckpt: str, **params: Any) -> None:
+    """Write MODEL as a file for ONNX Runtime, torch.export or OpenVINO, if it gives the same results there.
+
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    The file takes pictures as decoded: resize, crop and normalisation are in it. It is run on images before it is
+    written. The exit code is 76 if it gives other results than MODEL.
+    """
+    from flashtask.cli.export import export as run_export
+    from flashtask.cli.own_zoo import use_option
+
+    use_option(params)
+    run_export(ckpt, params)
 
 
 @flashtask.command(short_help="Measure images per second on this machine.")

@@ -19,9 +19,9 @@ from flashtask.cli.request import refuse_columns
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
-from flashtask.data.layout import existing_folder, is_shards, is_table_name, stage_folder
+from flashtask.data.layout import existing_folder, is_shards, is_table_name, is_yolo_file, stage_folder
 
-__all__ = ["evaluate"]
+__all__ = ["below", "data_source", "data_to_judge", "evaluate"]
 
 _PARTS = {"validate": "val", "test": "test"}
 
@@ -41,13 +41,9 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
     """
     check_distributed(params["distributed"])
     checkpoint = checkpoint_source(ckpt)
-    source = _data_source(data, _PARTS[stage])
-    said = given(EVALUATE, params)
-    if not is_table_name(source):
-        refuse_columns(flag for key, (flag, _) in said.items() if key.startswith(f"data.{OF_TABLES}."))
-    options = {key: value for key, (_, value) in said.items()}
+    source, options = data_source(data, _PARTS[stage], given(EVALUATE, params))
     # Standard output is for the metrics alone.
-    with redirect_stdout(sys.stderr), launched(_below("trainer.", options)) as strategy:
+    with redirect_stdout(sys.stderr), launched(below("trainer.", options)) as strategy:
         metrics = _measure(stage, checkpoint, source, options, strategy, per_class=params["per_class"])
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
@@ -57,9 +53,37 @@ def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> Non
         click.echo(f"{name:<{width}}  {value:.4f}")
 
 
-def _data_source(data: str, part: str) -> Path | str:
-    """The folder or the table that DATA means."""
-    if is_shards(data):
+def data_source(data: str, part: str, said: Mapping[str, tuple[str, Any]]) -> tuple[Path | str, dict[str, Any]]:
+    """The folder or the table that DATA means, and the options of a command by key.
+
+    Args:
+        data: as it was typed.
+        part: `val` or `test`.
+        said: flag and value of the options that were given, by key.
+
+    Raises:
+        MissingInputError: it is not there.
+        UsageError: columns of something that has none.
+    """
+    source = _place(data, part)
+    if not is_table_name(source):
+        refuse_columns(flag for key, (flag, _) in said.items() if key.startswith(f"data.{OF_TABLES}."))
+    return source, {key: value for key, (_, value) in said.items()}
+
+
+def data_to_judge(task: Any, source: Path | str, part: str, options: Mapping[str, Any]) -> Any:
+    """The data module of what DATA means, for a trained task."""
+    from flashtask.data.image_source import loader_of_model
+
+    columns = below(f"data.{OF_TABLES}.", options)
+    if task.load_image is not None and is_table_name(source):
+        columns = {"load_image": loader_of_model(task.load_image).given, **columns}
+    own = {**below(f"data.{CONSTRUCTOR}.", options), **columns}
+    return task.data_class.for_evaluation(source, part, task.target_description, **own)
+
+
+def _place(data: str, part: str) -> Path | str:
+    if is_shards(data) or is_yolo_file(data):
         return data
     if not is_table_name(data):
         data = brought_here(data)
@@ -84,16 +108,14 @@ def _measure(
 
     task = load(checkpoint)
     task.per_class = per_class
-    columns = _below(f"data.{OF_TABLES}.", options)
-    datamodule = task.data_class.for_evaluation(
-        source, _PARTS[stage], task.target_description, **_below(f"data.{CONSTRUCTOR}.", options), **columns
-    )
+    datamodule = data_to_judge(task, source, _PARTS[stage], options)
     joined = {} if strategy is None else {"strategy": strategy}
-    arguments = {**_below("trainer.", options), **joined}
+    arguments = {**below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)
     (metrics,) = getattr(trainer, stage)(task, datamodule=datamodule, verbose=False)
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _below(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def below(section: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a section, by what follows its name."""
     return {key.removeprefix(section): value for key, value in options.items() if key.startswith(section)}

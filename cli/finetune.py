@@ -85,5 +85,7 @@ def _say_result(folder: Path) -> None:
     shown = shown_path(folder)
     click.echo(f"best epoch {best.get('epoch', 0):.0f}: {shown_metrics(best)}")
     click.echo(f"run folder: {shown}")
+    if (folder / "report.html").exists():
+        click.echo(f"report: {os.path.join(shown, 'report.html')}")
     if (folder / "best.ckpt").exists():
         click.echo(f"next: flashtask predict {shlex.quote(os.path.join(shown, 'best.ckpt'))} IMAGE")

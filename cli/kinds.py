@@ -137,13 +137,13 @@ def probability(value: str) -> float:
 
 
 def share(value: str) -> float | int:
-    """A share above 0 and below 1, or a whole number of at least 1."""
+    """A share above 0 and below 1, or a whole number, of which 0 means none."""
     number = _number(value)
     if 0 < number < 1:
         return number
-    if number >= 1 and number.is_integer():
+    if number >= 0 and number.is_integer():
         return int(number)
-    raise ValueError(f"must be a share above 0 and below 1, or a number of images, not {value}")
+    raise ValueError(f"must be a share above 0 and below 1, or a number of images (0 for none), not {value}")
 
 
 def fold(value: str) -> str:

@@ -10,7 +10,8 @@ import click
 
 from flashtask.cli.kinds import Kind
 
-__all__ = ["CONSTRUCTOR", "GROUPS", "OF_SHARDS", "OF_TABLES", "OF_THE_HUB", "GroupedOption", "Option"]
+__all__ = ["CONSTRUCTOR", "GROUPS", "OF_SHARDS", "OF_TABLES", "OF_THE_HUB", "OF_YOLO", "GroupedOption"]
+__all__ += ["Option"]
 
 #: The headings of `flashtask COMMAND --help`, in their order.
 GROUPS = (
@@ -24,6 +25,8 @@ CONSTRUCTOR = "from_folders"
 OF_TABLES = "from_csv"
 #: The constructor of shards.
 OF_SHARDS = "from_shards"
+#: The constructor of the file that describes a data set of YOLO.
+OF_YOLO = "from_yolo"
 #: The constructor of dataset repositories.
 OF_THE_HUB = "from_hub_dataset"
 

@@ -20,6 +20,7 @@ from flashtask.cli.kinds import (
     names,
     one_of,
     positive,
+    probability,
     share,
     steps,
     text,
@@ -35,10 +36,12 @@ __all__ = [
     "BENCH",
     "CACHE",
     "CHAOS",
+    "COMPARE",
     "CONSTRUCTOR",
     "DOCTOR",
     "EVALUATE",
     "EVERYWHERE",
+    "EXPORT",
     "FINETUNE",
     "GROUPS",
     "OF_SHARDS",
@@ -48,6 +51,9 @@ __all__ = [
     "PREDICT",
     "PULL",
     "PUSH",
+    "REPORT",
+    "RERUN",
+    "RUNS",
     "SERVE",
     "SHARD",
     "SHOW",
@@ -103,6 +109,15 @@ _COLUMNS = (
         "Table data: the folder that relative image paths count from.",
         "FOLDER",
         "that of the table",
+        "Data",
+    ),
+    Option(
+        "--load-image",
+        f"data.{OF_TABLES}.load_image",
+        text,
+        "Table data: what reads files of your own format, by name.",
+        "NAME",
+        "none: image files",
         "Data",
     ),
 )
@@ -221,6 +236,9 @@ _NO_FEATURE_CACHE = Option(
     group="Training",
 )
 _JSON = Option("--json", "", None, "Print only JSON on standard output.", group="Output")
+_NO_REPORT = Option(
+    "--no-report", "trainer.report", None, "Write no report.html to the run folder.", value=False, group="Output"
+)
 _SIZE_OR_AUTO = auto_or(whole(1))
 _RATE_OR_AUTO = auto_or(positive)
 
@@ -296,7 +314,7 @@ _IMAGES = (
         "--val-split",
         f"{_DATA}.val_split",
         share,
-        "Share or number of training images to validate on.",
+        "Share or number of training images to validate on; 0 for none.",
         "F",
         "0.2 if DATA has no validation images",
         "Data",
@@ -369,6 +387,7 @@ FINETUNE = (
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
     *_REST,
+    _NO_REPORT,
 )
 
 TUNE = (
@@ -399,7 +418,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag != "--resume"),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
@@ -416,6 +435,48 @@ EVALUATE = (
     _ZOO_FILE,
     _QUIET,
     Option("--per-class", "", None, "Also print the metrics of each class.", group="Output"),
+    _JSON,
+)
+
+REPORT = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val, else test", "Selection"),
+    Option(
+        "--format",
+        "",
+        one_of(["html", "json", "png"]),
+        "html, json, or png: the charts as one picture.",
+        "F",
+        "from the ending of --output, else html",
+        "Output",
+    ),
+    Option("--output", "", text, "File to write.", "FILE", "report.html in RUN; for other data here", "Output"),
+    *(option for option in EVALUATE if option.flag not in ("--per-class", "--json")),
+)
+
+COMPARE = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
+    Option("--data", "", text, "Judge all runs on this data, in place of their own.", "DATA", group="Data"),
+    Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
+    *(option for option in EVALUATE if option.flag != "--per-class"),
+)
+
+RUNS = (
+    Option("--sort", "", text, "Column to sort by; -COLUMN: from large to small.", "COLUMN", "the path", "Selection"),
+    Option(
+        "--where",
+        "",
+        text,
+        "Only runs of which this holds: NAME=PATTERN, 'NAME<X' or 'NAME>X'; may be given more than once.",
+        "CONDITION",
+        group="Selection",
+        many=True,
+    ),
+    _JSON,
+)
+
+RERUN = (
+    Option("--output-dir", "", text, "Folder of the repeat.", "F", "RUN-again", "Output"),
+    replace(_QUIET, key=""),
     _JSON,
 )
 
@@ -532,6 +593,21 @@ SHARD = (
     _JSON,
 )
 
+CONVERT = (
+    Option(
+        "--format",
+        "",
+        one_of(["coco", "voc", "yolo", "csv", "png"]),
+        "coco, voc, yolo, csv or png.",
+        "F",
+        "coco",
+        "Output",
+    ),
+    Option("--lossy", "", None, "Convert although something is lost.", group="Output"),
+    Option("--copy-images", "", None, "Copy the images; else they stay where they are.", group="Output"),
+    _JSON,
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -605,6 +681,56 @@ PUSH = (
 
 PULL: tuple[Option, ...] = ()
 
+EXPORT = (
+    Option(
+        "--output", "", text, "The file: NAME.onnx, NAME.pt2 or NAME.xml.", "FILE", "beside the checkpoint", "Output"
+    ),
+    Option(
+        "--format",
+        "",
+        one_of(["onnx", "torch", "openvino"]),
+        "onnx, torch (torch.export) or openvino.",
+        "F",
+        "from the ending of --output, else onnx",
+        "Output",
+    ),
+    Option(
+        "--dynamic",
+        "",
+        names,
+        "What may differ from call to call: batch, size, both (batch,size) or none.",
+        "AXES",
+        "batch,size; without preprocessing batch",
+        "Output",
+    ),
+    Option(
+        "--quantize",
+        "",
+        one_of(["int8"]),
+        "int8: weights and activations in 8 bits; needs --data.",
+        "Q",
+        "none",
+        "Output",
+    ),
+    Option(
+        "--max-loss",
+        "",
+        probability,
+        "How much of the metric --quantize may cost.",
+        "X",
+        "0.005: half a point",
+        "Output",
+    ),
+    Option("--no-preprocessing", "", None, "Take normalised inputs (N, 3, H, W) in place of pictures.", group="Output"),
+    Option("--data", "", text, "Validation data to compare on.", "DATA", "eight made-up pictures", "Data"),
+    Option(
+        "--licence", "", text, "Licence of the weights, for the metadata: apache-2.0, ...", "NAME", "none", "Output"
+    ),
+    Option("--overwrite", "", None, "Replace files that are there.", group="Output"),
+    _ZOO_FILE,
+    _JSON,
+)
+
 EVERYWHERE = (Option("--debug", "", None, "Show the traceback of an error."),)
 
 #: What each command takes, in the order of the docs.
@@ -615,14 +741,17 @@ TABLES = {
     "audit": AUDIT,
     "show": SHOW,
     "shard": SHARD,
+    "convert": CONVERT,
     "predict": PREDICT,
     "validate": EVALUATE,
     "test": EVALUATE,
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,
+    "report": REPORT,
     "bench": BENCH,
     "chaos": CHAOS,
 }

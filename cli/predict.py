@@ -77,7 +77,6 @@ def _predict(
     from flashtask.data.decoded_cache import DecodedCache
     from flashtask.tasks.prediction import predictions_of
 
-    by_path = {each.path or each.name: each for each in inputs}
     paths = [each.path or each.name for each in inputs]
     share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
@@ -86,6 +85,8 @@ def _predict(
             task.default_precision = options["precision"]
         if params["value_range"]:
             task.preprocessing = replace(task.preprocessing, value_range=as_value_range(params["value_range"]))
+        inputs, _ = task.read_inputs(inputs)
+        by_path = {each.path or each.name: each for each in inputs}
         cache = DecodedCache()
         bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)
         share = share.without(bad)

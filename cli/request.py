@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flashtask.cli.model_source import check_source
-from flashtask.cli.options import CONSTRUCTOR, FINETUNE, OF_SHARDS, OF_TABLES, OF_THE_HUB, given, kinds_by_key
+from flashtask.cli.option import CONSTRUCTOR, OF_SHARDS, OF_TABLES, OF_THE_HUB, OF_YOLO
+from flashtask.cli.options import FINETUNE, given, kinds_by_key
 from flashtask.cli.own_zoo import use_option, use_recipe_zoo
 from flashtask.cli.recipe import Recipe, absolute, is_path, read_recipe, zoo_recipe
 from flashtask.cli.recipe_checks import check_names, check_shape, check_values, require_whole
@@ -23,6 +24,7 @@ from flashtask.data.layout import (
     has_annotations,
     is_shards,
     is_table_name,
+    is_yolo_file,
     resolve_layout,
 )
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
@@ -57,6 +59,8 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
         _expect(recipe, OF_THE_HUB)
     elif data and is_shards(data):
         _expect(recipe, OF_SHARDS)
+    elif data and is_yolo_file(data):
+        _expect(recipe, OF_YOLO)
     elif data and is_table_name(data):
         _expect_table(recipe, data)
     options = given(FINETUNE, params)
@@ -163,6 +167,7 @@ def require_data(recipe: Recipe) -> None:
         OF_TABLES: "train_file",
         OF_THE_HUB: "repository",
         OF_SHARDS: "shards_folder",
+        OF_YOLO: "data_file",
     }.get(recipe.constructor)
     if not places or (needed and not places.get(needed)):
         raise UsageError("there is no data to train on", fix="flashtask finetune DATA, or train_folder in the recipe")
@@ -187,8 +192,9 @@ def refuse_columns(flags: Iterable[str]) -> None:
 
 
 def _data_and_config(data: str | None, config: str | None) -> tuple[str | None, str | None]:
-    """DATA may be a recipe itself."""
-    if data is None or os.path.isdir(data) or not data.lower().endswith((".yaml", ".yml")):
+    """DATA may be a recipe itself, unless the file describes a data set of YOLO."""
+    is_yaml = data is not None and data.lower().endswith((".yaml", ".yml"))
+    if data is None or not is_yaml or os.path.isdir(data) or is_yolo_file(data):
         return data, config
     if config:
         raise UsageError(f"two recipes: {data} and --config {config}", fix=f"flashtask finetune --config {config}")
@@ -203,13 +209,16 @@ def _put_data(recipe: Recipe, data: str) -> None:
     if is_shards(data):
         _put_shards(recipe, data)
         return
+    if is_yolo_file(data):
+        _put_yolo(recipe, data)
+        return
     if is_table_name(data):
         _put_table(recipe, data)
         return
     if (other := recipe.constructor) != CONSTRUCTOR:
         raise UsageError(
             f"{recipe.source_of(f'data.{other}')}: DATA needs `{CONSTRUCTOR}`, but the recipe has `{other}`",
-            fix=did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
+            fix=_below(other) or did_you_mean(other, [CONSTRUCTOR]) or f"leave out DATA {data!r}",
         )
     section = f"data.{CONSTRUCTOR}"
     layout = resolve_layout(existing_folder(data, "DATA"))
@@ -219,7 +228,20 @@ def _put_data(recipe: Recipe, data: str) -> None:
     for name, folder in zip(_FOLDERS, (layout.train, layout.val, layout.test, layout.predict), strict=True):
         if folder is not None and recipe.get(f"{section}.{name}") is None:
             recipe.set(f"{section}.{name}", str(folder), "DATA")
-    if all(recipe.get(f"{section}.{name}") is None for name in ("val_folder", "val_split", "fold")):
+    _split_off(recipe, section, "val_folder")
+
+
+def _below(option: str) -> str:
+    """What to write for an option of the constructors that was given as if it were one of them."""
+    from flashtask.data.arguments import ImageOptions
+
+    return f"it is data.{CONSTRUCTOR}.{option}" if option in ImageOptions.__annotations__ else ""
+
+
+def _split_off(recipe: Recipe, section: str, *others: str) -> None:
+    """Let a part of DATA validate, unless something else is said of validation: `--set` may also say null."""
+    said_by = recipe.sources.get(f"{section}.val_split", "")
+    if all(recipe.get(f"{section}.{name}") is None for name in (*others, "val_split", "fold")) and said_by != "--set":
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
 
@@ -274,6 +296,17 @@ def _put_shards(recipe: Recipe, data: str) -> None:
     if index.targets.get("kind") == "labels" and recipe.get("task") in (None, DEFAULT_TASK):
         recipe.set("model.multi_label", True, "DATA")  # there is no other reading of several labels
     has_val = any(shard.part == "val" for shard in index.shards)
+    if not has_val:
+        _split_off(recipe, section)
+
+
+def _put_yolo(recipe: Recipe, data: str) -> None:
+    """DATA describes a data set of YOLO; if it names no validation images, a part of the others validates."""
+    from flashtask.data.box_files import read_yolo_file
+
+    section = f"data.{OF_YOLO}"
+    recipe.set(f"{section}.data_file", absolute(data, Path.cwd()), "DATA")
+    has_val = "val" in read_yolo_file(data)[1]
     if not has_val and all(recipe.get(f"{section}.{name}") is None for name in ("val_split", "fold")):
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
 
@@ -282,5 +315,4 @@ def _put_table(recipe: Recipe, data: str) -> None:
     """DATA is the table to train on; `--set` may name others."""
     section = f"data.{OF_TABLES}"
     recipe.set(f"{section}.train_file", absolute(data, Path.cwd()), "DATA")
-    if all(recipe.get(f"{section}.{name}") is None for name in ("val_file", "split_field", "val_split", "fold")):
-        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
+    _split_off(recipe, section, "val_file", "split_field")

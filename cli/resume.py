@@ -44,6 +44,7 @@ FREE_KEYS = (
     "trainer.enable_model_summary",
     "trainer.log_every_n_steps",
     "trainer.output_dir",
+    "trainer.report",
     "data.from_folders.num_workers",
     "zoo",
 )

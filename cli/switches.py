@@ -49,7 +49,15 @@ SWITCHES = (
         one_of([*RESIZES]),
         "R",
         "the backbone's own",
-        "How images get this size: crop, pad or squash.",
+        "How images get this size: crop, pad, squash, or tile (segmentation).",
+    ),
+    _switch(
+        _IMAGES,
+        "model.tile_overlap",
+        below_one,
+        "X",
+        "0.25",
+        "Share of a tile that the next one has too, with --resize tile.",
     ),
     _switch(
         _AUGMENTATION,

@@ -18,7 +18,7 @@ from flashtask.core.errors import (
     UsageError,
 )
 
-__all__ = ["as_users_see_it"]
+__all__ = ["as_users_see_it", "lost_worker"]
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|_ALLOC_FAILED", re.IGNORECASE)
 _WORKER_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)")
@@ -52,8 +52,11 @@ def as_users_see_it(error: BaseException, batch_size: int | None = None) -> Base
         return from_worker
     if isinstance(error, FlashtaskError):
         return error
-    if (lost := _lost_worker(error)) is not None:
+    if (lost := lost_worker(error)) is not None:
         return lost
+    if isinstance(error, RuntimeError) and (waited := _WORKER_TIMED_OUT.search(str(error))):
+        what = f"a process that loads data gave no batch for {waited[1]} s"
+        return ProcessLostError(what, why="it hangs, or is slow", fix="a longer timeout, or num_workers=0 to see where")
     if isinstance(error, (RuntimeError, OSError)) and _NO_DESCRIPTORS.search(str(error)):
         return ProcessLostError(
             "data cannot be exchanged with the processes that load it: too many open files",
@@ -111,11 +114,9 @@ def _out_of_memory(error: BaseException, batch_size: int | None) -> OutOfMemoryE
     return OutOfMemoryError(what, why=lines[-1] if _CAUGHT.search(str(error)) else lines[0], fix=fix)
 
 
-def _lost_worker(error: BaseException) -> ProcessLostError | None:
-    """The signal may be named in the error that this one came from, or that came on the way out."""
-    if isinstance(error, RuntimeError) and (waited := _WORKER_TIMED_OUT.search(str(error))):
-        what = f"a process that loads data gave no batch for {waited[1]} s"
-        return ProcessLostError(what, why="it hangs, or is slow", fix="a longer timeout, or num_workers=0 to see where")
+def lost_worker(error: BaseException) -> ProcessLostError | None:
+    """The death of a process of a data loader, if that is what an error of torch's or of a connection tells."""
+    # The signal may be named in the error that this one came from, or that came on the way out.
     texts = [str(part) for part in (error, error.__cause__, error.__context__) if part is not None]
     texts += getattr(error, "__notes__", ())
     # A worker that is killed while it hands over a batch is missed as the other end of a connection.

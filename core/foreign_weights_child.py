@@ -26,6 +26,12 @@ _FORBIDDEN = (
     "ctypes.", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename", "os.spawn", "os.system", "pty.",
     "shutil.", "socket.", "subprocess.", "urllib.", "webbrowser.",
 )  # fmt: skip
+#: Classes and functions by which training scripts keep their arguments, times, paths and numbers beside the weights.
+_BESIDE = (
+    "argparse.Namespace", "datetime.date", "datetime.datetime", "datetime.timedelta", "numpy.dtype", "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")),
+)  # fmt: skip
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _MAX_ENTRIES = 100_000
 _SPARE = 256 * 2**20
@@ -37,6 +43,16 @@ class Refused(ValueError):  # noqa: N818 - never leaves this process
 
 class Ambiguous(Refused):
     """The sets of weights of which one would have to be chosen."""
+
+
+class Beside:
+    """Stands for each object of `_BESIDE`: it takes whatever the file has for it, and calls and keeps nothing."""
+
+    def __init__(self, *parts: Any) -> None:
+        """Drop what the object would be made of."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop what the object would hold."""
 
 
 def main() -> int:
@@ -60,7 +76,8 @@ def main() -> int:
         if source.read(4) == b"PK\x03\x04":
             check_zip(source, size)
         source.seek(0)
-        tensors = state_dict_in(torch.load(source, map_location="cpu", weights_only=True))
+        with torch.serialization.safe_globals([(Beside, name) for name in _BESIDE]):
+            tensors = state_dict_in(torch.load(source, map_location="cpu", weights_only=True))
         _send(answer, tensors, names)
     except Exception as error:
         return _explain(error)

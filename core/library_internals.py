@@ -45,6 +45,7 @@ __all__ = [
     "normalization_class",
     "on_meta",
     "rate_lists",
+    "repeated_while",
     "set_layer_versions",
     "set_update_count",
     "tensor_tables",
@@ -176,9 +177,20 @@ def makes_no_memory(operation: Any) -> bool:
     return any(argument.alias_info is not None for argument in operation._schema.arguments)
 
 
-def let_workers_go(loader: Any) -> None:
-    """End the persistent processes of a DataLoader: it has no method that does, and keeps them while it lives."""
-    loader._iterator = None
+def let_workers_go(loader: Any, batches: Any = None) -> None:
+    """End the processes of a DataLoader, which has no method that does: those it keeps, and those of an iterator.
+
+    The traceback of an error keeps them too; when garbage collection finds them later, it waits 5 s for each process,
+    because the queues that end them are gone by then.
+
+    Args:
+        loader: whose persistent processes end.
+        batches: its iterator after an error.
+    """
+    kept, loader._iterator = loader._iterator, None
+    for iterator in (kept, batches):
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def on_meta(values: Any) -> Any:
@@ -204,6 +216,22 @@ def fused_convolution() -> Callable[..., Tensor] | None:
 
     found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
     return found
+
+
+def repeated_while(
+    condition: Callable[..., Tensor], step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """A loop over tensors that stays one in an exported graph: torch has no public name for that."""
+    import torch
+
+    if torch.compiler.is_exporting():
+        from torch._higher_order_ops import while_loop
+
+        found: tuple[Tensor, ...] = while_loop(condition, step, state)
+        return found
+    while condition(*state):
+        state = step(*state)
+    return state
 
 
 def is_from_compiler(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ ValueRange = tuple[float, float] | str
 TIMM_FIELDS = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
 
 _DECODINGS = ("scaled", "whole")
-_CROP_MODES = ("center", "squash", "border")
+_CROP_MODES = ("center", "squash", "border", "tile")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 # Of ImageNet, for three channels.
 _DEFAULTS: dict[str, Any] = {
@@ -33,11 +33,14 @@ _DEFAULTS: dict[str, Any] = {
     "crop_mode": "center",
     "decode": "scaled",
     "value_range": None,
+    "tile_overlap": 0.25,
 }
 #: Pixels of an input at the most.
 MOST_PIXELS = 2048 * 2048
 # Pixels of the resized image that it is cropped from, at the most.
 _MOST_RESIZED = 4096 * 4096
+#: So that a picture of any size has few tiles.
+_MOST_OVERLAP = 0.75
 # So that no byte becomes a number that float32 cannot hold.
 _LEAST_STD, _MOST = 1e-6, 1e6
 
@@ -57,13 +60,15 @@ class Preprocessing:
         crop_pct: share of the resized image that the centre crop keeps, in (0, 1].
         interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
         crop_mode: `center` (shorter side to size / crop_pct, then centre crop), `squash` (both sides) or
-            `border` (longer side, then pad), with timm's meanings.
+            `border` (longer side, then pad), with timm's meanings; or `tile`: nothing is resized, and a picture is cut
+            into as many inputs as cover it.
         decode: `scaled` lets a JPEG file that is much too large be decoded at a half, a quarter or an eighth of its
             size, at least twice as large as what the resize makes of it; `whole` decodes every pixel.
         value_range: (low, high): the values of images with more than 8 bits a channel that become 0 and 255; what is
             outside is clipped. None: not known, so that such images are refused until a range is found over
             training images. `format`: 0..65535 for 16 bits and 0..1 for floating point, which is what a checkpoint
             means that was written before there were ranges.
+        tile_overlap: share of a tile, along each side, that the next tile has too, at least; from 0 to 0.75.
 
     Raises:
         UsageError: a value that is out of bounds, or values that contradict each other.
@@ -77,6 +82,7 @@ class Preprocessing:
     crop_mode: str
     decode: str
     value_range: ValueRange | None
+    tile_overlap: float
     #: The names of the fields that were given; `channels` is the first number of `input_size`.
     given: frozenset[str] = field(init=False, compare=False, repr=False)
 
@@ -90,11 +96,13 @@ class Preprocessing:
         crop_mode: str | None = None,
         decode: str | None = None,
         value_range: Sequence[float] | str | None = None,
+        tile_overlap: float | None = None,
     ) -> None:
         size = None if input_size is None else _as_size(input_size)
         share = None if crop_pct is None else next(iter(_floats([crop_pct])), crop_pct)
         given: dict[str, Any] = {"input_size": size, "crop_pct": share, "interpolation": interpolation}
         given |= {"crop_mode": crop_mode, "decode": decode, "value_range": as_value_range(value_range)}
+        given["tile_overlap"] = tile_overlap
         given |= {name: None if v is None else _numbers(name, v) for name, v in (("mean", mean), ("std", std))}
         given = {name: value for name, value in given.items() if value is not None}
         channels = _channels(size, given.get("mean") or given.get("std"))
@@ -128,6 +136,8 @@ class Preprocessing:
             )
         if not is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise UsageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}")
+        if not is_number(self.tile_overlap) or not 0 <= self.tile_overlap <= _MOST_OVERLAP:
+            raise UsageError(f"tile_overlap must be from 0 to {_MOST_OVERLAP}, not {self.tile_overlap}")
         if height * width > _MOST_RESIZED * self.crop_pct**2:
             raise UsageError(
                 f"crop_pct={self.crop_pct:g} asks for a resize to more than {_MOST_RESIZED:,} pixels "
@@ -180,6 +190,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON: every field, or the given ones where the others are the backbone's."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in self._values().items()}
+        if self.crop_mode != "tile":
+            del values["tile_overlap"]
         if self.is_complete:
             return values
         if "channels" not in self.given:
@@ -212,6 +224,7 @@ RESIZES: Mapping[str, Mapping[str, Any]] = {
     "crop": {"crop_mode": "center"},
     "pad": {"crop_mode": "border", "crop_pct": 1.0},
     "squash": {"crop_mode": "squash", "crop_pct": 1.0},
+    "tile": {"crop_mode": "tile", "crop_pct": 1.0},
 }
 
 
@@ -225,9 +238,11 @@ def check_resize(resize: Any) -> None:
         raise UnknownNameError("way to resize", str(resize), RESIZES)
 
 
-def resized_by(preprocessing: Preprocessing, resize: str | None) -> Preprocessing:
-    """The same with the crop mode that `resize` names, if it is given."""
-    return preprocessing if resize is None else replace(preprocessing, **RESIZES[resize])
+def resized_by(preprocessing: Preprocessing, resize: str | None, tile_overlap: float | None = None) -> Preprocessing:
+    """The same with the crop mode that `resize` names, if it is given, and the overlap of tiles."""
+    changes: dict[str, Any] = {} if resize is None else {**RESIZES[resize]}
+    changes |= {} if tile_overlap is None else {"tile_overlap": tile_overlap}
+    return replace(preprocessing, **changes) if changes else preprocessing
 
 
 Preprocessing.__init__ = named_arguments(Preprocessing.__init__)  # type: ignore[method-assign]

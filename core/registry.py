@@ -69,12 +69,13 @@ class Registry(Generic[T]):
 
     Args:
         kind: what it holds, as messages call it: backbone, head, task.
-        group: the entry point group by which installed packages add names, e.g. `flashtask.backbones`; a
-            registry with one is listed by `flashtask zoo`.
+        group: the entry point group by which installed packages add names, e.g. `flashtask.backbones`.
+        is_in_zoo: `flashtask zoo` lists the names of such a group.
     """
 
-    def __init__(self, kind: str, *, group: str | None = None) -> None:
+    def __init__(self, kind: str, *, group: str | None = None, is_in_zoo: bool = True) -> None:
         self.kind, self.group = kind, group
+        self._listed_by = f"flashtask zoo --kind {kind}" if group and is_in_zoo else ""
         self._filters: dict[str, Filter] = dict(METADATA_FILTERS)
         self._entries: dict[str, RegistryEntry] = {}
         self._sources: list[Source] = []
@@ -135,8 +136,7 @@ class Registry(Generic[T]):
         """
         found = self._find(name)
         if found is None:
-            listed_by = f"flashtask zoo --kind {self.kind}" if self.group else ""
-            raise UnknownNameError(self.kind, str(name), self._spellings(), listed_by=listed_by)
+            raise UnknownNameError(self.kind, str(name), self._spellings(), listed_by=self._listed_by)
         return found
 
     def name_of(self, obj: object) -> str | None:

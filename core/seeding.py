@@ -84,7 +84,8 @@ def fresh_seed() -> int | None:
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on all parts (SHA-256), the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    content = text.encode("utf-8", "surrogateescape")  # names of files may not be UTF-8
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -45,7 +45,7 @@ class ImageOptions(TypedDict, total=False):
     Args:
         batch_size: images a step, at least 1.
         val_split: the part of the training images to validate on: a share in (0, 1) or a number of images,
-            stratified.
+            stratified; 0 for none.
         fold: which fold validates, in place of `val_split`: `(2, 5)` or `"2/5"` is the second of five. Over the folds
             each training image validates once; the single image of a class always trains.
         group_pattern: a regular expression, searched in the relative path of each image; images with the same first
@@ -114,6 +114,18 @@ class MaskOptions(ImageOptions, total=False):
     ignore_index: int | None
 
 
+class KeypointOptions(ImageOptions, total=False):
+    """Options of constructors of images with keypoints.
+
+    Args:
+        flip_pairs: keypoints that change sides in a mirrored picture, by name or position, such as
+            `[("left_eye", "right_eye")]`; none of the others does. Found by `left` and `right` in the names if not
+            given.
+    """
+
+    flip_pairs: Sequence[tuple[str | int, str | int]] | None
+
+
 _DEFAULTS: dict[str, Any] = {
     "batch_size": 32,
     "val_split": None,
@@ -133,6 +145,7 @@ _DEFAULTS: dict[str, Any] = {
     "target_format": "auto",
     "labels": None,
     "ignore_index": 255,
+    "flip_pairs": None,
 }
 
 
@@ -265,11 +278,11 @@ def check_split(options: Mapping[str, Any], given: Mapping[str, object], what: s
         raise UsageError("val_split and fold both define the validation data", fix="leave one of them out")
     if val_split is not None:
         check_share(val_split)
-    elif fold is not None:
+    if fold is not None:
         read_fold(fold)
-    else:
+    if not val_split and fold is None:
         return
-    name = "fold" if val_split is None else "val_split"
+    name = "val_split" if fold is None else "fold"
     if given.get("val") is not None:
         raise UsageError(f"{name} and val_{what} both define the validation data", fix="leave one of them out")
     if given.get("train") is None:

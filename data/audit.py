@@ -25,7 +25,7 @@ from flashtask.data.samples import PARTS, Column, SampleTable
 from flashtask.data.targets import LabelReader, TargetReader
 from flashtask.data.value_range import Bounds
 
-__all__ = ["Examined", "Examiner", "audit_table"]
+__all__ = ["Examined", "Examiner", "audit_table", "label_errors"]
 
 #: Fewer training images than these of a class are reported, and classes that are so many times as large as another.
 _FEW, _IMBALANCE = 5, 10
@@ -34,7 +34,7 @@ _TINY, _LONG = 16, 4.0
 #: Grey levels of dark and bright pictures, if the others are not like that.
 _DARK, _BRIGHT = 16.0, 240.0
 #: Sharpness of a blurred picture, also as a share of the median of all.
-_BLURRED, _BLURRED_SHARE = 4.0, 0.25
+_BLURRED, _BLURRED_SHARE = 0.1, 1 / 3
 #: Least cosine of the centred features of neighbours.
 _NEIGHBOURS = 0.95
 #: Rows of features that are compared with all others at a time.
@@ -236,7 +236,7 @@ def _oddities(one: Fingerprint, middle: Mapping[str, float]) -> Iterator[tuple[s
     elif one.mean > _BRIGHT and 255 - one.mean < (255 - middle["mean"]) / 4:
         yield "bright", f"mean grey level {one.mean:.0f} of 255, of all images {middle['mean']:.0f}", one.mean
     elif one.sharpness < _BLURRED and one.sharpness < _BLURRED_SHARE * middle["sharpness"]:
-        yield "blurred", f"sharpness {one.sharpness:.1f}, of all images {middle['sharpness']:.1f}", one.sharpness
+        yield "blurred", f"sharpness {one.sharpness:.2f}, of all images {middle['sharpness']:.2f}", one.sharpness
 
 
 def _ratio(one: Fingerprint) -> float:
@@ -268,15 +268,15 @@ def _of_features(
             examined = examiner.examine(paths, given, [groups[row] for row in rows], images)
             features.append(examined.features)
             if examined.scores is not None and given is not None:
-                yield from _of_labels([samples[row] for row in rows], given, examined.scores, labels)
+                yield from label_errors([samples[row] for row in rows], given, examined.scores, labels)
     if features:
         yield from _neighbours(samples, [*with_class, *others], np.concatenate(features), groups)
 
 
-def _of_labels(
+def label_errors(
     samples: Sequence[Sample], targets: Column, scores: np.ndarray[Any, Any], labels: Sequence[str]
 ) -> Iterator[Finding]:
-    """Labels that heads fitted to the other samples contradict, the most certain contradiction first.
+    """Labels that scores contradict which others than these samples led to, the most certain contradiction first.
 
     Another class must be at least as probable as it is on average for its own samples: confident learning (Northcutt,
     Jiang and Chuang, Journal of Artificial Intelligence Research 70, 2021).

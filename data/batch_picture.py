@@ -139,7 +139,9 @@ def picture_of_samples(
         title: above all.
     """
     pictures, lines = [], []
-    for key, sample in zip(keys, dataset.__getitems__(keys), strict=True):
+    for key in keys:
+        samples = dataset.__getitems__([key])
+        sample = samples[len(samples) // 2]  # the middle one, where a picture is cut into tiles
         values, target = sample if isinstance(sample, tuple) else (sample, None)
         picture, own = denormalised(values, preprocessing), [os.path.basename(dataset.paths[key.index])]
         if target is not None:

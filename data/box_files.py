@@ -1,6 +1,7 @@
 """Annotations of boxes as they are written: COCO's JSON, Pascal VOC's XML, YOLO's text files, tables.
 
-Each reader gives `Annotations`: what is written, with where it is written. Nothing is checked here but the form.
+Each reader gives `Annotations`: what is written, with where it is written, and beside boxes their polygons, run lengths
+and keypoints. Nothing is checked here but the form.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from xml.etree import ElementTree
 from flashtask.core.errors import BadDataError
 from flashtask.core.yaml_reader import read_yaml
 from flashtask.data.folders import list_images
-from flashtask.data.layout import is_image_name
+from flashtask.data.layout import is_image_name, part_in_name
 from flashtask.data.problems import Problems
 from flashtask.data.tables import Table
+from flashtask.data.targets import number_or_nan
 
-__all__ = ["Annotations", "read_boxes_table", "read_coco", "read_voc", "read_yolo", "read_yolo_file"]
+__all__ = ["Annotations", "KeypointNames", "Points", "read_boxes_table", "read_coco", "read_voc", "read_yolo"]
+__all__ += ["read_yolo_file", "read_yolo_keypoints"]
+
+#: Keypoints of an object: x, y and visibility of each, 0 not labelled, 1 hidden, 2 visible.
+Points = list[tuple[float, float, int]]
 
 #: Usual names of the columns of a table with a row a box, after the image.
 _COLUMNS = (
@@ -34,6 +40,21 @@ _COLUMNS = (
 )
 #: A number for the classes of formats that have none: COCO's first.
 _FIRST_ID = 1
+
+
+@dataclass(frozen=True)
+class KeypointNames:
+    """What the keypoints of a class are called.
+
+    Args:
+        names: in their order.
+        skeleton: pairs of positions in `names` that are joined by a line.
+        flips: for each keypoint the one that it becomes in a mirrored picture; empty if that is not known.
+    """
+
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flips: tuple[int, ...] = ()
 
 
 @dataclass
@@ -49,10 +70,16 @@ class Annotations:
         crowds: for each box whether it is a region with many objects.
         areas: of each box, in square pixels; NaN for that of the rectangle.
         places: for each box where it is written.
+        image_places: where images are first named, by their position; only of tables.
+        groups: of each image, such as a patient; empty if there are none.
         ids: what the annotations call each class; in the order of the classes.
+        shapes: of boxes that have one, by their position: polygons [x1, y1, x2, y2, ...], or COCO's run lengths.
+        points: of boxes that have some, by their position: keypoints.
+        keypoints: their names, by class.
         is_relative: coordinates are shares from 0 to 1.
         remarks: what is worth saying.
         problems: what was found.
+        keypoint_problems: what was found of keypoints, which boxes alone do not need.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -63,10 +90,16 @@ class Annotations:
     crowds: list[bool] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    image_places: dict[int, str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
     ids: dict[str, int] = field(default_factory=dict)
+    shapes: dict[int, Any] = field(default_factory=dict)
+    points: dict[int, Points] = field(default_factory=dict)
+    keypoints: dict[str, KeypointNames] = field(default_factory=dict)
     is_relative: bool = False
     remarks: list[str] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
+    keypoint_problems: Problems = field(default_factory=Problems)
 
     def add_image(self, path: str, stated: tuple[int, int] | None = None) -> int:
         """Take an image; gives its position."""
@@ -75,20 +108,48 @@ class Annotations:
         return len(self.paths) - 1
 
     def add_box(
-        self, image: int, box: Sequence[Any], name: str, place: str, *, is_crowd: bool = False, area: Any = None
+        self,
+        image: int,
+        box: Sequence[Any],
+        name: str,
+        place: str,
+        *,
+        is_crowd: bool = False,
+        area: Any = None,
+        shape: Any = None,
+        points: Sequence[Any] | None = None,
     ) -> None:
-        """Take a box, or note why its numbers cannot be read."""
+        """Take a box, or note why its numbers cannot be read; `points` are x, y, visibility of each keypoint."""
         try:
             left, top, right, bottom = (float(number) for number in box)
         except (TypeError, ValueError):
             self.problems.add("box that is not four numbers", f"{place}: {box!r}")
             return
+        if points and name in self.keypoints:
+            self.add_points(len(self.boxes), points, name, place)
+        if shape:
+            self.shapes[len(self.boxes)] = shape
         self.images.append(image)
         self.boxes.append((left, top, right, bottom))
         self.names.append(name)
         self.crowds.append(is_crowd)
         self.areas.append(float(area) if isinstance(area, (int, float)) else math.nan)
         self.places.append(place)
+
+    def add_points(self, number: int, points: Sequence[Any], name: str, place: str) -> None:
+        """Take the keypoints of the box at a position, x, y, visibility of each, or note why they cannot be read."""
+        wanted = len(self.keypoints[name].names)
+        try:
+            across, down, seen = ([float(number) for number in points[start::3]] for start in range(3))
+            if len(points) != 3 * wanted or not set(seen) <= {0, 1, 2}:
+                raise ValueError
+        except (TypeError, ValueError):
+            what = f"{place}: {len(points)} numbers for {wanted} keypoints of {name!r}"
+            self.keypoint_problems.add("keypoints that are not x, y and a visibility of 0, 1 or 2", what)
+            return
+        # What is not labelled has no place.
+        found = [(x, y, int(v)) if v else (0.0, 0.0, 0) for x, y, v in zip(across, down, seen, strict=True)]
+        self.points[number] = found
 
     def number_classes(self, names: Iterable[str] | None = None) -> None:
         """Give the classes numbers from 1, in the order of `names`, else sorted as text."""
@@ -114,6 +175,7 @@ def read_coco(file: str, folder: str) -> Annotations:
         images, categories = content["images"], content["categories"]
         found = content.get("annotations", [])
         names = {one["id"]: str(one["name"]) for one in categories}
+        keypoints = {str(one["name"]): _coco_keypoints(one) for one in categories if one.get("keypoints")}
         described = [(one["id"], os.fspath(one["file_name"]), _size_of(one)) for one in images]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadDataError(
@@ -124,9 +186,11 @@ def read_coco(file: str, folder: str) -> Annotations:
     if len(set(names.values())) < len(names):
         double = next(name for name in names.values() if list(names.values()).count(name) > 1)
         raise BadDataError(f"{file!r} has two categories with the name {double!r}")
-    made = Annotations(ids={name: number for number, name in names.items()})
+    made = Annotations(ids={name: number for number, name in names.items()}, keypoints=keypoints)
     root = _folder_of_images(folder, [name for _, name, _ in described])
-    places = {number: made.add_image(os.path.join(root, name), size) for number, name, size in described}
+    places = {
+        number: made.add_image(os.path.normpath(os.path.join(root, name)), size) for number, name, size in described
+    }
     short = os.path.basename(file)
     for number, one in enumerate(found):
         place = f"{short}, annotation {one.get('id', number) if isinstance(one, dict) else number}"
@@ -140,8 +204,26 @@ def read_coco(file: str, folder: str) -> Annotations:
             made.problems.add("box that is not four numbers", f"{place}: {str(one)[:80]}")
             continue
         where = f"{place} ({os.path.basename(made.paths[image])})"
-        made.add_box(image, box, name, where, is_crowd=bool(one.get("iscrowd")), area=one.get("area"))
+        made.add_box(
+            image,
+            box,
+            name,
+            where,
+            is_crowd=bool(one.get("iscrowd")),
+            area=one.get("area"),
+            shape=one.get("segmentation"),
+            points=one.get("keypoints"),
+        )
     return made
+
+
+def _coco_keypoints(category: Mapping[str, Any]) -> KeypointNames:
+    """COCO counts the ends of a skeleton's lines from 1."""
+    names = tuple(map(str, category["keypoints"]))
+    skeleton = tuple((int(one) - 1, int(two) - 1) for one, two in category.get("skeleton") or ())
+    if not all(0 <= end < len(names) for line in skeleton for end in line):
+        raise ValueError(f"the skeleton of {category['name']!r} names a keypoint above {len(names)}, or below 1")
+    return KeypointNames(names, skeleton)
 
 
 def _size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -245,6 +327,36 @@ def read_yolo_file(file: str) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     return tuple(map(str, names)), parts
 
 
+def read_yolo_keypoints(file: str) -> tuple[KeypointNames, int] | None:
+    """The keypoints of YOLO's `data.yaml`, and the numbers of each in a line, 2 or 3; None if it has none.
+
+    `kpt_shape` says how many there are, `flip_idx` what each becomes in a mirrored picture, `kpt_names` what they are
+    called (else `0`, `1`, ...). `skeleton`, pairs of positions from 0, is flashtask's own.
+
+    Raises:
+        BadDataError: these do not fit each other.
+    """
+    content = read_yaml(Path(file)).content
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    try:
+        count, numbers = int(shape[0]), int(shape[1])
+        given = content.get("kpt_names") or range(count)
+        names = tuple(map(str, next(iter(given.values())) if isinstance(given, Mapping) else given))
+        flips = tuple(int(one) for one in content.get("flip_idx") or ())
+        skeleton = tuple((int(one), int(two)) for one, two in content.get("skeleton") or ())
+        if len(names) != count or numbers not in (2, 3) or sorted(flips) not in ([], list(range(count))):
+            raise ValueError("there are other numbers of names, flips and keypoints")
+        if not all(0 <= end < count for line in skeleton for end in line):
+            raise ValueError("its skeleton names a keypoint that is not there")
+    except (TypeError, ValueError, IndexError, StopIteration) as error:
+        raise BadDataError(
+            f"{file!r}: the keypoints do not fit each other", why=str(error), fix="kpt_shape: [17, 3]"
+        ) from None
+    return KeypointNames(names, skeleton, flips), numbers
+
+
 def _yolo_place(root: str, given: str, file: str) -> str:
     for text in (given, re.sub(r"^(\.\./)+", "", given)):  # Roboflow writes ../train/images for train/images
         path = os.path.normpath(os.path.join(root, text))
@@ -253,16 +365,22 @@ def _yolo_place(root: str, given: str, file: str) -> str:
     raise BadDataError(f"{file!r} names {given!r}, which is not there", why=f"it counts from {root!r}")
 
 
-def read_yolo(names: Sequence[str], places: Sequence[str]) -> Annotations:
+def read_yolo(
+    names: Sequence[str], places: Sequence[str], keypoints: tuple[KeypointNames, int] | None = None
+) -> Annotations:
     """YOLO's text files: beside `images/` a folder `labels/` with a line a box, `class x y width height` in shares.
 
-    A line with the corners of a polygon means the box around it. An image without a file of labels has no objects.
+    A line with the corners of a polygon is a shape in the box around it. An image without a file of labels has no
+    objects.
 
     Args:
         names: of the classes.
         places: folders of images, or text files with a path in each line.
+        keypoints: those of every object, and how many numbers each has; the numbers follow those of the box.
     """
     made = Annotations(is_relative=True)
+    if keypoints is not None:
+        made.keypoints = dict.fromkeys(names, keypoints[0])
     made.number_classes(names)
     missing = 0
     for place in places:
@@ -275,7 +393,8 @@ def read_yolo(names: Sequence[str], places: Sequence[str]) -> Annotations:
                 continue
             for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
                 if line.strip():
-                    _add_yolo_line(made, image, line.split(), names, f"{os.path.basename(file)}, line {number}")
+                    place = f"{os.path.basename(file)}, line {number}"
+                    _add_yolo_line(made, image, line.split(), names, place, keypoints)
     if missing:
         made.remarks.append(f"{missing} image(s) without a file of labels count as images without objects")
     return made
@@ -288,7 +407,15 @@ def _yolo_images(place: str) -> Sequence[str]:
     return [os.path.normpath(os.path.join(os.path.dirname(place), line.strip())) for line in lines if line.strip()]
 
 
-def _add_yolo_line(made: Annotations, image: int, cells: list[str], names: Sequence[str], place: str) -> None:
+def _add_yolo_line(
+    made: Annotations,
+    image: int,
+    cells: list[str],
+    names: Sequence[str],
+    place: str,
+    keypoints: tuple[KeypointNames, int] | None,
+) -> None:
+    more = 0 if keypoints is None else keypoints[1] * len(keypoints[0].names)
     try:
         number, *shares = int(cells[0]), *map(float, cells[1:])
     except ValueError:
@@ -296,13 +423,18 @@ def _add_yolo_line(made: Annotations, image: int, cells: list[str], names: Seque
         return
     if not 0 <= number < len(names):
         made.problems.add("unknown class", f"{place}: class {number}, and there are {len(names)} names")
-    elif len(shares) == 4:
-        x, y, width, height = shares
+    elif len(shares) in (4, 4 + more):
+        x, y, width, height = shares[:4]
         box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        made.add_box(image, box, names[number], place)
+        points = shares[4:]
+        if keypoints is not None and keypoints[1] == 2:  # (0, 0) is not labelled
+            pairs = zip(points[::2], points[1::2], strict=True)
+            points = [number for x, y in pairs for number in (x, y, 2.0 if x or y else 0.0)]
+        made.add_box(image, box, names[number], place, points=points)
     elif len(shares) >= 6 and len(shares) % 2 == 0:
         across, down = shares[::2], shares[1::2]
-        made.add_box(image, (min(across), min(down), max(across), max(down)), names[number], place)
+        around = (min(across), min(down), max(across), max(down))
+        made.add_box(image, around, names[number], place, shape=[shares])
     else:
         made.problems.add("box that is not four numbers", f"{place}: {len(shares)} numbers after the class")
 
@@ -317,31 +449,56 @@ def columns_of_boxes(fields: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(name for name in found if name) if all(found) else None
 
 
-def read_boxes_table(table: Table, inputs: str, fields: Sequence[str], folder: str) -> Annotations:
-    """A table with a row a box; a row without coordinates is an image without objects.
+def read_boxes_table(
+    table: Table,
+    inputs: str,
+    fields: Sequence[str],
+    folder: str,
+    part: str,
+    *,
+    split_field: str | None = None,
+    group_field: str | None = None,
+) -> dict[str, Annotations]:
+    """A table with a row a box, by part; a row without coordinates is an image without objects.
 
     Args:
         table: with the columns.
         inputs: the column with the paths of images.
         fields: x1, y1, x2, y2 in pixels, and label.
         folder: that relative paths count from.
+        part: of all rows, unless a column says otherwise.
+        split_field: a column with the part of each row.
+        group_field: a column with the group of each image; its first row counts.
     """
-    made = Annotations(problems=table.problems)
-    cells = [column.tolist() for column in table.columns([inputs, *fields])]
-    known: dict[str, int] = {}
-    for row, (name, *box, label) in enumerate(zip(*cells, strict=True)):
-        place = table.where(row, "")
+    extra = [name for name in (split_field, group_field) if name is not None]
+    cells = [column.tolist() for column in table.columns([inputs, *fields, *extra])]
+    problems, found = table.problems, {part: Annotations(problems=table.problems)}
+    known: dict[tuple[str, str], int] = {}
+    for row, (name, *values) in enumerate(zip(*cells, strict=True)):
+        (*box, label), more = values[: len(fields)], values[len(fields) :]
+        meant = part if split_field is None else part_in_name(more[0])
         if not name:
-            made.problems.add("empty cell", f"{table.where(row, inputs)} is empty")
+            problems.add("empty cell", f"{table.where(row, inputs)} is empty")
             continue
+        if meant is None:
+            what = f"{table.where(row, split_field or '')}: {more[0]!r} is not a part of the data"
+            problems.add("unknown part", what, fix="train, val or test")
+            continue
+        made = found.setdefault(meant, Annotations())
         path = os.path.normpath(os.path.join(folder, name))
-        if path not in known:
-            known[path] = made.add_image(path)
+        if (image := known.get((meant, path))) is None:
+            image = known[meant, path] = made.add_image(path)
+            made.image_places[image] = table.where(row, inputs)
+            made.groups += more[-1:] if group_field is not None else []
         if not any((*box, label)):
             continue
+        wrong = [(one, cell) for one, cell in zip(fields, box, strict=False) if not math.isfinite(number_or_nan(cell))]
+        for one, cell in wrong:
+            problems.add("coordinate that is not a number", f"{table.where(row, one)}: {cell!r}")
         if not label:
-            made.problems.add("box without a label", place)
-            continue
-        made.add_box(known[path], box, label, place)
-    made.number_classes()
-    return made
+            problems.add("box without a label", f"{table.where(row, fields[-1])} is empty")
+        if not wrong and label:
+            made.add_box(image, box, label, table.where(row, ""))
+    for made in found.values():
+        made.number_classes()
+    return {name: made for name, made in found.items() if made.paths or len(made.problems)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashtask.core.errors import BadDataError
-from flashtask.data.box_files import Annotations, read_coco, read_voc, read_yolo, read_yolo_file
+from flashtask.data.box_files import Annotations, read_coco, read_voc, read_yolo, read_yolo_file, read_yolo_keypoints
 from flashtask.data.coco_files import COCO_NAMES, coco_file
 from flashtask.data.folders import list_images
 
@@ -100,7 +100,8 @@ def of_yolo(file: str, part: str) -> Found:
     names, parts = read_yolo_file(file)
     if part not in parts:
         raise BadDataError(f"{file!r} names no images for {part}", why=f"it has {', '.join(parts) or 'no part'}")
-    return Found(f"YOLO, {os.path.basename(file)}", read_yolo(names, parts[part]), os.path.dirname(file))
+    annotations = read_yolo(names, parts[part], read_yolo_keypoints(file))
+    return Found(f"YOLO, {os.path.basename(file)}", annotations, os.path.dirname(file))
 
 
 def voc_folders(folder: Path) -> tuple[Path, Path] | None:

@@ -54,6 +54,12 @@ class BoxTable:
         """Where the boxes of an image are."""
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
 
+    def told(self, row: int) -> bytes:
+        """What the annotations of an image hold beside the labels, for a digest."""
+        own = self.of(row)
+        told: bytes = self.boxes[own].tobytes() + self.is_crowd[own].tobytes()
+        return told
+
     def counts(self, rows: Column) -> dict[str, int]:
         """How many boxes of each class some images have, crowds left out."""
         found = np.zeros(len(self.names), dtype=np.int64)

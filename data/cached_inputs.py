@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from flashtask.core.cache_folder import cache_folder
 from flashtask.core.errors import FlashtaskError, HubError, MissingInputError, OutputError, UsageError
-from flashtask.core.files import staging_folder
+from flashtask.core.files import missing_file, staging_folder
 from flashtask.core.known_files import content_hashes
 from flashtask.data.archive import extract_archive, is_archive
-from flashtask.data.layout import is_table_name, split_folders, subfolders
+from flashtask.data.layout import ARCHIVE_ENDINGS, is_table_name, split_folders, subfolders
 
 __all__ = ["brought_here", "cached_file", "fetch", "is_address", "known_place", "unpacked"]
 
@@ -151,6 +151,8 @@ def brought_here(data: str) -> str:
     """
     if is_address(data):
         data = cached_file(data)
+    if data.lower().endswith(ARCHIVE_ENDINGS) and not os.path.lexists(data):
+        raise missing_file(data)
     if os.path.isfile(data) and is_archive(Path(data), os.path.basename(data)):
         folder = unpacked(data)
         return str(_table_in(folder) or folder)

@@ -109,7 +109,7 @@ def look_at_images(
     decoding = Decoding(channels, value_range=value_range)
     read = read or (lambda path, seen: images.input(path).read(decoding, seen=seen))
     finds_bounds = value_range != "format"
-    how = f"{'with bounds' if finds_bounds else 'by the range of the format'}, and what it looks like"
+    how = f"{'with bounds' if finds_bounds else 'by the range of the format'}, what it looks like, how sharp it is"
     check = f"decodes to {channels} channels, {how}: pillow {PIL.__version__}, flashtask {__version__}"
     check += images.description or ""
     stamps = images.stamps(paths)

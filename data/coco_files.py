@@ -22,7 +22,7 @@ def coco_file(folder: Path, part: str) -> str | None:
             return str(folder / name)
     beside = folder.parent / "annotations"
     words = [folder.name, part]
-    names = [f"{start}{word}.json" for word in words for start in ("instances_", "")]
+    names = [f"{start}{word}.json" for word in words for start in ("instances_", "person_keypoints_", "")]
     return next((str(beside / name) for name in names if (beside / name).is_file()), None)
 
 

@@ -16,6 +16,7 @@ from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import Pixels
 from flashtask.data.geometry import Geometry
 from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.inputs import Input
 from flashtask.data.samples import WeightedTargets
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.threads import in_threads
@@ -98,6 +99,10 @@ class ImageFileDataset(SeededDataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def picture(self, index: int) -> Input:
+        """The picture of a sample, not decoded yet."""
+        return self._images.input(self.paths[index])
+
     def repeats_itself(self) -> bool:
         """Whether the transform of frozen epochs draws nothing."""
         return is_fixed(self.augmentation.frozen)
@@ -137,6 +142,8 @@ class ImageFileDataset(SeededDataset):
         return Samples(samples, torch.stack(images), self._collated(targets))
 
     def _evaluated(self, keys: Sequence[SampleKey | int], transform: Any) -> Samples:
+        if transform.is_tiled:
+            return self._tiles(keys, transform)
         images = torch.empty((len(keys), *transform.shape))
 
         def write(row: int) -> None:
@@ -147,6 +154,21 @@ class ImageFileDataset(SeededDataset):
             return Samples(images, images, None)
         targets = list(in_threads(self._target, keys)) if self._spatial else [self._target(one) for one in keys]
         return Samples(zip(images, targets, strict=True), images, self._collated(targets))
+
+    def _tiles(self, keys: Sequence[SampleKey | int], transform: Any) -> Samples:
+        """The tiles of pictures, each a sample, those of one picture after the other."""
+        images = torch.cat(list(in_threads(lambda key: transform.rest(self._decode(key)), keys)))
+        if self.targets is None:
+            return Samples(images, images, None)
+        targets = [one for of_picture in in_threads(self._targets_of_tiles, keys) for one in of_picture]
+        return Samples(zip(images, targets, strict=True), images, self._collated(targets))
+
+    def _targets_of_tiles(self, key: SampleKey | int) -> list[Any]:
+        """The target of a picture as it lies in each of its tiles."""
+        assert self._spatial is not None
+        whole, target = self._in_the_file(key)
+        places = self._transform(key).first.tiles(whole)  # type: ignore[attr-defined]  # an Evaluation
+        return [self._weighted(key, self._spatial.finished(one.apply(target, self._spatial.fill))) for one in places]
 
     def _collated(self, targets: Sequence[Any]) -> Any:
         """The targets of a batch from those of its samples."""
@@ -174,7 +196,11 @@ class ImageFileDataset(SeededDataset):
         transform = self._transform(key)
         if isinstance(transform, Evaluation):
             values = transform.rest(pixels)
-            return values if self.targets is None else (values, self._target(key))
+            if self.targets is None:
+                return values
+            if transform.is_tiled:
+                return values, self._collated(self._targets_of_tiles(key))
+            return values, self._target(key)
         image = Image.fromarray(pixels)
         image = image if self.channels == 1 else image.convert("RGB")
         if self._spatial is None:
@@ -204,7 +230,7 @@ class ImageFileDataset(SeededDataset):
         assert self.targets is not None
         index = _index(key)
         if index not in self._sizes:
-            self._sizes[index] = self._images.input(self.paths[index]).size()
+            self._sizes[index] = self.picture(index).size()
         return self._sizes[index], self._spatial.target(self.targets[index], self._sizes[index])
 
     def _weighted(self, key: SampleKey | int, target: Any) -> Any:

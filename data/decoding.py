@@ -1,6 +1,7 @@
 """The first, deterministic steps from a file to a tensor: what is decoded, how large, and what can be kept of it.
 
-A `Fitting` gives the bytes of the final size, and only the normalisation is left to do. A `Decoding` gives the picture
+A `Fitting` gives the bytes of the final size, and only the normalisation is left to do; where pictures are cut into
+tiles it gives the whole picture, and `cut` does that. A `Decoding` gives the picture
 itself, where random steps come next. Both say how large a picture they need, so that a JPEG that is much larger is
 decoded at a fraction of its size: at least twice as large as what the resize that follows makes of it.
 """
@@ -67,7 +68,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Decode, resize, and crop at the centre or pad, by timm's three crop modes.
+    """Decode, resize, and crop at the centre or pad, by timm's three crop modes; or decode, to be cut into tiles.
 
     Args:
         preprocessing: of the backbone.
@@ -99,6 +100,8 @@ class Fitting:
             image: in mode RGB or L.
             whole: (width, height) before it was decoded at a fraction of that; its own size if not given.
         """
+        if self.is_tiled:
+            return np.array(image)
         size = self._resized(whole or image.size)
         if math.prod(size) > _MOST_RESIZED:
             return np.array(self._middle(image, size))
@@ -117,6 +120,45 @@ class Fitting:
             canvas = max(side, wanted) if is_padded else side
             starts.append(_start(canvas, wanted) - (canvas - side) // 2)
         return Geometry(whole, resized, starts[0], starts[1], (size[0], size[1]))
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether a picture becomes several inputs."""
+        return self.preprocessing.crop_mode == "tile"
+
+    def tiles(self, whole: tuple[int, int]) -> list[Geometry]:
+        """Where a picture of a size (width, height) lies in each input that is made of it, row by row.
+
+        Tiles are spread evenly, so the first and the last end where the picture does. There is one input unless
+        pictures are cut into tiles.
+        """
+        if not self.is_tiled:
+            return [self.geometry(whole)]
+        width, height = self.preprocessing.input_size[:0:-1]
+        across, down = (
+            _tile_starts(side, wanted, self.preprocessing.tile_overlap)
+            for side, wanted in zip(whole, (width, height), strict=True)
+        )
+        return [Geometry(whole, whole, left, top, (width, height)) for top in down for left in across]
+
+    def cut(self, pixels: Pixels) -> list[Pixels]:
+        """The tiles of what `fit` gives, in the order of `tiles`, filled up with the mean where the picture ends."""
+        _, height, width = self.preprocessing.input_size
+        mean = np.array([round(255 * value) for value in self.preprocessing.mean], dtype=np.uint8)
+        if pixels.ndim == 2 and len(mean) > 1:
+            pixels = np.repeat(pixels[..., None], len(mean), axis=2)
+        found = []
+        for place in self.tiles((pixels.shape[1], pixels.shape[0])):
+            left, top = max(0, place.left), max(0, place.top)
+            part = pixels[top : top + height, left : left + width]
+            if part.shape[:2] != (height, width):
+                below, right = max(0, -place.top), max(0, -place.left)
+                tile = np.empty((height, width, *pixels.shape[2:]), dtype=np.uint8)
+                tile[:] = mean if tile.ndim == 3 else mean[0]
+                tile[below : below + part.shape[0], right : right + part.shape[1]] = part
+                part = tile
+            found.append(part)
+        return found
 
     @property
     def _resampling(self) -> Image.Resampling:
@@ -148,6 +190,8 @@ class Fitting:
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) after the resize."""
         width, height = size
+        if self.is_tiled:
+            return size
         down, across = (math.floor(side / self.preprocessing.crop_pct) for side in self.preprocessing.input_size[1:])
         if self.preprocessing.crop_mode == "squash":
             return across, down
@@ -183,6 +227,14 @@ class Fitting:
 def _start(side: int, wanted: int) -> int:
     """Where a centred crop begins: torchvision rounds halves to the even number, and pads the smaller half first."""
     return round((side - wanted) / 2) if side >= wanted else -((wanted - side) // 2)
+
+
+def _tile_starts(side: int, wanted: int, overlap: float) -> list[int]:
+    """Where tiles begin along an axis; below 0 if the picture is smaller than one."""
+    if side <= wanted:
+        return [_start(side, wanted)]
+    more = math.ceil((side - wanted) / max(1, math.floor(wanted * (1 - overlap))))
+    return [round(number * (side - wanted) / more) for number in range(more + 1)]
 
 
 #: What a transform begins with; hashable, so that what it gives can be kept by it.

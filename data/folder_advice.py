@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flashtask.core.errors import BadDataError
 from flashtask.data.layout import (
+    ARCHIVE_ENDINGS,
     SPLIT_NAMES,
     entries_of,
     holds_images,
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 _TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
 def refuse_masks_as_classes(folder: Path, argument: str) -> None:
@@ -160,7 +160,7 @@ def describe_files(files: Sequence[str]) -> str:
 
 def _no_classes(folder: Path, argument: str) -> BadDataError:
     files = [entry.name for entry in entries_of(folder) if not is_hidden(entry.name)]
-    archive = next((name for name in files if name.lower().endswith(_ARCHIVES)), None)
+    archive = next((name for name in files if name.lower().endswith(ARCHIVE_ENDINGS)), None)
     fix = f"each class is a folder of images: {folder / 'cat' / '1.jpg'}, {folder / 'dog' / '2.jpg'}, ..."
     if archive is not None:
         fix = f"in Python: flashtask.download_data({str(folder / archive)!r}, {str(folder)!r}) unpacks {archive!r}"

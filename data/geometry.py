@@ -73,21 +73,24 @@ class Geometry:
         scale = points.new_tensor([whole / resized for whole, resized in zip(self.whole, self.resized, strict=True)])
         return (points + offset) * scale
 
-    def map_in_file(self, maps: Tensor, mode: str = "bilinear", rows: range | None = None) -> Tensor:
+    def map_in_file(
+        self, maps: Tensor, mode: str = "bilinear", rows: range | None = None, columns: range | None = None
+    ) -> Tensor:
         """Maps over the input as maps over the user's file; beside the input the nearest value counts.
 
         Args:
             maps: (C, h, w) floats, over the whole input at any resolution.
             mode: `bilinear`, or `nearest` for numbers of classes.
             rows: of the file, for a part of a large one; all if not given.
+            columns: of the file; all if not given.
 
         Returns:
-            (C, height, width) of the file, or of its rows.
+            (C, height, width) of the file, or of its rows and columns.
         """
         import torch
 
         axes = []
-        parts = (range(self.whole[0]), range(self.whole[1]) if rows is None else rows)
+        parts = (range(self.whole[0]) if columns is None else columns, range(self.whole[1]) if rows is None else rows)
         for part, whole, resized, start, length in zip(
             parts, self.whole, self.resized, (self.left, self.top), self.size, strict=True
         ):

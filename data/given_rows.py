@@ -12,7 +12,7 @@ import numpy as np
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.layout import part_in_name
-from flashtask.data.problems import Problems
+from flashtask.data.problems import OTHER_ROOT, Problems
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.tables import BETWEEN, as_cell
 from flashtask.data.targets import are_shares, number_or_nan
@@ -24,6 +24,8 @@ TARGET_FORMATS = ("auto", "label", "one_hot", "multi_hot", "list", "separated", 
 
 _FLAGS = ("0", "1", "0.0", "1.0", "False", "True", "false", "true")
 _ON = ("1", "1.0", "True", "true")
+#: The parts that a model is measured on, as numbers.
+_MEASURED = (PARTS.index("val"), PARTS.index("test"))
 
 
 @dataclass(frozen=True)
@@ -308,15 +310,14 @@ def check_rows(
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
             elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
                 place = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
-                fix = 'images_root="FOLDER", if paths count from another folder' if one.input_field else ""
-                problems.add("missing image", place, fix=fix)
+                problems.add("missing image", place, fix=OTHER_ROOT if one.input_field else "")
         if one.targets is None:
             continue
         for row, what in _bad_targets(one, targets, kind):
             problems.add(*what, fix="" if row >= 0 else "check label_separator")
         if repeated:
             _find_contradictions(one, repeated, seen, problems)
-    if kind == "labels" and len(problems):
+    if kind == "labels":
         _find_new_labels(rows, table, targets, problems)
 
 
@@ -354,27 +355,25 @@ def _find_contradictions(
 
 
 def _find_new_labels(rows: Sequence[Rows], table: SampleTable, targets: TargetFormat, problems: Problems) -> None:
-    """Labels that no training sample has, beside other problems; alone they are refused with a diff later."""
+    """Labels that no training sample has: each is named where it occurs first."""
     if table.targets is None or table.targets.ndim == 2 or not table.has("train"):
         return
-    parts, start = table.parts, 0
 
     def names(cell: str) -> list[str]:
         return [name.strip() for name in cell.split(targets.separator)] if targets.separator else [cell]
 
-    is_train = parts == PARTS.index("train")
-    known = {name for cell in table.targets[is_train] for name in names(cell)}
+    known = {name for cell in set(table.of("train").targets.tolist()) for name in names(cell)}
+    field, start = targets.fields[0] if len(targets.fields) == 1 else "", 0
     for one in rows:
+        parts = table.parts[start : start + len(one.inputs)]
+        start += len(one.inputs)
         found: set[str] = set()
-        for row in range(len(one.inputs)):
-            part = PARTS[parts[start + row]]
-            if one.targets is None or part not in ("val", "test"):
-                continue
+        for row in np.flatnonzero(np.isin(parts, _MEASURED)).tolist() if one.targets is not None else ():
             for name in names(str(one.targets[row])):
                 if name and name not in known and name not in found:
                     found.add(name)
-                    problems.add("new label", f"{one.where(row, '')}: {name!r} is in {part} only, not in train")
-        start += len(one.inputs)
+                    what = f"{one.where(row, field)}: {name!r} is in {PARTS[parts[row]]} only, not in train"
+                    problems.add("new label", what, fix=did_you_mean(name, known))
 
 
 def _shortened(path: str) -> str:

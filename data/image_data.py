@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
@@ -23,16 +22,23 @@ from flashtask.data.arguments import (
     read_preprocessing,
     takes,
 )
-from flashtask.data.cached_inputs import is_address
 from flashtask.data.dataset_items import DatasetPart, Items, read_dataset
 from flashtask.data.folders import ImageSet, list_class_folders, list_images
+from flashtask.data.given_arguments import (
+    absolute_path,
+    in_recipe,
+    not_none,
+    opened_tables,
+    paths_of,
+    require_pictures,
+    targets_of_names,
+    where_in_list,
+)
 from flashtask.data.given_rows import Rows, TargetFormat, check_rows, table_of_rows, target_column, with_format
 from flashtask.data.image_datamodule import ImageDataModule
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages, source_of_files
-from flashtask.data.inputs import read_inputs
 from flashtask.data.layout import (
     DEFAULT_VAL_SPLIT,
-    existing_folder,
     has_class_folders,
     is_shards,
     is_table_name,
@@ -52,9 +58,6 @@ __all__ = ["ImageData"]
 
 Arrays = np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]]
 Tensors = torch.Tensor | Sequence[torch.Tensor]
-
-#: Paths and targets in Python that a recipe holds; longer lists are not saved.
-_MOST_IN_RECIPE = 1000
 
 
 class ImageData(ImageDataModule):
@@ -161,27 +164,27 @@ class ImageData(ImageDataModule):
         }
         source = source_of_files(load_image)
         files = {
-            part: _paths(one, f"{part}_files")
+            part: paths_of(one, f"{part}_files")
             for part, one in check_files(given, "from_files", "files", '["1.png", "2.png"]').items()
         }
         arguments: dict[str, Any] = {}
         for part, paths in files.items():
-            arguments[f"{part}_files"] = _in_recipe(given[part], paths)
+            arguments[f"{part}_files"] = in_recipe(given[part], paths)
             if targets.get(part) is not None:
-                arguments[f"{part}_targets"] = _in_recipe(targets[part], targets[part])
-        arguments |= _not_none(target=target, load_image=_name_of_loader(source, load_image))
+                arguments[f"{part}_targets"] = in_recipe(targets[part], targets[part])
+        arguments |= not_none(target=target, load_image=source.given)
         folder = os.path.commonpath([os.path.dirname(path) for paths in files.values() for path in paths])
         rows, problems = [], Problems()
         for part, paths in files.items():
-            where = _where_in_list(f"{part}_files")
+            where = where_in_list(f"{part}_files")
             own = targets.get(part)
             if target is not None and part != "predict":
                 if own is not None:
                     raise UsageError(f"{part}_targets and target both give the targets", fix="leave one of them out")
-                own = list(_targets_of_names(paths, target, where, problems))
+                own = list(targets_of_names(paths, target, where, problems))
             if own is None and part != "predict":
                 raise UsageError(f"{part}_files needs targets", fix=f"{part}_targets=[...], or target=r'([a-z]+)_'")
-            column = None if own is None else target_column(own, f"{part}_targets", len(paths))
+            column = None if own is None else cls._target_column(own, f"{part}_targets", len(paths))
             rows.append(Rows(part, f"{part}_files", where, as_text(paths), "", column, folder, problems=problems))
         check_split(options, given, "files")
         return cls._of_rows(rows, ("target",), ("from_files", arguments), dict(options), source)
@@ -226,22 +229,19 @@ class ImageData(ImageDataModule):
             load_image: as in `from_files`.
 
         Raises:
-            UsageError: an invalid value, or a column that is not there.
+            UsageError: an invalid value.
             MissingInputError: a file that is not there.
-            BadDataError: a file that is not a table, or rows that cannot be used; all are named.
+            BadDataError: a file that is not a table, a column that is not there, or rows that cannot be used; all are
+                named.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        check_split(options, given, "file")
-        files = check_files(given, "from_csv", "file", '"cells.csv"')
-        tables = {part: open_table(file, f"{part}_file") for part, file in files.items()}
+        tables = opened_tables("from_csv", "file", given, options)
         arguments = {table.argument: table.place for table in tables.values()}
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
-        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
-        return cls._of_tables(
-            tables, input_field, target_fields, columns, ("from_csv", arguments), own, dict(options), source
-        )
+        own = not_none(images_root=absolute_path(images_root), resolver=resolver, load_image=source.given)
+        recipe = ("from_csv", arguments)
+        return cls._of_tables(tables, input_field, target_fields, columns, recipe, own, dict(options), source)
 
     @classmethod
     @takes(TargetOptions)
@@ -279,8 +279,8 @@ class ImageData(ImageDataModule):
             load_image: as in `from_files`.
 
         Raises:
-            UsageError: an invalid value, or a column that is not there.
-            BadDataError: rows that cannot be used; all are named.
+            UsageError: an invalid value.
+            BadDataError: a column that is not there, or rows that cannot be used; all are named.
         """
         given = {
             "train": train_data_frame,
@@ -288,17 +288,13 @@ class ImageData(ImageDataModule):
             "test": test_data_frame,
             "predict": predict_data_frame,
         }
-        check_split(options, given, "data_frame")
-        frames = check_files(given, "from_data_frame", "data_frame", "frame")
-        tables = {part: open_table(frame, f"{part}_data_frame") for part, frame in frames.items()}
+        tables = opened_tables("from_data_frame", "data_frame", given, options)
         arguments = {table.argument: {"not_saved": table.place} for table in tables.values()}
         columns = {"split_field": split_field, "group_field": group_field, "weight_field": weight_field}
         source = source_of_files(load_image)
-        root, loader = _absolute(images_root), _name_of_loader(source, load_image)
-        own = _not_none(images_root=root, resolver=resolver, load_image=loader)
-        return cls._of_tables(
-            tables, input_field, target_fields, columns, ("from_data_frame", arguments), own, dict(options), source
-        )
+        own = not_none(images_root=absolute_path(images_root), resolver=resolver, load_image=source.given)
+        recipe = ("from_data_frame", arguments)
+        return cls._of_tables(tables, input_field, target_fields, columns, recipe, own, dict(options), source)
 
     # ---- memory
 
@@ -462,11 +458,16 @@ class ImageData(ImageDataModule):
                 not used.
 
         Raises:
-            UsageError: its loaders have no datasets.
+            UsageError: its loaders have no datasets, or it is data of flashtask's own.
             BadDataError: as `from_datasets`.
         """
         if not isinstance(datamodule, DataModule):
             raise UsageError(f"datamodule must be a DataModule, not {type(datamodule).__name__}")
+        if isinstance(datamodule, ImageDataModule):
+            raise UsageError(
+                f"datamodule is {type(datamodule).__name__}, which has preprocessing and augmentation of its own",
+                fix="trainer.finetune(model, datamodule=datamodule); or call its own constructor again",
+            )
         datamodule.prepare_data()
         found: dict[str, Any] = {}
         for part, stage in {"train": "fit", "val": "fit", "test": "test", "predict": "predict"}.items():
@@ -492,7 +493,7 @@ class ImageData(ImageDataModule):
         """Take a dataset repository of the Hugging Face hub: Parquet files, other tables, or folders of images.
 
         Files are fetched once and compared with the hashes that the hub gives. Those whose name or folder speaks of
-        `train`, `validation` or `test` are that part. Images inside Parquet files are held in memory as bytes.
+        `train`, `validation` or `test` are that part. Images in Parquet files are copied once into the cache.
 
         Args:
             repository: `org/name`, or an address such as `hf://datasets/org/name@main`.
@@ -501,8 +502,8 @@ class ImageData(ImageDataModule):
             target_fields: the column or columns of the targets; the only other column if not given.
 
         Raises:
-            UsageError: an invalid value, or a column that is not there.
-            BadDataError: the repository holds no images, or rows that cannot be used.
+            UsageError: an invalid value.
+            BadDataError: the repository holds no images, a column is not there, or rows cannot be used.
             HubError: the hub cannot be reached, or refuses.
             IntegrityError: a file is not the one that the hub promised.
         """
@@ -525,7 +526,7 @@ class ImageData(ImageDataModule):
             if (names := first.class_names(fields[0])) is not None:
                 known.setdefault("labels", names)
             made = cls._of_tables(tables, inputs, fields, {}, ("from_csv", arguments), {}, known, FILES)
-        made._instead = ("from_hub_dataset", _not_none(repository=repository, revision=revision))
+        made._instead = ("from_hub_dataset", not_none(repository=repository, revision=revision))
         return made
 
     # ---- shards
@@ -558,7 +559,7 @@ class ImageData(ImageDataModule):
                 fix="copy the shards to this machine, or leave it out",
             )
         table, source = read_samples(index)
-        chosen = next((name for name in ("val_split", "fold") if known[name] is not None), "")
+        chosen = next((name for name in ("val_split", "fold") if known[name]), "")
         if chosen and table.has("val"):
             raise UsageError(f"{index.place} has validation samples, so {chosen} has no use", fix="leave it out")
         check_split(known, {part: index.place if table.has(part) else None for part in PARTS}, "shards")
@@ -583,15 +584,17 @@ class ImageData(ImageDataModule):
     ) -> Self:
         """Data of the rows of tables, which have the columns of the first of them."""
         first = next(iter(tables.values()))
-        inputs = first.input_field(input_field)
+        named = (target_fields,) if isinstance(target_fields, str) else tuple(target_fields or ())
         has_targets = set(tables) != {"predict"}
+        first.require([input_field, *(named if has_targets else ()), *columns.values()])
+        inputs = first.input_field(input_field)
         fields = first.target_fields(target_fields, (inputs, *columns.values())) if has_targets else ()
         if twice := [name for place, name in enumerate(fields) if name in (inputs, *fields[:place])]:
             raise UsageError(f"column {twice[0]!r} is used twice: images are in {inputs!r}, targets in {list(fields)}")
         require_columns(tables, inputs, fields)
         of_columns = {name: value for name, value in columns.items() if value is not None}
         separator = {"label_separator": options["label_separator"]} if options.get("label_separator") else {}
-        images: dict[str, list[Any]] = {}
+        images: dict[str, Sequence[Any]] = {}
         rows = []
         for part, table in tables.items():
             one, held = rows_of_table(part, table, inputs, fields, of_columns, own)
@@ -631,7 +634,7 @@ class ImageData(ImageDataModule):
         fields: tuple[str, ...] = (field,)
         for part, images in pictures.items():
             argument = f"{part}_{kind}"
-            _require_pictures(images, argument)
+            require_pictures(images, argument)
             arguments[argument] = {"not_saved": (kinds or {}).get(part) or type(images).__name__}
             column = None
             if targets.get(part) is not None:
@@ -641,7 +644,7 @@ class ImageData(ImageDataModule):
             elif part != "predict":
                 raise UsageError(f"{argument} needs targets", fix=f"{part}_targets=[...]")
             names = as_text(MemoryImages.names(argument, len(images)))
-            rows.append(Rows(part, argument, _where_in_list(argument), names, targets=column))
+            rows.append(Rows(part, argument, where_in_list(argument), names, targets=column))
         source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
         return cls._of_rows(rows, fields, (constructor, arguments), options, source)
 
@@ -690,7 +693,7 @@ class ImageData(ImageDataModule):
         for noted in {id(one.problems): one.problems for one in rows if one.problems is not None}.values():
             problems.take(noted)
         table = table_of_rows(rows, problems)
-        if known["val_split"] is not None and table.has("val") and not len(problems):
+        if known["val_split"] and table.has("val") and not len(problems):
             raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
         are_files, may_be_missing = not isinstance(source, MemoryImages), known["on_bad_image"] == "skip"
         check_rows(rows, table, targets, problems, kind=kind, are_files=are_files, may_be_missing=may_be_missing)
@@ -802,112 +805,9 @@ class ImageData(ImageDataModule):
         return made
 
 
-def _paths(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
-    """The absolute paths of files; a folder stands for the images in it."""
-    if isinstance(given, (str, os.PathLike)):
-        if os.path.isfile(os.path.expanduser(given)):
-            path = os.fspath(given)
-            raise UsageError(f"{argument} must be a list of files, or a folder", fix=f'{argument}=["{path}"]')
-        return list(list_images(existing_folder(given, argument), argument).paths)
-    paths = list(given)
-    if not_paths := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
-        raise UsageError(f"{argument} must be a list of paths, not of {type(not_paths[0]).__name__}")
-    if not paths:
-        raise BadDataError(f"{argument} is empty")
-    return [_absolute(path) or "" for path in paths]
-
-
-def _targets_of_names(
-    paths: Sequence[str],
-    target: str | Callable[[str], Any],
-    where: Callable[[int, str], str],
-    problems: Problems,
-) -> Iterator[Any]:
-    """The targets in the names of files.
-
-    Raises:
-        UsageError: `target` is neither a regular expression with a group nor a function.
-        BadDataError: the function fails.
-    """
-    if callable(target):
-        for row, path in enumerate(paths):
-            try:
-                yield target(path)
-            except Exception as error:  # the function is the user's
-                why = f"{type(error).__name__}: {error}"
-                raise BadDataError(f"target fails for {where(row, '')}, {path!r}", why=why) from error
-        return
-    try:
-        pattern = re.compile(target)
-    except TypeError:
-        raise UsageError(f"target must be a regular expression or a function, not {target!r}") from None
-    except re.error as error:
-        raise UsageError(f"target={target!r} is not a regular expression", why=str(error)) from None
-    if not pattern.groups:
-        raise UsageError(f"target={target!r} has no group", fix="put the part that is the target in parentheses")
-    for row, path in enumerate(paths):
-        found = pattern.search(path.replace(os.sep, "/"))
-        if found is None:
-            problems.add("name without a target", f"{where(row, '')}: {path!r} does not match {target!r}")
-        yield "?" if found is None else found[1]
-
-
-def _where_in_list(argument: str) -> Callable[[int, str], str]:
-    def where(row: int, field: str) -> str:
-        return f"{argument}[{row}]"
-
-    return where
-
-
-def _require_pictures(images: Any, argument: str) -> None:
-    if (
-        isinstance(images, (str, bytes, Mapping))
-        or not hasattr(images, "__len__")
-        or not hasattr(images, "__getitem__")
-    ):
-        raise UsageError(f"{argument} must be an array or a list of images, not {type(images).__name__}")
-    if not len(images):
-        raise BadDataError(f"{argument} is empty")
-    shape = getattr(images, "shape", None)
-    if shape is None:
-        return
-    if len(shape) not in (3, 4):
-        raise UsageError(f"{argument} must have three or four axes, the first for the images, not {tuple(shape)}")
-    try:
-        read_inputs(images[:1] if len(shape) == 4 else images[0])  # all others have the same shape and type
-    except UsageError as error:
-        what = f"{argument} {tuple(shape)} of {str(images.dtype).removeprefix('torch.')} cannot be read as images"
-        raise UsageError(what, why=error.why, fix=error.fix) from None
-
-
 def _labels_of(found: Mapping[str, DatasetPart]) -> dict[str, Any]:
     labels = next((one.labels for one in found.values() if one.labels is not None), None)
     return {} if labels is None else {"labels": labels}
-
-
-def _in_recipe(given: Any, values: Any) -> Any:
-    """A folder, or a short list of plain values, as a recipe holds it."""
-    if isinstance(given, (str, os.PathLike)):
-        return _absolute(given)
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(values) <= _MOST_IN_RECIPE and all(isinstance(value, (str, int, float, list)) for value in values):
-        return values
-    return {"not_saved": f"{len(values):,} values"}
-
-
-def _name_of_loader(source: ImageSource, given: Any) -> Any:
-    """The name of a registered function, else the function itself."""
-    return getattr(source, "name", None) or given
-
-
-def _absolute(path: PathLike | None) -> str | None:
-    if path is None or is_address(os.fspath(path)):
-        return None if path is None else os.fspath(path)
-    return os.path.abspath(os.path.expanduser(path))
-
-
-def _not_none(**arguments: Any) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _remarks(part: str, images: ImageSet) -> Iterator[str]:

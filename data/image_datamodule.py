@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.html_table import table_html
 from flashtask.core.preprocessing import Preprocessing, ValueRange, as_value_range
 from flashtask.core.seeding import SampleKey, permutation, sample_seeds
 from flashtask.data.arguments import PathLike
@@ -27,7 +28,7 @@ from flashtask.data.datasets import ImageFileDataset
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.decoding import FirstSteps
 from flashtask.data.findings import Audit, read_ignored
-from flashtask.data.groups import groups_of_names, suspected_groups
+from flashtask.data.groups import groups_of_names
 from flashtask.data.image_source import FILES, ImageSource
 from flashtask.data.loaders import image_loader
 from flashtask.data.mirrored import changed_by_mirroring
@@ -35,9 +36,9 @@ from flashtask.data.samplers import SamplerLike, balanced_sampler, weighted_samp
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.shard_writer import DEFAULT_SHARD_BYTES, require_new_folder, write_shards
 from flashtask.data.spatial import SpatialReader
-from flashtask.data.splits import grouped_folds, grouped_split, read_fold, stratified_folds, stratified_split
 from flashtask.data.targets import Source, TargetReader
 from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
+from flashtask.data.validation_split import split_off_validation
 from flashtask.data.value_range import (
     Bounds,
     about_another_scale,
@@ -53,8 +54,8 @@ __all__ = ["ImageDataModule"]
 #: What the arguments that give a part may end with.
 _KINDS_OF_ARGUMENTS = ("folder", "file", "files", "data_frame", "images", "data", "dataset")
 
-#: Classes that a line names at the most.
-_SHOWN = 5
+#: Columns of the table that shows the data.
+_COLUMNS = ("part", "samples", "targets", "from")
 #: Arguments that are paths of this machine.
 _PLACES = ("_folder", "_file")
 _PARTS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -115,8 +116,11 @@ class ImageDataModule(DataModule):
         self._reader = reader
         if arguments.get("group_pattern"):
             self._take_groups(arguments["group_pattern"])
-        if arguments["val_split"] is not None or arguments.get("fold") is not None:
-            self._split(arguments["split_seed"])
+        if arguments["val_split"] or arguments.get("fold") is not None:
+            self._table, self._manifest, remarks = split_off_validation(
+                self._table, reader, arguments, is_of_folders=self._constructor == "from_folders"
+            )
+            self._remarks["train"] = [*self._remarks.get("train", ()), *remarks]
         self._learn()
 
     def _learn(self) -> None:
@@ -139,15 +143,22 @@ class ImageDataModule(DataModule):
         """What was understood of the targets, in words."""
         return self._reader.describe()
 
-    def __repr__(self) -> str:
-        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
-        rows = [("part", "samples", "targets", "from")]
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """For each part how many samples it has, their targets, and where they are from."""
         for part, count in self.sizes().items():
             raw = self._table.of(part).targets
             source = self._source(part)
             origin = f"{source.argument} {_shortened(os.path.basename(source.place), 40)}".strip()
             targets = "" if raw is None or part == "predict" else self._reader.summary(raw)
-            rows.append((part, f"{count:,}", targets, origin))
+            yield part, f"{count:,}", targets, origin
+
+    def _repr_html_(self) -> str:
+        """The same as `repr`, as a table for notebooks."""
+        return f"<p>{escape(self.describe_targets())}</p>{table_html(_COLUMNS, self._rows())}"
+
+    def __repr__(self) -> str:
+        """A row for each part: how many samples, their targets, and where they are from; 80 columns."""
+        rows = [_COLUMNS, *self._rows()]
         lines = [_shortened(f"{type(self).__name__}: {self.describe_targets()}", 80)]
         for part, count_text, targets, origin in rows:
             lines.append(
@@ -155,9 +166,40 @@ class ImageDataModule(DataModule):
             )
         return "\n".join(lines)
 
+    @property
+    def load_image(self) -> str | Callable[[str], Any] | None:
+        """The name of the function that reads the files, else the function itself; None for image files."""
+        return self._images.given
+
     def sizes(self) -> dict[str, int]:
         """How many samples each part has, without those that were left out."""
         return {part: len(self._table.of(part)) for part in PARTS if self._table.has(part)}
+
+    @property
+    def images(self) -> ImageSource:
+        """Where the pictures of the table are read."""
+        return self._images
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures, as the model takes them."""
+        return self._channels()
+
+    def samples(self, part: str) -> SampleTable:
+        """The samples of a part, without those that were left out, in the order of its loader."""
+        return self._table.of(part)
+
+    def drawn_samples(self, part: str, rows: Sequence[int]) -> BatchPicture:
+        """Samples of a part that is set up, at some places, as a model gets them in evaluation, with their targets."""
+        keys = [SampleKey(row, 0, 0) for row in rows]
+        return picture_of_samples(self._datasets[part], keys, self._reader, self.used_preprocessing, "")
+
+    def target_words(self, part: str) -> list[str]:
+        """The target of each sample of a part in words; empty where it is a place in the image."""
+        table = self._table.of(part)
+        if table.targets is None or self.has_spatial_targets:
+            return [""] * len(table)
+        return [", ".join(self._reader.lines(value)) for value in self._read_targets(part)]
 
     def use_targets(self, targets: Mapping[str, Any]) -> None:
         """Read the targets as those were read that a model was trained on.
@@ -358,44 +400,6 @@ class ImageDataModule(DataModule):
         if self._table.groups is not None:
             raise UsageError("group_field and group_pattern both define the groups", fix="leave one of them out")
         self._table = replace(self._table, groups=as_text(groups_of_names(self._table.names(), pattern)))
-
-    def _split(self, seed: int) -> None:
-        """Let some of the training samples validate."""
-        rows = np.flatnonzero(self._table.parts == PARTS.index("train"))
-        whole = self._table.at(rows)
-        strata: Sequence[str] = [""] * len(rows)
-        classes = None
-        if whole.targets is not None:
-            strata, classes = self._reader.strata(whole.targets), self._reader.classes(whole.targets)
-        val = self._validating(whole, strata, classes, seed)
-        self._table = self._table.with_part(rows[val], "val")
-        names = whole.names()
-        self._manifest = tuple(names[i] for i in val)
-        remarks = [] if classes is None else [_not_validated(classes, val)]
-        if whole.groups is None and self._arguments.get("group_pattern") is None:
-            files = [path if os.path.isabs(path) else "" for path in whole.inputs.tolist()]
-            is_folders = self._constructor == "from_folders"
-            count = len({name for own in classes or () for name in own})
-            remarks.append(suspected_groups(names, files, val, count, skips_folder=is_folders))
-        self._remarks["train"] = [*self._remarks.get("train", ()), *filter(None, remarks)]
-
-    def _validating(
-        self, whole: SampleTable, strata: Sequence[str], classes: list[tuple[str, ...]] | None, seed: int
-    ) -> list[int]:
-        """The positions of the samples that validate."""
-        share, names = self._arguments["val_split"], whole.names()
-        fold, count = (0, 0) if share is not None else read_fold(self._arguments["fold"])
-        if whole.groups is not None:
-            groups, keep = whole.groups.tolist(), classes is not None
-            own = classes if classes is not None else [(name,) for name in strata]
-            if share is not None:
-                return grouped_split(groups, share, seed, own, keep=keep)
-            return np.flatnonzero(grouped_folds(groups, count, seed, own, keep=keep) == fold - 1).tolist()
-        if share is not None:
-            _, val = stratified_split(names, strata, share, seed, each=self._reader.validates_each)
-        else:
-            val = np.flatnonzero(stratified_folds(names, strata, count, seed) == fold - 1).tolist()
-        return val if classes is None else _without_whole_classes(val, classes)
 
     def save_shards(self, folder: PathLike, *, shard_bytes: int = DEFAULT_SHARD_BYTES) -> Path:
         """Write all parts as shards for `from_shards`: tar files in the WebDataset layout, and an index.
@@ -683,7 +687,10 @@ class ImageDataModule(DataModule):
             stage = next(stage for stage, parts in _PARTS_OF_STAGE.items() if part in parts)
             raise UsageError(f"the {part} data is not set up", fix=f'data.setup("{stage}")')
         sampler = self._sampler() if part == "train" else None
-        return image_loader(self._datasets[part], self.batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
+        # The tiles of a picture are a batch.
+        is_tiled = part != "train" and self.used_preprocessing.crop_mode == "tile"
+        batch_size = 1 if is_tiled else self.batch_size
+        return image_loader(self._datasets[part], batch_size, self.num_workers, shuffle=shuffle, sampler=sampler)
 
     def _sampler(self) -> Sampler[int] | None:
         """What draws the training samples of an epoch; None for each of them once."""
@@ -700,28 +707,3 @@ class ImageDataModule(DataModule):
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _without_whole_classes(val: Sequence[int], classes: Sequence[Sequence[str]]) -> list[int]:
-    """The samples that validate, without the first of each class that would have none to train on."""
-    trains = Counter(name for own in classes for name in own)
-    trains.subtract(name for row in val for name in classes[row])
-    kept = []
-    for row in val:
-        if any(not trains[name] for name in classes[row]):
-            trains.update(classes[row])
-        else:
-            kept.append(row)
-    return kept
-
-
-def _not_validated(classes: Sequence[Sequence[str]], val: Sequence[int]) -> str:
-    """One line on the classes that have training images only; empty if there are none."""
-    validates = {name for row in val for name in classes[row]}
-    sizes = Counter(name for own in classes for name in own)
-    missing = sorted((size, name) for name, size in sizes.items() if name not in validates)
-    if not missing:
-        return ""
-    shown = ", ".join(f"{name!r} ({size:,} image{'s' if size > 1 else ''})" for size, name in missing[:_SHOWN])
-    more = ", ..." if len(missing) > _SHOWN else ""
-    return f"{len(missing)} of {len(sizes)} classes are not validated, as all of their images train: {shown}{more}"

@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from flashtask.core.errors import BadDataError, FlashtaskError, UsageError
+from flashtask.core.errors import BadDataError, FlashtaskError, UnknownNameError, UsageError
 from flashtask.core.known_files import content_hashes, stamps_of
 from flashtask.core.names import quoted_name
 from flashtask.core.registry import Registry
 from flashtask.data.cached_inputs import cached_file, is_address, known_place
-from flashtask.data.images import picture_hash
+from flashtask.data.images import Encoded, picture_hash
 from flashtask.data.inputs import Input, input_of
 from flashtask.data.value_range import Bounds
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
 
-__all__ = ["FILES", "IMAGE_LOADERS", "ImageSource", "LoadedFiles", "MemoryImages", "source_of_files"]
+__all__ = ["FILES", "IMAGE_LOADERS", "ImageSource", "LoadedFiles", "MemoryImages", "loader_of_model", "source_of_files"]
+__all__ += ["stored_loader"]
 
 #: Readers of image formats by name: functions from a path to an array (H, W) or (H, W, C), a tensor or a PIL image.
-IMAGE_LOADERS: Registry[Callable[[str], Any]] = Registry("image loader")
+IMAGE_LOADERS: Registry[Callable[[str], Any]] = Registry(
+    "image loader", group="flashtask.image_loaders", is_in_zoo=False
+)
 
 #: Pictures whose content tells whether a resumed run has the same data.
 _SAMPLED = 256
@@ -44,6 +47,8 @@ class ImageSource:
     """
 
     description: str | None = ""
+    #: The user's function that reads the files: its name if it has one, else itself; None for image files.
+    given: str | Callable[[str], Any] | None = None
 
     def input(self, name: str) -> Input:
         """The picture of a name; it is decoded later.
@@ -114,32 +119,75 @@ class LoadedFiles(ImageSource):
         self.load = IMAGE_LOADERS.get(load) if isinstance(load, str) else load
         if not callable(self.load):
             raise UsageError(f"load_image must be a function that takes a path, or a name, not {load!r}")
-        #: The name that recipes and caches know the function by; None if it is not registered.
-        self.name = load if isinstance(load, str) else IMAGE_LOADERS.name_of(load)
-        self.description = None if self.name is None else f" read by {self.name}"
+        # Recipes, checkpoints and caches know it by its name.
+        name = load if isinstance(load, str) else IMAGE_LOADERS.name_of(load)
+        self.given = load if name is None else name
+        self.description = None if name is None else f" read by {name}"
 
     def input(self, name: str) -> Input:
-        """The picture that the function makes of a file.
+        """The picture of a name, which the function makes when it is asked for."""
+        return self.reading(super().input(name))
+
+    def reading(self, one: Input) -> Input:
+        """The same picture, read by the function if it is a file or at an address."""
+        return replace(one, load=self._read) if one.is_file else one
+
+    def _read(self, path: str) -> Encoded:
+        """What the function makes of a file.
 
         Raises:
-            BadDataError: the function fails, or gives something else.
+            BadDataError: it fails, or gives something else.
         """
-        called = quoted_name(name)
+        what = f"cannot read the image {quoted_name(path)}"
         try:
-            found = self.load(cached_file(name) if is_address(name) else name)
+            found = self.load(path)
             if isinstance(found, (str, os.PathLike)):
                 raise TypeError("it gives a path")
-            return replace(input_of(found), name=called, path=name)
         except (FlashtaskError, MemoryError):
             raise
         except Exception as error:  # the function is the user's
             why = f"{getattr(self.load, '__name__', 'load_image')}: {type(error).__name__}: {error}"
-            raise BadDataError(f"cannot read the image {called}", why=why) from error
+            raise BadDataError(what, why=why) from error
+        with _picture(found, what).encoded() as source:
+            return source
 
 
 def source_of_files(load_image: str | Callable[[str], Any] | None) -> ImageSource:
     """The source for files, with the user's own reader if there is one."""
     return FILES if load_image is None else LoadedFiles(load_image)
+
+
+def stored_loader(given: Any) -> Any:
+    """What a checkpoint holds of the function that reads files: its registered name, else `{"not_saved": NAME}`."""
+    if given is None or isinstance(given, (str, dict)):
+        return given
+    return {"not_saved": getattr(given, "__name__", type(given).__name__)}
+
+
+def loader_of_model(given: Any) -> LoadedFiles:
+    """The source of files that a model predicts on, which are read as those that it was trained on.
+
+    Args:
+        given: a name, a function, or what `stored_loader` made of one.
+
+    Raises:
+        UsageError: a function that a checkpoint could not hold.
+        UnknownNameError: a name that is not registered here.
+    """
+    what = "the files that the model was trained on were read by"
+    if isinstance(given, dict):
+        name = str(given.get("not_saved"))[:100]
+        raise UsageError(
+            f"{what} the function {name!r}, which its checkpoint does not hold",
+            why="a checkpoint holds only names that are registered in IMAGE_LOADERS",
+            fix=f"model.load_image = {name}; for the next model, register it before training",
+        )
+    try:
+        return LoadedFiles(given)
+    except UnknownNameError as error:
+        error.why = f"{what} it, and the names of such functions are known once their module is imported"
+        error.fix = f"import that module, or IMAGE_LOADERS.register({given!r}, FUNCTION)"
+        raise
 
 
 class MemoryImages(ImageSource):
@@ -173,11 +221,7 @@ class MemoryImages(ImageSource):
             raise
         except Exception as error:  # a dataset is the user's
             raise BadDataError(f"cannot read {name}", why=f"{type(error).__name__}: {error}") from error
-        try:
-            return replace(input_of(given), name=name)
-        except UsageError as error:  # as an image that cannot be read, so that all of them are named
-            what = error.what.replace("predict does not take", "not an image:")
-            raise BadDataError(f"cannot read {name}", why=what) from error
+        return replace(_picture(given, f"cannot read {name}"), name=name)
 
     def state(self, name: str) -> Hashable:
         """Nothing that differs: pictures in memory do not change."""
@@ -202,6 +246,18 @@ class MemoryImages(ImageSource):
         """The hashes of up to 256 pictures, evenly spread."""
         chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), _SAMPLED)).round().astype(int))
         return self.hashes([names[place] for place in chosen])
+
+
+def _picture(given: Any, what: str) -> Input:
+    """What the user's own code gave as a picture.
+
+    Raises:
+        BadDataError: it is not one; a file that cannot be read is one too, so that all of them are named.
+    """
+    try:
+        return input_of(given)
+    except UsageError as error:
+        raise BadDataError(what, why=error.what.replace("predict does not take", "not an image:")) from error
 
 
 def _hash_of(given: Input) -> str:

@@ -16,8 +16,8 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,11 +67,18 @@ class Input:
         name: what messages call it.
         source: the path of a file, the bytes of one, a PIL image, pixels (H, W, C) or (H, W), or an address.
         path: the path or address, as it was given; None for what has neither.
+        load: reads the file in place of Pillow, each time that it is asked for; it names what it cannot read.
     """
 
     name: str
     source: str | bytes | Image.Image | np.ndarray[Any, Any] | Address
     path: str | None = None
+    load: Callable[[str], Encoded] | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file, here or at an address."""
+        return isinstance(self.source, (str, Address))
 
     def read(self, first: FirstSteps, cache: DecodedCache | None = None, seen: Seen | None = None) -> Pixels:
         """The picture after the first steps of a transform.
@@ -86,16 +93,13 @@ class Input:
             MissingInputError: the file is not there any more.
             HubError, IntegrityError: the address cannot be had.
         """
-        if isinstance(self.source, str):
-            kept = None if cache is None else cache.read(first, self.source, seen=seen)
-            return first.read(self.source, self.name, seen) if kept is None else kept
-        if isinstance(self.source, Address):
-            with self.source.file() as path:
-                return first.read(path, self.name, seen)
-        if isinstance(self.source, np.ndarray):
-            pixels = np.ascontiguousarray(self.source[:, :, 0] if self.source.shape[2:] == (1,) else self.source)
-            return first.read(Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels, self.name, seen)
-        return first.read(self.source, self.name, seen)
+        if isinstance(self.source, str) and self.load is None and cache is not None:
+            return cache.read(first, self.source, seen=seen)
+        with self.encoded() as source:
+            if isinstance(source, np.ndarray):
+                pixels = np.ascontiguousarray(source[:, :, 0] if source.shape[2:] == (1,) else source)
+                source = Image.fromarray(pixels) if pixels.dtype == np.uint8 else pixels
+            return first.read(source, self.name, seen)
 
     def thumbnail(self, side: int, channels: int = 3) -> Image.Image:
         """A small picture to look at; one with more than 8 bits is drawn from black to white by its own values.
@@ -120,13 +124,21 @@ class Input:
         """
         return Fitting(preprocessing).geometry(self.size())
 
+    def tiles(self, preprocessing: Preprocessing) -> list[Geometry]:
+        """Where the picture lies in each input that is made of it: one, unless pictures are cut into tiles.
+
+        Raises:
+            BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
+        """
+        return Fitting(preprocessing).tiles(self.size())
+
     def size(self) -> tuple[int, int]:
         """(width, height) of the upright picture.
 
         Raises:
             BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
         """
-        with self._decodable() as source:
+        with self.encoded() as source:
             return image_size(source, self.name)
 
     def orientation(self) -> int:
@@ -135,7 +147,7 @@ class Input:
         Raises:
             BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
         """
-        with self._decodable() as source:
+        with self.encoded() as source:
             return image_orientation(source, self.name)
 
     def bounds(self) -> Bounds | None:
@@ -144,16 +156,19 @@ class Input:
         Raises:
             BadDataError, MissingInputError, HubError, IntegrityError: as `read`.
         """
-        with self._decodable() as source:
+        with self.encoded() as source:
             return image_bounds(source, self.name)
 
     @contextmanager
-    def _decodable(self) -> Iterator[Encoded]:
-        if isinstance(self.source, Address):
-            with self.source.file() as path:
-                yield path
-        else:
-            yield self.source
+    def encoded(self) -> Iterator[Encoded]:
+        """The picture before it is decoded, for as long as the block lasts: a file that is fetched may go after it.
+
+        Raises:
+            HubError, IntegrityError: the address cannot be had.
+            BadDataError: `load` fails.
+        """
+        with self.source.file() if isinstance(self.source, Address) else nullcontext(self.source) as source:
+            yield self.load(source) if self.load is not None and isinstance(source, str) else source
 
 
 class Address:

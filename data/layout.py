@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashtask.core.errors import BadDataError, MissingInputError, UsageError, nearest
+from flashtask.core.errors import BadDataError, FlashtaskError, MissingInputError, UsageError, nearest
+from flashtask.core.yaml_reader import read_yaml
 
 __all__ = [
+    "ARCHIVE_ENDINGS",
     "DEFAULT_VAL_SPLIT",
     "IMAGE_EXTENSIONS",
     "SHARD_INDEX",
@@ -33,6 +35,7 @@ __all__ = [
     "is_registered",
     "is_shards",
     "is_table_name",
+    "is_yolo_file",
     "nearest_existing",
     "part_in_name",
     "resolve_layout",
@@ -76,6 +79,9 @@ _SYSTEM_FOLDERS = frozenset(
         *("@eadir", "@recycle", "#recycle", "#snapshot", "@tmp", "found.000"),
     )
 )
+
+#: Of archives that may hold data.
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
@@ -216,7 +222,7 @@ def _is_an_address(argument: str, text: str, scheme: str) -> UsageError:
 def _is_a_file(argument: str, text: str, file: Path) -> UsageError:
     """The error for a file where a folder is needed, with what to do with a file of its kind."""
     what, fix, suffix = "a file", "", file.suffix.lower()
-    if file.name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    if file.name.lower().endswith(ARCHIVE_ENDINGS):
         what = "an archive"
         fix = f'in Python: flashtask.download_data({text!r}, "data") unpacks it into the folder "data"'
     elif suffix in (*TABLE_ENDINGS, ".xlsx", ".json"):
@@ -380,6 +386,17 @@ def has_class_folders(folder: str | os.PathLike[str]) -> bool:
     with os.scandir(folder) as entries:
         folders = {entry.name.lower() for entry in entries if entry.is_dir()}
     return not folders <= {"images", *_ANNOTATION_FOLDERS}
+
+
+def is_yolo_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is YOLO's `data.yaml`, whatever it is called: YAML with names of classes, as no recipe has."""
+    if not os.fspath(path).lower().endswith((".yaml", ".yml")) or not os.path.isfile(path):
+        return False
+    try:
+        content = read_yaml(Path(path)).content
+    except FlashtaskError:
+        return False  # whoever reads it says why
+    return isinstance(content, dict) and "names" in content
 
 
 def is_table_name(name: str | os.PathLike[str]) -> bool:

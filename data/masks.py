@@ -25,7 +25,7 @@ from flashtask.core.known_files import known_notes, remember_notes, stamps_of
 from flashtask.core.names import quoted_name
 
 __all__ = ["MaskContent", "as_mask_text", "default_colours", "look_at_masks", "overlay", "read_mask", "regions_text"]
-__all__ += ["rle_counts", "rle_mask"]
+__all__ += ["compressed", "draw_polygon", "rle_counts", "rle_mask", "run_lengths"]
 
 _DATA = "data:image/png;base64,"
 #: Different values of a mask, above which it holds no classes.
@@ -168,7 +168,7 @@ def _look(text: str) -> MaskContent | BadDataError:
         return BadDataError(
             f"{_named(text)} has {len(different):,} different values, more than there can be classes",
             why="it may number objects, or be a photograph",
-            fix="write masks with a number for each class",
+            fix="write masks with a number for each class, or --task instance_segmentation",
         )
     numbers = dict(zip(different.tolist(), counts.tolist(), strict=True))
     return MaskContent((values.shape[1], values.shape[0]), numbers, is_colour, palette)
@@ -195,11 +195,11 @@ def _drawn_regions(content: Mapping[str, Any]) -> np.ndarray[Any, Any]:
             values[rle_mask(segmentation["counts"], (width, height))] = number
             continue
         for polygon in segmentation:
-            _draw_polygon(values, np.array(polygon, dtype=np.float64).reshape(-1, 2), number)
+            draw_polygon(values, np.array(polygon, dtype=np.float64).reshape(-1, 2), number)
     return values
 
 
-def _draw_polygon(values: np.ndarray[Any, Any], points: np.ndarray[Any, Any], number: int) -> None:
+def draw_polygon(values: np.ndarray[Any, Any], points: np.ndarray[Any, Any], number: int) -> None:
     """Give a number to the pixels whose middle lies in a polygon (N, 2).
 
     Pillow fills all that an edge touches, so it draws an enlarged polygon, of which the middles are looked up.
@@ -226,20 +226,42 @@ def rle_mask(counts: str | Sequence[int], size: tuple[int, int]) -> np.ndarray[A
     Raises:
         BadDataError: they are not of such a region.
     """
-    numbers = _uncompressed(counts) if isinstance(counts, str) else list(counts)
-    if any(number < 0 for number in numbers) or sum(numbers) != size[0] * size[1]:
-        raise BadDataError(f"run lengths of {sum(numbers):,} pixels do not fit an image of {size[0]} x {size[1]}")
+    numbers = run_lengths(counts, size)
     flat = np.repeat(np.arange(len(numbers)) % 2 == 1, numbers)
     return flat.reshape(size).T
 
 
-def rle_counts(region: np.ndarray[Any, Any]) -> str:
-    """The compressed run lengths of a region (H, W), as COCO writes them."""
+def run_lengths(counts: str | Sequence[int], size: tuple[int, int]) -> list[int]:
+    """The numbers of pixels of a region, outside and inside in turn.
+
+    Raises:
+        BadDataError: they are not of a picture of this (width, height).
+    """
+    numbers = _uncompressed(counts) if isinstance(counts, str) else list(counts)
+    if any(number < 0 for number in numbers) or sum(numbers) != size[0] * size[1]:
+        raise BadDataError(f"run lengths of {sum(numbers):,} pixels do not fit an image of {size[0]} x {size[1]}")
+    return numbers
+
+
+def rle_counts(region: np.ndarray[Any, Any], before: int = 0, after: int = 0) -> str:
+    """The compressed run lengths of a region (H, W), as COCO writes them.
+
+    Args:
+        region: bool.
+        before: pixels outside that come before, where the region is some columns of a picture.
+        after: pixels that come after.
+    """
     flat = np.concatenate([[False], region.T.ravel(), [False]])
     edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
     numbers = np.diff(np.concatenate([[0], edges, [region.size]])).tolist()
-    if len(numbers) > 1 and numbers[-1] == 0:
-        numbers.pop()
+    numbers[0] += before
+    numbers[-1] += after
+    return compressed(numbers)
+
+
+def compressed(numbers: Sequence[int]) -> str:
+    """COCO's text of run lengths; a last one of no pixels is left out."""
+    numbers = numbers[:-1] if len(numbers) > 1 and numbers[-1] == 0 else numbers
     letters = []
     for place, number in enumerate(numbers):
         rest = number - (numbers[place - 2] if place > 2 else 0)

@@ -1,13 +1,14 @@
-"""Class names that a mirrored image would contradict: left and right, digits, letters."""
+"""Names that a mirrored image would contradict: left and right, digits, letters."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-__all__ = ["changed_by_mirroring"]
+__all__ = ["changed_by_mirroring", "mirrored_keypoints"]
 
 _PAIRS = (("left", "right"), ("clockwise", "counterclockwise"), ("clockwise", "anticlockwise"), ("east", "west"))
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -28,6 +29,20 @@ def changed_by_mirroring(labels: Sequence[str]) -> str:
         if len(signs) == len(labels) > 2:
             return f"the classes are {kind}, which are others or none when they are mirrored"
     return ""
+
+
+def mirrored_keypoints(names: Sequence[str]) -> tuple[int, ...]:
+    """For each keypoint the one that it becomes in a mirror, by `left` and `right` (or `l` and `r`) in the names.
+
+    Returns:
+        Positions in `names`; empty if one has no counterpart, or if several names speak of no side at all.
+    """
+    words = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in names]
+    side = re.compile(rf"(?<![a-z])({'|'.join(_SIDES)})(?![a-z])")
+    others = [side.sub(lambda found: _SIDES[found[0]], word) for word in words]
+    if not set(others) <= set(words) or (others == words and len(names) > 1):
+        return ()
+    return tuple(words.index(other) for other in others)
 
 
 def _is_digit_word(label: str, kind: str) -> bool:

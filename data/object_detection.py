@@ -35,11 +35,14 @@ from flashtask.data.box_layouts import (
     read_folder,
     voc_folders,
 )
-from flashtask.data.boxes import BoxReader
+from flashtask.data.boxes import BoxReader, BoxTable
 from flashtask.data.coco_files import coco_files
 from flashtask.data.folders import list_images
+from flashtask.data.given_arguments import absolute_path, opened_tables
 from flashtask.data.image_data import ImageData
 from flashtask.data.image_source import FILES, ImageSource, MemoryImages
+from flashtask.data.layout import is_yolo_file
+from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable
 from flashtask.data.tables import Table, open_table
 
@@ -58,6 +61,11 @@ class ObjectDetectionData(ImageData):
 
     readers = (BoxReader,)
     constructors = ("from_folders", "from_coco", "from_voc", "from_yolo", "from_csv")
+    #: What the start of a run counts.
+    _noun = "boxes"
+    #: Where the annotations of one part are, and those of a part that the training folder names itself.
+    _read_folder = staticmethod(read_folder)
+    _own_part = staticmethod(own_part)
 
     # ---- folders
 
@@ -94,13 +102,13 @@ class ObjectDetectionData(ImageData):
         folders = check_folders(given)
         found: dict[str, Found] = {}
         for part, folder in folders.items():
-            found[part] = of_images(folder) if part == "predict" else read_folder(folder, part)
+            found[part] = of_images(folder) if part == "predict" else cls._read_folder(folder, part)
         remarks = []
         if "train" in folders:
             for part in ("val", "test"):
-                if part not in folders and (own := own_part(folders["train"], part)) is not None:
+                if part not in folders and (own := cls._own_part(folders["train"], part)) is not None:
                     found[part] = own
-            if "val" in found and options.get("val_split") is not None:
+            if "val" in found and options.get("val_split"):
                 remarks.append("the data set names its own validation images, so val_split is not used")
                 options["val_split"] = None
             if "val" in found and options.get("fold") is not None:
@@ -201,7 +209,7 @@ class ObjectDetectionData(ImageData):
             raise missing_file(file)
         _, parts = read_yolo_file(file)
         found = {part: of_yolo(file, part) for part in parts}
-        if "val" in found and options.get("val_split") is not None:
+        if "val" in found and options.get("val_split"):
             raise UsageError(f"val_split and `val` in {file!r} both define the validation data", fix="drop val_split")
         return cls._of_found(found, ("from_yolo", {"data_file": file}), dict(options))
 
@@ -219,6 +227,8 @@ class ObjectDetectionData(ImageData):
         predict_file: PathLike | None = None,
         *,
         images_root: PathLike | None = None,
+        split_field: str | None = None,
+        group_field: str | None = None,
         **options: Unpack[ImageOptions],
     ) -> Self:
         """Take tables with a row a box: the path of the image, x1, y1, x2, y2 in pixels, and the label.
@@ -234,20 +244,21 @@ class ObjectDetectionData(ImageData):
             test_file: as `val_file`.
             predict_file: a column of images.
             images_root: the folder that relative paths count from; that of each table if not given.
+            split_field: a column of `train_file` that names the part of each row (train, val, test).
+            group_field: a column of `train_file`; images with the same value (a site, a video) are never split between
+                training and validation by `val_split`.
 
         Raises:
-            UsageError: an invalid value, or a column that is not there.
+            UsageError: an invalid value.
             MissingInputError: a file that is not there.
-            BadDataError: rows that cannot be used; all are named.
+            BadDataError: a column that is not there, or rows that cannot be used; all are named.
         """
         given = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        check_split(options, given, "file")
-        files = check_files(given, "from_csv", "file", '"boxes.csv"')
-        tables = {part: open_table(file, f"{part}_file") for part, file in files.items()}
-        root = None if images_root is None else os.path.abspath(os.path.expanduser(os.fspath(images_root)))
-        own = {} if root is None else {"images_root": root}
-        arguments = {**{table.argument: table.place for table in tables.values()}, **own}
-        return cls._of_box_tables(tables, input_field, target_fields, root, ("from_csv", arguments), dict(options))
+        tables, root = opened_tables("from_csv", "file", given, options), absolute_path(images_root)
+        arguments: dict[str, Any] = {table.argument: table.place for table in tables.values()}
+        columns = {"split_field": split_field, "group_field": group_field}
+        recipe = ("from_csv", arguments)
+        return cls._of_box_tables(tables, input_field, target_fields, columns, root, recipe, dict(options))
 
     @classmethod
     @takes(ImageOptions)
@@ -261,6 +272,8 @@ class ObjectDetectionData(ImageData):
         predict_data_frame: Any = None,
         *,
         images_root: PathLike | None = None,
+        split_field: str | None = None,
+        group_field: str | None = None,
         **options: Unpack[ImageOptions],
     ) -> Self:
         """Take data frames of pandas or polars, or mappings from names to columns, with a row a box as in `from_csv`.
@@ -273,10 +286,12 @@ class ObjectDetectionData(ImageData):
             test_data_frame: as `val_data_frame`.
             predict_data_frame: a column of images.
             images_root: the folder that relative paths count from; the current one if not given.
+            split_field: a column of `train_data_frame`, as in `from_csv`.
+            group_field: a column of `train_data_frame`, as in `from_csv`.
 
         Raises:
-            UsageError: an invalid value, or a column that is not there.
-            BadDataError: rows that cannot be used; all are named.
+            UsageError: an invalid value.
+            BadDataError: a column that is not there, or rows that cannot be used; all are named.
         """
         given = {
             "train": train_data_frame,
@@ -284,13 +299,11 @@ class ObjectDetectionData(ImageData):
             "test": test_data_frame,
             "predict": predict_data_frame,
         }
-        check_split(options, given, "data_frame")
-        frames = check_files(given, "from_data_frame", "data_frame", "frame")
-        tables = {part: open_table(frame, f"{part}_data_frame") for part, frame in frames.items()}
+        tables, root = opened_tables("from_data_frame", "data_frame", given, options), absolute_path(images_root)
         arguments: dict[str, Any] = {table.argument: {"not_saved": table.place} for table in tables.values()}
-        root = None if images_root is None else os.path.abspath(os.path.expanduser(os.fspath(images_root)))
+        columns = {"split_field": split_field, "group_field": group_field}
         recipe = ("from_data_frame", arguments)
-        return cls._of_box_tables(tables, input_field, target_fields, root, recipe, dict(options))
+        return cls._of_box_tables(tables, input_field, target_fields, columns, root, recipe, dict(options))
 
     @classmethod
     def _of_box_tables(
@@ -298,11 +311,13 @@ class ObjectDetectionData(ImageData):
         tables: Mapping[str, Table],
         input_field: str | None,
         target_fields: str | Sequence[str] | None,
+        columns: Mapping[str, str | None],
         root: str | None,
         recipe: tuple[str, dict[str, Any]],
         options: dict[str, Any],
     ) -> Self:
         first = next(iter(tables.values()))
+        first.require([input_field, *columns.values()])
         inputs = first.input_field(input_field)
         fields = () if set(tables) == {"predict"} else _box_fields(first, inputs, target_fields)
         found: dict[str, Found] = {}
@@ -313,10 +328,20 @@ class ObjectDetectionData(ImageData):
                 made = Annotations()
                 for name in names.tolist():
                     made.add_image(os.path.normpath(os.path.join(folder, name)))
+                read = {part: made}
             else:
-                made = read_boxes_table(table, inputs, fields, folder)
-            found[part] = Found(f"{os.path.basename(table.place)}, a row a box", made, folder)
-        arguments = {**recipe[1], "input_field": inputs, "target_fields": list(fields)}
+                own = columns if part == "train" else {}
+                read = read_boxes_table(table, inputs, fields, folder, part, **own)
+            layout = f"{os.path.basename(table.place)}, a row a box"
+            if twice := [name for name in read if name in found]:
+                raise UsageError(
+                    f"split_field and {table.argument} both define the {twice[0]} data", fix="leave one of them out"
+                )
+            found |= {name: Found(layout, made, folder) for name, made in read.items()}
+        if "val" in found and (options.get("val_split") is not None or options.get("fold") is not None):
+            raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
+        used = {name: value for name, value in (*columns.items(), ("images_root", root)) if value is not None}
+        arguments = {**recipe[1], "input_field": inputs, "target_fields": list(fields), **used}
         return cls._of_found(found, (recipe[0], arguments), options, fields=fields)
 
     # ---- memory
@@ -344,7 +369,7 @@ class ObjectDetectionData(ImageData):
             argument = f"{part}_{kind}"
             names = MemoryImages.names(argument, len(images))
             own = None if part == "predict" else targets.get(part)
-            found[part] = Found("in memory", _of_objects(names, own, argument, part), "")
+            found[part] = Found("in memory", cls._of_objects(names, own, argument, part), "")
         source = MemoryImages({f"{part}_{kind}": images for part, images in pictures.items()})
         return cls._of_found(found, (constructor, arguments), options, source)
 
@@ -391,7 +416,7 @@ class ObjectDetectionData(ImageData):
             is_folder = isinstance(one, (str, os.PathLike))
             paths = list_images(Path(one), f"{part}_files").paths if is_folder else [os.path.abspath(p) for p in one]
             own = None if part == "predict" else targets.get(part)
-            found[part] = Found("files", _of_objects(list(paths), own, f"{part}_files", part), "")
+            found[part] = Found("files", cls._of_objects(list(paths), own, f"{part}_files", part), "")
             arguments[f"{part}_files"] = {"not_saved": f"{len(paths):,} values"}
         return cls._of_found(found, ("from_files", arguments), dict(options))
 
@@ -402,6 +427,18 @@ class ObjectDetectionData(ImageData):
     @classmethod
     def _of_tables(cls, *arguments: Any, **options: Any) -> Self:
         _refuse("from_hub_dataset")
+
+    @classmethod
+    def for_evaluation(
+        cls, source: PathLike, part: str, targets: Mapping[str, Any] | None = None, **options: Any
+    ) -> Self:
+        """As `ImageData.for_evaluation`; or the part of a data set that a `data.yaml` of YOLO describes."""
+        if not is_yolo_file(source):
+            return super().for_evaluation(source, part, targets, **options)
+        made = cls.from_yolo(source, **options)
+        if part not in made.sizes():
+            raise BadDataError(f"{os.fspath(source)!r} names no images for {part}")
+        return made
 
     # ---- what the constructors share
 
@@ -431,12 +468,25 @@ class ObjectDetectionData(ImageData):
             images,
             may_be_missing=known["on_bad_image"] == "skip",
         )
+        reader = cls._reader_of(fields, boxes, ordered, problems)
         problems.refuse("; ".join(dict.fromkeys(one.layout for one in ordered.values())))
-        said = {part: [_understood(part, one), *one.annotations.remarks] for part, one in ordered.items()}
+        said = {part: [_understood(part, one, cls._noun), *one.annotations.remarks] for part, one in ordered.items()}
         said[next(iter(ordered))] += remarks
-        made = cls(table, BoxReader(fields, table=boxes), (recipe[0], {**recipe[1], **known}), said, images)
+        made = cls(table, reader, (recipe[0], {**recipe[1], **known}), said, images)
         made.preprocessing = read_preprocessing(options.get("preprocessing"))
         return made
+
+    @classmethod
+    def _reader_of(
+        cls, fields: tuple[str, ...], boxes: BoxTable, found: Mapping[str, Found], problems: Problems
+    ) -> BoxReader:
+        """The reader of what was found; what else is wrong with it is added to the problems."""
+        return BoxReader(fields, table=boxes)
+
+    @classmethod
+    def _of_objects(cls, names: Sequence[str], targets: Any, argument: str, part: str) -> Annotations:
+        """Targets that are given in Python."""
+        return _of_objects(names, targets, argument, part)
 
     @property
     def _box_reader(self) -> BoxReader:
@@ -488,7 +538,7 @@ class ObjectDetectionData(ImageData):
                 for row in cast("np.ndarray[Any, Any]", table.targets).tolist():
                     own = boxes.of(row)
                     digest.update(repr([boxes.names[label] for label in boxes.labels[own]]).encode())
-                    digest.update(boxes.boxes[own].tobytes() + boxes.is_crowd[own].tobytes())
+                    digest.update(boxes.told(row))
                 found[part] = digest.hexdigest()
         return found
 
@@ -507,7 +557,7 @@ class ObjectDetectionData(ImageData):
         return "no", ""
 
 
-def _understood(part: str, one: Found) -> str:
+def _understood(part: str, one: Found, noun: str) -> str:
     """One line on what was read."""
     found = one.annotations
     if part == "predict":
@@ -515,8 +565,8 @@ def _understood(part: str, one: Found) -> str:
     empty = len(found.paths) - len(set(found.images))
     crowds = sum(found.crowds)
     more = [f"{empty:,} without objects"] if empty else []
-    more += [f"{crowds:,} of the boxes are crowds"] if crowds else []
-    said = f"{part}: {one.layout}: {len(found.paths):,} images, {len(found.boxes):,} boxes"
+    more += [f"{crowds:,} of the {noun} are crowds"] if crowds else []
+    said = f"{part}: {one.layout}: {len(found.paths):,} images, {len(found.boxes):,} {noun}"
     return said + (f" ({', '.join(more)})" if more else "")
 
 
@@ -528,15 +578,17 @@ def _box_fields(table: Table, inputs: str, given: str | Sequence[str] | None) ->
     """The five columns of boxes.
 
     Raises:
-        UsageError: they are not found, or not five are given.
+        BadDataError: they are not found, or not five are given.
     """
     if given is not None and not isinstance(given, str):
         if len(given) == 5:
+            table.require(given)
             return tuple(given)
     elif given is None and (found := columns_of_boxes([f for f in table.fields if f != inputs])) is not None:
         return found
-    raise UsageError(
-        f"{table.argument}: the columns of boxes are not known; there are: {', '.join(map(repr, table.fields[:20]))}",
+    raise BadDataError(
+        f"{table.argument} {table.place!r}: the columns of boxes are not known; "
+        f"there are: {', '.join(map(repr, table.fields[:20]))}",
         why="a table of boxes has a row a box with x1, y1, x2, y2 in pixels and a label",
         fix='target_fields=("x1", "y1", "x2", "y2", "label")',
     )

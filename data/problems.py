@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 from flashtask.core.errors import BadDataError
 
-__all__ = ["Problems"]
+__all__ = ["OTHER_ROOT", "Problems"]
+
+#: What to do about paths in a table that lead nowhere.
+OTHER_ROOT = 'images_root="FOLDER", if paths count from another folder'
 
 #: Problems that a message names at the most, over all kinds.
 _SHOWN = 10

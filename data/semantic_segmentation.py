@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.spatial import SpatialReader
 from flashtask.data.targets import Source, TargetReader
 
-__all__ = ["IGNORED", "MaskReader", "SemanticSegmentationData", "mask_folders"]
+__all__ = ["IGNORED", "MaskReader", "SemanticSegmentationData", "mask_folders", "mask_pairs"]
 
 #: The number of pixels that belong to no class, in the masks that a model is trained on and measured with.
 IGNORED = 255
@@ -330,7 +330,7 @@ class SemanticSegmentationData(ImageData):
             if part == "train":  # the other parts, where they are folders inside `images`
                 for other in [one for one in found if one not in folders and found[one] != found[part]]:
                     folders[other], masks[other] = found[other]
-                    if other == "val" and known.pop("val_split", None) is not None:
+                    if other == "val" and known.pop("val_split", None):
                         remarks[part].append(f"validation images are in {found['val'][0]}: none are split off")
         check_split(known, {**dict.fromkeys(PARTS), **folders}, "folder")
         settings = checked_options(known)
@@ -339,7 +339,7 @@ class SemanticSegmentationData(ImageData):
             images = list_images(folder, f"{part}_folder")
             pairs = None
             if part in masks:
-                pairs, unused = _pairs(folder, images.paths, masks[part], part, problems)
+                pairs, unused = mask_pairs(folder, images.paths, masks[part], part, problems)
                 if unused:
                     remarks[part].append(f"{part}_target_folder: {unused} mask(s) without an image are not used")
             tables.append(
@@ -446,7 +446,7 @@ class SemanticSegmentationData(ImageData):
         known = checked_options(options)
         if len(fields) > 1:
             raise UsageError(f"masks are in one column, not in {', '.join(map(repr, fields))}", fix="--target COLUMN")
-        rows = [replace(one, targets=_absolute(one)) for one in rows]
+        rows = [_checked_masks(replace(one, targets=_absolute(one)), fields) for one in rows]
         table = cls._checked_table(rows, TargetFormat("label", fields, None), known, source, "")
         labels = options.get("labels")
         said = {} if labels is None else {"labels": list(labels)}
@@ -476,6 +476,24 @@ class SemanticSegmentationData(ImageData):
         """Without the numbers that masks have in place of names."""
         return [label for label in super()._mirrored_labels() if not label.isdigit()]
 
+    @property
+    def classes(self) -> Mapping[str, int]:
+        """The labels, each with what the masks have for it: a number, or a colour as 0xRRGGBB."""
+        assert isinstance(self._reader, MaskReader)
+        return dict(zip(self._reader.labels, self._reader.values, strict=True))
+
+    def true_masks(self, part: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """The path of each image of a part, and (H, W) uint8: the position of the class of each pixel, 255 for none.
+
+        Args:
+            part: train, val or test.
+        """
+        samples, reader = self._table.of(part), self._reader
+        assert isinstance(reader, MaskReader)
+        if samples.targets is not None:
+            for path, text in zip(samples.inputs.tolist(), samples.targets.tolist(), strict=True):
+                yield path, reader.class_map(text)
+
     def pixel_counts(self) -> dict[str, int]:
         """Training pixels of each class, by label."""
         raw = self._table.of("train").targets
@@ -497,6 +515,23 @@ def _absolute(one: Rows) -> Column | None:
         text if not text or text.startswith(("{", "data:")) else os.path.normpath(os.path.join(one.root, text))
         for text in one.targets.tolist()
     )
+
+
+def _checked_masks(one: Rows, fields: tuple[str, ...]) -> Rows:
+    """The same rows, with those noted whose masks are missing or cannot be read."""
+    if one.targets is None or one.part == "predict":
+        return one
+    problems, field = Problems(), fields[0] if fields else ""
+    if one.problems is not None:
+        problems.take(one.problems)
+    looked = look_at_masks([text for text in one.targets.tolist() if text])
+    for row, text in enumerate(one.targets.tolist()):
+        if not text:
+            problems.add("empty cell", f"{one.where(row, field)} is empty: the sample has no mask")
+        elif isinstance(error := looked[text], BadDataError):
+            what = f"{one.where(row, field)}: {error.what}" + (f" ({error.why})" if error.why else "")
+            problems.add("bad mask", what, fix=error.fix)
+    return replace(one, problems=problems)
 
 
 def _find_problems(
@@ -557,7 +592,7 @@ def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     return dict.fromkeys(("train", "val", "test"), (images, masks))
 
 
-def _pairs(folder: Path, paths: Sequence[str], masks: Path, part: str, problems: Problems) -> tuple[list[str], int]:
+def mask_pairs(folder: Path, paths: Sequence[str], masks: Path, part: str, problems: Problems) -> tuple[list[str], int]:
     """The mask of each image, empty where there is none, and the number of masks without an image."""
     stems: dict[str, str] = {}
     for path in list_images(masks, f"{part}_target_folder").paths:

@@ -26,6 +26,7 @@ from flashtask.core.files import staging_folder, storage_error
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import derive_seed
 from flashtask.data.image_source import ImageSource
+from flashtask.data.images import Encoded
 from flashtask.data.inputs import Input
 from flashtask.data.layout import SHARD_INDEX
 from flashtask.data.samples import PARTS, Column, SampleTable
@@ -256,23 +257,25 @@ class _Shard:
 
 def _content(given: Input) -> bytes:
     """The bytes of a picture's file; one in memory becomes a PNG, or a `.npy` file if it has more than 8 bits."""
-    source = given.source
+    with given.encoded() as source:
+        return _bytes_of(source, given.name)
+
+
+def _bytes_of(source: Encoded, name: str) -> bytes:
+    written = io.BytesIO()
     if isinstance(source, bytes):
         return source
-    if isinstance(source, str):
+    if isinstance(source, (str, os.PathLike)):
         try:
             return Path(source).read_bytes()
         except OSError as error:  # it was there when it was checked
-            raise MissingInputError(f"cannot read {given.name}: {error.strerror}") from error
-    written = io.BytesIO()
+            raise MissingInputError(f"cannot read {name}: {error.strerror}") from error
     if isinstance(source, Image.Image):
         upright = ImageOps.exif_transpose(source)
         if upright.mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
             upright.save(written, "PNG")
             return written.getvalue()
         source = np.asarray(upright)
-    if not isinstance(source, np.ndarray):
-        raise UsageError(f"cannot write {given.name} to a shard: it is at an address", fix="download it first")
     pixels = source[:, :, 0] if source.shape[2:] == (1,) else source
     if pixels.dtype == np.uint8:
         Image.fromarray(np.ascontiguousarray(pixels)).save(written, "PNG")

@@ -41,13 +41,13 @@ Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def check_share(share: float | int) -> None:
-    """Refuse what is neither a share in (0, 1) nor a count of at least 1.
+    """Refuse what is neither a share in (0, 1) nor a number of images; 0 splits none off.
 
     Raises:
         UsageError: it is neither.
     """
     is_share = isinstance(share, float) and 0 < share < 1
-    is_count = is_whole(share)
+    is_count = is_whole(share, 0)
     if not (is_share or is_count):
         raise UsageError(
             f"val_split must be a share between 0 and 1 or a number of images, not {share!r}",

@@ -27,7 +27,7 @@ def rows_of_table(
     fields: tuple[str, ...],
     columns: Mapping[str, str],
     own: Mapping[str, Any],
-) -> tuple[Rows, list[Any] | None]:
+) -> tuple[Rows, Sequence[Any] | None]:
     """The rows of one table, and the pictures if it holds these rather than paths.
 
     Args:
@@ -46,11 +46,13 @@ def rows_of_table(
     extra = {word: columns[name] for word, name in words.items() if name in columns} if part == "train" else {}
     own_fields = fields if part != "predict" else ()
     others = table.columns([*own_fields, *extra.values()])
-    (cells,) = table.values([inputs])
-    if not cells and not len(table.problems):
+    held, folder = table.pictures(inputs), own.get("images_root") or table.folder
+    (cells,) = table.values([inputs]) if held is None else (held,)
+    if not len(cells) and not len(table.problems):
         raise BadDataError(f"{table.argument}: {table.place!r} has a header and no rows")
-    held, folder = None, own.get("images_root") or table.folder
-    if all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
+    if held is not None:
+        names = MemoryImages.names(table.argument, len(held))
+    elif all(isinstance(cell, (str, os.PathLike)) or cell is None for cell in cells):
         names = _paths_in(table, inputs, cells, folder, own.get("resolver"))
     else:
         held = [_picture_in(cell) for cell in cells]

@@ -11,8 +11,9 @@ import csv
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -20,14 +21,18 @@ from typing import Any, Protocol, TextIO
 
 from flashtask.core.errors import BadDataError, UsageError, did_you_mean
 from flashtask.core.files import missing_file
+from flashtask.core.known_files import content_hashes
 from flashtask.data.cached_inputs import cached_file, is_address
 from flashtask.data.layout import is_image_name
+from flashtask.data.packed_pictures import PackedPictures, pack_pictures
 from flashtask.data.problems import Problems
 from flashtask.data.samples import Column, as_text
 
 __all__ = ["BETWEEN", "Frame", "Table", "as_cell", "open_table"]
 
 _DELIMITERS = ",;\t|"
+#: Pictures of a Parquet file that are in memory while they are copied.
+_AT_ONCE = 64
 #: Rows that are looked at to find the column of the images.
 _LOOKED_AT = 20
 #: What separates the values of a list in one cell.
@@ -116,6 +121,10 @@ class Table:
         """The cells of columns as the table holds them, of all rows or of the first `most`."""
         raise NotImplementedError
 
+    def pictures(self, name: str) -> Sequence[Any] | None:
+        """The pictures of a column that are read from a file when they are asked for; None if all cells are at hand."""
+        return None
+
     def class_names(self, field: str) -> tuple[str, ...] | None:
         """The names of the classes whose numbers a column holds, as Parquet files of the hub say them; else None."""
         return None
@@ -133,11 +142,9 @@ class Table:
         """The columns of these names, each (N,) text without spaces around it.
 
         Raises:
-            UsageError: there is no such column.
-            BadDataError: there are no rows.
+            BadDataError: there are no such columns, or no rows.
         """
-        for name in names:
-            self._require(name)
+        self.require(names)
         found = self.values(names)
         if found and not found[0] and not len(self.problems):
             raise BadDataError(f"{self.argument}: {self.place!r} has a header and no rows")
@@ -147,10 +154,11 @@ class Table:
         """The column of the images: the one that is given, else the only one that holds names of image files.
 
         Raises:
-            UsageError: there is no such column, or it is not clear which one is meant.
+            BadDataError: there is no such column.
+            UsageError: it is not clear which one is meant.
         """
         if given is not None:
-            self._require(given)
+            self.require([given])
             return given
         cells = dict(zip(self.fields, self.values(self.fields, _LOOKED_AT), strict=True))
         likely = [name for name, column in cells.items() if column and all(map(_is_image, column))]
@@ -170,12 +178,12 @@ class Table:
             used: columns of the images, parts, groups and weights.
 
         Raises:
-            UsageError: there is no such column, or it is not clear which one is meant.
+            BadDataError: there is no such column.
+            UsageError: it is not clear which one is meant.
         """
         if given is not None:
             fields = (given,) if isinstance(given, str) else tuple(given)
-            for name in fields:
-                self._require(name)
+            self.require(fields)
             return fields
         others = [name for name in self.fields if name not in used]
         if len(others) == 1:
@@ -185,11 +193,18 @@ class Table:
             fix=f'target_fields="{others[0]}"' if others else "a table with a column of targets",
         )
 
-    def _require(self, name: str) -> None:
-        if name not in self.fields:
-            raise UsageError(
-                f"{self.argument} {self.place!r} has no column {name!r}; there are: {self._shown()}",
-                fix=did_you_mean(name, self.fields) or "",
+    def require(self, names: Iterable[str | None]) -> None:
+        """Require columns, of which None stands for one that is not used.
+
+        Raises:
+            BadDataError: some are not there; all are named.
+        """
+        missing = [name for name in dict.fromkeys(names) if name is not None and name not in self.fields]
+        if missing:
+            noun = f"column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
+            raise BadDataError(
+                f"{self.argument} {self.place!r} has no {noun}; there are: {self._shown()}",
+                fix="; ".join(filter(None, (did_you_mean(name, self.fields) for name in missing))),
             )
 
     def _shown(self) -> str:
@@ -399,9 +414,27 @@ class ParquetTable(_FileTable):
             return [frame[name].to_list() for name in names]
         import pyarrow.parquet
 
+        if most is not None:
+            rows = self._read(lambda: next(pyarrow.parquet.ParquetFile(path).iter_batches(most, columns=names), []))
+            return [rows[name].to_pylist() if len(rows) else [] for name in names]
         table = self._read(lambda: pyarrow.parquet.read_table(path, columns=names))
-        table = table if most is None else table.slice(0, most)
         return [table[name].to_pylist() for name in names]
+
+    def pictures(self, name: str) -> PackedPictures | None:
+        (first,) = self.values([name], _LOOKED_AT)
+        if not any(isinstance(_bytes_in(cell), bytes) for cell in first):
+            return None
+        paths = [self.path, *self._more]
+        keys = [sha256(f"{one} {name}".encode()).hexdigest()[:24] for one in content_hashes(list(map(str, paths)))]
+        return PackedPictures(
+            [pack_pictures(key, self._bytes_of(path, name)) for key, path in zip(keys, paths, strict=True)]
+        )
+
+    def _bytes_of(self, path: Path, name: str) -> Iterator[bytes | None]:
+        """The pictures of one file, of which few are in memory at a time."""
+        batches = _batches(path, name)
+        while (cells := self._read(lambda: next(batches, None))) is not None:
+            yield from map(_bytes_in, cells)
 
     def class_names(self, field: str) -> tuple[str, ...] | None:
         if not find_spec("pyarrow"):
@@ -420,6 +453,27 @@ class ParquetTable(_FileTable):
             raise
         except Exception as error:  # each library has errors of its own
             raise BadDataError(f"{self.argument}: cannot read {str(self.path)!r}", why=str(error)[:300]) from error
+
+
+def _batches(path: Path, name: str) -> Iterator[list[Any]]:
+    """The cells of a column of a Parquet file, few at a time."""
+    if find_spec("pyarrow"):
+        import pyarrow.parquet
+
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(_AT_ONCE, columns=[name]):
+            yield batch[name].to_pylist()
+        return
+    import polars
+
+    rows = polars.scan_parquet(path).select(name)
+    for start in range(0, rows.select(polars.len()).collect().item(), _AT_ONCE):
+        yield rows.slice(start, _AT_ONCE).collect()[name].to_list()
+
+
+def _bytes_in(cell: Any) -> bytes | None:
+    """The bytes of a picture in a cell; Parquet files of the hub hold them beside the name of the file."""
+    found = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    return found if isinstance(found, bytes) else None
 
 
 class FrameTable(Table):

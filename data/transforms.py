@@ -154,9 +154,11 @@ def train_transform(
         UsageError: neither a name, a list nor a callable, or arguments that contradict each other.
     """
     check_augment(augment, flip, random_erasing)
-    plain = eval_transform(preprocessing)
+    plain: Evaluation | _Augment = eval_transform(preprocessing)
+    if isinstance(plain, Evaluation) and plain.is_tiled:
+        plain = _Augment(preprocessing, "none", "none", None)
     if augment == "none":
-        return Augmentation(plain, plain, ())
+        return Augmentation(plain, plain, () if isinstance(plain, Evaluation) else ("torch",))
     if isinstance(augment, str):
         name = "light" if augment == "auto" else augment
         changed: Transform = _Augment(preprocessing, name, flip or "horizontal", random_erasing)
@@ -183,7 +185,7 @@ def description(transform: Transform) -> str | None:
 
 
 class Evaluation:
-    """Resize, crop at the centre, normalise, by timm's three crop modes.
+    """Resize, crop at the centre, normalise, by timm's three crop modes; or cut into tiles and normalise.
 
     Args:
         preprocessing: of the backbone.
@@ -192,6 +194,8 @@ class Evaluation:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self.first = Fitting(preprocessing)
+        #: Whether a picture becomes several inputs (T, C, H, W), and not one (C, H, W).
+        self.is_tiled = self.first.is_tiled
         self._normalise = _Normalise(preprocessing)
         self.shape = preprocessing.input_size
 
@@ -207,9 +211,15 @@ class Evaluation:
         """What is left to do after the first steps.
 
         Args:
-            pixels: of the final size.
-            out: float32 (C, H, W) in any memory format, to write into.
+            pixels: of the final size; of the whole picture where it is cut into tiles.
+            out: float32 (C, H, W) in any memory format, to write into; not for tiles.
         """
+        if self.is_tiled:
+            parts = self.first.cut(pixels)
+            tiles = torch.empty((len(parts), *self.shape))
+            for part, tile in zip(parts, tiles, strict=True):
+                self._normalise(part, tile)
+            return tiles
         if out is None:
             out = torch.empty(self.shape)
         return self._normalise(pixels, out)
@@ -234,7 +244,10 @@ class _Normalise:
 
 
 class _Augment:
-    """The named augmentations; all draws come from torch's default generator."""
+    """The named augmentations; all draws come from torch's default generator.
+
+    Where pictures are cut into tiles, a tile is taken at random first.
+    """
 
     def __init__(self, preprocessing: Preprocessing, name: str, flip: str, random_erasing: float | None) -> None:
         from torchvision.transforms import InterpolationMode, v2  # a second that evaluation and prediction save
@@ -249,26 +262,44 @@ class _Augment:
         scale = _CROP_SCALE.get(name, _WHOLE_SCALE)
         # So that the smallest crop, in its narrowest shape (3 to 4), is still twice as large as what becomes of it.
         least = math.ceil(2 * max(self.shape[1:]) / math.sqrt(scale[0] * 3 / 4))
-        least_side = least if preprocessing.decode == "scaled" else None
+        is_tiled = preprocessing.crop_mode == "tile"
+        least_side = least if preprocessing.decode == "scaled" and not is_tiled else None
         self.first = Decoding(self.shape[0], least_side, preprocessing.value_range)
         mode = InterpolationMode(preprocessing.interpolation)
-        steps: list[Any] = [v2.RandomResizedCrop(preprocessing.input_size[1:], scale=scale, interpolation=mode)]
+        steps: list[Any] = []
+        if name != "none":
+            steps += [v2.RandomResizedCrop(preprocessing.input_size[1:], scale=scale, interpolation=mode)]
         steps += [v2.RandomHorizontalFlip()] if flip in ("horizontal", "both") else []
         steps += [v2.RandomVerticalFlip()] if flip in ("vertical", "both") else []
         policies = {"rand_augment": v2.RandAugment, "aug_mix": v2.AugMix}
-        light = v2.ColorJitter(brightness=0.1, contrast=0.1)
-        self.change = v2.Compose([*steps, light if name == "light" else policies.get(name, v2.TrivialAugmentWide)()])
+        simple = {"none": v2.Identity(), "light": v2.ColorJitter(brightness=0.1, contrast=0.1)}
+        change = simple.get(name) or policies.get(name, v2.TrivialAugmentWide)()
+        self.change = v2.Compose([*steps, change])
         # The policies do not take masks and boxes.
-        self._joint_change = self.change if name == "light" else v2.Compose([*steps, v2.ColorJitter(0.4, 0.4, 0.4)])
+        self._joint_change = v2.Compose([*steps, simple.get(name, v2.ColorJitter(0.4, 0.4, 0.4))])
+        self._is_tiled = is_tiled
         self.erase = v2.RandomErasing(p=erasing) if erasing else None
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
+        if self._is_tiled:
+            image = self._tile()(image)
         return self._finished(self.change(image))
 
     def joint(self, image: Image.Image, target: Any, fill: int = 0) -> tuple[torch.Tensor, Any]:
         """The tensor, and the picture's tv_tensors changed alike."""
+        if self._is_tiled:
+            image, target = self._tile(fill)(image, target)
         image, target = self._joint_change(image, target)
         return self._finished(image), target
+
+    def _tile(self, fill: int = 0) -> Any:
+        """What takes a tile of a picture, and fills up one that the picture is smaller than."""
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        mean = [round(255 * value) for value in self.preprocessing.mean]
+        fills = {tv_tensors.Mask: fill, "others": mean if len(mean) > 1 else mean[0]}
+        return v2.RandomCrop(self.shape[1:], pad_if_needed=True, fill=fills)
 
     def _finished(self, image: Image.Image) -> torch.Tensor:
         values = self._normalise(np.array(image), torch.empty(self.shape))
@@ -281,7 +312,11 @@ class _Own:
     """A user's own transform, followed by the evaluation transform where it leaves an image."""
 
     def __init__(
-        self, transform: Callable[[Any], Any], rest: Evaluation, random_erasing: float | None = None, listed: str = ""
+        self,
+        transform: Callable[[Any], Any],
+        rest: Evaluation | _Augment,
+        random_erasing: float | None = None,
+        listed: str = "",
     ) -> None:
         self.transform, self.rest, self.preprocessing = transform, rest, rest.preprocessing
         #: what it does, if it is a list of names

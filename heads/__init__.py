@@ -30,6 +30,8 @@ HEADS.add_source(
             "ridge": "flashtask.heads.ridge:RidgeHead",
             "logistic": "flashtask.heads.logistic:LogisticHead",
             "detection": "flashtask.heads.detection:DetectionHead",
+            "keypoints": "flashtask.heads.keypoints:KeypointHead",
+            "condinst": "flashtask.heads.condinst:CondInstHead",
             "fpn": "flashtask.heads.fpn:FPNHead",
             "unet": "flashtask.heads.unet:UNetHead",
         },

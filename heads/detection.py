@@ -12,7 +12,7 @@ from flashtask.core.feature_info import FeatureInfo
 from flashtask.core.number_checks import is_whole
 from flashtask.heads.feature_pyramid import FeaturePyramid
 
-__all__ = ["DetectionHead"]
+__all__ = ["DetectionHead", "tower"]
 
 #: The score that every class has before training, so that the many empty places do not drown the first steps.
 _PRIOR = 0.01
@@ -53,7 +53,7 @@ class DetectionHead(nn.Module):
             )
         self.pyramid = FeaturePyramid(features, width, least_stride=least_stride)
         self.strides = self.pyramid.strides
-        self.class_tower, self.box_tower = _tower(width, depth), _tower(width, depth)
+        self.class_tower, self.box_tower = tower(width, depth), tower(width, depth)
         self.classes = nn.Conv2d(width, num_outputs, 3, padding=1)
         self.boxes = nn.Conv2d(width, 4, 3, padding=1)
         #: Of each level, how far its boxes reach, in powers of e.
@@ -65,16 +65,18 @@ class DetectionHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Distances and logits of each level."""
-        found = []
-        for place, level in enumerate(self.pyramid(maps)):
-            logits = self.classes(self.class_tower(level))
-            # Beyond these limits a box is larger than any picture, and its exponent overflows in half precision.
-            size = (self.boxes(self.box_tower(level)) * self.scales[place]).clamp(-6, 4)
-            found.append(torch.cat([size.exp() * (_REACH * self.strides[place]), logits], dim=1))
-        return found
+        levels = self.pyramid(maps)
+        return [self.answer(n, self.class_tower(level), self.box_tower(level)) for n, level in enumerate(levels)]
+
+    def answer(self, place: int, of_classes: Tensor, of_boxes: Tensor) -> Tensor:
+        """Distances and logits of one level, from what the towers make of it."""
+        # Beyond these limits a box is larger than any picture, and its exponent overflows in half precision.
+        size = (self.boxes(of_boxes) * self.scales[place]).clamp(-6, 4)
+        return torch.cat([size.exp() * (_REACH * self.strides[place]), self.classes(of_classes)], dim=1)
 
 
-def _tower(width: int, depth: int) -> nn.Sequential:
+def tower(width: int, depth: int) -> nn.Sequential:
+    """Convolutions that keep the width, each with a GroupNorm and a ReLU."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(width // _GROUP, width), nn.ReLU()]

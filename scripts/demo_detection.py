@@ -22,10 +22,18 @@ IMAGES = Path("demo/trees")
 RUNS = Path("demo/trees-runs")
 # About four minutes on two cores.
 EPOCHS = 18
+BACKBONE = "efficientnet_lite0"
 # A tile is about 400 pixels wide and high, so nothing is resized by more than a few per cent.
-SIZE = 416
-# Batches of four, because there are 36 tiles; the first blocks of the backbone keep what they know of photographs.
-BATCH_SIZE, LAYERS = 4, 10
+MODEL = {
+    "image_size": 416,
+    "learning_rate": 2e-3,
+    "backbone_learning_rate": 5e-4,
+    "head_options": {"width": 64},
+}
+# Batches of four, because there are 36 tiles.
+DATA = {"batch_size": 4, "flip": "both"}
+# The first blocks of the backbone keep what they know of photographs.
+STRATEGY = [{"train": "head", "epochs": 1}, {"train": ["head", {"layers": 10}]}]
 
 
 def next_run() -> Path:
@@ -53,20 +61,11 @@ def main() -> None:
         sys.exit(f"{WHEEL} is not there: make demo-detection fetches it")
     for part, (tiles, boxes) in lay_out(WHEEL, IMAGES).items():
         print(f"{part}: {tiles} tiles, {boxes} trees")
-    data = ObjectDetectionData.from_folders(
-        IMAGES / "train", IMAGES / "val", IMAGES / "test", batch_size=BATCH_SIZE, flip="both"
-    )
+    data = ObjectDetectionData.from_folders(IMAGES / "train", IMAGES / "val", IMAGES / "test", **DATA)
     flashtask.seed_everything(0)
-    model = ObjectDetector(
-        "efficientnet_lite0",
-        image_size=SIZE,
-        learning_rate=2e-3,
-        backbone_learning_rate=5e-4,
-        head_options={"width": 64},
-    )
+    model = ObjectDetector(BACKBONE, **MODEL)
     trainer = Trainer(max_epochs=EPOCHS, output_dir=next_run())
-    phases = [{"train": "head", "epochs": 1}, {"train": ["head", {"layers": LAYERS}]}]
-    trainer.finetune(model, datamodule=data, strategy=phases)
+    trainer.finetune(model, datamodule=data, strategy=STRATEGY)
     for stage in ("validate", "test"):
         (found,) = getattr(trainer, stage)(model, datamodule=data, verbose=False)
         name = {"validate": "val", "test": "test"}[stage]

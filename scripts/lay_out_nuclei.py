@@ -24,6 +24,7 @@ SERIES = "ndev_sampledata/samples/scratch-assay-labeled-10T-2Ch.tiff"
 NAMES = ("background", "cell", "nucleus")
 COLOURS = ((0, 0, 0), (0, 158, 115), (230, 159, 0))
 HEIGHT, WIDTH, NUM_TIMES = 208, 272, 10
+PARTS = {"train": slice(0, WIDTH), "val": slice(-WIDTH, None)}
 
 
 def wheel(folder: Path) -> Path:
@@ -46,14 +47,10 @@ def pages(file: Path) -> np.ndarray:
 
 def lay_out(folder: Path) -> int:
     """Write `folder/train` and `folder/val`, each with `images`, `masks` and `classes.txt`."""
-    stain, light, nuclei, cells = pages(wheel(folder))[:, :, :HEIGHT]
-    parts = {"train": slice(0, WIDTH), "val": slice(-WIDTH, None)}
-    # Light in red and green, the stain in blue; from black to white by what occurs where the model is trained.
-    channels = [bytes_of(light, parts["train"]), bytes_of(light, parts["train"]), bytes_of(stain, parts["train"])]
-    pictures = np.stack(channels, axis=-1)
+    pictures, nuclei, cells = pictures_and_objects(folder)
     masks = np.where(nuclei > 0, 2, np.where(cells > 0, 1, 0)).astype(np.uint8)
     palette = [value for colour in COLOURS for value in colour]
-    for part, columns in parts.items():
+    for part, columns in PARTS.items():
         for name in ("images", "masks"):
             (folder / part / name).mkdir(parents=True, exist_ok=True)
         (folder / part / "classes.txt").write_text("\n".join(NAMES) + "\n")
@@ -63,6 +60,35 @@ def lay_out(folder: Path) -> int:
             mask.putpalette(palette)
             mask.save(folder / part / "masks" / f"{time}.png")
     return 2 * NUM_TIMES
+
+
+def lay_out_instances(folder: Path, packages: Path) -> int:
+    """Write `folder/train` and `folder/val`, each with `images`, and label images of the nuclei in `masks/nucleus`.
+
+    Args:
+        folder: to write into.
+        packages: where the wheel is, or will be.
+    """
+    pictures, nuclei, _ = pictures_and_objects(packages)
+    for part, columns in PARTS.items():
+        images, masks = folder / part / "images", folder / part / "masks" / "nucleus"
+        for time in range(NUM_TIMES):
+            for place, pixels in ((images, pictures), (masks, nuclei.astype(np.uint16))):
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.ascontiguousarray(pixels[time, :, columns])).save(place / f"{time}.png")
+    return 2 * NUM_TIMES
+
+
+def pictures_and_objects(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures (times, height, width, 3) of the series, and its nuclei and cells, each with a number of its own.
+
+    Args:
+        folder: of the package's wheel.
+    """
+    stain, light, nuclei, cells = pages(wheel(folder))[:, :, :HEIGHT]
+    # Light in red and green, the stain in blue; from black to white by what occurs where the model is trained.
+    light, stain = (bytes_of(channel, PARTS["train"]) for channel in (light, stain))
+    return np.stack([light, light, stain], axis=-1), nuclei, cells
 
 
 def bytes_of(channel: np.ndarray, columns: slice) -> np.ndarray:

@@ -127,8 +127,7 @@ class ServedModel:
         try:
             if answer.cancelled():
                 return
-            image = torch.empty(self._transform.shape)
-            self._transform.rest(source.read(self._transform.first), image)
+            image = self._transform.rest(source.read(self._transform.first))
             with self._changed:
                 self._changed.wait_for(lambda: len(self._waiting) < self._most_waiting)
                 self._waiting.append(_Job(image, source, answer))
@@ -176,7 +175,9 @@ class ServedModel:
                 # Another thread took them while this one waited.
 
     def _predictions_of(self, jobs: list[_Job]) -> list[Any]:
-        batch = torch.stack([job.image for job in jobs]).to(self.task.device, memory_format=torch.channels_last)
+        images = [job.image for job in jobs]
+        batch = torch.cat(images) if self._transform.is_tiled else torch.stack(images)
+        batch = batch.to(self.task.device, memory_format=torch.channels_last)
         with self._inference():
             outputs = self._network.predict_step(self._precision.convert_batch(batch), 0)
         return list(self.task.to_predictions(outputs, [job.source for job in jobs]))

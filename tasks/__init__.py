@@ -20,6 +20,8 @@ TASKS.add_source(
             "image_classification": "flashtask.tasks.image_classification:ImageClassifier",
             "image_embedding": "flashtask.tasks.image_embedding:ImageEmbedder",
             "image_regression": "flashtask.tasks.image_regression:ImageRegressor",
+            "instance_segmentation": "flashtask.tasks.instance_segmentation:InstanceSegmentation",
+            "keypoint_detection": "flashtask.tasks.keypoint_detection:KeypointDetector",
             "object_detection": "flashtask.tasks.object_detection:ObjectDetector",
             "semantic_segmentation": "flashtask.tasks.semantic_segmentation:SemanticSegmentation",
         },

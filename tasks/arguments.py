@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["OF_THE_HEAD", "OF_THE_TRAINING", "OF_THE_WEIGHTS"]
 
 #: Arguments that the weights decide: they come with them.
-OF_THE_WEIGHTS = ("backbone", "backbone_options", "image_size", "in_chans", "pretrained", "resize")
+OF_THE_WEIGHTS = ("backbone", "backbone_options", "image_size", "in_chans", "pretrained", "resize", "tile_overlap")
 #: Arguments that only a fit needs.
 OF_THE_TRAINING = (
     "learning_rate",

@@ -10,8 +10,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 from flashtask.data.boxes import CROWD
+from flashtask.data.geometry import Geometry
 
-__all__ = ["Places", "assign", "boxes_of_outputs", "detection_loss"]
+__all__ = ["LEAST_SCORE", "MOST_BOXES", "MOST_PLACES", "Places", "assign", "boxes_in_file"]
+__all__ += ["boxes_of_outputs", "detection_loss", "flat_outputs", "places_of_outputs"]
 
 #: Places of each level that are candidates for a box (Zhang et al., 2020).
 _CANDIDATES = 9
@@ -20,9 +22,9 @@ _SIDE = 8.0
 #: Weight of the overlap beside that of the classes (Li et al., 2020).
 _BOX_WEIGHT = 2.0
 #: Of an image: places that may become boxes, and boxes, at the most.
-_MOST_PLACES, _MOST_BOXES = 1000, 100
+MOST_PLACES, MOST_BOXES = 1000, 100
 #: A score below which a place is no box; COCO's average precision ends long before.
-_LEAST_SCORE = 0.01
+LEAST_SCORE = 0.01
 
 
 class Places:
@@ -53,7 +55,7 @@ class Places:
         return torch.cat([self.points - distances[..., :2], self.points + distances[..., 2:]], dim=-1)
 
 
-def _flat(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def flat_outputs(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The distances (B, P, 4) and logits (B, P, classes) of all maps."""
     whole = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
     return whole[..., :4], whole[..., 4:]
@@ -114,7 +116,7 @@ def detection_loss(
             nothing is learned.
         strides: of the maps.
     """
-    distances, logits = _flat(outputs)
+    distances, logits = flat_outputs(outputs)
     places = Places(outputs, strides)
     predicted = places.boxes(distances)
     wanted, weights = torch.zeros_like(logits), torch.ones_like(logits[..., :1])
@@ -160,15 +162,36 @@ def boxes_of_outputs(outputs: Sequence[Tensor], strides: Sequence[int], nms_thre
     Returns:
         For each image (n, 6): left, top, right, bottom in pixels of the input, score, class.
     """
-    distances, logits = _flat(outputs)
+    return [boxes for boxes, _ in places_of_outputs(outputs, strides, nms_threshold)]
+
+
+def places_of_outputs(
+    outputs: Sequence[Tensor], strides: Sequence[int], nms_threshold: float = 0.5
+) -> list[tuple[Tensor, Tensor]]:
+    """What `boxes_of_outputs` gives, with the position (n,) in `Places` at which each box was found."""
+    distances, logits = flat_outputs(outputs)
     boxes, scores = Places(outputs, strides).boxes(distances), logits.sigmoid()
     found = []
     for row in range(len(scores)):
         values, order = scores[row].flatten().sort(descending=True, stable=True)
-        count = min(_MOST_PLACES, int((values >= _LEAST_SCORE).sum()))
+        count = min(MOST_PLACES, int((values >= LEAST_SCORE).sum()))
         values, order = values[:count], order[:count]
         classes = order % scores.shape[2]
-        own = boxes[row, order.div(scores.shape[2], rounding_mode="floor")]
-        kept = batched_nms(own, values, classes, nms_threshold)[:_MOST_BOXES]
-        found.append(torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1))
+        at = order.div(scores.shape[2], rounding_mode="floor")
+        own = boxes[row, at]
+        kept = batched_nms(own, values, classes, nms_threshold)[:MOST_BOXES]
+        rows = torch.cat([own[kept], values[kept, None], classes[kept, None].to(values)], dim=1)
+        found.append((rows, at[kept]))
     return found
+
+
+def boxes_in_file(found: Tensor, geometry: Geometry) -> Tensor:
+    """Boxes in pixels of the file, cut off at its edges.
+
+    Args:
+        found: (n, 6), as `boxes_of_outputs` gives them for an image.
+        geometry: of the image in the input.
+    """
+    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
+    edge = corners.new_tensor(geometry.whole)
+    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torchvision.ops import box_iou
 
 from flashtask.core.errors import UsageError
 
-__all__ = ["COCO_NUMBERS", "ClassScores", "DetectionNumber", "DetectionScores", "detection_metrics"]
+__all__ = ["COCO_NUMBERS", "ClassScores", "DetectionNumber", "DetectionScores", "as_torchmetrics", "coco_metric"]
+__all__ += ["detection_metrics"]
 
 #: What torchmetrics calls COCO's numbers; `map` is the average over overlaps from 0.5 to 0.95.
 COCO_NUMBERS: tuple[str, ...] = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -23,8 +24,6 @@ COCO_NUMBERS += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_l
 
 #: COCO's own, in double precision: torchmetrics has 0.60000002 for 0.6, and a box may overlap by just that.
 _OVERLAPS, _RECALLS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
-#: What a `DetectionScores` keeps -> numbers in a row.
-_WIDTHS = {"counts": 2, "found": 6, "true": 7}
 #: Overlap from which a box counts as found, for F1.
 _FOUND = 0.5
 
@@ -41,6 +40,9 @@ class DetectionScores(Metric):
 
     higher_is_better = True
     full_state_update = False
+    #: What is kept -> numbers in a row; and those that are not float32.
+    widths: ClassVar[Mapping[str, int]] = {"counts": 2, "found": 6, "true": 7}
+    kinds: ClassVar[Mapping[str, torch.dtype]] = {"counts": torch.long}
     counts: list[Tensor] | Tensor
     found: list[Tensor] | Tensor
     true: list[Tensor] | Tensor
@@ -53,7 +55,7 @@ class DetectionScores(Metric):
         self.numbers: dict[str, Any] = {}
         # Of each image how many boxes were found and are true; all that were found: box, score, class; all that are
         # true: box, class, crowd, area.
-        for name in _WIDTHS:
+        for name in self.widths:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, preds: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> None:
@@ -78,10 +80,10 @@ class DetectionScores(Metric):
 
     def sync(self, *arguments: Any, **options: Any) -> None:
         """Gather the boxes of all processes; one that saw no image takes part too."""
-        for name, width in _WIDTHS.items():
+        for name, width in self.widths.items():
             value = getattr(self, name)
             if isinstance(value, list) and not value:
-                kind = torch.long if name == "counts" else torch.float32
+                kind = self.kinds.get(name, torch.float32)
                 value.append(torch.zeros(0, width, dtype=kind, device=self.device))
         super().sync(*arguments, **options)
 
@@ -90,7 +92,7 @@ class DetectionScores(Metric):
         whole: Tensor = (
             value
             if isinstance(value, Tensor)
-            else torch.cat([*value, torch.zeros(0, _WIDTHS[name], device=self.device)])
+            else torch.cat(value or [torch.zeros(0, self.widths[name], device=self.device)])
         )
         return whole.cpu()
 
@@ -99,51 +101,30 @@ class DetectionScores(Metric):
         sizes = self._whole("counts").long().tolist()
         found = torch.split(self._whole("found"), [one for one, _ in sizes]) if sizes else ()
         true = torch.split(self._whole("true"), [one for _, one in sizes]) if sizes else ()
-        self.numbers = {**self._coco(found, true), **self._f1(found, true)}
+        overlaps = [_overlaps(one, two) for one, two in zip(found, true, strict=True)]
+        self.numbers = {**self._coco(found, true), **self._f1(found, true, overlaps)}
         return torch.tensor(self.numbers["map"])
 
     def _coco(self, found: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, Any]:
-        try:
-            metric = MeanAveragePrecision(
-                iou_thresholds=_OVERLAPS,
-                rec_thresholds=_RECALLS,
-                class_metrics=True,
-                backend="faster_coco_eval",
-                sync_on_compute=False,
-            )
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                "the metrics of boxes need the package faster-coco-eval",
-                why=str(error),
-                fix='pip install "flashtask[detection]"',
-            ) from None
-        metric.warn_on_many_detections = False
-        metric.update(
-            [{"boxes": one[:, :4], "scores": one[:, 4], "labels": one[:, 5].long()} for one in found],
-            [
-                {
-                    "boxes": one[:, :4],
-                    "labels": one[:, 4].long(),
-                    "iscrowd": one[:, 5].long(),
-                    "area": one[:, 6],
-                }
-                for one in true
-            ],
-        )
-        values = metric.compute() if len(found) else {}
-        numbers: dict[str, Any] = {name: _number(values.get(name, math.nan)) for name in COCO_NUMBERS}
+        metric = coco_metric("bbox")
+        metric.update(*as_torchmetrics(found, true))
+        return self._numbers_of(metric.compute() if len(found) else {})
+
+    def _numbers_of(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """The twelve numbers that torchmetrics has found, and `average_precision` of each class."""
+        numbers: dict[str, Any] = {name: _number(values.get(prefix + name, math.nan)) for name in COCO_NUMBERS}
         each = [math.nan] * self.num_classes
         classes = torch.as_tensor(values.get("classes", [])).reshape(-1).tolist()
-        of_classes = torch.as_tensor(values.get("map_per_class", [])).reshape(-1).tolist()
+        of_classes = torch.as_tensor(values.get(f"{prefix}map_per_class", [])).reshape(-1).tolist()
         for number, value in zip(classes, of_classes, strict=True):
             each[int(number)] = _number(value)
         return {**numbers, "average_precision": each}
 
-    def _f1(self, found: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, Any]:
+    def _f1(self, found: Sequence[Tensor], true: Sequence[Tensor], overlaps: Sequence[Tensor]) -> dict[str, Any]:
         """F1 of each class, precision and recall at the thresholds, and their means over the classes that occur."""
         chosen, f1s, precisions, recalls = [], [], [], []
         for number in range(self.num_classes):
-            scores, hits, total = _matches(found, true, number)
+            scores, hits, total = _matches(found, true, overlaps, number)
             given = None if self.thresholds is None else self.thresholds[number]
             threshold, counts = _at_threshold(scores, hits, total, given)
             hit, said = counts
@@ -203,6 +184,42 @@ class ClassScores(DetectionScores):
         return torch.tensor(self.numbers[self.name])
 
 
+def coco_metric(*kinds: Literal["bbox", "segm"]) -> MeanAveragePrecision:
+    """COCO's average precision by torchmetrics, for `bbox`, `segm`, or both.
+
+    Raises:
+        UsageError: faster-coco-eval is not installed.
+    """
+    try:
+        metric = MeanAveragePrecision(
+            iou_type=kinds,
+            iou_thresholds=_OVERLAPS,
+            rec_thresholds=_RECALLS,
+            class_metrics=True,
+            backend="faster_coco_eval",
+            sync_on_compute=False,
+        )
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the metrics of boxes need the package faster-coco-eval",
+            why=str(error),
+            fix='pip install "flashtask[detection]"',
+        ) from None
+    metric.warn_on_many_detections = False
+    return metric
+
+
+def as_torchmetrics(
+    found: Sequence[Tensor], true: Sequence[Tensor]
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """The rows that a `DetectionScores` keeps of each image, as torchmetrics takes them."""
+    own = [{"boxes": one[:, :4], "scores": one[:, 4], "labels": one[:, 5].long()} for one in found]
+    return own, [
+        {"boxes": one[:, :4], "labels": one[:, 4].long(), "iscrowd": one[:, 5].long(), "area": one[:, 6]}
+        for one in true
+    ]
+
+
 def detection_metrics(num_classes: int) -> dict[str, Metric]:
     """COCO's twelve numbers, and F1, precision and recall at the thresholds."""
     scores = DetectionScores(num_classes)
@@ -210,38 +227,47 @@ def detection_metrics(num_classes: int) -> dict[str, Metric]:
     return {"map": scores, **{name: DetectionNumber(scores, name) for name in others}}
 
 
-def _matches(found: Sequence[Tensor], true: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor, int]:
+def _matches(
+    found: Sequence[Tensor], true: Sequence[Tensor], overlaps: Sequence[Tensor], number: int
+) -> tuple[Tensor, Tensor, int]:
     """Of a class: the scores of boxes, the best first, whether each finds an object, and how many objects there are.
 
     Each object is found once, by the box with the highest score that overlaps with it by half or more. Boxes on
     crowds, and those above a hundred an image, do not count.
     """
     scores, hits, total = [], [], 0
-    for one, two in zip(found, true, strict=True):
-        boxes = one[one[:, 5] == number]
-        of_class = two[two[:, 4] == number]
-        is_crowd = of_class[:, 5] > 0
-        objects, crowds = of_class[~is_crowd], of_class[is_crowd]
-        total += len(objects)
+    for one, two, whole in zip(found, true, overlaps, strict=True):
+        is_own, is_crowd = two[:, 4] == number, two[:, 5] > 0
+        of_class = (one[:, 5] == number).nonzero()[:, 0]
+        ranked = of_class[one[of_class, 4].argsort(descending=True, stable=True)]
+        boxes, overlap, of_crowds = (
+            one[ranked],
+            whole[ranked][:, is_own & ~is_crowd],
+            whole[ranked][:, is_own & is_crowd],
+        )
+        total += overlap.shape[1]
         if not len(boxes):
             continue
-        boxes = boxes[boxes[:, 4].argsort(descending=True, stable=True)]
-        overlap = box_iou(boxes[:, :4], objects[:, :4])
         is_hit, counts = torch.zeros(len(boxes), dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
-        for row in range(len(boxes) if len(objects) else 0):
+        for row in range(len(boxes) if overlap.shape[1] else 0):
             most, place = overlap[row].max(dim=0)
             if most >= _FOUND:
                 is_hit[row] = True
                 overlap[:, place] = -1
-        if len(crowds):
-            covered = _share_inside(boxes[:, :4], crowds[:, :4]).amax(1) >= _FOUND
-            counts = is_hit | ~covered
+        if of_crowds.shape[1]:
+            counts = is_hit | (of_crowds.amax(1) < _FOUND)
         scores.append(boxes[counts, 4])
         hits.append(is_hit[counts])
     if not scores:
         return torch.zeros(0), torch.zeros(0, dtype=torch.bool), total
     values, order = torch.cat(scores).sort(descending=True, stable=True)
     return values, torch.cat(hits)[order], total
+
+
+def _overlaps(found: Tensor, true: Tensor) -> Tensor:
+    """Intersection over union of found (n, 6) and true boxes (m, 7); of crowds, the share of each box inside."""
+    shares = _share_inside(found[:, :4], true[:, :4])
+    return torch.where(true[:, 5] > 0, shares, box_iou(found[:, :4], true[:, :4]))
 
 
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:

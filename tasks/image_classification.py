@@ -13,6 +13,8 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.core.number_checks import is_number
 from flashtask.data.inputs import Input
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_f1, share_right
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_weights, chosen_loss, class_weights
 from flashtask.tasks.predictions import Label, Labels, Prediction
@@ -25,6 +27,7 @@ from flashtask.trainer.run_record import data_counts
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["ImageClassifier"]
@@ -84,6 +87,8 @@ class ImageClassifier(Task):
         metrics: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(multi_label, bool):
+            raise UsageError(f"multi_label must be True or False, not {multi_label!r}")
         known = LABELS_LOSSES if multi_label else LABEL_LOSSES
         loss_fn = next(iter(known)) if loss_fn is None else loss_fn
         named = chosen_loss(loss_fn, known)
@@ -129,6 +134,11 @@ class ImageClassifier(Task):
                 raise UsageError(
                     f"{name} needs a head that is trained by gradient descent, not {self._head.kind!r}", fix=fix
                 )
+
+    def unused_by_solving(self) -> list[str]:
+        """As for every task; the loss has a default that depends on `multi_label`."""
+        is_default = self._loss_fn == next(iter(LABELS_LOSSES if self.multi_label else LABEL_LOSSES))
+        return [name for name in super().unused_by_solving() if not (name == "loss_fn" and is_default)]
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | Mapping[str, torch.Tensor]:
         """The chosen loss of logits (B, classes) and class indices (B,), or zeros and ones (B, classes).
@@ -208,6 +218,23 @@ class ImageClassifier(Task):
         if self.multi_label:
             return scores, targets.long()
         return scores, targets.argmax(dim=1) if targets.ndim == 2 else targets
+
+    @property
+    def scoring(self) -> Scoring:
+        """Accuracy, or the mean F1 of several labels at their thresholds."""
+        if self.multi_label:
+            return Scoring("mean cross-entropy", "f1", mean_f1, nothing="no such label", unit="labels", title="F1")
+        return Scoring("cross-entropy", "accuracy", share_right, classes_exclude=True, title="Accuracy")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the probability of the right class, or of every label."""
+        from flashtask.tasks.judging import judged_labels, judged_multi_labels
+
+        scores, targets = inputs
+        labels = self.output_names(scores.shape[1])
+        if self.multi_label:
+            return judged_multi_labels(scores, targets, labels, self.thresholds or (0.5,) * len(labels))
+        return judged_labels(scores, targets, labels)
 
     def agree_on_targets(self, datamodule: Any) -> None:
         """Labels are agreed upon by name in `connect`; here only that there are any, and whether an image has several.
@@ -442,6 +469,14 @@ class ImageClassifier(Task):
             )
             for path, row, values in ranked
         ]
+
+    def export_outputs(self) -> Outputs:
+        """`scores` (N, classes)."""
+        from flashtask.tasks.export.outputs import LabelOutputs
+
+        if not self.multi_label:
+            return LabelOutputs(None)
+        return LabelOutputs(self.thresholds or (0.5,) * (self.num_classes or 0))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the labels that the weights were trained with, if the model has none yet.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from flashtask.core.errors import UsageError
 from flashtask.tasks.task import Task
+
+if TYPE_CHECKING:
+    from flashtask.tasks.export.outputs import Outputs
 
 __all__ = ["ImageEmbedder"]
 
@@ -27,6 +30,12 @@ class ImageEmbedder(Task):
     def __init__(self, backbone: str | nn.Module = "resnet18", **options: Any) -> None:
         super().__init__(backbone, head=None, **options)
         self.save_hyperparameters()
+
+    def export_outputs(self) -> Outputs:
+        """`features` (N, num_features)."""
+        from flashtask.tasks.export.outputs import FeatureOutputs
+
+        return FeatureOutputs()
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """There is nothing to train."""

@@ -14,6 +14,7 @@ from flashtask.core.named_choice import Choice
 from flashtask.data.image_regression import ImageRegressionData
 from flashtask.data.inputs import Input
 from flashtask.data.targets import NumberReader
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import NUMBER_LOSSES, chosen_loss
 from flashtask.tasks.predictions import Number
@@ -22,6 +23,7 @@ from flashtask.tasks.task import Task
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
 __all__ = ["ImageRegressor"]
 
 
@@ -112,6 +114,18 @@ class ImageRegressor(Task):
         found = self.postprocess(step.outputs), self.postprocess(step.targets)
         return (found[0][:, 0], found[1][:, 0]) if found[0].shape[1] == 1 else found
 
+    @property
+    def scoring(self) -> Scoring:
+        """The mean absolute error."""
+        return Scoring("absolute error", "mae", title="The mean absolute error")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the absolute error, in the unit of the targets."""
+        from flashtask.tasks.judging import judged_numbers
+
+        found, targets = inputs
+        return judged_numbers(found, targets, self.output_names(step.outputs.shape[1]))
+
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean absolute error, root mean squared error, R2 and rank correlation; of several numbers their means."""
         from flashtask.tasks.metrics import regression_metrics
@@ -168,6 +182,12 @@ class ImageRegressor(Task):
         names = self.output_names(outputs.shape[1])
         rows = outputs.cpu().tolist()
         return [Number(one.path, dict(zip(names, row, strict=True))) for one, row in zip(samples, rows, strict=True)]
+
+    def export_outputs(self) -> Outputs:
+        """`values` (N, targets), in their own unit."""
+        from flashtask.tasks.export.outputs import NumberOutputs
+
+        return NumberOutputs(self._scale(torch.zeros(()))[1])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scale that the weights were trained with."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 
 from flashtask.data.masks import overlay, rle_counts
 from flashtask.tasks.prediction_files import write_image
@@ -17,7 +18,12 @@ from flashtask.tasks.predictions import Prediction
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Mask"]
+    from flashtask.data.geometry import Geometry
+
+__all__ = ["Mask", "classes_in_file", "classes_of_tiles"]
+
+#: Pixels whose probabilities are brought to the size of a file at once.
+_MOST_PIXELS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +91,54 @@ class Mask(Prediction):
         """Write `output/NAME.png` for each image: class numbers with a palette, in the size of the image's file."""
         for prediction in predictions:
             write_image(prediction.as_image(), Path(output, f"{names[prediction.path or '']}.png"))
+
+
+def classes_in_file(chances: torch.Tensor, place: Geometry) -> torch.Tensor:
+    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
+    width, height = place.whole
+    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
+        return chances.argmax(dim=0)
+    rows = max(1, _MOST_PIXELS // width)
+    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
+    return torch.cat([part.argmax(dim=0) for part in parts])
+
+
+def classes_of_tiles(chances: torch.Tensor, places: Sequence[Geometry]) -> torch.Tensor:
+    """The most probable class (H, W) of each pixel of a file, from probabilities over the inputs that were made of it.
+
+    Args:
+        chances: (T, C, h, w).
+        places: of the file in each input: one, or those of its tiles, in which nothing is resized.
+    """
+    if len(places) == 1:
+        return classes_in_file(chances[0], places[0])
+    width, height = places[0].whole
+    rows = max(1, _MOST_PIXELS // width)
+    parts = [range(top, min(top + rows, height)) for top in range(0, height, rows)]
+    return torch.cat([_blended(chances, places, part).argmax(dim=0) for part in parts])
+
+
+def _blended(chances: torch.Tensor, places: Sequence[Geometry], rows: range) -> torch.Tensor:
+    """The sum of the tiles' probabilities (C, rows, W), each with a weight that falls linearly towards its edges.
+
+    It is not divided by the sum of the weights, which is the same for all classes.
+    """
+    height, width = chances.shape[-2:]
+    down, across = (_weights(side).to(chances) for side in (height, width))
+    total = chances.new_zeros(chances.shape[1], len(rows), places[0].whole[0])
+    for tile, place in zip(chances, places, strict=True):
+        # Below 0 the tile begins before the picture.
+        top, bottom = max(rows.start, place.top, 0), min(rows.stop, place.top + height)
+        left, right = max(place.left, 0), min(place.whole[0], place.left + width)
+        if top < bottom:
+            own = (slice(top - place.top, bottom - place.top), slice(left - place.left, right - place.left))
+            weights = down[own[0], None] * across[own[1]]
+            total[:, top - rows.start : bottom - rows.start, left:right] += tile[:, own[0], own[1]] * weights
+    return total
+
+
+def _weights(side: int) -> torch.Tensor:
+    """1, 2, 3, ... from both edges to the middle, as shares of the largest."""
+    place = torch.arange(side)
+    weights = torch.minimum(place, side - 1 - place) + 1
+    return weights / weights.max()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,12 +13,14 @@ from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.number_checks import is_number
 from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.object_detection import ObjectDetectionData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_f1
 from flashtask.tasks.batches import StepOutput, in_a_line
-from flashtask.tasks.box_loss import boxes_of_outputs, detection_loss
+from flashtask.tasks.box_loss import boxes_in_file, boxes_of_outputs, detection_loss
 from flashtask.tasks.predictions import Boxes
+from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 from flashtask.trainer.run import EvaluationRun
 
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from flashtask.core.accuracy import Accuracy
+    from flashtask.tasks.export.outputs import Outputs
 
-__all__ = ["ObjectDetector"]
+__all__ = ["ObjectDetector", "whole_target"]
 
 #: The threshold of a class while no validation has found a better one.
 _THRESHOLD = 0.3
@@ -61,6 +65,7 @@ class ObjectDetector(Task):
     heads_take = ("maps",)
     default_strategy = "no_freeze"
     pipeline_tag = "object-detection"
+    _reader_class: ClassVar[type[BoxReader]] = BoxReader
 
     def __init__(
         self,
@@ -126,13 +131,25 @@ class ObjectDetector(Task):
     def metric_inputs(self, step: StepOutput) -> tuple[Any, Any]:
         """What was found and what is true, in pixels of the files; of batches that do not know them, of the input."""
         found = self.postprocess(step.outputs)
-        true = [target.get("in_file") or _whole(target) for target in step.targets]
+        true = [target.get("in_file") or whole_target(target) for target in step.targets]
         fitting = Fitting(self.preprocessing)
         for row, one in enumerate(true):
             if "size" in one:
                 width, height = one["size"].tolist()
-                found[row] = _in_file(found[row], fitting.geometry((width, height)))
+                found[row] = boxes_in_file(found[row], fitting.geometry((width, height)))
         return found, true
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean F1 of the classes at their thresholds."""
+        return Scoring("1 - F1 of the image", "f1", mean_f1, nothing="nothing", unit="objects", title="F1")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the objects that were found at the thresholds, and what went wrong with the others."""
+        from flashtask.tasks.judging import judged_boxes
+
+        labels = self.output_names(self.num_classes or 0)
+        return judged_boxes(*inputs, labels, self._thresholds_of(len(labels)))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """COCO's twelve numbers, and F1, precision and recall of the boxes that `predict` gives."""
@@ -178,12 +195,13 @@ class ObjectDetector(Task):
         self._give_thresholds()
 
     def agree_on_targets(self, datamodule: Any) -> None:
-        """Take the classes of the data in a first fit; a trained model keeps its own.
+        """Take the classes of the data: in a first fit all, in another fit on other classes those that are new.
 
         Raises:
             UsageError: the data has another number of classes, or no classes are known.
             BadDataError: the data has a class that the model does not know.
         """
+        change = self._take_classes_of(datamodule)
         super().agree_on_targets(datamodule)
         self._read_classes()
         found = len(self._reader.labels) if self._reader is not None else self.num_classes
@@ -206,30 +224,119 @@ class ObjectDetector(Task):
                 fix=f"{type(self).__name__}(num_classes=2), without the background",
             )
         if self.trainer.enable_model_summary and self._reader is not None:
+            if change is not None:
+                self.trainer.say(str(change))
             self.trainer.say(f"{self._reader.describe()}: {in_a_line(self._reader.labels)}")
+
+    def _take_classes_of(self, datamodule: Any) -> LabelChange | None:
+        """In a new fit on other classes, change to those of the data; None if they are the same, or not to be taken."""
+        fit = None if self.trainer is None else self.trainer.fit_run
+        described = getattr(datamodule, "targets", None)
+        if not self._begins_a_fit() or fit is None or fit.resume_from is not None or self._reader is None:
+            return None
+        if not isinstance(described, Mapping) or described.get("kind") != self._reader.kind:
+            return None
+        data = type(self._reader).from_dict(described)
+        if set(data.labels) == set(self._reader.labels):
+            return None
+        change = self._change_labels(data.labels)
+        self._target_description = None  # that of the data, once they agree
+        return change
+
+    def change_labels(self, labels: Sequence[str]) -> LabelChange:
+        """Give the detector other classes: the head keeps what it knows of those that remain, by name.
+
+        A fit on data with other classes does this by itself. New classes get the ids 1, 2, ... until then.
+
+        Args:
+            labels: all classes, in the order of the outputs.
+
+        Returns:
+            What was kept, what is new, and what was dropped; as text it is one line.
+
+        Raises:
+            UsageError: a label appears twice, or the head is a module of the user's.
+        """
+        if isinstance(labels, str) or not labels or not all(isinstance(name, str) for name in labels):
+            raise UsageError(f"labels must be a list of names, not {labels!r}", fix='["cat", "dog"]')
+        if len(set(labels)) != len(labels):
+            raise UsageError("a label appears twice", fix="labels must all be different")
+        change = self._change_labels(tuple(labels))
+        ids = dict(zip(self._reader.labels, self._reader.category_ids, strict=True)) if self._reader else {}
+        free = iter(set(range(1, len(labels) + len(ids) + 1)) - set(ids.values()))
+        numbers = tuple(ids[name] if name in ids else next(free) for name in labels)
+        self._reader = replace(self._reader or self._reader_class(), labels=tuple(labels), category_ids=numbers)
+        self._target_description = self._reader.to_dict()
+        return change
+
+    def change_classes(self, labels: Sequence[str] | None = None, num_classes: int | None = None) -> LabelChange:
+        """As `change_labels`.
+
+        Raises:
+            UsageError: there are no labels, or `num_classes` contradicts them.
+        """
+        if labels is None:
+            raise UsageError("the classes need names", fix='labels=["cat", "dog"], or data with other classes')
+        if num_classes not in (None, len(labels)):
+            raise UsageError(f"num_classes={num_classes} contradicts {len(labels)} labels", fix="give only labels")
+        return self.change_labels(labels)
+
+    def _change_labels(self, labels: tuple[str, ...]) -> LabelChange:
+        before, old = self.labels or (), self.head
+        if isinstance(self._head.kind, nn.Module) and old is not None:
+            raise UsageError(
+                "the head is your own module, which cannot be changed to other classes",
+                why="only a head that was built by name can be built again",
+                fix='HEADS.register("mine", MyHead) and head="mine"',
+            )
+        rows = self._head.rows_of_classes() if old is not None else None
+        self.make_head(len(labels))
+        if old is not None and rows is not None and self.head is not None:
+            keep_rows(self.head, old.state_dict(), rows, before, labels)
+            self.head.train(old.training)
+        self.to(self.device)
+        self.num_classes, self.thresholds = len(labels), None
+        self.hparams.update(num_classes=len(labels))
+        remark = (
+            "" if rows is not None or old is None else "the head is initialised again: it has no rows for each class"
+        )
+        return LabelChange.between(before, labels, len(before), remark)
 
     def _read_classes(self) -> None:
         described = self.target_description
-        self._reader = BoxReader.from_dict(described) if described is not None else None
+        self._reader = self._reader_class.from_dict(described) if described is not None else None
 
     # ---- prediction
 
     def to_predictions(self, outputs: Sequence[torch.Tensor], samples: Sequence[Input]) -> Sequence[Boxes]:
         """`Boxes` an image, those that reach the threshold of their class, in pixels of its file."""
-        labels = self.output_names(self.num_classes or 0)
-        thresholds = self._thresholds_of(len(labels))
-        if self.score_threshold is not None:
-            thresholds = (self.score_threshold,) * len(labels)
         found = []
         for rows, sample in zip(outputs, samples, strict=True):
-            kept = []
-            for *box, score, number in _in_file(rows.cpu(), sample.placed(self.preprocessing)).tolist():
-                if score >= thresholds[int(number)]:
-                    kept.append((tuple(box), score, int(number)))
-            boxes, scores, classes = zip(*kept, strict=True) if kept else ((), (), ())
-            names, ids = (tuple(known[n] for n in classes) for known in (labels, self.category_ids))
-            found.append(Boxes(sample.path, names, scores, boxes, ids))
+            rows = boxes_in_file(rows[self._is_predicted(rows)].cpu(), sample.placed(self.preprocessing))
+            found.append(Boxes(sample.path, **self._columns_of(rows)))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`boxes` (N, 100, 4) in pixels of the picture, `scores` and `labels` (N, 100)."""
+        from flashtask.tasks.export.outputs import BoxOutputs
+
+        count = len(self.output_names(self.num_classes or 0))
+        thresholds = self._thresholds_of(count) if self.score_threshold is None else (self.score_threshold,) * count
+        return BoxOutputs(thresholds, self._strides, self.nms_threshold)
+
+    def _is_predicted(self, rows: torch.Tensor) -> torch.Tensor:
+        """Whether each box (n, 6) reaches the threshold of its class."""
+        least = self._thresholds_of(self.num_classes or 0)
+        if self.score_threshold is not None:
+            least = (self.score_threshold,) * len(least)
+        return rows[:, 4].double() >= torch.tensor(least, dtype=torch.float64, device=rows.device)[rows[:, 5].long()]
+
+    def _columns_of(self, rows: torch.Tensor) -> dict[str, Any]:
+        """What `Boxes` has of rows (n, 6) in pixels of the file."""
+        *corners, scores, numbers = (tuple(column) for column in rows.T.tolist())
+        labels, classes = self.output_names(self.num_classes or 0), [int(number) for number in numbers]
+        names, ids = (tuple(known[n] for n in classes) for known in (labels, self.category_ids))
+        return {"labels": names, "scores": scores, "boxes": tuple(zip(*corners, strict=True)), "category_ids": ids}
 
     def to_coco(
         self, predictions: Sequence[Boxes], image_ids: Mapping[str, int] | Sequence[int] | None = None
@@ -267,14 +374,7 @@ class ObjectDetector(Task):
         return recipe
 
 
-def _in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Rows (n, 6) in pixels of the file, cut off at its edges."""
-    corners = geometry.points_in_file(found[:, :4].reshape(-1, 2, 2))
-    edge = corners.new_tensor(geometry.whole)
-    return torch.cat([corners.clamp(min=0).minimum(edge).reshape(-1, 4), found[:, 4:]], dim=1)
-
-
-def _whole(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def whole_target(target: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What metrics compare with where a batch of the user's own loader has only `boxes` and `labels`."""
     boxes, labels = target["boxes"], target["labels"]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)

@@ -35,18 +35,26 @@ class _Images(Dataset[torch.Tensor]):
     def __init__(self, items: Sequence[Any], preprocessing: Preprocessing, cache: DecodedCache | None = None) -> None:
         self.items, self.transform = list(items), eval_transform(preprocessing)
         self.cache = cache or DecodedCache(0)
+        #: Whether each image is a batch of its own, of its tiles.
+        self.is_tiled = self.transform.is_tiled
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.write(index, torch.empty(self.transform.shape))
+        return self.tiles(index) if self.is_tiled else self.write(index, torch.empty(self.transform.shape))
 
     def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """A whole batch (B, C, H, W), decoded in threads."""
+        """A whole batch (B, C, H, W), decoded in threads; of tiles those of one image after the other."""
+        if self.is_tiled:
+            return torch.cat(list(in_threads(self.tiles, indices)))
         images = torch.empty((len(indices), *self.transform.shape))
         in_threads(lambda row: self.write(indices[row], images[row]), range(len(indices)))
         return images
+
+    def tiles(self, index: int) -> torch.Tensor:
+        """Decode one image and cut it into preprocessed tiles (T, C, H, W)."""
+        return self.transform.rest(input_of(self.items[index]).read(self.transform.first, self.cache))
 
     def write(self, index: int, out: torch.Tensor) -> torch.Tensor:
         """Decode one image and write it, preprocessed, into `out` (C, H, W)."""
@@ -60,7 +68,7 @@ def _as_it_is(images: Any) -> Any:
 def image_batches(
     items: Sequence[Any], preprocessing: Preprocessing, batch_size: int, num_workers: int | None
 ) -> Iterator[tuple[torch.Tensor, list[Input]]]:
-    """Preprocessed batches (B, C, H, W) with the images that they were made of, in order.
+    """Preprocessed batches (B, C, H, W) with the images that they were made of, in order; or the tiles of each image.
 
     Args:
         items: what `read_inputs` gave, or paths of files.
@@ -69,9 +77,10 @@ def image_batches(
         num_workers: processes that load; None decides by the number of images.
     """
     workers = fitting_workers(len(items)) if num_workers is None else num_workers
+    images = _Images(items, preprocessing)
     loader = DataLoader(
-        _Images(items, preprocessing),
-        batch_size=batch_size,
+        images,
+        batch_size=1 if images.is_tiled else batch_size,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
@@ -79,7 +88,7 @@ def image_batches(
     )
     remaining: Iterable[Any] = iter(items)
     for batch in loader:
-        yield batch, list(map(input_of, islice(remaining, len(batch))))
+        yield batch, list(map(input_of, islice(remaining, 1 if images.is_tiled else len(batch))))
 
 
 @contextmanager
@@ -125,11 +134,10 @@ def predictions_of(
     if not num_threads:
         yield from _plainly(task, items, batch_size or _BATCH_SIZE, num_workers)
         return
-    remaining = iter(items)
-    for outputs in _in_worker_threads(
-        task, _Images(items, task.preprocessing, cache), batch_size or THREAD_BATCH, num_threads
-    ):
-        yield from task.to_predictions(outputs, list(map(input_of, islice(remaining, len(outputs)))))
+    remaining, images = iter(items), _Images(items, task.preprocessing, cache)
+    for outputs in _in_worker_threads(task, images, batch_size or THREAD_BATCH, num_threads):
+        count = 1 if images.is_tiled else len(outputs)
+        yield from task.to_predictions(outputs, list(map(input_of, islice(remaining, count))))
 
 
 def _fitting_threads(task: Any, num_images: int, num_workers: int | None) -> int:
@@ -153,13 +161,16 @@ def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads:
     prepare_decoders()
     precision = inference_precision(task.default_precision, task.device)
     made = task.inference_copy(precision)
-    size = max(1, min(batch_size, -(-len(images) // num_threads)))
+    size = 1 if images.is_tiled else max(1, min(batch_size, -(-len(images) // num_threads)))
 
     def outputs_of(start: int) -> Any:
         rows = range(start, min(start + size, len(images)))
-        batch = torch.empty((len(rows), *images.transform.shape))
-        for row, index in enumerate(rows):
-            images.write(index, batch[row])
+        if images.is_tiled:
+            batch = images.tiles(start)
+        else:
+            batch = torch.empty((len(rows), *images.transform.shape))
+            for row, index in enumerate(rows):
+                images.write(index, batch[row])
         with precision.inference():
             batch = precision.convert_batch(batch.to(memory_format=torch.channels_last))
             return made.predict_step(batch, 0)

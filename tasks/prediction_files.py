@@ -24,7 +24,7 @@ __all__ = ["FILE_FORMATS", "drawn", "output_names", "write_image", "write_result
 #: Formats of files for some kinds of predictions, and what is written.
 FILE_FORMATS: Mapping[str, str] = {
     "coco": "COCO's list of results, as one JSON file",
-    "png": "a mask of class numbers for each image, in a folder",
+    "png": "a mask of numbers of classes or objects for each image, in a folder",
 }
 
 

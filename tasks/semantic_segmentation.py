@@ -13,25 +13,27 @@ from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
 from flashtask.data.decoding import Fitting
-from flashtask.data.geometry import Geometry
 from flashtask.data.inputs import Input
 from flashtask.data.masks import default_colours
 from flashtask.data.semantic_segmentation import MaskReader, SemanticSegmentationData
+from flashtask.reports.judgement import Judgement, Scoring
+from flashtask.reports.statistics import mean_iou
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.losses import check_weights, chosen_loss, class_weights
 from flashtask.tasks.mask_losses import MASK_LOSSES
-from flashtask.tasks.masks import Mask
+from flashtask.tasks.masks import Mask, classes_of_tiles
 from flashtask.tasks.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
 
 __all__ = ["SemanticSegmentation"]
 
-#: Pixels whose probabilities are brought to the size of a file at once.
-_MOST_PIXELS = 2**20
+#: Tiles of an image that go through the network at once, unless it trains.
+_MOST_TILES = 8
 
 
 class SemanticSegmentation(Task):
@@ -39,7 +41,8 @@ class SemanticSegmentation(Task):
 
     Images of any size are resized to the model's input without a change of their shape, and padded. Masks, metrics and
     predictions are in the pixels of the file: the probabilities are brought back to its size before a class is chosen,
-    in validation as in prediction. The loss is taken in the pixels of the input.
+    in validation as in prediction. The loss is taken in the pixels of the input. `resize="tile"` cuts images into tiles
+    of `image_size`, in their own pixels; where tiles overlap, their probabilities are blended.
 
     Args:
         backbone: a registered name of a model that gives maps, or a module.
@@ -53,7 +56,7 @@ class SemanticSegmentation(Task):
         class_weights: in the training loss, of each class: `balanced` or `effective_number`, both from the pixels of
             the training data; by label; or in the order of the classes.
         metrics: further ones than `miou`, `dice`, `pixel_accuracy` and `boundary_f`, by name: `mcc`, `f1_per_class`.
-        options: those of `Task`: `image_size`, `resize` (`pad` by default), `learning_rate`, ...
+        options: those of `Task`: `image_size`, `resize` (`pad` by default), `tile_overlap`, `learning_rate`, ...
 
     Raises:
         UsageError: `labels` and `num_classes` contradict each other, or an argument is invalid.
@@ -67,6 +70,7 @@ class SemanticSegmentation(Task):
     heads_take = ("maps",)
     pipeline_tag = "image-segmentation"
     default_resize = "pad"
+    takes_tiles = True
 
     def __init__(
         self,
@@ -100,6 +104,13 @@ class SemanticSegmentation(Task):
 
     # ---- steps
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes, h, w) of images; of the tiles of a large image a few at a time."""
+        is_whole = self.training or self.preprocessing.crop_mode != "tile" or torch.compiler.is_compiling()
+        parts = (images,) if is_whole else images.split(_MOST_TILES)
+        logits: list[Tensor] = [super(SemanticSegmentation, self).forward(part) for part in parts]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
     def to_targets(self, targets: Any) -> Any:
         """Masks (B, H, W) as int64; where data of this package gives them, in a dictionary with where they are from."""
         if isinstance(targets, Mapping):
@@ -129,9 +140,26 @@ class SemanticSegmentation(Task):
             return list(_in_size(step.outputs, mask.shape[-2:]).argmax(dim=1)), list(mask)
         fitting = Fitting(self.preprocessing)
         chances, device = self.postprocess(step.outputs), step.outputs.device
-        places = [fitting.geometry((width, height)) for width, height in targets["whole"].tolist()]
-        predicted = [_classes_in_file(one, place) for one, place in zip(chances, places, strict=True)]
-        return predicted, [torch.from_numpy(self._reader.class_map(text)).to(device) for text in targets["source"]]
+        predicted, true, row = [], [], 0
+        while row < len(chances):
+            width, height = targets["whole"][row].tolist()
+            places = fitting.tiles((width, height))
+            predicted.append(classes_of_tiles(chances[row : row + len(places)], places))
+            true.append(torch.from_numpy(self._reader.class_map(targets["source"][row])).to(device))
+            row += len(places)
+        return predicted, true
+
+    @property
+    def scoring(self) -> Scoring:
+        """The mean intersection over union of all pixels."""
+        return Scoring("1 - mean IoU of the image", "miou", mean_iou, unit="pixels", title="Mean IoU")
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """By the classes of the pixels of its file."""
+        from flashtask.tasks.judging import judged_masks
+
+        found, targets = inputs
+        return judged_masks(found, targets, self.output_names(self.num_classes or 0))
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Mean IoU, Dice, accuracy of pixels, F1 of borders; and those that were asked for."""
@@ -212,11 +240,19 @@ class SemanticSegmentation(Task):
         colours = default_colours(count) if reader is None else reader.colours
         is_numbers = reader is not None and not reader.is_colour and max(reader.values) < 256
         values = reader.values if reader is not None and is_numbers else tuple(range(count))
-        found = []
-        for chances, sample in zip(outputs.cpu(), samples, strict=True):
-            classes = _classes_in_file(chances, sample.placed(self.preprocessing)).to(torch.uint8)
+        found, row, chances = [], 0, outputs.cpu()
+        for sample in samples:
+            places = sample.tiles(self.preprocessing)
+            classes = classes_of_tiles(chances[row : row + len(places)], places).to(torch.uint8)
+            row += len(places)
             found.append(Mask(sample.path, classes.numpy(), labels, colours, values))
         return found
+
+    def export_outputs(self) -> Outputs:
+        """`classes` (N, H, W), in pixels of the picture."""
+        from flashtask.tasks.export.outputs import MaskOutputs
+
+        return MaskOutputs()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the classes that the weights were trained with."""
@@ -238,13 +274,3 @@ def _in_size(outputs: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(outputs.shape[-2:]) == tuple(size):
         return outputs
     return functional.interpolate(outputs, tuple(size), mode="bilinear", align_corners=False)
-
-
-def _classes_in_file(chances: Tensor, place: Geometry) -> Tensor:
-    """The most probable class (H, W) of each pixel of a file, from probabilities (C, h, w) over the input."""
-    width, height = place.whole
-    if place.whole == place.resized == place.size and (place.left, place.top) == (0, 0):
-        return chances.argmax(dim=0)
-    rows = max(1, _MOST_PIXELS // width)
-    parts = [place.map_in_file(chances, rows=range(top, min(top + rows, height))) for top in range(0, height, rows)]
-    return torch.cat([part.argmax(dim=0) for part in parts])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,14 @@ from flashtask.core.keywords import named_arguments
 from flashtask.core.metrics import is_metric
 from flashtask.core.number_checks import is_number
 from flashtask.core.preprocessing import Preprocessing, check_resize, resized_by, stored_preprocessing
-from flashtask.core.seeding import fresh_seed, last_seed
+from flashtask.core.seeding import fresh_seed, generator_states, last_seed, set_generator_states
 from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
-from flashtask.data.image_source import FILES, ImageSource
+from flashtask.data.image_source import FILES, ImageSource, loader_of_model, source_of_files, stored_loader
 from flashtask.data.inputs import Input, read_inputs
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
+from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.tasks import TASKS
 from flashtask.tasks.batches import (
     StepOutput,
@@ -57,6 +58,7 @@ from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.features import FrozenFeatures
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
+from flashtask.trainer.fit_result import fit_result
 from flashtask.trainer.hyperparameters import find_not_saved, plain_hyperparameters
 from flashtask.trainer.metric_order import direction_of
 from flashtask.trainer.module import Module
@@ -74,8 +76,16 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from flashtask.core.accuracy import Accuracy
+    from flashtask.tasks.export.exporting import Export
+    from flashtask.tasks.export.outputs import Outputs
+    from flashtask.tasks.finished_run import FinishedRun
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["Task"]
+
+#: Arguments that say how gradient steps train a head.
+_OF_STEPS = ("optimizer", "optimizer_options", "learning_rate", "weight_decay")
+_OF_STEPS += ("lr_scheduler", "lr_scheduler_options", "drop_path_rate", "loss_fn", "label_smoothing")
 
 
 class Task(Module):
@@ -91,7 +101,10 @@ class Task(Module):
         image_size: pixels of a square image, or (height, width), in place of the backbone's own size. Position
             embeddings are resampled; a size that the backbone cannot take is rounded up, and the fit says so.
         resize: `crop` (the shorter side is resized, then the centre cropped), `pad` (the longer side is resized, then
-            the rest filled with the mean) or `squash` (both sides); None means the backbone's own way.
+            the rest filled with the mean), `squash` (both sides), or for `SemanticSegmentation` `tile` (nothing is
+            resized, and images are cut into as many tiles as cover them); None means the backbone's own way.
+        tile_overlap: with `resize="tile"` the share of a tile, along each side, that the next one has too; 0.25 if not
+            given.
         drop_path_rate: stochastic depth of the backbone in training, from 0 to below 1; None means its own.
         mixup_alpha: MixUp of the training batches with shares from Beta(alpha, alpha), such as 0.2; 0 for none.
         cutmix_alpha: CutMix, such as 1.0; with both, each batch gets one of the two by equal chances.
@@ -129,6 +142,8 @@ class Task(Module):
     default_memory_format = "auto"
     #: What `resize` means where it is not given; None for the backbone's own way.
     default_resize: ClassVar[str | None] = None
+    #: Whether images may be cut into tiles, whose outputs the task joins.
+    takes_tiles: ClassVar[bool] = False
     libraries = ("timm", "torchvision")
     sample_noun = "images"
     #: The kinds of features that its heads may take. A task without a head gets the first from its backbone.
@@ -142,6 +157,7 @@ class Task(Module):
     #: Settings of the class that the arguments of the object replace.
     _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
     _target_description: dict[str, Any] | None = None
+    _load_image: Any = None
     #: The targets of the data are places in the image, as masks and boxes are.
     _has_spatial_targets = False
     #: The head is not the one that came with these weights.
@@ -153,6 +169,8 @@ class Task(Module):
     _lack: Lack | None = None
     #: What a file said of the class that made these weights, where this is another one that only predicts with them.
     _class_of_weights: dict[str, Any] | None = None
+    #: Called with what each batch that is validated or tested gave, and with what metrics are updated with.
+    keep_measured: Callable[[StepOutput, tuple[Any, Any]], None] | None = None
     #: Weights were loaded since the model was made, or read from the place that `pretrained_from` names.
     _has_other_weights = False
 
@@ -167,6 +185,7 @@ class Task(Module):
         backbone_options: Mapping[str, Any] | None = None,
         image_size: int | Sequence[int] | None = None,
         resize: str | None = None,
+        tile_overlap: float | None = None,
         drop_path_rate: float | None = None,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
@@ -196,6 +215,8 @@ class Task(Module):
         if weight_decay is not None and not (is_number(weight_decay) and weight_decay >= 0):
             raise UsageError(f"weight_decay must be a number of 0 or more, not {weight_decay!r}")
         check_resize(resize)
+        if tile_overlap is not None and resize != "tile":
+            raise UsageError("tile_overlap is for images that are cut into tiles", fix='resize="tile"')
         self._mixing = Mixing(mixup_alpha, cutmix_alpha)
         self._optimizer, self._optimizer_options = name_and_options(optimizer, optimizer_options)
         if weight_decay is not None:
@@ -218,7 +239,8 @@ class Task(Module):
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
-        self._preprocessing = resized_by(built.preprocessing.resolved(), resize or self.default_resize)
+        self._preprocessing = resized_by(built.preprocessing.resolved(), resize or self.default_resize, tile_overlap)
+        self._refuse_tiles(self._preprocessing)
         #: Of the backbone, of a checkpoint, or learned from batches: what the user sets in its place wins.
         self._own_preprocessing = self.preprocessing
         self._preprocessing_of_weights: Preprocessing = self.preprocessing
@@ -259,7 +281,15 @@ class Task(Module):
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing) -> None:
         filled = value.filled_from(self._preprocessing)  # refuses another number of channels
+        self._refuse_tiles(filled)
         self._preprocessing = value if value.is_complete else filled
+
+    def _refuse_tiles(self, preprocessing: Preprocessing) -> None:
+        if preprocessing.crop_mode == "tile" and not self.takes_tiles:
+            raise UsageError(
+                f"{type(self).__name__} takes whole images, which are not cut into tiles",
+                fix='resize="pad", with a larger image_size for small objects',
+            )
 
     @property
     def awaits_size(self) -> bool:
@@ -270,6 +300,36 @@ class Task(Module):
     def target_description(self) -> dict[str, Any] | None:
         """How the targets of the training data are read, as `TargetReader.to_dict` says it; None if it is not known."""
         return self._target_description
+
+    @property
+    def load_image(self) -> Any:
+        """What reads the files that are predicted on, as it read those of the training data; None for image files.
+
+        A name in `IMAGE_LOADERS`, or a function from a path to an array (H, W) or (H, W, C), a tensor or a PIL image.
+        `{"not_saved": NAME}` for a function without a registered name, once the model comes from a file.
+
+        Raises:
+            UsageError: when it is set to something else.
+            UnknownNameError: when it is set to a name that is not registered.
+        """
+        return self._load_image
+
+    @load_image.setter
+    def load_image(self, value: Any) -> None:
+        self._load_image = source_of_files(value).given
+
+    def read_inputs(self, inputs: Any) -> tuple[list[Input], bool]:
+        """All pictures that `predict` was given, files read by `load_image`; and whether it is one rather than a list.
+
+        Raises:
+            UsageError: something else; the message lists what is taken. Or there are files, and the function that read
+                those of the training data is not here.
+            MissingInputError: there is no such file.
+        """
+        items, single = read_inputs(inputs)
+        if self._load_image is not None and any(one.is_file for one in items):
+            items = list(map(loader_of_model(self._load_image).reading, items))
+        return items, single
 
     # ---- what a task of your own defines
 
@@ -338,6 +398,23 @@ class Task(Module):
         """What the outputs are called, in their order: labels, or names of numbers. By default their positions."""
         return tuple(map(str, range(num_outputs)))
 
+    @property
+    def scoring(self) -> Scoring:
+        """How `judge` judges, and which metric a report gives with an interval; by default the mean loss."""
+        return Scoring()
+
+    def judge(self, step: StepOutput, inputs: tuple[Any, Any]) -> list[Judgement]:
+        """How good the prediction for each sample of a batch is, for reports; by default only its loss is known.
+
+        Args:
+            step: of the batch, in validation or test.
+            inputs: what `metric_inputs` gives for it.
+        """
+        size = len(self.postprocess(step.outputs))
+        rows = ((batch_row(step.outputs, row), batch_row(step.targets, row, size)) for row in range(size))
+        losses = (StepOutput.of(self.loss(*row), *row).loss for row in rows)
+        return [Judgement(float(loss)) for loss in losses]
+
     # ---- the model
 
     def make_head(self, num_outputs: int) -> None:
@@ -396,6 +473,7 @@ class Task(Module):
         self._has_spatial_targets = bool(getattr(datamodule, "has_spatial_targets", False))
         self._awaits_size = False
         if self._begins_a_fit():
+            self._load_image = getattr(datamodule, "load_image", None)
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
             self._say_size()
@@ -598,6 +676,8 @@ class Task(Module):
         self._log_loss(step, part)
         self._add_metrics()
         metrics, inputs = self.metrics[part], self.metric_inputs(step)
+        if self.keep_measured is not None:
+            self.keep_measured(step, inputs)
         assert isinstance(metrics, nn.ModuleDict)
         for name, metric in metrics.items():
             assert is_metric(metric)
@@ -646,6 +726,13 @@ class Task(Module):
     def head_to_solve(self) -> Any:
         """The head, or as long as the data has not said how large it is, what will build it."""
         return self.head if self.head is not None else self._head.builder
+
+    def unused_by_solving(self) -> list[str]:
+        """Those of optimizer, rates and loss that are not their defaults."""
+        classes = [parent for parent in reversed(type(self).__mro__) if issubclass(parent, Task)]
+        known = {name: p for parent in classes for name, p in inspect.signature(parent.__init__).parameters.items()}
+        given = {name: self.hparams.get(name) for name in _OF_STEPS if name in known}
+        return [name for name, value in given.items() if value is not None and value != known[name].default]
 
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The backbone's features (B, num_features), or its tokens, for a batch, and the targets.
@@ -788,14 +875,14 @@ class Task(Module):
             BadDataError: something is not a whole image.
             HubError: an address cannot be fetched.
         """
-        items, single = read_inputs(inputs)
+        items, single = self.read_inputs(inputs)
         results = list(self.predictions(items, batch_size, num_workers))
         return results[0] if single else results
 
     @named_arguments
     def predictions(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None) -> Iterator[Any]:
         """What `predict` gives for several images, one by one in the order of the inputs, as it is computed."""
-        items, _ = read_inputs(inputs)
+        items, _ = self.read_inputs(inputs)
         yield from predictions_of(self, items, batch_size, num_workers)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -813,6 +900,85 @@ class Task(Module):
         """
         return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
 
+    def export_outputs(self) -> Outputs:
+        """What an exported model of the task gives; by default `outputs`, the tensor of `postprocess`."""
+        from flashtask.tasks.export.outputs import Outputs
+
+        return Outputs("outputs")
+
+    @named_arguments
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "onnx",
+        dynamic: Sequence[str] | None = None,
+        quantize: str | None = None,
+        preprocessing: bool = True,
+        data: Any = None,
+        max_loss: float = 0.005,
+        licence: str | None = None,
+        overwrite: bool = False,
+    ) -> Export:
+        """Write the task as a file for another runtime, compared there with the task on images before it is written.
+
+        The input is `images`, pictures (N, H, W, C) of uint8 in RGB as decoded, which the graph resizes, crops and
+        normalises as the task does.
+
+        Args:
+            path: `NAME.onnx`, `NAME.pt2` or `NAME.xml`; beside an ONNX file `NAME.py` is written, which predicts with
+                it and needs onnxruntime, numpy and Pillow.
+            format: `onnx`, `torch` (`torch.export`) or `openvino`.
+            dynamic: what may differ from call to call: `batch`, the number of pictures, and `size`, theirs; None means
+                both, or without preprocessing `batch`. Without `size` all pictures have the size of the first of
+                `data`, else of the model's input.
+            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`.
+            preprocessing: False for normalised inputs (N, C, height, width) of float32 in place of pictures.
+            data: a data module with validation images to compare on; None means eight made-up pictures.
+            max_loss: how much of the metric `int8` may cost, such as 0.005 of the accuracy; of an error, as a share.
+                While it costs more, layers stay in float, from both ends of the network, up to half of them.
+            licence: of the weights, for the metadata.
+            overwrite: replace files that are there.
+
+        Raises:
+            UsageError: arguments that contradict each other, a network that torch.export cannot follow, or a library is
+                missing.
+            OutputError: a file is there, or its folder is not.
+            IntegrityError: the exported model gives other results than the task.
+            StorageError: a write failed.
+        """
+        from flashtask.tasks.export.exporting import export_task
+
+        return export_task(
+            self,
+            path,
+            form=format,
+            dynamic=dynamic,
+            quantize=quantize,
+            preprocessing=preprocessing,
+            data=data,
+            max_loss=max_loss,
+            licence=licence,
+            overwrite=overwrite,
+        )
+
+    # ---- what came out
+
+    def finished_run(self, trainer: Trainer, folder: Path, data: Any) -> FinishedRun:
+        """The run as `flashtask.FinishedRun` opens it, with the model and the data that are in memory."""
+        from flashtask.tasks.finished_run import FinishedRun
+
+        assert trainer.fit_run is not None
+        return FinishedRun(folder, task=self, data=data, trainer=trainer, result=fit_result(trainer.fit_run))
+
+    def write_report(self, trainer: Trainer, folder: Path, data: Any) -> Path:
+        """Write `report.html`; no random number that is drawn afterwards depends on it."""
+        before = generator_states()
+        try:
+            return self.finished_run(trainer, folder, data).report().save(folder / "report.html")
+        finally:
+            set_generator_states(before)
+
     # ---- what files hold
 
     def describe(self) -> dict[str, Any]:
@@ -828,6 +994,8 @@ class Task(Module):
         described = self._class_of_weights or describe_class(type(self))
         if self.target_description is not None:
             own["targets"] = dict(self.target_description)
+        if self._load_image is not None:
+            own["load_image"] = stored_loader(self._load_image)
         return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
@@ -876,6 +1044,8 @@ class Task(Module):
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         targets = checkpoint.get("targets")
         self._target_description = dict(targets) if isinstance(targets, dict) else None
+        if self.trainer is None:  # else the data of the run has it
+            self._load_image = checkpoint.get("load_image")
         if "preprocessing" in checkpoint:
             self.preprocessing = self._own_preprocessing = stored_preprocessing(checkpoint["preprocessing"])
             self._awaits_size = False

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flashtask.core import seeding
+from flashtask.tasks.task import Task
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,10 @@ def _do_not_wait_for_the_disk(descriptor: int) -> None:
 
 
 os.fsync = _do_not_wait_for_the_disk
+
+# Hundreds of runs are shorter than writing a page about them; tests that look at one ask for `reports`.
+_write_report = Task.write_report
+Task.write_report = lambda self, trainer, folder, data: None
 
 # Fixtures of a whole module run before the one below; they must not use the user's own cache either.
 _cache_of_modules = tempfile.TemporaryDirectory(prefix="flashtask-tests-")
@@ -65,6 +70,14 @@ def no_seed_is_left(private_cache):
     """`seed_everything` is for the whole process: the next test, and what its module prepares, starts without."""
     yield
     seeding._last_seed = None
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Runs write their pages, as they do outside of tests."""
+    nothing, Task.write_report = Task.write_report, _write_report
+    yield
+    Task.write_report = nothing
 
 
 @pytest.fixture(scope="session")

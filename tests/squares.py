@@ -37,11 +37,51 @@ def draw(count: int, seed: int = 0, size: tuple[int, int] = (96, 80), most: int 
     return found
 
 
+def masks(objects: list, size: tuple[int, int] = (96, 80)) -> list[np.ndarray]:
+    """The pixels (H, W) of each object, as `draw` has drawn them."""
+    found = []
+    for label, left, top, right, bottom in objects:
+        own = Image.new("1", size)
+        pen = ImageDraw.Draw(own)
+        (pen.ellipse if label == "disc" else pen.rectangle)((left, top, right - 1, bottom - 1), fill=1)
+        found.append(np.array(own))
+    return found
+
+
+def runs(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's run lengths of a mask, by its own program."""
+    from pycocotools.mask import encode
+
+    found = encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": found["counts"].decode()}
+
+
+def label_images(folder: Path, count: int = 8, seed: int = 0) -> Path:
+    """A folder with `images`, and `masks` in which each object of an image has a number; the classes are not there."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number, (picture, objects) in enumerate(draw(count, seed)):
+        picture.save(folder / "images" / f"{number:03}.png")
+        values = np.zeros(picture.size[::-1], dtype=np.uint16)
+        for place, mask in enumerate(masks(objects), 1):
+            values[mask] = 300 * place  # any numbers
+        Image.fromarray(values).save(folder / "masks" / f"{number:03}.png")
+    return folder
+
+
 def _overlap(one: Any, two: Any) -> bool:
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
-def coco(folder: Path, count: int = 24, seed: int = 0, name: str = "annotations.json", **options: Any) -> Path:
+def coco(
+    folder: Path,
+    count: int = 24,
+    seed: int = 0,
+    name: str = "annotations.json",
+    *,
+    has_masks: bool = False,
+    **options: Any,
+) -> Path:
     """A folder of pictures with COCO's file."""
     folder.mkdir(parents=True)
     images, annotations = [], []
@@ -49,8 +89,10 @@ def coco(folder: Path, count: int = 24, seed: int = 0, name: str = "annotations.
         picture.save(folder / f"{number:03}.png")
         size = {"width": picture.width, "height": picture.height}
         images.append({"id": 100 + number, "file_name": f"{number:03}.png", **size})
-        for label, left, top, right, bottom in objects:
+        shapes = masks(objects, picture.size) if has_masks else [None] * len(objects)
+        for (label, left, top, right, bottom), mask in zip(objects, shapes, strict=True):
             bbox = [left, top, right - left, bottom - top]
+            more = {} if mask is None else {"segmentation": runs(mask), "area": int(mask.sum())}
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -59,6 +101,7 @@ def coco(folder: Path, count: int = 24, seed: int = 0, name: str = "annotations.
                     "bbox": bbox,
                     "area": bbox[2] * bbox[3],
                     "iscrowd": 0,
+                    **more,
                 }
             )
     categories = [{"id": number, "name": label} for label, number in CATEGORIES.items()]

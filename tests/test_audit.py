@@ -88,6 +88,19 @@ def test_an_odd_picture_is_found(data, kind, made, said):
     assert not found.spoils
 
 
+@pytest.mark.parametrize("radius", [4, 12])
+def test_a_blurred_picture_is_found_among_soft_ones_of_little_contrast(tmp_path, radius):
+    def soft(number):
+        image = picture(number, (200, 200)).filter(ImageFilter.GaussianBlur(1.2))
+        return Image.blend(image, Image.new("RGB", image.size, (90, 90, 90)), 0.4)
+
+    for number in range(12):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        soft(number).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    soft(50).filter(ImageFilter.GaussianBlur(radius)).save(tmp_path / "a" / "odd.png")
+    assert names(audit(tmp_path), "blurred") in ([["train/a/odd.png"]], [["val/a/odd.png"]])
+
+
 def test_a_picture_of_one_pixel_is_small_and_blank(data):
     Image.new("RGB", (1, 1)).save(data / "val" / "dog" / "one.png")
     found = audit(data)

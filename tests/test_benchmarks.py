@@ -49,7 +49,7 @@ def test_the_scaling_work_measures_and_keeps_its_model_apart(tmp_path):
         [*command, "--batch", "4", "--steps", "2", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "scaling.json").read_text())
@@ -63,7 +63,7 @@ def test_the_scaling_work_measures_and_keeps_its_model_apart(tmp_path):
 @pytest.mark.long
 def test_the_loaders_take_turns(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "loading.py"), "--images", "8", "--side", "48"]
-    subprocess.run([*command, "--rounds", "1", "--output", str(tmp_path / "loading.md")], check=True, timeout=300)
+    subprocess.run([*command, "--rounds", "1", "--output", str(tmp_path / "loading.md")], check=True, timeout=1500)
     rows = [line for line in (tmp_path / "loading.md").read_text().splitlines() if line.startswith(("| fl", "| to"))]
     assert [row.split(" | ")[0].lstrip("| ") for row in rows] == [
         "flashtask, folders",

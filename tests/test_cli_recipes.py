@@ -169,6 +169,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{OF_TABLES}.split_field": "none; see --val-split",
         f"data.{OF_TABLES}.group_field": "none",
         f"data.{OF_TABLES}.weight_field": "none: all count alike",
+        f"data.{OF_TABLES}.load_image": "none: image files",
     }
     # test_one_number.py sees that the first is true.
     of_results = {
@@ -366,6 +367,19 @@ def test_data_stands_for_all_folders_of_the_recipe(folders):
     }
     whole = asked("data/train")
     assert whole.get("data.from_folders") == {"train_folder": str(folders / "data" / "train"), "val_split": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("--val-split 0", 0), ("--set data.from_folders.val_split=null", None)]
+)
+def test_every_image_trains_where_that_is_asked_for(words, expected, folders):
+    assert asked("data/train", *words.split()).get("data.from_folders.val_split") == expected
+
+
+def test_an_option_in_the_place_of_a_constructor_is_answered_with_its_key(folders):
+    with pytest.raises(UsageError, match="DATA needs `from_folders`") as caught:
+        asked("data", "--set", "data.preprocessing={fit: squash}")
+    assert caught.value.fix == "it is data.from_folders.preprocessing"
 
 
 @pytest.mark.parametrize("text", ["freeze_unfreeze:5", "[freeze_unfreeze, 5]"])

@@ -75,7 +75,7 @@ def test_a_label_of_one_part_only_is_named_beside_other_problems(folder):
     train = written(folder, good(6))
     val = written(folder, ["06.png,a", "07.png,c", "gone.png,b"], "val.csv")
     text = refused("file", "kind", train, val)
-    assert "val.csv, line 3: 'c' is in val only, not in train" in text
+    assert "val.csv, line 3, column 'kind': 'c' is in val only, not in train" in text
     assert "val.csv, line 4, column 'file': the file does not exist" in text
 
 

@@ -10,10 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import squares
 import yaml
 from small import colour_folders
 
+from flashtask import ObjectDetectionData
 from flashtask.cli import run
+from flashtask.core.errors import BadDataError
 from flashtask.data.cached_inputs import brought_here
 
 MODEL = ["--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1", "--batch-size", "4", "--quiet"]
@@ -226,3 +229,31 @@ def test_a_root_is_proposed_where_images_are_not_found(table, tmp_path, capsys):
     words = ["finetune", str(table), "--input", "file", "--target", "kind", *MODEL]
     assert run([*words, "--output-dir", str(tmp_path / "run")]) == 65
     assert "fix: --root FOLDER, if paths count from another folder" in capsys.readouterr().err
+
+
+def test_an_archive_that_is_not_there_is_called_a_file(tmp_path, photos, capsys):
+    (tmp_path / "photos.zip").write_bytes(b"")
+    for command in (["finetune"], ["validate", "model.ckpt"], ["audit"]):
+        (tmp_path / "model.ckpt").write_bytes(b"")
+        command = [command[0], *(str(tmp_path / word) for word in command[1:]), str(tmp_path / "photo.zip")]
+        assert run(command) == 66
+        said = capsys.readouterr().err
+        assert f"no file {tmp_path / 'photo.zip'}" in said
+        assert "did you mean 'photos.zip'" in said
+
+
+def test_a_data_file_of_yolo_is_data_whatever_its_name(tmp_path, capsys):
+    file = squares.yolo(tmp_path / "squares").rename(tmp_path / "squares" / "mine.yml")
+    assert run(["audit", str(file), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["sizes"] == {"train": 8, "val": 8}
+    assert "task: object_detection (from_yolo)" in printed.err
+    assert ObjectDetectionData.for_evaluation(file, "val").sizes()["val"] == 8
+    with pytest.raises(BadDataError, match=r"mine.yml' names no images for test"):
+        ObjectDetectionData.for_evaluation(file, "test")
+    file.write_text(file.read_text().replace("val: ../val/images\n", ""))
+    assert run(["audit", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sizes"] == {"train": 6, "val": 2}
+    file.write_text("names: [a\n")
+    assert run(["audit", str(file)]) == 2
+    assert "mine.yml" in capsys.readouterr().err

@@ -234,6 +234,13 @@ def test_datasets_that_cannot_be_used_are_refused(dataset, words):
         ImageClassificationData.from_datasets(dataset)
 
 
+def test_data_of_our_own_is_used_as_it_is():
+    data = ImageClassificationData.from_numpy(images(), KINDS)
+    with pytest.raises(UsageError, match=r"ImageClassificationData, which has preprocessing.*") as caught:
+        ImageClassificationData.from_data_module(data)
+    assert caught.value.fix.startswith("trainer.finetune(model, datamodule=datamodule)")
+
+
 def test_keys_of_items_can_be_named():
     items = [{"photo": PIXELS[row], "kind": KINDS[row]} for row in range(4)]
     data = ImageClassificationData.from_datasets(items, input_field="photo", target_field="kind", preprocessing=SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -27,13 +28,28 @@ def own_layout(root):
     return ObjectDetectionData.from_folders(root / "train2017", **OPTIONS)
 
 
-def in_memory(root):
-    drawn = squares.draw(8)
-    targets = [
-        {"boxes": [box for _, *box in objects], "labels": [label for label, *_ in objects]} for _, objects in drawn
-    ]
-    pictures = [picture for picture, _ in drawn]
-    return ObjectDetectionData.from_images(pictures, targets, **OPTIONS)
+def in_memory(name, make):
+    def build(root):
+        drawn = squares.draw(8)
+        targets = [
+            {"boxes": [box for _, *box in objects], "labels": [label for label, *_ in objects]} for _, objects in drawn
+        ]
+        pictures = [make(picture, root / f"{number}.png") for number, (picture, _) in enumerate(drawn)]
+        return getattr(ObjectDetectionData, name)(pictures, targets, **OPTIONS)
+
+    return build
+
+
+def saved(picture, path):
+    picture.save(path)
+    return path
+
+
+def data_frame(root):
+    with squares.table(root / "a").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return ObjectDetectionData.from_data_frame(train_data_frame=columns, images_root=root / "a", **OPTIONS)
 
 
 LAYOUTS = {
@@ -51,7 +67,11 @@ LAYOUTS = {
         squares.yolo(root).parent / "train", **OPTIONS
     ),
     "a table": lambda root: ObjectDetectionData.from_csv(train_file=squares.table(root / "a"), **OPTIONS),
-    "pictures in memory": in_memory,
+    "a data frame": data_frame,
+    "files": in_memory("from_files", saved),
+    "pictures in memory": in_memory("from_images", lambda picture, path: picture),
+    "arrays": in_memory("from_numpy", lambda picture, path: np.array(picture)),
+    "tensors": in_memory("from_tensors", lambda picture, path: torch.from_numpy(np.array(picture)).permute(2, 0, 1)),
 }
 
 
@@ -306,3 +326,31 @@ def test_batches_hold_a_list_of_targets(tmp_path):
     assert images.shape == (8, 3, 96, 96)
     assert len(targets) == 8
     assert all(isinstance(one["boxes"], torch.Tensor) and one["boxes"].shape[1] == 4 for one in targets)
+
+
+def test_columns_of_a_table_give_parts_and_groups(tmp_path):
+    table = squares.table(tmp_path / "a", count=8)
+    header, *rows = table.read_text().splitlines()
+    names = sorted({row.partition(",")[0] for row in rows})
+    place = {name: number for number, name in enumerate(names)}
+    parts = [f"{row},{('train', 'Validation')[place[row.partition(',')[0]] > 5]}" for row in rows]
+    table.write_text("\n".join([f"{header},part", *parts]) + "\n")
+    data = ObjectDetectionData.from_csv(train_file=table, split_field="part", **OPTIONS)
+    assert data.sizes() == {"train": 6, "val": len(names) - 6}
+    assert ObjectDetectionData.from_csv(**data.recipe()["from_csv"]).sizes() == data.sizes()
+    with pytest.raises(UsageError, match="val_split and split_field both define"):
+        ObjectDetectionData.from_csv(train_file=table, split_field="part", val_split=0.5, **OPTIONS)
+    table.write_text("\n".join([f"{header},part", *parts[:-1], f"{rows[-1]},later"]) + "\n")
+    with pytest.raises(BadDataError, match=rf"line {len(rows) + 1}, column 'part': 'later' is not a part of the data"):
+        ObjectDetectionData.from_csv(train_file=table, split_field="part", **OPTIONS)
+    sites = [f"{row},s{place[row.partition(',')[0]] // 2}" for row in rows]
+    table.write_text("\n".join([f"{header},site", *sites]) + "\n")
+    data = ObjectDetectionData.from_csv(train_file=table, group_field="site", val_split=0.25, **OPTIONS)
+    found = {part: {place[name] // 2 for name in names_of(data, part, place)} for part in ("train", "val")}
+    assert found["val"]
+    assert not found["train"] & found["val"]
+
+
+def names_of(data, part, known):
+    paths = data._table.of(part).inputs.tolist()
+    return [name for name in known if any(path.endswith(name) for path in paths)]

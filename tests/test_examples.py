@@ -72,3 +72,19 @@ def test_the_logger_of_ones_own_is_sent_values_of_steps_and_epochs(tmp_path):
     losses = [value for name, value, _ in sent if name == "train_loss_epoch"]
     assert losses == sorted(losses, reverse=True)
     assert ("hyper_parameters/learning_rate", 0.1, 0) in sent
+
+
+@pytest.mark.long
+def test_the_notebook_runs_and_shows_what_it_stores(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    stored = nbformat.read(ROOT / "examples" / "finished_run.ipynb", as_version=4)
+    made = nbformat.read(ROOT / "examples" / "finished_run.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        made, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    for cell, again in zip(stored.cells, made.cells, strict=True):
+        kinds = [sorted(one["data"]) for one in cell.get("outputs", ()) if "data" in one]
+        assert [sorted(one["data"]) for one in again.get("outputs", ()) if "data" in one] == kinds
+    shown = [one for cell in made.cells for one in cell.get("outputs", ()) if "data" in one]
+    assert any("image/png" in one["data"] for one in shown)
+    assert sum("<table>" in one["data"].get("text/html", "") for one in shown) == 3

@@ -159,6 +159,7 @@ def settings(**values):
         (settings(num_classes=10**4000), "its settings are refused: num_classes=1000"),
         (settings(learning_rate=-1), "learning_rate must be a number above 0"),
         (settings(label_smoothing=7), "label_smoothing"),
+        (settings(multi_label="yes"), "multi_label must be True or False, not 'yes'"),
         (settings(labels=["a", "b", "c"]), "contradicts 3 labels"),
         (settings(labels=["a", "a"]), "a label appears twice"),
     ],

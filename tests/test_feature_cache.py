@@ -296,7 +296,8 @@ data = ImageClassificationData.from_folders({train!r}, {val!r}, batch_size=5, nu
 data.preprocessing = Preprocessing(input_size=(3, 32, 32))
 torch.manual_seed(7)
 model = ImageClassifier("timm/test_resnet", pretrained=False, head={head!r})
-Trainer(max_epochs=2, output_dir={str(tmp_path / name)!r}).finetune(model, datamodule=data, strategy="freeze")
+trainer = Trainer(max_epochs=2, report=False, output_dir={str(tmp_path / name)!r})
+trainer.finetune(model, datamodule=data, strategy="freeze")
 print(*sorted(path for path in opened if path.startswith(({train!r}, {val!r}))), sep="\\n")
 """
     done = warm.run(code)

@@ -128,3 +128,15 @@ def test_a_task_and_the_command_line_say_it_once_each(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "best epoch 0: val_loss" in shown.out
     assert "the model has" not in shown.out + shown.err
+
+
+def test_a_value_that_was_measured_on_earlier_weights_is_not_of_those_in_the_model(tmp_path):
+    trainer = quiet(tmp_path, max_epochs=3, check_val_every_n_epoch=2)
+    result = trainer.fit(Scripted([0.5, 0.4, 0.3]), *loaders())
+    assert set(result.metrics) == {"train_loss"}
+    assert "val_loss" not in str(result)
+    assert set(read_checkpoint(tmp_path / "last.ckpt")["metrics"]) == {"train_loss"}
+    assert set(read_checkpoint(tmp_path / "best.ckpt")["metrics"]) == {"train_loss", "val_loss", "beside"}
+    assert trainer.callback_metrics["val_loss"] == 0.4
+    again = quiet(tmp_path, max_epochs=3, check_val_every_n_epoch=2)
+    assert again.fit(Scripted([0.5, 0.4, 0.3]), *loaders(), ckpt_path="last").metrics == result.metrics

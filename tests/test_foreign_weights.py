@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import os
+import pathlib
 import re
 import shutil
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,7 +23,7 @@ from flashtask.core.bounded_building import no_larger_than
 from flashtask.core.errors import IntegrityError, MissingInputError, UsageError
 from flashtask.core.files import open_regular
 from flashtask.core.foreign_weights import read_foreign_weights
-from flashtask.core.foreign_weights_child import Refused, state_dict_in
+from flashtask.core.foreign_weights_child import Beside, Refused, state_dict_in
 from flashtask.core.plain_json import read_json
 
 
@@ -47,6 +51,18 @@ def test_a_training_checkpoint_of_torch_save_gives_its_weights_in_their_order(tm
     found = read_foreign_weights(tmp_path / "a.pth")
     assert same(found, weights)
     assert all(tensor.is_contiguous() for tensor in found.values())
+
+
+def test_what_a_script_keeps_beside_the_weights_is_passed_over(tmp_path, weights):
+    kept = argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/out"), start=datetime.datetime(2026, 1, 2), inner={1})
+    content = {"state_dict": weights, "args": kept, "best_acc1": np.float64(76.5), "counts": np.arange(3)}
+    torch.save(content, tmp_path / "model_best.pth.tar")
+    assert same(read_foreign_weights(tmp_path / "model_best.pth.tar"), weights)
+
+
+def test_what_is_passed_over_is_no_weight():
+    with pytest.raises(Refused, match=r"something of type Beside under 'args'"):
+        state_dict_in({"a": torch.ones(1), "args": Beside()})
 
 
 @pytest.mark.long

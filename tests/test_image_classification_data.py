@@ -10,6 +10,7 @@ from image_trees import write_image, write_tree
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from flashtask.core.errors import BadDataError, MissingInputError, UnknownNameError, UsageError
+from flashtask.core.library_internals import let_workers_go
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.loaders import fitting_workers
@@ -94,8 +95,10 @@ def test_an_image_that_breaks_after_the_check_is_still_named(workers, root):
     data.setup("fit")
     path = root / "train" / "ants" / "1.png"
     path.write_bytes(b"")
+    loader = data.train_dataloader()
     with pytest.raises(BadDataError, match=f"cannot read the image '{path}'\n  why: the file is empty"):
-        list(data.train_dataloader())
+        list(loader)
+    let_workers_go(loader)
 
 
 @pytest.mark.long
@@ -170,6 +173,8 @@ def test_val_split_takes_from_training_by_its_own_seed(root):
     assert from_folders(root / "train", val_split=0.3).split_manifest() == data.split_manifest()
     assert from_folders(root / "train", val_split=0.3, split_seed=1).split_manifest() != data.split_manifest()
     assert from_folders(root / "train").split_manifest() == ()
+    assert from_folders(root / "train", val_split=0).split_manifest() == ()
+    assert from_folders(root / "train", root / "val", val_split=0).split_manifest() == ()
 
 
 def test_a_test_folder_alone_is_matched_to_the_labels_of_a_model(root):

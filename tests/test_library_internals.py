@@ -50,8 +50,10 @@ def let_workers_go():
     for _ in range(2):
         assert len(list(loader)) == 4
         assert multiprocessing.active_children()
+        kept = loader._iterator  # as the traceback of an error keeps it
         internals.let_workers_go(loader)
         assert not multiprocessing.active_children()
+        assert kept is not loader._iterator
 
 
 def tensor_tables():
@@ -234,6 +236,18 @@ def compiled_call():
     internals.compiled_call(torch.compile(module, backend=backend), module)
     module(torch.ones(1, 2))
     assert len(graphs) == 1
+
+
+def repeated_while():
+    class Doubling(nn.Module):
+        def forward(self, turns, value):
+            step = lambda turn, value: (turn - 1, value * 2)  # noqa: E731
+            return internals.repeated_while(lambda turn, value: turn > 0, step, (turns, value))[1]
+
+    value = torch.tensor([1.0, 5.0])
+    exported = torch.export.export(Doubling(), (torch.tensor(3), value)).module()
+    for network in (Doubling(), exported):
+        assert network(torch.tensor(4), value).tolist() == [16, 80]
 
 
 def is_from_compiler():

@@ -12,7 +12,7 @@ from small import Net, loaders, net
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from flashtask import Callback, Logger, ProgressBar, Trainer
+from flashtask import Callback, Logger, ModelCheckpoint, ProgressBar, Trainer
 from flashtask.core.errors import UsageError
 
 
@@ -467,3 +467,20 @@ def test_the_row_of_an_epoch_says_how_many_samples_a_second_were_trained(tmp_pat
     trainer.fit(net(), *loaders())
     for row in rows(tmp_path / "run" / "metrics.csv"):
         assert float(row["samples_per_second"]) >= 50 / float(row["seconds"]) * 0.99
+
+
+def test_a_value_with_the_name_of_a_column_is_for_callbacks(tmp_path):
+    class Counting(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("epoch", 10.0 * self.current_epoch)
+            self.log("step", 0.5)
+            super().validation_step(batch, batch_idx)
+
+    checkpoint = ModelCheckpoint(monitor="epoch", mode="max", filename="{epoch:02d}")
+    trainer = quiet(tmp_path, max_epochs=2, logger="csv", callbacks=[checkpoint])
+    trainer.fit(Counting(), *loaders())
+    assert trainer.callback_metrics["epoch"] == 10.0
+    assert checkpoint.best_model_path.endswith("epoch=01.ckpt")
+    found = rows(tmp_path / "run/metrics.csv")
+    assert [row["epoch"] for row in found] == ["0", "1"]
+    assert [float(row["step"]) for row in found] == [trainer.global_step / 2, trainer.global_step]

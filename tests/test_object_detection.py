@@ -50,7 +50,7 @@ def fitted(tmp_path_factory):
     """A detector that was trained until it finds the squares; its run, and its data."""
     root = tmp_path_factory.mktemp("squares")
     model, own = detector(), data(root)
-    made = trainer(root / "run", max_epochs=9)
+    made = trainer(root / "run", max_epochs=6)
     made.fit(model, datamodule=own)
     return model, made, root
 
@@ -383,16 +383,17 @@ def test_strategies_train_detectors(tmp_path, strategy):
 
 
 @pytest.mark.long
-def test_two_processes_measure_what_one_does(fitted):
+def test_two_processes_measure_what_one_does(fitted, capsys):
     _, _, root = fitted
-    found = []
-    for more in ([], ["--distributed", "ddp", "--devices", "2"]):
-        words = ["validate", str(root / "run" / "last.ckpt"), str(root), "--json", "--accelerator", "cpu", *more]
-        done = subprocess.run([sys.executable, "-m", "flashtask", *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
+    words = ["validate", str(root / "run" / "last.ckpt"), str(root), "--json", "--accelerator", "cpu"]
+    assert run(words) == 0
+    one = json.loads(capsys.readouterr().out)
+    command = [sys.executable, "-m", "flashtask", *words, "--distributed", "ddp", "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)
     for name in ("val_map", "val_map_50", "val_mar_100", "val_f1", "val_precision", "val_recall"):
-        assert found[0][name] == pytest.approx(found[1][name], abs=1e-6), name
+        assert two[name] == pytest.approx(one[name], abs=1e-6), name
 
 
 @pytest.mark.long
@@ -405,6 +406,48 @@ def test_backbones_of_all_kinds_carry_the_head(name):
     assert model.head.strides[-1] == 64
     for one, stride in zip(outputs, model.head.strides, strict=True):
         assert one.shape[-1] == -(-size // stride)
+
+
+# ---- other classes
+
+
+def test_other_classes_keep_what_is_known_of_those_that_remain(fitted):
+    _, _, root = fitted
+    known = flashtask.load(root / "run" / "last.ckpt")
+    model = ObjectDetector.from_pretrained(root / "run" / "last.ckpt", labels=["disc", "star"])
+    assert str(flashtask.load(root / "run" / "last.ckpt").change_labels(["disc", "star"])) == (
+        "kept 1 of 2 classes (disc); new: star; dropped: square"
+    )
+    assert (model.labels, model.num_classes, model.thresholds) == (("disc", "star"), 2, None)
+    assert model.category_ids[0] == squares.CATEGORIES["disc"]
+    assert model.category_ids[1] not in squares.CATEGORIES.values()
+    assert torch.equal(model.head.classes.weight[0], known.head.classes.weight[1])
+    assert torch.equal(model.head.boxes.weight, known.head.boxes.weight)
+    assert model.head.classes.bias[1].item() == pytest.approx(-4.595, abs=1e-3)  # a new class begins with the prior
+    path = sorted(map(str, (root / "val").glob("*.png")))[0]
+    model.score_threshold = known.thresholds[1]
+
+    def discs(one):
+        found = one.predict(path)
+        return [box for box, name in zip(found.boxes, found.labels, strict=True) if name == "disc"]
+
+    assert discs(model) == discs(known)
+
+
+def test_a_fit_on_other_classes_changes_them(fitted, tmp_path, capsys):
+    _, _, root = fitted
+    content = json.loads((root / "train" / "annotations.json").read_text())
+    next(one for one in content["categories"] if one["name"] == "square")["name"] = "ring"
+    (tmp_path / "ring.json").write_text(json.dumps(content))
+    other = ObjectDetectionData.from_coco(root / "train", tmp_path / "ring.json", batch_size=8, num_workers=0)
+    model = flashtask.load(root / "run" / "last.ckpt")
+    trainer(tmp_path / "run", max_steps=1).finetune(model, datamodule=other)
+    assert "kept 1 of 2 classes (disc); new: ring; dropped: square" in capsys.readouterr().err
+    again = flashtask.load(tmp_path / "run" / "last.ckpt")
+    assert again.labels == model.labels == ("ring", "disc")
+    assert again.category_ids == (squares.CATEGORIES["square"], squares.CATEGORIES["disc"])
+    with pytest.raises(UsageError, match="the classes need names"):
+        again.change_classes(num_classes=3)
 
 
 # ---- refusals

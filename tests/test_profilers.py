@@ -262,7 +262,7 @@ def test_profilers_without_one_nothing_of_a_run_is_replaced(tmp_path):
     assert run.training_step == module.training_step
     assert "to_device" not in vars(run)
     assert "step" not in vars(run.validation)
-    assert type(run.loader) is torch.utils.data.DataLoader
+    assert isinstance(run.loader, torch.utils.data.DataLoader)
     assert type(run.precision).__module__ == "flashtask.trainer.devices.precision"
 
 

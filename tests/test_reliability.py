@@ -1,6 +1,8 @@
 """Faults of docs/reliability.md that concern no single part: signals at bad times, temporary files, workers, leaks."""
 
+import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -137,7 +139,7 @@ class InWorkers(DataModule):
         self.act, self.options = act, options
 
     def train_dataloader(self):
-        return DataLoader(Numbers(self.act), 4, shuffle=True, num_workers=1, **self.options)
+        return DataLoader(Numbers(self.act), 4, shuffle=True, **{"num_workers": 1, **self.options})
 
 
 def kill_once(mark):
@@ -146,21 +148,46 @@ def kill_once(mark):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.long
-def test_d1_a_run_whose_worker_was_killed_goes_on_with_the_same_bits(tmp_path):
-    last, mark = tmp_path / "run" / "last.ckpt", tmp_path / "mark"
+class KillingWorkers(Callback):
+    """SIGKILL of a process that loads data, after every third batch."""
+
+    def __init__(self):
+        self.batches = self.killed = 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.batches += 1
+        workers = multiprocessing.active_children()
+        if self.batches % 3 == 0 and workers:
+            os.kill(workers[self.killed % len(workers)].pid, signal.SIGKILL)
+            self.killed += 1
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_d1_a_run_whose_workers_are_killed_has_the_same_bits(tmp_path, capfd, options):
     trainer(tmp_path / "whole").fit(net(), datamodule=InWorkers())
-    mark.touch()
+    killing = KillingWorkers()
+    trainer(tmp_path / "run", callbacks=[killing]).fit(net(), datamodule=InWorkers(**options))
+    assert killing.killed >= 2
+    assert "others are started (1 of 2 times) for the same batch" in "".join(capfd.readouterr())
+    assert state_digest(tmp_path / "run" / "last.ckpt") == state_digest(tmp_path / "whole" / "last.ckpt")
 
-    class InSecondEpoch(Callback):
-        def on_train_epoch_start(self, trainer, module):
-            if trainer.current_epoch == 1:
-                mark.unlink()
 
-    with pytest.raises(ProcessLostError, match="a process that loads data"):
-        trainer(tmp_path / "run", callbacks=[InSecondEpoch()]).fit(net(), datamodule=InWorkers(lambda: kill_once(mark)))
-    trainer(tmp_path / "run").fit(net(), datamodule=InWorkers(lambda: kill_once(mark)), ckpt_path=last)
-    assert state_digest(last) == state_digest(tmp_path / "whole" / "last.ckpt")
+def test_d1_a_worker_that_dies_at_a_sample_is_started_again(tmp_path):
+    trainer(tmp_path / "whole").fit(net(), datamodule=InWorkers())
+    mark = tmp_path / "mark"
+    trainer(tmp_path / "run").fit(net(), datamodule=InWorkers(lambda: kill_once(mark), num_workers=2))
+    assert mark.exists()
+    assert state_digest(tmp_path / "run" / "last.ckpt") == state_digest(tmp_path / "whole" / "last.ckpt")
+
+
+def test_d1_a_batch_that_always_kills_its_worker_is_named(tmp_path):
+    data = InWorkers(lambda: os.kill(os.getpid(), signal.SIGKILL), num_workers=2)
+    with pytest.raises(ProcessLostError, match=r"died|killed") as caught:
+        quiet(tmp_path).fit(net(), datamodule=data)
+    named = re.search(r"at the samples ([\d, ]+) of epoch 0", str(caught.value))
+    assert named is not None
+    assert "11" in named[1].split(", ")
 
 
 def test_d2_a_worker_that_hangs_is_a_lost_process(tmp_path):

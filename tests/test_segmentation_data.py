@@ -123,21 +123,67 @@ def test_parts_may_be_folders_inside_images_and_masks(tmp_path):
     assert data.recipe()["from_folders"]["train_target_folder"] == str(tmp_path / "data" / "masks" / "train")
 
 
-def test_arrays_and_tables_give_the_same_masks(tmp_path):
+def by_csv(files, masks, images, **options):
+    table = files[0].parents[1] / "pairs.csv"
+    table.write_text("image,mask\nimages/0.png,masks/0.png\nimages/1.png,masks/1.png\n")
+    return SemanticSegmentationData.from_csv("image", "mask", table, **options)
+
+
+def arrays_of(files):
+    found = []
+    for file in files:
+        with Image.open(file) as image:
+            found.append(np.array(image))
+    return found
+
+
+def pictures_of(files):
+    return list(map(Image.fromarray, arrays_of(files)))
+
+
+def tensors_of(files):
+    return [torch.from_numpy(array).movedim(-1, 0) for array in arrays_of(files)]
+
+
+#: Constructor -> data of two images with masks: their files, and the files of the masks.
+CONSTRUCTORS = {
+    "from_csv": by_csv,
+    "from_data_frame": lambda files, masks, images, **options: SemanticSegmentationData.from_data_frame(
+        "image", "mask", {"image": list(map(str, files)), "mask": list(map(str, masks))}, **options
+    ),
+    "from_files": lambda files, masks, images, **options: SemanticSegmentationData.from_files(files, masks, **options),
+    "from_files, arrays": lambda files, masks, images, **options: SemanticSegmentationData.from_files(
+        files, arrays_of(masks), **options
+    ),
+    "from_numpy": lambda files, masks, images, **options: SemanticSegmentationData.from_numpy(
+        arrays_of(files), np.stack(arrays_of(masks)), **options
+    ),
+    "from_tensors": lambda files, masks, images, **options: SemanticSegmentationData.from_tensors(
+        tensors_of(files), torch.from_numpy(np.stack(arrays_of(masks))), **options
+    ),
+    "from_images": lambda files, masks, images, **options: SemanticSegmentationData.from_images(
+        images, pictures_of(masks), **options
+    ),
+    "from_datasets": lambda files, masks, images, **options: SemanticSegmentationData.from_datasets(
+        list(zip(images, arrays_of(masks), strict=True)), **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_constructor_gives_the_same_masks(tmp_path, name):
     folder = pairs(tmp_path / "data", [halves(0, 1), halves(1, 0)])
-    expected = first_mask(SemanticSegmentationData.from_folders(folder, augment="none", batch_size=2))
-    images = [np.array(Image.open(folder / "images" / f"{n}.png")) for n in range(2)]
-    masks = [np.array(Image.open(folder / "masks" / f"{n}.png")) for n in range(2)]
-    arrays = SemanticSegmentationData.from_numpy(images, np.stack(masks), augment="none", batch_size=2)
-    (folder / "pairs.csv").write_text("image,mask\nimages/0.png,masks/0.png\nimages/1.png,masks/1.png\n")
-    table = SemanticSegmentationData.from_csv(
-        "image", "mask", folder / "pairs.csv", augment="none", batch_size=2, labels=["no", "yes"]
-    )
-    assert (first_mask(arrays) == expected).all()
-    assert (first_mask(table) == expected).all()
-    assert table.targets["labels"] == ["no", "yes"]
+    options = {"augment": "none", "batch_size": 2}
+    expected = first_mask(SemanticSegmentationData.from_folders(folder, **options))
+    files, masks = ([folder / kind / f"{number}.png" for number in range(2)] for kind in ("images", "masks"))
+    made = CONSTRUCTORS[name](files, masks, pictures_of(files), labels=["no", "yes"], **options)
+    assert (first_mask(made) == expected).all()
+    assert made.targets["labels"] == ["no", "yes"]
+
+
+def test_what_is_no_mask_is_refused():
     with pytest.raises(UsageError, match="array"):
-        SemanticSegmentationData.from_numpy(images, [1.5, "no"])
+        SemanticSegmentationData.from_numpy([np.zeros((8, 8, 3), np.uint8)] * 2, [1.5, "no"])
 
 
 def test_run_lengths_are_those_of_coco():

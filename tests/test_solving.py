@@ -398,6 +398,18 @@ def test_a_pass_that_a_signal_ended_begins_anew(tmp_path, capsys, number):
 # ---- tasks and the command line
 
 
+def test_settings_of_gradient_steps_are_named_at_the_start(tmp_path, images, capsys):
+    given = {"optimizer": "sgd", "learning_rate": 0.5, "loss_fn": "focal", "label_smoothing": 0.1}
+    for number, options in enumerate(({}, given)):
+        model = ImageClassifier(TINY, head="ridge", pretrained=False, **options)
+        settings = {"max_epochs": 7, "accumulate_grad_batches": 2} if options else {}
+        quiet(tmp_path / str(number), **settings).finetune(model, datamodule=image_data(images), strategy="freeze")
+        said = "".join(capsys.readouterr())
+        names = "optimizer, learning_rate, loss_fn, label_smoothing, max_epochs, accumulate_grad_batches"
+        assert (f"these have no effect on it: {names}\n" in said) == bool(options)
+        assert ("no effect" in said) == bool(options)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("head", ["prototype", "ridge", "logistic"])
 def test_a_task_with_a_solved_head_is_saved_loaded_and_predicts(tmp_path, images, head):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 from image_trees import write_image
+from PIL import Image
 
 from flashtask import ImageClassificationData, ImageRegressionData
 from flashtask.core.errors import BadDataError, IntegrityError, MissingInputError, UsageError
+from flashtask.data import tables
 from flashtask.data.samples import SampleTable, as_text
 from flashtask.data.splits import grouped_split
+from flashtask.data.tables import open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, Source
 
 SOURCE = Source("train_file", "cells.csv", against="train_file")
@@ -248,3 +254,57 @@ def test_names_that_are_not_utf8_have_a_place_too():
 def test_ten_thousand_rows_take_little_memory():
     table = SampleTable.of_part("train", (f"/data/images/{number:09}.png" for number in range(10_000)))
     assert len(pickle.dumps(table)) < 10_000 * 100
+
+
+@pytest.fixture
+def heavy(tmp_path, monkeypatch):
+    """Two Parquet files with 30 pictures of 300 kB each, in groups of 10 rows; the third row has none."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    contents: list[bytes | None] = []
+    for number in range(2):
+        cells = []
+        for _ in range(30):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (320, 320, 3), dtype=np.uint8)).save(buffer, "PNG", compress_level=0)
+            cells.append({"bytes": buffer.getvalue(), "path": "1.png"})
+        cells[2] = {"bytes": None, "path": None} if number == 0 else cells[2]
+        contents += [cell["bytes"] for cell in cells]
+        parquet.write_table(
+            pyarrow.table({"image": cells, "label": [0, 1] * 15}), tmp_path / f"{number}.parquet", row_group_size=10
+        )
+    return (tmp_path / "0.parquet", tmp_path / "1.parquet"), contents
+
+
+@pytest.mark.parametrize("library", ["pyarrow", "polars"])
+def test_pictures_of_parquet_files_are_not_held_in_memory(heavy, library, monkeypatch, tmp_path):
+    pytest.importorskip(library)
+    paths, contents = heavy
+    monkeypatch.setattr(tables, "find_spec", lambda name: name == library)
+    tracemalloc.start()
+    try:
+        pictures = open_table(paths, "train_file").pictures("image")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 300_000  # less than one of them
+    assert len(pictures) == 60
+    assert [pictures[row] for row in (59, 0, 2, 30, 29)] == [contents[row] for row in (59, 0, 2, 30, 29)]
+    assert pictures[28:31] == contents[28:31]
+    with pytest.raises(IndexError):
+        pictures[60]
+    again = open_table(paths, "train_file").pictures("image")
+    assert again[59] == contents[59]
+    assert copy.deepcopy(again)[31] == contents[31]
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 2  # and nothing unfinished beside them
+
+
+def test_a_row_without_its_picture_is_named(heavy):
+    paths, _ = heavy
+    data = ImageClassificationData.from_csv("image", "label", train_file=paths[0], val_split=10)
+    assert data.sizes() == {"train": 20, "val": 10}
+    with pytest.raises(BadDataError, match=r"(?s)1 of 30 images.*train_file\[2\]': not an image: NoneType"):
+        data.setup("fit")

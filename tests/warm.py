@@ -18,7 +18,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["flashtask.tasks", "flashtask.trainer.trainer", "small", "timm", "torch"])
 
 
-def run(code: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run([sys.executable, "-c", code, ...], capture_output=True, text=True)`."""
     ends = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
     process = start(code, *arguments, outputs=tuple(there for _, there in ends))

@@ -36,6 +36,7 @@ _SWITCHES = (
     "benchmark",
     "use_distributed_sampler",
     "sync_batchnorm",
+    "report",
 )
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 _FOLDERS = ("default_root_dir", "output_dir")

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SOLVED", "ClosedFormFit", "fits_in_closed_form", "refuse_gradients", "refuse_tuning"]
 
+#: Arguments of a trainer that say how gradient steps are taken -> their defaults.
+_OF_STEPS = {
+    "max_steps": -1,
+    "min_epochs": None,
+    "min_steps": None,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+}
 #: Why a run with a closed-form head ends; checkpoints hold it.
 SOLVED = "the head has been solved"
 
@@ -107,6 +115,11 @@ class ClosedFormFit:
             UsageError: the data has a sampler.
         """
         run = self.run
+        of_trainer = [name for name, default in _OF_STEPS.items() if getattr(run.trainer, name) != default]
+        if run.trainer.max_epochs not in (None, 1, self.module.default_max_epochs):
+            of_trainer = ["max_epochs", *of_trainer]
+        if unused := [*self.module.unused_by_solving(), *of_trainer]:
+            run.trainer.say(f"the head is solved in one pass, so these have no effect on it: {', '.join(unused)}")
         run.replace_training(self)
         if run.ordered is not None:
             if run.ordered.sampler is not None:

@@ -19,6 +19,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.library_internals import let_workers_go
 from flashtask.core.seeded_sampler import EpochSampler
 from flashtask.core.seeding import SampleKey, SeededDataset, derive_seed, permutation, sample_seeds
+from flashtask.trainer.restarting_loader import RestartingLoader
 
 __all__ = ["OrderedBatches", "batch_size_of", "begin_at", "end_workers", "known_shares", "length_of", "order_of"]
 __all__ += ["rebuild_loader", "shares_of_group", "taken_in_turn", "with_order"]
@@ -288,7 +289,7 @@ def with_order(loader: DataLoader[Any], dataset: Any, order: OrderedBatches, **o
         order: of the batches.
         options: further arguments of `DataLoader`.
     """
-    return DataLoader(
+    return RestartingLoader(
         dataset,
         batch_sampler=order,
         num_workers=loader.num_workers,

@@ -136,9 +136,34 @@ class Plan:
     features: str = ""
     remark: str = ""
 
+    def _repr_html_(self) -> str:
+        """A row a phase, for notebooks."""
+        from flashtask.core.html_table import table_html
+
+        columns = ("phase", "trains", "epochs", "steps", "trainable", "frozen", "memory (MiB)", "seconds")
+        rows = [
+            (
+                *(
+                    one.number,
+                    one.trains,
+                    _known(one.epochs),
+                    _known(one.steps),
+                    f"{one.trainable:,}",
+                    f"{one.frozen:,}",
+                ),
+                *("" if one.memory is None else round(one.memory / 2**20), _known(one.seconds)),
+            )
+            for one in self.phases
+        ]
+        return table_html(columns, rows)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as dictionaries, lists and numbers."""
         return asdict(self)
+
+
+def _known(value: float | None) -> float | str:
+    return "" if value is None else value
 
 
 def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetuning, *, measure: bool = True) -> Plan:

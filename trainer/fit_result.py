@@ -63,7 +63,7 @@ def fit_result(run: FitRun) -> FitResult:
     return FitResult(
         epoch=last if best is None else best,
         is_best=best is not None,
-        metrics=dict(run.metrics),
+        metrics=run.metrics_of_weights,
         num_epochs=len(run.history),
         stop_reason=run.stop_reason or None,
         run_folder=trainer.claimed_folder,

@@ -63,13 +63,13 @@ from flashtask.trainer.run_preparation import (
     leave_optimization_to_module,
     limit_of,
     training_loader,
-    validation_interval,
     want_gradients,
 )
 from flashtask.trainer.run_record import recipe_of
 from flashtask.trainer.signals import RunInterruptedError
 from flashtask.trainer.step_outputs import as_seen_by_hooks
 from flashtask.trainer.step_overrides import StepOverrides
+from flashtask.trainer.validation_times import ValidationTimes
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -135,8 +135,8 @@ class FitRun(Run):
         #: what computes the head, if it is solved and not trained
         self.solving: ClosedFormFit | None = None
         self.validation: EvaluationRun | None = None
-        #: batches from one validation to the next; None: it comes where an epoch ends
-        self.validation_interval: int | None = None
+        #: when it comes
+        self.validation_times = ValidationTimes(self)
         self.sanity: EvaluationRun | None = None
         self.training_step: Callable[..., Any] = module.training_step
         self.automatic: bool = module.automatic_optimization
@@ -153,8 +153,6 @@ class FitRun(Run):
         self.batches_seen = 0
         self.samples = 0
         self.samples_seen = 0
-        #: the place of the last validation, as `_place` counts
-        self.validated_at = 0
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.epoch_seconds = 0.0
@@ -332,7 +330,7 @@ class FitRun(Run):
 
     def _set_validation_interval(self) -> None:
         if self.validation is not None and self.solving is None:
-            self.validation_interval = validation_interval(self.trainer, self.batches_in_epoch)
+            self.validation_times.set_interval(self.batches_in_epoch)
 
     def _reload(self) -> None:
         """Make the loaders again where `reload_dataloaders_every_n_epochs` asks for it."""
@@ -427,7 +425,7 @@ class FitRun(Run):
 
     def take_best(self, metrics: dict[str, float]) -> None:
         """The best epoch's weights have been put back: its metrics are the run's."""
-        self.metrics, self.has_best = metrics, True
+        self.metrics, self.fresh_metrics, self.has_best = metrics, set(metrics), True
 
     def _extend_parts(self, extension: RunExtension) -> None:
         super()._extend_parts(extension)
@@ -472,34 +470,9 @@ class FitRun(Run):
         return epoch + 1 >= least and self.global_step >= (self.trainer.min_steps or 0)
 
     @property
-    def validates(self) -> bool:
-        """Whether validation comes at this place: it is due, or the epoch ends where its end is not known before."""
-        if not self.batch_idx or not self._is_validated_in(self.epoch):
-            return False
-        if self.validation_interval is None or self._is_overdue:
-            return True
-        ends_early = self.epoch_is_over and (not self._exhausted or self.batches_in_epoch is None)
-        return ends_early and self._place > self.validated_at
-
-    def _is_validated_in(self, epoch: int) -> bool:
-        every: int | None = self.trainer.check_val_every_n_epoch
-        return every is None or (epoch + 1) % every == 0 or self.solving is not None
-
-    @property
-    def _place(self) -> int:
-        """Batches so far, of the epoch, or of the run where validation does not go by epochs."""
-        return self.batches_seen if self.trainer.check_val_every_n_epoch is None else self.batch_idx
-
-    @property
-    def _is_overdue(self) -> bool:
-        """Whether a validation was to come since the last one."""
-        every = self.validation_interval
-        return every is not None and self._place // every > self.validated_at // every
-
-    @property
-    def was_validated_in_epoch(self) -> bool:
-        """Whether a validation of this epoch is over."""
-        return self.validated_at > self._place - self.batch_idx
+    def ends_unexpectedly(self) -> bool:
+        """Whether the epoch is over before its loader's end, or where nobody knew that it would be."""
+        return self.epoch_is_over and (not self._exhausted or self.batches_in_epoch is None)
 
     @property
     def group_is_complete(self) -> bool:
@@ -589,14 +562,11 @@ class FitRun(Run):
 
         The first stretch is empty where a resumed run was stopped before a validation.
         """
-        batches, every = self._open(), self.validation_interval
+        batches = self._open()
         while not self.epoch_is_over:
-            end: float = math.inf
-            if every is not None and self._is_validated_in(self.epoch):
-                end = (self.validated_at // every + 1) * every - (self._place - self.batch_idx)
-            yield self._groups(batches, end)
-            if self._is_overdue:
-                self.validated_at = self._place  # a loop of the user's has left validation out
+            yield self._groups(batches, self.validation_times.next_in_epoch)
+            if self.validation_times.is_overdue:
+                self.validation_times.note()  # a loop of the user's has left it out
 
     def groups(self) -> Iterator[list[Any]]:
         """The epoch's remaining batches in accumulation groups, until the epoch is cut short."""
@@ -839,7 +809,7 @@ class FitRun(Run):
             if rate.interval == "step" and self.global_step % rate.frequency == 0 and self._is_in_turn(rate):
                 if not rate.reduce_on_plateau:
                     rate.step(self.metrics, self.scheduler_step)
-                elif not self._is_overdue:  # else it waits for the values of that validation
+                elif not self.validation_times.is_overdue:  # else it waits for the values of that validation
                     rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
 
     def _is_in_turn(self, rate: ScheduledRate) -> bool:
@@ -899,10 +869,11 @@ class FitRun(Run):
         """The values of a validation that is over, and those of them that loggers are given."""
         self.take_metrics(values)
         self.logged |= logged
-        for rate in self.schedulers if self._is_overdue else ():
+        for rate in self.schedulers if self.validation_times.is_overdue else ():
             if rate.reduce_on_plateau and rate.interval == "step" and self.global_step % rate.frequency == 0:
                 rate.step(self.metrics | self.results.callback_values(), self.scheduler_step)
-        self.validated_at, self.has_validated = self._place, True
+        self.validation_times.note()
+        self.has_validated = True
 
     def close_validation(self) -> None:
         """Write the row of a validation inside an epoch."""
@@ -912,6 +883,11 @@ class FitRun(Run):
         for logger in self.loggers:
             logger.log_epoch(row)
         self.flush_logs()
+
+    @property
+    def metrics_of_weights(self) -> dict[str, float]:
+        """The values that were measured in the epoch that the weights are from: others are of earlier weights."""
+        return {name: value for name, value in self.metrics.items() if name in self.fresh_metrics}
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -957,7 +933,7 @@ class FitRun(Run):
     def _can_step(self, rate: ScheduledRate) -> bool:
         """A plateau scheduler waits for epochs in which its metric is measured."""
         measured = not rate.reduce_on_plateau or rate.monitor in self.fresh_metrics
-        return measured or self.validation is None or self.was_validated_in_epoch
+        return measured or self.validation is None or self.validation_times.was_in_epoch
 
     def end_epoch(self) -> None:
         """Go on to the next epoch; one that `max_steps` cut short keeps its place. Where one process stops, all do."""
@@ -978,7 +954,7 @@ class FitRun(Run):
     def _go_to_start(self) -> None:
         self.batch_idx = self.samples = self._samples_before = 0
         self.epoch_seconds = 0.0
-        self.validated_at = self.validated_at if self.trainer.check_val_every_n_epoch is None else 0
+        self.validation_times.begin_epoch()
 
     # ---- what survives a kill
 
@@ -1004,8 +980,8 @@ class FitRun(Run):
             "global_step": self.global_step,
             "batch_idx": 0 if complete else self.batch_idx,
             "batches_seen": self.batches_seen,
-            "validated_at": self.validated_at,
-            "measured": [] if complete else sorted(self.fresh_metrics),
+            "validated_at": self.validation_times.last,
+            "measured": sorted(self.fresh_metrics),
             "samples": 0 if complete else self.samples,
             "samples_seen": self.samples_seen,
             "seconds": self.seconds,
@@ -1032,12 +1008,8 @@ class FitRun(Run):
         # A checkpoint of 0.1 does not have these.
         self.batches_seen = state.get("batches_seen", self.batch_idx)
         self.validations = list(state.get("validations", ()))
-        self.fresh_metrics = set(state.get("measured", ()))
-        by_epochs = self.trainer.check_val_every_n_epoch is not None
-        validated_at = state.get("validated_at", 0)
-        if by_epochs:
-            validated_at = validated_at * self.batch_idx // before if before else 0
-        self.validated_at = validated_at
+        self.fresh_metrics = set(state.get("measured") or (state["metrics"] if state["epoch_is_complete"] else ()))
+        self.validation_times.go_on(state.get("validated_at", 0), before)
         self.seconds, self.training_seconds = state["seconds"], state["training_seconds"]
         self.epoch_seconds = state["epoch_seconds"]
         self.metrics, self.stop_reason = dict(state["metrics"]), state["stop_reason"]

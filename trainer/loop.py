@@ -52,7 +52,7 @@ class Loops:
         for stretch in run.stretches():
             for group in stretch:
                 yield from self.step(run, group)
-            if run.validation is not None and run.validates:
+            if run.validation is not None and run.validation_times.is_due:
                 yield from self.evaluate(run.validation)
                 yield from self.look(run)
         yield from self.end_epoch(run)

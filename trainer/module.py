@@ -22,6 +22,8 @@ from flashtask.trainer.results import Logged, LogSettings, reduction_name
 from flashtask.trainer.wrapping import keep_unwrapped_names, unwrapped, unwrapped_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flashtask.core.checkpoint import MapLocation
     from flashtask.core.files import PathLike
     from flashtask.trainer.callbacks.callback import Callback
@@ -255,6 +257,10 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         """
         return getattr(self, "head", None)
 
+    def unused_by_solving(self) -> list[str]:
+        """The arguments that were given and have no effect where the head is solved: those of gradient steps."""
+        return []
+
     def frozen_features(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """What the part that `freeze` freezes gives for a batch: features (B, ...), and the targets (B, ...).
 
@@ -303,6 +309,29 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
             precision: that the pass is computed in.
         """
         return self
+
+    def finished_run(self, trainer: Trainer, folder: Path, data: DataModule) -> Any:
+        """What `trainer.result` gives of a run that has a folder: by default None, for which it gives the `FitResult`.
+
+        Args:
+            trainer: of the run.
+            folder: that it wrote.
+            data: that it was trained on.
+        """
+        return None
+
+    def write_report(self, trainer: Trainer, folder: Path, data: DataModule) -> Path | None:
+        """Write a page about a run of `finetune` into its folder, once it is over; by default there is none.
+
+        Args:
+            trainer: of the run.
+            folder: that it wrote.
+            data: that it was trained on.
+
+        Returns:
+            The file, or None.
+        """
+        return None
 
     def solve_head(self, features: torch.Tensor, targets: torch.Tensor) -> Any:
         """Solve `head_to_solve()` on the features of all samples (N, ...), float32 on the CPU.
@@ -458,7 +487,7 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
             name: of the metric; of the chart, whose values are called `name/key` everywhere else.
             value: epoch values are means weighted by batch size; a metric object is computed and reset for you.
             prog_bar: show it on the progress bar.
-            logger: give it to the loggers.
+            logger: give it to the loggers; `epoch`, `step` and `seconds` are columns of their own there.
             on_step: keep each step's value; the default depends on the hook.
             on_epoch: keep the value over the epoch; the default depends on the hook.
             reduce_fx: `mean`, `sum`, `max` or `min` over the epoch; also torch's functions of these names.

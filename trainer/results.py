@@ -48,7 +48,7 @@ def _alone(value: Any, how: str) -> Any:
     return value
 
 
-#: columns that every row of the log has
+#: columns that every row of the log has: a value that is logged under such a name is for callbacks and the bar
 _COLUMNS = ("epoch", "step", "seconds")
 
 
@@ -372,10 +372,6 @@ def _fork(entry: Entry, suffix: str) -> str:
 
 def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:
     """The settings with the levels that the hook has by default."""
-    if name in _COLUMNS:
-        raise UsageError(
-            f"log({name!r}): every row of the log has a column of this name already", fix=f'self.log("my_{name}", ...)'
-        )
     if hook not in LEVELS:
         loops = "go through trainer.loops.step(run, group) in a loop of your own"
         raise UsageError(
@@ -391,6 +387,7 @@ def _settled(hook: str, name: str, settings: LogSettings) -> LogSettings:
             fix="collect the values in a list, and log what you make of them in on_*_epoch_end",
         )
     return settings._replace(
+        logger=settings.logger and name not in _COLUMNS,
         on_step=step if settings.on_step is None else settings.on_step,
         on_epoch=epoch if settings.on_epoch is None else settings.on_epoch,
     )

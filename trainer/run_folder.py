@@ -28,7 +28,10 @@ __all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run", "was_beg
 
 #: the file that names the torchrun job that writes a folder: a script that it restarts continues there
 _MARK = ".attempt"
-_RUN_FILES = ("recipe.yaml", "metrics.csv", "steps.csv", "split.csv", "best.ckpt", "last.ckpt", "summary.json")
+_RUN_FILES = (
+    *("recipe.yaml", "metrics.csv", "steps.csv", "split.csv", "best.ckpt", "last.ckpt", "summary.json"),
+    "report.html",
+)
 
 
 def files_of_a_run(folder: Path) -> list[str]:

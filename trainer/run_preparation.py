@@ -19,6 +19,7 @@ from flashtask.trainer.datamodule import DataModule, GivenLoaders, Loaders
 from flashtask.trainer.device_plan import DevicePlan, resolve_device_plan
 from flashtask.trainer.given_loaders import check_loader
 from flashtask.trainer.module import Module
+from flashtask.trainer.restarting_loader import RestartingLoader
 from flashtask.trainer.wrapping import without_wrapper
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
     "limit_of",
     "memory_format_of",
     "training_loader",
-    "validation_interval",
     "want_gradients",
 ]
 
@@ -179,34 +179,6 @@ def training_loader(trainer: Trainer, loader: Any, seed: int, *, joins_single: b
     return rebuilt, limit_of(few or trainer.limit_train_batches, rebuilt)
 
 
-def validation_interval(trainer: Trainer, batches: int | None) -> int | None:
-    """After how many batches validation comes; None for the end of an epoch.
-
-    Args:
-        trainer: with `val_check_interval`.
-        batches: of an epoch, None if the loader does not know.
-
-    Raises:
-        UsageError: a share of an epoch of unknown length, or more batches than an epoch has.
-    """
-    given = trainer.val_check_interval
-    if isinstance(given, float):
-        if given == 1.0:
-            return None
-        if batches is None:
-            raise UsageError(
-                f"val_check_interval={given} needs a training loader with a length",
-                fix="a number of batches: val_check_interval=100",
-            )
-        return max(1, int(batches * given))
-    if batches is not None and given > batches and trainer.check_val_every_n_epoch is not None:
-        raise UsageError(
-            f"val_check_interval={given}: an epoch has {batches} batches, so validation would never come",
-            fix=f"val_check_interval={given}, check_val_every_n_epoch=None counts them across epochs",
-        )
-    return given
-
-
 def check_state_keys(run: FitRun) -> None:
     """Each callback that has state stores it under a name of its own."""
     seen = set[str]()
@@ -243,10 +215,13 @@ def evaluation_loaders(trainer: Trainer, module: Module, given: Any, stage: str)
 def _shared(trainer: Trainer, loader: Any, **options: Any) -> Any:
     """The loader with the run's order, and in each of several processes with its share of the samples."""
     strategy = trainer.strategy
-    if strategy.world_size == 1 or not trainer.use_distributed_sampler:
-        return rebuild_loader(loader, **options)
-    rebuilt = rebuild_loader(loader, **options, process=(strategy.global_rank, strategy.world_size))
-    if rebuilt is loader and not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+    shares = strategy.world_size > 1 and trainer.use_distributed_sampler
+    if shares:
+        options["process"] = strategy.global_rank, strategy.world_size
+    rebuilt = rebuild_loader(loader, **options)
+    if isinstance(rebuilt, RestartingLoader):
+        rebuilt.say = trainer.say
+    if shares and rebuilt is loader and not isinstance(getattr(loader, "sampler", None), DistributedSampler):
         raise UsageError(
             f"each of {strategy.world_size} processes would take all samples of a loader",
             why="it has an order of its own (a sampler, an IterableDataset, a list of batches), which cannot be shared",

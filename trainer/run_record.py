@@ -323,7 +323,7 @@ def provenance_of(run: FitRun) -> dict[str, Any]:
     return {
         "epoch": int(run.history[-1]["epoch"]) if run.history else run.epoch,
         "global_step": run.global_step,
-        "metrics": dict(run.metrics),
+        "metrics": run.metrics_of_weights,
         "environment": environment(run),
         "recipe": run.recipe,
         "data_counts": data_counts(run.data),

@@ -31,7 +31,7 @@ from flashtask.trainer.devices.accelerators import Accelerator
 from flashtask.trainer.devices.precision import Precision
 from flashtask.trainer.distribution.process_strategies import Strategy, point_out_distribution
 from flashtask.trainer.finetuning.strategies import Finetuning, FinetuningLike, resolve_finetuning
-from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result
+from flashtask.trainer.fit_result import FitResult, best_metrics_of, fit_result, shown_path
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.lightning1.trainer_base import Lightning1Trainer
 from flashtask.trainer.loggers.adapted_logger import TakesMetrics
@@ -115,6 +115,7 @@ class Trainer(RunFacts, Lightning1Trainer):
             epoch sees the same inputs, True insists on it, False never; a number for so many views of augmented inputs.
         auto_lr_find: what `tune` finds by default: the learning rate, also by the name of its attribute.
         auto_scale_batch_size: the same for the batch size; `power` or `binsearch`.
+        report: after `finetune`, write `report.html` to the run folder, for modules that have such a page, as tasks do.
 
     Raises:
         UsageError: an invalid argument; the message names the nearest valid one.
@@ -169,6 +170,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         feature_cache: bool | int | str = "auto",
         auto_lr_find: bool | str = False,
         auto_scale_batch_size: bool | str = False,
+        report: bool = True,
         **older: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "older", "__class__")}
@@ -221,6 +223,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         self.use_distributed_sampler = use_distributed_sampler
         self.feature_cache = feature_cache
         self.auto_lr_find, self.auto_scale_batch_size = auto_lr_find, auto_scale_batch_size
+        self.report = report
         if fast_dev_run:
             self._run_briefly(int(fast_dev_run))
         self.loops = Loops()
@@ -316,7 +319,41 @@ class Trainer(RunFacts, Lightning1Trainer):
         finetuning = _finetuning(module, strategy)
         run = FitRun(self, module, data, finetuning, resume_from=self.ckpt_path, restores_best=restore_best)
         execute(run, self._path.fit)
-        return self._result_of(run)
+        result = self._result_of(run)
+        if self.report and run.history and not self.fast_dev_run:
+            self._write_report(run)
+        return result
+
+    def _write_report(self, run: FitRun) -> None:
+        """The page of a run that has a folder; the run is over, so that nothing that goes wrong here makes it fail."""
+        if self.run_folder is None:
+            return
+        folder = self.run_folder.path
+        fix = f"flashtask report {folder}"
+        if run.strategy.world_size > 1:
+            if type(run.module).write_report is not Module.write_report:
+                self.say(f"no report is written by several processes; {fix} writes it")
+            return
+        try:
+            page = run.module.write_report(self, folder, run.data)
+        except Exception as error:
+            self.say(f"the report was not written: {type(error).__name__}: {error}\n  fix: {fix}")
+            return
+        if page is not None and self.enable_model_summary and self.says_result:
+            self.say(f"report: {shown_path(page)}")
+
+    @property
+    def result(self) -> Any:
+        """What came of the last fit: of a task with a run folder a `FinishedRun`, else the `FitResult`.
+
+        Raises:
+            UsageError: nothing has been fitted yet.
+        """
+        if self.fit_run is None:
+            raise UsageError("trainer.result needs a fit first", fix="trainer.finetune(model, datamodule=data)")
+        run, folder = self.fit_run, self.claimed_folder
+        opened = None if folder is None else run.module.finished_run(self, folder, run.data)
+        return fit_result(run) if opened is None else opened
 
     def _result_of(self, run: FitRun) -> FitResult:
         result = fit_result(run)

@@ -133,7 +133,7 @@ def _data(part: Mapping[str, Any]) -> Iterator[str]:
     rows.append(_row("all", [sum(counts[part].values()) for part in parts]))
     yield "\n".join([head, *rows])
     folders: dict[str, Any] = next(iter(((provenance.get("recipe") or {}).get("data") or {}).values()), {})
-    if folders.get("val_split") is not None:
+    if folders.get("val_split"):
         yield (
             f"The validation images were set apart from the training images (`val_split: {folders['val_split']}`, "
             f"`split_seed: {folders.get('split_seed', 0)}`), class by class."
@@ -213,12 +213,12 @@ def _beginning(part: Mapping[str, Any]) -> str:
         return "Training began from random weights."
     if not isinstance(named, str):
         return "It is not known what the training began from."
-    licence = _licence_of(named)
+    licence = noted_licence(named)
     noted = f", whose licence is noted as {licence}" if licence else ", whose licence is not noted"
     return f"The backbone began from the pretrained weights of `{_one_line(named)}`{noted}."
 
 
-def _licence_of(backbone: str) -> str | None:
+def noted_licence(backbone: str) -> str | None:
     """The licence of pretrained weights, as the zoo or timm notes it for a name."""
     own = load_zoo().backbones.get(backbone)
     if own is not None:

@@ -306,7 +306,7 @@ COUNTS = {
     foreign_header: (6, 250),
     foreign_json: (6, 250),
     pth_bytes: (1, 60),
-    pth_entries: (1, 90),
+    pth_entries: (0, 90),
     recipe_text: (15, 500),
     zoo_text: (6, 500),
 }

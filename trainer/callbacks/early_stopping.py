@@ -165,7 +165,7 @@ class EarlyStopping(Callback):
             self._unknown = error  # raised when the checkpoint of this epoch has been written
 
     def _look(self, trainer: Trainer, run: FitRun) -> None:
-        self._counts_epochs = run.validation_interval is None
+        self._counts_epochs = run.validation_times.interval is None
         score = float(run.metrics[self._name])
         self.stopping_reason, message = self._judge(score, tie_break(run.metrics))
         if self.stopping_reason:
@@ -196,7 +196,7 @@ class EarlyStopping(Callback):
         """
         if not run.epoch_is_complete:
             return False  # cut short: it is looked at when it has been continued
-        validated = run.validation is not None and run.was_validated_in_epoch
+        validated = run.validation is not None and run.validation_times.was_in_epoch
         if self.check_on_train_epoch_end is False and not validated:
             return False
         if self._name in run.fresh_metrics:  # perhaps a validation inside the epoch was the last to measure it

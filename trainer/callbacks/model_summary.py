@@ -128,7 +128,11 @@ class ModelSummary(Callback):
 
     def __init__(self, max_depth: int = 1) -> None:
         if not is_whole(max_depth, -1):
-            raise UsageError(f"ModelSummary(max_depth={max_depth!r}): a whole number of at least -1 is needed")
+            raise UsageError(
+                f"ModelSummary(max_depth={'a module' if isinstance(max_depth, nn.Module) else repr(max_depth)}): "
+                "a whole number of at least -1 is needed",
+                fix="Trainer(callbacks=[ModelSummary(max_depth=1)]), which prints the table in a fit",
+            )
         self.max_depth = max_depth
         self._is_printed = False
 

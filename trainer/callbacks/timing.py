@@ -24,11 +24,11 @@ _PARTS = ("weeks", "days", "hours", "minutes", "seconds")
 Duration = str | timedelta | dict[str, float]
 
 
-def read_duration(duration: Duration, *, may_be_zero: bool = False) -> timedelta:
+def read_duration(duration: Duration) -> timedelta:
     """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
 
     Raises:
-        UsageError: anything else, or a length below zero, or of zero unless `may_be_zero`.
+        UsageError: anything else, or a length below zero.
     """
     found: Duration | None = duration
     if isinstance(duration, str):
@@ -43,10 +43,10 @@ def read_duration(duration: Duration, *, may_be_zero: bool = False) -> timedelta
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise UsageError(f"a duration's {part} are a number, not {value!r}", fix=f'{{"{part}": 1}}')
         found = _length(duration)
-    if not isinstance(found, timedelta) or found < timedelta(0) or not (found or may_be_zero):
+    if not isinstance(found, timedelta) or found < timedelta(0):
         raise UsageError(
             f"{duration!r} is not a length of time",
-            why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and longer than zero',
+            why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and not below zero',
             fix='"00:12:00:00" for twelve hours',
         )
     return found
@@ -79,7 +79,7 @@ class Timer(Callback):
     def __init__(self, duration: Duration | None = None, interval: str = "step", verbose: bool = True) -> None:
         if interval not in ("step", "epoch"):
             raise UsageError(f'Timer(interval={interval!r}): "step" or "epoch" is needed', fix='interval="step"')
-        self.duration = None if duration is None else read_duration(duration, may_be_zero=True)
+        self.duration = None if duration is None else read_duration(duration)
         self.interval, self.verbose = interval, verbose
         self._spent = dict.fromkeys(_STAGES, 0.0)
         self._started: dict[str, float] = {}

@@ -52,7 +52,7 @@ def checkpoint_content(run: FitRun) -> dict[str, Any]:
         "epoch": run.epoch,
         "global_step": run.global_step,
         "state_dict": module.state_dict(),
-        "metrics": dict(run.metrics),
+        "metrics": run.metrics_of_weights,
         "environment": environment(run),
         "recipe": run.recipe,
         "data_counts": data_counts(run.data),

@@ -129,7 +129,7 @@ def leave_phase(run: FitRun) -> None:
     """At the end of an epoch: find out whether it was the last of its phase; the end of the last phase ends the run."""
     if run.phases is None or not run.epoch_is_complete:
         return
-    measured = run.validation is None or run.was_validated_in_epoch
+    measured = run.validation is None or run.validation_times.was_in_epoch
     if run.phases.leave(run.epoch, run.global_step, run.metrics, run.fresh_metrics, measured):
         run.stop("the last phase of the strategy is over")
 

@@ -239,7 +239,7 @@ class TrainingEpochLoop(_Reading):
                 self._validate(run)
 
     def _validate(self, run: FitRun) -> None:
-        if run.validation is not None and run.validates:
+        if run.validation is not None and run.validation_times.is_due:
             self.val_loop.run(run.validation)
             self.go_through(self.trainer.loops.look(run))
 

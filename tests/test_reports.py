@@ -1,0 +1,449 @@
+"""The page of a run: the same numbers as validate and predict, one file without network, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import squares
+import torch
+from PIL import Image
+from small import COLOURS, colour_folders, quiet
+from third_task import AngleData, AnglePredictor
+
+from flashtask import (
+    FinishedRun,
+    ImageClassificationData,
+    ImageClassifier,
+    ImageRegressionData,
+    ImageRegressor,
+    ObjectDetectionData,
+    ObjectDetector,
+    SemanticSegmentation,
+    SemanticSegmentationData,
+    Trainer,
+)
+from flashtask.cli import run
+from flashtask.core.errors import FlashtaskError, UsageError
+from flashtask.data.inputs import read_inputs
+from flashtask.reports.evaluation import Evaluation
+from flashtask.reports.judgement import Judged, Judgement, Pair, Scoring
+from flashtask.reports.report import Album
+from flashtask.reports.statistics import calibration, class_counts, mean_f1, mean_iou, precision_recall, share_right
+from flashtask.tasks.explanation import heat_maps
+from flashtask.tasks.judging import judged_boxes
+
+OPTIONS = "--backbone timm/test_resnet --no-pretrained --epochs 2 --batch-size 8 --num-workers 0 --lr 0.05 --quiet"
+CHROMIUM = shutil.which("chromium")
+
+
+def mixed_folders(root: Path) -> Path:
+    """Three colours with some pictures in the wrong folder, so that there are mistakes; names need escaping."""
+    for part, count in (("train", 12), ("val", 8)):
+        colour_folders(root / part, each=count, classes=tuple(COLOURS), size=32)
+        (root / part / "red" / "0.png").rename(root / part / "blue" / "<b>&amp;.png")
+        (root / part / "red" / "1.png").rename(root / part / "green" / "copy of red.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory, reports):
+    """A run that made some mistakes, by the command line, with its page."""
+    root = mixed_folders(tmp_path_factory.mktemp("mixed"))
+    assert run(["finetune", str(root), *OPTIONS.split(), "--output-dir", str(root / "RUN")]) == 0
+    return root
+
+
+def report_of(argv, capsys, file):
+    """What `flashtask report --format json` writes."""
+    assert run(["report", *map(str, argv), "--format", "json", "--output", str(file)]) == 0
+    capsys.readouterr()
+    return json.loads(file.read_text())
+
+
+# ---- one number everywhere
+
+
+def test_the_numbers_are_those_of_validate_and_predict(classified, tmp_path, capsys):
+    found = report_of([classified / "RUN"], capsys, tmp_path / "report.json")["evaluation"]
+    assert run(["validate", str(classified / "RUN"), str(classified), "--json"]) == 0
+    assert found["metrics"] == pytest.approx(json.loads(capsys.readouterr().out), abs=1e-6)
+    assert run(["predict", str(classified / "RUN"), str(classified / "val"), "--format", "json"]) == 0
+    rows = {row["path"]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(found["samples"]) == len(rows) == 24
+    for sample in found["samples"]:
+        row = rows[sample["path"]]
+        assert sample["prediction"]["label"] == row["label"]
+        assert sample["prediction"]["score"] == pytest.approx(row["score"], abs=1e-5)
+        assert sample["target"] == Path(sample["path"]).parent.name
+    right = sum(one["prediction"]["label"] == one["target"] for one in found["samples"])
+    assert found["result"]["value"] == pytest.approx(right / 24, abs=1e-6)
+    assert found["result"]["low"] <= found["result"]["value"] <= found["result"]["high"]
+    assert np.trace(found["confusion_matrix"]) == right
+
+
+def grey_table(folder: Path) -> Path:
+    draws, lines = np.random.default_rng(0), ["image,brightness,bright,dark"]
+    folder.mkdir()
+    for number in range(24):
+        value = int(draws.integers(20, 230))
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(folder / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{value},{int(value > 120)},{int(value < 60)}")
+    (folder / "grey.csv").write_text("\n".join(lines) + "\n")
+    return folder / "grey.csv"
+
+
+def painted(folder: Path) -> Path:
+    draws = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(10):
+        pixels, mask = np.full((48, 64, 3), 30, np.uint8), np.zeros((48, 64), np.uint8)
+        x, y = draws.integers(0, 40), draws.integers(0, 24)
+        pixels[y : y + 20, x : x + 24], mask[y : y + 20, x : x + 24], mask[0, :8] = 220, 1, 255
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+def several_labels(root):
+    options = {"input_field": "image", "images_root": root / "t", "val_split": 0.5}
+    own = ImageClassificationData.from_csv(
+        train_file=grey_table(root / "t"), target_fields=["bright", "dark"], **options
+    )
+    return ImageClassifier("timm/test_resnet", pretrained=False, multi_label=True, learning_rate=0.02), own, "f1"
+
+
+def numbers(root):
+    own = ImageRegressionData.from_csv(
+        train_file=grey_table(root / "t"), input_field="image", target_fields=["brightness"], val_split=0.5
+    )
+    return ImageRegressor("timm/test_resnet", pretrained=False), own, "mae"
+
+
+def masks(root):
+    own = SemanticSegmentationData.from_root(painted(root / "m"), batch_size=4, val_split=0.5, num_workers=0)
+    model = SemanticSegmentation("timm/test_resnet", pretrained=False, image_size=64, learning_rate=3e-3)
+    return model, own, "miou"
+
+
+def boxes(root):
+    for name, count, seed in (("train", 24, 0), ("val", 10, 1)):
+        squares.coco(root / name, count, seed)
+    own = ObjectDetectionData.from_folders(root / "train", root / "val", batch_size=8, num_workers=0)
+    options = {"head_options": {"width": 32, "depth": 1}, "image_size": 96, "learning_rate": 4e-3}
+    return ObjectDetector("timm/test_resnet", pretrained=False, backbone_learning_rate=4e-3, **options), own, "f1"
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("made", [several_labels, numbers, masks, boxes])
+def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports):
+    torch.manual_seed(0)
+    model, own, metric = made(tmp_path)
+    trainer = Trainer(
+        max_epochs=4 if made is boxes else 2, seed=1, output_dir=tmp_path / "RUN", enable_progress_bar=False
+    )
+    trainer.finetune(model, datamodule=own, strategy="no_freeze")
+    page = (tmp_path / "RUN" / "report.html").read_text()
+    assert "<title>timm/test_resnet: RUN</title>" in page
+    finished = trainer.result
+    found = finished.evaluation()
+    (validated,) = trainer.validate(model, datamodule=own)
+    assert found.metrics == pytest.approx(validated, abs=1e-6, nan_ok=True)
+    result = found.interval()
+    assert result.name == metric
+    assert result.value == pytest.approx(validated[f"val_{metric}"], abs=1e-5)
+    assert result.low <= result.value + 1e-6
+    assert result.value <= result.high + 1e-6
+    paths = [one.input for one in found.samples]
+    rows = [one.as_row() for one in model.predict(paths)]
+    for row, sample in zip(rows, found.samples, strict=True):
+        for name, value in row.items():
+            assert sample.row[name] == (pytest.approx(value, abs=1e-4) if isinstance(value, float) else value) or (
+                isinstance(value, list)
+            )
+    worst = [one.judgement.error for one in found.mistakes(5)]
+    assert worst == sorted(worst, reverse=True)
+    if made is boxes:
+        kinds = {pair.kind for one in found.samples for pair in one.judgement.pairs}
+        assert kinds <= {"", "class", "localisation", "duplicate", "missed", "background"}
+        assert any(kind in page for kind in kinds - {""})
+    # Opened again from its folder alone it is the same.
+    again = FinishedRun(tmp_path / "RUN").evaluation()
+    assert again.metrics == pytest.approx(found.metrics, abs=1e-5, nan_ok=True)
+
+
+def test_a_task_of_ones_own_has_a_page_by_its_loss(tmp_path, reports):
+    lines, draws = ["image,angle"], np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(draws.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{30 * number}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    own = AngleData.from_csv(train_file=tmp_path / "t.csv", target_fields=["angle"], val_split=0.5)
+    trainer = Trainer(max_epochs=1, output_dir=tmp_path / "RUN", enable_progress_bar=False)
+    trainer.finetune(AnglePredictor(pretrained=False), datamodule=own)
+    page = (tmp_path / "RUN" / "report.html").read_text()
+    found = trainer.result.evaluation()
+    assert found.interval().value == pytest.approx(found.metrics["val_loss"], abs=1e-5)
+    assert "Worst samples" in page
+    assert "degrees" in page
+
+
+# ---- the page
+
+
+def test_the_page_is_one_small_file_with_everything_escaped(classified):
+    page = (classified / "RUN" / "report.html").read_text()
+    assert len(page) < 5_000_000
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#)[^"'\s>]+""", page)
+    assert "<b>&amp;" not in page
+    assert "&lt;b&gt;&amp;amp;.png" in page
+    for title in ("What was trained", "Curves", "Confusion matrix", "Classes", "Precision and recall", "Calibration"):
+        assert f"<h2>{title}</h2>" in page
+    assert "flashtask finetune" in page
+
+
+@pytest.mark.long
+def test_the_command_on_the_page_repeats_the_run(classified, tmp_path):
+    page = (classified / "RUN" / "report.html").read_text()
+    (command,) = re.findall(r"<pre>flashtask (.*?)</pre>", page)
+    assert run([*command.split(), "--output-dir", str(tmp_path / "AGAIN"), "--no-report"]) == 0
+    assert not (tmp_path / "AGAIN" / "report.html").exists()
+    first, second = (FinishedRun(folder).history for folder in (classified / "RUN", tmp_path / "AGAIN"))
+    assert first.column("val_loss") == second.column("val_loss")
+
+
+@pytest.mark.long
+def test_reports_of_other_data_a_checkpoint_and_as_a_picture(classified, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = (classified / "RUN" / "report.html").read_bytes()
+    assert run(["report", str(classified / "RUN" / "last.ckpt"), str(classified / "train"), "--of", "test"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Accuracy is ")
+    assert "on 36 test samples" in out
+    assert "report: report.html" in out
+    assert (classified / "RUN" / "report.html").read_bytes() == before
+    assert run(["report", str(classified / "RUN"), "--output", "charts.png"]) == 0
+    with Image.open("charts.png") as picture:
+        assert picture.width > 800
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["RUN", "--of", "test"], 0, "could not be judged: there is no test data"),
+        (["RUN/last.ckpt"], 0, "a checkpoint, which does not lead to data"),
+        (["RUN", "--num-workers", "0"], 2, "is about DATA"),
+        (["RUN", "--output", "none/page.html"], 73, "none"),
+        (["RUN", "--format", "pdf"], 2, "html, json, png"),
+        (["nowhere"], 66, "nowhere"),
+    ],
+)
+def test_what_the_command_cannot_do(classified, tmp_path, monkeypatch, capsys, argv, code, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(classified / "RUN")
+    before = (classified / "RUN" / "report.html").read_bytes()
+    output = [] if "--output" in argv else ["--output", "page.html"]
+    assert run(["report", *argv, *output]) == code
+    shown = capsys.readouterr()
+    assert says in shown.out + shown.err
+    assert (classified / "RUN" / "report.html").read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_does_not_make_the_run_fail(tmp_path, capsys, reports, monkeypatch):
+    monkeypatch.setattr(ImageClassifier, "judge", lambda self, step, inputs: 1 / 0)
+    own = ImageClassificationData.from_folders(colour_folders(tmp_path / "d"), val_split=0.5)
+    result = quiet(tmp_path, logger=True).finetune(
+        ImageClassifier("timm/test_resnet", pretrained=False), datamodule=own
+    )
+    assert result.checkpoint_path.exists()
+    said = capsys.readouterr().err
+    assert "the report was not written: ZeroDivisionError" in said
+    assert f"fix: flashtask report {result.run_folder}" in said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_opens_the_page_and_a_click_on_a_cell_its_pictures(classified, tmp_path):
+    page = (classified / "RUN" / "report.html").read_text()
+    (tmp_path / "page.html").write_text(page)
+    # The page has no script; a copy gets one that clicks.
+    click = """<script>onload = () => {
+      const seen = () => [...document.querySelectorAll(".gallery")].filter(one => one.id &&
+        getComputedStyle(one).display !== "none").map(one => one.id);
+      const before = seen(), links = [...document.querySelectorAll(".matrix a")], after = [];
+      for (const link of links) { link.click(); after.push([link.hash.slice(1), ...seen()]); }
+      const pictures = [...document.images].every(one => one.complete && one.naturalWidth > 0);
+      document.title = JSON.stringify({before, after, wide: document.documentElement.scrollWidth,
+        loaded: performance.getEntriesByType("resource").map(one => one.name),
+        eager: [...document.images].length, pictures});
+    }</script></body>"""
+    open_policy = "default-src 'none'; script-src 'unsafe-inline'"
+    copy = page.replace("default-src 'none'", open_policy).replace(' loading="lazy"', "").replace("</body>", click)
+    (tmp_path / "copy.html").write_text(copy)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=500,900"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
+    for name in ("page.html", "copy.html"):
+        done = subprocess.run(
+            [CHROMIUM, *options, (tmp_path / name).as_uri()], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert "CONSOLE" not in done.stderr, done.stderr
+        assert "Worst samples" in done.stdout
+    title = re.findall(r"<title>(.*?)</title>", done.stdout)[0]  # the lines of charts have titles too
+    found = json.loads(title.replace("&amp;", "&"))
+    assert found["loaded"] == []
+    assert found["pictures"]
+    assert len(found["before"]) == 1
+    assert found["after"]
+    assert all(len(one) == 2 and one[0] == one[1] for one in found["after"])
+    assert found["wide"] <= 500
+
+
+# ---- a finished run in Python
+
+
+def test_a_run_is_opened_from_its_folder_or_its_checkpoint(classified):
+    finished = FinishedRun(classified / "RUN")
+    assert finished.history.columns[:3] == ("epoch", "step", "train_loss")
+    assert len(finished.history) == 2
+    assert finished.recipe["model"]["backbone"] == "timm/test_resnet"
+    assert finished.metrics["val_accuracy"] == pytest.approx(finished.evaluation().metrics["val_accuracy"], abs=1e-6)
+    assert finished.confusion_matrix().sum() == 24
+    assert [one.label for one in finished.per_class()] == ["blue", "green", "red"]
+    assert len(finished.mistakes(2)) == 2
+    assert finished.explain(finished.mistakes(1)[0].input).size == finished.task.preprocessing.input_size[:0:-1]
+    assert "<table>" in finished._repr_html_()
+    assert len(finished.plot("val").axes) == 5
+    alone = FinishedRun(classified / "RUN" / "last.ckpt")
+    assert [row["val_loss"] for row in alone.history] == pytest.approx(finished.history.column("val_loss"), rel=1e-4)
+    assert alone.recipe == finished.recipe
+    with pytest.raises(UsageError, match="did you mean 'val_loss'"):
+        finished.history.column("val_los")
+    with pytest.raises(FlashtaskError, match="nowhere"):
+        FinishedRun(classified / "nowhere")
+
+
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("backbone", ["timm/test_resnet", "timm/test_vit", "timm/test_convnext"])
+def test_a_heat_map_lies_on_what_was_changed(backbone, tmp_path):
+    """With a head that adds up all features the map is what each place contributes to the output."""
+    torch.manual_seed(0)
+    model = ImageClassifier(backbone, num_classes=2, pretrained=False)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    frozen = next(model.backbone.parameters()).requires_grad_(False)
+    model.train()
+    (heat,) = heat_maps(model, read_inputs([str(tmp_path / "a.png")])[0])
+    assert heat.ndim == 2
+    assert heat.max() == pytest.approx(1)
+    assert heat.min() >= 0
+    assert model.training
+    assert not frozen.requires_grad
+    assert all(p.requires_grad for p in model.parameters() if p is not frozen)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ---- statistics
+
+
+def evaluation_of(truths, said, labels, **options):
+    samples = [
+        Judged(f"{row}.png", f"/{row}.png", a, b, {}, Judgement(float(a != b), None, (Pair(a, b),), {}))
+        for row, (a, b) in enumerate(zip(truths, said, strict=True))
+    ]
+    scoring = Scoring("error", "accuracy", share_right, classes_exclude=True)
+    return Evaluation("val", {}, tuple(samples), labels, scoring, **options)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    """Of 200 data sets of which 0.8 is right on average, about 95 in 100 intervals hold 0.8."""
+    draws, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        right = draws.random(80) < 0.8
+        found = evaluation_of(["a"] * 80, ["a" if one else "b" for one in right], ("a", "b")).interval(times=200)
+        held += found.low <= 0.8 <= found.high
+    assert 180 <= held <= 198
+
+
+def test_samples_of_a_group_are_drawn_together():
+    truths, said = ["a"] * 40, ["a"] * 20 + ["b"] * 20
+    alone = evaluation_of(truths, said, ("a", "b")).interval()
+    together = evaluation_of(truths, said, ("a", "b"), groups=[str(row // 10) for row in range(40)]).interval()
+    assert (alone.low, alone.high) == (pytest.approx(0.35), pytest.approx(0.65))
+    assert (together.low, together.high) == (0, 1)
+    assert "4 groups" in together.method
+
+
+def test_metrics_of_a_matrix_are_those_of_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
+
+    draws = torch.Generator().manual_seed(0)
+    truth, said = torch.randint(0, 3, (2, 200), generator=draws)
+    matrix = np.zeros((5, 5))
+    np.add.at(matrix, (truth.numpy(), said.numpy()), 1)  # the fourth class neither occurs nor is predicted
+    sums = (matrix.diagonal()[:-1], matrix.sum(axis=1)[:-1], matrix.sum(axis=0)[:-1])
+    assert mean_f1(*sums) == pytest.approx(float(multiclass_f1_score(said, truth, 3)))
+    assert mean_iou(*sums) == pytest.approx(float(multiclass_jaccard_index(said, truth, 3)))
+    assert share_right(*sums) == pytest.approx(float((truth == said).float().mean()))
+    counts = class_counts(matrix, ("a", "b", "c", "none"))
+    assert math.isnan(counts[3].f1)
+    assert np.mean([one.f1 for one in counts[:3]]) == pytest.approx(float(mean_f1(*sums)))
+
+
+def test_curves_and_calibration_are_those_of_torchmetrics():
+    from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
+
+    draws = torch.Generator().manual_seed(0)
+    scores = (torch.rand(300, generator=draws) * 20).round() / 20  # with many equal scores
+    right = torch.rand(300, generator=draws) < scores**2
+    curve = precision_recall("a", scores.numpy(), right.numpy(), float(right.sum()))
+    assert curve.average_precision == pytest.approx(float(binary_average_precision(scores, right.long())), abs=1e-6)
+    f1 = [2 * float((right & (scores >= t)).sum()) / float((scores >= t).sum() + right.sum()) for t in curve.thresholds]
+    assert curve.best == pytest.approx(curve.thresholds[int(np.argmax(f1))])
+    found = calibration(scores.double().numpy() * 0.99, right.numpy())
+    wanted = binary_calibration_error(scores.double() * 0.99, right.long(), n_bins=10, norm="l1")
+    assert found.error == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_objects_are_told_apart_by_what_is_wrong_with_them():
+    true = {
+        "boxes": torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10], [0, 40, 30, 70]]),
+        "labels": torch.tensor([0, 0, 1, 0, 0]),
+        "is_crowd": torch.tensor([False, False, False, False, True]),
+    }
+    rows = [
+        [0, 0, 10, 10, 0.9, 0],  # right
+        [0, 1, 10, 10, 0.8, 0],  # the same object again
+        [24, 0, 34, 10, 0.7, 0],  # an overlap of 6 in 14
+        [40, 0, 50, 10, 0.6, 0],  # the wrong class
+        [80, 80, 90, 90, 0.5, 1],  # nothing is there
+        [5, 45, 15, 55, 0.95, 0],  # in a crowd, which does not count
+        [60, 0, 70, 10, 0.1, 0],  # below its threshold
+    ]
+    (found,) = judged_boxes([torch.tensor(rows)], [true], ("cat", "dog"), (0.3, 0.3))
+    kinds = sorted((pair.kind, pair.truth, pair.predicted) for pair in found.pairs)
+    assert kinds == [
+        ("", "cat", "cat"),
+        ("background", "", "dog"),
+        ("class", "dog", "cat"),
+        ("duplicate", "", "cat"),
+        ("localisation", "", "cat"),
+        ("missed", "cat", ""),
+        ("missed", "cat", ""),
+    ]
+    assert found.error == pytest.approx(1 - 2 / (4 + 5))
+    assert sorted(found.scores["cat"])[0] == (pytest.approx(0.1), True)
+
+
+def test_pictures_stop_where_the_page_would_be_too_large():
+    album = Album(most=10)
+    assert [album.add("x" * size) for size in (6, 6, 4)] == ["xxxxxx", "", "xxxx"]
+    assert album.left_out == 1
