@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, ClassVar, NoReturn, Self, Unpack, cast
 
 import numpy as np
 
@@ -36,8 +36,8 @@ class KeypointDetectionData(ObjectDetectionData):
     known, images are not mirrored.
     """
 
-    readers = (KeypointReader,)
-    constructors = ("from_folders", "from_coco", "from_yolo")
+    readers: ClassVar[tuple[type[BoxReader], ...]] = (KeypointReader,)
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_coco", "from_yolo")
     _noun = "objects"
 
     @classmethod
