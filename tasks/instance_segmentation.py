@@ -54,7 +54,7 @@ class InstanceSegmentation(ObjectDetector):
 
     name = "instance_segmentation"
     data_class = InstanceSegmentationData
-    prediction_class: type[Prediction] = Instances
+    prediction_class: ClassVar[type[Prediction]] = Instances
     pipeline_tag = "image-segmentation"
     _reader_class: ClassVar[type[BoxReader]] = InstanceReader
 

@@ -54,7 +54,7 @@ class KeypointDetector(ObjectDetector):
 
     name = "keypoint_detection"
     data_class = KeypointDetectionData
-    prediction_class: type[Prediction] = Keypoints
+    prediction_class: ClassVar[type[Prediction]] = Keypoints
     pipeline_tag = "keypoint-detection"
     _reader_class: ClassVar[type[BoxReader]] = KeypointReader
     _reader: KeypointReader | None
