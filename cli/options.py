@@ -61,7 +61,7 @@ __all__ = [
     "TABLES",
     "TUNE",
 ]
-__all__ += ["ZOO", "GroupedOption", "Option", "add_options", "given", "kinds_by_key"]
+__all__ += ["ZOO", "GroupedOption", "Option", "add_options", "given", "kinds_by_key", "unset"]
 
 _DATA = f"data.{CONSTRUCTOR}"
 _DEVICE = one_of(["auto", "cpu", "gpu", "cuda", "mps"])
@@ -780,6 +780,11 @@ def given(options: Iterable[Option], params: Mapping[str, Any]) -> dict[str, tup
         if option.key and value is not None and value is not False:
             found[option.key] = (option.flag, option.value if option.kind is None else value)
     return found
+
+
+def unset(options: Iterable[Option]) -> dict[str, Any]:
+    """The parameters of a command of whose options none is given."""
+    return {option.name: () if option.many else False if option.kind is None else None for option in options}
 
 
 def _flat(values: Iterable[Any]) -> Any:

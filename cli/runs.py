@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from flashtask.cli.input_paths import checkpoint_source
+from flashtask.cli.options import FINETUNE, unset
 from flashtask.core.errors import MissingInputError, UnknownNameError, UsageError
 from flashtask.core.files import missing_file
 from flashtask.core.names import shown_name
@@ -136,16 +137,16 @@ def rerun(source: str, params: Mapping[str, Any]) -> None:
         MissingInputError: there is no run, or it has no recipe.
         DifferentBitsError: the repeat is not the same.
     """
-    from flashtask.cli.commands import flashtask
+    from flashtask.cli.finetune import finetune
 
     folder = Path(checkpoint_source(source)).parent if Path(source).expanduser().is_dir() else Path(source)
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise MissingInputError(f"there is no recipe in {source}", fix="give a run folder")
     output = Path(params["output_dir"] or f"{folder.absolute()}-again")
-    words = ["finetune", str(recipe), "--output-dir", str(output), *(["--quiet"] if params["quiet"] else [])]
-    with redirect_stdout(sys.stderr), flashtask.make_context("flashtask", words) as context:
-        flashtask.invoke(context)
+    options = {**unset(FINETUNE), "config": str(recipe), "output_dir": str(output), "quiet": params["quiet"]}
+    with redirect_stdout(sys.stderr):
+        finetune(None, options)
     differences = _differences(folder, output)
     if params["json"]:
         click.echo(json.dumps({"run": str(folder), "again": str(output), "differences": differences}))

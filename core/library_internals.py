@@ -227,7 +227,7 @@ def repeated_while(
     if torch.compiler.is_exporting():
         from torch._higher_order_ops import while_loop
 
-        found: tuple[Tensor, ...] = while_loop(condition, step, state)
+        found: tuple[Tensor, ...] = while_loop(condition, step, state)  # type: ignore[no-untyped-call]
         return found
     while condition(*state):
         state = step(*state)

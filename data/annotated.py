@@ -70,7 +70,7 @@ class Region:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom of all parts."""
         corners = np.concatenate(self.outlines.parts)
-        left, top, right, bottom = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         return left, top, right, bottom
 
     @property

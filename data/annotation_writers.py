@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -148,6 +149,11 @@ def _of_object(one: Object) -> set[str]:
     return found | {"region"}
 
 
+def _number_of(numbers: Mapping[int, int], one: Object) -> int:
+    """The number of an object, by its identity."""
+    return numbers[id(one)]
+
+
 def _in_masks(data: Annotated) -> Counter[str]:
     """Objects that one mask of classes does not tell apart or does not show as a whole."""
     found: Counter[str] = Counter()
@@ -158,7 +164,7 @@ def _in_masks(data: Annotated) -> Counter[str]:
             found["instances"] += sum(count for count in counts.values() if count > 1)
             numbers = {id(one): number for number, one in enumerate(shown, 1)}
             labels = {number: one.label for number, one in enumerate(shown, 1)}
-            drawn = _drawn(picture, shown, lambda one, numbers=numbers: numbers[id(one)])
+            drawn = _drawn(picture, shown, partial(_number_of, numbers))
             for one in shown:
                 whole = _drawn(picture, [one], lambda _: 1) > 0
                 found["covered"] += any(labels[n] != one.label for n in np.unique(drawn[whole]).tolist())

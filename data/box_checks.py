@@ -100,13 +100,15 @@ class Pictures:
     def points(self, row: int, points: Column) -> Column:
         """Points (n, 2) of a picture."""
         if self.is_relative:
-            return points * np.where(self.sizes[row] > 0, self.sizes[row], 1)
+            scaled: Column = points * np.where(self.sizes[row] > 0, self.sizes[row], 1)
+            return scaled
         return _turned(points, *self.turned[row]) if row in self.turned else points
 
     def boxes(self, images: Column, boxes: Column) -> Column:
         """Boxes (M, 4) of the pictures (M,)."""
         if self.is_relative:
-            return boxes * np.tile(np.where(self.sizes > 0, self.sizes, 1)[images], 2)
+            scaled: Column = boxes * np.tile(np.where(self.sizes > 0, self.sizes, 1)[images], 2)
+            return scaled
         for row, turn in self.turned.items():
             own = images == row
             corners = _turned(boxes[own].reshape(-1, 2), *turn).reshape(-1, 2, 2)

@@ -362,14 +362,18 @@ def _find_new_labels(rows: Sequence[Rows], table: SampleTable, targets: TargetFo
     def names(cell: str) -> list[str]:
         return [name.strip() for name in cell.split(targets.separator)] if targets.separator else [cell]
 
-    known = {name for cell in set(table.of("train").targets.tolist()) for name in names(cell)}
+    trained = table.targets[table.parts == PARTS.index("train")]
+    known = {name for cell in set(trained.tolist()) for name in names(cell)}
     field, start = targets.fields[0] if len(targets.fields) == 1 else "", 0
     for one in rows:
         parts = table.parts[start : start + len(one.inputs)]
         start += len(one.inputs)
         found: set[str] = set()
-        for row in np.flatnonzero(np.isin(parts, _MEASURED)).tolist() if one.targets is not None else ():
-            for name in names(str(one.targets[row])):
+        targets_of_one = one.targets
+        if targets_of_one is None:
+            continue
+        for row in np.flatnonzero(np.isin(parts, _MEASURED)).tolist():
+            for name in names(str(targets_of_one[row])):
                 if name and name not in known and name not in found:
                     found.add(name)
                     what = f"{one.where(row, field)}: {name!r} is in {PARTS[parts[row]]} only, not in train"

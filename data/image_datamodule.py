@@ -117,10 +117,10 @@ class ImageDataModule(DataModule):
         if arguments.get("group_pattern"):
             self._take_groups(arguments["group_pattern"])
         if arguments["val_split"] or arguments.get("fold") is not None:
-            self._table, self._manifest, remarks = split_off_validation(
+            self._table, self._manifest, said = split_off_validation(
                 self._table, reader, arguments, is_of_folders=self._constructor == "from_folders"
             )
-            self._remarks["train"] = [*self._remarks.get("train", ()), *remarks]
+            self._remarks["train"] = [*self._remarks.get("train", ()), *said]
         self._learn()
 
     def _learn(self) -> None:

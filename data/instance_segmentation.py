@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class InstanceSegmentationData(ObjectDetectionData):
     its own as value, and 0 is beside all. Where `masks/` has a folder for each class, its name is that of the class.
     """
 
-    readers = (InstanceReader,)
-    constructors = ("from_folders", "from_coco", "from_yolo")
+    readers: ClassVar[tuple[type[BoxReader], ...]] = (InstanceReader,)
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_coco", "from_yolo")
     _noun = "objects"
 
     @staticmethod
@@ -180,7 +180,8 @@ def _of_label_images(images: Path, masks: Path, part: str) -> Found:
             if isinstance(seen, BadDataError):
                 made.problems.add("bad mask", seen.what + (f" ({seen.why})" if seen.why else ""), fix=seen.fix)
             elif seen is not None:
-                _add_numbered(made, row, *seen, name, os.path.relpath(file, masks))
+                size, objects = seen
+                _add_numbered(made, row, size, objects, name, os.path.relpath(file, masks))
     made.number_classes()
     return Found(f"label images, {images.name}/ and {masks.name}/", made, str(images))
 
@@ -218,7 +219,7 @@ def _add_given(made: Annotations, name: str, given: Any, place: str) -> None:
         if isinstance(seen, BadDataError):
             raise seen
         assert seen is not None
-        _add_numbered(made, made.add_image(name), *seen, _OBJECT, place)
+        _add_numbered(made, made.add_image(name), seen[0], seen[1], _OBJECT, place)
         return
     labels = given.get("labels") if isinstance(given, Mapping) else None
     masks = np.asarray(given["masks"] if labels is not None and "masks" in given else given)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, ClassVar, NoReturn, Self, Unpack, cast
 
 import numpy as np
 
@@ -36,13 +36,13 @@ class KeypointDetectionData(ObjectDetectionData):
     known, images are not mirrored.
     """
 
-    readers = (KeypointReader,)
-    constructors = ("from_folders", "from_coco", "from_yolo")
+    readers: ClassVar[tuple[type[BoxReader], ...]] = (KeypointReader,)
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_coco", "from_yolo")
     _noun = "objects"
 
     @classmethod
     @takes(KeypointOptions)
-    def from_folders(  # type: ignore[override]
+    def from_folders(
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,
@@ -71,7 +71,7 @@ class KeypointDetectionData(ObjectDetectionData):
 
     @classmethod
     @takes(KeypointOptions)
-    def from_coco(  # type: ignore[override]
+    def from_coco(
         cls,
         train_folder: PathLike | None = None,
         train_ann_file: PathLike | None = None,
@@ -104,7 +104,7 @@ class KeypointDetectionData(ObjectDetectionData):
 
     @classmethod
     @takes(KeypointOptions)
-    def from_yolo(cls, data_file: PathLike, **options: Unpack[KeypointOptions]) -> Self:  # type: ignore[override]
+    def from_yolo(cls, data_file: PathLike, **options: Unpack[KeypointOptions]) -> Self:
         """Take the `data.yaml` of YOLO with `kpt_shape`; names are in `kpt_names`, else `0`, `1`, ...
 
         Args:

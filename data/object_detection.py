@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, ClassVar, NoReturn, Self, Unpack, cast
 
 import numpy as np
 
@@ -59,8 +59,8 @@ class ObjectDetectionData(ImageData):
     `torchvision.transforms.v2` do.
     """
 
-    readers = (BoxReader,)
-    constructors = ("from_folders", "from_coco", "from_voc", "from_yolo", "from_csv")
+    readers: ClassVar[tuple[type[BoxReader], ...]] = (BoxReader,)
+    constructors: ClassVar[tuple[str, ...]] = ("from_folders", "from_coco", "from_voc", "from_yolo", "from_csv")
     #: What the start of a run counts.
     _noun = "boxes"
     #: Where the annotations of one part are, and those of a part that the training folder names itself.

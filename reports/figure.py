@@ -71,12 +71,14 @@ def figure_png(history: History, monitor: str, evaluation: Evaluation | None, ti
 
 
 def _history(axes: Axes, history: History, names: list[str], label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name in (name for name in names if name in history.columns):
         axes.plot(history.column("epoch"), history.column(name), label=name, marker="o" if len(history) == 1 else "")
     for first, _, _ in phases_of(history)[1:]:
         axes.axvline(history[first]["epoch"], color="0.7", linestyle=":")
     axes.set(xlabel="epoch", ylabel=label)
-    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
 
 

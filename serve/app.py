@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from flashtask._version import __version__
 from flashtask.core.errors import BadDataError, FlashtaskError
-from flashtask.data.images import image_size, load_image
+from flashtask.data.images import image_size
 from flashtask.data.inputs import Input
 from flashtask.data.wide_images import TooManyPixelsError
 from flashtask.serve.corrections import Corrections
@@ -192,7 +192,7 @@ def create_app(
         if len(inputs) != 1:
             raise HTTPException(400, f"one image is drawn at a time, not {len(inputs)}")
         _, (found,) = await predicted(model, inputs)
-        return Response(await asyncio.to_thread(_drawn, found, inputs[0], limits), media_type="image/png")
+        return Response(await asyncio.to_thread(_drawn, found, inputs[0]), media_type="image/png")
 
     @app.post("/corrections", dependencies=locked, status_code=201)
     async def correct(request: Request, label: str, model: ModelName = None) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _described(prediction: Any, source: Input, model: ServedModel) -> dict[str, 
     return {"file": source.name, **made}
 
 
-def _drawn(prediction: Any, source: Input, limits: Limits) -> bytes:
+def _drawn(prediction: Any, source: Input) -> bytes:
     made = io.BytesIO()
-    prediction.draw(load_image(source.source, value_range="format", max_pixels=limits.max_pixels)).save(made, "PNG")
+    prediction.draw(source.thumbnail(max(source.size()))).save(made, "PNG")
     return made.getvalue()

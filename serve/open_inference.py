@@ -100,8 +100,7 @@ def _images_of(content: Any) -> list[Input]:
     data, shape, kind = tensor.get("data"), tensor.get("shape"), tensor.get("datatype")
     if tensor.get("name") != "images":
         raise HTTPException(400, f"the input is called `images`, not {tensor.get('name')!r}")
-    is_shape = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
-    if not isinstance(data, list) or not is_shape:
+    if not isinstance(data, list) or not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
         raise HTTPException(400, "the input `images` needs `shape`, a list of integers, and `data`, a list")
     if kind == "BYTES":
         if shape != [len(data)] or not all(isinstance(text, str) for text in data):
@@ -117,7 +116,7 @@ def _images_of(content: Any) -> list[Input]:
         if values.min() < 0 or values.max() > 255:
             raise HTTPException(400, "UINT8 values are from 0 to 255")
         pictures = values.astype(np.uint8).reshape(shape)
-        return [Input(f"image {n}", one) for n, one in enumerate(pictures)]
+        return [Input(f"image {n}", pictures[n]) for n in range(len(pictures))]
     raise HTTPException(400, f"the datatype of `images` is BYTES or UINT8, not {kind!r}")
 
 

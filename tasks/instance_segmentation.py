@@ -22,6 +22,7 @@ from flashtask.tasks.box_loss import boxes_in_file
 from flashtask.tasks.instance_loss import FoundObjects, instance_loss, objects_of_outputs
 from flashtask.tasks.instances import Instances
 from flashtask.tasks.object_detection import ObjectDetector, whole_target
+from flashtask.tasks.predictions import Prediction
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -53,7 +54,7 @@ class InstanceSegmentation(ObjectDetector):
 
     name = "instance_segmentation"
     data_class = InstanceSegmentationData
-    prediction_class = Instances
+    prediction_class: ClassVar[type[Prediction]] = Instances
     pipeline_tag = "image-segmentation"
     _reader_class: ClassVar[type[BoxReader]] = InstanceReader
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Instances(Boxes):
         size: (width, height) of the file.
     """
 
-    formats = ("coco", "png")
+    formats: ClassVar[tuple[str, ...]] = ("coco", "png")
 
     masks: tuple[Mapping[str, Any], ...]
     size: tuple[int, int]

@@ -18,9 +18,10 @@ from flashtask.data.keypoint_data import KeypointDetectionData
 from flashtask.data.keypoint_reader import KeypointReader
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.box_loss import boxes_in_file
-from flashtask.tasks.keypoint_loss import keypoint_loss, keypoints_of_outputs, sigmas_of
+from flashtask.tasks.keypoint_loss import keypoint_loss, keypoints_of_outputs, sigmas_of, triples_of
 from flashtask.tasks.keypoint_predictions import Keypoints
 from flashtask.tasks.object_detection import ObjectDetector, whole_target
+from flashtask.tasks.predictions import Prediction
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -53,7 +54,7 @@ class KeypointDetector(ObjectDetector):
 
     name = "keypoint_detection"
     data_class = KeypointDetectionData
-    prediction_class = Keypoints
+    prediction_class: ClassVar[type[Prediction]] = Keypoints
     pipeline_tag = "keypoint-detection"
     _reader_class: ClassVar[type[BoxReader]] = KeypointReader
     _reader: KeypointReader | None
@@ -166,7 +167,7 @@ class KeypointDetector(ObjectDetector):
         skeleton = () if self._reader is None else self._reader.skeleton
         for rows, sample in zip(outputs, samples, strict=True):
             rows = _in_file(rows[self._is_predicted(rows)].cpu(), sample.placed(self.preprocessing))
-            points = rows[:, 6:].unflatten(-1, (-1, 3)).tolist()
+            points = triples_of(rows[:, 6:]).tolist()
             keypoints = tuple(tuple((x, y, chance) for x, y, chance in own) for own in points)
             columns = self._columns_of(rows[:, :6])
             found.append(
@@ -183,7 +184,7 @@ class KeypointDetector(ObjectDetector):
 
 def _in_file(found: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """Rows (n, 6 + 3 * K) in pixels of the file; boxes are cut off at its edges, keypoints may lie beyond."""
-    points = found[:, 6:].unflatten(-1, (-1, 3))
+    points = triples_of(found[:, 6:])
     moved = torch.cat([geometry.points_in_file(points[..., :2]), points[..., 2:]], dim=-1)
     return torch.cat([boxes_in_file(found[:, :6], geometry), moved.flatten(1)], dim=1)
 

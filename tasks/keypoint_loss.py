@@ -13,9 +13,10 @@ from flashtask.data.boxes import CROWD
 from flashtask.tasks.box_loss import Places, assign, detection_loss, places_of_outputs
 
 __all__ = ["COCO_PERSON", "COCO_SIGMAS", "keypoint_loss", "keypoints_of_outputs", "sigmas_of", "similarity"]
+__all__ += ["triples_of"]
 
 #: COCO's keypoints of a person, and how much their annotators differed, as a share of the object's size.
-COCO_PERSON = (
+COCO_PERSON: tuple[str, ...] = (
     "nose",
     "left_eye",
     "right_eye",
@@ -27,7 +28,23 @@ COCO_PERSON = (
 )
 COCO_PERSON += ("right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee")
 COCO_PERSON += ("left_ankle", "right_ankle")
-COCO_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087)
+COCO_SIGMAS: tuple[float, ...] = (
+    0.026,
+    0.025,
+    0.025,
+    0.035,
+    0.035,
+    0.079,
+    0.079,
+    0.072,
+    0.072,
+    0.062,
+    0.062,
+    0.107,
+    0.107,
+    0.087,
+    0.087,
+)
 COCO_SIGMAS += (0.089, 0.089)
 #: That of other keypoints, if none are given: about the middle of COCO's.
 _SIGMA = 0.05
@@ -99,11 +116,16 @@ def keypoint_loss(
     return {**losses, "point": _POINT_WEIGHT * of_points, "visible": _VISIBLE_WEIGHT * of_visible}
 
 
+def triples_of(rows: Tensor) -> Tensor:
+    """The last dimension (..., 3 * K) as (..., K, 3)."""
+    return rows.reshape(*rows.shape[:-1], -1, 3)
+
+
 def _flat(maps: Sequence[Tensor], places: Places) -> tuple[Tensor, Tensor]:
     """Keypoints (B, P, K, 2) in pixels of the input, and logits (B, P, K)."""
     whole = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
     count = whole.shape[2] // 3
-    offsets = whole[..., : 2 * count].unflatten(-1, (count, 2))
+    offsets = whole[..., : 2 * count].reshape(*whole.shape[:2], count, 2)
     return places.points[:, None] + offsets, whole[..., 2 * count :]
 
 

@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 
 from flashtask.core.errors import UsageError
 from flashtask.tasks.detection_metrics import ClassScores, DetectionNumber, DetectionScores
-from flashtask.tasks.keypoint_loss import similarity
+from flashtask.tasks.keypoint_loss import similarity, triples_of
 
 __all__ = ["KEYPOINT_NUMBERS", "KeypointClassScores", "KeypointScores", "keypoint_metrics"]
 
@@ -89,7 +89,7 @@ class KeypointScores(DetectionScores):
 
     def _similarities(self, found: Tensor, true: Tensor) -> Tensor:
         """OKS of found (n) and true objects (m); of those that do not count, the share of each box inside."""
-        own, theirs = found[:, None, 6:].unflatten(-1, (-1, 3)), true[None, :, 7:].unflatten(-1, (-1, 3))
+        own, theirs = triples_of(found[:, None, 6:]), triples_of(true[None, :, 7:])
         alike = similarity(own[..., :2], theirs, true[None, :, 6], torch.tensor(self.sigmas))
         shared = torch.minimum(found[:, None, 2:4], true[:, 2:4]) - torch.maximum(found[:, None, :2], true[:, :2])
         areas = (found[:, 2:4] - found[:, :2]).prod(1, keepdim=True).clamp(min=1e-9)
@@ -102,7 +102,7 @@ class KeypointScores(DetectionScores):
             UsageError: it is not installed.
         """
         try:
-            from faster_coco_eval import COCO, COCOeval_faster
+            from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
         except ModuleNotFoundError as error:
             raise UsageError(
                 "the metrics of keypoints need the package faster-coco-eval",
@@ -153,7 +153,7 @@ class KeypointScores(DetectionScores):
         for one, two in zip(found, true, strict=True):
             predicted = one[one[:, 4].double() >= thresholds[one[:, 5].long()]]
             objects = two[two[:, 5] == 0]
-            points = objects[:, 7:].unflatten(-1, (-1, 3))
+            points = triples_of(objects[:, 7:])
             is_labelled = points[..., 2] > 0
             total += int(is_labelled.sum())
             overlap = box_iou(objects[:, :4], predicted[:, :4])
@@ -161,7 +161,7 @@ class KeypointScores(DetectionScores):
             if not overlap.numel():
                 continue
             most, place = overlap.max(dim=1)
-            theirs = predicted[place, 6:].unflatten(-1, (-1, 3))
+            theirs = triples_of(predicted[place, 6:])
             sides = (objects[:, 2:4] - objects[:, :2]).amax(1)
             distance = (theirs[..., :2] - points[..., :2]).norm(dim=-1)
             is_near = (distance <= _NEAR * sides[:, None]) & (most >= _FOUND)[:, None]

@@ -19,7 +19,7 @@ from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.reports.statistics import mean_f1
 from flashtask.tasks.batches import StepOutput, in_a_line
 from flashtask.tasks.box_loss import boxes_in_file, boxes_of_outputs, detection_loss
-from flashtask.tasks.predictions import Boxes
+from flashtask.tasks.predictions import Boxes, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
 from flashtask.trainer.run import EvaluationRun
@@ -61,7 +61,7 @@ class ObjectDetector(Task):
     name = "object_detection"
     monitor, monitor_mode = "val_map", "max"
     data_class = ObjectDetectionData
-    prediction_class = Boxes
+    prediction_class: ClassVar[type[Prediction]] = Boxes
     heads_take = ("maps",)
     default_strategy = "no_freeze"
     pipeline_tag = "object-detection"

@@ -216,7 +216,7 @@ class Boxes(Prediction):
         category_ids: what the training annotations call each label, for COCO's list of results.
     """
 
-    formats = ("coco",)
+    formats: ClassVar[tuple[str, ...]] = ("coco",)
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]

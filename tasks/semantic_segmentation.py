@@ -107,7 +107,7 @@ class SemanticSegmentation(Task):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes, h, w) of images; of the tiles of a large image a few at a time."""
         is_whole = self.training or self.preprocessing.crop_mode != "tile" or torch.compiler.is_compiling()
-        parts = (images,) if is_whole else images.split(_MOST_TILES)
+        parts = (images,) if is_whole else torch.split(images, _MOST_TILES)
         logits: list[Tensor] = [super(SemanticSegmentation, self).forward(part) for part in parts]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 __all__ = ["Task"]
 
 #: Arguments that say how gradient steps train a head.
-_OF_STEPS = ("optimizer", "optimizer_options", "learning_rate", "weight_decay")
+_OF_STEPS: tuple[str, ...] = ("optimizer", "optimizer_options", "learning_rate", "weight_decay")
 _OF_STEPS += ("lr_scheduler", "lr_scheduler_options", "drop_path_rate", "loss_fn", "label_smoothing")
 
 

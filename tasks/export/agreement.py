@@ -124,7 +124,10 @@ class Reference:
         self.size = self.picture(self.pictures[0])[0].shape[:2] if has_one_size and has_preprocessing else None
         # Metrics of places count in pixels of the files, to which a graph without preprocessing does not lead back.
         is_measured = self.has_data and (has_preprocessing or not outputs.is_spatial)
-        self.metric, self._metric = self._own_metric() if is_measured else (None, None)
+        self.metric: str | None = None
+        self._metric: Any = None
+        if is_measured:
+            self.metric, self._metric = self._own_metric()
 
     @property
     def pictures(self) -> list[Input]:
@@ -170,7 +173,8 @@ class Reference:
     def _own_metric(self) -> tuple[str | None, Any]:
         """The metric that decides which epoch is best, or the first."""
         self.task._add_metrics()
-        metrics: dict[str, Any] = dict(dict(self.task.metrics.items()).get("val", {}).items())
+        of_parts: Any = self.task.metrics
+        metrics: dict[str, Any] = dict(of_parts["val"].items()) if "val" in of_parts else {}
         if not metrics:
             return None, None
         name = self.task.monitor.removeprefix("val_")
@@ -190,10 +194,8 @@ class Reference:
             if self.metric is not None:
                 ours.update(self.outputs.batch(batch.ours), batch.true)
                 theirs.update(self.outputs.batch(found), batch.true)
-        values = [] if self.metric is None else [float(ours.compute()), float(theirs.compute())]
-        return Agreement(
-            count, not self.has_data, differing, largest, self.outputs.unit, self.metric, *(values or [None, None])
-        )
+        values = (None, None) if self.metric is None else (float(ours.compute()), float(theirs.compute()))
+        return Agreement(count, not self.has_data, differing, largest, self.outputs.unit, self.metric, *values)
 
     def _run_on(self, run: Run, batch: _Batch) -> list[Tensor]:
         found: list[Tensor] = []

@@ -84,7 +84,8 @@ def export_task(
         require_onnx()
     outputs = task.export_outputs()
     made, reference = _in_eval_mode(task, outputs, axes, form, preprocessing, data)
-    agreement, kept = reference.compared(made.run), ()
+    agreement = reference.compared(made.run)
+    kept: tuple[str, ...] = ()
     _require_same(agreement)
     if quantize is not None:
         assert isinstance(made, OnnxFile)

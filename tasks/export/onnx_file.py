@@ -115,7 +115,7 @@ class OnnxFile:
         quantization = library("onnxruntime.quantization", "quantization", _INSTALL)
         onnx = library("onnx", "quantization", _INSTALL)
 
-        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # of a library without types
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]  # of a library without types
             def __init__(self) -> None:
                 self.left: Iterator[np.ndarray[Any, Any]] = iter(samples)
 
