@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from flashtask.cli.options import FINETUNE
+from flashtask.cli.options import FINETUNE, unset
 from flashtask.cli.output import require_creatable
 from flashtask.cli.parts import build_parts
 from flashtask.cli.recipe import Recipe, read_recipe
@@ -206,6 +206,11 @@ class _Sweep:
                 parts.trainer.callbacks.append(_Reporter(trial, self.monitor))
             parts.trainer.finetune(parts.model, datamodule=parts.datamodule, ckpt_path=checkpoint, **parts.finetune)
         summary = read_json(place / "summary.json")
+        if self.monitor not in summary["best"]:
+            raise UsageError(
+                f"the runs measure no {self.monitor}: the recipe has no validation data",
+                fix=f"data: {{{self.recipe.constructor}: {{..., val_split: 0.2}}}} in the recipe",
+            )
         return float(summary["best"][self.monitor]), summary["stopped"] == _PRUNED
 
     def run_folder(self, number: int) -> Path:
@@ -220,6 +225,7 @@ class _Sweep:
         for key, value in values.items():
             made.set(key, value, "sweep")
         made.set("trainer.enable_progress_bar", False, "sweep")
+        made.set("trainer.report", False, "sweep")
         return made
 
     # ---- what came of them
@@ -273,7 +279,8 @@ class _Sweep:
             file.write(text.getvalue().encode())
         if best := self.finished()[:1]:
             own = read_recipe(self.run_folder(best[0].number) / "recipe.yaml")
-            own.remove("trainer.enable_progress_bar")
+            for key in ("trainer.enable_progress_bar", "trainer.report", "trainer.output_dir"):
+                own.remove(key)
             with atomic_write(self.folder / "best.yaml") as file:
                 file.write(yaml.safe_dump(own.values, sort_keys=False, allow_unicode=True).encode())
 
@@ -313,7 +320,9 @@ class _Entered:
 
 
 class _Reporter(Callback):
-    """Tells Optuna the metric of each epoch, and ends a run that Optuna gives up."""
+    """Reports the metric of each epoch to Optuna, and ends a run that Optuna gives up."""
+
+    in_recipe = False
 
     def __init__(self, trial: Trial, monitor: str) -> None:
         self._trial, self._monitor = trial, monitor
@@ -346,8 +355,7 @@ def _checked(recipe: Recipe, file: Path) -> Recipe:
     file.parent.mkdir(exist_ok=True)
     with atomic_write(file) as stream:
         stream.write(yaml.safe_dump(recipe.values, sort_keys=False, allow_unicode=True).encode())
-    empty = {option.name: () if option.many else None for option in FINETUNE}
-    return requested_recipe(None, {**empty, "config": str(file), "set": ()})
+    return requested_recipe(None, {**unset(FINETUNE), "config": str(file)})
 
 
 def _copied(values: Any) -> Any:

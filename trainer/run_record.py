@@ -177,7 +177,7 @@ def _brings_precision(run: FitRun) -> bool:
 
 def _named(trainer: Trainer, lost: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Callbacks, loggers and the profiler by name."""
-    callbacks = [one for one in trainer.callbacks if one is not trainer.ema_callback]
+    callbacks = [one for one in trainer.callbacks if one is not trainer.ema_callback and one.in_recipe]
     parts: dict[str, tuple[Any, Any]] = {"callbacks": (callbacks, CALLBACKS)}
     given = trainer.arguments["logger"]
     if given is False:

@@ -28,6 +28,8 @@ class Callback(NamedPart):
 
     #: Its hooks are called after those of the module and all other callbacks: for writing down the state they leave.
     comes_last = False
+    #: Whether a recipe names it; not one that the command which runs the recipe adds.
+    in_recipe = True
     #: The module of the run, set for the length of it.
     logs_for: Module | None = None
 
