@@ -455,7 +455,7 @@ REPORT = (
 
 COMPARE = (
     Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
-    Option("--data", "", text, "Judge all runs on this data, in place of their own.", "DATA", group="Data"),
+    Option("--data", "", text, "Judge all runs on this data, in place of their own.", "DATA", "their own", "Data"),
     Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
     *(option for option in EVALUATE if option.flag != "--per-class"),
 )
@@ -468,7 +468,8 @@ RUNS = (
         text,
         "Only runs of which this holds: NAME=PATTERN, 'NAME<X' or 'NAME>X'; may be given more than once.",
         "CONDITION",
-        group="Selection",
+        "all runs",
+        "Selection",
         many=True,
     ),
     _JSON,
@@ -644,10 +645,20 @@ SERVE = (
     Option("--max-pixels", "", whole(1), "Width times height of an image.", "N", "64000000", "Other"),
     Option("--max-waiting", "", whole(1), "Images of all requests that may wait.", "N", "256", "Other"),
     Option("--timeout", "", positive, "Seconds that a request may take.", "X", "30", "Other"),
-    Option("--cors", "", text, "Origin whose pages may ask, or *; may be given more than once.", "ORIGIN", many=True),
+    Option(
+        "--cors",
+        "",
+        text,
+        "Origin whose pages may ask, or *; may be given more than once.",
+        "ORIGIN",
+        "none",
+        many=True,
+    ),
     Option("--allow-urls", "", None, "Fetch images from addresses that clients send; never from private ones."),
     Option("--corrections", "", text, "Folder that stores answers marked as wrong on the page.", "F", "none stored"),
-    Option("--write-dockerfile", "", text, "Write a folder with a Dockerfile and the models, and end.", "FOLDER"),
+    Option(
+        "--write-dockerfile", "", text, "Write a folder with a Dockerfile and the models, and end.", "FOLDER", "none"
+    ),
 )
 
 SWEEP = (
@@ -754,6 +765,11 @@ TABLES = {
     "report": REPORT,
     "bench": BENCH,
     "chaos": CHAOS,
+    "serve": SERVE,
+    "sweep": SWEEP,
+    "compare": COMPARE,
+    "runs": RUNS,
+    "rerun": RERUN,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

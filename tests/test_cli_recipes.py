@@ -24,6 +24,7 @@ from flashtask.cli.resume import FREE_KEYS
 from flashtask.cli.switches import SWITCHES
 from flashtask.core import errors
 from flashtask.core.errors import FlashtaskError, MissingInputError, UsageError
+from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.worker_threads import _FEW, THREAD_BATCH
 from flashtask.data import loaders
 from flashtask.data.image_classification import ImageClassificationData
@@ -162,6 +163,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "model.monitor": "that of the task: val_accuracy, val_map or val_mae",
         "trainer.gradient_clip_val": "no limit",
         "trainer.ema_decay": "no average",
+        "model.tile_overlap": f"{Preprocessing().tile_overlap:g}",
         f"data.{OF_TABLES}.input_field": "the only one with image paths",
         f"data.{OF_TABLES}.target_fields": "the only other column",
         f"data.{OF_TABLES}.label_separator": "none: a cell holds one label",

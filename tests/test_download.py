@@ -439,7 +439,7 @@ def test_s2_download_data_follows_a_redirect_on_the_same_host_and_ends_a_loop(se
 )
 def test_s2_download_data_refuses_redirects_to_other_schemes_and_private_hosts(server, tmp_path, location):
     server.mode, server.location = "redirect", location
-    with pytest.raises(IntegrityError, match="refused a redirect") as caught:
+    with pytest.raises(IntegrityError, match=r"refused (a redirect|to connect)") as caught:
         download_data(server.url, tmp_path / "data", checksum=SHA)
     assert caught.value.exit_code == 76
     assert os.listdir(tmp_path) == []

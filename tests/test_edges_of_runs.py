@@ -220,13 +220,15 @@ def test_a_generator_that_is_used_up_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["epoch", "step", "seconds"])
-def test_a_column_that_every_row_has_cannot_be_logged(tmp_path, name):
-    class Wrong(Net):
+def test_a_value_named_like_a_column_of_the_log_is_for_callbacks_alone(tmp_path, name):
+    class Own(Net):
         def validation_step(self, batch, batch_idx):
             self.log(name, 70.0)
 
-    with pytest.raises(UsageError, match="already"):
-        quiet(tmp_path).fit(Wrong(), *loaders())
+    trainer = quiet(tmp_path)
+    trainer.fit(Own(), *loaders())
+    assert trainer.callback_metrics[name] == 70
+    assert trainer.fit_run.history[-1][name] != 70
 
 
 def test_a_learning_rate_of_ones_own_is_logged_in_the_place_of_the_engines(tmp_path):

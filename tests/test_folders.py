@@ -440,10 +440,10 @@ def test_a_new_file_leaves_the_others_where_they_are():
 def test_impossible_splits_are_errors():
     files = ["a/1", "a/2", "a/3", "b/1", "b/2"]
     classes = [file[0] for file in files]
-    for share in (0, 1.0, 0.0, -0.5, True, "0.2", None, float("nan")):
+    for share in (1.0, 0.0, -0.5, True, "0.2", None, float("nan")):
         with pytest.raises(UsageError, match="val_split must be"):
             stratified_split(files, classes, share)
-    for share, possible in ((1, 2), (4, 3)):
+    for share, possible in ((0, 2), (1, 2), (4, 3)):
         with pytest.raises(UsageError, match=f"fix: val_split={possible}"):
             stratified_split(files, classes, share)
     assert len(stratified_split(files, classes, 3)[1]) == 3
