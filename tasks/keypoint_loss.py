@@ -118,7 +118,7 @@ def keypoint_loss(
 
 def triples_of(rows: Tensor) -> Tensor:
     """The last dimension (..., 3 * K) as (..., K, 3)."""
-    return rows.reshape(*rows.shape[:-1], -1, 3)
+    return rows.reshape(*rows.shape[:-1], rows.shape[-1] // 3, 3)
 
 
 def _flat(maps: Sequence[Tensor], places: Places) -> tuple[Tensor, Tensor]:

@@ -462,6 +462,7 @@ def test_the_network_is_exported_as_it_is(fitted):
     assert {one.shape[1] for one in own["controllers"]} == {169}
 
 
+@pytest.mark.long
 def test_label_images_from_the_command_line(tmp_path, capsys):
     squares.label_images(tmp_path / "data" / "train")
     squares.label_images(tmp_path / "data" / "val", seed=1)

@@ -398,6 +398,7 @@ def test_addresses_are_fetched_only_if_they_are_public(trained):
         assert client.post("/predict", json={"url": "file:///etc/passwd"}).status_code == 400
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_at_the_end_every_accepted_request_is_answered(trained, pictures, number, code):
     with serving(str(trained)) as (client, process):
@@ -411,6 +412,7 @@ def test_at_the_end_every_accepted_request_is_answered(trained, pictures, number
         assert process.exitcode == code
 
 
+@pytest.mark.long
 def test_a_detector_answers_with_boxes_and_draws_them(tmp_path):
     squares.coco(tmp_path / "train", 8)
     data = ObjectDetectionData.from_folders(tmp_path / "train", batch_size=4, num_workers=0)
