@@ -125,35 +125,23 @@ class _Sweep:
 
     def go_on(self) -> None:
         """Take over the trials that lost their process, then begin new ones, until there are enough or time is over."""
-        while (left := self._abandoned()) is not None:
-            trial, lock = left
-            with lock:
-                print(f"trial {trial.number} goes on", file=sys.stderr)
-                self._run(trial.number, self._values_of(trial.params), None)
-        while time.monotonic() < self.end and self._num_begun() < self.most:
+        from optuna.trial import TrialState
+
+        for number in [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]:
+            with self._locked(number) as is_ours:
+                left = next(one for one in self.study.get_trials() if one.number == number)
+                if not is_ours or left.state != TrialState.RUNNING:
+                    continue  # its process is there, or another one has taken it over
+                if len(left.params) < len(self.space):
+                    # Its process ended before it had all its values: there is nothing to go on with.
+                    self.study.tell(number, state=TrialState.FAIL)
+                    continue
+                print(f"trial {number} goes on", file=sys.stderr)
+                self._run(number, self._values_of(left.params), None)
+        while time.monotonic() < self.end and len(self.study.get_trials(deepcopy=False)) < self.most:
             trial = self.study.ask()
             with self._locked(trial.number):
                 self._run(trial.number, {one.key: one.suggest(trial) for one in self.space}, trial)
-
-    def _num_begun(self) -> int:
-        return len(self.study.get_trials(deepcopy=False))
-
-    def _abandoned(self) -> tuple[FrozenTrial, Any] | None:
-        """A trial that is neither finished nor under way, and the lock on it."""
-        from optuna.trial import TrialState
-
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            if len(trial.params) < len(self.space):
-                # Its process ended before it had all its values: there is nothing to go on with.
-                with self._locked(trial.number) as is_ours:
-                    if is_ours:
-                        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                continue
-            lock = self._locked(trial.number)
-            if lock.__enter__():
-                return trial, _Entered(lock)
-            lock.__exit__(None, None, None)
-        return None
 
     @contextmanager
     def _locked(self, number: int) -> Iterator[bool]:
@@ -304,19 +292,6 @@ class _Sweep:
             yield f"importance: {shares}"
         yield f"best run: {self.run_folder(best[0].number)}"
         yield f"next: flashtask finetune {self.folder / 'best.yaml'}"
-
-
-class _Entered:
-    """A context that was entered already."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        """Nothing is left to do."""
-
-    def __exit__(self, *error: object) -> None:
-        self._context.__exit__(*error)
 
 
 class _Reporter(Callback):
