@@ -285,7 +285,7 @@ def test_several_labels_and_numbers_and_features(tmp_path):
     pixels = picture(64, 64)
     said = labels.predict(pixels)
     assert outputs_of(tmp_path / "labels.onnx", pixels[None])["scores"][0] == pytest.approx(
-        [said.scores["a"], said.scores["b"]], abs=1e-5
+        [said.probabilities["a"], said.probabilities["b"]], abs=1e-5
     )
     ImageRegressor(**SMALL, num_targets=2).export(tmp_path / "numbers.onnx", dynamic=[])
     assert outputs_of(tmp_path / "numbers.onnx", pixels[None])["values"].shape == (1, 2)
