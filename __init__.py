@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from flashtask.tasks.image_classification import ImageClassifier as ImageClassifier
     from flashtask.tasks.image_embedding import ImageEmbedder as ImageEmbedder
     from flashtask.tasks.image_regression import ImageRegressor as ImageRegressor
+    from flashtask.tasks.instance_predictions import Instances as Instances
     from flashtask.tasks.instance_segmentation import InstanceSegmentation as InstanceSegmentation
-    from flashtask.tasks.instances import Instances as Instances
     from flashtask.tasks.keypoint_detection import KeypointDetector as KeypointDetector
     from flashtask.tasks.keypoint_predictions import Keypoints as Keypoints
     from flashtask.tasks.loading import load as load
@@ -179,7 +179,7 @@ _HOMES = {
     "ImageRegressor": "flashtask.tasks.image_regression",
     "InstanceSegmentation": "flashtask.tasks.instance_segmentation",
     "InstanceSegmentationData": "flashtask.data.instance_segmentation",
-    "Instances": "flashtask.tasks.instances",
+    "Instances": "flashtask.tasks.instance_predictions",
     "KeypointDetectionData": "flashtask.data.keypoint_data",
     "KeypointDetector": "flashtask.tasks.keypoint_detection",
     "Keypoints": "flashtask.tasks.keypoint_predictions",

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Modules and sub-packages of trainer/, lowest layer first. A file may import from its own layer and from lower ones.
 TRAINER_LAYERS = (
     # knows nothing of runs
+    "restarting_loader",
     "batch_transfer by_name data_loaders hooks hyperparameters metric_order module_hooks run_extension signals",
     "combined_loader step_outputs text_table wrapping",
     "finetuning",
@@ -47,7 +48,7 @@ TRAINER_LAYERS = (
     # the run
     "given_loaders run_preparation",
     "run",
-    "fit_run",
+    "fit_run validation_times",
     "fit_result run_facts",
     # stages
     "loop run_lifecycle",

@@ -26,8 +26,8 @@ from flashtask.serve.corrections import Corrections
 from flashtask.serve.guard import Guard
 from flashtask.serve.limits import Limits
 from flashtask.serve.model import ServedModel
+from flashtask.serve.models import Models
 from flashtask.serve.open_inference import open_inference_routes
-from flashtask.serve.registry import Models
 from flashtask.serve.uploads import read_uploads, refusal
 
 __all__ = ["create_app"]

@@ -18,7 +18,7 @@ from flashtask._version import __version__
 from flashtask.data.inputs import Input
 from flashtask.serve.limits import Limits
 from flashtask.serve.model import ServedModel
-from flashtask.serve.registry import Models
+from flashtask.serve.models import Models
 from flashtask.serve.uploads import base64_bytes, read_json
 
 __all__ = ["open_inference_routes"]

@@ -20,7 +20,7 @@ from flashtask.data.shapes import Block, block_counts, shape_text
 from flashtask.tasks.batches import StepOutput
 from flashtask.tasks.box_loss import boxes_in_file
 from flashtask.tasks.instance_loss import FoundObjects, instance_loss, objects_of_outputs
-from flashtask.tasks.instances import Instances
+from flashtask.tasks.instance_predictions import Instances
 from flashtask.tasks.object_detection import ObjectDetector, whole_target
 from flashtask.tasks.predictions import Prediction
 

@@ -29,7 +29,7 @@ from flashtask.core.errors import IntegrityError, OutputError, UnknownNameError,
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.data.decoding import Fitting
 from flashtask.tasks.box_loss import boxes_of_outputs
-from flashtask.tasks.export.agreement import Agreement
+from flashtask.tasks.export.comparing import Agreement
 from flashtask.tasks.export.exporting import _quantized, _require_same
 from flashtask.tasks.export.outputs import BoxOutputs, LabelOutputs, MaskOutputs, NumberOutputs
 from flashtask.tasks.export.resize import Resize

@@ -14,7 +14,7 @@ import torch
 
 from flashtask.core.errors import FlashtaskError, IntegrityError, OutputError, UnknownNameError, UsageError
 from flashtask.core.files import atomic_write_text
-from flashtask.tasks.export.agreement import Agreement, Reference
+from flashtask.tasks.export.comparing import Agreement, Reference
 from flashtask.tasks.export.facts import facts_of
 from flashtask.tasks.export.graph import ExportGraph
 from flashtask.tasks.export.onnx_file import OnnxFile, require_onnx
