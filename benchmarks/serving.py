@@ -103,6 +103,7 @@ def load_of(address: str, images: list[bytes], clients: int, seconds: float) -> 
 
 
 def main() -> None:
+    """Print and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
     parser.add_argument("images")

@@ -105,7 +105,7 @@ def _lines(made: Comparison) -> Iterator[str]:
 
 
 def _difference_lines(made: Comparison, name: str, size: int, one: Difference) -> Iterator[str]:
-    yield from wrapped(f"{name} beside {made.names[0]}: {_verdict(one)}", WIDTH)
+    yield from wrapped(f"{name} beside {made.names[0]}: {one.verdict}", WIDTH)
     first = len(made.evaluations[0])
     if one.common < max(first, size):
         text = (
@@ -124,18 +124,6 @@ def _difference_lines(made: Comparison, name: str, size: int, one: Difference) -
             named = ", ".join(shown_name(flip.after.name) for flip in flips[:_NAMED])
             more = f", and {len(flips) - _NAMED:,} more" if len(flips) > _NAMED else ""
             yield from wrapped(f"{len(flips):,} {title}: {named}{more}", WIDTH)
-
-
-def _verdict(one: Difference) -> str:
-    """The difference with its interval, and whether it may be luck."""
-    metric = one.metric
-    text = f"{metric.name} {metric.value:+.4f}"
-    if not math.isnan(metric.low):
-        text += f" (95 % from {metric.low:+.4f} to {metric.high:+.4f}, {metric.method})"
-    if one.is_luck is None:
-        return f"{text}; too few samples to say whether it is luck"
-    test = "" if one.p is None else f" (McNemar p = {one.p:.2g})"
-    return f"{text}; {'this may be luck' if one.is_luck else 'this is more than luck'}{test}"
 
 
 def _number(value: float) -> str:

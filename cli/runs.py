@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -17,7 +18,7 @@ import click
 
 from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import FINETUNE, unset
-from flashtask.core.errors import MissingInputError, UnknownNameError, UsageError
+from flashtask.core.errors import FlashtaskError, MissingInputError, UnknownNameError, UsageError
 from flashtask.core.files import missing_file
 from flashtask.core.names import shown_name
 from flashtask.core.plain_json import read_json
@@ -30,7 +31,7 @@ _SUMMARY = "summary.json"
 _OF_THE_MACHINE = frozenset({"seconds", "images_per_second", "peak_memory", "max_memory_allocated"})
 
 
-class DifferentBitsError(UsageError):
+class DifferentBitsError(FlashtaskError):
     """A repeat whose weights are not those of the run."""
 
     exit_code = 1
@@ -80,12 +81,11 @@ def _row(place: Path, file: Path) -> dict[str, Any]:
 
 def _holds(condition: str, row: Mapping[str, Any], columns: list[str]) -> bool:
     """Whether `NAME=PATTERN`, `NAME<X` or `NAME>X` is true of a row."""
-    for sign in ("=", "<", ">"):
-        name, found, wanted = condition.partition(sign)
-        if found and name in columns:
-            break
-    else:
-        name = min(condition.split("=")[0].split("<")[0].split(">")[0:1], key=len)
+    parts = re.fullmatch(r"([^=<>]*)([=<>])(.*)", condition)
+    if parts is None:
+        raise UsageError(f"--where {condition!r} is not a condition", fix="--where 'val_loss<0.5'")
+    name, sign, wanted = parts.groups()
+    if name not in columns:
         raise UnknownNameError("column", name, columns)
     value = row.get(name)
     if sign == "=":

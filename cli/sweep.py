@@ -7,6 +7,7 @@ process is continued from its last checkpoint.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -209,7 +210,7 @@ class _Sweep:
         return {one.key: one.value_of(params[one.key]) for one in self.space}
 
     def _recipe_with(self, values: Mapping[str, Any]) -> Recipe:
-        made = Recipe(_copied(self.recipe.values), dict(self.recipe.sources))
+        made = Recipe(copy.deepcopy(self.recipe.values), dict(self.recipe.sources))
         for key, value in values.items():
             made.set(key, value, "sweep")
         made.set("trainer.enable_progress_bar", False, "sweep")
@@ -317,7 +318,7 @@ def _monitor_of(recipe: Recipe, space: Sequence[Dimension]) -> tuple[str, str]:
     from flashtask.cli.model_source import build_model
     from flashtask.tasks import TASKS
 
-    made = Recipe(_copied(recipe.values), dict(recipe.sources))
+    made = Recipe(copy.deepcopy(recipe.values), dict(recipe.sources))
     for one in space:
         made.set(one.key, one.values[0], "sweep")
     fill_in(made)
@@ -331,12 +332,6 @@ def _checked(recipe: Recipe, file: Path) -> Recipe:
     with atomic_write(file) as stream:
         stream.write(yaml.safe_dump(recipe.values, sort_keys=False, allow_unicode=True).encode())
     return requested_recipe(None, {**unset(FINETUNE), "config": str(file)})
-
-
-def _copied(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {name: _copied(value) for name, value in values.items()}
-    return [_copied(value) for value in values] if isinstance(values, list) else values
 
 
 def _short(value: Any) -> str:

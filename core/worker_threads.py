@@ -14,7 +14,7 @@ from torch import nn
 
 from flashtask.core.library_internals import forward_hooks
 
-__all__ = ["THREAD_BATCH", "fitting_threads", "in_order", "in_worker_threads"]
+__all__ = ["THREAD_BATCH", "compute_in", "fitting_threads", "in_order", "in_worker_threads"]
 
 #: Samples at a time for a thread: what fits into a core's cache.
 THREAD_BATCH = 16
@@ -51,12 +51,17 @@ def in_worker_threads(work: Callable[[Any], Any], jobs: Iterable[Any], num_threa
     """
     threads = torch.get_num_threads()
     try:
-        yield from in_order(work, jobs, num_threads, partial(_compute_in, max(1, threads // num_threads)))
+        yield from in_order(work, jobs, num_threads, partial(compute_in, max(1, threads // num_threads)))
     finally:
         torch.set_num_threads(threads)  # a setting made in a worker thread would also hold for threads that start later
 
 
-def _compute_in(threads: int) -> None:
+def compute_in(threads: int) -> None:
+    """Let torch compute with so many threads in the calling thread.
+
+    Args:
+        threads: at least 1; the setting also holds for threads that start later.
+    """
     torch.get_num_threads()  # torch sets up a thread when it is first asked, and would overrule what comes before
     torch.set_num_threads(threads)
 

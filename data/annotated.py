@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,17 +30,11 @@ from flashtask.data.masks import rle_counts, rle_mask
 from flashtask.data.outlines import Outlines, area_of, outlines_of
 from flashtask.data.problems import Problems
 from flashtask.data.semantic_segmentation import IGNORED, SemanticSegmentationData, mask_folders
+from flashtask.data.shapes import turned_shape
 from flashtask.data.tables import open_table
 
 __all__ = ["Annotated", "Object", "Part", "Picture", "Region", "read_annotated"]
 
-#: From the pixels of a file that lies on its side to the upright picture, by EXIF's orientation.
-_TURNS: Mapping[int, Callable[[Any], Any]] = {
-    5: np.transpose,
-    6: lambda mask: np.rot90(mask, -1),
-    7: lambda mask: np.rot90(mask, 2).T,
-    8: np.rot90,
-}
 #: Parts of a data set that have annotations.
 _PARTS = ("train", "val", "test")
 
@@ -257,13 +251,9 @@ def _region(shape: Any, row: int, seen: Pictures, place: str, problems: Problems
     width, height = (int(side) for side in seen.sizes[row])
     try:
         if isinstance(shape, Mapping):
-            stored = seen.turned[row][1] if row in seen.turned else (width, height)
-            mask = rle_mask(shape["counts"], stored)
-            if not mask.any():
-                return None
-            turned = row in seen.turned
-            counts = rle_counts(_TURNS[seen.turned[row][0]](mask)) if turned else shape["counts"]
-            return Region((width, height), counts=counts)
+            upright = turned_shape(shape, *seen.turned[row]) if row in seen.turned else shape
+            is_empty = not rle_mask(upright["counts"], (width, height)).any()
+            return None if is_empty else Region((width, height), counts=upright["counts"])
         polygons = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in shape]
         if not all(np.isfinite(polygon).all() for polygon in polygons):
             raise ValueError("a corner is not finite")

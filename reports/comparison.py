@@ -59,6 +59,17 @@ class Difference:
             return None
         return self.metric.low <= 0 <= self.metric.high
 
+    @property
+    def verdict(self) -> str:
+        """The difference with its interval, and whether it may be luck, in words."""
+        text = f"{self.metric.name} {self.metric.value:+.4f}"
+        if not math.isnan(self.metric.low):
+            text += f" (95 % from {self.metric.low:+.4f} to {self.metric.high:+.4f}, {self.metric.method})"
+        if self.is_luck is None:
+            return f"{text}; too few samples to say whether it is luck"
+        test = "" if self.p is None else f" (McNemar p = {self.p:.2g})"
+        return f"{text}; {'this may be luck' if self.is_luck else 'this is more than luck'}{test}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

@@ -86,13 +86,7 @@ def comparison_page(made: Comparison) -> str:
             for title, flips in groups
             if flips
         ]
-        low, high = one.metric.low, one.metric.high
-        verdict = f"{one.metric.name} {one.metric.value:+.4f}"
-        if not math.isnan(low):
-            verdict += f", 95 % from {low:+.4f} to {high:+.4f} ({one.metric.method})"
-        if one.is_luck is not None:
-            verdict += "; this may be luck" if one.is_luck else "; this is more than luck"
-        differences.append({"name": f"{name} beside {made.names[0]}", "verdict": f"{verdict}.", "groups": shown})
+        differences.append({"name": f"{name} beside {made.names[0]}", "verdict": f"{one.verdict}.", "groups": shown})
     page: str = page_template(_PAGE).render(
         title=" and ".join(made.names),
         part=made.evaluations[0].part,
@@ -108,15 +102,14 @@ def _card(flip: Flip) -> dict[str, Any]:
         picture = picture_address(input_of(flip.after.input).thumbnail(_SIDE), _SIDE)
     except (FlashtaskError, OSError):
         picture = ""
-    before, after = (_words(one.row) for one in flip)
-    return {"picture": picture, "name": flip.after.name, "target": flip.after.target, "before": before, "after": after}
-
-
-def _words(row: Any) -> str:
-    """A prediction in few words: its label, else its columns."""
-    if "label" in row:
-        return f"{row['label']} {row['score']:.2f}" if "score" in row else str(row["label"])
-    return ", ".join(f"{name} {value}" for name, value in row.items() if name != "path")[:120]
+    before, after = flip
+    return {
+        "picture": picture,
+        "name": after.name,
+        "target": after.target,
+        "before": before.said,
+        "after": after.said,
+    }
 
 
 def _number(value: float) -> str:

@@ -45,6 +45,7 @@ def beside_each_other(model: InstanceSegmentation, output: Path) -> None:
 
 
 def main() -> None:
+    """Fine-tune, print the metrics, draw predictions."""
     os.chdir(Path(__file__).resolve().parents[1])
     PACKAGES.mkdir(parents=True, exist_ok=True)
     print(

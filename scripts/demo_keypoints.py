@@ -104,6 +104,7 @@ def scaled(points: Any) -> Any:
 
 
 def main() -> None:
+    """Fine-tune, print the metrics, draw predictions."""
     os.chdir(Path(__file__).resolve().parents[1])
     DATA.mkdir(parents=True, exist_ok=True)
     print(f"{lay_out(DATA)} whole nuclei in {DATA}: the left of a time series to train on, the right to validate")

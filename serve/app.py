@@ -6,12 +6,12 @@ import asyncio
 import io
 import secrets
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
@@ -83,6 +83,7 @@ def create_app(
     limits = limits or Limits()
     models = Models(lambda name: ServedModel(name, sources[name], device, precision), tuple(sources))
     store = None if corrections is None else Corrections(corrections)
+    desk = _Desk(models, Guard(limits), allow_urls=allow_urls)
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
@@ -90,14 +91,6 @@ def create_app(
         threading.Thread(target=models.load_all, name="flashtask-load", daemon=True).start()
         yield
         await asyncio.to_thread(models.close)
-
-    def known(request: Request) -> None:
-        if api_key is None:
-            return
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        given = bearer if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        if not secrets.compare_digest(given.encode(), api_key.encode()):
-            raise HTTPException(401, "a valid API key is needed", {"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(
         title="flashtask",
@@ -107,118 +100,165 @@ def create_app(
         redoc_url=None,
     )
     app.state.models = models
-    guard = Guard(limits)
-    app.add_middleware(guard.middleware)
+    app.add_middleware(desk.guard.middleware)
     if cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"], max_age=600
         )
-    locked = [Depends(known)]
+    app.add_exception_handler(Exception, _of_a_bug)
+    locked = [] if api_key is None else [Depends(_requires(api_key))]
+    app.include_router(_open_routes(models))
+    app.include_router(_prediction_routes(desk), dependencies=locked)
+    app.include_router(_routes_of_the_page(desk, store), dependencies=locked)
+    app.include_router(open_inference_routes(models, desk.predicted, limits), dependencies=locked)
+    if api_key is not None:
+        app.include_router(_reload_route(models), dependencies=locked)
+    return app
 
-    @app.exception_handler(FlashtaskError)
-    async def of_the_package(request: Request, error: FlashtaskError) -> JSONResponse:
-        answer = refusal(error, "the image")
-        return JSONResponse({"detail": answer.detail}, answer.status_code)
 
-    @app.exception_handler(Exception)
-    async def of_a_bug(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+class _Desk:
+    """Takes the images of requests, and gives their predictions.
 
-    async def predicted(name: str | None, inputs: Sequence[Input]) -> tuple[ServedModel, list[Any]]:
+    Args:
+        models: by name.
+        guard: whose limits hold.
+        allow_urls: whether clients may send addresses.
+    """
+
+    def __init__(self, models: Models, guard: Guard, *, allow_urls: bool) -> None:
+        self.models, self.guard, self.allow_urls = models, guard, allow_urls
+
+    async def uploads(self, request: Request, name: str | None) -> list[Input]:
+        """The images of a request, for a model."""
+        self.models.get(name)  # an unknown name is answered before the images are read
+        return await read_uploads(request, self.guard.limits, allow_urls=self.allow_urls)
+
+    async def predicted(self, name: str | None, inputs: Sequence[Input]) -> tuple[ServedModel, list[Any]]:
         """The predictions of images, or one error that names every image that cannot be used."""
-        with guard.admitted(len(inputs)), models.lease(name) as served:
-            await asyncio.to_thread(_require_sizes, inputs, limits)
+        with self.guard.admitted(len(inputs)), self.models.lease(name) as served:
+            await asyncio.to_thread(_require_sizes, inputs, self.guard.limits)
             answers = [asyncio.wrap_future(served.predict(each)) for each in inputs]
             done = await asyncio.gather(*answers, return_exceptions=True)
-        failed = [
-            refusal(one, each.name) for one, each in zip(done, inputs, strict=True) if isinstance(one, BaseException)
-        ]
+        pairs = zip(done, inputs, strict=True)
+        failed = [refusal(one, each.name) for one, each in pairs if isinstance(one, BaseException)]
         if failed:
             worst = max(failed, key=lambda one: one.status_code)
             detail = "; ".join(str(one.detail) for one in failed[:5])
             raise HTTPException(worst.status_code, detail, worst.headers)
         return served, done
 
-    async def uploads(request: Request, name: str | None) -> list[Input]:
-        with models.lease(name):
-            pass  # an unknown name is answered before the images are read
-        return await read_uploads(request, limits, allow_urls=allow_urls)
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+def _requires(api_key: str) -> Callable[[Request], None]:
+    """A dependency that refuses requests without the key."""
+
+    def known(request: Request) -> None:
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = bearer if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        if not secrets.compare_digest(given.encode(), api_key.encode()):
+            raise HTTPException(401, "a valid API key is needed", {"WWW-Authenticate": "Bearer"})
+
+    return known
+
+
+async def _of_a_bug(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+
+
+def _open_routes(models: Models) -> APIRouter:
+    """What needs no key: the page itself, and whether the server is there and ready."""
+    routes = APIRouter()
+
+    @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         text = resources.files("flashtask.serve").joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
 
-    @app.get("/health")
+    @routes.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @routes.get("/ready")
     async def ready() -> JSONResponse:
         """Whether every model is loaded and warm: 200, else 503 with what is missing."""
         if models.error is not None:
             return JSONResponse({"status": "failed", "detail": models.error}, 503)
         return JSONResponse({"status": "ready" if models.are_ready else "loading"}, 200 if models.are_ready else 503)
 
-    @app.get("/metrics", dependencies=locked)
-    async def metrics() -> Response:
-        """Counts and seconds in the format of Prometheus."""
-        return Response(generate_latest(guard.registry), media_type=CONTENT_TYPE_LATEST)
+    return routes
 
-    @app.get("/models", dependencies=locked)
-    async def list_models() -> dict[str, Any]:
-        """The models with their tasks and labels, and what this server allows."""
-        return {
-            "models": [one.about() for one in models.ready()],
-            "allow_urls": allow_urls,
-            "corrections": store is not None,
-        }
 
-    @app.post("/predict", dependencies=locked, openapi_extra={"requestBody": {"content": _BODY, "required": True}})
+def _prediction_routes(desk: _Desk) -> APIRouter:
+    """Predictions, and the metrics of the server."""
+    routes = APIRouter()
+    body = {"requestBody": {"content": _BODY, "required": True}}
+
+    @routes.post("/predict", openapi_extra=body)
     async def predict(request: Request, model: ModelName = None) -> dict[str, Any]:
         """The predictions of one or many images, in the order in which they were sent."""
-        inputs = await uploads(request, model)
-        served, found = await predicted(model, inputs)
-        return {
-            "model": served.name,
-            "predictions": [_described(one, each, served) for one, each in zip(found, inputs, strict=True)],
-        }
+        inputs = await desk.uploads(request, model)
+        served, found = await desk.predicted(model, inputs)
+        rows = [_described(one, each, served) for one, each in zip(found, inputs, strict=True)]
+        return {"model": served.name, "predictions": rows}
 
-    @app.post("/draw", dependencies=locked, openapi_extra={"requestBody": {"content": _BODY, "required": True}})
+    @routes.post("/draw", openapi_extra=body)
     async def draw(request: Request, model: ModelName = None) -> Response:
         """One image as a PNG with its prediction drawn into it: boxes, masks, or words below it."""
-        inputs = await uploads(request, model)
+        inputs = await desk.uploads(request, model)
         if len(inputs) != 1:
             raise HTTPException(400, f"one image is drawn at a time, not {len(inputs)}")
-        _, (found,) = await predicted(model, inputs)
+        _, (found,) = await desk.predicted(model, inputs)
         return Response(await asyncio.to_thread(_drawn, found, inputs[0]), media_type="image/png")
 
-    @app.post("/corrections", dependencies=locked, status_code=201)
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """Counts and seconds in the format of Prometheus."""
+        return Response(generate_latest(desk.guard.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def _routes_of_the_page(desk: _Desk, store: Corrections | None) -> APIRouter:
+    """What the page asks besides predictions: which models there are, and corrections."""
+    routes = APIRouter()
+
+    @routes.get("/models")
+    async def list_models() -> dict[str, Any]:
+        """The models with their tasks and labels, and what this server allows."""
+        known = [one.about() for one in desk.models.ready()]
+        return {"models": known, "allow_urls": desk.allow_urls, "corrections": store is not None}
+
+    @routes.post("/corrections", status_code=201)
     async def correct(request: Request, label: str, model: ModelName = None) -> dict[str, Any]:
         """Store an image with the label that it should have had, for the next training."""
         if store is None:
             raise HTTPException(403, "corrections are not stored here; `flashtask serve --corrections FOLDER` does")
-        with models.lease(model) as served:
-            if label not in served.labels:
-                raise HTTPException(422, f"{label!r} is not a label of {served.name}")
-        inputs = await read_uploads(request, limits, allow_urls=False)
-        served, found = await predicted(model, inputs)
+        asked = desk.models.get(model)
+        if label not in asked.labels:
+            raise HTTPException(422, f"{label!r} is not a label of {asked.name}")
+        inputs = await read_uploads(request, desk.guard.limits, allow_urls=False)
+        served, found = await desk.predicted(model, inputs)
         for one, each in zip(found, inputs, strict=True):
             await asyncio.to_thread(store.add, each.source, label, str(getattr(one, "label", "")), served.version)
         return {"stored": len(inputs)}
 
-    app.include_router(open_inference_routes(models, predicted, limits), dependencies=locked)
-    if api_key is not None:
+    return routes
 
-        @app.post("/v2/repository/models/{name}/load", dependencies=locked)
-        async def reload(name: str) -> dict[str, Any]:
-            """Load a model again from its file; requests are answered by the old one until the new one is warm."""
-            with models.lease(name):
-                pass  # an unknown name is answered before anything is loaded
+
+def _reload_route(models: Models) -> APIRouter:
+    """The route that loads a model again; only behind a key."""
+    routes = APIRouter()
+
+    @routes.post("/v2/repository/models/{name}/load")
+    async def reload(name: str) -> dict[str, Any]:
+        """Load a model again from its file; requests are answered by the old one until the new one is warm."""
+        models.get(name)  # an unknown name is answered before anything is loaded
+        try:
             return (await asyncio.to_thread(models.reload, name)).about()
+        except FlashtaskError as error:
+            raise HTTPException(422, f"{name} stays as it was: {error.what}") from error
 
-    return app
+    return routes
 
 
 def _require_sizes(inputs: Sequence[Input], limits: Limits) -> None:

@@ -105,6 +105,7 @@ class _Request:
         self._is_received = False
 
     async def run(self) -> None:
+        """Answer it, and give back what it held."""
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.guard.limits.timeout):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from flashtask.core.allocator import keep_freed_memory
-from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads
+from flashtask.core.worker_threads import THREAD_BATCH, compute_in, fitting_threads
 from flashtask.data.images import prepare_decoders
 from flashtask.data.inputs import Input
 from flashtask.data.threads import num_cores
@@ -141,8 +141,7 @@ class ServedModel:
 
     def _compute(self) -> None:
         if self._threads is not None:
-            torch.get_num_threads()  # torch sets up a thread when it is first asked, and would overrule what follows
-            torch.set_num_threads(self._threads)
+            compute_in(self._threads)
         while jobs := self._next_batch():
             wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             if not wanted:

@@ -79,9 +79,8 @@ class Models:
 
         threading.Thread(target=reload_each, name="flashtask-reload", daemon=True).start()
 
-    @contextmanager
-    def lease(self, name: str | None = None) -> Iterator[ServedModel]:
-        """A model that is ready, and that is not closed within the block even if it is replaced.
+    def get(self, name: str | None = None) -> ServedModel:
+        """A model that is ready, which may be closed at any time: for its labels and version, not to predict.
 
         Raises:
             HTTPException: 404 for an unknown name, 503 while it is being loaded.
@@ -90,10 +89,20 @@ class Models:
         if wanted not in self.names:
             hint = did_you_mean(wanted, self.names) or f"there are {', '.join(self.names)}"
             raise HTTPException(404, f"no model named {wanted!r}: {hint}")
+        found = self._models.get(wanted)
+        if found is None:
+            raise HTTPException(503, self.error or f"{wanted} is being loaded", {"Retry-After": "2"})
+        return found
+
+    @contextmanager
+    def lease(self, name: str | None = None) -> Iterator[ServedModel]:
+        """A model that is ready, and that is not closed within the block even if it is replaced.
+
+        Raises:
+            HTTPException: as `get`.
+        """
         with self._changed:
-            found = self._models.get(wanted)
-            if found is None:
-                raise HTTPException(503, self.error or f"{wanted} is being loaded", {"Retry-After": "2"})
+            found = self.get(name)
             self._leases[id(found)] += 1
         try:
             yield found

@@ -46,7 +46,7 @@ class RestartingLoader(DataLoader[Any]):
     one process that loads one batch ahead: if it dies too, the batch that cannot be loaded is known.
     """
 
-    #: is told of each death in a sentence
+    #: called with a sentence for each death
     say: Callable[[str], Any] = staticmethod(warnings.warn)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
