@@ -334,6 +334,7 @@ def test_corrections_are_a_table_that_training_reads(server, pictures):
 
 def test_metrics_count_by_route_and_the_page_asks_nobody_else(server):
     server.get("/no/such/path")
+    assert server.post("/predict", files={"files": SMALL}).status_code == 200
     text = server.get("/metrics").text
     assert 'flashtask_requests_total{route="/predict",status="200"}' in text
     assert 'flashtask_requests_total{route="other",status="404"}' in text
@@ -358,7 +359,7 @@ def test_a_model_is_not_ready_before_it_is_warm_and_a_bad_file_says_why(trained,
 
 def test_with_a_key_nothing_but_health_and_the_page_is_open(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_API_KEY", "secret")
-    with serving(str(trained), "--cors", "https://example.org", "--timeout", "3") as (client, _):
+    with serving(str(trained), "--cors", "https://example.org", "--timeout", "5") as (client, _):
         assert client.post("/predict", files={"files": SMALL}).status_code == 401
         assert client.get("/metrics").status_code == 401
         assert client.get("/v2/models/colours").status_code == 401
