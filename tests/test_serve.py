@@ -359,7 +359,7 @@ def test_a_model_is_not_ready_before_it_is_warm_and_a_bad_file_says_why(trained,
 
 def test_with_a_key_nothing_but_health_and_the_page_is_open(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHTASK_API_KEY", "secret")
-    with serving(str(trained), "--cors", "https://example.org", "--timeout", "5") as (client, _):
+    with serving(str(trained), "--cors", "https://example.org", "--timeout", "8") as (client, _):
         assert client.post("/predict", files={"files": SMALL}).status_code == 401
         assert client.get("/metrics").status_code == 401
         assert client.get("/v2/models/colours").status_code == 401
