@@ -276,6 +276,16 @@ _MODEL = (
     ),
 )
 
+_BUDGET = Option(
+    "--budget",
+    "finetune.budget",
+    text,
+    "Choose epochs, and the strategy unless given, by the speed measured here: 2min, 1h, best.",
+    "TIME",
+    "none",
+    "Finetuning",
+)
+
 _OPTIMIZATION = (
     Option(
         "--backbone-lr",
@@ -352,6 +362,7 @@ _REST = (
 
 FINETUNE = (
     *_MODEL,
+    _BUDGET,
     Option(
         "--epochs",
         "trainer.max_epochs",
