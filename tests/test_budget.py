@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
 from small import colour_folders
 
+import flashtask.trainer.budget as budget_module
 from flashtask import ImageClassificationData, ImageClassifier, Trainer
 from flashtask.cli import run
 from flashtask.core.errors import UsageError
@@ -51,12 +53,16 @@ def test_budgets_are_lengths_of_time_or_best():
             seconds_of_budget(wrong)
 
 
-def test_a_time_that_is_too_short_gives_the_fastest_rule_and_one_without_limit_the_first(folder):
-    short, best = (
-        Trainer(**QUIET).choose_within(budget, model(), datamodule=data_of(folder)) for budget in ("1s", "best")
+def test_few_images_or_a_short_time_give_the_fastest_rule_and_one_without_limit_the_first(folder, monkeypatch):
+    few, short = (
+        Trainer(**QUIET).choose_within(budget, model(), datamodule=data_of(folder)) for budget in ("best", "1s")
     )
-    assert (short.strategy.name, short.epochs) == (RULES[-1].strategy, RULES[-1].most)
+    for chosen in (few, short):
+        assert (chosen.strategy.name, chosen.epochs) == (RULES[-1].strategy, RULES[-1].most)
     assert "budget has no room for more" in short.says
+    assert "budget has no room for more" not in few.says
+    monkeypatch.setattr(budget_module, "RULES", (replace(RULES[0], samples=8), RULES[1]))
+    best = Trainer(**QUIET).choose_within("best", model(), datamodule=data_of(folder))
     assert (best.strategy.name, best.epochs) == (RULES[0].strategy, RULES[0].most)
     assert 0 < best.seconds < 600
     given = Trainer(**QUIET).choose_within("best", model(), datamodule=data_of(folder), strategy="bitfit")

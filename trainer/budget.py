@@ -39,18 +39,20 @@ class Rule:
         least: fewer epochs than these are worse than the next rule.
         most: more epochs than these bring nothing that was measured.
         why: what was measured, in half a sentence.
+        samples: with fewer training images than these the next rule is better.
     """
 
     strategy: str
     least: int
     most: int
     why: str
+    samples: int = 0
 
 
 #: For tasks whose own strategy is `freeze`, from the best to the fastest: the first whose least epochs fit is taken.
 #: The head alone is the first phase of the other one, so it needs no measurement of its own.
 RULES = (
-    Rule("freeze_unfreeze:2", 6, 20, "training the backbone too pays from about six epochs on"),
+    Rule("freeze_unfreeze:2", 6, 20, "with many images, training the backbone too pays from six epochs on", 1000),
     Rule("freeze", 1, 10, "the backbone sees each image once, and the head gains little after ten epochs"),
 )
 
@@ -116,6 +118,8 @@ def choose_within(
     left = seconds * _SHARE - (time.perf_counter() - began)
     for rule in rules:
         phases = planned.phases if rule is rules[0] else (_longer(planned.phases[0], rule.most),)
+        if rule is not rules[-1] and (planned.batches or 0) * (planned.batch_size or 0) < rule.samples:
+            continue
         fitting = [epochs for epochs in range(rule.least, rule.most + 1) if _seconds_of(phases, epochs) <= left]
         if fitting or rule is rules[-1]:
             break
