@@ -604,10 +604,10 @@ LEARNING_CURVE = (
     Option("--sizes", "", names, "Numbers of labels: 50,100,200.", "N,N", "all, a half, a quarter, ...", "Selection"),
     Option("--draws", "", whole(2), "Draws of the images of each size.", "N", "10", "Selection"),
     Option("--seed", "", whole(0, 2**32 - 1), "Seed of the draws.", "N", "0", "Selection"),
-    Option("--unlabelled", "", text, "Folder of images of which some are to be labelled next.", "FOLDER", group="Data"),
+    Option("--unlabelled", "", text, "Images of which some are to be labelled next.", "FOLDER", "none", "Data"),
     Option("--next", "", whole(1), "How many of them to name.", "N", "100", "Selection"),
     Option("--output", "", text, "Write their paths to this file, a line each.", "FILE", "printed", "Output"),
-    Option("--picture", "", text, "Draw the curve.", "FILE.svg", "none", "Output"),
+    Option("--picture", "", text, "Draw the curve: curve.png, curve.svg, ...", "FILE", group="Output"),
     _JSON,
 )
 
