@@ -33,6 +33,7 @@ from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.image_source import FILES, ImageSource, loader_of_model, source_of_files, stored_loader
 from flashtask.data.inputs import Input, read_inputs
+from flashtask.data.pictures import Pictures
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
 from flashtask.reports.judgement import Judgement, Scoring
@@ -318,7 +319,7 @@ class Task(Module):
     def load_image(self, value: Any) -> None:
         self._load_image = source_of_files(value).given
 
-    def read_inputs(self, inputs: Any) -> tuple[list[Input], bool]:
+    def read_inputs(self, inputs: Any) -> tuple[Sequence[Input], bool]:
         """All pictures that `predict` was given, files read by `load_image`; and whether it is one rather than a list.
 
         Raises:
@@ -326,6 +327,8 @@ class Task(Module):
                 those of the training data is not here.
             MissingInputError: there is no such file.
         """
+        if isinstance(inputs, Pictures):
+            return (inputs if self._load_image is None else inputs.read_by(loader_of_model(self._load_image))), False
         items, single = read_inputs(inputs)
         if self._load_image is not None and any(one.is_file for one in items):
             items = list(map(loader_of_model(self._load_image).reading, items))

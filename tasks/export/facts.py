@@ -18,7 +18,7 @@ from flashtask.trainer.wrapping import parameters_by_name
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
-__all__ = ["facts_of"]
+__all__ = ["facts_of", "weights_digest"]
 
 
 def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str | None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
         "outputs": {name: ["images", *axes] for name, axes in outputs.axes.items()},
         "preprocessing": task.preprocessing.to_dict(),
         "made_by": f"flashtask {__version__}, torch {version('torch')}",
-        "weights_sha256": _digest(task),
+        "weights_sha256": weights_digest(task),
     }
     names = list(task.output_names(task._head.sizes[1])) if task._head.sizes[1] else []
     if isinstance(outputs, (LabelOutputs, BoxOutputs, MaskOutputs)):
@@ -60,7 +60,7 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
     return facts
 
 
-def _digest(task: Task) -> str:
+def weights_digest(task: Task) -> str:
     """A hash of backbone and head, by name."""
     found = hashlib.sha256()
     for name, tensor in sorted({**parameters_by_name(task), **dict(task.named_buffers())}.items()):
