@@ -45,6 +45,7 @@ __all__ = [
     "EXPORT",
     "FINETUNE",
     "GROUPS",
+    "LICENCE",
     "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
@@ -388,6 +389,8 @@ FINETUNE = (
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
     *_REST,
+    Option("--licence", "licences.weights", text, "Licence of the trained weights.", "NAME", "none", "Output"),
+    Option("--data-licence", "licences.data", text, "Licence of the data.", "NAME", "none", "Output"),
     _NO_REPORT,
 )
 
@@ -704,12 +707,14 @@ PUSH = (
         text,
         "Licence of the weights, for the model card: apache-2.0, mit, ...",
         "NAME",
-        "none",
+        "the one in MODEL",
         "Hub",
     ),
     Option("--dry-run", "", None, "List what would be pushed, without contacting the hub.", group="Hub"),
     _ZOO_FILE,
 )
+
+LICENCE = (_JSON,)
 
 PULL: tuple[Option, ...] = ()
 
@@ -756,7 +761,13 @@ EXPORT = (
     Option("--no-preprocessing", "", None, "Take normalised inputs (N, 3, H, W) in place of pictures.", group="Output"),
     Option("--data", "", text, "Validation data to compare on.", "DATA", "eight made-up pictures", "Data"),
     Option(
-        "--licence", "", text, "Licence of the weights, for the metadata: apache-2.0, ...", "NAME", "none", "Output"
+        "--licence",
+        "",
+        text,
+        "Licence of the weights, for the metadata: apache-2.0, ...",
+        "NAME",
+        "that of the model",
+        "Output",
     ),
     Option("--overwrite", "", None, "Replace files that are there.", group="Output"),
     _ZOO_FILE,
@@ -780,6 +791,7 @@ TABLES = {
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "licence": LICENCE,
     "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask._version import __version__
+from flashtask.core.licences import conclusions
 from flashtask.tasks import TASKS
 from flashtask.tasks.export.outputs import BoxOutputs, LabelOutputs, MaskOutputs, NumberOutputs, Outputs
-from flashtask.tasks.pretrained.card import noted_licence
+from flashtask.tasks.licences import noted_licence, parts_of
 from flashtask.trainer.wrapping import parameters_by_name
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
     temperature = getattr(task, "temperature", None)
     if temperature is not None:
         facts["temperature"] = temperature
+    record = task.licence_record()
     if licence is not None:
-        facts["licence"] = licence
+        record["weights"] = licence
+    if record["weights"] is not None:
+        facts["licence"] = record["weights"]
+    facts["licences"] = record
+    facts["what_follows"] = conclusions(parts_of(record))
     backbone = task.hparams.get("backbone")
     if isinstance(backbone, str) and task.hparams.get("pretrained", True) is not False:
         facts["backbone"] = {"weights": backbone, "licence": noted_licence(backbone) or "not noted"}
