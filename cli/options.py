@@ -21,6 +21,7 @@ from flashtask.cli.kinds import (
     one_of,
     positive,
     probability,
+    shard,
     share,
     steps,
     text,
@@ -45,6 +46,7 @@ __all__ = [
     "FINETUNE",
     "GROUPS",
     "LEARNING_CURVE",
+    "LICENCE",
     "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
@@ -399,6 +401,8 @@ FINETUNE = (
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
     *_REST,
+    Option("--licence", "licences.weights", text, "Licence of the trained weights.", "NAME", "none", "Output"),
+    Option("--data-licence", "licences.data", text, "Licence of the data.", "NAME", "none", "Output"),
     _NO_REPORT,
 )
 
@@ -499,8 +503,8 @@ PREDICT = (
     Option(
         "--format",
         "",
-        one_of(["table", "csv", "json", "jsonl", *FILE_FORMATS]),
-        f"Output format: table, csv, json or jsonl; for some tasks also {', '.join(FILE_FORMATS)}.",
+        one_of(["table", "csv", "json", "jsonl", "parquet", *FILE_FORMATS]),
+        f"Output format: table, csv, json, jsonl or parquet; for some tasks also {', '.join(FILE_FORMATS)}.",
         "F",
         "from the ending of --output, else table",
         "Output",
@@ -513,7 +517,27 @@ PREDICT = (
         "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
     ),
     Option("--num-workers", "", whole(), "Worker processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
-    Option("--on-bad-image", "", _POLICY, "What to do with unreadable images: error or skip.", "P", "error", "Data"),
+    Option(
+        "--on-bad-image",
+        "",
+        one_of(["error", "skip", "row"]),
+        "What to do with unreadable images: error, skip, or row: a row with the reason.",
+        "P",
+        "row for parquet, else error",
+        "Data",
+    ),
+    replace(_COLUMNS[0], key=""),
+    replace(_COLUMNS[3], key=""),
+    Option(
+        "--engine",
+        "",
+        one_of(["local", "ray"]),
+        "local, or ray: actors on a Ray cluster, as many as --devices.",
+        "E",
+        "local",
+        "Hardware",
+    ),
+    Option("--shard", "", shard, "Only this of N equal parts, for jobs side by side: 3/16.", "K/N", "all", "Data"),
     replace(_VALUE_RANGE, key=""),
     *_PLACE,
     _OF_RESULTS,
@@ -708,12 +732,14 @@ PUSH = (
         text,
         "Licence of the weights, for the model card: apache-2.0, mit, ...",
         "NAME",
-        "none",
+        "the one in MODEL",
         "Hub",
     ),
     Option("--dry-run", "", None, "List what would be pushed, without contacting the hub.", group="Hub"),
     _ZOO_FILE,
 )
+
+LICENCE = (_JSON,)
 
 PULL: tuple[Option, ...] = ()
 
@@ -760,7 +786,13 @@ EXPORT = (
     Option("--no-preprocessing", "", None, "Take normalised inputs (N, 3, H, W) in place of pictures.", group="Output"),
     Option("--data", "", text, "Validation data to compare on.", "DATA", "eight made-up pictures", "Data"),
     Option(
-        "--licence", "", text, "Licence of the weights, for the metadata: apache-2.0, ...", "NAME", "none", "Output"
+        "--licence",
+        "",
+        text,
+        "Licence of the weights, for the metadata: apache-2.0, ...",
+        "NAME",
+        "that of the model",
+        "Output",
     ),
     Option("--overwrite", "", None, "Replace files that are there.", group="Output"),
     _ZOO_FILE,
@@ -784,6 +816,7 @@ TABLES = {
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "licence": LICENCE,
     "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,

@@ -19,7 +19,7 @@ __all__ = ["MAPPINGS", "SECTIONS", "Recipe", "absolute", "absolute_value", "is_p
 __all__ += ["zoo_recipe"]
 
 #: The keys of a recipe that hold keys of their own.
-MAPPINGS = ("data", "model", "trainer", "finetune")
+MAPPINGS = ("data", "model", "trainer", "finetune", "licences")
 #: The keys of a recipe; `task` is a name, `zoo` a zoo file of the user's or a list of them.
 SECTIONS = ("task", "zoo", *MAPPINGS)
 
