@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from flashtask.tasks.instance_segmentation import InstanceSegmentation as InstanceSegmentation
     from flashtask.tasks.keypoint_detection import KeypointDetector as KeypointDetector
     from flashtask.tasks.keypoint_predictions import Keypoints as Keypoints
+    from flashtask.tasks.learning_curve import LearningCurve as LearningCurve
+    from flashtask.tasks.learning_curve import learning_curve as learning_curve
     from flashtask.tasks.loading import load as load
     from flashtask.tasks.masks import Mask as Mask
     from flashtask.tasks.object_detection import ObjectDetector as ObjectDetector
@@ -175,6 +177,8 @@ _HOMES = {
     "ImageClassifier": "flashtask.tasks.image_classification",
     "ImageData": "flashtask.data.image_data",
     "ImageEmbedder": "flashtask.tasks.image_embedding",
+    "LearningCurve": "flashtask.tasks.learning_curve",
+    "learning_curve": "flashtask.tasks.learning_curve",
     "ImageRegressionData": "flashtask.data.image_regression",
     "ImageRegressor": "flashtask.tasks.image_regression",
     "InstanceSegmentation": "flashtask.tasks.instance_segmentation",

@@ -19,6 +19,7 @@ from flashtask.cli.options import (
     EVERYWHERE,
     EXPORT,
     FINETUNE,
+    LEARNING_CURVE,
     LICENCE,
     PLAN,
     PREDICT,
@@ -133,6 +134,20 @@ def audit(data: str | None, **params: Any) -> None:
     from flashtask.cli.audit_data import audit as run_audit
 
     run_audit(data, params)
+
+
+@flashtask.command("learning-curve", short_help="Show what more labels would bring.")
+@click.argument("data", required=False)
+@add_options(LEARNING_CURVE + EVERYWHERE)
+def learning_curve(data: str | None, **params: Any) -> None:
+    """Show the accuracy by the number of labels of DATA, and name the images to label next.
+
+    DATA is as for `finetune`, or a run folder. A head is fitted to the features of a frozen backbone; nothing is
+    trained further, and the features are computed once.
+    """
+    from flashtask.cli.learning_curve import learning_curve as run_learning_curve
+
+    run_learning_curve(data, params)
 
 
 @flashtask.command(short_help="Draw images as a model gets them.")

@@ -69,6 +69,10 @@ def _train(start: Start, strategy: Any) -> Path | None:
     if parts.searched:
         refuse_search(strategy)
         click.echo(parts.tune())
+    if parts.finetune.get("budget"):
+        refuse_search(
+            strategy, "--budget", "flashtask plan DATA --budget TIME, with one process; then --strategy S --epochs N"
+        )
     folder = start.folder
     checkpoint = None if folder is None else agreed(strategy, lambda: newest_whole_checkpoint(folder))
     trainer = parts.trainer

@@ -45,6 +45,7 @@ __all__ = [
     "EXPORT",
     "FINETUNE",
     "GROUPS",
+    "LEARNING_CURVE",
     "LICENCE",
     "OF_SHARDS",
     "OF_TABLES",
@@ -278,6 +279,16 @@ _MODEL = (
     ),
 )
 
+_BUDGET = Option(
+    "--budget",
+    "finetune.budget",
+    text,
+    "Choose epochs, and the strategy unless given, by the speed measured here: 2min, 1h, best.",
+    "TIME",
+    "none",
+    "Finetuning",
+)
+
 _OPTIMIZATION = (
     Option(
         "--backbone-lr",
@@ -354,6 +365,7 @@ _REST = (
 
 FINETUNE = (
     *_MODEL,
+    _BUDGET,
     Option(
         "--epochs",
         "trainer.max_epochs",
@@ -610,6 +622,19 @@ SHOW = (
     Option("--output", "", text, "Image file.", "FILE", "batch.png", "Output"),
 )
 
+LEARNING_CURVE = (
+    replace(_BACKBONE, help="Backbone whose features are used.", default="that of the recipe or run, else resnet18"),
+    *_OF_THE_DATA,
+    Option("--sizes", "", names, "Numbers of labels: 50,100,200.", "N,N", "all, a half, a quarter, ...", "Selection"),
+    Option("--draws", "", whole(2), "Draws of the images of each size.", "N", "10", "Selection"),
+    Option("--seed", "", whole(0, 2**32 - 1), "Seed of the draws.", "N", "0", "Selection"),
+    Option("--unlabelled", "", text, "Images of which some are to be labelled next.", "FOLDER", "none", "Data"),
+    Option("--next", "", whole(1), "How many of them to name.", "N", "100", "Selection"),
+    Option("--output", "", text, "Write their paths to this file, a line each.", "FILE", "printed", "Output"),
+    Option("--picture", "", text, "Draw the curve: curve.png, curve.svg, ...", "FILE", group="Output"),
+    _JSON,
+)
+
 SHARD = (
     Option("--shard-size", "", whole(1), "Megabytes in a tar file.", "MB", "268", "Output"),
     *_OF_THE_DATA,
@@ -803,6 +828,7 @@ TABLES = {
     "compare": COMPARE,
     "runs": RUNS,
     "rerun": RERUN,
+    "learning-curve": LEARNING_CURVE,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

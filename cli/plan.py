@@ -10,7 +10,7 @@ import click
 
 from flashtask.cli.kinds import AUTO
 from flashtask.cli.parts import SEARCHED, build_parts
-from flashtask.cli.processes import launched
+from flashtask.cli.processes import launched, refuse_search
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.switches import SWITCHES
 from flashtask.core.errors import UsageError
@@ -46,15 +46,19 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
     require_data(recipe)
     with launched(recipe.get("trainer", {})) as joined:
         parts = build_parts(recipe, joined)
-        strategy = parts.finetune.get("strategy")
+        strategy, said = parts.finetune.get("strategy"), ""
+        if budget := parts.finetune.get("budget"):
+            refuse_search(joined, "--budget", "the same with one process")
+            chosen = parts.trainer.choose_within(budget, parts.model, datamodule=parts.datamodule, strategy=strategy)
+            strategy, parts.trainer.max_epochs, said = chosen.strategy, chosen.epochs, chosen.says
         measure = not params["no_measure"]
         planned = parts.trainer.plan(parts.model, datamodule=parts.datamodule, strategy=strategy, measure=measure)
         processes = 1 if joined is None else joined.world_size
     switches = _switches(recipe, parts.model)
     if params["json"]:
-        click.echo(json.dumps({**planned.to_dict(), "switches": switches}))
+        click.echo(json.dumps({**planned.to_dict(), "switches": switches, **({"budget": said} if said else {})}))
         return
-    click.echo("\n".join(_lines(planned, processes, switches)))
+    click.echo("\n".join([*wrapped(said), *_lines(planned, processes, switches)]))
 
 
 def _switches(recipe: Recipe, model: Any) -> dict[str, Any]:

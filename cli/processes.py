@@ -166,17 +166,22 @@ def require_same(strategy: Any, values: Mapping[str, Any]) -> None:
             )
 
 
-def refuse_search(strategy: Any) -> None:
-    """A batch size and a learning rate are searched for by one process.
+def refuse_search(strategy: Any, option: str = "`auto`", fix: str = "") -> None:
+    """A batch size, a learning rate, and what fits a budget are found by one process.
+
+    Args:
+        strategy: that joins several processes, or None.
+        option: that asks for it.
+        fix: how to find it before; by default with `tune`.
 
     Raises:
         UsageError: there are several.
     """
     if strategy is not None:
         raise UsageError(
-            "`auto` can only be searched for in one process, and this run has several",
+            f"{option} can only be resolved in one process, and this run has several",
             why="they share the memory, and the result is valid for the batches of one process",
-            fix="flashtask tune DATA, with one process; then --batch-size N --lr X",
+            fix=fix or "flashtask tune DATA, with one process; then --batch-size N --lr X",
         )
 
 

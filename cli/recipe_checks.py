@@ -156,7 +156,7 @@ def check_sections(recipe: Recipe, task_class: Any) -> None:
         check_arguments(recipe, f"data.{recipe.constructor}", getattr(task_class.data_class, recipe.constructor))
     check_arguments(recipe, "model", task_class)
     check_arguments(recipe, "trainer", Trainer)
-    check_keys(recipe, "finetune", ["strategy", "restore_best"])
+    check_keys(recipe, "finetune", ["strategy", "restore_best", "budget"])
     check_keys(recipe, "licences", ["data", "weights"])
 
 

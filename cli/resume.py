@@ -181,7 +181,7 @@ def _merged(own: Recipe, requested: Recipe) -> Recipe:
     for key, value in requested.leaves():
         if key in free:
             own.set(key, value, requested.source_of(key))
-        elif value == AUTO and key in searched:
+        elif (value == AUTO and key in searched) or key == "finetune.budget":
             continue  # it was found when the run began
         elif key == "model.from" and is_same_source(own.get(key), value):
             continue

@@ -11,7 +11,6 @@ import copy
 import csv
 import io
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from flashtask.core.errors import DivergedError, FlashtaskError, OutOfMemoryErro
 from flashtask.core.files import atomic_write, missing_file
 from flashtask.core.plain_json import read_json
 from flashtask.trainer.callbacks.callback import Callback
+from flashtask.trainer.callbacks.timing import read_duration
 from flashtask.trainer.metric_order import best_mode
 from flashtask.trainer.text_table import text_table
 
@@ -43,11 +43,10 @@ if TYPE_CHECKING:
     from flashtask.trainer.module import Module
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["seconds_of", "sweep"]
+__all__ = ["sweep"]
 
 _TRIALS = 20
 _SHOWN = 10
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _PRUNED = "the sweep ended it: worse than the median of the trials before"
 
 
@@ -83,18 +82,6 @@ def sweep(path: str, params: Mapping[str, Any]) -> None:
     click.echo(json.dumps(one.summary()) if params["json"] else "\n".join(one.lines()))
 
 
-def seconds_of(text: str) -> float:
-    """The seconds of `90s`, `10min`, `1.5h`, or of a number alone.
-
-    Raises:
-        UsageError: it is no length of time.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)?", text.strip())
-    if found is None:
-        raise UsageError(f"--time {text!r} is not a length of time", fix="--time 10min")
-    return float(found[1]) * _UNITS[found[2] or "s"]
-
-
 class _Sweep:
     """One study and its folder.
 
@@ -110,7 +97,7 @@ class _Sweep:
 
         self.folder, self.recipe, self.space = folder, recipe, space
         self.most = params["trials"] or _TRIALS
-        self.end = time.monotonic() + seconds_of(params["time"]) if params["time"] else float("inf")
+        self.end = time.monotonic() + read_duration(params["time"]).total_seconds() if params["time"] else float("inf")
         self.monitor, mode = _monitor_of(recipe, space)
         pruner = optuna.pruners.NopPruner() if params["no_pruning"] else optuna.pruners.MedianPruner(5, 1)
         self.study: Study = optuna.create_study(

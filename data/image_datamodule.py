@@ -112,6 +112,7 @@ class ImageDataModule(DataModule):
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
         self._manifest: tuple[str, ...] = ()
+        self._digested: tuple[SampleTable, dict[str, str]] | None = None
         self._against = "the model"
         self._reader = reader
         if arguments.get("group_pattern"):
@@ -288,7 +289,7 @@ class ImageDataModule(DataModule):
         The digest is of the names of files, or of the pixels of up to 256 pictures of a part that is in memory.
         """
         manifest = np.frombuffer(json.dumps(self._manifest).encode(), dtype=np.uint8)
-        return {"targets": self.targets, "files": self._digest(), "split": manifest.copy()}
+        return {"targets": self.targets, "files": self._digest_of_table(), "split": manifest.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare with what the run was started on.
@@ -302,6 +303,12 @@ class ImageDataModule(DataModule):
                 why="a resumed run sees the same samples in the same order; files or classes were added or removed",
                 fix="start a new run, or put the folders back as they were",
             )
+
+    def _digest_of_table(self) -> dict[str, str]:
+        """`_digest`, worked out once for a table: each checkpoint of a run holds it."""
+        if self._digested is None or self._digested[0] is not self._table:
+            self._digested = self._table, self._digest()
+        return self._digested[1]
 
     def _digest(self) -> dict[str, str]:
         """For each part a digest of the names of its images, and of pixels and targets that the names do not tell."""

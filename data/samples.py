@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -126,10 +127,22 @@ class SampleTable:
     def names(self) -> list[str]:
         """The paths relative to the root of their part, with forward slashes; other inputs as they are."""
         roots = [self.roots.get(part, "") for part in PARTS]
+        prefixes = [os.path.join(os.path.abspath(root), "") for root in roots]
         return [
-            os.path.relpath(path, roots[part] or None).replace(os.sep, "/") if os.path.isabs(path) else path
-            for path, part in zip(self.inputs, self.parts, strict=True)
+            _below(path, prefixes[part]) if os.path.isabs(path) else path
+            for path, part in zip(self.inputs.tolist(), self.parts.tolist(), strict=True)
         ]
+
+
+#: Parts of a path that `relpath` would take out.
+_NOT_NORMAL = re.compile(r"/\.{0,2}(/|$)" if os.sep == "/" else "")
+
+
+def _below(path: str, prefix: str) -> str:
+    """A path relative to a folder that ends in a separator; quickly where it is below it, as nearly all are."""
+    if path.startswith(prefix) and not _NOT_NORMAL.search(path):
+        return path[len(prefix) :]
+    return os.path.relpath(path, prefix).replace(os.sep, "/")
 
 
 def _stacked(columns: Sequence[Column | None], tables: Sequence[SampleTable], missing: Any = "") -> Column | None:

@@ -286,13 +286,16 @@ def test_accumulation_twice_is_a_contradiction(tmp_path):
         (timedelta(minutes=3), 180),
         ({"hours": 1, "minutes": 0.5}, 3630),
         ("00:00:00:00", 0),
+        ("90s", 90),
+        ("10min", 600),
+        ("1.5 h", 5400),
     ],
 )
-def test_a_duration_can_be_given_in_three_ways(given, seconds):
+def test_a_duration_can_be_given_in_several_ways(given, seconds):
     assert read_duration(given).total_seconds() == seconds
 
 
-@pytest.mark.parametrize("wrong", ["12:00", "00:25:00:00", timedelta(-1), 30, {"hours": "1"}, None])
+@pytest.mark.parametrize("wrong", ["12:00", "ten", "90", "1d", "00:25:00:00", timedelta(-1), 30, {"hours": "1"}, None])
 def test_what_is_no_duration_is_refused(wrong):
     with pytest.raises(UsageError, match=r"length of time|are a number"):
         read_duration(wrong)

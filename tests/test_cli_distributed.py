@@ -373,7 +373,7 @@ def test_a_mistyped_strategy_answers_without_torch(images):
 def test_a_search_by_several_processes_is_refused(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["finetune", str(images), *TRAIN, *SPAWN, "--lr", "auto"]) == 2
-    assert capfd.readouterr().err.count("`auto` can only be searched for in one process") == 1
+    assert capfd.readouterr().err.count("`auto` can only be resolved in one process") == 1
     assert list(tmp_path.iterdir()) == []
 
 

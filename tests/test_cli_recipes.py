@@ -163,6 +163,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "model.monitor": "that of the task: val_accuracy, val_map or val_mae",
         "trainer.gradient_clip_val": "no limit",
         "trainer.ema_decay": "no average",
+        "finetune.budget": "none",
         "model.tile_overlap": f"{Preprocessing().tile_overlap:g}",
         f"data.{OF_TABLES}.input_field": "the only one with image paths",
         f"data.{OF_TABLES}.target_fields": "the only other column",

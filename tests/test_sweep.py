@@ -14,7 +14,6 @@ from warm import start
 from flashtask.cli import run
 from flashtask.cli.recipe import Recipe
 from flashtask.cli.search_space import search_space
-from flashtask.cli.sweep import seconds_of
 from flashtask.core.errors import UsageError
 
 pytest.importorskip("optuna")
@@ -107,12 +106,6 @@ def test_a_killed_sweep_goes_on_and_loses_no_trial(folder):
 def test_a_space_is_checked(space, said):
     with pytest.raises(UsageError, match=said):
         search_space(Recipe({"model": {"learning_rate": space}}))
-
-
-def test_lengths_of_time():
-    assert [seconds_of(text) for text in ("90", "90s", "10min", "1.5h")] == [90, 90, 600, 5400]
-    with pytest.raises(UsageError, match="--time 10min"):
-        seconds_of("ten")
 
 
 def test_what_cannot_be_searched_is_named(folder, capsys):

@@ -48,6 +48,7 @@ from flashtask.trainer.run_preparation import check_module, data_of
 from flashtask.trainer.text_table import text_table
 
 if TYPE_CHECKING:
+    from flashtask.trainer.budget import Budget, BudgetChoice
     from flashtask.trainer.finetuning_plan import Plan
     from flashtask.trainer.tuning.tune import TuningResult
 
@@ -245,7 +246,7 @@ class Trainer(RunFacts, Lightning1Trainer):
 
         Callbacks and loggers that are objects are the same objects, unless they are among the changes.
         """
-        return Trainer(**{**self.arguments, "seed": self.seed, **changes})
+        return Trainer(**{**self.arguments, "seed": self.seed, "max_epochs": self._max_epochs, **changes})
 
     # ---- fit, validate, test, predict, tune
 
@@ -292,6 +293,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         ckpt_path: PathLike | None = None,
         restore_best: bool = True,
         *,
+        budget: Budget | None = None,
         train_dataloader: Loaders | None = None,
     ) -> FitResult:
         """Train a module whose backbone is pretrained, freezing parts of it by a strategy.
@@ -305,6 +307,8 @@ class Trainer(RunFacts, Lightning1Trainer):
                 object with `phases` or `stages`; None means the module's `default_strategy`: `freeze` for tasks.
             ckpt_path: continue from this checkpoint.
             restore_best: put the best epoch's weights back into the model at the end.
+            budget: `"10min"`, or `"best"`: choose the epochs, and the strategy unless it is given, from the speed that
+                is measured here; `max_epochs` is what was chosen afterwards.
             train_dataloader: another name of `train_dataloaders`.
 
         Returns:
@@ -316,6 +320,10 @@ class Trainer(RunFacts, Lightning1Trainer):
         module = check_module(model)
         data = data_of(module, datamodule, train=loaders, val=val_dataloaders)
         self.ckpt_path = self.checkpoint_file(ckpt_path)
+        if budget is not None:
+            chosen = self.choose_within(budget, module, datamodule=data, strategy=strategy)
+            strategy, self.max_epochs = chosen.strategy, chosen.epochs
+            self.say(chosen.says)
         finetuning = _finetuning(module, strategy)
         run = FitRun(self, module, data, finetuning, resume_from=self.ckpt_path, restores_best=restore_best)
         execute(run, self._path.fit)
@@ -483,6 +491,35 @@ class Trainer(RunFacts, Lightning1Trainer):
         module = check_module(model)
         data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         return plan(self, module, data, _finetuning(module, strategy), measure=measure)
+
+    @named_arguments
+    def choose_within(
+        self,
+        budget: Budget,
+        model: Module,
+        train_dataloaders: Loaders | None = None,
+        val_dataloaders: Loaders | None = None,
+        datamodule: DataModule | None = None,
+        strategy: FinetuningLike | None = None,
+    ) -> BudgetChoice:
+        """The strategy and number of epochs that `finetune(..., budget=...)` would take.
+
+        Args:
+            budget: `"90s"`, `"10min"`, `"1h"`, or `"best"`.
+            model: a `Module`; it stays as it is.
+            train_dataloaders: a loader, several in a list or dictionary, or a `DataModule`.
+            val_dataloaders: a loader, or a list or dictionary of them.
+            datamodule: instead of loaders.
+            strategy: if given, only the epochs are chosen.
+
+        Raises:
+            UsageError: the trainer has an end of its own or several processes, or the time cannot be estimated.
+        """
+        from flashtask.trainer.budget import choose_within
+
+        module = check_module(model)
+        data = data_of(module, datamodule, train=train_dataloaders, val=val_dataloaders)
+        return choose_within(self, module, data, None if strategy is None else _finetuning(module, strategy), budget)
 
     @named_arguments
     def save_checkpoint(self, path: PathLike, weights_only: bool = False) -> None:

@@ -20,12 +20,15 @@ __all__ = ["Duration", "TimeLimit", "Timer", "read_duration"]
 _STAGES = ("train", "validate", "test", "predict")
 _PARTS = ("weeks", "days", "hours", "minutes", "seconds")
 
-#: A length of time: `"DD:HH:MM:SS"`, a timedelta, or its parts such as `{"hours": 1, "minutes": 30}`.
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
+
+#: A length of time: `"90s"`, `"10min"`, `"1.5h"`, `"DD:HH:MM:SS"`, a timedelta, or its parts such as
+#: `{"hours": 1, "minutes": 30}`.
 Duration = str | timedelta | dict[str, float]
 
 
 def read_duration(duration: Duration) -> timedelta:
-    """A length of time from `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1, "minutes": 30}`.
+    """A length of time from `"10min"`, `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1}`.
 
     Raises:
         UsageError: anything else, or a length below zero.
@@ -36,6 +39,8 @@ def read_duration(duration: Duration) -> timedelta:
         if matched is not None:
             days, hours, minutes, seconds = map(int, matched.groups())
             found = _length({"days": days, "hours": hours, "minutes": minutes, "seconds": seconds})
+        elif (matched := re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", duration.strip())) is not None:
+            found = _length({_UNITS[matched[2]]: float(matched[1])})
     elif isinstance(duration, dict):
         for part, value in duration.items():
             if part not in _PARTS:
@@ -46,8 +51,8 @@ def read_duration(duration: Duration) -> timedelta:
     if not isinstance(found, timedelta) or found < timedelta(0):
         raise UsageError(
             f"{duration!r} is not a length of time",
-            why='it is "DD:HH:MM:SS", a timedelta or a dictionary of its parts, and not below zero',
-            fix='"00:12:00:00" for twelve hours',
+            why='it is "90s", "10min", "1.5h", "DD:HH:MM:SS", a timedelta or a dictionary of its parts, not below zero',
+            fix='"12h", or "00:12:00:00" for twelve hours',
         )
     return found
 

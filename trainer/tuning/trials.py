@@ -18,6 +18,7 @@ from flashtask.core.seeding import generator_states, set_generator_states
 from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
+from flashtask.trainer.distribution.process_strategies import automatic_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.fit_run import FitRun
 from flashtask.trainer.module import Module
@@ -26,7 +27,7 @@ from flashtask.trainer.run_lifecycle import execute
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
 
-__all__ = ["Trial", "batches_a_step", "learn_nothing", "trial"]
+__all__ = ["Trial", "batches_a_step", "learn_nothing", "require_one_process", "trial"]
 
 #: A trial shows, writes and validates nothing, and ends after the steps that it is for.
 _SILENT: dict[str, Any] = {
@@ -95,6 +96,24 @@ def batches_a_step(trainer: Trainer) -> dict[int, int]:
     plans = [c.scheduling for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     given = plans[0] if plans else trainer.accumulate_grad_batches
     return {0: 1, **given} if isinstance(given, Mapping) else {0: given}
+
+
+def require_one_process(trainer: Trainer, what: str) -> None:
+    """Refuse a trainer of several processes.
+
+    Args:
+        trainer: that steps are tried for.
+        what: is done in one process: `tune looks for numbers`.
+
+    Raises:
+        UsageError: it has several.
+    """
+    if trainer.strategy.world_size > 1 or automatic_strategy(trainer.devices, trainer.num_nodes) != "single":
+        raise UsageError(
+            f"{what} in one process, and this trainer has several",
+            why="each of them would find others",
+            fix="the same with Trainer(devices=1) first; then give what it found to this trainer",
+        )
 
 
 def learn_nothing(run: FitRun) -> None:

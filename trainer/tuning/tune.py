@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.trainer.closed_form_fit import refuse_tuning
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.distribution.process_strategies import automatic_strategy
 from flashtask.trainer.finetuning.strategies import Finetuning
 from flashtask.trainer.module import Module
 from flashtask.trainer.tuning.batch_size_finder import batch_size_in, find_batch_size
 from flashtask.trainer.tuning.batch_size_search import BatchSizeOptions, BatchSizeSearch
 from flashtask.trainer.tuning.learning_rate_curve import LearningRateCurve, check_picture
 from flashtask.trainer.tuning.learning_rate_finder import RangeTest, find_learning_rate, learning_rate_of
-from flashtask.trainer.tuning.trials import trial
+from flashtask.trainer.tuning.trials import require_one_process, trial
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -72,12 +71,7 @@ def tune(
     if test is None and sizes is None:
         raise UsageError("tune was not asked for anything", fix="trainer.tune(model, ..., learning_rate=True)")
     # What cannot be given is refused before it is searched for.
-    if trainer.strategy.world_size > 1 or automatic_strategy(trainer.devices, trainer.num_nodes) != "single":
-        raise UsageError(
-            "tune looks for numbers in one process, and this trainer has several",
-            why="each of them would find others",
-            fix="Trainer(devices=1).tune(model, ...) first; a batch size is that of one process",
-        )
+    require_one_process(trainer, "tune looks for numbers")
     refuse_tuning(module, finetuning)
     rate = None if test is None else learning_rate_of(module, test.attribute)
     size = None if sizes is None else batch_size_in(module, data, sizes.attribute)
