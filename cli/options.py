@@ -791,7 +791,7 @@ EXPORT = (
         text,
         "Licence of the weights, for the metadata: apache-2.0, ...",
         "NAME",
-        "that of the model",
+        "the one in MODEL",
         "Output",
     ),
     Option("--overwrite", "", None, "Replace files that are there.", group="Output"),

@@ -90,7 +90,7 @@ def parts_of(record: Mapping[str, Any]) -> Iterator[Part]:
         record: of a file, which may be somebody else's: what is no text in it is not known.
     """
     for name, licence in _mapping(record.get("code")).items():
-        yield Part("code", str(name)[:_MOST], _text(licence))
+        yield Part("code", _text(name) or "code", _text(licence))
     if "backbone" in record:
         backbone = _mapping(record["backbone"])
         yield Part(
@@ -111,4 +111,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return value[:_MOST] if isinstance(value, str) and value.strip() else None
+    """A text without control characters, which a terminal would obey."""
+    text = "".join(filter(str.isprintable, value[:_MOST])) if isinstance(value, str) else ""
+    return text.strip() or None

@@ -303,6 +303,7 @@ def test_two_processes_continue_a_job_of_one(stopped, capfd):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_two_actors_of_ray_continue_a_job_of_one_process(stopped, tmp_path):
     pytest.importorskip("ray")
     command, output, lines = stopped

@@ -164,6 +164,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         "trainer.gradient_clip_val": "no limit",
         "trainer.ema_decay": "no average",
         "finetune.budget": "none",
+        **dict.fromkeys(("licences.weights", "licences.data"), "none"),
         "model.tile_overlap": f"{Preprocessing().tile_overlap:g}",
         f"data.{OF_TABLES}.input_field": "the only one with image paths",
         f"data.{OF_TABLES}.target_fields": "the only other column",
