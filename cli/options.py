@@ -309,6 +309,36 @@ _GROUP_PATTERN = Option(
     "Data",
 )
 
+_SEVERAL = (
+    Option(
+        "--repeats",
+        "repeats",
+        whole(2),
+        "Train N times, each repeat with the next seed.",
+        "N",
+        "once",
+        "Training",
+    ),
+    Option(
+        "--folds",
+        "folds",
+        whole(2),
+        "Train once for each of N folds of the training images.",
+        "N",
+        "none; see --val-split",
+        "Training",
+    ),
+    Option(
+        "--vary",
+        "vary",
+        one_of(["seed", "split", "both"]),
+        "Which seed differs between repeats: seed (of the training), split or both.",
+        "V",
+        "seed",
+        "Training",
+    ),
+)
+
 _IMAGES = (
     Option(
         "--val-split",
@@ -386,6 +416,7 @@ FINETUNE = (
     Option(
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
+    *_SEVERAL,
     *_REST,
     _NO_REPORT,
 )
@@ -418,7 +449,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report") and option not in _SEVERAL),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )

@@ -217,7 +217,7 @@ class SampleFeatures:
         is_fit = self.run.stage == "fit"
         times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
         known, is_known = self._known_rows(number)
-        others = f"; of {is_known.sum():,} they are in the cache" if known is not None else ""
+        others = f"; {is_known.sum():,} of them are in the cache" if known is not None else ""
         self._say(f"computing {self._counted(number)}, {times}{others}")
         features = self._compute(number) if known is None else self._compute_others(number, known, is_known)
         kept = self._keep(number, features)
