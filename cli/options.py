@@ -322,6 +322,36 @@ _GROUP_PATTERN = Option(
     "Data",
 )
 
+_SEVERAL = (
+    Option(
+        "--repeats",
+        "repeats",
+        whole(2),
+        "Train N times, each repeat with the next seed.",
+        "N",
+        "once",
+        "Training",
+    ),
+    Option(
+        "--folds",
+        "folds",
+        whole(2),
+        "Train once for each of N folds of the training images.",
+        "N",
+        "none; see --val-split",
+        "Training",
+    ),
+    Option(
+        "--vary",
+        "vary",
+        one_of(["seed", "split", "both"]),
+        "Which seed differs between repeats: seed (of the training), split or both.",
+        "V",
+        "seed",
+        "Training",
+    ),
+)
+
 _IMAGES = (
     Option(
         "--val-split",
@@ -400,6 +430,7 @@ FINETUNE = (
     Option(
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
+    *_SEVERAL,
     *_REST,
     Option("--licence", "licences.weights", text, "Licence of the trained weights.", "NAME", "none", "Output"),
     Option("--data-licence", "licences.data", text, "Licence of the data.", "NAME", "none", "Output"),
@@ -434,7 +465,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report") and option not in _SEVERAL),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
