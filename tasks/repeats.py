@@ -301,7 +301,7 @@ def _require_planned(run: PlannedRun, finished: FinishedRun) -> None:
     fix = "Trainer(output_dir=run.folder, seed=run.seed), and **run.split for the data"
     if not summary or finished.folder.absolute() != run.folder:
         raise UsageError(f"{run.name} left no finished run in {run.folder}", fix=fix)
-    data = next(iter((recipe.get("data") or {}).values()), {})
+    data: dict[str, Any] = next(iter((recipe.get("data") or {}).values()), {})
     told = {"seed": (run.seed, summary.get("seed"))}
     told |= {name: (value, data[name]) for name, value in run.split.items() if name in data}
     for name, (planned, found) in told.items():
