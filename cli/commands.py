@@ -20,6 +20,7 @@ from flashtask.cli.options import (
     EXPORT,
     FINETUNE,
     LEARNING_CURVE,
+    LICENCE,
     OPERATE,
     PLAN,
     PREDICT,
@@ -242,6 +243,20 @@ def test(ckpt: str, data: str, **params: Any) -> None:
 
     use_option(params)
     evaluate("test", ckpt, data, params)
+
+
+@flashtask.command(short_help="Show the licences of what a model is made of.")
+@click.argument("ckpt", metavar="MODEL")
+@add_options(LICENCE + EVERYWHERE)
+def licence(ckpt: str, **params: Any) -> None:
+    """Show the licences of the code, the pretrained weights, the data and the weights of MODEL, and what follows.
+
+    MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
+    What nobody has stated is shown as unknown.
+    """
+    from flashtask.cli.licence import licence as run_licence
+
+    run_licence(ckpt, params)
 
 
 @flashtask.command(short_help="Write a page about a run.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from flashtask.core.model_path import model_path
 from flashtask.core.zoo import load_zoo
 
 if TYPE_CHECKING:
-    from flashtask.data.inputs import Input
+    from flashtask.data.pictures import Pictures
 
 __all__ = ["checkpoint_source", "image_inputs"]
 
@@ -33,20 +33,20 @@ def checkpoint_source(path: str) -> Path | str:
     return model_path(path)
 
 
-def image_inputs(given: Iterable[str]) -> list[Input]:
-    """The images that files, folders and addresses stand for, in the order they were given; folders sorted by path.
+def image_inputs(given: Sequence[str], column: str | None = None, root: str | None = None) -> Pictures:
+    """The images that INPUT... stands for: files, folders, addresses, a table or shards; see `open_pictures`.
 
-    A file counts whatever its name is, as the user named it. Paths are as typed, not made absolute.
+    A file counts whatever its name is, unless it is that of a table. Paths are as typed, not made absolute.
 
     Raises:
         MissingInputError: an input that is not there; with the nearest that is.
-        UsageError: an address that cannot be fetched.
-        BadDataError: a folder without images.
+        UsageError: an address that cannot be fetched, or inputs that do not go together.
+        BadDataError: a folder without images, or a table that cannot be read.
     """
-    from flashtask.data.inputs import read_inputs
+    from flashtask.data.pictures import open_pictures
 
     try:
-        return read_inputs(list(given))[0]
+        return open_pictures(given, column, root)
     except MissingInputError as error:
         if "glob.glob" in error.fix:
             error.fix = "type it without quotation marks, so that the shell expands it"

@@ -167,11 +167,20 @@ def share(value: str) -> float | int:
 
 def fold(value: str) -> str:
     """Which fold of how many: `2/5`."""
+    return _one_of_many(value, "a fold", 2)
+
+
+def shard(value: str) -> str:
+    """Which job of how many: `3/16`."""
+    return _one_of_many(value, "a shard", 1)
+
+
+def _one_of_many(value: str, noun: str, fewest: int) -> str:
     number, slash, count = value.partition("/")
     if not (slash and number.strip().isdecimal() and count.strip().isdecimal()):
-        raise ValueError(f"{value!r} is not a fold such as 2/5")
-    if not 1 <= int(number) <= int(count) or int(count) < 2:
-        raise ValueError(f"must be from 1/N to N/N with N of at least 2, not {value}")
+        raise ValueError(f"{value!r} is not {noun} such as 2/5")
+    if not 1 <= int(number) <= int(count) or int(count) < fewest:
+        raise ValueError(f"must be from 1/N to N/N with N of at least {fewest}, not {value}")
     return f"{int(number)}/{int(count)}"
 
 

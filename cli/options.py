@@ -22,6 +22,7 @@ from flashtask.cli.kinds import (
     positive,
     positive_share,
     probability,
+    shard,
     share,
     share_of_class,
     steps,
@@ -47,6 +48,7 @@ __all__ = [
     "FINETUNE",
     "GROUPS",
     "LEARNING_CURVE",
+    "LICENCE",
     "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
@@ -323,6 +325,36 @@ _GROUP_PATTERN = Option(
     "Data",
 )
 
+_SEVERAL = (
+    Option(
+        "--repeats",
+        "repeats",
+        whole(2),
+        "Train N times, each repeat with the next seed.",
+        "N",
+        "once",
+        "Training",
+    ),
+    Option(
+        "--folds",
+        "folds",
+        whole(2),
+        "Train once for each of N folds of the training images.",
+        "N",
+        "none; see --val-split",
+        "Training",
+    ),
+    Option(
+        "--vary",
+        "vary",
+        one_of(["seed", "split", "both"]),
+        "Which seed differs between repeats: seed (of the training), split or both.",
+        "V",
+        "seed",
+        "Training",
+    ),
+)
+
 _IMAGES = (
     Option(
         "--val-split",
@@ -401,7 +433,10 @@ FINETUNE = (
     Option(
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
+    *_SEVERAL,
     *_REST,
+    Option("--licence", "licences.weights", text, "Licence of the trained weights.", "NAME", "none", "Output"),
+    Option("--data-licence", "licences.data", text, "Licence of the data.", "NAME", "none", "Output"),
     _NO_REPORT,
 )
 
@@ -433,7 +468,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report") and option not in _SEVERAL),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
@@ -539,8 +574,8 @@ PREDICT = (
     Option(
         "--format",
         "",
-        one_of(["table", "csv", "json", "jsonl", *FILE_FORMATS]),
-        f"Output format: table, csv, json or jsonl; for some tasks also {', '.join(FILE_FORMATS)}.",
+        one_of(["table", "csv", "json", "jsonl", "parquet", *FILE_FORMATS]),
+        f"Output format: table, csv, json, jsonl or parquet; for some tasks also {', '.join(FILE_FORMATS)}.",
         "F",
         "from the ending of --output, else table",
         "Output",
@@ -553,7 +588,27 @@ PREDICT = (
         "--batch-size", "", whole(1), "Images per batch.", "N", "16 on a CPU for 32 images or more, else 64", "Data"
     ),
     Option("--num-workers", "", whole(), "Worker processes that load images.", "N", "0 on a CPU, else up to 8", "Data"),
-    Option("--on-bad-image", "", _POLICY, "What to do with unreadable images: error or skip.", "P", "error", "Data"),
+    Option(
+        "--on-bad-image",
+        "",
+        one_of(["error", "skip", "row"]),
+        "What to do with unreadable images: error, skip, or row: a row with the reason.",
+        "P",
+        "row for parquet, else error",
+        "Data",
+    ),
+    replace(_COLUMNS[0], key=""),
+    replace(_COLUMNS[3], key=""),
+    Option(
+        "--engine",
+        "",
+        one_of(["local", "ray"]),
+        "local, or ray: actors on a Ray cluster, as many as --devices.",
+        "E",
+        "local",
+        "Hardware",
+    ),
+    Option("--shard", "", shard, "Only this of N equal parts, for jobs side by side: 3/16.", "K/N", "all", "Data"),
     replace(_VALUE_RANGE, key=""),
     *_PLACE,
     _OF_RESULTS,
@@ -644,10 +699,10 @@ LEARNING_CURVE = (
     Option("--sizes", "", names, "Numbers of labels: 50,100,200.", "N,N", "all, a half, a quarter, ...", "Selection"),
     Option("--draws", "", whole(2), "Draws of the images of each size.", "N", "10", "Selection"),
     Option("--seed", "", whole(0, 2**32 - 1), "Seed of the draws.", "N", "0", "Selection"),
-    Option("--unlabelled", "", text, "Folder of images of which some are to be labelled next.", "FOLDER", group="Data"),
+    Option("--unlabelled", "", text, "Images of which some are to be labelled next.", "FOLDER", "none", "Data"),
     Option("--next", "", whole(1), "How many of them to name.", "N", "100", "Selection"),
     Option("--output", "", text, "Write their paths to this file, a line each.", "FILE", "printed", "Output"),
-    Option("--picture", "", text, "Draw the curve.", "FILE.svg", "none", "Output"),
+    Option("--picture", "", text, "Draw the curve: curve.png, curve.svg, ...", "FILE", group="Output"),
     _JSON,
 )
 
@@ -748,12 +803,14 @@ PUSH = (
         text,
         "Licence of the weights, for the model card: apache-2.0, mit, ...",
         "NAME",
-        "none",
+        "the one in MODEL",
         "Hub",
     ),
     Option("--dry-run", "", None, "List what would be pushed, without contacting the hub.", group="Hub"),
     _ZOO_FILE,
 )
+
+LICENCE = (_JSON,)
 
 PULL: tuple[Option, ...] = ()
 
@@ -800,7 +857,13 @@ EXPORT = (
     Option("--no-preprocessing", "", None, "Take normalised inputs (N, 3, H, W) in place of pictures.", group="Output"),
     Option("--data", "", text, "Validation data to compare on.", "DATA", "eight made-up pictures", "Data"),
     Option(
-        "--licence", "", text, "Licence of the weights, for the metadata: apache-2.0, ...", "NAME", "none", "Output"
+        "--licence",
+        "",
+        text,
+        "Licence of the weights, for the metadata: apache-2.0, ...",
+        "NAME",
+        "the one in MODEL",
+        "Output",
     ),
     Option("--overwrite", "", None, "Replace files that are there.", group="Output"),
     _ZOO_FILE,
@@ -824,6 +887,7 @@ TABLES = {
     "zoo": ZOO,
     "push": PUSH,
     "pull": PULL,
+    "licence": LICENCE,
     "export": EXPORT,
     "cache": CACHE,
     "doctor": DOCTOR,

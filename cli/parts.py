@@ -70,6 +70,7 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
     datamodule = _data_of(recipe, task_class)
     model = build_model(task_class, recipe.get("model", {}))
+    model.licences = recipe.get("licences") or {}
     _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
     joined = {} if strategy is None else {"strategy": strategy}
     trainer = Trainer(**{**recipe.get("trainer", {}), **joined})

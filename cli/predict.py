@@ -7,25 +7,37 @@ import io
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from flashtask.cli.finished_rows import FinishedRows
 from flashtask.cli.input_paths import checkpoint_source, image_inputs
 from flashtask.cli.options import PREDICT, given
 from flashtask.cli.output import require_creatable, require_writable_file
-from flashtask.cli.processes import check_distributed, device_of, launched
-from flashtask.cli.rows import WRITERS, Columns, format_of
-from flashtask.cli.shares import Share
-from flashtask.core.errors import BadDataError, HubError, IntegrityError, UsageError
+from flashtask.cli.processes import agreed, check_distributed, device_of, launched
+from flashtask.cli.ray_engine import require_ray, results_of_ray
+from flashtask.cli.rows import (
+    PARQUET,
+    ROW_FORMATS,
+    WRITERS,
+    Columns,
+    Row,
+    format_of,
+    require_parquet,
+    row_of,
+    write_parquet,
+)
+from flashtask.cli.shares import Share, part_of
+from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.files import atomic_write
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import as_value_range
 from flashtask.tasks.prediction_files import FILE_FORMATS, drawn, output_names
 
 if TYPE_CHECKING:
-    from flashtask.data.inputs import Input
+    from flashtask.data.pictures import Pictures
 
 __all__ = ["predict"]
 
@@ -40,7 +52,7 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
 
     Args:
         ckpt: a checkpoint of a task, a run folder, a folder in timm's layout, or an address.
-        images: files, folders and addresses.
+        images: files, folders and addresses, a table, or a folder of shards.
         params: the options of the command.
 
     Raises:
@@ -52,60 +64,175 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
     check_distributed(params["distributed"])
     if params["top_k"] and params["scores"] == "all":
         raise UsageError("--top-k and --scores all contradict each other", fix="leave out --top-k")
-    form = format_of(params["format"], params["output"])
+    output = _output_of(params["output"], params["shard"])
+    form = format_of(params["format"], output)
     checkpoint = checkpoint_source(ckpt)
-    inputs = image_inputs(images)
-    if form in FILE_FORMATS and not params["output"]:
+    pictures = image_inputs(images, params["input"], params["root"])
+    if form in FILE_FORMATS and not output:
         raise UsageError(f"--format {form} writes files, not rows", fix=f"--format {form} --output OUTPUT")
-    if params["output"] and form not in FILE_FORMATS:
-        require_writable_file(Path(params["output"]))
-    for place in (params["draw"], params["output"]):
+    if form in FILE_FORMATS and params["on_bad_image"] == "row":
+        raise UsageError(f"--format {form} writes files, not rows", fix="--on-bad-image skip")
+    if form in FILE_FORMATS and params["shard"]:
+        raise UsageError(f"--shard divides rows, and --format {form} writes files", fix="leave out --shard")
+    if form == PARQUET:
+        require_parquet(output)
+    if output and form not in FILE_FORMATS:
+        require_writable_file(Path(output))
+    for place in (params["draw"], output):
         if place:
             require_creatable(Path(place).absolute().parent)
+    on_bad_image = params["on_bad_image"] or ("row" if form == PARQUET else "error")
+    own = {**params, "format": form, "output": output, "on_bad_image": on_bad_image, "names": pictures.names}
+    pictures = pictures[part_of(len(pictures), params["shard"])]
     options = {key.removeprefix("trainer."): value for key, (_, value) in given(PREDICT, params).items()}
+    if params["engine"] == "ray":
+        _check_ray(params)
+        options = {key: value for key, value in options.items() if key == "precision"}
     with launched(options) as strategy:
-        _predict(checkpoint, inputs, {**params, "format": form}, options, strategy)
+        _predict(checkpoint, pictures, own, options, strategy)
+
+
+def _check_ray(params: Mapping[str, Any]) -> None:
+    """Refuse what Ray decides itself, and require the library."""
+    for flag, value in (("--distributed", params["distributed"]), ("--num-nodes", params["num_nodes"])):
+        if value:
+            raise UsageError("--engine ray starts the processes of a cluster itself", fix=f"leave out {flag}")
+    if params["devices"] is not None and not (isinstance(params["devices"], int) and params["devices"] > 0):
+        raise UsageError("--engine ray: --devices is the number of actors", fix="--devices 4")
+    require_ray()
+
+
+def _output_of(output: str | None, shard: str | None) -> str | None:
+    """The file of this job: `OUT-00003-of-00016.csv` for shard 3/16 of OUT.csv."""
+    if output is None or shard is None:
+        return output
+    number, jobs = map(int, shard.split("/"))
+    path = Path(output)
+    return str(path.with_name(f"{path.stem}-{number:05d}-of-{jobs:05d}{path.suffix}"))
 
 
 def _predict(
     checkpoint: Path | str,
-    inputs: Sequence[Input],
+    pictures: Pictures,
     params: Mapping[str, Any],
     options: Mapping[str, Any],
     strategy: Any,
 ) -> None:
-    from flashtask.data.decoded_cache import DecodedCache
-    from flashtask.tasks.prediction import predictions_of
-
-    paths = [each.path or each.name for each in inputs]
-    share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, device_of(strategy, options))
         if "precision" in options:
             task.default_precision = options["precision"]
         if params["value_range"]:
             task.preprocessing = replace(task.preprocessing, value_range=as_value_range(params["value_range"]))
-        inputs, _ = task.read_inputs(inputs)
-        by_path = {each.path or each.name: each for each in inputs}
-        cache = DecodedCache()
-        bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)
-        share = share.without(bad)
-    columns = _columns(task, share.paths, params)
-    own = [by_path[path] for path in share.own]
-    predictions = predictions_of(task, own, params["batch_size"], params["num_workers"], cache=cache)
-    rows = share.in_order(predictions)
-    if not share.is_first:
-        deque(rows, maxlen=0)
+        pictures, _ = task.read_inputs(pictures)
+    columns = _columns(task, pictures, params)
+    if params["output"] is None or params["format"] in FILE_FORMATS:
+        results = _results(task, pictures, 0, params, strategy)
+        if results is None:
+            return
+        if params["format"] in FILE_FORMATS:
+            good = (one for one in results if not _is_left_out(one))
+            task.prediction_class.write(params["format"], good, params["output"], _file_names(params))
+            return
+        rows = (row for one in results if (row := _row(one, params, columns)) is not None)
+        with _stream(None, params["format"]) as stream:
+            WRITERS[params["format"]](rows, stream, columns)
         return
-    is_named = params["draw"] or params["format"] in FILE_FORMATS
-    names = output_names(share.paths) if is_named else {}
+    _to_file(task, pictures, params, columns, strategy)
+
+
+def _to_file(task: Any, pictures: Pictures, params: Mapping[str, Any], columns: Columns, strategy: Any) -> None:
+    """Write the rows of all pictures to a file, also those that this job had finished when it was stopped."""
+    form = params["format"]
+    kept = FinishedRows(Path(params["output"]), len(pictures), lambda: _about(task, pictures, params, columns))
+    is_first = strategy is None or strategy.is_global_zero
+    with kept.claimed() if is_first else nullcontext():
+        done = agreed(strategy, lambda: kept.done)
+        results = _results(task, pictures, done, params, strategy)
+        if results is None:
+            return
+        kept.gather(_row(one, params, columns) for one in results)
+        if form == PARQUET:
+            with atomic_write(params["output"]) as file:
+                write_parquet(kept, file)
+        else:
+            with _stream(params["output"], form) as stream:
+                WRITERS[form](kept, stream, columns)
+        kept.remove()
+
+
+def _about(task: Any, pictures: Pictures, params: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """What decides the rows of a job, under the names that a message has for it."""
+    from flashtask.tasks.export.facts import weights_digest
+
+    return {
+        "the model": weights_digest(task),
+        "the preprocessing": repr(task.preprocessing),
+        "the precision": str(task.default_precision),
+        "the images": f"{len(pictures)}, {pictures.digest()}",
+        "the columns": [params["format"], list(columns.labels), repr(columns.options)],
+        "--on-bad-image": params["on_bad_image"],
+    }
+
+
+def _results(
+    task: Any, pictures: Pictures, done: int, params: Mapping[str, Any], strategy: Any
+) -> Iterator[Any] | None:
+    """What the task says of each picture that is not done, in order; None in a process that does not write.
+
+    A picture that cannot be read is a `BadImage`, unless it is an error; then all of them are in it.
+    """
+    from flashtask.data.decoded_cache import DecodedCache
+    from flashtask.tasks.prediction import predictions_of
+
+    cache = None
+    if params["on_bad_image"] == "error":
+        with redirect_stdout(sys.stderr):
+            cache = DecodedCache()
+            _refuse_bad_images(Share.of(strategy, len(pictures), _CHUNK), pictures, task.preprocessing, cache)
+    rest = pictures[done:]
+    given = {
+        "batch_size": params["batch_size"],
+        "num_workers": params["num_workers"],
+        "keeps_bad": params["on_bad_image"] != "error",
+    }
+    if params["engine"] == "ray":
+        has_gpu = params["accelerator"] in ("gpu", "cuda")
+        results = results_of_ray(task.cpu(), rest, given, params["devices"], has_gpu)
+    else:
+        share = Share.of(strategy, len(rest), params["batch_size"] or _CHUNK)
+        results = share.in_order(predictions_of(task, rest.at(share.own), cache=cache, **given))
+        if not share.is_first:
+            deque(results, maxlen=0)
+            return None
     if params["draw"]:
-        rows = drawn(rows, by_path, names, params["draw"])
-    if params["format"] in FILE_FORMATS:
-        task.prediction_class.write(params["format"], rows, params["output"], names)
-        return
-    with _stream(params["output"], params["format"]) as stream:
-        WRITERS[params["format"]](rows, stream, columns)
+        return drawn(results, rest, _file_names(params), params["draw"])
+    return results
+
+
+def _file_names(params: Mapping[str, Any]) -> dict[str, str]:
+    """What files of each image are called; those of other shards count, so that all may be in one folder."""
+    return output_names([*map(str, params["names"])])
+
+
+def _row(result: Any, params: Mapping[str, Any], columns: Columns) -> Row | None:
+    """The row of an image; None for one that is left out."""
+    from flashtask.data.checks import BadImage
+
+    if params["on_bad_image"] == "row":
+        if isinstance(result, BadImage):
+            return {"path": result.path, "error": result.reason}
+        return {**row_of(result, params["format"], columns), "error": None}
+    return None if _is_left_out(result) else row_of(result, params["format"], columns)
+
+
+def _is_left_out(result: Any) -> bool:
+    """Whether an image cannot be read; this is told."""
+    from flashtask.data.checks import BadImage
+
+    if isinstance(result, BadImage):
+        print(f"left out {quoted_name(result.path)}: {result.reason}", file=sys.stderr)
+    return isinstance(result, BadImage)
 
 
 def _load(checkpoint: Path | str, device: Any) -> Any:
@@ -121,7 +248,7 @@ def _load(checkpoint: Path | str, device: Any) -> Any:
     return task.to(device)
 
 
-def _columns(task: Any, paths: Sequence[str], params: Mapping[str, Any]) -> Columns:
+def _columns(task: Any, pictures: Pictures, params: Mapping[str, Any]) -> Columns:
     """What a row shows, as the task's predictions can and the options ask for.
 
     Raises:
@@ -129,7 +256,7 @@ def _columns(task: Any, paths: Sequence[str], params: Mapping[str, Any]) -> Colu
     """
     form = params["format"]
     if form in FILE_FORMATS and form not in task.prediction_class.formats:
-        known = ", ".join([*WRITERS, *task.prediction_class.formats])
+        known = ", ".join([*ROW_FORMATS, *task.prediction_class.formats])
         raise UsageError(f"--format {form}: predictions of {task.name} are not such files", fix=f"one of: {known}")
     labels = getattr(task, "labels", None) or tuple(map(str, range(getattr(task, "num_classes", None) or 0)))
     top_k, all_scores = params["top_k"], params["scores"] == "all"
@@ -139,37 +266,32 @@ def _columns(task: Any, paths: Sequence[str], params: Mapping[str, Any]) -> Colu
     if top_k and top_k > len(labels):
         raise UsageError(f"--top-k {top_k}: there are {len(labels)} labels", fix=f"--top-k {len(labels)}")
     options = {"top_k": top_k or None, "all_scores": labels if all_scores else None}
-    return Columns(paths, labels, {name: value for name, value in options.items() if value is not None})
+    return Columns(pictures.names, labels, {name: value for name, value in options.items() if value is not None})
 
 
-def _bad_images(
-    share: Share, inputs: Mapping[str, Input], preprocessing: Any, on_bad_image: str, cache: Any
-) -> set[str]:
-    """Decode every image, so that all bad ones are named before the first row is written; what has room is kept."""
+def _refuse_bad_images(share: Share, pictures: Pictures, preprocessing: Any, cache: Any) -> None:
+    """Decode every image, so that all bad ones are named before the first row is written; what has room is kept.
+
+    Raises:
+        BadDataError: some cannot be read.
+    """
     from flashtask.data.checks import describe, find_bad_images
     from flashtask.data.transforms import eval_transform
 
     first = eval_transform(preprocessing).first
-
-    def read(path: str) -> None:
-        try:
-            inputs[path].read(first, cache)
-        except (HubError, IntegrityError) as error:  # an address that cannot be had
-            if on_bad_image == "error":
-                raise
-            raise BadDataError(error.what, why=f"{error.what}: {error.why}" if error.why else error.what) from error
-
-    found = find_bad_images(share.own, preprocessing.input_size[0], read, value_range=preprocessing.value_range)
-    bad = share.collected(found)
-    if bad and on_bad_image == "error":
+    names = [*map(str, pictures.at(share.own).names)]
+    found = find_bad_images(
+        names,
+        preprocessing.input_size[0],
+        lambda name: pictures.input(name).read(first, cache),
+        value_range=preprocessing.value_range,
+    )
+    if bad := share.collected(found, pictures.names):
         raise BadDataError(
-            f"{len(bad)} of {len(share.paths)} images cannot be read",
+            f"{len(bad)} of {len(pictures)} images cannot be read",
             why="\n    ".join(["nothing was predicted; the files are:", *describe(bad)]),
             fix="replace or remove them, or leave them out with --on-bad-image skip",
         )
-    for image in bad:
-        print(f"left out {quoted_name(image.path)}: {image.reason}", file=sys.stderr)
-    return {image.path for image in bad}
 
 
 @contextmanager

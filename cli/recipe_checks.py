@@ -84,6 +84,7 @@ _EXAMPLES = {
     "model": "model: {backbone: resnet18, head: linear}",
     "trainer": "trainer: {max_epochs: 10, seed: 42}",
     "finetune": "finetune: {strategy: freeze}",
+    "licences": "licences: {data: CC-BY-4.0, weights: Apache-2.0}",
 }
 
 
@@ -156,6 +157,7 @@ def check_sections(recipe: Recipe, task_class: Any) -> None:
     check_arguments(recipe, "model", task_class)
     check_arguments(recipe, "trainer", Trainer)
     check_keys(recipe, "finetune", ["strategy", "restore_best", "budget"])
+    check_keys(recipe, "licences", ["data", "weights"])
 
 
 def check_arguments(recipe: Recipe, section: str, takes: Callable[..., Any]) -> None:

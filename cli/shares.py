@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Self
 
-__all__ = ["Share"]
+import numpy as np
+
+__all__ = ["Share", "part_of"]
+
+
+def part_of(count: int, shard: str | None) -> slice:
+    """The images of one of several jobs: a stretch of all, as long as the others or one longer.
+
+    Args:
+        count: of all images.
+        shard: `K/N`, from 1; None for one job.
+    """
+    number, jobs = map(int, (shard or "1/1").split("/"))
+    return slice(count * (number - 1) // jobs, count * number // jobs)
 
 
 @dataclass(frozen=True)
@@ -16,25 +29,25 @@ class Share:
 
     Args:
         strategy: that joins the processes; None for one alone, whose share is everything.
-        chunks: all of them, in order.
+        count: of all images.
+        size: of a chunk.
     """
 
     strategy: Any
-    chunks: tuple[tuple[str, ...], ...]
+    count: int
+    size: int
 
     @classmethod
-    def of(cls, strategy: Any, paths: Sequence[str], size: int) -> Self:
-        """Cut into chunks of a size, or smaller ones where some would have none.
+    def of(cls, strategy: Any, count: int, size: int) -> Self:
+        """Cut into chunks of a size, or smaller ones where some processes would have none.
 
         Args:
             strategy: see above.
-            paths: of all images, in order.
+            count: of all images.
             size: of a chunk at the most.
         """
-        if strategy is None:
-            return cls(None, (tuple(paths),))
-        size = max(1, min(size, -(-len(paths) // strategy.world_size)))
-        return cls(strategy, tuple(tuple(paths[start : start + size]) for start in range(0, len(paths), size)))
+        processes = 1 if strategy is None else strategy.world_size
+        return cls(strategy, count, max(1, min(size, -(-count // processes))))
 
     @property
     def is_first(self) -> bool:
@@ -42,32 +55,25 @@ class Share:
         return self.strategy is None or bool(self.strategy.is_global_zero)
 
     @property
-    def paths(self) -> list[str]:
-        """The images of all processes."""
-        return [*chain.from_iterable(self.chunks)]
-
-    @property
-    def own(self) -> list[str]:
-        """The images of this one."""
-        return [*chain.from_iterable(self._own)]
-
-    @property
-    def _own(self) -> Sequence[tuple[str, ...]]:
+    def own(self) -> Any:
+        """The positions of the images of this process, by which a sequence is indexed."""
         if self.strategy is None:
-            return self.chunks
-        return self.chunks[self.strategy.global_rank :: self.strategy.world_size]
+            return slice(None)
+        positions = np.arange(self.count)
+        return positions[positions // self.size % self.strategy.world_size == self.strategy.global_rank]
 
-    def without(self, paths: set[str]) -> Self:
-        """The same shares with some of the images left out."""
-        kept = tuple(tuple(path for path in chunk if path not in paths) for chunk in self.chunks)
-        return replace(self, chunks=kept)
+    def collected(self, images: list[Any], names: Iterable[str]) -> list[Any]:
+        """What every process has found of its images, in the order of these; each thing has a `path`.
 
-    def collected(self, images: list[Any]) -> list[Any]:
-        """What every process has found of its images, in the order of these; each thing has a `path`."""
+        Args:
+            images: what this process has found.
+            names: of all images.
+        """
         if self.strategy is None:
             return images
-        place = {path: number for number, path in enumerate(self.paths)}
-        return sorted(chain.from_iterable(self.strategy.gather(images)), key=lambda image: place[image.path])
+        every = [*chain.from_iterable(self.strategy.gather(images))]
+        place = {str(name): number for number, name in enumerate(names)} if every else {}
+        return sorted(every, key=lambda image: place[image.path])
 
     def in_order(self, results: Iterator[Any]) -> Iterator[Any]:
         """The results of all processes, in the order of the images, as they are known.
@@ -78,7 +84,5 @@ class Share:
         if self.strategy is None:
             yield from results
             return
-        own = self._own
-        for turn in range(-(-len(self.chunks) // self.strategy.world_size)):
-            length = len(own[turn]) if turn < len(own) else 0
-            yield from chain.from_iterable(self.strategy.gather([*islice(results, length)]))
+        for _ in range(-(-self.count // (self.size * self.strategy.world_size))):
+            yield from chain.from_iterable(self.strategy.gather([*islice(results, self.size)]))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import PIL
 
 from flashtask._version import __version__
-from flashtask.core.errors import BadDataError, MissingInputError, UsageError, did_you_mean
+from flashtask.core.errors import BadDataError, FlashtaskError, MissingInputError, UsageError, did_you_mean
 from flashtask.core.known_files import known_notes, remember_notes
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import ValueRange
@@ -36,6 +36,7 @@ __all__ = [
     "find_bad_images",
     "find_leaks",
     "look_at_images",
+    "reason_of",
     "refuse_bad",
 ]
 
@@ -143,11 +144,22 @@ def _look(path: str, read: Read, images: ImageSource, finds_bounds: bool, measur
     taken: list[Fingerprint] = []
     try:
         read(path, (lambda picture, whole: taken.append(fingerprint(picture, whole))) if measures else None)
-    except BadDataError as error:
-        return BadImage(path, error.why)
-    except MissingInputError:
-        return BadImage(path, "the file does not exist")
+    except (BadDataError, MissingInputError) as error:
+        return BadImage(path, reason_of(error))
     return ["", taken[0].to_note() if taken else ""]
+
+
+def reason_of(error: FlashtaskError) -> str:
+    """Why a picture cannot be had, in one line that need not name it.
+
+    Args:
+        error: of reading it.
+    """
+    if isinstance(error, MissingInputError):
+        return "the file does not exist"
+    if isinstance(error, BadDataError):
+        return error.why or error.what
+    return f"{error.what}: {error.why}" if error.why else error.what
 
 
 def _as_bounds(note: str) -> Bounds:

@@ -172,10 +172,10 @@ class Input:
 
 
 class Address:
-    """An http(s) address, fetched when its file is first asked for; the file goes when nobody needs it any more.
+    """An address, fetched when its file is first asked for; the file goes when nobody needs it any more.
 
     Args:
-        url: the address.
+        url: the address, of http(s) or of a store that fsspec reaches.
         public_only: refuse hosts with private addresses, as where the address comes from a stranger.
     """
 
@@ -186,8 +186,10 @@ class Address:
     @contextmanager
     def file(self) -> Iterator[str]:
         """The path of the file, for as long as the block lasts."""
+        from flashtask.data.cached_inputs import fetch
         from flashtask.data.download import download_image
 
+        is_http = self._url.lower().startswith(("http://", "https://"))
         with self._lock:
             if self._folder:
                 yield os.path.join(self._folder, "image")
@@ -195,7 +197,10 @@ class Address:
             folder = tempfile.mkdtemp(prefix="flashtask-")
             remove = weakref.finalize(self, _remove, folder, os.getpid())
             try:
-                download_image(self._url, Path(folder, "image"), public_only=self._public_only)
+                if is_http or self._public_only:
+                    download_image(self._url, Path(folder, "image"), public_only=self._public_only)
+                else:
+                    fetch(self._url, Path(folder, "image"))
                 if multiprocessing.parent_process() is None:
                     self._folder = folder
                 yield os.path.join(folder, "image")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from flashtask.core.allocator import keep_freed_memory
+from flashtask.core.errors import BadDataError, HubError, IntegrityError, MissingInputError
 from flashtask.core.folding import folded_copy
 from flashtask.core.library_internals import give_own_part_table
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.worker_threads import THREAD_BATCH, fitting_threads, in_worker_threads
+from flashtask.data.checks import BadImage, reason_of
 from flashtask.data.decoded_cache import DecodedCache
 from flashtask.data.images import prepare_decoders
 from flashtask.data.inputs import Input, input_of
@@ -31,34 +33,91 @@ __all__ = ["evaluating", "image_batches", "inference_copy", "predictions_of"]
 _BATCH_SIZE = 64
 
 
+class _Batch(NamedTuple):
+    """Some images, decoded and preprocessed.
+
+    Args:
+        pixels: (B, C, H, W), of tiles those of one image; without those that are bad.
+        bad: by their place among the images of the batch, those that cannot be read.
+        samples: the images, also the bad ones; None where they were read by a process that only loads.
+    """
+
+    pixels: torch.Tensor
+    bad: Mapping[int, BadImage]
+    samples: Sequence[Input] | None
+
+    def results(self, task: Any, outputs: Any, samples: Sequence[Input]) -> Iterator[Any]:
+        """What the task says of each image, and the bad ones in their places.
+
+        Args:
+            task: that predicted.
+            outputs: of the images that could be read; None if there are none.
+            samples: all images of the batch.
+        """
+        good = [sample for place, sample in enumerate(samples) if place not in self.bad]
+        found = iter(task.to_predictions(outputs, good) if good else ())
+        for place in range(len(samples)):
+            yield self.bad[place] if place in self.bad else next(found)
+
+
 class _Images(Dataset[torch.Tensor]):
-    def __init__(self, items: Sequence[Any], preprocessing: Preprocessing, cache: DecodedCache | None = None) -> None:
-        self.items, self.transform = list(items), eval_transform(preprocessing)
-        self.cache = cache or DecodedCache(0)
+    """Images, preprocessed a batch at a time.
+
+    Args:
+        items: as for `image_batches`.
+        preprocessing: of the backbone.
+        cache: where decoded pictures may lie already.
+        keeps_bad: an image that cannot be read becomes a `BadImage` in place of an error.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        preprocessing: Preprocessing,
+        cache: DecodedCache | None = None,
+        *,
+        keeps_bad: bool = False,
+    ) -> None:
+        self.items, self.transform = items, eval_transform(preprocessing)
+        self.cache, self.keeps_bad = cache or DecodedCache(0), keeps_bad
         #: Whether each image is a batch of its own, of its tiles.
         self.is_tiled = self.transform.is_tiled
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.tiles(index) if self.is_tiled else self.write(index, torch.empty(self.transform.shape))
+    def __getitems__(self, indices: Sequence[int]) -> _Batch:
+        """A whole batch, decoded in threads."""
+        made = self.batch(indices, in_threads)
+        # A process that loads would send the content of files back, which is already in the pixels.
+        return made if get_worker_info() is None else made._replace(samples=None)
 
-    def __getitems__(self, indices: Sequence[int]) -> torch.Tensor:
-        """A whole batch (B, C, H, W), decoded in threads; of tiles those of one image after the other."""
-        if self.is_tiled:
-            return torch.cat(list(in_threads(self.tiles, indices)))
-        images = torch.empty((len(indices), *self.transform.shape))
-        in_threads(lambda row: self.write(indices[row], images[row]), range(len(indices)))
-        return images
+    def batch(self, indices: Sequence[int], run: Callable[..., Iterable[Any]]) -> _Batch:
+        """Decode a batch, or one image and cut it into tiles.
 
-    def tiles(self, index: int) -> torch.Tensor:
-        """Decode one image and cut it into preprocessed tiles (T, C, H, W)."""
-        return self.transform.rest(input_of(self.items[index]).read(self.transform.first, self.cache))
+        Args:
+            indices: of the images; one where they are cut into tiles.
+            run: calls a function for each of several values, as `map` does.
+        """
+        pixels = torch.empty((0 if self.is_tiled else len(indices), *self.transform.shape))
 
-    def write(self, index: int, out: torch.Tensor) -> torch.Tensor:
-        """Decode one image and write it, preprocessed, into `out` (C, H, W)."""
-        return self.transform.rest(input_of(self.items[index]).read(self.transform.first, self.cache), out)
+        def decode(row: int) -> tuple[Input, torch.Tensor | BadImage]:
+            sample = input_of(self.items[indices[row]])
+            try:
+                read = sample.read(self.transform.first, self.cache)
+                return sample, self.transform.rest(read) if self.is_tiled else self.transform.rest(read, pixels[row])
+            except (BadDataError, MissingInputError, HubError, IntegrityError) as error:
+                if not self.keeps_bad:
+                    raise
+                return sample, BadImage(sample.path or sample.name, reason_of(error))
+
+        samples, made = zip(*run(decode, range(len(indices))), strict=True)
+        bad = {place: one for place, one in enumerate(made) if isinstance(one, BadImage)}
+        if self.is_tiled and not bad:
+            (pixels,) = made
+        elif bad:
+            pixels = pixels[[place for place in range(len(pixels)) if place not in bad]]
+        return _Batch(pixels, bad, samples)
 
 
 def _as_it_is(images: Any) -> Any:
@@ -76,8 +135,12 @@ def image_batches(
         batch_size: images in a batch.
         num_workers: processes that load; None decides by the number of images.
     """
-    workers = fitting_workers(len(items)) if num_workers is None else num_workers
-    images = _Images(items, preprocessing)
+    for batch, samples in _batches(_Images(items, preprocessing), batch_size, num_workers):
+        yield batch.pixels, samples
+
+
+def _batches(images: _Images, batch_size: int, num_workers: int | None) -> Iterator[tuple[_Batch, list[Input]]]:
+    workers = fitting_workers(len(images)) if num_workers is None else num_workers
     loader = DataLoader(
         images,
         batch_size=1 if images.is_tiled else batch_size,
@@ -86,9 +149,10 @@ def image_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
-    remaining: Iterable[Any] = iter(items)
+    remaining: Iterable[Any] = iter(images.items)
     for batch in loader:
-        yield batch, list(map(input_of, islice(remaining, 1 if images.is_tiled else len(batch))))
+        own = islice(remaining, 1 if images.is_tiled else len(batch.pixels) + len(batch.bad))
+        yield batch, list(map(input_of, own)) if batch.samples is None else [*batch.samples]
 
 
 @contextmanager
@@ -115,6 +179,7 @@ def predictions_of(
     *,
     cache: DecodedCache | None = None,
     num_threads: int | None = None,
+    keeps_bad: bool = False,
 ) -> Iterator[Any]:
     """What `Task.predictions` gives, one result after the other, as fast as the device can.
 
@@ -129,51 +194,53 @@ def predictions_of(
         num_workers: processes that load, for the plain path; None decides by itself.
         cache: where decoded pictures may lie already.
         num_threads: that compute; None decides by itself. 0 takes the plain path.
+        keeps_bad: an image that cannot be read gives a `BadImage` with the reason; otherwise it is an error.
     """
     num_threads = _fitting_threads(task, len(items), num_workers) if num_threads is None else num_threads
+    images = _Images(items, task.preprocessing, cache, keeps_bad=keeps_bad)
     if not num_threads:
-        yield from _plainly(task, items, batch_size or _BATCH_SIZE, num_workers)
+        images.cache = DecodedCache(0)
+        yield from _plainly(task, images, batch_size or _BATCH_SIZE, num_workers)
         return
-    remaining, images = iter(items), _Images(items, task.preprocessing, cache)
-    for outputs in _in_worker_threads(task, images, batch_size or THREAD_BATCH, num_threads):
-        count = 1 if images.is_tiled else len(outputs)
-        yield from task.to_predictions(outputs, list(map(input_of, islice(remaining, count))))
+    for batch, outputs in _in_worker_threads(task, images, batch_size or THREAD_BATCH, num_threads):
+        assert batch.samples is not None  # None only where a process loads
+        yield from batch.results(task, outputs, batch.samples)
 
 
 def _fitting_threads(task: Any, num_images: int, num_workers: int | None) -> int:
     return 0 if num_workers else fitting_threads(task, num_images, num_cores())
 
 
-def _plainly(task: Any, items: Sequence[Any], batch_size: int, num_workers: int | None) -> Iterator[Any]:
+def _plainly(task: Any, images: _Images, batch_size: int, num_workers: int | None) -> Iterator[Any]:
     """On the network as it is, one batch after the other, with all threads of the process in each."""
     precision = inference_precision(task.default_precision, task.device)
-    for images, samples in image_batches(items, task.preprocessing, batch_size, num_workers):
-        with evaluating(task, precision):
-            # From pinned memory the copy runs beside what is still being computed.
-            images = images.to(task.device, memory_format=torch.channels_last, non_blocking=images.is_pinned())
-            outputs = task.predict_step(precision.convert_batch(images), 0)
-        yield from task.to_predictions(outputs, samples)
+    for batch, samples in _batches(images, batch_size, num_workers):
+        outputs = None
+        if len(batch.pixels):
+            with evaluating(task, precision):
+                # From pinned memory the copy runs beside what is still being computed.
+                pixels = batch.pixels.to(
+                    task.device, memory_format=torch.channels_last, non_blocking=batch.pixels.is_pinned()
+                )
+                outputs = task.predict_step(precision.convert_batch(pixels), 0)
+        yield from batch.results(task, outputs, samples)
 
 
-def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads: int) -> Iterator[Any]:
-    """Outputs of one batch after the other, in order."""
+def _in_worker_threads(task: Any, images: _Images, batch_size: int, num_threads: int) -> Iterator[tuple[_Batch, Any]]:
+    """One batch after the other with its outputs, in order."""
     keep_freed_memory()
     prepare_decoders()
     precision = inference_precision(task.default_precision, task.device)
     made = task.inference_copy(precision)
     size = 1 if images.is_tiled else max(1, min(batch_size, -(-len(images) // num_threads)))
 
-    def outputs_of(start: int) -> Any:
-        rows = range(start, min(start + size, len(images)))
-        if images.is_tiled:
-            batch = images.tiles(start)
-        else:
-            batch = torch.empty((len(rows), *images.transform.shape))
-            for row, index in enumerate(rows):
-                images.write(index, batch[row])
+    def outputs_of(start: int) -> tuple[_Batch, Any]:
+        batch = images.batch(range(start, min(start + size, len(images))), map)
+        if not len(batch.pixels):
+            return batch, None
         with precision.inference():
-            batch = precision.convert_batch(batch.to(memory_format=torch.channels_last))
-            return made.predict_step(batch, 0)
+            pixels = precision.convert_batch(batch.pixels.to(memory_format=torch.channels_last))
+            return batch._replace(pixels=batch.pixels[:0]), made.predict_step(pixels, 0)
 
     yield from in_worker_threads(outputs_of, range(0, len(images), size), num_threads)
 

@@ -19,6 +19,8 @@ from flashtask.data.cached_inputs import is_address
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from flashtask.data.inputs import Input
+
 __all__ = ["FILE_FORMATS", "drawn", "output_names", "write_image", "write_results"]
 
 #: Formats of files for some kinds of predictions, and what is written.
@@ -52,26 +54,27 @@ def output_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def drawn(
-    predictions: Iterable[Any], inputs: Mapping[str, Any], names: Mapping[str, str], folder: str | os.PathLike[str]
+    predictions: Iterable[Any], inputs: Iterable[Input], names: Mapping[str, str], folder: str | os.PathLike[str]
 ) -> Iterator[Any]:
     """Pass predictions on, and write each one's picture to `folder/NAME.png` before.
 
     Args:
-        predictions: with a `path` each.
-        inputs: the images, by path.
+        predictions: with a `path` each; images that could not be read have no picture.
+        inputs: the images, in the same order.
         names: of `output_names`.
         folder: made if it is not there.
     """
     import PIL.Image
 
+    from flashtask.data.checks import BadImage
     from flashtask.data.decoding import Decoding
 
-    for prediction in predictions:
-        given = inputs[prediction.path]
-        bounds = given.bounds()
-        value_range = "format" if bounds is None or bounds[0] == bounds[1] else bounds
-        image = PIL.Image.fromarray(given.read(Decoding(3, value_range=value_range))).convert("RGB")
-        write_image(prediction.draw(image), Path(folder, f"{names[prediction.path]}.png"))
+    for prediction, given in zip(predictions, inputs, strict=True):
+        if not isinstance(prediction, BadImage):
+            bounds = given.bounds()
+            value_range = "format" if bounds is None or bounds[0] == bounds[1] else bounds
+            image = PIL.Image.fromarray(given.read(Decoding(3, value_range=value_range))).convert("RGB")
+            write_image(prediction.draw(image), Path(folder, f"{names[prediction.path]}.png"))
         yield prediction
 
 

@@ -33,6 +33,7 @@ from flashtask.data.audit import Examined
 from flashtask.data.image_classification import ImageClassificationData
 from flashtask.data.image_source import FILES, ImageSource, loader_of_model, source_of_files, stored_loader
 from flashtask.data.inputs import Input, read_inputs
+from flashtask.data.pictures import Pictures
 from flashtask.data.samples import WeightedTargets
 from flashtask.heads import features_taken
 from flashtask.reports.judgement import Judgement, Scoring
@@ -47,6 +48,7 @@ from flashtask.tasks.batches import (
 )
 from flashtask.tasks.fetching import local_file
 from flashtask.tasks.head_drawing import DrawnHead, building_without_weights, check_weights, fetches_weights
+from flashtask.tasks.licences import STATED, checked_statements, licences_in, record_of
 from flashtask.tasks.mixing import Mixing, mixed_images, rolled
 from flashtask.tasks.own_class import Lack, describe_class
 from flashtask.tasks.own_zoo import own_names, require_own_names
@@ -158,6 +160,9 @@ class Task(Module):
     _set_by_arguments: Mapping[str, Any] = MappingProxyType({})
     _target_description: dict[str, Any] | None = None
     _load_image: Any = None
+    #: Licences that the user states for this model; those of the file that its weights were read from.
+    _licences: Mapping[str, str] = MappingProxyType({})
+    _licences_of_source: Mapping[str, Any] | None = None
     #: The targets of the data are places in the image, as masks and boxes are.
     _has_spatial_targets = False
     #: The head is not the one that came with these weights.
@@ -318,7 +323,36 @@ class Task(Module):
     def load_image(self, value: Any) -> None:
         self._load_image = source_of_files(value).given
 
-    def read_inputs(self, inputs: Any) -> tuple[list[Input], bool]:
+    @property
+    def licences(self) -> dict[str, str]:
+        """The licences that are stated for the `data` it was trained on and for its `weights`, by these words.
+
+        They are stored with the model. Those of a model that was read from a file are its own until it is trained
+        further; then they are those of what it began from.
+
+        Raises:
+            UsageError: when it is set to something else than texts under these words.
+        """
+        record = self.licence_record()
+        return {name: record[name] for name in STATED if isinstance(record.get(name), str)}
+
+    @licences.setter
+    def licences(self, value: Mapping[str, str]) -> None:
+        self._licences = checked_statements(value)
+
+    def licence_record(self) -> dict[str, Any]:
+        """The licences of all that the model is made of, as far as they are known; see docs/licences.md."""
+        before = self._licences_of_source
+        if before is not None and not self._is_trained_further():
+            return {**before, **self._licences}
+        return record_of(plain_hyperparameters(self), self._licences, before, self.pretrained_from)
+
+    def _is_trained_further(self) -> bool:
+        """Whether its weights may be other ones than those of the file that it was read from."""
+        run = self.trainer.fit_run if self.trainer is not None else None
+        return self.was_fitted or (run is not None and run.module is self)
+
+    def read_inputs(self, inputs: Any) -> tuple[Sequence[Input], bool]:
         """All pictures that `predict` was given, files read by `load_image`; and whether it is one rather than a list.
 
         Raises:
@@ -326,6 +360,8 @@ class Task(Module):
                 those of the training data is not here.
             MissingInputError: there is no such file.
         """
+        if isinstance(inputs, Pictures):
+            return (inputs if self._load_image is None else inputs.read_by(loader_of_model(self._load_image))), False
         items, single = read_inputs(inputs)
         if self._load_image is not None and any(one.is_file for one in items):
             items = list(map(loader_of_model(self._load_image).reading, items))
@@ -1007,6 +1043,7 @@ class Task(Module):
             own["targets"] = dict(self.target_description)
         if self._load_image is not None:
             own["load_image"] = stored_loader(self._load_image)
+        own["licences"] = self.licence_record()
         return {**super().describe(), **described, "preprocessing": preprocessing, **own}
 
     def recipe(self) -> dict[str, Any]:
@@ -1028,6 +1065,8 @@ class Task(Module):
             lost["task"] = f"<{type(self).__name__}>"
         else:
             found["task"] = name
+        if self._licences:
+            found["licences"] = dict(self._licences)
         if why := self._why_other_weights():
             lost["model.weights"] = f"<{why}>"
         if self.preprocessing != self._preprocessing_of_weights:
@@ -1055,6 +1094,8 @@ class Task(Module):
         self.pretrained_from = checkpoint.get("pretrained_from")  # a run that goes on began where it began
         targets = checkpoint.get("targets")
         self._target_description = dict(targets) if isinstance(targets, dict) else None
+        if self.trainer is None:
+            self._licences_of_source = licences_in(checkpoint)
         if self.trainer is None:  # else the data of the run has it
             self._load_image = checkpoint.get("load_image")
         if "preprocessing" in checkpoint:

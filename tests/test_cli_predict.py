@@ -133,7 +133,7 @@ def test_the_name_of_the_output_decides_its_format(name, given, starts, model, p
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--output", "rows.parquet"], [".parquet is not", ".csv, .json, .jsonl"]),
+        (["--output", "rows.xlsx"], [".xlsx is not", ".csv, .json, .jsonl"]),
         (["--output", "rows.json", "--format", "csv"], ["contradict", "--format json, or --output rows.csv"]),
         (["--output", "rows.csv", "--format", "table"], ["contradict", "--format csv, or --output rows.txt"]),
         (["--scores", "all", "--top-k", "2"], ["contradict", "leave out --top-k"]),

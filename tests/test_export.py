@@ -176,7 +176,7 @@ def test_other_results_are_refused():
 class Layers:
     """A model whose quality depends on how many of its eight layers are in float."""
 
-    layers = tuple("abcdefgh")
+    layers, num_threads = tuple("abcdefgh"), 1
 
     def quantized(self, samples, as_float):
         made = Layers()
@@ -192,7 +192,7 @@ class Measured:
     def __init__(self, needed):
         self.needed, self.seen = needed, []
 
-    def compared(self, run):
+    def compared(self, run, num_threads):
         self.seen.append(run)
         return Agreement(8, False, 0, 0.0, "score", self.metric, 0.9, 0.9 if self.needed <= set(run) else 0.8)
 

@@ -72,6 +72,7 @@ def recipe_of(run: FitRun) -> dict[str, Any] | None:
         "model": module["model"],
         "trainer": _settings(run, lost),
         "finetune": finetune,
+        **({"licences": module["licences"]} if "licences" in module else {}),
     }
     if run.resume_from is not None:
         # The weights that it begins with are those of the first run, whatever this module was.

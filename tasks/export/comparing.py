@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from flashtask.core.errors import BadDataError, UsageError
+from flashtask.core.machine import num_cores
+from flashtask.core.worker_threads import fitting_threads, in_worker_threads
 from flashtask.data.decoding import Fitting
 from flashtask.data.inputs import Input
 from flashtask.data.transforms import eval_transform
@@ -139,16 +142,23 @@ class Reference:
         if loader is None or not hasattr(loader.dataset, "picture"):
             raise BadDataError("the data has no validation images that can be read one by one", fix="give a folder")
         start = 0
-        for batch in loader:
-            images, targets = images_and_targets(batch[:2])
+        pairs = (images_and_targets(batch[:2]) for batch in loader)
+        threads = max(1, fitting_threads(self.task, len(loader.dataset), num_cores()))
+        for count, outputs, targets in in_worker_threads(self._outputs_of, pairs, threads):
             with evaluating(self.task, self.precision):
-                outputs = in_dtype(self.task(images), torch.float32)
                 step = StepOutput(torch.zeros(()), outputs, self.task.to_targets(targets))
                 true = self.task.metric_inputs(step)[1]
                 postprocessed = self.task.postprocess(outputs)
-            pictures = [loader.dataset.picture(index) for index in range(start, start + len(images))]
-            start += len(images)
+            pictures = [loader.dataset.picture(index) for index in range(start, start + count)]
+            start += count
             yield _Batch(pictures, self._ours(postprocessed, pictures), true)
+
+    def _outputs_of(self, pair: tuple[Tensor, Any]) -> tuple[int, Any, Any]:
+        """The number of images in a batch, the outputs of the network, which is in eval mode, and the targets."""
+        images, targets = pair
+        with self.precision.inference():
+            outputs = self.task(images.contiguous(memory_format=torch.channels_last))
+        return len(images), in_dtype(outputs, torch.float32), targets
 
     def _made_up(self, size: tuple[int, int] | None) -> Iterator[_Batch]:
         channels, *sides = self.task.preprocessing.input_size
@@ -181,12 +191,18 @@ class Reference:
         name = name if name in metrics else next(iter(metrics))
         return f"val_{name}", metrics[name]
 
-    def compared(self, run: Run) -> Agreement:
-        """Give the same images to a runtime."""
+    def compared(self, run: Run, num_threads: int = 1) -> Agreement:
+        """Give the same images to a runtime.
+
+        Args:
+            run: what it does.
+            num_threads: that may call it at the same time.
+        """
         differing, largest, count = 0, 0.0, 0
         ours, theirs = copy.deepcopy(self._metric), copy.deepcopy(self._metric)
+        results = in_worker_threads(partial(self._run_on, run), self.pictures, num_threads)
         for batch in self.batches:
-            found = self._run_on(run, batch)
+            found = [one for _ in batch.pictures for one in next(results)]
             for own, other in zip(batch.ours, found, strict=True):
                 differing += not self.outputs.is_same(own, other)
                 largest = max(largest, self.outputs.difference(own, other))
@@ -197,19 +213,12 @@ class Reference:
         values = (None, None) if self.metric is None else (float(ours.compute()), float(theirs.compute()))
         return Agreement(count, not self.has_data, differing, largest, self.outputs.unit, self.metric, *values)
 
-    def _run_on(self, run: Run, batch: _Batch) -> list[Tensor]:
-        found: list[Tensor] = []
-        if self.has_preprocessing:
-            for one in batch.pictures:
-                pixels, whole = self.picture(one)
-                self._require_size(pixels.shape[:2], one.name)
-                found += self.outputs.of_runtime(
-                    run(pixels[None]), (whole[0] / pixels.shape[1], whole[1] / pixels.shape[0])
-                )
-            return found
-        for one in batch.pictures:
-            found += self.outputs.of_runtime(run(self.inputs(one)), (1.0, 1.0))
-        return found
+    def _run_on(self, run: Run, picture: Input) -> list[Tensor]:
+        if not self.has_preprocessing:
+            return self.outputs.of_runtime(run(self.inputs(picture)), (1.0, 1.0))
+        pixels, whole = self.picture(picture)
+        self._require_size(pixels.shape[:2], picture.name)
+        return self.outputs.of_runtime(run(pixels[None]), (whole[0] / pixels.shape[1], whole[1] / pixels.shape[0]))
 
     def _require_size(self, found: tuple[int, ...], name: str) -> None:
         if self.size in (None, found):

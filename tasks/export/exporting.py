@@ -84,7 +84,7 @@ def export_task(
         require_onnx()
     outputs = task.export_outputs()
     made, reference = _in_eval_mode(task, outputs, axes, form, preprocessing, data)
-    agreement = reference.compared(made.run)
+    agreement = reference.compared(made.run, made.num_threads)
     kept: tuple[str, ...] = ()
     _require_same(agreement)
     if quantize is not None:
@@ -253,7 +253,7 @@ def _quantized(made: OnnxFile, reference: Reference, max_loss: float) -> tuple[O
         ends = (made.layers[: -(-count // 2)], made.layers[len(made.layers) - count // 2 :])
         kept = (*ends[0], *ends[1])
         found = made.quantized(samples(), kept)
-        agreement = reference.compared(found.run)
+        agreement = reference.compared(found.run, found.num_threads)
         if agreement.loss_of_metric <= max_loss:
             return found, agreement, kept
         tried.append(agreement)

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask._version import __version__
+from flashtask.core.licences import conclusions
 from flashtask.tasks import TASKS
 from flashtask.tasks.export.outputs import BoxOutputs, LabelOutputs, MaskOutputs, NumberOutputs, Outputs
-from flashtask.tasks.pretrained.card import noted_licence
+from flashtask.tasks.licences import noted_licence, parts_of
 from flashtask.trainer.wrapping import parameters_by_name
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
-__all__ = ["facts_of"]
+__all__ = ["facts_of", "weights_digest"]
 
 
 def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str | None) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
         "outputs": {name: ["images", *axes] for name, axes in outputs.axes.items()},
         "preprocessing": task.preprocessing.to_dict(),
         "made_by": f"flashtask {__version__}, torch {version('torch')}",
-        "weights_sha256": _digest(task),
+        "weights_sha256": weights_digest(task),
     }
     names = list(task.output_names(task._head.sizes[1])) if task._head.sizes[1] else []
     if isinstance(outputs, (LabelOutputs, BoxOutputs, MaskOutputs)):
@@ -51,8 +52,13 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
         facts["temperature"] = points.temperature
     if points is not None and points.decides:
         facts["operating"] = {"thresholds": dict(points.thresholds), "abstain_below": points.abstain_below}
+    record = task.licence_record()
     if licence is not None:
-        facts["licence"] = licence
+        record["weights"] = licence
+    if record["weights"] is not None:
+        facts["licence"] = record["weights"]
+    facts["licences"] = record
+    facts["what_follows"] = conclusions(parts_of(record))
     backbone = task.hparams.get("backbone")
     if isinstance(backbone, str) and task.hparams.get("pretrained", True) is not False:
         facts["backbone"] = {"weights": backbone, "licence": noted_licence(backbone) or "not noted"}
@@ -62,7 +68,7 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
     return facts
 
 
-def _digest(task: Task) -> str:
+def weights_digest(task: Task) -> str:
     """A hash of backbone and head, by name."""
     found = hashlib.sha256()
     for name, tensor in sorted({**parameters_by_name(task), **dict(task.named_buffers())}.items()):

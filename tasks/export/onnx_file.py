@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from flashtask.core.files import atomic_write
+from flashtask.core.machine import num_cores
 from flashtask.tasks.export.outputs import Arrays
 from flashtask.trainer.loggers.libraries import library
 
@@ -23,6 +25,7 @@ __all__ = ["OPSET", "OnnxFile", "require_onnx"]
 #: The version of ONNX's operators: the oldest that has all that graphs need, `GridSample` of 4-d maps among them.
 OPSET = 20
 _INSTALL = "pip install 'flashtask[export]'"
+_MOST_THREADS = 8
 #: Layers whose weights become whole numbers, with what lies between them.
 _QUANTIZED = ("Conv", "Gemm", "MatMul")
 
@@ -51,6 +54,7 @@ class OnnxFile:
     def __init__(self, model: Any, layers: Sequence[str] = ()) -> None:
         self.model, self.layers = model, tuple(layers)
         self._session: Any = None
+        self._lock = threading.Lock()
 
     @classmethod
     def of_program(
@@ -89,19 +93,26 @@ class OnnxFile:
         return cls(model, layers)
 
     @property
+    def num_threads(self) -> int:
+        """Threads that call `run` side by side, for each of which ONNX Runtime has one."""
+        return min(num_cores(), _MOST_THREADS)
+
+    @property
     def num_bytes(self) -> int:
         """Of the file, without its metadata."""
         return int(self.model.ByteSize())
 
     def run(self, images: np.ndarray[Any, Any]) -> Arrays:
         """The outputs of a batch, by ONNX Runtime on the CPU."""
-        if self._session is None:
-            onnxruntime = library("onnxruntime", "an export to ONNX", _INSTALL)
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+        with self._lock:
+            if self._session is None:
+                onnxruntime = library("onnxruntime", "an export to ONNX", _INSTALL)
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 3
+                options.intra_op_num_threads = 1  # in a picture there is too little work for several
+                self._session = onnxruntime.InferenceSession(
+                    self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
         names = [one.name for one in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, {"images": images}), strict=True))
 

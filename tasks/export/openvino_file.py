@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class OpenVinoFile:
     Args:
         source: the same model in ONNX.
     """
+
+    #: That may call `run` at the same time.
+    num_threads: ClassVar[int] = 1
 
     def __init__(self, source: OnnxFile) -> None:
         self._openvino = require_openvino()

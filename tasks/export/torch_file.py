@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ class TorchFile:
         program: with one input.
         outputs: names of what it gives.
     """
+
+    #: That may call `run` at the same time.
+    num_threads: ClassVar[int] = 1
 
     def __init__(self, program: torch.export.ExportedProgram, outputs: Sequence[str]) -> None:
         self.program, self.names = program, tuple(outputs)

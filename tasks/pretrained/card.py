@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import timm
 import yaml
 
+from flashtask.core.licences import conclusions
 from flashtask.core.zoo import load_zoo
 from flashtask.tasks import TASKS
+from flashtask.tasks.licences import noted_licence, parts_of
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
@@ -201,7 +202,12 @@ def _weights(config: Mapping[str, Any], part: Mapping[str, Any], licence: str | 
     if (known := load_zoo().providers.get(provider)) is not None:
         lines.append(f"The network is `{architecture}` of {known.credit} ({known.url}), code under {known.licence}.")
     lines.append(f"Licence of these weights: {licence}." if licence else "No licence has been given for these weights.")
+    record = {**part["more"].get("licences", {}), "weights": licence}
+    if isinstance(data := record.get("data"), str):
+        lines.append(f"Licence of the data: {_one_line(data)}.")
     yield "\n".join(f"- {line}" for line in lines)
+    yield "What follows, as a summary:"
+    yield "\n".join(f"- {_one_line(line)}" for line in conclusions(parts_of(record)))
 
 
 def _beginning(part: Mapping[str, Any]) -> str:
@@ -222,16 +228,6 @@ def _beginning(part: Mapping[str, Any]) -> str:
     licence = noted_licence(named)
     noted = f", whose licence is noted as {licence}" if licence else ", whose licence is not noted"
     return f"The backbone began from the pretrained weights of `{_one_line(named)}`{noted}."
-
-
-def noted_licence(backbone: str) -> str | None:
-    """The licence of pretrained weights, as the zoo or timm notes it for a name."""
-    own = load_zoo().backbones.get(backbone)
-    if own is not None:
-        return own.licence
-    config = timm.get_pretrained_cfg(backbone.removeprefix("timm/")) if "/" not in backbone[5:] else None
-    noted: str | None = getattr(config, "license", None)
-    return noted
 
 
 def _versions(part: Mapping[str, Any]) -> Iterator[str]:

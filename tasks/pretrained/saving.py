@@ -54,9 +54,15 @@ def save_pretrained(task: Task, folder: str | os.PathLike[str], licence: str | N
             f"{type(task).__name__} has no head yet, so there is nothing to save",
             fix="train it first, or give num_classes",
         )
-    with atomic_folder(folder, FILES) as place:
-        config = _write(task, place)
-        (place / CARD).write_text(model_card(config, licence), encoding="utf-8")
+    stated = task._licences
+    if licence is not None:
+        task.licences = {**stated, "weights": licence}
+    try:
+        with atomic_folder(folder, FILES) as place:
+            config = _write(task, place)
+            (place / CARD).write_text(model_card(config, task.licences.get("weights")), encoding="utf-8")
+    finally:
+        task._licences = stated
     return Path(folder)
 
 
