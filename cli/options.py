@@ -20,9 +20,11 @@ from flashtask.cli.kinds import (
     names,
     one_of,
     positive,
+    positive_share,
     probability,
     shard,
     share,
+    share_of_class,
     steps,
     text,
     value_range,
@@ -50,6 +52,7 @@ __all__ = [
     "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
+    "OPERATE",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -507,6 +510,43 @@ COMPARE = (
     *(option for option in EVALUATE if option.flag != "--per-class"),
 )
 
+OPERATE = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
+    Option(
+        "--recall",
+        "",
+        share_of_class,
+        "Share of the images of a class that reach its threshold; may be given more than once.",
+        "CLASS=X",
+        "none",
+        "Selection",
+        many=True,
+    ),
+    Option(
+        "--class-precision",
+        "",
+        share_of_class,
+        "Share of what reaches the threshold that is of the class; may be given more than once.",
+        "CLASS=X",
+        "none",
+        "Selection",
+        many=True,
+    ),
+    Option(
+        "--coverage",
+        "",
+        positive_share,
+        "Share of the images to accept: those with the highest scores.",
+        "X",
+        "none",
+        "Selection",
+    ),
+    Option("--abstain-below", "", positive_share, "Score below which nothing is accepted.", "X", "none", "Selection"),
+    Option("--clear", "", None, "Remove temperature and thresholds from the checkpoint.", group="Selection"),
+    Option("--output", "", text, "Checkpoint to write.", "FILE.ckpt", "the file is replaced", "Output"),
+    *(option for option in EVALUATE if option.flag != "--per-class"),
+)
+
 RUNS = (
     Option("--sort", "", text, "Column to sort by; -COLUMN: from large to small.", "COLUMN", "the path", "Selection"),
     Option(
@@ -860,6 +900,7 @@ TABLES = {
     "runs": RUNS,
     "rerun": RERUN,
     "learning-curve": LEARNING_CURVE,
+    "operate": OPERATE,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])
