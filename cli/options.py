@@ -544,7 +544,8 @@ OPERATE = (
     Option("--abstain-below", "", positive_share, "Score below which nothing is accepted.", "X", "none", "Selection"),
     Option("--clear", "", None, "Remove temperature and thresholds from the checkpoint.", group="Selection"),
     Option("--output", "", text, "Checkpoint to write.", "FILE.ckpt", "the file is replaced", "Output"),
-    *(option for option in EVALUATE if option.flag != "--per-class"),
+    # In one process and in float32, as the scores of `predict` are.
+    *(option for option in EVALUATE if option not in (*_PLACE[1:], _OF_RESULTS) and option.flag != "--per-class"),
 )
 
 RUNS = (
