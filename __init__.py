@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from flashtask.tasks.predictions import Labels as Labels
     from flashtask.tasks.predictions import Number as Number
     from flashtask.tasks.predictions import Prediction as Prediction
+    from flashtask.tasks.repeats import PlannedRun as PlannedRun
+    from flashtask.tasks.repeats import RepeatedRuns as RepeatedRuns
+    from flashtask.tasks.repeats import repeat_runs as repeat_runs
     from flashtask.tasks.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from flashtask.tasks.task import Task as Task
     from flashtask.trainer.callbacks.accumulation import GradientAccumulationScheduler as GradientAccumulationScheduler
@@ -219,12 +222,14 @@ _HOMES = {
     "Plan": "flashtask.trainer.finetuning_plan",
     "Plateau": "flashtask.trainer.finetuning.phase",
     "Precision": "flashtask.trainer.devices.precision",
+    "PlannedRun": "flashtask.tasks.repeats",
     "Prediction": "flashtask.tasks.predictions",
     "PredictionLoop": "flashtask.trainer.lightning1.loops",
     "Preprocessing": "flashtask.core.preprocessing",
     "Profiler": "flashtask.trainer.profiling.profilers",
     "ProgressBar": "flashtask.trainer.callbacks.progress",
     "PyTorchProfiler": "flashtask.trainer.profiling.profilers",
+    "RepeatedRuns": "flashtask.tasks.repeats",
     "RichProgressBar": "flashtask.trainer.callbacks.progress_libraries",
     "RichProgressBarTheme": "flashtask.trainer.callbacks.progress_libraries",
     "STRATEGIES": "flashtask.trainer.distribution.process_strategies",
@@ -261,6 +266,7 @@ _HOMES = {
     "download_data": "flashtask.data.download",
     "load": "flashtask.tasks.loading",
     "read_checkpoint": "flashtask.core.checkpoint",
+    "repeat_runs": "flashtask.tasks.repeats",
     "seed_everything": "flashtask.core.seeding",
     "seeded": "flashtask.core.seeding",
     "use_zoo": "flashtask.tasks.own_zoo",

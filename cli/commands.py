@@ -21,6 +21,7 @@ from flashtask.cli.options import (
     FINETUNE,
     LEARNING_CURVE,
     LICENCE,
+    OPERATE,
     PLAN,
     PREDICT,
     PULL,
@@ -274,6 +275,23 @@ def report(source: str, data: str | None, **params: Any) -> None:
 
     use_option(params)
     run_report(source, data, params)
+
+
+@flashtask.command(short_help="Calibrate scores and choose when predictions are accepted.")
+@click.argument("source", metavar="RUN_OR_CKPT")
+@click.argument("data", required=False)
+@add_options(OPERATE + EVERYWHERE)
+def operate(source: str, data: str | None, **params: Any) -> None:
+    """Calibrate the scores of RUN_OR_CKPT, choose thresholds of classes, and store both in the checkpoint.
+
+    The validation data of its run is used, or DATA, which is as for `validate`. With thresholds, predictions are
+    `accepted` or `unknown`. Labels and losses stay as they are, and each call replaces what was stored before.
+    """
+    from flashtask.cli.operate import operate as run_operate
+    from flashtask.cli.own_zoo import use_option
+
+    use_option(params)
+    run_operate(source, data, params)
 
 
 @flashtask.command(short_help="Put runs beside each other.")

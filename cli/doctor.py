@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashtask.cli.recipe import read_recipe
-from flashtask.cli.resume import checkpoints_in, how_finished, lost_for_resuming
+from flashtask.cli.resume import how_finished, lost_for_resuming
 from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import read_json
+from flashtask.trainer.checkpoints.newest import checkpoints_in
 from flashtask.trainer.run_folder import files_of_a_run, owner_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from flashtask.cli.parts import build_parts
 from flashtask.cli.processes import OF_THE_MACHINE, agreed, here, launched, refuse_search, require_same
 from flashtask.cli.recipe import Recipe, is_path
 from flashtask.cli.request import requested_recipe, require_data
-from flashtask.cli.resume import Start, newest_whole_checkpoint, resume
+from flashtask.cli.resume import Start, resume
+from flashtask.cli.several_runs import are_several_runs, train_several
+from flashtask.trainer.checkpoints.newest import newest_whole_checkpoint
 from flashtask.trainer.run_folder import was_begun_by_us
 
 __all__ = ["finetune"]
@@ -32,6 +34,9 @@ def finetune(data: str | None, params: Mapping[str, Any]) -> None:
         params: the options of the command.
     """
     requested = requested_recipe(data, params)
+    if are_several_runs(requested, params):
+        train_several(requested, params)
+        return
     start = resume(requested) if params["resume"] else Start(requested)
     if start.remark:
         print(start.remark, file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import Any
 from flashtask.core.errors import did_you_mean
 
 __all__ = ["AUTO", "Kind", "auto_or", "below_one", "choice", "delimiter", "devices", "fold", "image_size", "magnitude"]
-__all__ += ["names", "not_negative", "one_of", "positive", "probability", "share", "steps", "text", "value_range"]
-__all__ += ["weights", "whole"]
+__all__ += ["names", "not_negative", "one_of", "positive", "positive_share", "probability", "share", "share_of_class"]
+__all__ += ["steps", "text", "value_range", "weights", "whole"]
 
 Kind = Callable[[str], Any]
 
@@ -50,6 +50,17 @@ def _argument(given: str) -> tuple[str, float]:
     if not equals or not name.strip():
         raise ValueError(f"{given!r} is not a name and a number such as gamma=3")
     return name.strip(), _number(number)
+
+
+def share_of_class(value: str) -> tuple[str, float]:
+    """A label and a share above 0 and below 1: `defective=0.95`."""
+    label, equals, number = value.rpartition("=")
+    if not equals or not label.strip():
+        raise ValueError(f"{value!r} is not a label and a share such as defective=0.95")
+    found = _number(number)
+    if not 0 < found < 1:
+        raise ValueError(f"must be a share above 0 and below 1, not {number}")
+    return label.strip(), found
 
 
 def names(value: str) -> str | list[str]:
@@ -117,6 +128,14 @@ def not_negative(value: str) -> float:
     number = _number(value)
     if not 0 <= number < math.inf:
         raise ValueError(f"must be 0 or more, not {number:g}")
+    return number
+
+
+def positive_share(value: str) -> float:
+    """A number above 0 and up to 1."""
+    number = _number(value)
+    if not 0 < number <= 1:
+        raise ValueError(f"must be above 0 and up to 1, not {number:g}")
     return number
 
 

@@ -20,9 +20,11 @@ from flashtask.cli.kinds import (
     names,
     one_of,
     positive,
+    positive_share,
     probability,
     shard,
     share,
+    share_of_class,
     steps,
     text,
     value_range,
@@ -50,6 +52,7 @@ __all__ = [
     "OF_SHARDS",
     "OF_TABLES",
     "OF_THE_HUB",
+    "OPERATE",
     "PLAN",
     "PREDICT",
     "PULL",
@@ -322,6 +325,36 @@ _GROUP_PATTERN = Option(
     "Data",
 )
 
+_SEVERAL = (
+    Option(
+        "--repeats",
+        "repeats",
+        whole(2),
+        "Train N times, each repeat with the next seed.",
+        "N",
+        "once",
+        "Training",
+    ),
+    Option(
+        "--folds",
+        "folds",
+        whole(2),
+        "Train once for each of N folds of the training images.",
+        "N",
+        "none; see --val-split",
+        "Training",
+    ),
+    Option(
+        "--vary",
+        "vary",
+        one_of(["seed", "split", "both"]),
+        "Which seed differs between repeats: seed (of the training), split or both.",
+        "V",
+        "seed",
+        "Training",
+    ),
+)
+
 _IMAGES = (
     Option(
         "--val-split",
@@ -400,6 +433,7 @@ FINETUNE = (
     Option(
         "--max-steps", "trainer.max_steps", steps, "Stop after N optimizer steps; -1: no limit.", "N", "-1", "Training"
     ),
+    *_SEVERAL,
     *_REST,
     Option("--licence", "licences.weights", text, "Licence of the trained weights.", "NAME", "none", "Output"),
     Option("--data-licence", "licences.data", text, "Licence of the data.", "NAME", "none", "Output"),
@@ -434,7 +468,7 @@ TUNE = (
 )
 
 PLAN = (
-    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report")),
+    *(option for option in FINETUNE if option.flag not in ("--resume", "--no-report") and option not in _SEVERAL),
     Option("--no-measure", "", None, "Do not estimate memory and time.", group="Output"),
     _JSON,
 )
@@ -473,6 +507,43 @@ COMPARE = (
     Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
     Option("--data", "", text, "Judge all runs on this data, in place of their own.", "DATA", "their own", "Data"),
     Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
+    *(option for option in EVALUATE if option.flag != "--per-class"),
+)
+
+OPERATE = (
+    Option("--of", "", one_of(["val", "test"]), "Part of the data.", "P", "val", "Selection"),
+    Option(
+        "--recall",
+        "",
+        share_of_class,
+        "Share of the images of a class that reach its threshold; may be given more than once.",
+        "CLASS=X",
+        "none",
+        "Selection",
+        many=True,
+    ),
+    Option(
+        "--class-precision",
+        "",
+        share_of_class,
+        "Share of what reaches the threshold that is of the class; may be given more than once.",
+        "CLASS=X",
+        "none",
+        "Selection",
+        many=True,
+    ),
+    Option(
+        "--coverage",
+        "",
+        positive_share,
+        "Share of the images to accept: those with the highest scores.",
+        "X",
+        "none",
+        "Selection",
+    ),
+    Option("--abstain-below", "", positive_share, "Score below which nothing is accepted.", "X", "none", "Selection"),
+    Option("--clear", "", None, "Remove temperature and thresholds from the checkpoint.", group="Selection"),
+    Option("--output", "", text, "Checkpoint to write.", "FILE.ckpt", "the file is replaced", "Output"),
     *(option for option in EVALUATE if option.flag != "--per-class"),
 )
 
@@ -829,6 +900,7 @@ TABLES = {
     "runs": RUNS,
     "rerun": RERUN,
     "learning-curve": LEARNING_CURVE,
+    "operate": OPERATE,
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

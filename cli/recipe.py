@@ -15,13 +15,15 @@ from flashtask.core.hub.address import is_hub_address
 from flashtask.core.yaml_reader import YamlDocument, read_yaml
 from flashtask.core.zoo import ZooFile, load_zoo, own_file_of
 
-__all__ = ["MAPPINGS", "SECTIONS", "Recipe", "absolute", "absolute_value", "is_path", "read_recipe", "recipe_in"]
-__all__ += ["zoo_recipe"]
+__all__ = ["MAPPINGS", "SECTIONS", "SEVERAL", "Recipe", "absolute", "absolute_value", "asked_for_several", "is_path"]
+__all__ += ["read_recipe", "recipe_in", "zoo_recipe"]
 
 #: The keys of a recipe that hold keys of their own.
 MAPPINGS = ("data", "model", "trainer", "finetune", "licences")
+#: The keys of a recipe that make several runs of it: with other seeds or splits, over folds.
+SEVERAL = ("repeats", "folds", "vary")
 #: The keys of a recipe; `task` is a name, `zoo` a zoo file of the user's or a list of them.
-SECTIONS = ("task", "zoo", *MAPPINGS)
+SECTIONS = ("task", "zoo", *MAPPINGS, *SEVERAL)
 
 
 @dataclass
@@ -155,6 +157,11 @@ def _recipe_at(document: YamlDocument, path: tuple[str, ...], folder: Path) -> R
         if is_path(key):
             recipe.set(key, absolute_value(key, value, folder), recipe.source_of(key))
     return recipe
+
+
+def asked_for_several(recipe: Recipe) -> str:
+    """The key of a recipe that makes several runs of it; empty for one run."""
+    return next((key for key in ("folds", "repeats") if recipe.get(key) is not None), "")
 
 
 def is_path(key: str) -> bool:

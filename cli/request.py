@@ -240,6 +240,8 @@ def _below(option: str) -> str:
 
 def _split_off(recipe: Recipe, section: str, *others: str) -> None:
     """Let a part of DATA validate, unless something else is said of validation: `--set` may also say null."""
+    if recipe.get("folds") is not None:
+        return
     said_by = recipe.sources.get(f"{section}.val_split", "")
     if all(recipe.get(f"{section}.{name}") is None for name in (*others, "val_split", "fold")) and said_by != "--set":
         recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
@@ -306,9 +308,8 @@ def _put_yolo(recipe: Recipe, data: str) -> None:
 
     section = f"data.{OF_YOLO}"
     recipe.set(f"{section}.data_file", absolute(data, Path.cwd()), "DATA")
-    has_val = "val" in read_yolo_file(data)[1]
-    if not has_val and all(recipe.get(f"{section}.{name}") is None for name in ("val_split", "fold")):
-        recipe.set(f"{section}.val_split", DEFAULT_VAL_SPLIT, "DATA")
+    if "val" not in read_yolo_file(data)[1]:
+        _split_off(recipe, section)
 
 
 def _put_table(recipe: Recipe, data: str) -> None:

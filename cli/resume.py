@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ from flashtask.cli.recipe_checks import lost_from
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.plain_json import read_json
 from flashtask.core.registry import Registry
+from flashtask.trainer.checkpoints.newest import checkpoints_in
 from flashtask.trainer.finetuning.strategies import resolve_finetuning
-from flashtask.trainer.run_folder import RunFolder, files_of_a_run
+from flashtask.trainer.run_folder import files_of_a_run, remove_remains
 
 __all__ = [
     "FREE_KEYS",
     "Start",
-    "checkpoints_in",
     "how_finished",
     "lost_for_resuming",
-    "newest_whole_checkpoint",
+    "merged",
     "resume",
 ]
 
@@ -77,14 +76,8 @@ class Start:
 
     def clear(self) -> None:
         """Take away what a run wrote before its first checkpoint, unless it still runs."""
-        if self.remains is None:
-            return
-        claimed = RunFolder(self.remains, resume=True)
-        try:
-            for name in files_of_a_run(self.remains):
-                (self.remains / name).unlink()
-        finally:
-            claimed.release()
+        if self.remains is not None:
+            remove_remains(self.remains)
 
 
 def resume(requested: Recipe) -> Start:
@@ -109,7 +102,7 @@ def resume(requested: Recipe) -> Start:
         )
     own = read_recipe(folder / "recipe.yaml")
     _require_whole(own, folder)
-    recipe = _merged(own, requested)
+    recipe = merged(own, requested)
     if not checkpoints_in(folder):
         remark = f"{folder} was stopped before its first checkpoint: starting from the beginning"
         return Start(recipe, remark=remark, remains=folder)
@@ -136,43 +129,8 @@ def _require_whole(own: Recipe, folder: Path) -> None:
         )
 
 
-def newest_whole_checkpoint(folder: Path) -> Path:
-    """`last.ckpt` if it is undamaged, else the best place there is to continue from; the choice of another is told.
-
-    Raises:
-        IntegrityError: there is no undamaged one.
-        UsageError: all that are undamaged hold weights only.
-    """
-    from flashtask.core.checkpoint import read_header
-
-    problem: IntegrityError | UsageError | None = None
-    for path in checkpoints_in(folder):
-        try:
-            if "progress" not in read_header(path):
-                weights = f"{path} holds weights only and cannot be continued"
-                problem = problem or UsageError(weights, fix="flashtask finetune in another --output-dir")
-                continue
-        except IntegrityError as error:
-            print(f"warning: {error.what}", file=sys.stderr)
-            problem = error
-            continue
-        if problem is not None:
-            print(f"continuing from {path.name} instead", file=sys.stderr)
-        return path
-    assert problem is not None
-    raise problem
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a run folder in the order to try them: the last, the best, others newest first."""
-    names = ("last.ckpt", "best.ckpt")
-    others = [path for path in folder.glob("*.ckpt") if path.name not in names]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [*(folder / name for name in names if (folder / name).exists()), *others]
-
-
-def _merged(own: Recipe, requested: Recipe) -> Recipe:
-    """The run's own recipe with what may differ; anything else that differs is refused, with both values."""
+def merged(own: Recipe, requested: Recipe) -> Recipe:
+    """The own recipe of one run or several with what may differ; anything else is refused, with both values."""
     free = {own.here(key) for key in FREE_KEYS}
     if are_several(own.get("trainer", {})) or are_several(requested.get("trainer", {})):
         free.add(own.here(_BATCH_SIZE))  # it is that of one process: with half of them, it is twice as large

@@ -40,7 +40,7 @@ class Columns:
         options: of `Prediction.as_row` and `to_dict`.
     """
 
-    paths: Sequence[str]
+    paths: Iterable[str]
     labels: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 

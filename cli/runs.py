@@ -70,13 +70,14 @@ def runs(folder: str | None, params: Mapping[str, Any]) -> None:
 
 
 def _row(place: Path, file: Path) -> dict[str, Any]:
-    """What the summary of a run says, flat."""
+    """What the summary of a run says, flat; of several runs of one recipe, the means."""
     found = read_json(file)
     best = found.get("best") or {}
     named = {name: found.get(name) for name in ("task", "backbone", "strategy", "epochs", "seconds", "seed", "stopped")}
     metrics = {name: value for name, value in best.items() if name == "epoch" or name.startswith(("val_", "train_"))}
     ended = datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes")
-    return {"run": os.path.relpath(file.parent, place), **named, **metrics, "ended": ended}
+    of_several = {"mean_of": len(found["runs"])} if "runs" in found else {}
+    return {"run": os.path.relpath(file.parent, place), **of_several, **named, **metrics, "ended": ended}
 
 
 def _holds(condition: str, row: Mapping[str, Any], columns: list[str]) -> bool:
@@ -115,6 +116,8 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     metrics.sort(key=lambda name: name == "val_loss")
     shown = ["run", "backbone", "strategy", *metrics[:2], "seconds", "ended"]
     cells = [[_cell(row.get(name)) for name in shown] for row in rows]
+    for row, own in zip(rows, cells, strict=True):
+        own[0] += f" (mean of {row['mean_of']})" if "mean_of" in row else ""
     yield text_table(shown, cells, WIDTH if sys.stdout.isatty() else None, num_left=3).rstrip()
 
 

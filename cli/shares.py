@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Self
@@ -62,7 +62,7 @@ class Share:
         positions = np.arange(self.count)
         return positions[positions // self.size % self.strategy.world_size == self.strategy.global_rank]
 
-    def collected(self, images: list[Any], names: Sequence[str]) -> list[Any]:
+    def collected(self, images: list[Any], names: Iterable[str]) -> list[Any]:
         """What every process has found of its images, in the order of these; each thing has a `path`.
 
         Args:

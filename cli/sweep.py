@@ -23,14 +23,12 @@ import yaml
 
 from flashtask.cli.options import FINETUNE, unset
 from flashtask.cli.output import require_creatable
-from flashtask.cli.parts import build_parts
-from flashtask.cli.recipe import Recipe, read_recipe
+from flashtask.cli.recipe import Recipe, asked_for_several, read_recipe
 from flashtask.cli.request import fill_in, requested_recipe
-from flashtask.cli.resume import newest_whole_checkpoint, resume
 from flashtask.cli.search_space import Dimension, search_space
+from flashtask.cli.trained_run import trained_run
 from flashtask.core.errors import DivergedError, FlashtaskError, OutOfMemoryError, UsageError
 from flashtask.core.files import atomic_write, missing_file
-from flashtask.core.plain_json import read_json
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.callbacks.timing import read_duration
 from flashtask.trainer.metric_order import best_mode
@@ -66,6 +64,11 @@ def sweep(path: str, params: Mapping[str, Any]) -> None:
     if not source.is_file():
         raise missing_file(source)
     recipe = read_recipe(source)
+    if several := asked_for_several(recipe):
+        raise UsageError(
+            f"{recipe.source_of(several)}: a trial of a sweep is one run, so `{several}` cannot be in its recipe",
+            fix=f"sweep without it, then flashtask finetune best.yaml --{several} 5",
+        )
     space = search_space(recipe)
     folder = Path(params["output_dir"] or f"sweeps/{source.stem}")
     require_creatable(folder)
@@ -170,18 +173,8 @@ class _Sweep:
         place = self.run_folder(number)
         recipe = self._recipe_with(values)
         recipe.set("trainer.output_dir", str(place.absolute()), "sweep")
-        start = resume(_checked(recipe, self.folder / "recipes" / f"{number:03}.yaml"))
-        if not start.is_finished:
-            parts = build_parts(start.recipe)
-            if parts.searched:
-                parts.tune()
-            parts.trainer.says_result = False
-            checkpoint = None if start.folder is None else newest_whole_checkpoint(start.folder)
-            start.clear()
-            if trial is not None:
-                parts.trainer.callbacks.append(_Reporter(trial, self.monitor))
-            parts.trainer.finetune(parts.model, datamodule=parts.datamodule, ckpt_path=checkpoint, **parts.finetune)
-        summary = read_json(place / "summary.json")
+        watching = [] if trial is None else [_Reporter(trial, self.monitor)]
+        summary = trained_run(_checked(recipe, self.folder / "recipes" / f"{number:03}.yaml"), watching)
         if self.monitor not in summary["best"]:
             raise UsageError(
                 f"the runs measure no {self.monitor}: the recipe has no validation data",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -191,17 +191,20 @@ def curve_chart(curves: Sequence[Curve]) -> Chart | None:
     return _chart("Precision over recall", "recall", "precision", series, x_range=(0, 1), y_range=(0, 1))
 
 
-def calibration_chart(table: Calibration) -> Chart | None:
-    """How often what got a score was right."""
-    known = table.counts > 0
-    series = [
-        ("perfect", [0.0, 1.0], [0.0, 1.0], "even"),
-        ("this model", table.scores[known].tolist(), table.right[known].tolist(), "s0"),
-    ]
+def calibration_chart(tables: Mapping[str, Calibration]) -> Chart | None:
+    """How often what got a score was right.
+
+    Args:
+        tables: by what the legend calls them.
+    """
+    series = [("perfect", [0.0, 1.0], [0.0, 1.0], "even")]
+    for number, (name, table) in enumerate(tables.items()):
+        known = table.counts > 0
+        series.append((name, table.scores[known].tolist(), table.right[known].tolist(), f"s{number}"))
     made = _chart("Calibration", "score", "share that is right", series, x_range=(0, 1), y_range=(0, 1))
     if made is not None:
-        line = made.lines[1]
-        made.lines[1] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
+        for place, line in enumerate(made.lines[1:], start=1):
+            made.lines[place] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
     return made
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from flashtask.core.plain_json import number_or_null
+from flashtask.reports.confidence import chances, cross_fitted, scores_calibration
 from flashtask.reports.judgement import Judged, Pair, Scoring
 from flashtask.reports.statistics import (
     Calibration,
@@ -30,6 +31,9 @@ from flashtask.reports.statistics import (
 
 __all__ = ["Evaluation"]
 
+#: The least score of which the logarithm is taken, so far are scores from 0 and 1 that float32 holds.
+_LEAST = 1e-12
+
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
@@ -42,6 +46,7 @@ class Evaluation:
         labels: the classes; empty without any.
         scoring: how samples were judged.
         groups: of the samples, which are drawn together for intervals; None if there are none.
+        temperature: that the scores have; None for none.
     """
 
     part: str
@@ -50,6 +55,7 @@ class Evaluation:
     labels: tuple[str, ...] = ()
     scoring: Scoring = field(default_factory=Scoring)
     groups: Sequence[str] | None = None
+    temperature: float | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -231,6 +237,28 @@ class Evaluation:
         scores = np.array(best)
         return calibration(scores[:, 0].astype(float), scores[:, 1].astype(float))
 
+    def calibrations(self) -> tuple[Calibration, Calibration] | None:
+        """Calibration without a temperature and with one; None where scores are not those of labels of the samples.
+
+        It is the temperature that the scores have. Without one, the scores of each half of the samples get that which
+        was fitted on the other half.
+        """
+        exclude, own = self.scoring.classes_exclude, self.calibration()
+        whole = [self._scores.get(label, ((), ())) for label in self.labels]
+        is_of_labels = exclude or self.scoring.unit == "labels"
+        if own is None or not is_of_labels or any(len(scores) != len(self.samples) for scores, _ in whole):
+            return None
+        scores, truth = (np.stack([one[side] for one in whole], axis=1) for side in (0, 1))
+        known = np.clip(scores.astype(float), _LEAST, 1 - _LEAST)
+        logits = np.log(known) if exclude else np.log(known) - np.log1p(-known)
+        if self.temperature is None:
+            after = cross_fitted(logits, truth, exclude=exclude, groups=self.groups)
+            other = scores_calibration(after, truth, exclude=exclude)
+            return None if other is None else (own, other)
+        plain_scores = chances(logits * self.temperature, exclude=exclude)
+        other = scores_calibration(plain_scores, truth, exclude=exclude)
+        return None if other is None else (other, own)
+
     def slices(self) -> list[Slice]:
         """The metric of samples that have something in common, with an interval each."""
         found = []
@@ -242,7 +270,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: metrics, the interval, classes, and each sample with its prediction."""
-        result, table = self.interval(), self.calibration()
+        result, table, both = self.interval(), self.calibration(), self.calibrations()
         return {
             "part": self.part,
             "metrics": {name: number_or_null(value) for name, value in self.metrics.items()},
@@ -253,6 +281,9 @@ class Evaluation:
             "per_class": [plain(one._asdict()) for one in self.per_class()],
             "average_precision": {one.label: number_or_null(one.average_precision) for one in self.curves()},
             "calibration_error": None if table is None else number_or_null(table.error),
+            "temperature": self.temperature,
+            "calibration_error_before": None if both is None else number_or_null(both[0].error),
+            "calibration_error_after": None if both is None else number_or_null(both[1].error),
             "slices": [plain(one._asdict()) for one in self.slices()],
             "samples": [plain(one.to_dict()) for one in self.samples],
         }

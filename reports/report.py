@@ -129,7 +129,11 @@ class Report:
         """The page: one file without scripts and without links to anything outside of it."""
         found = self.evaluation
         confusion = None if found is None else _confusion(found, self.cells)
-        table = None if found is None else found.calibration()
+        table, both = (None, None) if found is None else (found.calibration(), found.calibrations())
+        tables = {} if table is None else {"this model": table}
+        if found is not None and both is not None:
+            names = ("this model", "with a temperature") if found.temperature is None else ("before", "this model")
+            tables = dict(zip(names, both, strict=True))
         curves = [] if found is None else found.curves()
         charts = [] if found is None else number_charts([s.judgement.numbers for s in found.samples])
         best = {one.label: one for one in curves}
@@ -146,7 +150,8 @@ class Report:
                 unit="" if found is None else found.scoring.unit,
                 curve_chart=curve_chart(curves) if curves else None,
                 calibration=table,
-                calibration_chart=None if table is None else calibration_chart(table),
+                calibrations=both,
+                calibration_chart=calibration_chart(tables) if tables else None,
                 number_charts=charts,
                 slices=_slices(found),
                 metrics=_shown_metrics(self.metrics if found is None else found.metrics),

@@ -120,8 +120,13 @@ class ServedModel:
         self._computes.shutdown()
 
     def about(self) -> dict[str, Any]:
-        """Name, task, labels, and the weights' SHA-256 (or the hub's commit) as `version`."""
-        return {"name": self.name, "task": self.task.name, "labels": list(self.labels), "version": self.version}
+        """Name, task, labels, and the weights' SHA-256 (or the hub's commit) as `version`.
+
+        After `flashtask operate` also the temperature of the scores, and whether predictions have a `decision`.
+        """
+        about = {"name": self.name, "task": self.task.name, "labels": list(self.labels), "version": self.version}
+        points = getattr(self.task, "operating", None)
+        return about if points is None else {**about, "temperature": points.temperature, "decides": points.decides}
 
     def _decode(self, source: Input, answer: Future[Any]) -> None:
         try:

@@ -121,9 +121,11 @@ def _images_of(content: Any) -> list[Input]:
 
 def _outputs_of(served: ServedModel) -> list[dict[str, Any]]:
     if _has_scores(served):
+        decision = {"name": "decision", "datatype": "BYTES", "shape": [-1]}
         return [
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
             {"name": "scores", "datatype": "FP32", "shape": [-1, len(served.labels)]},
+            *([decision] if served.about().get("decides") else []),
         ]
     return [{"name": "predictions", "datatype": "BYTES", "shape": [-1]}]
 
@@ -141,7 +143,11 @@ def _tensors(served: ServedModel, found: list[Any]) -> list[dict[str, Any]]:
         texts = [json.dumps(row, allow_nan=False) for row in rows]
         return [{"name": "predictions", "datatype": "BYTES", "shape": [count], "data": texts}]
     scores = [one.probabilities[label] for one in found for label in served.labels]
-    return [
+    tensors = [
         {"name": "label", "datatype": "BYTES", "shape": [count], "data": [one.label for one in found]},
         {"name": "scores", "datatype": "FP32", "shape": [count, len(served.labels)], "data": scores},
     ]
+    decisions = [one.decision for one in found]
+    if count and decisions[0] is not None:
+        tensors.append({"name": "decision", "datatype": "BYTES", "shape": [count], "data": decisions})
+    return tensors

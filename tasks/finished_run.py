@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.checkpoint import read_checkpoint
-from flashtask.core.errors import IntegrityError, UsageError
+from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
+from flashtask.core.errors import IntegrityError, OutputError, UsageError
 from flashtask.core.model_path import model_path
 from flashtask.core.plain_json import read_json
 from flashtask.core.yaml_reader import read_yaml
@@ -19,6 +19,7 @@ from flashtask.reports.history import History
 from flashtask.reports.judgement import Judged
 from flashtask.reports.statistics import ClassCounts
 from flashtask.tasks import TASKS
+from flashtask.trainer.run_folder import owner_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from flashtask.data.image_datamodule import ImageDataModule
     from flashtask.reports.report import Report
+    from flashtask.tasks.operating import OperatingPoints
     from flashtask.tasks.task import Task
     from flashtask.trainer.fit_result import FitResult
     from flashtask.trainer.trainer import Trainer
@@ -141,6 +143,9 @@ class FinishedRun:
         Raises:
             UnknownNameError, IntegrityError, UsageError: a task that is not registered, or a file that cannot be used.
         """
+        return self._loaded()
+
+    def _loaded(self) -> Task:
         name = self._content.get("task")
         if not isinstance(name, str):
             raise IntegrityError(f"{self.checkpoint} holds a module that is no task")
@@ -206,6 +211,70 @@ class FinishedRun:
         from flashtask.tasks.run_report import report_of
 
         return report_of(self, part)
+
+    def operate(
+        self,
+        part: str = "val",
+        *,
+        recall: Mapping[str, float] | None = None,
+        precision: Mapping[str, float] | None = None,
+        coverage: float | None = None,
+        abstain_below: float | None = None,
+        output: str | os.PathLike[str] | None = None,
+    ) -> OperatingPoints:
+        """Fit the temperature of the model in `checkpoint`, choose thresholds, and store both in that file.
+
+        Nothing else in the file changes. Prediction, serving and export use what is stored.
+
+        Args:
+            part: `val` or `test`.
+            recall: as for `ImageClassifier.operate`, and so are the next three.
+            precision: see there.
+            coverage: see there.
+            abstain_below: see there.
+            output: a file for the checkpoint with the result; None replaces `checkpoint`.
+
+        Raises:
+            UsageError, UnknownNameError, BadDataError: as of `ImageClassifier.operate`.
+            OutputError: the run is going on.
+            StorageError: the file cannot be written.
+        """
+        self._require_a_checkpoint(output)
+        # Not the model in memory, which may have other weights.
+        task: Task = self._loaded()
+        targets = {"recall": recall, "precision": precision, "coverage": coverage, "abstain_below": abstain_below}
+        found: OperatingPoints = task.operate(self.data, part, trainer=self._trainer, **targets)
+        self._store(found, output)
+        self.task, self._result = task, None
+        self._evaluations.clear()
+        return found
+
+    def drop_operating_points(self, output: str | os.PathLike[str] | None = None) -> None:
+        """Take temperature and thresholds out of the checkpoint again.
+
+        Args:
+            output: as for `operate`.
+        """
+        self._require_a_checkpoint(output)
+        self._store(None, output)
+        vars(self).pop("task", None)
+        self._evaluations.clear()
+
+    def _require_a_checkpoint(self, output: str | os.PathLike[str] | None) -> None:
+        if self.checkpoint.is_dir():
+            raise UsageError(
+                f"{self.checkpoint} is a folder in timm's layout, which is not changed",
+                fix="operate on the checkpoint that it was saved from, and save it again",
+            )
+        if output is None and (owner := owner_of(self.folder)):
+            raise OutputError(f"{self.folder} is in use by {owner}", fix="wait for it, or give another file as output")
+
+    def _store(self, found: OperatingPoints | None, output: str | os.PathLike[str] | None) -> None:
+        content = {name: value for name, value in read_checkpoint(self.checkpoint).items() if name != "operating"}
+        if found is not None:
+            content["operating"] = found.to_dict()
+        write_checkpoint(self.checkpoint if output is None else output, content)
+        vars(self).pop("_content", None)
 
     def plot(self, part: str | None = None) -> Figure:
         """Curves, confusion matrix, precision over recall and calibration, as a figure of matplotlib.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ from flashtask.reports.judgement import Judgement, Scoring
 from flashtask.reports.statistics import mean_f1, share_right
 from flashtask.tasks.batches import StepOutput, classes_stated, in_a_line
 from flashtask.tasks.losses import LABEL_LOSSES, LABELS_LOSSES, check_weights, chosen_loss, class_weights
+from flashtask.tasks.operating import OperatingPoints, operated, stored_operating
 from flashtask.tasks.predictions import Label, Labels, Prediction
 from flashtask.tasks.relabelling import LabelChange, keep_rows
 from flashtask.tasks.task import Task
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from flashtask.tasks.export.outputs import Outputs
     from flashtask.tasks.metrics import NamedMetrics
+    from flashtask.trainer.trainer import Trainer
 
 __all__ = ["ImageClassifier"]
 
@@ -116,6 +119,8 @@ class ImageClassifier(Task):
         self._weight: torch.Tensor | None = None
         #: With several labels: from which probability on each label applies, in the order of the labels.
         self.thresholds: tuple[float, ...] | None = None
+        #: The temperature of the scores, and when a prediction is accepted; `operate` finds them, training drops them.
+        self.operating: OperatingPoints | None = None
         if multi_label:
             self._set_by_arguments = {"monitor": "val_map", "prediction_class": Labels, **self._set_by_arguments}
             vars(self).update(self._set_by_arguments)
@@ -180,7 +185,22 @@ class ImageClassifier(Task):
 
     def postprocess(self, outputs: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, classes): they sum to 1, or with several labels each is from 0 to 1."""
+        return self.scores(outputs, self.temperature)
+
+    @property
+    def temperature(self) -> float | None:
+        """What outputs are divided by before they become probabilities; None for nothing. No loss depends on it."""
+        return None if self.operating is None else self.operating.temperature
+
+    def scores(self, outputs: torch.Tensor, temperature: float | None) -> torch.Tensor:
+        """Probabilities (B, classes) of outputs of the head, with a temperature or without."""
+        outputs = outputs if temperature is None else outputs / temperature
         return outputs.sigmoid() if self.multi_label else outputs.softmax(dim=1)
+
+    def score_thresholds(self, temperature: float | None) -> tuple[float, ...]:
+        """With several labels: the score from which on each applies, where scores have a temperature."""
+        own = self.thresholds or (0.5,) * (self.num_classes or 0)
+        return own if temperature is None else tuple(_tempered(bound, temperature) for bound in own)
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """Accuracy, or mean average precision and F1 of several labels; and those that were asked for."""
@@ -233,7 +253,7 @@ class ImageClassifier(Task):
         scores, targets = inputs
         labels = self.output_names(scores.shape[1])
         if self.multi_label:
-            return judged_multi_labels(scores, targets, labels, self.thresholds or (0.5,) * len(labels))
+            return judged_multi_labels(scores, targets, labels, self.score_thresholds(self.temperature))
         return judged_labels(scores, targets, labels)
 
     def agree_on_targets(self, datamodule: Any) -> None:
@@ -280,7 +300,7 @@ class ImageClassifier(Task):
                 if part.endswith("_asked_by_class"):
                     continue
                 is_chosen = part == "val" and self._begins_a_fit()
-                metrics["f1"].thresholds = None if is_chosen else self.thresholds or (0.5,) * (self.num_classes or 0)  # type: ignore[index]
+                metrics["f1"].thresholds = None if is_chosen else self.score_thresholds(self.temperature)  # type: ignore[index]
 
     def on_validation_end(self) -> None:
         """In a fit, take the thresholds that were best on the validation data."""
@@ -294,6 +314,8 @@ class ImageClassifier(Task):
     def connect(self, datamodule: Any) -> None:
         """Agree with the data on the labels, by name: the data's if the model has none yet, else the model's."""
         super().connect(datamodule)
+        if self._begins_a_fit() and self.operating is not None:
+            self._drop_operating_points()
         found = tuple(getattr(datamodule, "labels", ()) or ())
         change = None
         if not found and self.labels is None and isinstance(datamodule, GivenLoaders):
@@ -387,7 +409,7 @@ class ImageClassifier(Task):
             raise UsageError("no classes are given", fix='model.change_labels(["cat", "dog"])')
         self._require_head_by_name(num_classes)
         before, had = self.labels or (), self.num_classes or 0
-        self.labels, self.thresholds, self._classes_are_given = None, None, True
+        self.labels, self.thresholds, self.operating, self._classes_are_given = None, None, None, True
         self._take_head(num_classes)
         return LabelChange((), (), before, had, "the head is initialised again")
 
@@ -396,7 +418,7 @@ class ImageClassifier(Task):
         if labels == before:
             return LabelChange.between(before, labels, had)
         self._require_head_by_name(len(labels))
-        self.labels, self.thresholds = labels, None
+        self.labels, self.thresholds, self.operating = labels, None, None
         if old is None:
             self._take_head(len(labels))
             return LabelChange.between(before, labels, had)
@@ -453,22 +475,20 @@ class ImageClassifier(Task):
         labels = tuple(self.output_names(outputs.shape[1]))
         paths = [sample.path for sample in samples]
         scores, order = outputs.cpu().sort(dim=1, descending=True, stable=True)
-        ranked = zip(paths, order.tolist(), scores.tolist(), strict=True)
-        if not self.multi_label:
-            return [Label(path, tuple(labels[i] for i in row), tuple(values)) for path, row, values in ranked]
-        bounds = self.thresholds or (0.5,) * len(labels)
-        thresholds = dict(zip(labels, bounds, strict=True))
-        return [
-            Labels(
-                path,
-                tuple(labels[i] for i, value in zip(row, values, strict=True) if value >= bounds[i]),
-                dict(
-                    sorted(zip((labels[i] for i in row), values, strict=True), key=lambda pair: labels.index(pair[0]))
-                ),
-                thresholds,
-            )
-            for path, row, values in ranked
-        ]
+        points = self.operating or OperatingPoints()
+        bounds = self.score_thresholds(self.temperature) if self.multi_label else ()
+        found: list[Prediction] = []
+        for path, row, values in zip(paths, order.tolist(), scores.tolist(), strict=True):
+            names = tuple(labels[place] for place in row)
+            ranked = dict(zip(names, values, strict=True))
+            if not self.multi_label:
+                found.append(Label(path, names, tuple(values), points.decision(ranked, names[:1])))
+                continue
+            said = tuple(labels[place] for place, value in zip(row, values, strict=True) if value >= bounds[place])
+            in_order = {label: ranked[label] for label in labels}
+            thresholds = dict(zip(labels, bounds, strict=True))
+            found.append(Labels(path, said, in_order, thresholds, points.decision(ranked, said)))
+        return found
 
     def export_outputs(self) -> Outputs:
         """`scores` (N, classes)."""
@@ -476,7 +496,12 @@ class ImageClassifier(Task):
 
         if not self.multi_label:
             return LabelOutputs(None)
-        return LabelOutputs(self.thresholds or (0.5,) * (self.num_classes or 0))
+        return LabelOutputs(self.score_thresholds(self.temperature))
+
+    def _drop_operating_points(self) -> None:
+        """Forget what is about the scores of other weights, and say so."""
+        self.operating = None
+        self.trainer.say("training drops temperature and thresholds of the model; flashtask operate finds new ones")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the labels that the weights were trained with, if the model has none yet.
@@ -486,6 +511,9 @@ class ImageClassifier(Task):
         """
         super().on_load_checkpoint(checkpoint)
         self.thresholds = _stored_thresholds(checkpoint.get("thresholds"), checkpoint.get("labels"))
+        self.operating = stored_operating(checkpoint.get("operating"), checkpoint.get("labels"))
+        if self.operating is not None and self._begins_a_fit() and not self.trainer.current_fit.done:
+            self._drop_operating_points()  # training goes on from here, else it is the best checkpoint of a fit
         self._give_thresholds()
         stored = tuple(checkpoint.get("labels") or ())
         if not stored:
@@ -503,9 +531,55 @@ class ImageClassifier(Task):
             )
 
     def describe(self) -> dict[str, Any]:
-        """The labels too."""
+        """The labels too, and the thresholds and operating points, if there are any."""
         found = {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
-        return found if self.thresholds is None else {**found, "thresholds": list(self.thresholds)}
+        if self.thresholds is not None:
+            found["thresholds"] = list(self.thresholds)
+        return found if self.operating is None else {**found, "operating": self.operating.to_dict()}
+
+    def operate(
+        self,
+        datamodule: Any,
+        part: str = "val",
+        *,
+        recall: Mapping[str, float] | None = None,
+        precision: Mapping[str, float] | None = None,
+        coverage: float | None = None,
+        abstain_below: float | None = None,
+        trainer: Trainer | None = None,
+    ) -> OperatingPoints:
+        """Fit the temperature of the scores, and choose thresholds by which predictions are `accepted` or `unknown`.
+
+        Labels, outputs and losses stay as they are. `save_checkpoint` and `save_pretrained` store the result, and what
+        was there before is replaced. Source of the temperature: Guo et al., ICML 2017; of the thresholds for a recall:
+        split-conformal prediction (Vovk et al., 2005).
+
+        Args:
+            datamodule: with images that the model was not trained on.
+            part: `val` or `test`.
+            recall: by label, the share of its images that are to reach the threshold of the label.
+            precision: by label, the share of the images that reach its threshold that are to be of it.
+            coverage: the share of the images that are accepted if they reach a score, which is chosen.
+            abstain_below: that score itself.
+            trainer: whose devices are used; None means one with the defaults.
+
+        Raises:
+            UnknownNameError: there is no such label.
+            UsageError: a target that cannot be reached, with the best one that can.
+            BadDataError: the part has no image of a label, or images that cannot be read.
+        """
+        self.operating = operated(
+            self,
+            datamodule,
+            part,
+            trainer=trainer,
+            recall=recall,
+            precision=precision,
+            coverage=coverage,
+            abstain_below=abstain_below,
+        )
+        self._give_thresholds()
+        return self.operating
 
     def recipe(self) -> dict[str, Any]:
         """Without the labels where a recipe learns them from its data: unless they were given, or stand otherwise."""
@@ -528,6 +602,13 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if len(set(labels)) != len(labels):
         raise UsageError("a label appears twice", fix="labels must all be different")
     return tuple(labels)
+
+
+def _tempered(score: float, temperature: float) -> float:
+    """What a probability becomes if its logit is divided by a temperature."""
+    if not 0 < score < 1:
+        return score
+    return 1 / (1 + math.exp(-math.log(score / (1 - score)) / temperature))
 
 
 def _stored_thresholds(stored: Any, labels: Any) -> tuple[float, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flashtask.data.samples import SampleTable
     from flashtask.tasks.task import Task
 
-__all__ = ["evaluated"]
+__all__ = ["evaluated", "measured"]
 
 #: Lines of a prediction in words.
 _MOST_LINES = 3
@@ -41,8 +41,6 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
         UsageError: the data does not have the part.
         BadDataError: images that cannot be read.
     """
-    if part not in data.sizes():
-        raise UsageError(f"there is no {part} data to judge the model on", fix="flashtask report RUN DATA")
     made: list[tuple[Any, Judgement]] = []
 
     inputs: list[str] = []
@@ -54,20 +52,7 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
         samples = [data.images.input(name) for name in inputs[len(made) : len(made) + len(judged)]]
         made.extend(zip(task.to_predictions(task.postprocess(step.outputs), samples), judged, strict=True))
 
-    quiet: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "callbacks": None,
-    }
-    quiet |= {"enable_progress_bar": False, "profiler": None, "output_dir": None, "fast_dev_run": False}
-    quiet |= {"limit_val_batches": None, "limit_test_batches": None, "overfit_batches": 0.0}
-    runner = Trainer(**quiet) if trainer is None else trainer.with_changes(**quiet)
-    task.keep_measured = keep
-    try:
-        (metrics,) = getattr(runner, _STAGES[part])(task, datamodule=data, verbose=False)
-    finally:
-        task.keep_measured = None
+    metrics = measured(task, data, part, keep, trainer)
     table = data.samples(part)
     if len(made) != len(table):
         raise UsageError(
@@ -83,7 +68,46 @@ def evaluated(task: Task, data: ImageDataModule, part: str = "val", trainer: Tra
     labels = tuple(getattr(task, "labels", None) or ())
     groups = None if table.groups is None else table.groups.tolist()
     numbers = {name: float(value) for name, value in metrics.items()}
-    return Evaluation(part, numbers, samples, labels, task.scoring, groups)
+    return Evaluation(part, numbers, samples, labels, task.scoring, groups, getattr(task, "temperature", None))
+
+
+def measured(
+    task: Task,
+    data: ImageDataModule,
+    part: str,
+    keep: Callable[[StepOutput, tuple[Any, Any]], None],
+    trainer: Trainer | None = None,
+) -> Mapping[str, float]:
+    """Validate or test a task without writing anything, and hand over what each batch gave.
+
+    Args:
+        task: trained.
+        data: that has the part.
+        part: `val` or `test`.
+        keep: called as `Task.keep_measured`.
+        trainer: whose devices and number format are used; None means one with the defaults.
+
+    Raises:
+        UsageError: the data does not have the part.
+    """
+    if part not in data.sizes():
+        raise UsageError(f"there is no {part} data to judge the model on", fix="give DATA: flashtask report RUN DATA")
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "callbacks": None,
+    }
+    quiet |= {"enable_progress_bar": False, "profiler": None, "output_dir": None, "fast_dev_run": False}
+    quiet |= {"limit_val_batches": None, "limit_test_batches": None, "overfit_batches": 0.0}
+    runner = Trainer(**quiet) if trainer is None else trainer.with_changes(**quiet)
+    task.keep_measured = keep
+    try:
+        (metrics,) = getattr(runner, _STAGES[part])(task, datamodule=data, verbose=False)
+    finally:
+        task.keep_measured = None
+    found: Mapping[str, float] = metrics
+    return found
 
 
 def _words(prediction: Any) -> str:

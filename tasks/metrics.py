@@ -35,6 +35,8 @@ Maker = Callable[..., Metric]
 
 #: How a metric of classes is averaged, as the end of its name says; `per_class` gives a number for each class.
 _AVERAGES = {"macro": "macro", "micro": "micro", "weighted": "weighted", "per_class": None}
+#: Of the expected calibration error, as on the page of a run; torchmetrics would take 15.
+_BINS = 10
 #: What gives curves, matrices or pairs in place of a number.
 _NOT_NUMBERS = ("roc", "precision_recall_curve", "confusion_matrix", "stat_scores", "exact_match", "eer")
 #: Usual names of torchmetrics' classes.
@@ -88,9 +90,12 @@ label_metrics: Mapping[str, Maker] = _of_classes(
     "Multiclass",
     "num_classes",
     balanced_accuracy=_OfClasses(of_classes.MulticlassAccuracy, "num_classes", average="macro"),
+    ece=_OfClasses(of_classes.MulticlassCalibrationError, "num_classes", n_bins=_BINS),
 )
 #: Of probabilities (B, labels) and zeros and ones (B, labels).
-labels_metrics: Mapping[str, Maker] = _of_classes("Multilabel", "num_labels")
+labels_metrics: Mapping[str, Maker] = _of_classes(
+    "Multilabel", "num_labels", ece=lambda n: _LabelsCalibrationError(n_bins=_BINS)
+)
 
 #: Of numbers and targets, both (B,), or (B, numbers).
 number_metrics: Mapping[str, Maker] = {
@@ -272,6 +277,13 @@ class MeanAveragePrecision(of_classes.MultilabelAveragePrecision):
         return found
 
 
+class _LabelsCalibrationError(of_classes.BinaryCalibrationError):
+    """The calibration error of the scores of all labels together."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.flatten(), target.flatten())
+
+
 class LabelsF1(Metric):
     """F1 of each label at its threshold, averaged over the labels that occur or are predicted.
 
@@ -306,9 +318,15 @@ class LabelsF1(Metric):
             preds: probabilities (B, labels).
             target: zeros and ones (B, labels).
         """
-        says = preds.double().unsqueeze(-1) >= self._grid.to(preds.device)
+        says = preds.double().unsqueeze(-1) >= self._bounds().to(preds.device)
         holds = target.bool().unsqueeze(-1)
         self.counts += torch.stack([(says & holds).sum(0), (says & ~holds).sum(0), (~says & holds).sum(0)])
+
+    def _bounds(self) -> Tensor:
+        """(1 or labels, 99) thresholds that are counted at; those that are given fill their row."""
+        if self.thresholds is None:
+            return self._grid[None]
+        return torch.tensor(self.thresholds, dtype=torch.float64)[:, None].expand(-1, len(self._grid))
 
     def compute(self) -> Tensor:
         """The mean F1; 0 if no label occurs or is predicted. Without `average` that of each label."""
@@ -317,10 +335,10 @@ class LabelsF1(Metric):
         if self.thresholds is None:
             away = (self._grid.to(f1.device) - 0.5).abs()
             best = (f1 - 1e-9 * away).argmax(dim=1)
+            self.chosen = tuple(self._grid[index].item() for index in best.tolist())
         else:
-            given = torch.tensor(self.thresholds, dtype=torch.float64)
-            best = ((given * 100).round().long() - 1).clamp(0, len(self._grid) - 1).to(f1.device)
-        self.chosen = tuple(self._grid[index].item() for index in best.tolist())
+            best = torch.zeros(f1.shape[0], dtype=torch.long, device=f1.device)
+            self.chosen = tuple(self.thresholds)
         at = f1.gather(1, best[:, None])[:, 0]
         counted = (hits + wrong + missed).gather(1, best[:, None])[:, 0] > 0
         if self.average is None:

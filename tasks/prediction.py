@@ -203,6 +203,7 @@ def predictions_of(
         yield from _plainly(task, images, batch_size or _BATCH_SIZE, num_workers)
         return
     for batch, outputs in _in_worker_threads(task, images, batch_size or THREAD_BATCH, num_threads):
+        assert batch.samples is not None  # None only where a process loads
         yield from batch.results(task, outputs, batch.samples)
 
 

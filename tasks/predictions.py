@@ -113,12 +113,14 @@ class Label(Prediction):
     Args:
         labels: of all classes, the most probable first.
         scores: their probabilities, in the same order.
+        decision: `accepted` or `unknown`; None if the model has no threshold for that.
     """
 
     options = frozenset({"top_k", "all_scores"})
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
+    decision: str | None = None
 
     @property
     def label(self) -> str:
@@ -136,8 +138,8 @@ class Label(Prediction):
         return dict(zip(self.labels, self.scores, strict=True))
 
     def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
-        """`path`, `label` and `score`, and what the arguments ask for."""
-        row: dict[str, Any] = {"path": self.path, "label": self.label, "score": self.score}
+        """`path`, `label`, `score`, `decision` if there is one, and what the arguments ask for."""
+        row: dict[str, Any] = {"path": self.path, "label": self.label, "score": self.score, **_decided(self.decision)}
         if top_k:
             row |= {"labels": list(self.labels[:top_k]), "scores": list(self.scores[:top_k])}
         return row | _score_cells(self.probabilities, all_scores)
@@ -148,7 +150,8 @@ class Label(Prediction):
 
     def lines(self) -> list[str]:
         """The best labels with their probabilities."""
-        return [f"{label} {score:.3f}" for label, score in zip(self.labels, self.scores, strict=True)]
+        lines = [f"{label} {score:.3f}" for label, score in zip(self.labels, self.scores, strict=True)]
+        return [f"{lines[0]} ({self.decision})", *lines[1:]] if self.decision else lines
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class Labels(Prediction):
         labels: those whose probability reaches their threshold, the most probable first.
         probabilities: of every label, in the order of the model's outputs.
         thresholds: of every label, in the same order.
+        decision: as of `Label`.
     """
 
     options = frozenset({"all_scores"})
@@ -166,11 +170,12 @@ class Labels(Prediction):
     labels: tuple[str, ...]
     probabilities: Mapping[str, float]
     thresholds: Mapping[str, float]
+    decision: str | None = None
 
     def as_row(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
-        """`path`, the lists `labels` and `scores` of the labels that apply, and what `all_scores` asks for."""
+        """`path`, lists `labels` and `scores` of the labels that apply, `decision`, and what `all_scores` asks for."""
         row = {"path": self.path, "labels": list(self.labels), "scores": [self.probabilities[n] for n in self.labels]}
-        return row | _score_cells(self.probabilities, all_scores)
+        return row | _decided(self.decision) | _score_cells(self.probabilities, all_scores)
 
     def to_dict(self, *, top_k: int | None = None, all_scores: Sequence[str] | None = None) -> dict[str, Any]:
         """As `as_row`; `all_scores` makes `scores` a mapping of all labels."""
@@ -178,7 +183,8 @@ class Labels(Prediction):
 
     def lines(self) -> list[str]:
         """The labels that apply with their probabilities; else that none does."""
-        return [f"{label} {self.probabilities[label]:.3f}" for label in self.labels] or ["no label"]
+        lines = [f"{label} {self.probabilities[label]:.3f}" for label in self.labels] or ["no label"]
+        return [f"{lines[0]} ({self.decision})", *lines[1:]] if self.decision else lines
 
 
 @dataclass(frozen=True)
@@ -280,6 +286,10 @@ class Boxes(Prediction):
         held = io.BytesIO()
         made.save(held, "PNG")
         return held.getvalue()
+
+
+def _decided(decision: str | None) -> dict[str, str]:
+    return {} if decision is None else {"decision": decision}
 
 
 def _score_cells(probabilities: Mapping[str, float], labels: Sequence[str] | None) -> dict[str, float]:

@@ -936,6 +936,17 @@ class Task(Module):
         """
         return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
 
+    def operate(self, datamodule: Any, part: str = "val", **targets: Any) -> Any:
+        """Fit the temperature of the scores and choose thresholds on a part of the data: `ImageClassifier.operate`.
+
+        Raises:
+            UsageError: the task is not classification.
+        """
+        raise UsageError(
+            f"{self.name or type(self).__name__} has no operating points",
+            why="only the scores of image_classification are probabilities of labels",
+        )
+
     def export_outputs(self) -> Outputs:
         """What an exported model of the task gives; by default `outputs`, the tensor of `postprocess`."""
         from flashtask.tasks.export.outputs import Outputs

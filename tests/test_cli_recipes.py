@@ -34,6 +34,7 @@ from flashtask.data.transforms import FLIPS
 from flashtask.tasks import TASKS, prediction
 from flashtask.tasks.head_drawing import building_without_weights
 from flashtask.tasks.image_classification import ImageClassifier
+from flashtask.tasks.repeats import repeat_runs
 from flashtask.tasks.task import Task
 from flashtask.trainer.optimizers import weight_decay_of
 from flashtask.trainer.trainer import Trainer
@@ -174,6 +175,9 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{OF_TABLES}.group_field": "none",
         f"data.{OF_TABLES}.weight_field": "none: all count alike",
         f"data.{OF_TABLES}.load_image": "none: image files",
+        "repeats": "once",
+        "folds": "none; see --val-split",
+        "vary": inspect.signature(repeat_runs).parameters["vary"].default,
     }
     # test_one_number.py sees that the first is true.
     of_results = {

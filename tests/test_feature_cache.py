@@ -165,6 +165,30 @@ def test_features_belong_to_weights_precision_and_preprocessing(tmp_path, folder
     assert counted.images == 24 + 10
 
 
+def test_rows_that_other_data_has_are_taken_and_have_the_bits_of_a_pass_over_all(tmp_path, monkeypatch, capsys):
+    folder = colour_folders(tmp_path / "many", each=30)
+
+    def features(name, fold, cache):
+        monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / cache))
+        settings = {"max_epochs": 1, "seed": 3, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+        trainer = Trainer(output_dir=tmp_path / name, **settings)
+        made = ImageClassificationData.from_folders(folder, fold=fold, num_workers=0)
+        trainer.finetune(model(), datamodule=made, strategy="freeze")
+        return {one.key: FeatureStore().open(one.key) for one in FeatureStore().entries()}
+
+    features("first", "1/4", "shared")
+    capsys.readouterr()
+    shared = features("second", "2/4", "shared")
+    said = capsys.readouterr().err
+    alone = features("alone", "2/4", "empty")
+    # 44 and 16 images: what is in full batches of 16 can be taken, the rest of a pass is computed.
+    assert "computing the features of 44 training images, once" in said
+    assert "of them are in the cache" in said
+    assert len(alone) == 2
+    for key, values in alone.items():
+        assert np.array_equal(shared[key].view(np.uint32), values.view(np.uint32))
+
+
 @pytest.mark.long
 def test_damaged_features_are_computed_anew(tmp_path, folders):
     fit(tmp_path, folders, "first")

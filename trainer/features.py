@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 from flashtask._version import __version__
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.errors import UsageError
-from flashtask.core.feature_store import Features, FeatureStore, content_key
+from flashtask.core.feature_store import Features, FeatureStore, content_key, row_names
 from flashtask.core.library_internals import change_count
 from flashtask.core.machine import num_cores
 from flashtask.core.seeding import SeededDataset
@@ -216,12 +216,14 @@ class SampleFeatures:
         started = time.monotonic()
         is_fit = self.run.stage == "fit"
         times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
-        self._say(f"computing {self._counted(number)}, {times}")
-        features = self._compute(number)
+        known, is_known = self._known_rows(number)
+        others = f"; {is_known.sum():,} of them are in the cache" if known is not None else ""
+        self._say(f"computing {self._counted(number)}, {times}{others}")
+        features = self._compute(number) if known is None else self._compute_others(number, known, is_known)
         kept = self._keep(number, features)
         spent = time.monotonic() - started
         where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
-        rate = len(features) / max(spent, 1e-9)
+        rate = int((~is_known).sum()) / max(spent, 1e-9)
         self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
         return features
 
@@ -230,7 +232,9 @@ class SampleFeatures:
         key = self._key(number)
         if key is None or self.run.strategy.local_rank:
             return False
-        return self.store.keep(key, features, self._about(number))
+        form = self._form(number)
+        names = None if form is None else self._row_names()
+        return self.store.keep(key, features, self._about(number), form=form or "", names=names)
 
     def _key(self, number: int) -> str | None:
         """A hash of everything that the features of a view depend on, None if that is not known.
@@ -252,6 +256,54 @@ class SampleFeatures:
         if self.run.trainer.enable_model_summary:
             self.run.trainer.say(text)
 
+    # ---- rows that other data has too
+
+    @property
+    def _num_full(self) -> int:
+        """How many samples are computed in full batches; the others come last, in a smaller one."""
+        return len(self.indices) // self._batch_size * self._batch_size
+
+    def _form(self, number: int) -> str | None:
+        """What features have in common that have the same bits for a sample, whatever it is computed beside.
+
+        That holds on a CPU: each sample of a full batch is computed alike at every place of it. It does not hold for
+        smaller batches, nor for samples whose transform draws at random.
+        """
+        run = self.run
+        if run.strategy.world_size > 1 or run.device.type != "cpu" or not self.dataset.repeats_itself():
+            return None
+        if not self._has_targets or (parts := self._parts(number)) is None:
+            return None
+        is_copy = self._num_threads(len(self.indices)) > 0
+        return content_key({**parts, "samples": "", "batch": self._batch_size, "copy": is_copy})
+
+    def _row_names(self) -> Any:
+        return row_names(self.dataset.contents_of(self.indices[: self._num_full].tolist()) or ())
+
+    def _known_rows(self, number: int) -> tuple[Features | None, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Features of samples that the store has from other data, and of which samples they are."""
+        is_known = np.zeros(len(self.indices), dtype=bool)
+        form = self._form(number)
+        if form is None:
+            return None, is_known
+        known, is_known[: self._num_full] = self.store.rows(form, self._row_names())
+        return known, is_known
+
+    def _compute_others(self, number: int, known: Features, is_known: Any) -> Features:
+        """The features of a view, of which some rows are known; the others have the bits of a pass over all samples."""
+        full, size = self._num_full, self._batch_size
+        missing = np.flatnonzero(~is_known[:full])
+        # The last of the full batches is filled up, so that it is computed as all of them are.
+        filling = np.resize(np.flatnonzero(is_known), -len(missing) % size)
+        places = np.concatenate([missing, filling, np.arange(full, len(self.indices))])
+        features = np.empty((len(self.indices), *known.shape[1:]), dtype=np.float32)
+        features[:full] = known
+        if len(places):
+            values, _ = self._computed_of(self.indices[places], number, -(-len(places) // size), len(self.indices))
+            assert values is not None
+            features[places] = values.numpy()
+        return features
+
     # ---- the pass
 
     def _compute(self, number: int) -> Features:
@@ -259,7 +311,7 @@ class SampleFeatures:
         strategy = self.run.strategy
         share = -(-len(self.indices) // strategy.world_size)
         own = self.indices[strategy.global_rank * share : (strategy.global_rank + 1) * share]
-        values, targets = self._computed_of(own, number, -(-share // self._batch_size))
+        values, targets = self._computed_of(own, number, -(-share // self._batch_size), len(own))
         found = [part for part in rows_of_all(strategy, values) if part is not None]
         if self._targets is None and not self._has_targets:
             of_all = [part for part in rows_of_all(strategy, targets) if part is not None]
@@ -268,13 +320,16 @@ class SampleFeatures:
         assert len(features) == len(self.indices)
         return features
 
-    def _computed_of(self, indices: Any, number: int, batches: int) -> tuple[Tensor | None, Tensor | None]:
+    def _computed_of(
+        self, indices: Any, number: int, batches: int, num_samples: int
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Features and targets of these samples, None if there are none of them.
 
         Args:
             indices: of the dataset.
             number: of the view.
             batches: that the largest share has.
+            num_samples: of the whole pass, which decides how it is computed.
         """
         found: Features | None = None
         targets: list[Tensor] = []
@@ -284,7 +339,7 @@ class SampleFeatures:
         module = self.run.module
         whole = self.run.strategy.whole_weights(module)
         with whole, _in_eval_mode(module), self._shown(batches) as show:
-            source = self._features_of_batches(self._pass(number, indices), len(indices))
+            source = self._features_of_batches(self._pass(number, indices), num_samples)
             for done in range(batches):
                 if done % _ROUND == 0 or self.run.strategy.world_size == 1:
                     self._stop_if_interrupted()

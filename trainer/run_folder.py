@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows has no such locks: two processes in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunFolder", "files_of_a_run", "owner_of", "require_no_run", "was_begun_by_us"]
+__all__ = ["RunFolder", "files_of_a_run", "owner_of", "remove_remains", "require_no_run", "was_begun_by_us"]
 
 #: the file that names the torchrun job that writes a folder: a script that it restarts continues there
 _MARK = ".attempt"
@@ -202,6 +202,20 @@ class RunFolder:
         for folder in self._made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
+
+
+def remove_remains(folder: Path) -> None:
+    """Take away what a run wrote before its first checkpoint.
+
+    Raises:
+        OutputError: it is still going on.
+    """
+    claimed = RunFolder(folder, resume=True)
+    try:
+        for name in files_of_a_run(folder):
+            (folder / name).unlink()
+    finally:
+        claimed.release()
 
 
 def _owner(folder: Path) -> str:

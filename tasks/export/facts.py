@@ -47,9 +47,11 @@ def facts_of(task: Task, outputs: Outputs, has_preprocessing: bool, licence: str
     thresholds: torch.Tensor | None = getattr(outputs, "thresholds", None)
     if thresholds is not None:
         facts["thresholds"] = [round(value, 6) for value in thresholds.tolist()]
-    temperature = getattr(task, "temperature", None)
-    if temperature is not None:
-        facts["temperature"] = temperature
+    points = getattr(task, "operating", None)
+    if points is not None:
+        facts["temperature"] = points.temperature
+    if points is not None and points.decides:
+        facts["operating"] = {"thresholds": dict(points.thresholds), "abstain_below": points.abstain_below}
     record = task.licence_record()
     if licence is not None:
         record["weights"] = licence

@@ -59,7 +59,10 @@ class Model:
             said["labels"] = chosen
         else:
             said |= {"label": self.labels[int(scores.argmax())], "score": float(scores.max())}
-        return {**said, "scores": dict(zip(self.labels, scores.tolist(), strict=True))}, None
+        by_label = dict(zip(self.labels, scores.tolist(), strict=True))
+        if points := self.facts.get("operating"):
+            said["decision"] = _decision(points, by_label, said.get("labels", [said.get("label")]))
+        return {**said, "scores": by_label}, None
 
     def outputs(self, image: Image.Image) -> dict[str, np.ndarray[Any, Any]]:
         """What the model gives for a decoded picture, by name, each with a first axis of length 1."""
@@ -135,6 +138,13 @@ class Model:
         pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
         values = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
         return (values / np.float32(255) - mean) / std
+
+
+def _decision(points: dict[str, Any], scores: dict[str, float], said: list[str]) -> str:
+    """Whether a prediction is accepted: the thresholds agree with it, and its score is high enough."""
+    agrees = all((scores[label] >= bound) == (label in said) for label, bound in points["thresholds"].items())
+    least = points["abstain_below"]
+    return "accepted" if agrees and (least is None or max(scores.values()) >= least) else "unknown"
 
 
 def _start(side: int, wanted: int) -> int:

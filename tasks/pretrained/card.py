@@ -106,6 +106,12 @@ def _outputs_of_timm(part: Mapping[str, Any]) -> str:
     if targets.get("kind") == "number":
         mean, std = (", ".join(f"{value:.6g}" for value in targets[name]) for name in ("mean", "std"))
         return f"Its outputs are scaled: a number is `output * std + mean`, with mean {mean} and std {std}."
+    points = part["more"].get("operating")
+    if isinstance(points, dict) and targets.get("kind") != "labels":
+        return (
+            f"Its outputs are logits without temperature: the scores of flashtask are "
+            f"`softmax(output / {points['temperature']:.6g})`."
+        )
     thresholds = part["more"].get("thresholds")
     if targets.get("kind") == "labels" and isinstance(thresholds, list):
         shown = ", ".join(f"{value:.2f}" for value in thresholds[:_MOST_LABELS])
