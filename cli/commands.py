@@ -34,6 +34,7 @@ from flashtask.cli.options import (
     SHOW,
     SWEEP,
     TUNE,
+    UPDATE,
     ZOO,
     add_options,
 )
@@ -292,6 +293,21 @@ def operate(source: str, data: str | None, **params: Any) -> None:
 
     use_option(params)
     run_operate(source, data, params)
+
+
+@flashtask.command(short_help="Train a model on new data, unless it forgets the old.")
+@click.argument("model", metavar="RUN")
+@click.argument("data")
+@add_options(UPDATE + EVERYWHERE)
+def update(model: str, data: str, **params: Any) -> None:
+    """Train the model of RUN further on DATA and on the images that it was trained on, and compare old classes.
+
+    RUN is a run folder or a checkpoint in one; DATA is as for `finetune`, and may have new classes. The exit code is 76
+    if an old class is right less often on the old validation images, by more than --allow; then nothing is replaced.
+    """
+    from flashtask.cli.update import update as run_update
+
+    run_update(model, data, params)
 
 
 @flashtask.command(short_help="Put runs beside each other.")

@@ -18,6 +18,7 @@ from flashtask.cli.kinds import (
     image_size,
     magnitude,
     names,
+    not_negative,
     one_of,
     positive,
     positive_share,
@@ -66,6 +67,7 @@ __all__ = [
     "SWEEP",
     "TABLES",
     "TUNE",
+    "UPDATE",
 ]
 __all__ += ["ZOO", "GroupedOption", "Option", "add_options", "given", "kinds_by_key", "unset"]
 
@@ -730,6 +732,17 @@ CONVERT = (
     _JSON,
 )
 
+UPDATE = (
+    *(option for option in FINETUNE if option.flag in ("--epochs", "--lr", "--strategy", "--val-split")),
+    Option("--allow", "", not_negative, "Percentage points that an old class may fall.", "X", "2", "Selection"),
+    Option("--replay", "", whole(1), "Old training images that are trained on again.", "N", "all", "Selection"),
+    Option("--output-dir", "", text, "Run folder.", "F", "RUN-updated", "Output"),
+    Option("--install", "", text, "File that the new model replaces if it is accepted.", "FILE", "none", "Output"),
+    _NO_REPORT,
+    _QUIET,
+    _JSON,
+)
+
 DOCTOR = (_JSON,)
 
 BENCH = (
@@ -897,6 +910,7 @@ TABLES = {
     "chaos": CHAOS,
     "serve": SERVE,
     "sweep": SWEEP,
+    "update": UPDATE,
     "compare": COMPARE,
     "runs": RUNS,
     "rerun": RERUN,

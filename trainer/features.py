@@ -218,13 +218,17 @@ class SampleFeatures:
         times = "once for all epochs in which the backbone is frozen" if is_fit else "once for this model's backbone"
         known, is_known = self._known_rows(number)
         others = f"; {is_known.sum():,} of them are in the cache" if known is not None else ""
-        self._say(f"computing {self._counted(number)}, {times}{others}")
+        if is_known.all():
+            self._say(f"{self._counted(number)} are in the cache")
+        else:
+            self._say(f"computing {self._counted(number)}, {times}{others}")
         features = self._compute(number) if known is None else self._compute_others(number, known, is_known)
         kept = self._keep(number, features)
         spent = time.monotonic() - started
         where = f"kept in the cache ({features.nbytes / 1e6:.1f} MB)" if kept else "kept for this run"
         rate = int((~is_known).sum()) / max(spent, 1e-9)
-        self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
+        if not is_known.all():
+            self._say(f"computed in {spent:.1f} s ({rate:.0f} {self.run.module.sample_noun} a second), {where}")
         return features
 
     def _keep(self, number: int, features: Features) -> bool:
