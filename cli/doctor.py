@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashtask.cli.recipe import read_recipe
+from flashtask.cli.recipe import asked_for_several, read_recipe
 from flashtask.cli.resume import how_finished, lost_for_resuming
 from flashtask.core.errors import FlashtaskError, IntegrityError, MissingInputError
 from flashtask.core.files import missing_file
@@ -67,6 +67,12 @@ def doctor(source: str, as_json: bool) -> None:
         raise missing_file(path)
     if path.is_dir() and not files_of_a_run(path):
         raise MissingInputError(f"there is no run in {path}", fix="give a run folder or a .ckpt file")
+    if path.is_dir() and (path / "recipe.yaml").is_file() and asked_for_several(read_recipe(path / "recipe.yaml")):
+        own = sorted(file.parent for file in path.glob("*/recipe.yaml"))
+        raise MissingInputError(
+            f"{path} holds several runs",
+            fix=f"flashtask doctor {own[0] if own else 'RUN'}; flashtask finetune --resume --output-dir {path}",
+        )
     files = checkpoints_in(path) if path.is_dir() else [path]
     checked = [check_checkpoint(file) for file in files]
     others = _problems_of_run(path) if path.is_dir() else {}

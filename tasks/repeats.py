@@ -112,7 +112,7 @@ class RepeatedRuns:
             for one in self._of_folds.get(run.name, ()):
                 row = {"path": one.input, **({"repeat": run.repeat} if has_repeats else {}), "fold": run.fold}
                 said = {name: value for name, value in one.row.items() if name != "path"}
-                yield {**row, "target": one.target, **said, **_scores(one)}
+                yield {**row, **_targets(one), **said, **_scores(one)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: `summary.json` of the folder."""
@@ -320,6 +320,14 @@ def _joined(parts: Sequence[Evaluation], *, names_count: bool) -> Evaluation | N
     elif names_count:
         groups = [one.input for one in samples]
     return Evaluation("val", {}, samples, parts[0].labels, parts[0].scoring, groups)
+
+
+def _targets(one: Judged) -> dict[str, Any]:
+    """The target in words, or as a number; of several numbers a column each."""
+    truths = {name: truth for name, (truth, _) in one.judgement.numbers.items()}
+    if len(truths) > 1:
+        return {f"target_{name}": truth for name, truth in truths.items()}
+    return {"target": next(iter(truths.values()), one.target)}
 
 
 def _scores(one: Judged) -> dict[str, float]:

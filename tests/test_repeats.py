@@ -161,6 +161,24 @@ def test_a_recipe_has_the_same_keys(folder):
     assert "18 groups" in found["out_of_fold"]["method"]
 
 
+def test_numbers_stand_as_numbers_in_the_predictions(folder, capsys):
+    files = sorted((folder / "data").rglob("*.png"))
+    lines = [f"{file},{0.5 * number},{-number}" for number, file in enumerate(files)]
+    (folder / "one.csv").write_text("\n".join(["file,size,depth", *lines]))
+    words = ["finetune", str(folder / "one.csv"), "--task", "image_regression", "--epochs", "1", "--folds", "2", *SMALL]
+    assert run([*words, "--target", "size", "--output-dir", str(folder / "one")]) == 0
+    by_path = {row["path"]: row for row in rows_of(folder / "one")}
+    assert [float(by_path[str(file)]["target"]) for file in files] == [0.5 * number for number in range(len(files))]
+    mean = statistics.fmean(abs(float(row["size"]) - float(row["target"])) for row in by_path.values())
+    assert read(folder / "one")["out_of_fold"]["value"] == pytest.approx(mean, rel=1e-5)
+    assert run([*words, "--target", "size,depth", "--output-dir", str(folder / "two")]) == 0
+    by_path = {row["path"]: row for row in rows_of(folder / "two")}
+    assert [float(by_path[str(file)]["target_depth"]) for file in files] == [-number for number in range(len(files))]
+    capsys.readouterr()
+    assert run(["doctor", str(folder / "two")]) == 66
+    assert "holds several runs" in capsys.readouterr().err
+
+
 def test_what_contradicts_itself_is_refused_before_anything_is_written(folder, capsys):
     (folder / "both/train").parent.mkdir()
     os.symlink(folder / "data", folder / "both/train")
