@@ -204,7 +204,8 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     INPUT is an image file, a folder or an http(s) address. A folder means all images in it and its subfolders, sorted
-    by path.
+    by path. A table (.csv, .tsv, .jsonl, .parquet) or a folder of shards is given alone. With --output, a job that was
+    stopped is continued by the same command.
     """
     from flashtask.cli.own_zoo import use_option
     from flashtask.cli.predict import predict as run_predict

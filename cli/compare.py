@@ -79,8 +79,8 @@ def _comparison(paths: Sequence[str], params: Mapping[str, Any]) -> Comparison:
     if len(tasks) > 1:
         raise UsageError(f"the runs are of different tasks: {', '.join(sorted(tasks))}", fix="compare runs of one task")
     if where is not None:
-        for run in runs:
-            run.data = data_to_judge(run.task, where, part, options)
+        for finished in runs:
+            finished.data = data_to_judge(finished.task, where, part, options)
     evaluations = [run.evaluation(part) for run in runs]
     return compared(_names(paths), evaluations, settings_that_differ([run.recipe for run in runs]))
 

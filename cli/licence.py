@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from flashtask.cli.input_paths import checkpoint_source
-from flashtask.core.licences import conclusions
+from flashtask.core.licence_terms import conclusions
 from flashtask.core.names import shown_name
 
 __all__ = ["licence"]

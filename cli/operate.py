@@ -71,13 +71,13 @@ def _operated(
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.trainer.trainer import Trainer
 
-    run = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
+    finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if params["clear"]:
-        run.drop_operating_points(params["output"])
+        finished.drop_operating_points(params["output"])
         return None
     if where is not None:
-        run.data = data_to_judge(run.task, where, part, options)
-    return run.operate(
+        finished.data = data_to_judge(finished.task, where, part, options)
+    return finished.operate(
         part,
         recall=_by_class("--recall", targets.get("recall", ())),
         precision=_by_class("--class-precision", targets.get("class_precision", ())),

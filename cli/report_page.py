@@ -65,7 +65,7 @@ def _report_of(path: str, where: Path | str | None, part: str | None, options: M
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.trainer.trainer import Trainer
 
-    run = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
+    finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
-        run.data = data_to_judge(run.task, where, part or "val", options)
-    return run.report(part)
+        finished.data = data_to_judge(finished.task, where, part or "val", options)
+    return finished.report(part)

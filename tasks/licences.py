@@ -8,7 +8,7 @@ from typing import Any
 
 from flashtask.backbones import BACKBONES
 from flashtask.core.errors import FlashtaskError, UsageError, key_fix
-from flashtask.core.licences import Part
+from flashtask.core.licence_terms import Part
 from flashtask.core.zoo import load_zoo
 
 __all__ = ["STATED", "checked_statements", "licences_in", "noted_licence", "parts_of", "record_of"]

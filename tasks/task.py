@@ -936,7 +936,7 @@ class Task(Module):
         """
         return [one.cpu() if isinstance(one, torch.Tensor) else one for one in outputs]
 
-    def operate(self, *arguments: Any, **targets: Any) -> Any:
+    def operate(self, *arguments: Any, **options: Any) -> Any:
         """Fit the temperature of the scores and choose thresholds on a part of the data: `ImageClassifier.operate`.
 
         Raises:

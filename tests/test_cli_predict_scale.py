@@ -120,6 +120,11 @@ def test_a_table_shows_the_reason_in_place_of_a_label(model, photos, capsys):
     assert [lines[1][1], lines[3][1]] == ["the file is empty"] * 2
 
 
+@pytest.mark.long
+def test_processes_that_load_pass_bad_images_on(model, photos, rows, tmp_path):
+    require_same(predicted(model, photos, tmp_path / "rows.jsonl", "--num-workers", "2"), rows)
+
+
 def test_nothing_but_bad_images_is_a_file_with_their_reasons(model, photos, tmp_path):
     output = tmp_path / "rows.parquet"
     assert run(["predict", model, str(photos / "00.png"), "--output", str(output)]) == 0

@@ -12,7 +12,7 @@ from flashtask import ImageClassifier
 from flashtask.cli import run
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import UsageError
-from flashtask.core.licences import Part, conclusions, terms_of
+from flashtask.core.licence_terms import Part, conclusions, terms_of
 from flashtask.tasks.export.facts import facts_of
 from flashtask.tasks.licences import noted_licence, parts_of
 

@@ -145,4 +145,5 @@ def test_max_time_ends_a_run(tmp_path):
     assert "is up" in trainer.fit_run.stop_reason
     assert 0 < trainer.global_step < 200
     with pytest.raises(UsageError, match="DD:HH:MM:SS"):
-        Trainer(max_time="1h")
+        Trainer(max_time="1 day")
+    assert Trainer(max_time="1h").max_time == "1h"

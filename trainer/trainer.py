@@ -67,7 +67,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         min_epochs: a run is not stopped early before so many epochs; so is `min_steps`.
         max_steps: optimizer steps at the most; -1 for no limit.
         min_steps: see `min_epochs`.
-        max_time: of training at the most: `"DD:HH:MM:SS"`, a timedelta, or a dictionary such as `{"hours": 1}`.
+        max_time: of training at the most: `"10min"`, `"DD:HH:MM:SS"`, a timedelta, or its parts, `{"hours": 1}`.
         accelerator: `auto` (CUDA, then MPS, then CPU), `cpu`, `gpu`, `cuda`, `mps`, or an `Accelerator`.
         devices: how many on each machine, or which: 1, -1, `[0]`, `"0"`; `auto` is one, or what torchrun, SLURM or MPI
             have started.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flashtask._version import __version__
-from flashtask.core.licences import conclusions
+from flashtask.core.licence_terms import conclusions
 from flashtask.tasks import TASKS
 from flashtask.tasks.export.outputs import BoxOutputs, LabelOutputs, MaskOutputs, NumberOutputs, Outputs
 from flashtask.tasks.licences import noted_licence, parts_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flashtask.core.licences import conclusions
+from flashtask.core.licence_terms import conclusions
 from flashtask.core.zoo import load_zoo
 from flashtask.tasks import TASKS
 from flashtask.tasks.licences import noted_licence, parts_of
