@@ -9,6 +9,7 @@ images, fits on them what `flashtask operate RUN --recall CLASS=X` fits, and mea
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def main() -> None:
     )
 
 
-def share(holds: np.ndarray) -> str:
+def share(holds: Any) -> str:
     """A mean in percent."""
     return f"{100 * np.mean(holds):.0f} %"
 

@@ -76,7 +76,7 @@ def fitted_temperature(logits: Array, truth: Array, *, exclude: bool) -> float:
     low, high = -math.log(_MOST), -math.log(_LEAST)
     if not len(logits) or slope(low) >= 0 or slope(high) <= 0:
         return 1.0
-    for _ in range(40):
+    for _ in range(26):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return math.exp(-(low + high) / 2)

@@ -53,7 +53,7 @@ TRAINER_LAYERS = (
     # stages
     "loop run_lifecycle",
     "tuning",
-    "finetuning_plan",
+    "budget finetuning_plan",
     "argument_checks lightning1 trainer",
 )
 

@@ -511,7 +511,8 @@ class ImageClassifier(Task):
         """
         super().on_load_checkpoint(checkpoint)
         self.thresholds = _stored_thresholds(checkpoint.get("thresholds"), checkpoint.get("labels"))
-        self.operating = stored_operating(checkpoint.get("operating"), checkpoint.get("labels"))
+        known = checkpoint.get("labels") or self.output_names(self.num_classes or 0)
+        self.operating = stored_operating(checkpoint.get("operating"), known)
         if self.operating is not None and self._begins_a_fit() and not self.trainer.current_fit.done:
             self._drop_operating_points()  # training goes on from here, else it is the best checkpoint of a fit
         self._give_thresholds()
@@ -535,7 +536,11 @@ class ImageClassifier(Task):
         found = {**super().describe(), "labels": None if self.labels is None else list(self.labels)}
         if self.thresholds is not None:
             found["thresholds"] = list(self.thresholds)
-        return found if self.operating is None else {**found, "operating": self.operating.to_dict()}
+        return {**found, **self.describe_use()}
+
+    def describe_use(self) -> dict[str, Any]:
+        """The operating points, if there are any."""
+        return {} if self.operating is None else {"operating": self.operating.to_dict()}
 
     def operate(
         self,

@@ -104,6 +104,8 @@ class OperatingPoints:
             yield "in brackets: 95 % intervals (Clopper-Pearson)"
         for one in points:
             yield from wrapped(_promise(one), WIDTH)
+        if points and found["has_groups"]:
+            yield from wrapped("images of a group are not independent, so intervals and bounds are too narrow", WIDTH)
         if self.abstain_below is not None:
             yield f"a prediction with a score below {self.abstain_below:.4f} is {UNKNOWN}"
         if self.decides:
@@ -152,6 +154,7 @@ def operated(
     found: dict[str, Any] = {
         "part": part,
         "samples": len(scores),
+        "has_groups": measured.groups is not None,
         "calibration_error": {
             "before": None if before is None else number_or_null(before.error),
             "after": None if after is None else number_or_null(after.error),
@@ -168,7 +171,7 @@ def _check(task: ImageClassifier, targets: Sequence[tuple[str, str, float]], cov
     Raises:
         UsageError, UnknownNameError: a class or a target that does not exist, or targets that contradict each other.
     """
-    labels = task.labels or ()
+    labels = task.output_names(task.num_classes or 0)
     for kind, label, target in targets:
         if label not in labels:
             raise UnknownNameError("class", label, labels)
@@ -233,7 +236,8 @@ def _point(
         raise UsageError(f"{kind} {label}={target:g} cannot be reached on {part}", why=why, fix=fix) from None
     says = own >= threshold
     hits = int((says & is_class).sum())
-    made = {"label": label, "kind": kind, "target": target, "threshold": threshold, "support": support}
+    made: dict[str, Any] = {"label": label, "kind": kind, "target": target}
+    made |= {"threshold": threshold, "support": support}
     made["recall"] = _plain(exact_interval("recall", hits, support))
     made["precision"] = _plain(exact_interval("precision", hits, int(says.sum())))
     if kind == "recall":

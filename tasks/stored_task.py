@@ -169,7 +169,7 @@ def _with_new_head(cls: type[Task], content: dict[str, Any], source: Source, giv
     state = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("backbone.")}
     dropped = (*OF_THE_HEAD, "labels", "num_classes")
     arguments = {name: value for name, value in content["hyper_parameters"].items() if name not in dropped}
-    changed = {**content, "hyper_parameters": arguments, "state_dict": state, "labels": None}
+    changed = {**content, "hyper_parameters": arguments, "state_dict": state, "labels": None, "operating": None}
     task: Task = module_from_content(cls, changed, source.path, strict=False, given=given)
     missing = [name for name in task.state_dict() if name.startswith("backbone.") and name not in state]
     if missing:

@@ -1,7 +1,8 @@
 """Runs `flashtask predict` and kills it at random moments: `predict_and_kill.py KILLS SEED ARGUMENT...`.
 
 The commands are forked from one process that has imported everything, so that most of each is prediction. Parts are of
-five images. A job that ends is looked at by its output, which is renamed to `OUTPUT.N`, and the next one begins.
+ten images. Moments are drawn between the first part of an undisturbed run and its end. A job that ends is looked at by
+its output, which is renamed to `OUTPUT.N`, and the next one begins.
 """
 
 import os
@@ -24,22 +25,25 @@ def command(arguments):
 
 
 def main(kills, seed, arguments):
-    finished_rows._IMAGES = 5
+    finished_rows._IMAGES = 10
     load(arguments[1])  # imports what the model needs; nothing is computed, so there are no threads to lose
     output, generator = arguments[arguments.index("--output") + 1], random.Random(seed)
-    begun = time.monotonic()
-    assert os.waitpid(command(arguments), 0)[1] == 0
+    folder, begun, first = f"{output}.parts", time.monotonic(), None
+    child = command(arguments)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if first is None and os.path.isdir(folder):
+            first = time.monotonic() - begun
+        time.sleep(0.005)
     whole = time.monotonic() - begun
     os.rename(output, f"{output}.0")
     killed, ended, moments = 0, 0, []
     while killed < kills or not ended:
         child = command(arguments)
-        time.sleep(generator.uniform(0, whole))
+        time.sleep(generator.uniform(0.9 * first, whole))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if os.WIFSIGNALED(status):
             killed += 1
-            folder = f"{output}.parts"
             moments.append(len(os.listdir(folder)) if os.path.isdir(folder) else 0)
             if killed < kills:
                 continue

@@ -206,7 +206,9 @@ def test_every_image_is_in_one_shard_however_many_there_are():
 def test_a_job_killed_fifty_times_has_no_lost_and_no_doubled_row(ending, model, photos, tmp_path):
     output = tmp_path / f"rows.{ending}"
     script = Path(__file__).with_name("predict_and_kill.py")
-    given = ["predict", model, str(photos), "--on-bad-image", "row", "--output", str(output)]
+    table = tmp_path / "many.csv"
+    table.write_text("file\n" + "".join(f"{photos}/{number % COUNT:02d}.png\n" for number in range(12 * COUNT)))
+    given = ["predict", model, str(table), "--on-bad-image", "row", "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, str(script), str(KILLS), "7", *given], capture_output=True, text=True, env=environment
@@ -214,9 +216,10 @@ def test_a_job_killed_fifty_times_has_no_lost_and_no_doubled_row(ending, model, 
     assert done.returncode == 0, done.stderr
     killed, ended, *moments = map(int, done.stdout.split())
     assert killed == KILLS
-    assert sum(number > 2 for number in moments) > KILLS // 4  # there were parts to continue from
+    assert sum(number > 3 for number in moments) > KILLS // 2  # there were parts to continue from
+    assert len(set(moments)) > KILLS // 4
     whole = _table_of(f"{output}.0")
-    assert len(whole) == COUNT
+    assert len(whole) == 12 * COUNT
     for number in range(1, ended + 1):
         require_same(_table_of(f"{output}.{number}"), whole)
     assert not list(tmp_path.glob("*.parts"))

@@ -253,6 +253,22 @@ def test_resuming_forgets_the_temperature_and_gives_the_same_bits(trained, copie
 
 
 @pytest.mark.long
+def test_the_trainer_saves_what_was_found_with_the_best_weights(trained, tmp_path):
+    model = ImageClassifier("timm/test_resnet", pretrained=False, learning_rate=0.05)
+    data = ImageClassificationData.from_folders(trained.root / "train", trained.root / "val", batch_size=16)
+    trainer = Trainer(max_epochs=2, output_dir=tmp_path / "RUN", enable_progress_bar=False, report=False)
+    trainer.finetune(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    found = model.operate(data, recall={"red": 0.8}, trainer=trainer)
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    assert flashtask.load(tmp_path / "best.ckpt").operating == found
+    content = read_checkpoint(tmp_path / "best.ckpt")
+    assert content.pop("operating") == found.to_dict()
+    write_checkpoint(tmp_path / "without.ckpt", content)
+    assert (tmp_path / "without.ckpt").read_bytes() == (tmp_path / "plain.ckpt").read_bytes()
+
+
+@pytest.mark.long
 def test_new_weights_and_new_classes_drop_what_was_found(trained, capsys):
     model = flashtask.load(trained.run)
     data = ImageClassificationData.from_folders(trained.root / "train", trained.root / "val", batch_size=16)
@@ -278,6 +294,8 @@ def test_a_saved_folder_and_a_saved_checkpoint_carry_it(trained, copied, tmp_pat
     assert again.predict(trained.files[0]).decision in ("accepted", "unknown")
     assert f"softmax(output / {model.temperature:.6g})" in (folder / "README.md").read_text()
     assert run(["operate", str(folder)]) == 2
+    assert ImageClassifier.from_pretrained(tmp_path / "new.ckpt", head="mlp").operating is None
+    assert ImageClassifier.from_pretrained(tmp_path / "new.ckpt", labels=["red", "black"]).operating is None
 
 
 @pytest.mark.long

@@ -224,6 +224,10 @@ class Module(ModuleHooks, BatchTransfer, HyperparametersMixin, nn.Module):
         recorded = recorded_precision(self)
         return {} if recorded is None else {"inference_precision": recorded}
 
+    def describe_use(self) -> dict[str, Any]:
+        """What of `describe()` may be settled after a fit and is then stored with its best weights."""
+        return {}
+
     def recipe(self) -> dict[str, Any] | None:
         """The sections of a recipe about the module, `{"task": ..., "model": {...}}`; None if it has no recipe.
 

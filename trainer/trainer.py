@@ -536,6 +536,7 @@ class Trainer(RunFacts, Lightning1Trainer):
         else:
             content = read_checkpoint(self._restored_best)
             content.pop("hyperparameters", None)
+            content |= self.fit_run.module.describe_use()
         if not weights_only and "progress" not in content:
             raise UsageError(
                 f"{self._restored_best} holds weights only, and they are what the model has now",

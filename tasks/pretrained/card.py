@@ -184,9 +184,10 @@ def _recipe(part: Mapping[str, Any]) -> Iterator[str]:
 def _limits(part: Mapping[str, Any]) -> Iterator[str]:
     yield "## Limits"
     is_known = bool((part["provenance"] or {}).get("data_counts"))
+    calibrated = "whether the probabilities are calibrated: a score of 0.9 need not mean that nine of ten are right"
     lines = [
         "images from another source than the data above" if is_known else "anything, as far as is known here",
-        "whether the probabilities are calibrated: a score of 0.9 need not mean that nine of ten are right",
+        *([] if "operating" in part["more"] else [calibrated]),
         "differences between groups of people, places or cameras, and robustness against manipulated images",
     ]
     shown = "\n".join(f"- Not measured: {line}." for line in lines)
