@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import httpx2 as httpx
     from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_norm_class",
     "before_each_operation",
-    "bytes_after_body",
     "change_count",
     "compiled_call",
     "extractor_graphs",
@@ -239,7 +237,7 @@ def is_from_compiler(error: BaseException) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
-# ---- torchvision, timm, torchmetrics, huggingface_hub, httpx
+# ---- torchvision, timm, torchmetrics, huggingface_hub
 
 
 def extractor_graphs(extractor: nn.Module) -> tuple[Any, Any]:
@@ -284,20 +282,3 @@ def set_update_count(metric: Metric | Accuracy, count: int) -> None:
 def value_of_batch(metric: Metric | Accuracy) -> Any:
     """What a metric of torchmetrics gave for the last batch that it was called with; None before one."""
     return metric._forward_cache
-
-
-def bytes_after_body(response: httpx.Response, wait: float) -> bytes:
-    """What a server sent after the announced end of a body: httpx reads it along and drops it.
-
-    Args:
-        response: one whose body was read to its end, but which is not closed.
-        wait: seconds to wait for a first byte.
-    """
-    stream: Any = response.stream
-    with suppress(AttributeError):
-        pending: bytes = stream._stream._httpcore_stream._stream._connection._h11_state.trailing_data[0]
-        if pending:
-            return pending
-    with suppress(Exception):  # nothing came, or the server has hung up
-        return bytes(response.extensions["network_stream"].read(1, timeout=wait))
-    return b""

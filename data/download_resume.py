@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from flashtask._version import __version__
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, StorageError, UsageError
-from flashtask.core.library_internals import bytes_after_body
 from flashtask.core.plain_json import read_json
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ MAX_REDIRECTS = 10
 #: Seconds before the next try; doubled after each that brings nothing.
 BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF = 30.0
-#: Seconds to wait for bytes after the announced end; a sound server closes at once.
-_OVERLONG_WAIT = 0.2
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _HEADERS = {
     "User-Agent": f"flashtask/{__version__}",
@@ -249,12 +246,6 @@ class Download:
                 self.clock.left()
             file.flush()
             os.fsync(file.fileno())
-        if total is not None and bytes_after_body(answer, _OVERLONG_WAIT):
-            self.drop()
-            raise IntegrityError(
-                f"{shown(self.url)}: the server sent more than the {total:,} bytes it announced",
-                fix="run it again; if it happens again, tell the owner of the server",
-            )
 
     def _version(self) -> _Version | None:
         """What the note says; None if it is missing, unreadable, or of another address."""

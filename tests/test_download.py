@@ -116,6 +116,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def mode_long(self, number):
         self.send(BODY + b"more", length=len(BODY))
 
+    def mode_announced_too_short(self, number):
+        self.send(BODY, length=len(BODY) - 100)
+
     def mode_no_length(self, number):
         self.send_response(200)
         self.end_headers()
@@ -330,7 +333,7 @@ def test_s2_download_data_starts_again_when_the_file_changed_or_range_is_ignored
         ("wrong_range", IntegrityError, "a part that was not requested"),
         ("unasked_part", IntegrityError, "a part that was not requested"),
         ("short", HubError, "the connection ended at"),
-        ("long", IntegrityError, "sent more than"),
+        ("announced_too_short", IntegrityError, r"pets\.zip"),
         ("no_length", HubError, "does not say how long"),
         ("chunked_cut", HubError, "cannot download"),
         ("gzip", IntegrityError, "although it was asked not to"),
@@ -343,6 +346,11 @@ def test_s2_download_data_refuses_a_body_that_is_not_as_announced(server, tmp_pa
         download_data(server.url, tmp_path / "data", allow_http=True)
     assert not (tmp_path / "data").exists()
     assert not [name for name in os.listdir(tmp_path) if not name.startswith(".flashtask-download-")]
+
+
+def test_s2_download_data_takes_nothing_that_comes_after_the_announced_end(server, tmp_path):
+    server.mode = "long"
+    assert contents(download_data(server.url, tmp_path / "data", checksum=SHA)) == FILES
 
 
 def test_s2_download_data_takes_a_body_that_proves_its_end_another_way(server, tmp_path):

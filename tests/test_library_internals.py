@@ -6,15 +6,12 @@ import ast
 import copy
 import importlib.metadata
 import multiprocessing
-import socket
 import subprocess
 import sys
-import threading
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 
-import httpx2
 import pytest
 import timm
 import torch
@@ -29,7 +26,7 @@ from flashtask.core import library_internals as internals
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = "core/library_internals.py"
-LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "huggingface_hub", "httpx2")
+LIBRARIES = ("torch", "torchvision", "timm", "torchmetrics", "huggingface_hub")
 
 
 def batch_norm_class():
@@ -325,23 +322,6 @@ def value_of_batch():
     assert internals.value_of_batch(metric) == 5
 
 
-def bytes_after_body():
-    for extra in (b"more", b""):
-        with socket.create_server(("127.0.0.1", 0)) as listener, httpx2.Client() as client:
-
-            def answer(listener=listener, extra=extra):
-                with listener.accept()[0] as connection:
-                    connection.recv(65536)
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + extra)
-
-            thread = threading.Thread(target=answer)
-            thread.start()
-            with client.stream("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/") as response:
-                assert next(response.iter_raw()) == b"ok"
-                thread.join()
-                assert internals.bytes_after_body(response, 0.2) == extra
-
-
 CASES = {name: globals()[name] for name in internals.__all__}
 
 
@@ -366,7 +346,7 @@ OF_LIBRARIES = {
     *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_version", "_metadata"),
     *("_schema", "_C", "_dynamo", "_inductor", "_model_args", "_traits"),
     *("_base", "_opt_called", "_num_samples", "_schedulers", "_last_lr", "_NormBase", "_pg_registry"),
-    *("_defaults", "_update_count", "_computed", "_forward_cache", "_httpcore_stream", "_h11_state"),
+    *("_defaults", "_update_count", "_computed", "_forward_cache"),
 }
 CHECKED_ROOMS = ("backbones", "core", "heads", "tasks", "data", "cli", "trainer")
 

@@ -12,7 +12,7 @@ from s3_server import serving
 from flashtask import ImageClassificationData
 from flashtask.core.errors import IntegrityError, MissingInputError
 
-pytest.importorskip("s3fs")
+s3fs = pytest.importorskip("s3fs")
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def store(monkeypatch, tmp_path):
         for name, value in {**given, "DEFAULT_REGION": "us-east-1", "EC2_METADATA_DISABLED": "true"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
         yield objects, asked
+        s3fs.S3FileSystem.clear_instance_cache()  # its connection would answer for the server of the next test
 
 
 def test_a_table_and_its_images_are_fetched_once(store):
@@ -45,6 +46,15 @@ def test_a_table_and_its_images_are_fetched_once(store):
     ]
     with pytest.raises(MissingInputError, match=r"no such file: 's3://bucket/none.csv'"):
         ImageClassificationData.from_csv("file", "kind", "s3://bucket/none.csv")
+
+
+def test_a_file_that_is_uploaded_after_it_was_missed_is_found(store):
+    objects, _ = store
+    with pytest.raises(MissingInputError):
+        ImageClassificationData.from_csv("file", "kind", "s3://bucket/more/all.csv", images_root="s3://bucket")
+    objects["bucket/more/all.csv"] = objects["bucket/all.csv"]
+    data = ImageClassificationData.from_csv("file", "kind", "s3://bucket/more/all.csv", images_root="s3://bucket")
+    assert data.sizes() == {"train": 8}
 
 
 def test_shards_are_read_and_a_changed_one_is_refused(store, tmp_path, monkeypatch):
