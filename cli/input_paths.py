@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.hub.address import is_hub_address
@@ -33,10 +33,16 @@ def checkpoint_source(path: str) -> Path | str:
     return model_path(path)
 
 
-def image_inputs(given: Iterable[str]) -> list[Input]:
+def image_inputs(
+    given: Iterable[str | Input], read: Callable[[Any], tuple[list[Input], bool]] | None = None
+) -> list[Input]:
     """The images that files, folders and addresses stand for, in the order they were given; folders sorted by path.
 
     A file counts whatever its name is, as the user named it. Paths are as typed, not made absolute.
+
+    Args:
+        given: as typed.
+        read: what reads them, `Task.read_inputs`; image files are read without it.
 
     Raises:
         MissingInputError: an input that is not there; with the nearest that is.
@@ -46,7 +52,7 @@ def image_inputs(given: Iterable[str]) -> list[Input]:
     from flashtask.data.inputs import read_inputs
 
     try:
-        return read_inputs(list(given))[0]
+        return (read or read_inputs)(list(given))[0]
     except MissingInputError as error:
         if "glob.glob" in error.fix:
             error.fix = "type it without quotation marks, so that the shell expands it"

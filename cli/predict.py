@@ -22,6 +22,7 @@ from flashtask.core.errors import BadDataError, HubError, IntegrityError, UsageE
 from flashtask.core.files import atomic_write
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import as_value_range
+from flashtask.data.image_source import IMAGE_LOADERS
 from flashtask.tasks.prediction_files import FILE_FORMATS, drawn, output_names
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
         raise UsageError("--top-k and --scores all contradict each other", fix="leave out --top-k")
     form = format_of(params["format"], params["output"])
     checkpoint = checkpoint_source(ckpt)
-    inputs = image_inputs(images)
+    # Which files of a folder count depends on the model, if a format of the user's own is registered.
+    inputs = None if IMAGE_LOADERS.names() else image_inputs(images)
     if form in FILE_FORMATS and not params["output"]:
         raise UsageError(f"--format {form} writes files, not rows", fix=f"--format {form} --output OUTPUT")
     if params["output"] and form not in FILE_FORMATS:
@@ -64,12 +66,13 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
             require_creatable(Path(place).absolute().parent)
     options = {key.removeprefix("trainer."): value for key, (_, value) in given(PREDICT, params).items()}
     with launched(options) as strategy:
-        _predict(checkpoint, inputs, {**params, "format": form}, options, strategy)
+        _predict(checkpoint, images, inputs, {**params, "format": form}, options, strategy)
 
 
 def _predict(
     checkpoint: Path | str,
-    inputs: Sequence[Input],
+    images: Sequence[str],
+    inputs: Sequence[Input] | None,
     params: Mapping[str, Any],
     options: Mapping[str, Any],
     strategy: Any,
@@ -77,15 +80,14 @@ def _predict(
     from flashtask.data.decoded_cache import DecodedCache
     from flashtask.tasks.prediction import predictions_of
 
-    paths = [each.path or each.name for each in inputs]
-    share = Share.of(strategy, paths, params["batch_size"] or _CHUNK)
     with redirect_stdout(sys.stderr):
         task = _load(checkpoint, device_of(strategy, options))
         if "precision" in options:
             task.default_precision = options["precision"]
         if params["value_range"]:
             task.preprocessing = replace(task.preprocessing, value_range=as_value_range(params["value_range"]))
-        inputs, _ = task.read_inputs(inputs)
+        inputs = image_inputs(images if inputs is None else inputs, task.read_inputs)
+        share = Share.of(strategy, [each.path or each.name for each in inputs], params["batch_size"] or _CHUNK)
         by_path = {each.path or each.name: each for each in inputs}
         cache = DecodedCache()
         bad = _bad_images(share, by_path, task.preprocessing, params["on_bad_image"] or "error", cache)

@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -326,9 +326,12 @@ class Task(Module):
                 those of the training data is not here.
             MissingInputError: there is no such file.
         """
-        items, single = read_inputs(inputs)
-        if self._load_image is not None and any(one.is_file for one in items):
-            items = list(map(loader_of_model(self._load_image).reading, items))
+        if self._load_image is None:
+            return read_inputs(inputs)
+        loader = cache(lambda: loader_of_model(self._load_image))  # which arrays do without
+        items, single = read_inputs(inputs, lambda name: loader().is_image(name))
+        if any(one.is_file for one in items):
+            items = list(map(loader().reading, items))
         return items, single
 
     # ---- what a task of your own defines
