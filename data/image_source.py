@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from flashtask.core.errors import BadDataError, FlashtaskError, UnknownNameError, UsageError
+from flashtask.core.errors import BadDataError, FlashtaskError, UnknownInFileError, UnknownNameError, UsageError
 from flashtask.core.known_files import content_hashes, stamps_of
 from flashtask.core.names import quoted_name
 from flashtask.core.registry import Registry
@@ -193,7 +193,7 @@ def loader_of_model(given: Any) -> LoadedFiles:
 
     Raises:
         UsageError: a function that a checkpoint could not hold.
-        UnknownNameError: a name that is not registered here.
+        UnknownInFileError: a name that is not registered here.
     """
     what = "the files that the model was trained on were read by"
     if isinstance(given, dict):
@@ -206,9 +206,11 @@ def loader_of_model(given: Any) -> LoadedFiles:
     try:
         return LoadedFiles(given)
     except UnknownNameError as error:
-        error.why = f"{what} it, and the names of such functions are known once their module is imported"
-        error.fix = f"import that module, or IMAGE_LOADERS.register({given!r}, FUNCTION)"
-        raise
+        raise UnknownInFileError(
+            error,
+            why=f"{what} it, and the names of such functions are known once their module is imported",
+            fix=f"import that module, or IMAGE_LOADERS.register({given!r}, FUNCTION)",
+        ) from error
 
 
 class MemoryImages(ImageSource):
