@@ -226,6 +226,12 @@ class Task(Module):
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
         check_names(self._optimizer, self._schedule)
         gives = self._features_wanted(head)
+        if not isinstance(pretrained, bool):
+            raise UsageError(
+                f"pretrained must be True or False, not {pretrained!r}",
+                why="which weights a backbone has is part of its name",
+                fix='backbone="resnet50.a1_in1k"; weights="FILE" in backbone_options takes a file',
+            )
         fetched = fetches_weights(pretrained)
         options = dict(backbone_options or {})
         if pretrained and not fetched:
