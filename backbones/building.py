@@ -77,8 +77,9 @@ def call_builder(name: Any, pretrained: bool, in_chans: int, options: Mapping[st
             return builder(**_arguments(name, builder, pretrained, in_chans, options))
         return builder(pretrained=pretrained, in_chans=in_chans, **options)
     if not callable(name):
-        what = f"a backbone must be a name, a module or a function, not a {type(name).__name__}"
-        raise UsageError(what, fix='build_backbone("resnet18")')
+        what = f"a backbone must be a name, a module or a function, not {name!r}"
+        is_number = isinstance(name, int)
+        raise UsageError(what, fix=f'"resnet18", num_classes={name}' if is_number else 'build_backbone("resnet18")')
     shown = getattr(name, "__name__", type(name).__name__)
     check_options(f"backbone {shown!r}", name, options)
     return name(**_arguments(shown, name, pretrained, in_chans, options))

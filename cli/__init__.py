@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn, TextIO
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The `flashtask` command: runs `argv` (by default the arguments of the process), exits with its code."""
     # Imports make a million objects and no garbage: by default a fifth of the time to import timm goes into looking.
     gc.set_threshold(20_000, 50, 100)
+    # The error about an image that is too large says the same, and what to do.
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
     code = run(sys.argv[1:] if argv is None else argv)
     gc.freeze()  # so that Python does not spend a second at its end on finding garbage
     if (group := sys.modules.get("flashtask.trainer.distribution.group")) is not None:

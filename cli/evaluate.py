@@ -75,10 +75,9 @@ def data_to_judge(task: Any, source: Path | str, part: str, options: Mapping[str
     """The data module of what DATA means, for a trained task."""
     from flashtask.data.image_source import loader_of_model
 
-    columns = below(f"data.{OF_TABLES}.", options)
-    if task.load_image is not None and is_table_name(source):
-        columns = {"load_image": loader_of_model(task.load_image).given, **columns}
-    own = {**below(f"data.{CONSTRUCTOR}.", options), **columns}
+    own = {**below(f"data.{CONSTRUCTOR}.", options), **below(f"data.{OF_TABLES}.", options)}
+    if task.load_image is not None and not is_shards(source):
+        own = {"load_image": loader_of_model(task.load_image).given, **own}
     return task.data_class.for_evaluation(source, part, task.target_description, **own)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from flashtask.core.errors import MissingInputError, UsageError
 from flashtask.core.hub.address import is_hub_address
 from flashtask.core.model_path import model_path
 from flashtask.core.zoo import load_zoo
+from flashtask.data.layout import is_image_name
 
 if TYPE_CHECKING:
     from flashtask.data.pictures import Pictures
@@ -33,7 +34,12 @@ def checkpoint_source(path: str) -> Path | str:
     return model_path(path)
 
 
-def image_inputs(given: Sequence[str], column: str | None = None, root: str | None = None) -> Pictures:
+def image_inputs(
+    given: Sequence[str],
+    column: str | None = None,
+    root: str | None = None,
+    is_image: Callable[[str], bool] = is_image_name,
+) -> Pictures:
     """The images that INPUT... stands for: files, folders, addresses, a table or shards; see `open_pictures`.
 
     A file counts whatever its name is, unless it is that of a table. Paths are as typed, not made absolute.
@@ -46,7 +52,7 @@ def image_inputs(given: Sequence[str], column: str | None = None, root: str | No
     from flashtask.data.pictures import open_pictures
 
     try:
-        return open_pictures(given, column, root)
+        return open_pictures(given, column, root, is_image)
     except MissingInputError as error:
         if "glob.glob" in error.fix:
             error.fix = "type it without quotation marks, so that the shell expands it"

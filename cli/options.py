@@ -121,9 +121,9 @@ _COLUMNS = (
     ),
     Option(
         "--load-image",
-        f"data.{OF_TABLES}.load_image",
+        f"{_DATA}.load_image",
         text,
-        "Table data: what reads files of your own format, by name.",
+        "What reads files of your own format, by name.",
         "NAME",
         "none: image files",
         "Data",

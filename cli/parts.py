@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     # Before the model: the weights of what is not pretrained are drawn when it is built.
     seed_everything(recipe.get("trainer.seed") or 0, verbose=False)
     datamodule = _data_of(recipe, task_class)
+    _allow_several_labels(recipe, task_class, datamodule)
     model = build_model(task_class, recipe.get("model", {}))
     model.licences = recipe.get("licences") or {}
     _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
@@ -100,6 +102,15 @@ def _checked_task(recipe: Recipe) -> Any:
 
 def _data_of(recipe: Recipe, task_class: Any) -> Any:
     return getattr(task_class.data_class, recipe.constructor)(**recipe.get(f"data.{recipe.constructor}"))
+
+
+def _allow_several_labels(recipe: Recipe, task_class: Any, datamodule: Any) -> None:
+    """Data with several labels per image leaves no other reading of a task that may have one or several."""
+    targets = getattr(datamodule, "targets", None)
+    has_several = isinstance(targets, Mapping) and targets.get("kind") == "labels"
+    is_open = recipe.get("model.multi_label") is None and recipe.get("model.from") is None
+    if has_several and is_open and "multi_label" in task_class.argument_names():
+        recipe.set("model.multi_label", True, "DATA")
 
 
 def _merge_other_factors(model: Any, strategy: Any) -> None:

@@ -6,7 +6,7 @@ import codecs
 import io
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,8 @@ from flashtask.core.errors import BadDataError, UsageError
 from flashtask.core.files import atomic_write
 from flashtask.core.names import quoted_name
 from flashtask.core.preprocessing import as_value_range
+from flashtask.data.image_source import IMAGE_LOADERS, loader_of_model
+from flashtask.data.layout import is_image_name
 from flashtask.tasks.prediction_files import FILE_FORMATS, drawn, output_names
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
     output = _output_of(params["output"], params["shard"])
     form = format_of(params["format"], output)
     checkpoint = checkpoint_source(ckpt)
-    pictures = image_inputs(images, params["input"], params["root"])
+    pictures = image_inputs(images, params["input"], params["root"], _is_image(checkpoint))
     if form in FILE_FORMATS and not output:
         raise UsageError(f"--format {form} writes files, not rows", fix=f"--format {form} --output OUTPUT")
     if form in FILE_FORMATS and params["on_bad_image"] == "row":
@@ -90,6 +92,14 @@ def predict(ckpt: str, images: Sequence[str], params: Mapping[str, Any]) -> None
         options = {key: value for key, value in options.items() if key == "precision"}
     with launched(options) as strategy:
         _predict(checkpoint, pictures, own, options, strategy)
+
+
+def _is_image(checkpoint: Path | str) -> Callable[[str], bool]:
+    """Which files of a folder count: those that the model's own function reads, if it has one."""
+    if not IMAGE_LOADERS.names():  # then no model has one, and none has to be loaded to know
+        return is_image_name
+    task = _load(checkpoint, "cpu")
+    return is_image_name if task.load_image is None else loader_of_model(task.load_image).is_image
 
 
 def _check_ray(params: Mapping[str, Any]) -> None:

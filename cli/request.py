@@ -127,8 +127,6 @@ def fill_in(recipe: Recipe) -> None:
     """
     if recipe.get("task") is None:
         recipe.set("task", _task_of_data(recipe), "default")
-    if recipe.get(f"data.{recipe.constructor}.label_separator") is not None and recipe.get("task") == DEFAULT_TASK:
-        recipe.set("model.multi_label", True, "--delimiter")  # a cell with several labels leaves no other reading
     # What a run begins from has a backbone and a head already.
     taken = (*OF_THE_WEIGHTS, *OF_THE_HEAD) if recipe.get("model.from") is not None else ()
     task = recipe.get("task")
@@ -295,8 +293,6 @@ def _put_shards(recipe: Recipe, data: str) -> None:
     section = f"data.{OF_SHARDS}"
     index = ShardIndex.read(data)
     recipe.set(f"{section}.shards_folder", index.place, "DATA")
-    if index.targets.get("kind") == "labels" and recipe.get("task") in (None, DEFAULT_TASK):
-        recipe.set("model.multi_label", True, "DATA")  # there is no other reading of several labels
     has_val = any(shard.part == "val" for shard in index.shards)
     if not has_val:
         _split_off(recipe, section)

@@ -19,6 +19,7 @@ __all__ = [
     "OutputError",
     "ProcessLostError",
     "StorageError",
+    "UnknownInFileError",
     "UnknownNameError",
     "UsageError",
     "did_you_mean",
@@ -129,6 +130,22 @@ class IntegrityError(FlashtaskError, ValueError):
     """A file is damaged or hostile and was refused."""
 
     exit_code = 76
+
+
+class UnknownInFileError(IntegrityError, UnknownNameError):
+    """A file names something that is not registered here, so it is refused; an import may make the name known.
+
+    Args:
+        error: what the registry said of the name.
+        what: in place of its words.
+        fix: in place of its near matches, which are no other names for what a file needs.
+    """
+
+    def __init__(self, error: UnknownNameError, *, what: str = "", why: str = "", fix: str = "") -> None:
+        why = why or "the file needs it, and holds names in place of code; here the name is not registered"
+        fix = fix or "if it is your own, import the module that registers it first"
+        FlashtaskError.__init__(self, what or error.what, why=why, fix=fix)
+        self.name, self.suggestions = error.name, []
 
 
 class DivergedError(FlashtaskError, ValueError):

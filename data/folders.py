@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +66,16 @@ class ImageSet:
         return tuple(sorted(first)) if same else ()
 
 
-def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> ImageSet:
+def list_class_folders(
+    folder: Path, argument: str, *, min_classes: int = 1, is_image: Callable[[str], bool] = is_image_name
+) -> ImageSet:
     """List the images of a folder of class folders.
 
     Args:
         folder: absolute, and there.
         argument: the name of the argument that gave it, such as `train_folder`, for messages.
         min_classes: fewer classes are an error; training needs 2.
+        is_image: whether a file is one, by its name.
 
     Raises:
         BadDataError: images beside the class folders, no or too few classes, a class without images, class
@@ -81,15 +84,15 @@ def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> 
     """
     refuse_parts_as_classes(folder, argument)
     refuse_masks_as_classes(folder, argument)
-    folders = _class_folders(folder, argument)
+    folders = _class_folders(folder, argument, is_image)
     paths: list[str] = []
     names: list[str] = []
     ignored: list[str] = []
     empty: list[str] = []
     for name in sorted(folders):
         files = list(_files_below(folders[name]))
-        images = sorted(file for file in files if is_image_name(file))
-        ignored += sorted(file for file in files if not is_image_name(file))
+        images = sorted(filter(is_image, files))
+        ignored += sorted(file for file in files if not is_image(file))
         paths += images
         names += [name] * len(images)
         if not images:
@@ -100,20 +103,25 @@ def list_class_folders(folder: Path, argument: str, *, min_classes: int = 1) -> 
     return found
 
 
-def list_images(folder: Path, argument: str) -> ImageSet:
+def list_images(folder: Path, argument: str, is_image: Callable[[str], bool] = is_image_name) -> ImageSet:
     """List every image below a folder, at any depth, without classes.
+
+    Args:
+        folder: absolute, and there.
+        argument: the name of the argument that gave it, for messages.
+        is_image: whether a file is one, by its name.
 
     Raises:
         BadDataError: there is none.
     """
     files = sorted(_files_below(str(folder)))
-    paths = tuple(file for file in files if is_image_name(file))
+    paths = tuple(filter(is_image, files))
     if not paths:
         raise BadDataError(f"{argument}: no images below {str(folder)!r}", why=describe_files(files))
-    return ImageSet(folder, paths, ignored=tuple(file for file in files if not is_image_name(file)))
+    return ImageSet(folder, paths, ignored=tuple(file for file in files if not is_image(file)))
 
 
-def _class_folders(folder: Path, argument: str) -> dict[str, str]:
+def _class_folders(folder: Path, argument: str, is_image: Callable[[str], bool]) -> dict[str, str]:
     found: dict[str, str] = {}
     spelled: dict[str, str] = {}
     stray: list[str] = []
@@ -121,7 +129,7 @@ def _class_folders(folder: Path, argument: str) -> dict[str, str]:
         if is_hidden(entry.name):
             continue
         if not is_folder(entry):
-            if is_image_name(entry.name):
+            if is_image(entry.name):
                 stray.append(entry.name)
             elif entry.is_symlink() and not os.path.exists(entry.path):
                 raise _leads_nowhere(entry.path, argument)

@@ -38,13 +38,13 @@ def opened_tables(
     return {part: open_table(one, f"{part}_{kind}") for part, one in found.items()}
 
 
-def paths_of(given: PathLike | Sequence[PathLike], argument: str) -> list[str]:
-    """The absolute paths of files; a folder stands for the images in it."""
+def paths_of(given: PathLike | Sequence[PathLike], argument: str, is_image: Callable[[str], bool]) -> list[str]:
+    """The absolute paths of files; a folder stands for the images in it, which `is_image` knows by their names."""
     if isinstance(given, (str, os.PathLike)):
         if os.path.isfile(os.path.expanduser(given)):
             path = os.fspath(given)
             raise UsageError(f"{argument} must be a list of files, or a folder", fix=f'{argument}=["{path}"]')
-        return list(list_images(existing_folder(given, argument), argument).paths)
+        return list(list_images(existing_folder(given, argument), argument, is_image).paths)
     paths = list(given)
     if not_paths := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
         raise UsageError(f"{argument} must be a list of paths, not of {type(not_paths[0]).__name__}")

@@ -87,6 +87,8 @@ class ImageData(ImageDataModule):
         val_folder: PathLike | None = None,
         test_folder: PathLike | None = None,
         predict_folder: PathLike | None = None,
+        *,
+        load_image: str | Callable[[str], Any] | None = None,
         **options: Unpack[ImageOptions],
     ) -> Self:
         """Take folders whose names are the targets: `train_folder/cat/1.jpg` is an image of a cat.
@@ -96,6 +98,7 @@ class ImageData(ImageDataModule):
             val_folder: matched to the classes by name; a class may be missing, none may be added.
             test_folder: as `val_folder`.
             predict_folder: images without targets, at any depth.
+            load_image: as in `from_files`; a folder then holds the files with the suffixes of the function.
 
         Raises:
             UsageError: an invalid value, or arguments that contradict each other.
@@ -106,7 +109,8 @@ class ImageData(ImageDataModule):
         known = checked_options(options)
         check_split(known, given, "folder")
         folders = check_folders(given)
-        listed = {part: _list_part(part, folder) for part, folder in folders.items()}
+        source = source_of_files(load_image)
+        listed = {part: _list_part(part, folder, source.is_image) for part, folder in folders.items()}
         table = SampleTable.joined(
             [
                 SampleTable.of_part(
@@ -115,9 +119,10 @@ class ImageData(ImageDataModule):
                 for part, images in listed.items()
             ]
         )
-        arguments = {f"{part}_folder": str(folder) for part, folder in folders.items()}
+        arguments: dict[str, Any] = {f"{part}_folder": str(folder) for part, folder in folders.items()}
+        arguments |= not_none(load_image=source.given)
         remarks = {part: list(_remarks(part, images)) for part, images in listed.items()}
-        made = cls(table, cls.readers[0](), ("from_folders", {**arguments, **known}), remarks)
+        made = cls(table, cls.readers[0](), ("from_folders", {**arguments, **known}), remarks, source)
         made.preprocessing = read_preprocessing(options.get("preprocessing"))
         return made
 
@@ -164,7 +169,7 @@ class ImageData(ImageDataModule):
         }
         source = source_of_files(load_image)
         files = {
-            part: paths_of(one, f"{part}_files")
+            part: paths_of(one, f"{part}_files", source.is_image)
             for part, one in check_files(given, "from_files", "files", '["1.png", "2.png"]').items()
         }
         arguments: dict[str, Any] = {}
@@ -822,8 +827,8 @@ def _remarks(part: str, images: ImageSet) -> Iterator[str]:
         yield f"warning: train_folder: every class has the same folders ({folders}); the classes are {classes}"
 
 
-def _list_part(part: str, folder: Path) -> ImageSet:
+def _list_part(part: str, folder: Path, is_image: Callable[[str], bool]) -> ImageSet:
     argument = f"{part}_folder"
     if part == "predict":
-        return list_images(folder, argument)
-    return list_class_folders(folder, argument, min_classes=2 if part == "train" else 1)
+        return list_images(folder, argument, is_image)
+    return list_class_folders(folder, argument, min_classes=2 if part == "train" else 1, is_image=is_image)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from flashtask.core.errors import BadDataError, FlashtaskError, UnknownNameError, UsageError
+from flashtask.core.errors import BadDataError, FlashtaskError, UnknownInFileError, UnknownNameError, UsageError
 from flashtask.core.known_files import content_hashes, stamps_of
 from flashtask.core.names import quoted_name
 from flashtask.core.registry import Registry
 from flashtask.data.cached_inputs import cached_file, is_address, known_place
 from flashtask.data.images import Encoded, picture_hash
 from flashtask.data.inputs import Input, input_of
+from flashtask.data.layout import is_image_name
 from flashtask.data.value_range import Bounds
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["FILES", "IMAGE_LOADERS", "ImageSource", "LoadedFiles", "MemoryImages
 __all__ += ["stored_loader"]
 
 #: Readers of image formats by name: functions from a path to an array (H, W) or (H, W, C), a tensor or a PIL image.
+#: `IMAGE_LOADERS.register("dicom", suffixes=[".dcm"])` says which files of a folder they read.
 IMAGE_LOADERS: Registry[Callable[[str], Any]] = Registry(
     "image loader", group="flashtask.image_loaders", is_in_zoo=False
 )
@@ -49,6 +51,10 @@ class ImageSource:
     description: str | None = ""
     #: The user's function that reads the files: its name if it has one, else itself; None for image files.
     given: str | Callable[[str], Any] | None = None
+
+    def is_image(self, name: str) -> bool:
+        """Whether a folder that is read stands for this file too, by its name."""
+        return is_image_name(name)
 
     def input(self, name: str) -> Input:
         """The picture of a name; it is decoded later.
@@ -108,11 +114,12 @@ class LoadedFiles(ImageSource):
 
     Args:
         load: a name in `IMAGE_LOADERS`, or a function from a path to an array (H, W) or (H, W, C), a tensor (C, H, W)
-            or a PIL image. Values other than uint8 are scaled by the value range.
+            or a PIL image. Values other than uint8 are scaled by the value range. A folder stands for the files with
+            its `suffixes`, which it was registered with or has as an attribute; without any, for image files.
 
     Raises:
         UnknownNameError: there is no reader of this name.
-        UsageError: neither a name nor a function.
+        UsageError: neither a name nor a function, or suffixes that no file can have.
     """
 
     def __init__(self, load: str | Callable[[str], Any]) -> None:
@@ -123,6 +130,12 @@ class LoadedFiles(ImageSource):
         name = load if isinstance(load, str) else IMAGE_LOADERS.name_of(load)
         self.given = load if name is None else name
         self.description = None if name is None else f" read by {name}"
+        registered = {} if name is None else IMAGE_LOADERS.entry(name).metadata
+        self._suffixes = _suffixes_of(registered.get("suffixes", getattr(self.load, "suffixes", ())))
+
+    def is_image(self, name: str) -> bool:
+        """Whether the file has one of the suffixes of the function, in any case; `.nii.gz` is one."""
+        return name.lower().endswith(self._suffixes) if self._suffixes else super().is_image(name)
 
     def input(self, name: str) -> Input:
         """The picture of a name, which the function makes when it is asked for."""
@@ -152,6 +165,14 @@ class LoadedFiles(ImageSource):
             return source
 
 
+def _suffixes_of(given: Any) -> tuple[str, ...]:
+    """The suffixes that a function was registered with, in lower case."""
+    found = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(one, str) and one[:1] == "." and len(one) > 1 for one in found):
+        raise UsageError(f"suffixes must begin with a dot, and are {given!r}", fix='suffixes=[".dcm"]')
+    return tuple(one.lower() for one in found)
+
+
 def source_of_files(load_image: str | Callable[[str], Any] | None) -> ImageSource:
     """The source for files, with the user's own reader if there is one."""
     return FILES if load_image is None else LoadedFiles(load_image)
@@ -172,7 +193,7 @@ def loader_of_model(given: Any) -> LoadedFiles:
 
     Raises:
         UsageError: a function that a checkpoint could not hold.
-        UnknownNameError: a name that is not registered here.
+        UnknownInFileError: a name that is not registered here.
     """
     what = "the files that the model was trained on were read by"
     if isinstance(given, dict):
@@ -185,9 +206,11 @@ def loader_of_model(given: Any) -> LoadedFiles:
     try:
         return LoadedFiles(given)
     except UnknownNameError as error:
-        error.why = f"{what} it, and the names of such functions are known once their module is imported"
-        error.fix = f"import that module, or IMAGE_LOADERS.register({given!r}, FUNCTION)"
-        raise
+        raise UnknownInFileError(
+            error,
+            why=f"{what} it, and the names of such functions are known once their module is imported",
+            fix=f"import that module, or IMAGE_LOADERS.register({given!r}, FUNCTION)",
+        ) from error
 
 
 class MemoryImages(ImageSource):

@@ -33,7 +33,7 @@ from flashtask.data.decoding import Decoding, FirstSteps, Fitting, Pixels, Seen
 from flashtask.data.folders import list_images
 from flashtask.data.geometry import Geometry
 from flashtask.data.images import Encoded, image_bounds, image_orientation, image_size
-from flashtask.data.layout import nearest_existing
+from flashtask.data.layout import is_image_name, nearest_existing
 from flashtask.data.value_range import Bounds
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_inputs(given: Any) -> tuple[list[Input], bool]:
+def read_inputs(given: Any, is_image: Callable[[str], bool] = is_image_name) -> tuple[list[Input], bool]:
     """All pictures that were given, and whether it is a single one rather than a list.
 
     A folder stands for the images in it and below it, sorted by path; what it holds besides is counted on stderr. A
@@ -225,6 +225,7 @@ def read_inputs(given: Any) -> tuple[list[Input], bool]:
 
     Args:
         given: see the message that a wrong thing gets.
+        is_image: which files of a folder count, by their names.
 
     Raises:
         UsageError: something else; the message lists what is taken.
@@ -232,7 +233,7 @@ def read_inputs(given: Any) -> tuple[list[Input], bool]:
         BadDataError: a folder without images, or a file that cannot be read.
     """
     if _is_one(given):
-        found = _read(given, "")
+        found = _read(given, "", is_image)
         return ([found], True) if isinstance(found, Input) else (found, False)
     if isinstance(given, np.ndarray) and given.ndim == 1:  # of paths
         given = given.tolist()
@@ -242,7 +243,7 @@ def read_inputs(given: Any) -> tuple[list[Input], bool]:
     for index, each in enumerate(given):
         if not _is_one(each):
             raise _not_taken(each, f"inputs[{index}]")
-        found = _read(each, f"inputs[{index}]")
+        found = _read(each, f"inputs[{index}]", is_image)
         inputs += [found] if isinstance(found, Input) else found
     return inputs, False
 
@@ -284,17 +285,18 @@ def _is_loader(given: Any) -> bool:
     return torch is not None and isinstance(given, (torch.utils.data.DataLoader, torch.utils.data.Dataset))
 
 
-def _read(given: Any, where: str) -> Input | list[Input]:
+def _read(given: Any, where: str, is_image: Callable[[str], bool] = is_image_name) -> Input | list[Input]:
     """The picture, or the pictures of a folder or a batch.
 
     Args:
         given: one thing.
         where: its place in a list; empty if it is alone.
+        is_image: which files of a folder count.
     """
     if isinstance(given, Input):
         return given
     if isinstance(given, (str, os.PathLike)):
-        return _of_text(os.fsdecode(given))
+        return _of_text(os.fsdecode(given), is_image)
     if isinstance(given, (bytes, bytearray, memoryview)):
         return Input(_named("bytes", where), bytes(given))
     if isinstance(given, Image.Image):
@@ -314,7 +316,7 @@ def _named(kind: str, where: str) -> str:
 # ---- paths and addresses
 
 
-def _of_text(text: str) -> Input | list[Input]:
+def _of_text(text: str, is_image: Callable[[str], bool]) -> Input | list[Input]:
     if text.lower().startswith(("http://", "https://")):
         from flashtask.data.download import check_address
         from flashtask.data.download_resume import shown
@@ -323,7 +325,7 @@ def _of_text(text: str) -> Input | list[Input]:
         return Input(repr(shown(text)), Address(text), text)
     path = os.path.expanduser(text)
     if os.path.isdir(path):
-        return _of_folder(path)
+        return _of_folder(path, is_image)
     if os.path.lexists(path):
         return Input(quoted_name(path), path, path)
     if "://" in text:
@@ -334,8 +336,8 @@ def _of_text(text: str) -> Input | list[Input]:
     raise _not_there(text, path)
 
 
-def _of_folder(path: str) -> list[Input]:
-    images = list_images(Path(path), "predict")
+def _of_folder(path: str, is_image: Callable[[str], bool]) -> list[Input]:
+    images = list_images(Path(path), "predict", is_image)
     if images.ignored:
         kinds = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in images.ignored)
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN))

@@ -19,7 +19,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.names import quoted_name
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.inputs import Address, Input, read_inputs
-from flashtask.data.layout import is_shards, is_table_name
+from flashtask.data.layout import is_image_name, is_shards, is_table_name
 from flashtask.data.samples import as_text
 
 if TYPE_CHECKING:
@@ -68,7 +68,12 @@ class Pictures(Sequence[Input]):
         return found.hexdigest()
 
 
-def open_pictures(given: Sequence[str], column: str | None = None, root: str | None = None) -> Pictures:
+def open_pictures(
+    given: Sequence[str],
+    column: str | None = None,
+    root: str | None = None,
+    is_image: Callable[[str], bool] = is_image_name,
+) -> Pictures:
     """The pictures that files, folders, addresses, a table or shards stand for.
 
     Files, folders and addresses come in the order in which they are given, the images of a folder sorted by path. A
@@ -79,6 +84,7 @@ def open_pictures(given: Sequence[str], column: str | None = None, root: str | N
         given: paths and addresses; a table or a folder of shards is given alone.
         column: of a table, with the paths, addresses or pictures; None if it is the only one that has such.
         root: what relative paths in a table count from; None means its folder.
+        is_image: which files of a folder count, by their names.
 
     Raises:
         MissingInputError: something is not there; with the nearest that is.
@@ -103,7 +109,7 @@ def open_pictures(given: Sequence[str], column: str | None = None, root: str | N
 
         table, source = read_samples(ShardIndex.read(large[0]))
         return Pictures(table.inputs, source.input)
-    return Pictures(as_text(one.path for one in read_inputs(list(given))[0]), _of_name)
+    return Pictures(as_text(one.path for one in read_inputs(list(given), is_image)[0]), _of_name)
 
 
 def _is_table(path: str) -> bool:

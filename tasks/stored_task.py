@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoint
-from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
+from flashtask.core.errors import IntegrityError, UnknownInFileError, UnknownNameError, UsageError
 from flashtask.tasks import TASKS
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 from flashtask.tasks.own_class import class_in_file, is_of_a_child, require_same_prediction
@@ -73,7 +73,7 @@ def registered_class(content: Mapping[str, Any], source: Source) -> type[Task]:
     """The registered class of the task that a file holds.
 
     Raises:
-        UnknownNameError: none is registered under its name.
+        UnknownInFileError: none is registered under its name.
     """
     name = task_name(content, source)
     try:
@@ -81,14 +81,13 @@ def registered_class(content: Mapping[str, Any], source: Source) -> type[Task]:
             return TASKS.get(name)
     except UnknownNameError as error:
         own = class_in_file(content) or "MyTask"
-        error.what = f"{source.path} holds a task {name[:100]!r}, but no task of this name is registered"
-        error.args = (error.what,)
-        error.why = "it was trained by a class that is not part of flashtask, and a file holds no code"
-        error.fix = (
-            f"import the module that registers it first (TASKS.register({name[:100]!r}, {own})), "
-            f"or flashtask.load({str(source.path)!r}, task={own})"
-        )
-        raise
+        raise UnknownInFileError(
+            error,
+            what=f"{source.path} holds a task {name[:100]!r}, but no task of this name is registered",
+            why="it was trained by a class that is not part of flashtask, and a file holds no code",
+            fix=f"import the module that registers it first (TASKS.register({name[:100]!r}, {own})), "
+            f"or flashtask.load({str(source.path)!r}, task={own})",
+        ) from error
 
 
 def _class_of(cls: type[Task], content: Mapping[str, Any], source: Source) -> type[Task]:

@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -231,6 +231,12 @@ class Task(Module):
         self._schedule, self._schedule_options = name_and_options(lr_scheduler, lr_scheduler_options)
         check_names(self._optimizer, self._schedule)
         gives = self._features_wanted(head)
+        if not isinstance(pretrained, bool):
+            raise UsageError(
+                f"pretrained must be True or False, not {pretrained!r}",
+                why="which weights a backbone has is part of its name",
+                fix='backbone="resnet50.a1_in1k"; weights="FILE" in backbone_options takes a file',
+            )
         fetched = fetches_weights(pretrained)
         options = dict(backbone_options or {})
         if pretrained and not fetched:
@@ -360,11 +366,14 @@ class Task(Module):
                 those of the training data is not here.
             MissingInputError: there is no such file.
         """
+        if self._load_image is None:
+            return (inputs, False) if isinstance(inputs, Pictures) else read_inputs(inputs)
+        loader = cache(lambda: loader_of_model(self._load_image))  # which arrays do without
         if isinstance(inputs, Pictures):
-            return (inputs if self._load_image is None else inputs.read_by(loader_of_model(self._load_image))), False
-        items, single = read_inputs(inputs)
-        if self._load_image is not None and any(one.is_file for one in items):
-            items = list(map(loader_of_model(self._load_image).reading, items))
+            return inputs.read_by(loader()), False
+        items, single = read_inputs(inputs, lambda name: loader().is_image(name))
+        if any(one.is_file for one in items):
+            items = list(map(loader().reading, items))
         return items, single
 
     # ---- what a task of your own defines

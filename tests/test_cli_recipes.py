@@ -174,7 +174,7 @@ def test_the_defaults_in_the_help_are_those_of_the_code():
         f"data.{OF_TABLES}.split_field": "none; see --val-split",
         f"data.{OF_TABLES}.group_field": "none",
         f"data.{OF_TABLES}.weight_field": "none: all count alike",
-        f"data.{OF_TABLES}.load_image": "none: image files",
+        f"data.{CONSTRUCTOR}.load_image": "none: image files",
         "repeats": "once",
         "folds": "none; see --val-split",
         "vary": inspect.signature(repeat_runs).parameters["vary"].default,

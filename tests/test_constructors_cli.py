@@ -59,10 +59,13 @@ def test_every_column_has_an_option_and_the_table_is_described(table, photos, tm
     assert "val_accuracy" in json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("words", [["--target", "odd", "--target", "large"], ["--target", "odd,large"]])
+@pytest.mark.parametrize(
+    "words", [["--target", "odd", "--target", "large", "--multi-label"], ["--target", "odd,large"]]
+)
 def test_several_targets_are_repeated_or_joined(words, table, photos, tmp_path):
-    words = [*words, "--input", "file", "--root", str(photos), "--multi-label", "--part", "part"]
-    assert finetuned(table, tmp_path / "run", *words)["data"]["from_csv"]["target_fields"] == ["odd", "large"]
+    recipe = finetuned(table, tmp_path / "run", *words, "--input", "file", "--root", str(photos), "--part", "part")
+    assert recipe["data"]["from_csv"]["target_fields"] == ["odd", "large"]
+    assert recipe["model"]["multi_label"] is True
 
 
 def test_a_delimiter_means_several_labels(table, photos, tmp_path):

@@ -14,7 +14,7 @@ import flashtask
 from flashtask import Callback, ImageClassificationData, ImageClassifier, Trainer
 from flashtask.cli import run as command
 from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
-from flashtask.core.errors import IntegrityError, MissingInputError, StorageError, UsageError
+from flashtask.core.errors import IntegrityError, MissingInputError, StorageError, UnknownNameError, UsageError
 from flashtask.core.feature_store import FeatureStore
 from flashtask.trainer.devices.selection import check_devices
 
@@ -173,6 +173,32 @@ def test_what_no_run_writes_is_refused_as_a_file_and_not_as_an_argument(change, 
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 800
     assert caught.value.exit_code == 76
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (settings(backbone="no_such"), "no backbone named 'no_such'"),
+        (settings(head="no_such"), "no head named 'no_such'"),
+        (settings(optimizer="no_such"), "no optimizer named 'no_such'"),
+        (settings(loss_fn="no_such"), "no loss named 'no_such'"),
+        (settings(no_such=1), "no argument of ImageClassifier named 'no_such'"),
+        (lambda content: content.update(task="no_such"), "holds a task 'no_such'"),
+    ],
+    ids=["backbone", "head", "optimizer", "loss", "argument", "task"],
+)
+def test_a_name_that_is_not_registered_here_is_what_the_file_needs(change, words, checkpoint, tmp_path, capsys):
+    path = crafted(checkpoint, tmp_path / "crafted.ckpt", change)
+    with pytest.raises(IntegrityError) as caught:
+        flashtask.load(path)
+    assert isinstance(caught.value, UnknownNameError)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "import the module that registers it first" in caught.value.fix
+    assert command(["predict", str(path), str(path)]) == 76
+    with pytest.raises(UnknownNameError) as caught:  # the same name as an argument of the user's own
+        ImageClassifier.load_from_checkpoint(checkpoint, optimizer="no_such")
+    assert caught.value.exit_code == 2
 
 
 def test_weights_that_are_nan_are_told(checkpoint, tmp_path):

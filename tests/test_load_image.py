@@ -138,3 +138,68 @@ def test_what_is_not_a_picture_is_named_with_the_file(files):
     data = ImageClassificationData.from_files(files, target=r"/(\w)-", load_image=lambda path: {"pixels": 1})
     with pytest.raises(BadDataError, match=r"(?s)12 of 12 images.*a-0.dat.*not an image: dict"):
         data.setup("fit")
+
+
+# ---- folders
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """`a/` and `b/` with six `.DAT` files each, and files that are no pictures for the function beside them."""
+    for row, pixels in enumerate(PIXELS):
+        folder = tmp_path / "data" / "ab"[row % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row:02}.DAT").write_bytes(pixels.tobytes())
+        (folder / "thumb.png").write_bytes(b"not of this data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def with_suffix():
+    IMAGE_LOADERS.register("dat", load_dat, suffixes=[".dat"])
+    yield "dat"
+    IMAGE_LOADERS.remove("dat")
+
+
+def test_folders_stand_for_the_files_of_the_function(with_suffix, class_folders, tmp_path, capsys):
+    words = ["--load-image", "dat", "--backbone", "timm/test_resnet", "--no-pretrained", "--epochs", "1", "--seed", "0"]
+    assert run(["finetune", str(class_folders), *words, "--output-dir", str(tmp_path / "run")]) == 0
+    assert "2 file(s) without the extension of an image are not used: 'thumb.png'" in "".join(capsys.readouterr())
+    model = flashtask.load(tmp_path / "run")
+    found = model.predict(class_folders)
+    assert [one.path for one in found] == sorted(map(str, class_folders.rglob("*.DAT")))
+    assert torch.equal(scores(model, class_folders), scores(model, [*PIXELS[::2], *PIXELS[1::2]]))
+    capsys.readouterr()
+    assert run(["predict", str(tmp_path / "run"), str(class_folders), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["path"], row["label"]) for row in rows] == [(one.path, one.label) for one in found]
+    assert run(["validate", str(tmp_path / "run"), str(class_folders), "--json"]) == 0
+    right = [one.label == one.path[-8] for one in found]
+    assert json.loads(capsys.readouterr().out)["val_accuracy"] == pytest.approx(sum(right) / 12)
+    assert run(["audit", str(class_folders), *words[:2], "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["sizes"].values()) == 12
+    assert run(["show", str(class_folders), *words[:2], "--output", str(tmp_path / "batch.png")]) == 0
+    assert run(["predict", str(tmp_path / "run"), str(tmp_path / "run"), "--format", "csv"]) == 65
+    assert "no images below" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["dat", load_dat], ids=["by name", "the function"])
+def test_a_folder_of_files_without_classes_is_read_alike(given, with_suffix, class_folders):
+    for data in (
+        ImageClassificationData.from_files(class_folders, target=r"/(\w)/", load_image=given),
+        ImageClassificationData.from_folders(predict_folder=class_folders, load_image=given),
+        ImageClassificationData.from_root(class_folders, load_image=given),
+    ):
+        assert sum(data.sizes().values()) == 12
+        assert next(iter(data.recipe().values()))["load_image"] == "dat"
+
+
+def test_suffixes_may_be_those_of_the_function_and_need_a_dot(class_folders):
+    def load(path):
+        return load_dat(path)
+
+    load.suffixes = ".dat"
+    assert ImageClassificationData.from_folders(class_folders, load_image=load).sizes() == {"train": 12}
+    load.suffixes = ["dat"]
+    with pytest.raises(UsageError, match=r"suffixes must begin with a dot, and are \['dat'\]"):
+        ImageClassificationData.from_folders(class_folders, load_image=load)

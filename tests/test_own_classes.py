@@ -180,7 +180,7 @@ def test_a_task_that_is_not_registered_here_is_named_with_what_to_import(images,
     assert (content["task"], content.get("own_class")) == ("own_brightness", None)
     with pytest.raises(UnknownNameError, match="holds a task 'own_brightness', but no task of this name is registered"):
         flashtask.load(path)
-    assert run(["predict", str(path), str(images)]) == 2
+    assert run(["predict", str(path), str(images)]) == 76
     error = capsys.readouterr().err
     assert "import the module that registers it first (TASKS.register('own_brightness', MyTask))" in error
     assert f"flashtask.load({str(path)!r}, task=MyTask)" in error

@@ -36,6 +36,7 @@ from flashtask import (
 )
 from flashtask.cli import run
 from flashtask.cli.commands import finetune as finetune_command
+from flashtask.cli.parts import build_parts
 from flashtask.cli.request import requested_recipe
 from flashtask.core.errors import IntegrityError, MissingInputError, OutputError, UsageError
 from flashtask.data import shards
@@ -166,8 +167,9 @@ def test_numbers_several_labels_groups_weights_and_wide_images_are_kept(tmp_path
     assert again.counts() == several.counts()
     with pytest.raises(UsageError, match="does not read shards with targets of the kind 'labels'"):
         ImageRegressionData.from_shards(tmp_path / "labels")
-    params = finetune_command.make_context("finetune", [str(tmp_path / "labels")]).params
-    assert requested_recipe(params.pop("data"), params).get("model.multi_label") is True
+    words = [str(tmp_path / "labels"), "--backbone", "timm/test_vit", "--no-pretrained"]
+    params = finetune_command.make_context("finetune", words).params
+    assert build_parts(requested_recipe(params.pop("data"), params)).model.hparams["multi_label"] is True
 
 
 # ---- order

@@ -685,3 +685,16 @@ def test_labels_are_smoothed_in_training_and_not_in_validation(tmp_path):
     for wrong in (1, -0.1, "0.1"):
         with pytest.raises(UsageError, match="label_smoothing must be from 0 to below 1"):
             ImageClassifier(**OPTIONS, label_smoothing=wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "fix"),
+    [
+        ({"pretrained": "swav"}, "pretrained must be True or False, not 'swav'", "resnet50.a1_in1k"),
+        ({"backbone": 2}, "a backbone must be a name, a module or a function, not 2", "num_classes=2"),
+    ],
+)
+def test_arguments_of_other_libraries_are_answered_with_what_to_write(arguments, words, fix):
+    with pytest.raises(UsageError, match=words) as caught:
+        ImageClassifier(**{**OPTIONS, **arguments})
+    assert fix in caught.value.fix

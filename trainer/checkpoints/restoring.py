@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from flashtask.core.checkpoint import MapLocation, error_context, read_checkpoint
-from flashtask.core.errors import IntegrityError, UnknownNameError, UsageError
+from flashtask.core.errors import IntegrityError, UnknownInFileError, UnknownNameError, UsageError
 from flashtask.core.files import PathLike
 from flashtask.core.keywords import argument_fix
 from flashtask.core.library_internals import mark_as_stepped
@@ -93,8 +93,10 @@ def module_from_content(
         try:
             module = cls.rebuild(arguments, state)
         except UsageError as error:
-            if given or isinstance(error, UnknownNameError):
-                raise  # the user's own argument, or a name that an import may make known
+            if given:
+                raise  # it may be the user's own argument
+            if isinstance(error, UnknownNameError):
+                raise UnknownInFileError(error) from error
             what = f"{path}: its settings are refused: {error.what.removeprefix(f'{path}: ')}"
             raise IntegrityError(what if len(what) <= _LONGEST else what[:_LONGEST] + "...", why=error.why) from error
         module.configure_model()

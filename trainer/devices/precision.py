@@ -14,7 +14,7 @@ from flashtask.core.errors import DivergedError, IntegrityError, UsageError, did
 from flashtask.core.library_internals import mark_as_stepped
 from flashtask.trainer.batch_transfer import in_dtype
 from flashtask.trainer.devices.accelerators import Accelerator, accelerator_of
-from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
+from flashtask.trainer.devices.bfloat16_convolutions import bfloat16_convolutions, has_bad_gradients
 
 __all__ = [
     "MixedPrecision",
@@ -141,17 +141,17 @@ class MixedPrecision(Precision):
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._has_depthwise = False
+        self._has_bad_gradients = False
 
     def convert_module(self, module: nn.Module) -> None:
         """Weights stay in float32; what the module consists of decides how its gradients are best computed."""
         super().convert_module(module)
-        self._has_depthwise = self.device.type == "cpu" and has_depthwise(module)
+        self._has_bad_gradients = self.device.type == "cpu" and has_bad_gradients(module)
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Autocast for the device, with faster depthwise convolutions where that helps."""
-        if self._has_depthwise and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
-            return fast_depthwise()
+        """Autocast for the device, with sound and fast gradients of convolutions on a CPU."""
+        if self._has_bad_gradients and self.computes_in is torch.bfloat16 and torch.is_grad_enabled():
+            return bfloat16_convolutions()
         return torch.autocast(self.device.type, dtype=self.computes_in)
 
 

@@ -1,11 +1,11 @@
-"""Depthwise convolutions in bfloat16 on a CPU: the same outputs, gradients as near to the exact ones, in any use."""
+"""Convolutions in bfloat16 on a CPU: the same outputs, gradients as near to the exact ones, in any use."""
 
 import pytest
 import torch
 from torch import nn
 
 from flashtask import Module, Trainer
-from flashtask.trainer.devices.depthwise import fast_depthwise, has_depthwise
+from flashtask.trainer.devices.bfloat16_convolutions import bfloat16_convolutions, has_bad_gradients
 from flashtask.trainer.devices.precision import resolve_precision
 
 #: kernel, stride, padding, dilation, bias
@@ -42,7 +42,7 @@ def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_o
     images = torch.randn(8, 24, 15, 17).to(memory_format=memory_format)
     weights = torch.randn(layer(images).shape)
     plain, plain_gradients = gradients(autocast(), layer, images, weights)
-    fast, fast_gradients = gradients(fast_depthwise(), layer, images, weights)
+    fast, fast_gradients = gradients(bfloat16_convolutions(), layer, images, weights)
     exact_layer = nn.Conv2d(24, 24, kernel, stride, padding, dilation, groups=24, bias=bias).double()
     exact_layer.load_state_dict(layer.state_dict())
     _, exact = gradients(torch.autocast("cpu", enabled=False), exact_layer, images.double(), weights)
@@ -60,7 +60,7 @@ def test_outputs_are_those_of_autocast_and_gradients_no_further_from_the_exact_o
 def test_a_frozen_layer_and_frozen_inputs_get_no_gradient():
     layer = nn.Conv2d(8, 8, 5, 2, 2, groups=8)
     layer.weight.requires_grad_(False)
-    with fast_depthwise():
+    with bfloat16_convolutions():
         layer(torch.randn(2, 8, 9, 9)).float().sum().backward()
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
@@ -70,7 +70,7 @@ def test_gradients_of_gradients_are_those_of_the_plain_path():
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 6, 5, 2, 2, groups=6)
     found = []
-    for context in (autocast(), fast_depthwise()):
+    for context in (autocast(), bfloat16_convolutions()):
         images = torch.randn(2, 6, 9, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
         with context:
             output = layer(images).float().pow(2).sum()
@@ -87,33 +87,59 @@ def test_torch_func_can_ask_for_gradients():
     def loss(parameters):
         return torch.func.functional_call(layer, parameters, (images,)).float().sum()
 
-    with fast_depthwise():
+    with bfloat16_convolutions():
         found = torch.func.grad(loss)(dict(layer.named_parameters()))
     assert found["weight"].shape == layer.weight.shape
     assert found["weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize(
-    ("layer", "is_slow"),
+    ("layer", "is_slow", "is_bad"),
     [
-        (nn.Conv2d(8, 8, 3, 2, groups=8), True),
-        (nn.Conv2d(8, 16, 5, 1, groups=8), True),
-        (nn.Conv2d(8, 8, 3, 1, groups=8), False),
-        (nn.Conv2d(8, 8, 5, 2), False),
-        (nn.Conv2d(8, 8, 5, 2, groups=2), False),
-        (nn.Conv2d(1, 8, 5, 2), False),
+        (nn.Conv2d(8, 8, 3, 2, groups=8), True, True),
+        (nn.Conv2d(8, 16, 5, 1, groups=8), True, True),
+        (nn.Conv2d(8, 8, 3, 1, groups=8), False, False),
+        (nn.Conv2d(8, 8, 5, 1), False, False),
+        (nn.Conv2d(8, 8, 1, 2), False, False),
+        (nn.Conv2d(8, 8, 5, 2), False, True),
+        (nn.Conv2d(8, 8, 5, 2, groups=2), False, True),
+        (nn.Conv2d(1, 8, 5, 2), False, True),
     ],
 )
-def test_only_what_would_be_slow_is_computed_otherwise(layer, is_slow):
-    assert has_depthwise(nn.Sequential(layer)) is is_slow
-    with fast_depthwise():
+def test_only_what_would_be_slow_is_computed_otherwise(layer, is_slow, is_bad):
+    assert has_bad_gradients(nn.Sequential(layer)) is is_bad
+    with bfloat16_convolutions():
         name = layer(torch.randn(2, layer.in_channels, 9, 9)).grad_fn.name()
     assert ("Depthwise" in name) is is_slow
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(48, 64, 3, 2, 1), (4, 48, 1, 1)),
+        (nn.Conv2d(48, 64, 3, 2, 1), (4, 48, 4, 1)),
+        (nn.Conv2d(3, 16, 7, 4, 3, bias=False), (4, 3, 3, 3)),
+        (nn.Conv1d(32, 64, 3, 2, 1), (4, 32, 1)),
+        (nn.Conv3d(16, 32, 3, 2, 1), (2, 16, 3, 3, 1)),
+    ],
+)
+def test_gradients_of_an_input_narrower_than_the_stride_hold_no_foreign_memory(layer, shape):
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(layer(images).shape)
+    _, exact = gradients(torch.autocast("cpu", enabled=False), layer, images, weights)
+    exact = [one.clone() for one in exact]
+    for _ in range(4):
+        freed = [torch.full((size,), torch.nan) for size in (2**10, 2**14, 2**18, 2**20) for _ in range(4)]
+        del freed
+        output, found = gradients(bfloat16_convolutions(), layer, images, weights)
+        assert output.dtype is torch.bfloat16
+        for ours, true in zip(found, exact, strict=True):
+            assert (ours - true).abs().max() <= 0.01 * true.abs().max()
+
+
 def test_a_convolution_that_is_called_with_plain_numbers_is_left_as_it_is():
     images, weight = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 5, 5, requires_grad=True)
-    with fast_depthwise():
+    with bfloat16_convolutions():
         made = nn.functional.conv2d(images, weight, None, 2, 2, 1, 8)
     made.float().sum().backward()
     assert "Depthwise" not in made.grad_fn.name()

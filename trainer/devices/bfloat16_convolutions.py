@@ -1,8 +1,11 @@
-"""Gradients of depthwise convolutions on a CPU, computed in float32 where the library has no fast bfloat16 for them.
+"""Convolutions in bfloat16 on a CPU whose gradients are computed in float32, where the library's are slow or wrong.
 
-oneDNN computes a depthwise convolution in bfloat16 quickly, but not its gradients by inputs of a convolution with a
-stride, nor those by weights of a kernel above 3: in EfficientNet-Lite0 these few took more than half of a training
+Slow: oneDNN computes a depthwise convolution in bfloat16 quickly, but not its gradients by inputs of a convolution with
+a stride, nor those by weights of a kernel above 3: in EfficientNet-Lite0 these few took more than half of a training
 step. In float32 they take a tenth, and lose nothing: values are rounded to bfloat16 once, at the end.
+
+Wrong: with AVX-512 BF16, the gradient by the weights of a convolution with a stride holds uninitialised memory where
+its input is narrower than the stride, as in the last stages of a network on images of 16 pixels (torch 2.14.1).
 """
 
 from __future__ import annotations
@@ -15,27 +18,34 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["fast_depthwise", "has_depthwise"]
+__all__ = ["bfloat16_convolutions", "has_bad_gradients"]
 
 #: The widest kernel that bfloat16 is fast at.
 _KERNEL = 3
 _FORMATS = (torch.float32, torch.bfloat16)
+_FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
-def has_depthwise(module: nn.Module) -> bool:
-    """Whether a module has a convolution of images with a channel a group, whose gradients would be slow."""
-    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+def has_bad_gradients(module: nn.Module) -> bool:
+    """Whether a module has a convolution whose gradients in bfloat16 are slow, or wrong for narrow inputs."""
+    convolutions = [part for part in module.modules() if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     return any(
-        part.groups > 1 and part.groups == part.in_channels and _is_slow(part.kernel_size, part.stride)
+        (
+            isinstance(part, nn.Conv2d)
+            and 1 < part.groups == part.in_channels
+            and _is_slow(part.kernel_size, part.stride)
+        )
+        or (part.stride[-1] > 1 and part.kernel_size[-1] > 1)
         for part in convolutions
     )
 
 
 @contextmanager
-def fast_depthwise() -> Iterator[None]:
-    """Autocast on a CPU to bfloat16, and inside of it depthwise convolutions whose gradients are computed in float32.
+def bfloat16_convolutions() -> Iterator[None]:
+    """Autocast on a CPU to bfloat16, and inside of it convolutions with sound and fast gradients.
 
-    The outputs are those of autocast alone, bit by bit; gradients are as near to the exact ones or nearer.
+    The outputs are those of autocast alone, bit by bit, except where the input is narrower than the stride: there they
+    are computed in float32. Gradients are as near to the exact ones or nearer.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16), _Mode():
         yield
@@ -43,24 +53,33 @@ def fast_depthwise() -> Iterator[None]:
 
 class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.conv2d and not kwargs and torch.is_grad_enabled() and _is_known(args):
-            return _convolved(*args)
-        return func(*args, **(kwargs or {}))
+        if func not in _FUNCTIONS or kwargs or not torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **(kwargs or {}))
+        if _is_narrow(args):
+            with torch.autocast("cpu", enabled=False):
+                return func(*(one.float() if isinstance(one, Tensor) else one for one in args)).to(torch.bfloat16)
+        return _convolved(*args) if func is torch.conv2d and _is_depthwise(args) else func(*args)
 
 
-def _is_known(args: tuple[Any, ...]) -> bool:
+def _is_narrow(args: tuple[Any, ...]) -> bool:
+    """Whether the input is narrower than the stride, with arguments by place as `nn.Conv2d` and its like give them."""
+    if len(args) != 7 or not isinstance(args[0], Tensor) or not isinstance(args[3], (tuple, list)):
+        return False
+    return bool(args[0].shape[-1] < args[3][-1] and args[1].shape[-1] > 1)
+
+
+def _is_depthwise(args: tuple[Any, ...]) -> bool:
     """Whether the arguments, all by place as `nn.Conv2d` gives them, are of a depthwise one with slow gradients."""
     if len(args) != 7 or type(args[0]) is not Tensor or args[0].ndim != 4 or args[0].dtype not in _FORMATS:
         return False
     images, weight, _, stride, padding, dilation, groups = args
-    is_known: bool = (
+    is_slow: bool = (
         1 < groups == images.shape[1]
         and weight.dtype in _FORMATS
         and all(isinstance(one, (tuple, list)) for one in (stride, padding, dilation))
         and _is_slow(weight.shape[2:], stride)
-        and torch.is_autocast_enabled("cpu")
     )
-    return is_known
+    return is_slow
 
 
 def _is_slow(kernel: Sequence[int], stride: Sequence[int]) -> bool:
