@@ -42,7 +42,7 @@ class KeypointDetectionData(ObjectDetectionData):
 
     @classmethod
     @takes(KeypointOptions)
-    def from_folders(
+    def from_folders(  # type: ignore[override]  # image files alone: no `load_image`
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,

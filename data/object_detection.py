@@ -71,7 +71,7 @@ class ObjectDetectionData(ImageData):
 
     @classmethod
     @takes(ImageOptions)
-    def from_folders(
+    def from_folders(  # type: ignore[override]  # image files alone: no `load_image`
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,

@@ -279,7 +279,7 @@ class SemanticSegmentationData(ImageData):
 
     @classmethod
     @takes(MaskOptions)
-    def from_folders(
+    def from_folders(  # type: ignore[override]  # image files alone: no `load_image`
         cls,
         train_folder: PathLike | None = None,
         val_folder: PathLike | None = None,

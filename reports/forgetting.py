@@ -57,7 +57,7 @@ class Forgetting:
         return tuple(one for one in self.classes if -one.points > self.allowed + 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON: accuracies and recalls as shares, `points` in percentage points."""
         classes = [{**one._asdict(), "points": one.points} for one in self.classes]
         of_new = {"new": {"accuracy": self.new, "samples": self.num_new}}
         old = {"before": self.old[0], "after": self.old[1]}
