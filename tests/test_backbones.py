@@ -449,7 +449,7 @@ def test_a_function_builds_a_backbone_whether_or_not_it_is_registered():
     assert caught.value.suggestions == ["width"]
     with pytest.raises(UsageError, match="in_chans=2, but the function"):
         build_backbone(lambda: nn.Flatten(), in_chans=2)
-    with pytest.raises(UsageError, match="a name, a module or a function, not a int"):
+    with pytest.raises(UsageError, match="a name, a module or a function, not 3"):
         build_backbone(3)
     BACKBONES.register("test_small", small)
     try:
