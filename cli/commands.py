@@ -438,7 +438,7 @@ def bench(backbone: str | None, **params: Any) -> None:
     """Measure BACKBONE on this machine, in images per second, and show what `auto` chooses and why.
 
     Each number format and memory format is measured, in inference and training, then prediction and decoding.
-    BACKBONE is by default efficientnet_lite0 if its package is installed, else resnet18. No weights are downloaded.
+    BACKBONE is by default one whose weights are in an installed package, else resnet18. No weights are downloaded.
     """
     from flashtask.cli.bench import bench as run_bench
     from flashtask.cli.own_zoo import use_option

@@ -82,6 +82,7 @@ def _model(run: Path | None, backbone: str | None, of_recipe: Any) -> Any:
         from flashtask.tasks.loading import load
 
         return load(run)
+    from flashtask.backbones.default import AUTO
     from flashtask.tasks.image_embedding import ImageEmbedder
 
-    return ImageEmbedder(backbone or of_recipe or "resnet18")
+    return ImageEmbedder(backbone or of_recipe or AUTO)

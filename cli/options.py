@@ -267,9 +267,9 @@ _MODEL = (
         "--backbone",
         "model.backbone",
         text,
-        "Backbone; `flashtask zoo backbones` lists them.",
+        "Backbone; `flashtask zoo backbones` lists them. auto: one whose weights are installed, else resnet18.",
         "NAME",
-        "resnet18",
+        "auto",
         "Model",
     ),
     Option("--head", "model.head", text, "Head; `flashtask zoo heads` lists them.", "NAME", "linear", "Model"),
@@ -686,7 +686,7 @@ AUDIT = (
 )
 
 SHOW = (
-    replace(_BACKBONE, help="Draw what this backbone gets.", default="resnet18"),
+    replace(_BACKBONE, help="Draw what this backbone gets.", default="auto"),
     *_OF_THE_DATA,
     next(option for option in SWITCHES if option.flag == "--augment"),
     Option("--of", "", one_of(["train", "val", "test", "predict"]), "Part of the data.", "P", "train", "Selection"),
@@ -697,7 +697,7 @@ SHOW = (
 )
 
 LEARNING_CURVE = (
-    replace(_BACKBONE, help="Backbone whose features are used.", default="that of the recipe or run, else resnet18"),
+    replace(_BACKBONE, help="Backbone whose features are used.", default="that of the recipe or run, else auto"),
     *_OF_THE_DATA,
     Option("--sizes", "", names, "Numbers of labels: 50,100,200.", "N,N", "all, a half, a quarter, ...", "Selection"),
     Option("--draws", "", whole(2), "Draws of the images of each size.", "N", "10", "Selection"),

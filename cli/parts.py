@@ -72,6 +72,8 @@ def build_parts(recipe: Recipe, strategy: Any = None) -> Parts:
     datamodule = _data_of(recipe, task_class)
     _allow_several_labels(recipe, task_class, datamodule)
     model = build_model(task_class, recipe.get("model", {}))
+    if model.chosen_backbone:
+        recipe.set("model.backbone", model.chosen_backbone, "the default")
     model.licences = recipe.get("licences") or {}
     _merge_other_factors(model, recipe.get("finetune.strategy") or model.default_strategy)
     joined = {} if strategy is None else {"strategy": strategy}

@@ -46,6 +46,7 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
     require_data(recipe)
     with launched(recipe.get("trainer", {})) as joined:
         parts = build_parts(recipe, joined)
+        backbone = parts.model.choice_of_backbone
         strategy, said = parts.finetune.get("strategy"), ""
         if budget := parts.finetune.get("budget"):
             refuse_search(joined, "--budget", "the same with one process")
@@ -58,7 +59,7 @@ def plan(data: str | None, params: Mapping[str, Any]) -> None:
     if params["json"]:
         click.echo(json.dumps({**planned.to_dict(), "switches": switches, **({"budget": said} if said else {})}))
         return
-    click.echo("\n".join([*wrapped(said), *_lines(planned, processes, switches)]))
+    click.echo("\n".join([*wrapped(backbone), *wrapped(said), *_lines(planned, processes, switches)]))
 
 
 def _switches(recipe: Recipe, model: Any) -> dict[str, Any]:

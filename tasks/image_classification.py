@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.named_choice import Choice
@@ -78,7 +79,7 @@ class ImageClassifier(Task):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_classes: int | None = None,
         labels: Sequence[str] | None = None,
         head: str | nn.Module = "linear",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.errors import UsageError
 from flashtask.tasks.task import Task
 
@@ -27,7 +28,7 @@ class ImageEmbedder(Task):
     name = "image_embedding"
     pipeline_tag = "image-feature-extraction"
 
-    def __init__(self, backbone: str | nn.Module = "resnet18", **options: Any) -> None:
+    def __init__(self, backbone: str | nn.Module = AUTO, **options: Any) -> None:
         super().__init__(backbone, head=None, **options)
         self.save_hyperparameters()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
@@ -56,7 +57,7 @@ class ImageRegressor(Task):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_targets: int | None = None,
         head: str | nn.Module = "linear",
         *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.data.boxes import BoxReader
 from flashtask.data.decoding import Fitting
 from flashtask.data.geometry import Geometry
@@ -60,7 +61,7 @@ class InstanceSegmentation(ObjectDetector):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_classes: int | None = None,
         head: str | nn.Module = "condinst",
         **options: Any,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.errors import UsageError
 from flashtask.core.number_checks import is_number, is_whole
 from flashtask.data.boxes import BoxReader
@@ -61,7 +62,7 @@ class KeypointDetector(ObjectDetector):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_classes: int | None = None,
         head: str | nn.Module = "keypoints",
         *,

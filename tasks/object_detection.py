@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.errors import IntegrityError, UsageError
 from flashtask.core.number_checks import is_number
 from flashtask.data.boxes import BoxReader
@@ -69,7 +70,7 @@ class ObjectDetector(Task):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_classes: int | None = None,
         head: str | nn.Module = "detection",
         *,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flashtask.backbones.default import AUTO
 from flashtask.core.accuracy import Accuracy
 from flashtask.core.errors import UsageError
 from flashtask.core.named_choice import Choice
@@ -74,7 +75,7 @@ class SemanticSegmentation(Task):
 
     def __init__(
         self,
-        backbone: str | nn.Module = "resnet18",
+        backbone: str | nn.Module = AUTO,
         num_classes: int | None = None,
         labels: Sequence[str] | None = None,
         head: str | nn.Module = "fpn",

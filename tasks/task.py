@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from flashtask.backbones import build_backbone
+from flashtask.backbones.default import AUTO, default_backbone, installed_backbone
 from flashtask.backbones.descriptions import check_stored_backbone, stored_arguments
 from flashtask.backbones.sizes import as_image_size, build_for_size, depth_option
 from flashtask.core.bounded_building import no_larger_than
@@ -94,7 +95,8 @@ class Task(Module):
     """Base of tasks on images.
 
     Args:
-        backbone: a registered name (`resnet18`, `timm/NAME`, `torchvision/NAME`, ...), or a module.
+        backbone: a registered name (`resnet18`, `timm/NAME`, `torchvision/NAME`, ...), or a module; `auto` is one whose
+            weights are installed, else `resnet18`.
         head: a registered name, a module, or None for no head. Its `takes` decides what the backbone gives: one vector
             an image, maps at several scales, or tokens.
         num_outputs: of the head; None leaves the head to `connect`, when the data is known.
@@ -242,11 +244,16 @@ class Task(Module):
         if pretrained and not fetched:
             options.pop("weights", None)  # a checkpoint brings its own
         self._drawn_from = None if pretrained else fresh_seed()
+        #: The backbone that was taken because none was named; None if one was.
+        self.chosen_backbone: str | None = default_backbone() if backbone == AUTO else None
+        backbone = self.chosen_backbone or backbone
         options |= depth_option(backbone, drop_path_rate, options)
         self._asked_size, self._resize = None if image_size is None else as_image_size(image_size), resize
         build = build_backbone if self._asked_size is None else partial(build_for_size, image_size=self._asked_size)
         built = build(backbone, pretrained=fetched, in_chans=in_chans, gives=gives, **options)
         self._built_by = stored_arguments(backbone, built, backbone_options or {})
+        if self.chosen_backbone:
+            self._built_by["backbone"] = self.chosen_backbone
         self.backbone, self.num_features = built.module, built.num_features
         #: What the backbone gives: its kind, channels, reductions.
         self.feature_info = built.features
@@ -521,7 +528,7 @@ class Task(Module):
             self._load_image = getattr(datamodule, "load_image", None)
             takes_ours = hasattr(datamodule, "preprocessing") or hasattr(datamodule, "use_preprocessing")
             self._awaits_size = not takes_ours and self.preprocessing is self._own_preprocessing
-            self._say_size()
+            self._say_choices()
             self._require_that_mixing_is_possible()
             self._awaits_batch = True
             # So it makes no difference to a run whether `num_classes` was given or learned from the data.
@@ -581,8 +588,18 @@ class Task(Module):
         if type(self).shared_step is not Task.shared_step:
             raise UsageError(f"{self._mixing.described}: {type(self).__name__} has a shared_step of its own", fix=fix)
 
-    def _say_size(self) -> None:
-        """The size that `image_size` was rounded up to."""
+    @property
+    def choice_of_backbone(self) -> str:
+        """Which backbone was taken where none was named, and why; empty where one was."""
+        if not self.chosen_backbone:
+            return ""
+        here = "its weights are installed" if self.chosen_backbone == installed_backbone() else "small and common"
+        return f"backbone {self.chosen_backbone}: none was named; {here}"
+
+    def _say_choices(self) -> None:
+        """The backbone that was taken where none was named, and the size that `image_size` was rounded up to."""
+        if self.chosen_backbone and self.trainer.enable_model_summary:
+            self.trainer.say(self.choice_of_backbone)
         asked, used = self._asked_size, self._own_preprocessing.input_size[1:]
         if asked is not None and asked != used and self.trainer.enable_model_summary:
             self.trainer.say(

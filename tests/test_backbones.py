@@ -15,18 +15,23 @@ import pytest
 import skimage.data
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from small import colour_folders
 from torch import nn
 from torchvision.transforms.v2 import functional
 
 import flashtask
+import flashtask.backbones.default as default_module
 from flashtask.backbones import BACKBONES, build_backbone
 from flashtask.backbones.backbone import Backbone
+from flashtask.backbones.default import default_backbone, installed_backbone
 from flashtask.backbones.packaged import map_by_order, packaged_state_dict, packaged_tensors
 from flashtask.backbones.sources import library_names
 from flashtask.backbones.torchvision_provider import LAYERS
 from flashtask.backbones.weights import watched_loading
+from flashtask.cli import run
 from flashtask.core.errors import HubError, IntegrityError, MissingInputError, UnknownNameError, UsageError
 from flashtask.core.preprocessing import Preprocessing
 from flashtask.core.zoo_schema import PackagedWeights
@@ -527,3 +532,21 @@ def test_a_part_that_stands_in_two_places_keeps_its_weights():
     built = build_backbone("timm/coat_tiny", pretrained=False)
     assert not any(value.is_meta for value in built.module.state_dict().values())
     assert built.module(torch.zeros(1, 3, 224, 224)).shape == (1, built.num_features)
+
+
+def test_where_no_backbone_is_named_one_with_installed_weights_is_taken_and_recorded(tmp_path, monkeypatch, capsys):
+    assert default_backbone() == installed_backbone() == "efficientnet_lite0"
+    colour_folders(tmp_path / "colours", each=3)
+    words = ["finetune", str(tmp_path / "colours"), "--no-pretrained", "--image-size", "32", "--epochs", "1"]
+    assert run([*words, "--no-report", "--output-dir", str(tmp_path / "run")]) == 0
+    assert "backbone efficientnet_lite0: none was named; its weights are installed" in "".join(capsys.readouterr())
+    recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    assert recipe["model"]["backbone"] == "efficientnet_lite0"
+    monkeypatch.setattr(default_module, "_is_installed", lambda package: False)
+    assert default_backbone() == "resnet18"
+    other = flashtask.ImageClassifier(num_classes=2, pretrained=False)
+    assert other.resolved_hyperparameters()["backbone"] == other.chosen_backbone == "resnet18"
+    assert other.choice_of_backbone == "backbone resnet18: none was named; small and common"
+    loaded = flashtask.load(tmp_path / "run")  # the file holds the name
+    assert loaded.resolved_hyperparameters().get("backbone", loaded.hparams["backbone"]) == "efficientnet_lite0"
+    assert loaded.choice_of_backbone == ""
