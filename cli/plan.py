@@ -146,6 +146,6 @@ def _bytes(size: int) -> str:
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+        return "<0.1s" if seconds < 0.1 else f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"

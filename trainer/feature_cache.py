@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flashtask.trainer.fit_run import FitRun
     from flashtask.trainer.run import EvaluationRun, Run
 
-__all__ = ["FeatureLoader", "plan_of_features", "use_features", "use_known_features", "why_not"]
+__all__ = ["FeatureLoader", "plan_of_features", "seconds_of_features", "use_features", "use_known_features", "why_not"]
 
 #: Hooks that are given a batch as the loader made it, by stage.
 _BATCH_HOOKS = {
@@ -107,6 +107,13 @@ def plan_of_features(run: FitRun, callbacks: Sequence[Callback]) -> tuple[bool, 
         return False, f"features are computed again in each epoch: {reason}"
     views = f" in {wanted} views" if is_whole(wanted) else ""
     return True, f"features of the frozen backbone are computed once{views} unless they are in the cache already"
+
+
+def seconds_of_features(run: FitRun) -> float:
+    """An estimate of how long a fit that is ready computes features; those that are in the cache take no time."""
+    use_features(run)
+    loaders = [run.loader, *(run.validation.loaders if run.validation is not None else ())]
+    return sum(one.features.estimated_seconds() for one in loaders if isinstance(one, FeatureLoader))
 
 
 def why_not(run: FitRun, callbacks: Sequence[Callback]) -> str:

@@ -38,6 +38,8 @@ __all__ = ["FrozenFeatures", "FrozenPart", "SampleFeatures", "key_parts", "rows_
 _BATCH = 32
 #: Batches after which the processes agree again to go on.
 _ROUND = 8
+#: Batches of each thread from which the time of a whole pass is estimated.
+_MEASURED = 8
 #: Bytes that one process sends to the others at a time.
 _PIECE = 1 << 25
 #: Raised when the same parts of a key would mean other features.
@@ -174,6 +176,22 @@ class SampleFeatures:
         if number not in self._views and (known := self._stored(number)) is not None:
             self._views[number] = known
         return number in self._views
+
+    def estimated_seconds(self) -> float:
+        """An estimate of how long the features take that are not in the cache, from a few batches."""
+        self.renew()
+        if self.are_known(0):
+            return 0.0
+        missing = self.indices[~self._known_rows(0)[1]]
+        threads = self._num_threads(len(self.indices))
+        some = missing[: _MEASURED * self._batch_size * max(1, threads)]
+        began = time.perf_counter()
+        if threads:
+            self.part.inference_copy()
+        ready = time.perf_counter()
+        self._computed_of(some, 0, -(-len(some) // self._batch_size), len(self.indices))
+        spent = time.perf_counter() - ready
+        return ready - began + spent * self.views * len(missing) / len(some)
 
     def are_of_a_known_part(self) -> bool:
         """Whether the store has features of any samples from a part with these weights; for every process."""

@@ -21,7 +21,7 @@ from flashtask.core.memory import MemoryWatch, give_back_memory
 from flashtask.trainer.callbacks.accumulation import accumulation_by_epoch
 from flashtask.trainer.callbacks.callback import Callback
 from flashtask.trainer.datamodule import DataModule
-from flashtask.trainer.feature_cache import plan_of_features
+from flashtask.trainer.feature_cache import plan_of_features, seconds_of_features
 from flashtask.trainer.finetuning.freezing import Freezing
 from flashtask.trainer.finetuning.phase_ends import set_base_rates
 from flashtask.trainer.finetuning.strategies import Finetuning
@@ -176,24 +176,26 @@ def plan(trainer: Trainer, module: Module, data: DataModule, finetuning: Finetun
         finetuning: the strategy.
         measure: estimate memory and time, from a few steps in each phase; with False, nothing is computed.
     """
-    looks: list[tuple[Plan, Finetuning]] = []
+    looks: list[tuple[Plan, Finetuning, float]] = []
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
     quiet = trainer.with_changes(**silent, enable_model_summary=False, callbacks=[], ema_decay=None)
 
     def look(run: FitRun) -> Iterator[Any]:
-        looks.append((_look_at(run, trainer.callbacks_of("fit", copies.module)), _strategy_of(run)))
+        found = _look_at(run, trainer.callbacks_of("fit", copies.module))
+        once = measure and any(phase.features_once for phase in found.phases)
+        looks.append((found, _strategy_of(run), seconds_of_features(run) if once else 0.0))
         yield from ()
 
     with trial(quiet, module, data) as copies:
         run = FitRun(quiet, copies.module, copies.data, finetuning)
         run.accumulate(accumulation_by_epoch(batches_a_step(trainer)))
         execute(run, look)  # type: ignore[arg-type]
-    ((planned, strategy),) = looks
+    ((planned, strategy, of_features),) = looks
     if not measure:
         return planned
     with trial(quiet, module, data) as copies:
         measured = measure_phases(copies, strategy, batches_a_step(trainer)[0])
-    return _with_estimates(planned, measured, trainer.check_val_every_n_epoch or 1)
+    return _with_estimates(planned, measured, of_features, trainer.check_val_every_n_epoch or 1)
 
 
 def _strategy_of(run: FitRun) -> Finetuning:
@@ -445,7 +447,7 @@ def _memory_watch() -> MemoryWatch | None:
         return None
 
 
-def _with_estimates(planned: Plan, measured: list[Measured], every: int) -> Plan:
+def _with_estimates(planned: Plan, measured: list[Measured], of_features: float, every: int) -> Plan:
     phases = []
     for phase, found in zip(planned.phases, measured, strict=True):
         seconds = None
@@ -453,7 +455,7 @@ def _with_estimates(planned: Plan, measured: list[Measured], every: int) -> Plan
             validation = phase.epochs * planned.validation_batches * found.seconds_per_validation_batch / every
             seconds = phase.batches * found.seconds_per_batch + validation
             if phase.features_once and phase.epochs:
-                seconds /= phase.epochs  # what is left of an epoch when features are there is little
+                seconds = of_features  # what is left of an epoch when they are there is little
         phases.append(replace(phase, memory=found.memory, seconds_per_batch=found.seconds_per_batch, seconds=seconds))
     known = [phase.seconds for phase in phases]
     total = None if None in known else sum(one or 0.0 for one in known)
