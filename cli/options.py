@@ -502,6 +502,7 @@ REPORT = (
         "Output",
     ),
     Option("--output", "", text, "File to write.", "FILE", "report.html in RUN; for other data here", "Output"),
+    Option("--slices", "", names, "Columns that samples are sliced by.", "COLUMN,...", "all", "Selection"),
     *(option for option in EVALUATE if option.flag not in ("--per-class", "--json")),
 )
 

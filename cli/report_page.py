@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ def report(path: str, data: str | None, params: Mapping[str, Any]) -> None:
     place = _place(path, params, is_own_data=data is None)
     require_writable_file(place)
     with redirect_stdout(sys.stderr):
-        made = _report_of(path, where, part if data is not None else params["of"], options)
+        named = params["slices"]
+        slices = [named] if isinstance(named, str) else named
+        made = _report_of(path, where, part if data is not None else params["of"], options, slices)
         made.save(place, params["format"])
     click.echo(str(made))
     if made.remark:
@@ -61,11 +63,13 @@ def _place(path: str, params: Mapping[str, Any], *, is_own_data: bool) -> Path:
     return folder / name if is_own_data and folder.is_dir() else Path(name)
 
 
-def _report_of(path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any]) -> Any:
+def _report_of(
+    path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any], slices: Sequence[str] | None
+) -> Any:
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.trainer.trainer import Trainer
 
     finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
         finished.data = data_to_judge(finished.task, where, part or "val", options)
-    return finished.report(part)
+    return finished.report(part, slices=slices)

@@ -200,7 +200,9 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 <div class="wide"><table><thead><tr><th>Samples with</th><th>Count</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th></tr></thead><tbody>
 {% for one in slices %}{% for row in one.rows %}<tr><td>{{ one.column }} {{ row.value }}</td><td>{{ "{:,}".format(row.size) }}</td><td>{{ number(row.result) }}</td>
 <td>{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
-</tbody></table></div></section>
+</tbody></table></div>
+{% if more_columns %}<p class="soft">Not shown: slices by {{ more_columns|join(", ") }}; <code>flashtask report RUN --slices COLUMN,COLUMN</code> shows those that it names.</p>{% endif %}
+</section>
 {% endif %}
 {% if report.findings %}
 <section id="data"><h2>The data</h2>

@@ -24,8 +24,8 @@ __all__ = ["FORMATS", "Album", "Card", "Report", "sentence_of"]
 FORMATS = ("html", "json", "png")
 #: Classes of which the whole matrix is shown; of more, the pairs that are confused most.
 _MOST_CLASSES, _MOST_CONFUSED = 16, 24
-#: Rows of the table of classes, and slices.
-_MOST_ROWS = 60
+#: Rows of the table of classes, and columns of slices unless some are asked for.
+_MOST_ROWS, _MOST_COLUMNS = 60, 12
 
 
 class Card(NamedTuple):
@@ -82,6 +82,7 @@ class Report:
         objects: errors about objects by kind, with how many there are.
         findings: what is suspicious about the data: title, how many, advice, cards.
         has_heat_maps: whether pictures of the worst and most uncertain samples have heat maps beside them.
+        slices_by: columns that samples are sliced by; None means all.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Report:
     objects: Mapping[str, tuple[int, Sequence[Card]]] = field(default_factory=dict)
     findings: Sequence[tuple[str, int, str, Sequence[Card]]] = ()
     has_heat_maps: bool = False
+    slices_by: Sequence[str] | None = None
 
     def __str__(self) -> str:
         return self.sentence
@@ -121,7 +123,7 @@ class Report:
             "command": self.command or None,
             "metrics": plain(dict(self.metrics)),
             "history": [plain(row) for row in self.history],
-            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(self.slices_by),
             "findings": [{"kind": title, "count": count} for title, count, _, _ in self.findings],
         }
 
@@ -138,6 +140,7 @@ class Report:
         charts = [] if found is None else number_charts([s.judgement.numbers for s in found.samples])
         best = {one.label: one for one in curves}
         classes = [] if found is None else found.per_class()
+        slices = _slices(found, self.slices_by)
         return str(
             page_template(PAGE).render(
                 title=self.title,
@@ -153,7 +156,8 @@ class Report:
                 calibrations=both,
                 calibration_chart=calibration_chart(tables) if tables else None,
                 number_charts=charts,
-                slices=_slices(found),
+                slices=slices[: None if self.slices_by else _MOST_COLUMNS],
+                more_columns=[] if self.slices_by else [one["column"] for one in slices[_MOST_COLUMNS:]],
                 metrics=_shown_metrics(self.metrics if found is None else found.metrics),
                 number=_number,
             )
@@ -263,9 +267,9 @@ def _confusion(found: Evaluation, cells: Mapping[tuple[str, str], Sequence[Card]
     return {"classes": classes, "rows": rows, "confused": confused, "galleries": galleries, "count": len(classes)}
 
 
-def _slices(found: Evaluation | None) -> list[dict[str, Any]]:
+def _slices(found: Evaluation | None, by: Sequence[str] | None) -> list[dict[str, Any]]:
     """The slices by column, with bars from the lowest to the highest end of all intervals."""
-    slices = [] if found is None else found.slices()
+    slices = [] if found is None else found.slices(by)
     known = [value for one in slices for value in (one.low, one.high, one.result) if not math.isnan(value)]
     if not known or found is None:
         return []

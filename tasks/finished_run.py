@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,15 +202,20 @@ class FinishedRun:
         """The samples with the largest errors, the worst first."""
         return self.evaluation(part).mistakes(k)
 
-    def report(self, part: str | None = None) -> Report:
+    def report(self, part: str | None = None, *, slices: Sequence[str] | None = None) -> Report:
         """Everything about the run as a page, as JSON or as a picture: `run.report().save("report.html")`.
 
         Args:
             part: `val` or `test`; None means validation data, else test data.
+            slices: columns that the samples are sliced by, such as `folder`, `brightness`, or any column of the table
+                that the data came from; None means all.
+
+        Raises:
+            UnknownNameError: no sample has such a column.
         """
         from flashtask.tasks.run_report import report_of
 
-        return report_of(self, part)
+        return report_of(self, part, slices)
 
     def operate(
         self,

@@ -41,12 +41,16 @@ _KINDS = ("class", "localisation", "duplicate", "missed", "background")
 _AROUND = 0.5
 
 
-def report_of(run: FinishedRun, part: str | None = None) -> Report:
+def report_of(run: FinishedRun, part: str | None = None, slices: Sequence[str] | None = None) -> Report:
     """Judge the model on its validation data, and choose what the page shows.
 
     Args:
         run: finished.
         part: `val` or `test`; None means validation data, else test data.
+        slices: columns that the samples are sliced by; None means all.
+
+    Raises:
+        UnknownNameError: no sample has such a column.
     """
     task, remark = run.task, ""
     data, evaluation = None, None
@@ -64,6 +68,9 @@ def report_of(run: FinishedRun, part: str | None = None) -> Report:
         remark = f"The model could not be judged: {error.what}"
     title = f"{run.summary.get('backbone') or task.name}: {run.folder.name if run.is_folder else run.path.name}"
     made = Report(title, _facts(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark)
+    if slices and evaluation is not None:
+        evaluation.slices(slices)
+        made.slices_by = tuple(slices)
     if evaluation is not None and data is not None:
         _Pictures(task, data, evaluation).fill(made)
     return made

@@ -447,3 +447,56 @@ def test_pictures_stop_where_the_page_would_be_too_large():
     album = Album(most=10)
     assert [album.add("x" * size) for size in (6, 6, 4)] == ["xxxxxx", "", "xxxx"]
     assert album.left_out == 1
+
+
+# ---- slices
+
+
+def test_samples_are_sliced_by_any_column_of_their_table(tmp_path, capsys):
+    draws, lines = np.random.default_rng(0), ["image,label,camera,hour,note,part"]
+    for number in range(48):
+        label, camera = ("dark", "bright")[number % 2], ("north", "south", "")[number // 2 % 3]
+        value = (40, 200)[number % 2] + int(draws.integers(0, 20))
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(tmp_path / f"{number}.png")
+        # The two rows of an image agree on everything but the note.
+        lines.append(f"{number}.png,{label},{camera},{number % 24},n{number},{'val' if number >= 16 else 'train'}")
+        if number == 20:
+            lines.append(lines[-1].replace("n20", "other"))
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    own = ImageClassificationData.from_csv(
+        "image", "label", train_file=tmp_path / "t.csv", split_field="part", batch_size=8, num_workers=0
+    )
+    result = quiet(tmp_path, logger=True).finetune(
+        ImageClassifier("timm/test_resnet", pretrained=False), datamodule=own
+    )
+    found = FinishedRun(result.run_folder).evaluation()
+    columns = dict.fromkeys(one.column for one in found.slices())
+    assert [*columns][:2] == ["camera", "hour"]
+    assert not {"note", "label", "part", "image"} & set(columns)
+    by_camera = {one.value: one for one in found.slices(by=["camera"])}
+    assert set(by_camera) == {"north", "south", "(empty)"}
+    south = [one for one in found.samples if one.columns["camera"] == "south"]
+    assert by_camera["south"].size == len(south)
+    assert by_camera["south"].result == pytest.approx(sum(not one.is_wrong for one in south) / len(south))
+    assert len(found.slices(by=["hour"])) == 4  # numbers: four ranges
+    assert {one.columns.get("note") for one in found.samples if one.name == "20.png"} == {None}
+    page = tmp_path / "page.html"
+    assert run(["report", str(result.run_folder), "--slices", "camera", "--output", str(page)]) == 0
+    assert "camera south" in page.read_text()
+    assert "brightness" not in page.read_text().partition('id="slices"')[2].partition("</section>")[0]
+    assert run(["report", str(result.run_folder), "--slices", "camara", "--output", str(page)]) == 2
+    assert "did you mean 'camera'" in capsys.readouterr().err
+
+
+def test_an_image_with_several_boxes_has_what_all_its_rows_say(tmp_path):
+    lines = ["image,label,xmin,ymin,xmax,ymax,camera,occluded"]
+    for number in range(3):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+        lines += [f"{number}.png,cat,{x},2,{x + 8},9,{'ab'[number % 2]},{x > 5}" for x in (1, 12)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    own = ObjectDetectionData.from_csv(train_file=tmp_path / "t.csv", num_workers=0)
+    assert own.other_columns.of(own.samples("train").inputs.tolist()) == [
+        {"camera": "a"},
+        {"camera": "b"},
+        {"camera": "a"},
+    ]
