@@ -82,33 +82,41 @@ def _chart(
     log: bool = False,
     has_dots: bool = False,
 ) -> Chart | None:
-    """The chart of some series (name, xs, ys, kind); None if there is nothing to draw."""
+    """The chart of some series (name, xs, ys, kind); None if there is nothing to draw.
+
+    A zero lies below the lowest tick of a logarithmic axis, at a tick of its own.
+    """
     points = [(x, y) for _, xs, ys, _ in series for x, y in zip(xs, ys, strict=True) if _is_drawn(x, y, log)]
-    if not points:
+    heights = [y for _, y in points if y or not log]
+    if not heights:
         return None
-    xs, ys = zip(*points, strict=True)
-    x_ends = x_range or (min(xs), max(xs))
-    y_ends = y_range or (min(ys), max(ys))
+    x_ends = x_range or (min(x for x, _ in points), max(x for x, _ in points))
+    y_ends = y_range or (min(heights), max(heights))
     x_ticks = _ticks(*x_ends, whole=across == "epoch")
     y_ticks = _decades(*y_ends) if log else _ticks(*y_ends)
+    floor = y_ticks[0] ** 2 / y_ticks[1] if len(heights) < len(points) else None
+    if floor is not None:
+        y_ticks = [floor, *y_ticks]
     x_ends = (min(x_ends[0], x_ticks[0]), max(x_ends[1], x_ticks[-1]))
     y_ends = (min(y_ends[0], y_ticks[0]), max(y_ends[1], y_ticks[-1]))
     to_x = _scale(x_ends[0], x_ends[1], _LEFT, WIDTH - _RIGHT)
     to_y = _scale(y_ends[0], y_ends[1], HEIGHT - _BOTTOM, _TOP, log=log)
     made = Chart(title, across, upwards, has_dots=has_dots)
     for name, own_xs, own_ys, kind in series:
-        dots = [(to_x(x), to_y(y)) for x, y in zip(own_xs, own_ys, strict=True) if _is_drawn(x, y, log)]
+        dots = [(to_x(x), to_y(y or floor or y)) for x, y in zip(own_xs, own_ys, strict=True) if _is_drawn(x, y, log)]
         if dots:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
             few = dots if has_dots or len(dots) == 1 else []
             made.lines.append(Line(name, path, [(round(x, 1), round(y, 1)) for x, y in few], kind))
     made.x_ticks = [(round(to_x(x), 1), f"{x:,.6g}") for x in x_ticks]
-    made.y_ticks = [(round(to_y(y), 1), f"{y:.0e}".replace("e-0", "e-") if log else f"{y:,.6g}") for y in y_ticks]
+    words = [f"{y:.0e}".replace("e-0", "e-") if log else f"{y:,.6g}" for y in y_ticks]
+    words = words if floor is None else ["0", *words[1:]]
+    made.y_ticks = [(round(to_y(y), 1), text) for y, text in zip(y_ticks, words, strict=True)]
     return made
 
 
 def _is_drawn(x: float, y: float, log: bool) -> bool:
-    return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log)
+    return math.isfinite(x) and math.isfinite(y) and (y >= 0 or not log)
 
 
 def _scale(low: float, high: float, first: float, last: float, *, log: bool = False) -> Callable[[float], float]:

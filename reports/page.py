@@ -209,7 +209,7 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 {% for title, count, advice, own in report.findings %}<h3>{{ title }}: {{ "{:,}".format(count) }}</h3><p class="soft">{{ advice }}</p>{{ cards(own) }}{% endfor %}
 </section>
 {% endif %}
-{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. {% if report.has_heat_maps %}Heat maps (HiResCAM) show which places speak for the largest output.{% endif %}</footer>{% endif %}
+{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. {{ report.heat_maps }}</footer>{% endif %}
 </body>
 </html>
 """

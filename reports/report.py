@@ -81,7 +81,7 @@ class Report:
         cells: of the confusion matrix, by truth and prediction.
         objects: errors about objects by kind, with how many there are.
         findings: what is suspicious about the data: title, how many, advice, cards.
-        has_heat_maps: whether pictures of the worst and most uncertain samples have heat maps beside them.
+        heat_maps: what the heat maps beside the worst and most uncertain samples show; empty if there are none.
         slices_by: columns that samples are sliced by; None means all.
     """
 
@@ -98,7 +98,7 @@ class Report:
     cells: Mapping[tuple[str, str], Sequence[Card]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, Sequence[Card]]] = field(default_factory=dict)
     findings: Sequence[tuple[str, int, str, Sequence[Card]]] = ()
-    has_heat_maps: bool = False
+    heat_maps: str = ""
     slices_by: Sequence[str] | None = None
 
     def __str__(self) -> str:

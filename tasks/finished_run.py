@@ -293,14 +293,15 @@ class FinishedRun:
             self.history, self.task.monitor, None if part is None else self.evaluation(part), self.folder.name
         )
 
-    def explain(self, image: Any) -> Image:
-        """A picture as the model gets it, on which lies what speaks for its prediction: see `heat_maps`.
+    def explain(self, image: Any, method: str = "auto") -> Image:
+        """A picture as the model gets it, on which lies what its prediction comes from: see `heat_maps`.
 
         Args:
             image: as `predict` takes it.
+            method: `rollout` for transformers, `hirescam`, or `auto`: the former where it is possible.
 
         Raises:
-            UsageError: several pictures, or a backbone whose features have no places.
+            UsageError: several pictures, or a backbone that has no such map.
         """
         import PIL.Image
 
@@ -309,10 +310,11 @@ class FinishedRun:
         from flashtask.tasks.explanation import heat_maps, heated
 
         given = input_of(image)
-        maps = heat_maps(self.task, [given])
-        if maps is None:
-            raise UsageError(f"the predictions of {type(self.task).__name__} have no heat map", fix="run.task.predict")
-        return heated(PIL.Image.fromarray(given.read(eval_transform(self.task.preprocessing).first)), maps[0])
+        found = heat_maps(self.task, [given], method)
+        if found is None:
+            which = "" if method == "auto" else f" by {method}"
+            raise UsageError(f"the predictions of {self.path} have no heat map{which}", fix='method="auto"')
+        return heated(PIL.Image.fromarray(given.read(eval_transform(self.task.preprocessing).first)), found.maps[0])
 
     # ---- how it is shown
 

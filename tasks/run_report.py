@@ -23,7 +23,7 @@ from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.judgement import Judged, Pair
 from flashtask.reports.report import Album, Card, Report
-from flashtask.tasks.explanation import heat_maps, heated
+from flashtask.tasks.explanation import HEAT_MAPS, heat_maps, heated
 
 if TYPE_CHECKING:
     from flashtask.tasks.finished_run import FinishedRun
@@ -87,7 +87,7 @@ class _Pictures:
 
     def __init__(self, task: Task, data: ImageDataModule, evaluation: Evaluation) -> None:
         self.task, self.data, self.evaluation = task, data, evaluation
-        self.album = Album()
+        self.album, self.heat_maps = Album(), ""
         self.rows = {id(one): row for row, one in enumerate(evaluation.samples)}
 
     def fill(self, report: Report) -> None:
@@ -99,7 +99,7 @@ class _Pictures:
         details = [f"error {one.judgement.error:.3f}" for one in worst]
         details += [f"certainty {one.judgement.certainty:.3f}" for one in uncertain]
         cards = self._looked_at([*worst, *uncertain], details)
-        report.has_heat_maps = bool(cards) and not self.data.has_spatial_targets
+        report.heat_maps = self.heat_maps
         report.worst, report.uncertain = cards[: len(worst)], cards[len(worst) :]
         report.cells = self._cells()
         report.objects = self._objects()
@@ -134,10 +134,11 @@ class _Pictures:
                 said.draw(given.thumbnail(2 * _SIDE)) if _is_drawn_to_scale(said) else said.draw(_whole(given))
                 for said, given in zip(self.task.predict(inputs), inputs, strict=True)
             ]
-        maps = heat_maps(self.task, inputs)
-        if maps is None:
+        found = heat_maps(self.task, inputs)
+        if found is None:
             return [None] * len(samples)
-        return [heated(picture, heat) for picture, heat in zip(pictures, maps, strict=True)]
+        self.heat_maps = HEAT_MAPS[found.method]
+        return [heated(picture, heat) for picture, heat in zip(pictures, found.maps, strict=True)]
 
     # ---- cells and objects
 

@@ -32,7 +32,10 @@ from flashtask import (
 from flashtask.cli import run
 from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.data.inputs import read_inputs
+from flashtask.data.transforms import eval_transform
+from flashtask.reports.charts import history_charts
 from flashtask.reports.evaluation import Evaluation
+from flashtask.reports.history import History
 from flashtask.reports.judgement import Judged, Judgement, Pair, Scoring
 from flashtask.reports.report import Album
 from flashtask.reports.statistics import calibration, class_counts, mean_f1, mean_iou, precision_recall, share_right
@@ -341,7 +344,8 @@ def test_a_heat_map_lies_on_what_was_changed(backbone, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     frozen = next(model.backbone.parameters()).requires_grad_(False)
     model.train()
-    (heat,) = heat_maps(model, read_inputs([str(tmp_path / "a.png")])[0])
+    method, (heat,) = heat_maps(model, read_inputs([str(tmp_path / "a.png")])[0])
+    assert method == ("rollout" if backbone == "timm/test_vit" else "hirescam")
     assert heat.ndim == 2
     assert heat.max() == pytest.approx(1)
     assert heat.min() >= 0
@@ -349,6 +353,49 @@ def test_a_heat_map_lies_on_what_was_changed(backbone, tmp_path):
     assert not frozen.requires_grad
     assert all(p.requires_grad for p in model.parameters() if p is not frozen)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("backbone", "pooled_by"), [("timm/test_vit", "token"), ("timm/test_vit2", "avg")])
+def test_the_heat_map_of_a_transformer_is_its_attention_rolled_out(backbone, pooled_by, tmp_path):
+    """Computed here from queries and keys, block by block, as Abnar and Zuidema (2020) do."""
+    torch.manual_seed(0)
+    model = ImageClassifier(backbone, num_classes=2, pretrained=False).eval()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    ((given,), _) = read_inputs([str(tmp_path / "a.png")])
+    vit = next(part for part in model.backbone.modules() if hasattr(part, "blocks"))
+    assert vit.global_pool == pooled_by
+    for block in vit.blocks:  # at first attention is nearly even, and the map nearly flat
+        block.attn.qkv.weight.data *= 20
+    before = [block.attn.fused_attn for block in vit.blocks]
+    rolled, transform = None, eval_transform(model.preprocessing)
+    with torch.no_grad():
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(transform.rest(given.read(transform.first))[None]))))
+        for block in vit.blocks:
+            one, count = block.attn, tokens.shape[1]
+            parts = one.qkv(block.norm1(tokens)).reshape(1, count, 3, one.num_heads, -1).permute(2, 0, 3, 1, 4)
+            query, key = one.q_norm(parts[0]), one.k_norm(parts[1])
+            attention = (query @ key.transpose(-2, -1) * one.scale).softmax(dim=-1).mean(dim=1)[0]
+            own = 0.5 * attention + 0.5 * torch.eye(count)
+            rolled = own if rolled is None else own @ rolled
+            tokens = block(tokens)
+    row = rolled[0, 1:] if pooled_by == "token" else rolled[1:, 1:].mean(dim=0)
+    wanted = ((row - row.min()) / (row.max() - row.min())).reshape(10, 10).numpy()
+    method, (heat,) = heat_maps(model, [given])
+    assert method == "rollout"
+    assert heat == pytest.approx(wanted, abs=1e-4)
+    assert heat.std() > 0.01
+    assert [block.attn.fused_attn for block in vit.blocks] == before
+    assert heat_maps(model, [given], "hirescam").maps[0] != pytest.approx(heat, abs=1e-2)
+    with pytest.raises(UsageError, match="auto, rollout or hirescam"):
+        heat_maps(model, [given], "lime")
+
+
+def test_a_network_without_attention_has_no_rollout(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    given = read_inputs([str(tmp_path / "a.png")])[0]
+    for backbone in ("timm/test_resnet", "timm/test_vit3"):  # the latter pools by attention
+        model = ImageClassifier(backbone, num_classes=2, pretrained=False)
+        assert heat_maps(model, given, "rollout") is None
 
 
 # ---- statistics
@@ -441,6 +488,19 @@ def test_objects_are_told_apart_by_what_is_wrong_with_them():
     ]
     assert found.error == pytest.approx(1 - 2 / (4 + 5))
     assert sorted(found.scores["cat"])[0] == (pytest.approx(0.1), True)
+
+
+def test_a_learning_rate_of_zero_is_on_the_curve():
+    rates = [1e-3, 1e-4, 0.0]
+    history = History({"epoch": float(row), "learning_rate": rate} for row, rate in enumerate(rates))
+    (chart,) = [one for one in history_charts(history, "val_loss") if one.title == "Learning rate"]
+    assert [text for _, text in chart.y_ticks] == ["0", "1e-4", "1e-3"]
+    heights = [float(point.split(",")[1]) for point in chart.lines[0].path.split()]
+    assert heights == sorted(heights)
+    assert heights[-1] == pytest.approx(chart.bottom)
+    assert len(heights) == 3
+    only = History([{"epoch": 0.0, "learning_rate": 0.0, "train_loss": 1.0}])
+    assert [one.title for one in history_charts(only, "val_loss")] == ["Loss"]
 
 
 def test_pictures_stop_where_the_page_would_be_too_large():
