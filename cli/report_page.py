@@ -32,7 +32,9 @@ def report(path: str, data: str | None, params: Mapping[str, Any]) -> None:
         UsageError: an address in the place of a path, or options that contradict each other.
         OutputError: the file cannot be written.
     """
-    source = Path(checkpoint_source(path))
+    from flashtask.tasks.several_report import are_several_in
+
+    source = Path(path if are_several_in(path) else checkpoint_source(path))
     if "://" in path or not source.exists():
         raise UsageError(f"{path} is not on this machine", fix=f"flashtask pull {path} FOLDER")
     part, said = params["of"] or "val", given(REPORT, params)
@@ -67,8 +69,17 @@ def _report_of(
     path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any], slices: Sequence[str] | None
 ) -> Any:
     from flashtask.tasks.finished_run import FinishedRun
+    from flashtask.tasks.several_report import are_several_in, report_of_several
     from flashtask.trainer.trainer import Trainer
 
+    if are_several_in(path):
+
+        def judged_on(run: FinishedRun) -> Any:
+            return data_to_judge(run.task, where or "", part or "val", options)
+
+        other = None if where is None else judged_on
+        trainer = Trainer(**below("trainer.", options))
+        return report_of_several(path, part, slices=slices, trainer=trainer, judged_on=other)
     finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
         finished.data = data_to_judge(finished.task, where, part or "val", options)

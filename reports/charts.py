@@ -12,7 +12,7 @@ import numpy as np
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.statistics import Calibration, Curve, thinned
 
-__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "number_charts"]
+__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "number_charts", "runs_charts"]
 
 #: Size of the drawing and of its margins, in units of the SVG.
 WIDTH, HEIGHT = 420, 260
@@ -187,6 +187,23 @@ def history_charts(history: History, metric: str) -> list[Chart]:
         for chart in charts:
             chart.bands = bands
     return charts
+
+
+def runs_charts(histories: Mapping[str, History], metric: str) -> list[Chart]:
+    """The metric that decides and the loss of validation over epochs, a line for each of the first eight runs.
+
+    Args:
+        histories: by the names of the runs.
+        metric: as it is logged, with `val_`.
+    """
+    found = []
+    for name in dict.fromkeys([metric, "val_loss"]):
+        own = {run: one for run, one in [*histories.items()][:_MOST_LINES] if name in one.columns}
+        series = [
+            (run, one.column("epoch"), one.column(name), f"s{number}") for number, (run, one) in enumerate(own.items())
+        ]
+        found.append(_chart(name, "epoch", name, series))
+    return [chart for chart in found if chart is not None]
 
 
 def curve_chart(curves: Sequence[Curve]) -> Chart | None:

@@ -112,6 +112,7 @@ _BODY = """\
 {% if report.remark %}<p class="soft">{{ report.remark }}</p>{% endif %}
 <nav>
 <a href="#trained">What was trained</a>
+{% if runs %}<a href="#runs">Runs</a>{% endif %}
 {% if history_charts %}<a href="#curves">Curves</a>{% endif %}
 {% if confusion %}<a href="#confusion">Confusion</a><a href="#classes">Classes</a>{% endif %}
 {% if number_charts %}<a href="#numbers">Numbers</a>{% endif %}
@@ -119,7 +120,7 @@ _BODY = """\
 {% if calibration_chart %}<a href="#calibration">Calibration</a>{% endif %}
 {% if report.objects %}<a href="#objects">Errors of objects</a>{% endif %}
 {% if report.worst %}<a href="#worst">Worst</a>{% endif %}
-{% if report.uncertain %}<a href="#uncertain">Uncertain</a>{% endif %}
+{% if report.uncertain %}<a href="#uncertain">{{ "Disputed" if runs else "Uncertain" }}</a>{% endif %}
 {% if slices %}<a href="#slices">Slices</a>{% endif %}
 {% if report.findings %}<a href="#data">Data</a>{% endif %}
 </nav>
@@ -130,6 +131,16 @@ _BODY = """\
 <dl>{% for name, value in report.facts.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {% if report.command %}<p class="soft">This command repeats it:</p><pre>{{ report.command }}</pre>{% endif %}
 </section>
+{% if runs %}
+<section id="runs"><h2>Runs</h2>
+<p class="soft">{{ report.evaluation.scoring.metric }} of each run with its 95 % interval on other samples like its own; the thin line is the mean of the runs, whose standard deviation is {{ number(runs.deviation) }}.</p>
+<div class="wide"><table><thead><tr><th>Run</th><th>Seed</th><th>Split seed</th><th>Samples</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th><th>Seconds</th></tr></thead><tbody>
+{% for row in runs.rows %}<tr><td>{{ row.run.name }}</td><td>{{ row.run.seed }}</td><td>{{ row.run.split_seed }}</td><td>{{ "{:,}".format(row.count) }}</td><td>{{ number(row.interval.value) }}</td>
+<td>{{ number(row.interval.low) }} to {{ number(row.interval.high) }}</td><td><div class="bar"><u style="left: {{ runs.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td><td>{{ "{:,.1f}".format(row.run.seconds) }}</td></tr>
+{% endfor %}</tbody></table></div>
+<p class="soft">{% if report.several.has_folds %}Everything below is about all folds together: each sample is judged by the run that was not trained on it.{% else %}Everything below is about all runs together: a sample counts once for each run that has judged it.{% endif %} The folder of each run has a page of its own.</p>
+</section>
+{% endif %}
 {% if history_charts %}
 <section id="curves"><h2>Curves</h2>
 <div class="charts">{% for one in history_charts %}{{ chart(one) }}{% endfor %}</div>
@@ -192,7 +203,7 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 <section id="worst"><h2>Worst samples</h2><p class="soft">Those with the largest error ({{ report.evaluation.scoring.error }}).</p>{{ cards(report.worst) }}</section>
 {% endif %}
 {% if report.uncertain %}
-<section id="uncertain"><h2>Most uncertain samples</h2><p class="soft">Those that the model is least sure of.</p>{{ cards(report.uncertain) }}</section>
+<section id="uncertain">{% if runs %}<h2>Disputed samples</h2><p class="soft">Those that some runs have right and others wrong.</p>{% else %}<h2>Most uncertain samples</h2><p class="soft">Those that the model is least sure of.</p>{% endif %}{{ cards(report.uncertain) }}</section>
 {% endif %}
 {% if slices %}
 <section id="slices"><h2>Slices</h2>
@@ -209,7 +220,7 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 {% for title, count, advice, own in report.findings %}<h3>{{ title }}: {{ "{:,}".format(count) }}</h3><p class="soft">{{ advice }}</p>{{ cards(own) }}{% endfor %}
 </section>
 {% endif %}
-{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. {{ report.heat_maps }}</footer>{% endif %}
+{% if report.evaluation %}<footer>The interval is a {{ (report.several.over_samples if runs else report.evaluation.interval()).method or "single value" }}. {{ report.heat_maps }}</footer>{% endif %}
 </body>
 </html>
 """

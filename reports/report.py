@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import atomic_write, atomic_write_text
 from flashtask.data.page_style import page_template
-from flashtask.reports.charts import calibration_chart, curve_chart, history_charts, number_charts
+from flashtask.reports.charts import Chart, calibration_chart, curve_chart, history_charts, number_charts, runs_charts
 from flashtask.reports.evaluation import Evaluation, plain
 from flashtask.reports.history import History
 from flashtask.reports.page import PAGE
+from flashtask.reports.several import SeveralRuns
 from flashtask.reports.statistics import Interval
 
 __all__ = ["FORMATS", "Album", "Card", "Report", "sentence_of"]
@@ -83,6 +85,7 @@ class Report:
         findings: what is suspicious about the data: title, how many, advice, cards.
         heat_maps: what the heat maps beside the worst and most uncertain samples show; empty if there are none.
         slices_by: columns that samples are sliced by; None means all.
+        several: the runs, if it is the page of several.
     """
 
     title: str
@@ -100,6 +103,7 @@ class Report:
     findings: Sequence[tuple[str, int, str, Sequence[Card]]] = ()
     heat_maps: str = ""
     slices_by: Sequence[str] | None = None
+    several: SeveralRuns | None = None
 
     def __str__(self) -> str:
         return self.sentence
@@ -107,6 +111,8 @@ class Report:
     @property
     def sentence(self) -> str:
         """The result in one sentence."""
+        if self.several is not None:
+            return self.several.sentence
         if self.evaluation is not None:
             found = self.evaluation
             return sentence_of(found.interval(), found.scoring.title, len(found), found.part)
@@ -123,6 +129,7 @@ class Report:
             "command": self.command or None,
             "metrics": plain(dict(self.metrics)),
             "history": [plain(row) for row in self.history],
+            **({} if self.several is None else {"runs": self.several.to_dict()}),
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(self.slices_by),
             "findings": [{"kind": title, "count": count} for title, count, _, _ in self.findings],
         }
@@ -146,7 +153,8 @@ class Report:
                 title=self.title,
                 report=self,
                 sentence=self.sentence,
-                history_charts=history_charts(self.history, self.monitor),
+                history_charts=_curves(self),
+                runs=_runs(self.several),
                 confusion=confusion,
                 classes=[(one, best.get(one.label)) for one in classes[:_MOST_ROWS]],
                 more_classes=max(0, len(classes) - _MOST_ROWS),
@@ -158,7 +166,7 @@ class Report:
                 number_charts=charts,
                 slices=slices[: None if self.slices_by else _MOST_COLUMNS],
                 more_columns=[] if self.slices_by else [one["column"] for one in slices[_MOST_COLUMNS:]],
-                metrics=_shown_metrics(self.metrics if found is None else found.metrics),
+                metrics=_shown_metrics(found.metrics if found is not None and found.metrics else self.metrics),
                 number=_number,
             )
         )
@@ -196,6 +204,33 @@ class Report:
         return file
 
 
+def _curves(report: Report) -> list[Chart]:
+    """Of the history, or of the histories of several runs."""
+    if report.several is None:
+        return history_charts(report.history, report.monitor)
+    return runs_charts({one.name: one.history for one in report.several.runs}, report.monitor)
+
+
+def _runs(several: SeveralRuns | None) -> dict[str, Any] | None:
+    """The rows of several runs, with bars from the lowest to the highest end of their intervals."""
+    if several is None:
+        return None
+    ends = [value for one in several.intervals for value in one[1:4] if not math.isnan(value)]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    rows = []
+    for run, one in zip(several.runs, several.intervals, strict=True):
+        left, right, middle = (
+            50.0 if math.isnan(value) else 100 * (value - low) / span for value in (one.low, one.high, one.value)
+        )
+        bar = {"left": left, "width": max(0.5, right - left), "middle": middle}
+        rows.append({"run": run, "count": len(run.evaluation), "interval": one, **bar})
+    return {
+        "rows": rows,
+        "whole": 100 * (several.over_runs.value - low) / span,
+        "deviation": statistics.stdev(one.value for one in several.intervals),
+    }
+
+
 def sentence_of(result: Interval, title: str, count: int, part: str) -> str:
     """The result in one sentence, with the interval if there is one."""
     noun = {"val": "validation", "test": "test"}.get(part, part)
@@ -214,7 +249,7 @@ def _number(value: float) -> str:
 
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Of validation or test, without the parts of the loss."""
-    names = [n for n in metrics if n.startswith(("val_", "test_")) and "_loss_" not in n]
+    names = [n for n in metrics if n.startswith(("val_", "test_", "mean ")) and "_loss_" not in n]
     return {name: metrics[name] for name in names}
 
 

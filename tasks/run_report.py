@@ -23,13 +23,14 @@ from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.judgement import Judged, Pair
 from flashtask.reports.report import Album, Card, Report
+from flashtask.reports.several import SeveralRuns, Tally
 from flashtask.tasks.explanation import HEAT_MAPS, heat_maps, heated
 
 if TYPE_CHECKING:
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.tasks.task import Task
 
-__all__ = ["report_of"]
+__all__ = ["Pictures", "facts_of_run", "report_of"]
 
 #: Pixels of the longer side of pictures: of samples that are looked at one by one, and of those in galleries.
 _SIDE, _SMALL = 256, 128
@@ -67,16 +68,18 @@ def report_of(run: FinishedRun, part: str | None = None, slices: Sequence[str] |
     except FlashtaskError as error:
         remark = f"The model could not be judged: {error.what}"
     title = f"{run.summary.get('backbone') or task.name}: {run.folder.name if run.is_folder else run.path.name}"
-    made = Report(title, _facts(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark)
+    made = Report(
+        title, facts_of_run(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark
+    )
     if slices and evaluation is not None:
         evaluation.slices(slices)
         made.slices_by = tuple(slices)
     if evaluation is not None and data is not None:
-        _Pictures(task, data, evaluation).fill(made)
+        Pictures(task, data, evaluation).fill(made)
     return made
 
 
-class _Pictures:
+class Pictures:
     """Chooses samples and draws them.
 
     Args:
@@ -101,6 +104,14 @@ class _Pictures:
         cards = self._looked_at([*worst, *uncertain], details)
         report.heat_maps = self.heat_maps
         report.worst, report.uncertain = cards[: len(worst)], cards[len(worst) :]
+        self._fill_rest(report)
+
+    def fill_of_several(self, report: Report, several: SeveralRuns) -> None:
+        """Give the report of several runs its cards: the samples that most runs have wrong, or that they dispute."""
+        report.worst, report.uncertain = (self._tallied(own) for own in (several.worst(_CELL), several.disputed(_CELL)))
+        self._fill_rest(report)
+
+    def _fill_rest(self, report: Report) -> None:
         report.cells = self._cells()
         report.objects = self._objects()
         report.findings = self._findings()
@@ -140,6 +151,17 @@ class _Pictures:
         self.heat_maps = HEAT_MAPS[found.method]
         return [heated(picture, heat) for picture, heat in zip(pictures, found.maps, strict=True)]
 
+    def _tallied(self, tallies: Sequence[Tally]) -> list[Card]:
+        """Samples with how many of the runs have them wrong."""
+        addresses = in_threads(lambda one: self._small_picture(one.judged, None), tallies)
+        cards = []
+        for one, address in zip(tallies, addresses, strict=True):
+            wrong = f"wrong in {one.wrong} of {one.runs} runs; " if one.judged.judgement.pairs else ""
+            title = " → ".join(filter(None, (one.judged.target, one.judged.said)))
+            detail = f"{wrong}mean error {one.error:.3f}"
+            cards.append(Card((self.album.add(address),), title, shown_name(one.judged.name), detail))
+        return cards
+
     # ---- cells and objects
 
     def _cells(self) -> dict[tuple[str, str], list[Card]]:
@@ -153,7 +175,8 @@ class _Pictures:
         chosen: dict[tuple[str, str], list[tuple[Judged, Pair]]] = {}
         left = _CELLS
         for key in ordered:
-            own = found.cell(*key)[: min(_CELL, left)]
+            of_cell = {(one.input, pair.box): (one, pair) for one, pair in reversed(found.cell(*key))}
+            own = [*reversed(of_cell.values())][: min(_CELL, left)]  # each picture once, also of several runs
             left -= len(own)
             if own:
                 chosen[key] = own
@@ -187,10 +210,10 @@ class _Pictures:
             cards.append(Card((self.album.add(address),), score.strip(), shown_name(one.name)))
         return cards
 
-    def _small_picture(self, one: Judged, pair: Pair) -> str:
+    def _small_picture(self, one: Judged, pair: Pair | None) -> str:
         given = self.data.images.input(one.input)
         try:
-            if pair.box is None:
+            if pair is None or pair.box is None:
                 return picture_address(given.thumbnail(_SMALL), _SMALL)
             return picture_address(_crop(_whole(given), pair.box), _SMALL)
         except FlashtaskError:
@@ -227,11 +250,22 @@ class _Pictures:
         found = self.evaluation
         if not found.scoring.classes_exclude or not found.samples:
             return []
-        rows = [one for one in found.samples if len(one.judgement.scores) == len(found.labels)]
-        scores = np.array([[one.judgement.scores[label][0][0] for label in found.labels] for one in rows])
+        of_input: dict[str, list[Judged]] = {}
+        for one in found.samples:
+            if len(one.judgement.scores) == len(found.labels):
+                of_input.setdefault(one.input, []).append(one)
+        rows = [own[0] for own in of_input.values()]
+        whole = [
+            [[one.judgement.scores[label][0][0] for label in found.labels] for one in own] for own in of_input.values()
+        ]
+        scores = np.array([np.mean(own, axis=0) for own in whole])  # of several runs the mean
         targets = np.array([found.labels.index(one.judgement.pairs[0].truth) for one in rows])
         samples = [Sample(found.part, one.name, one.input, one.target) for one in rows]
         return [*label_errors(samples, targets, scores, found.labels)] if rows else []
+
+
+def _scores(one: Judged, labels: Sequence[str]) -> list[float]:
+    return [one.judgement.scores[label][0][0] for label in labels]
 
 
 def _whole(given: Any) -> Image.Image:
@@ -270,7 +304,7 @@ def _crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image
 # ---- facts
 
 
-def _facts(run: FinishedRun, data: Any) -> dict[str, str]:
+def facts_of_run(run: FinishedRun, data: Any) -> dict[str, str]:
     """What was trained, on what, how long and where."""
     summary, recipe, task = run.summary, run.recipe, run.task
     model, counts = recipe.get("model", {}), data.sizes() if hasattr(data, "sizes") else {}

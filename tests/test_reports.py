@@ -38,6 +38,7 @@ from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History
 from flashtask.reports.judgement import Judged, Judgement, Pair, Scoring
 from flashtask.reports.report import Album
+from flashtask.reports.several import OneRun, SeveralRuns, mean_interval
 from flashtask.reports.statistics import calibration, class_counts, mean_f1, mean_iou, precision_recall, share_right
 from flashtask.tasks.explanation import heat_maps
 from flashtask.tasks.judging import judged_boxes
@@ -369,7 +370,9 @@ def test_the_heat_map_of_a_transformer_is_its_attention_rolled_out(backbone, poo
     before = [block.attn.fused_attn for block in vit.blocks]
     rolled, transform = None, eval_transform(model.preprocessing)
     with torch.no_grad():
-        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(transform.rest(given.read(transform.first))[None]))))
+        tokens = vit.norm_pre(
+            vit.patch_drop(vit._pos_embed(vit.patch_embed(transform.rest(given.read(transform.first))[None])))
+        )
         for block in vit.blocks:
             one, count = block.attn, tokens.shape[1]
             parts = one.qkv(block.norm1(tokens)).reshape(1, count, 3, one.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -560,3 +563,70 @@ def test_an_image_with_several_boxes_has_what_all_its_rows_say(tmp_path):
         {"camera": "b"},
         {"camera": "a"},
     ]
+
+
+# ---- several runs
+
+
+def several_runs(root, capsys, *words):
+    root.mkdir()
+    out = root / "out"
+    colour_folders(root / "data", each=12, classes=("blue", "green"), size=32)
+    for number in range(4):  # some that no run can have right
+        (root / "data/blue" / f"{number}.png").rename(root / "data/green" / f"wrong {number}.png")
+    assert run(["finetune", str(root / "data"), *OPTIONS.split(), *words, "--output-dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    return out, printed, (out / "report.html").read_text()
+
+
+def test_runs_with_other_seeds_have_a_page_with_an_interval_over_seeds(tmp_path, capsys, reports):
+    out, printed, page = several_runs(tmp_path / "seeds", capsys, "--repeats", "3")
+    values = [FinishedRun(out / f"repeat-{n}").evaluation().interval().value for n in (1, 2, 3)]
+    half = 4.303 * np.std(values, ddof=1) / math.sqrt(3)
+    mean = np.mean(values)
+    assert f"95 % interval {mean - half:.4f} to {mean + half:.4f}" in " ".join(printed.split())
+    found = report_of([out], capsys, tmp_path / "report.json")
+    assert f"is {mean:.3f}, the mean of 3 runs on the same" in found["sentence"]
+    assert f"over more runs the mean would be between {mean - half:.3f} and {mean + half:.3f}" in found["sentence"]
+    assert [one["result"]["value"] for one in found["runs"]] == pytest.approx(values)
+    assert found["sentence"] in page
+    assert "wrong in " in page
+    assert all(f"<td>repeat-{n}</td>" in page for n in (1, 2, 3))
+    assert len(page) < 5_000_000
+
+
+@pytest.mark.long
+def test_folds_have_a_page_of_all_samples_out_of_fold(tmp_path, capsys, reports):
+    out, _, page = several_runs(tmp_path / "folds", capsys, "--folds", "2")
+    found = report_of([out], capsys, tmp_path / "report.json")
+    told = json.loads((out / "summary.json").read_text())["out_of_fold"]
+    assert found["evaluation"]["result"]["value"] == pytest.approx(told["value"])
+    assert len(found["evaluation"]["samples"]) == 24
+    assert "out of fold on 24 samples" in page
+    assert "by the run that was not trained on it" in page
+    assert run(["report", str(out), "--slices", "nothing"]) == 2
+
+
+def test_the_interval_of_a_mean_over_runs_covers_the_truth_as_often_as_it_says():
+    for count in (3, 5, 40):
+        drawn = np.random.default_rng(count).normal(0.8, 0.01, (2000, count))
+        found = [mean_interval(row.tolist()) for row in drawn]
+        assert 0.935 < np.mean([one.low <= 0.8 <= one.high for one in found]) < 0.965
+    assert math.isnan(mean_interval([0.8]).low)
+
+
+def test_other_samples_and_other_runs_both_widen_the_interval():
+    labels, draws = ("a", "b"), np.random.default_rng(0)
+    runs = []
+    for seed in range(4):
+        said = ["a" if draws.random() < 0.7 + 0.05 * seed else "b" for _ in range(100)]
+        runs.append(OneRun(f"run {seed}", seed, 0, None, 1.0, History(), evaluation_of(["a"] * 100, said, labels)))
+    several = SeveralRuns(runs)
+    over_runs, over_samples, alone = several.over_runs, several.over_samples, several.evaluation.interval()
+    assert over_samples.value == over_runs.value == pytest.approx(np.mean([one.value for one in several.intervals]))
+    widths = [one.high - one.low for one in (over_runs, alone, over_samples)]
+    assert widths[2] > max(widths[:2])
+    wrong = [sum(run.evaluation.samples[row].is_wrong for run in runs) for row in range(100)]
+    assert [one.wrong for one in several.tallies] == wrong
+    assert {one.wrong for one in several.disputed(100)} == set(wrong) - {0, 4}
+    assert several.disputed(1)[0].wrong == 2
