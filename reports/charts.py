@@ -165,9 +165,7 @@ def history_charts(history: History, metric: str) -> list[Chart]:
 
     losses = series([("training", "train_loss"), ("validation", "val_loss")])
     metrics = series([(metric, metric)]) if metric not in ("val_loss", "train_loss") else []
-    rates = series(
-        [(n.removeprefix("learning_rate_"), n) for n in names if n.startswith("learning_rate")][:_MOST_LINES]
-    )
+    rates = series(_different_rates(history))
     found = [
         _chart("Loss", "epoch", "loss", losses, x_range=ends),
         _chart(metric, "epoch", metric, metrics, x_range=ends) if metrics else None,
@@ -187,6 +185,15 @@ def history_charts(history: History, metric: str) -> list[Chart]:
         for chart in charts:
             chart.bands = bands
     return charts
+
+
+def _different_rates(history: History) -> list[tuple[str, str]]:
+    """Learning rates as (names, column), those that are equal in all epochs once."""
+    found: dict[tuple[float, ...], list[str]] = {}
+    for name in history.columns:
+        if name.startswith("learning_rate"):
+            found.setdefault(tuple(np.nan_to_num(history.column(name), nan=-1.0).tolist()), []).append(name)
+    return [(", ".join(n.removeprefix("learning_rate_") for n in own), own[0]) for own in found.values()][:_MOST_LINES]
 
 
 def runs_charts(histories: Mapping[str, History], metric: str) -> list[Chart]:

@@ -19,6 +19,7 @@ _STYLE = """\
 .metrics p { margin: 0; padding: .3rem .7rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .75rem;
   margin-top: .75rem; }
+.charts > * { max-width: 38rem; }
 .charts .card { padding: .6rem .6rem .3rem; }
 .charts h3 { margin: 0 0 .2rem .3rem; font-size: .95rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
@@ -36,14 +37,15 @@ svg .even { stroke: var(--soft); stroke-dasharray: 4 4; stroke-width: 1; } .lege
 table { border-collapse: collapse; margin-top: .75rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+.range { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.1rem; margin: .75rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .88rem ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--card); white-space: pre-wrap; overflow-wrap: anywhere; }
 .matrix td { padding: 0; min-width: 3.4rem; border: 1px solid var(--line); background: var(--card); text-align: center; }
-.matrix td:first-child { text-align: center; }
+.matrix td:first-child { text-align: center; } .matrix th:first-child { min-width: 0; }
 .matrix td a, .matrix td span { display: block; padding: .55rem .5rem; color: var(--text); text-decoration: none; }
 .matrix td a { text-decoration: underline; text-decoration-color: var(--soft); text-underline-offset: .2rem; }
 .matrix td a:hover, .matrix td a:focus { outline: 2px solid var(--link); }
@@ -133,10 +135,10 @@ _BODY = """\
 </section>
 {% if runs %}
 <section id="runs"><h2>Runs</h2>
-<p class="soft">{{ report.evaluation.scoring.metric }} of each run with its 95 % interval on other samples like its own; the thin line is the mean of the runs, whose standard deviation is {{ number(runs.deviation) }}.</p>
+<p class="soft">The {{ report.evaluation.scoring.metric }} of each run with its 95 % interval on other samples like its own; the thin line is the mean of the runs, whose standard deviation is {{ number(runs.deviation) }}.</p>
 <div class="wide"><table><thead><tr><th>Run</th><th>Seed</th><th>Split seed</th><th>Samples</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th><th>Seconds</th></tr></thead><tbody>
 {% for row in runs.rows %}<tr><td>{{ row.run.name }}</td><td>{{ row.run.seed }}</td><td>{{ row.run.split_seed }}</td><td>{{ "{:,}".format(row.count) }}</td><td>{{ number(row.interval.value) }}</td>
-<td>{{ number(row.interval.low) }} to {{ number(row.interval.high) }}</td><td><div class="bar"><u style="left: {{ runs.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td><td>{{ "{:,.1f}".format(row.run.seconds) }}</td></tr>
+<td class="range">{{ number(row.interval.low) }} to {{ number(row.interval.high) }}</td><td><div class="bar"><u style="left: {{ runs.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td><td>{{ "{:,.1f}".format(row.run.seconds) }}</td></tr>
 {% endfor %}</tbody></table></div>
 <p class="soft">{% if report.several.has_folds %}Everything below is about all folds together: each sample is judged by the run that was not trained on it.{% else %}Everything below is about all runs together: a sample counts once for each run that has judged it.{% endif %} The folder of each run has a page of its own.</p>
 </section>
@@ -207,10 +209,10 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 {% endif %}
 {% if slices %}
 <section id="slices"><h2>Slices</h2>
-<p class="soft">{{ report.evaluation.scoring.metric }} of samples that have something in common, with its 95 % interval; the thin line is all samples.</p>
+<p class="soft">The {{ report.evaluation.scoring.metric }} of samples that have something in common, with its 95 % interval; the thin line is all samples.</p>
 <div class="wide"><table><thead><tr><th>Samples with</th><th>Count</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th></tr></thead><tbody>
 {% for one in slices %}{% for row in one.rows %}<tr><td>{{ one.column }} {{ row.value }}</td><td>{{ "{:,}".format(row.size) }}</td><td>{{ number(row.result) }}</td>
-<td>{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
+<td class="range">{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
 </tbody></table></div>
 {% if more_columns %}<p class="soft">Not shown: slices by {{ more_columns|join(", ") }}; <code>flashtask report RUN --slices COLUMN,COLUMN</code> shows those that it names.</p>{% endif %}
 </section>

@@ -248,9 +248,9 @@ def _number(value: float) -> str:
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Of validation or test, without the parts of the loss."""
+    """Of validation or test, without the parts of the loss and what could not be measured."""
     names = [n for n in metrics if n.startswith(("val_", "test_", "mean ")) and "_loss_" not in n]
-    return {name: metrics[name] for name in names}
+    return {name: metrics[name] for name in names if not math.isnan(metrics[name])}
 
 
 def _confusion(found: Evaluation, cells: Mapping[tuple[str, str], Sequence[Card]]) -> dict[str, Any] | None:

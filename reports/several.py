@@ -122,16 +122,18 @@ class SeveralRuns:
         values = [one.value for one in self.intervals]
         noun = {"val": "validation", "test": "test"}.get(found.part, found.part)
         count = len({one.input for one in found.samples})
-        ends = f"the {len(self.runs)} runs lie between {_shown(min(values))} and {_shown(max(values))}"
+        ends = f"the {len(self.runs)} runs lie {_between(min(values), max(values))}"
         if self.has_folds:
             first = f"{title} is {_shown(over_samples.value)} out of fold on {count:,} samples"
-            return f"{first}; on other samples like these it would be {_between(over_samples)}, and {ends}."
+            like = f"on other samples like these it would be {_between(*over_samples[2:4])} (95% interval)"
+            return f"{first}; {like}; {ends}."
         first = f"{title} is {_shown(over_runs.value)}, the mean of {len(self.runs)} runs"
-        more = f"over more runs the mean would be {_between(over_runs)}"
+        more = f"over more runs the mean would be {_between(*over_runs[2:4])}"
         if self.has_same_samples:
             on = f"on the same {count:,} {noun} samples"
-            return f"{first} {on}; {more}, on other samples too {_between(over_samples)}, and {ends}."
-        return f"{first} with {noun} samples of their own; {more}, and {ends}."
+            too = f"on other samples like these too {_between(*over_samples[2:4])} (95% intervals)"
+            return f"{first} {on}; {more}, {too}; {ends}."
+        return f"{first} with {noun} samples of their own; {more} (95% interval); {ends}."
 
     @cached_property
     def tallies(self) -> list[Tally]:
@@ -201,8 +203,8 @@ def mean_interval(values: Sequence[float], name: str = "") -> Interval:
     return Interval(name, mean, mean - half, mean + half, method=f"Student's t over {count} runs")
 
 
-def _between(one: Interval) -> str:
-    return f"between {_shown(one.low)} and {_shown(one.high)} ({one.level:.0%} interval)"
+def _between(low: float, high: float) -> str:
+    return f"between {_shown(low)} and {_shown(high)}"
 
 
 def _shown(value: float) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.tasks.task import Task
 
-__all__ = ["Pictures", "facts_of_run", "report_of"]
+__all__ = ["Pictures", "duration", "facts_of_run", "report_of"]
 
 #: Pixels of the longer side of pictures: of samples that are looked at one by one, and of those in galleries.
 _SIDE, _SMALL = 256, 128
@@ -305,13 +305,19 @@ def _crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image
 
 
 def facts_of_run(run: FinishedRun, data: Any) -> dict[str, str]:
-    """What was trained, on what, how long and where."""
+    """What was trained, on what, how long and where: names with values.
+
+    Args:
+        run: finished.
+        data: of it; None if there is none.
+    """
     summary, recipe, task = run.summary, run.recipe, run.task
     model, counts = recipe.get("model", {}), data.sizes() if hasattr(data, "sizes") else {}
     versions = ", ".join(f"{name} {one}" for name, one in (summary.get("versions") or {}).items())
     seconds, speed = summary.get("seconds"), summary.get(f"{task.sample_noun}_per_second")
     where = [summary.get("device"), f"precision {summary['precision']}" if "precision" in summary else None]
-    where += [f"{run.environment[name]} {name}" for name in ("threads",) if name in run.environment]
+    if threads := run.environment.get("threads"):
+        where.append("1 thread" if threads == 1 else f"{threads} threads")
     epochs = f"{summary['epochs']} epochs, {summary['steps']:,} steps" if "epochs" in summary else ""
     best = f"; the model has epoch {run.metrics['epoch']:.0f}" if "epoch" in run.metrics else ""
     stopped = f"; stopped: {summary['stopped']}" if summary.get("stopped") else ""
@@ -324,7 +330,7 @@ def facts_of_run(run: FinishedRun, data: Any) -> dict[str, str]:
         "Data": ", ".join(f"{count:,} {part}" for part, count in counts.items()),
         "Targets": data.describe_targets() if hasattr(data, "describe_targets") else "",
         "Training": f"{epochs}{best}{stopped}",
-        "Time": f"{_duration(seconds)}{f', {speed:,.0f} {task.sample_noun} a second in training' if speed else ''}"
+        "Time": f"{duration(seconds)}{f', {speed:,.0f} {task.sample_noun} a second in training' if speed else ''}"
         if seconds is not None
         else "",
         "Where": ", ".join(str(one) for one in where if one),
@@ -345,7 +351,8 @@ def _phases(history: History, parameters: int | None) -> str:
     return "; ".join(words[:6] + ([f"and {len(words) - 6} more"] if len(words) > 6 else []))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `1 min 12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

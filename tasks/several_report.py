@@ -14,7 +14,7 @@ from flashtask.reports.history import History
 from flashtask.reports.report import Report
 from flashtask.reports.several import OneRun, SeveralRuns
 from flashtask.tasks.finished_run import FinishedRun
-from flashtask.tasks.run_report import Pictures, facts_of_run
+from flashtask.tasks.run_report import Pictures, duration, facts_of_run
 
 if TYPE_CHECKING:
     from flashtask.trainer.trainer import Trainer
@@ -82,7 +82,11 @@ def report_of_runs(
     found, first = several.evaluation, finished[0]
     facts = {name: value for name, value in facts_of_run(first, first.data).items() if name in _FACTS}
     varies = "folds" if several.has_folds and summary["varies"] == "seed" else summary["varies"]
-    facts |= {"Runs": f"{len(finished)}, which differ in: {varies}", "Folder": str(folder.absolute())}
+    facts |= {
+        "Time": duration(summary["seconds"]),
+        "Runs": f"{len(finished)}, which differ in: {varies}",
+        "Folder": str(folder.absolute()),
+    }
     metrics = {f"mean {name}": one["mean"] for name, one in summary["metrics"].items() if part in (None, "val")}
     title = f"{summary.get('backbone') or first.task.name}: {folder.name}"
     command = ""
