@@ -69,7 +69,7 @@ class Evaluation:
 
     def mistakes(self, k: int = 12) -> list[Judged]:
         """The samples with the largest errors, the worst first; of classes only those that are wrong."""
-        wrong = [one for one in self.samples if not one.judgement.pairs or one.is_wrong]
+        wrong = [one for one in self.samples if one.is_wrong or (not one.judgement.pairs and one.judgement.error != 0)]
         return sorted(wrong, key=lambda one: -_finite(one.judgement.error))[:k]
 
     def uncertain(self, k: int = 12) -> list[Judged]:

@@ -204,7 +204,9 @@ class Pictures:
         for (one, pair), address in zip(chosen, addresses, strict=True):
             score = "" if math.isnan(pair.score) else f"{pair.score:.2f}"
             if pair.box is not None:
-                score = f"{pair.truth or 'nothing'} → {pair.predicted or 'nothing'} {score}"
+                # The object of another class that lies there has been found by another box.
+                truth = pair.truth or ("another class" if pair.kind == "class" else "nothing")
+                score = f"{truth} → {pair.predicted or 'nothing'} {score}"
             elif self.evaluation.scoring.unit == "pixels":
                 score = f"{pair.weight:,.0f} pixels"
             cards.append(Card((self.album.add(address),), score.strip(), shown_name(one.name)))
