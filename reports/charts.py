@@ -12,7 +12,7 @@ import numpy as np
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.statistics import Calibration, Curve, thinned
 
-__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "number_charts", "runs_charts"]
+__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "label_chart", "number_charts", "runs_charts"]
 
 #: Size of the drawing and of its margins, in units of the SVG.
 WIDTH, HEIGHT = 420, 260
@@ -259,3 +259,39 @@ def number_charts(numbers: Sequence[Any]) -> list[Chart]:
             made.lines.insert(0, even.lines[0])
             found.append(made)
     return found
+
+
+def label_chart(
+    points: Sequence[tuple[float, ...]], metric: str, forecast: tuple[float, ...] | None = None
+) -> Chart | None:
+    """A metric over the number of labels, each doubling as wide as the next.
+
+    Args:
+        points: labels, value, lower and upper end of the interval.
+        metric: its name.
+        forecast: the same for more labels.
+    """
+    places = [math.log2(one[0]) for one in points]
+    ends = [one[1:] for one in points]
+    series: list[Series] = [(metric, places, [one[0] for one in ends], "s0")]
+    bounds = [("95 % interval", 1), ("", 2)]
+    series += [(name, places, [one[place] for one in ends], "even") for name, place in bounds]
+    if forecast is not None:
+        series.append(("if a power law goes on", [math.log2(forecast[0])], [forecast[1]], "s1"))
+        for place in (2, 3):
+            series.append(("", [places[-1], math.log2(forecast[0])], [ends[-1][place - 1], forecast[place]], "even"))
+    made = _chart(metric, "labels", metric, series)
+    if made is None:
+        return None
+    (left, first), (right, last) = (
+        (x, float(text.replace(",", ""))) for x, text in (made.x_ticks[0], made.x_ticks[-1])
+    )
+    ticks = [(left + (math.log2(size) - first) / (last - first) * (right - left), size) for size, *_ in points]
+    shown = [ticks[-1]]
+    for one in reversed(ticks[:-1]):
+        if shown[-1][0] - one[0] > 40:
+            shown.append(one)
+    made.x_ticks = [(round(x, 1), f"{size:,.0f}") for x, size in reversed(shown)]
+    line = made.lines[0]
+    made.lines[0] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
+    return made

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from flashtask.data.page_style import HEAD
 
-__all__ = ["PAGE"]
+__all__ = ["MACROS", "PAGE", "STYLE"]
 
-_STYLE = """\
+#: Of charts, tables and galleries; it ends the head of the page.
+STYLE = """\
 :root { --s0: #1c5fb8; --s1: #d9480f; --s2: #2b8a3e; --s3: #9c36b5; --s4: #c2255c; --s5: #0c8599; --s6: #846358;
   --s7: #5c7cfa; --good: #d3ebd9; }
 @media (prefers-color-scheme: dark) { :root { --s0: #74b0ff; --s1: #ffa94d; --s2: #69db7c; --s3: #da77f2;
@@ -70,7 +71,8 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
 </head>
 """
 
-_MACROS = """\
+#: `chart(one)` draws a `Chart`, `card(one)` and `cards(all)` pictures with words.
+MACROS = """\
 {% macro chart(one) %}
 <div class="card chart"><h3>{{ one.title }}</h3>
 <svg viewBox="0 0 {{ one.width }} {{ one.height }}" role="img" aria-label="{{ one.title }}">
@@ -228,4 +230,4 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 """
 
 #: Everything but numbers and pictures; see `Report.to_html`.
-PAGE = HEAD + _STYLE + _MACROS + _BODY
+PAGE = HEAD + STYLE + MACROS + _BODY
