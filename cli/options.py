@@ -707,7 +707,7 @@ LEARNING_CURVE = (
     Option("--next", "", whole(1), "How many of them to name.", "N", "100", "Selection"),
     Option("--output", "", text, "Write their paths to this file, a line each.", "FILE", "printed", "Output"),
     Option("--picture", "", text, "Draw the curve: curve.png, curve.svg, ...", "FILE", group="Output"),
-    Option("--page", "", text, "Write a page with the curve and the table.", "FILE.html", group="Output"),
+    Option("--page", "", text, "Write a page with the curve and the table.", "FILE.html", "none", "Output"),
     _JSON,
 )
 

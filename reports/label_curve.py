@@ -165,8 +165,8 @@ _PAGE = (
 {% for sentence in said %}<p class="{{ 'lead' if loop.first else 'soft' }}">{{ sentence }}</p>
 {% endfor %}
 <div class="charts" style="max-width: 44rem">{% if one %}{{ chart(one) }}{% endif %}</div>
-<div class="wide"><table><thead><tr>{% for head in columns %}<th style="text-align: right; overflow-wrap: normal">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td style="text-align: right; overflow-wrap: normal">{{ cell }}</td>{% endfor %}</tr>
+<div class="wide"><table><thead><tr>{% for head in columns %}<th style="text-align: right; overflow-wrap: normal; min-width: 0">{{ head }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in rows %}<tr>{% for cell in row %}<td style="text-align: right; min-width: 0; white-space: nowrap">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <footer>The intervals are those of the mean over draws of so many labels, by resampling draws and validation samples
 together.</footer>

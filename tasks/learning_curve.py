@@ -57,7 +57,7 @@ class LearningCurve:
 
     @property
     def points(self) -> tuple[CurvePoint, ...]:
-        """From few labels to all."""
+        """The metric at each number of labels, from few to all."""
         return self.measured.points
 
     @property

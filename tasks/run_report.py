@@ -306,7 +306,7 @@ def _crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image
 # ---- facts
 
 
-def facts_of_run(run: FinishedRun, data: Any) -> dict[str, str]:
+def facts_of_run(run: FinishedRun, data: object) -> dict[str, str]:
     """What was trained, on what, how long and where: names with values.
 
     Args:
