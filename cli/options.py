@@ -563,6 +563,7 @@ RUNS = (
         "Selection",
         many=True,
     ),
+    Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
     _JSON,
 )
 
