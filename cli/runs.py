@@ -81,7 +81,10 @@ def _page(rows: list[dict[str, Any]], place: Path) -> str:
     from flashtask.reports.runs_page import runs_page
 
     shown = [{**row, "run": f"{row['run']} (mean of {row['mean_of']})"} if "mean_of" in row else row for row in rows]
-    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "mean_of"]
+    known = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "mean_of"]
+    known = [name for name in known if "_loss_" not in name]  # the parts of a loss
+    first = ("run", "task", "backbone", "strategy")
+    columns = sorted(known, key=lambda name: (name not in first, not name.startswith("val_"), name == "val_loss"))
     return runs_page(f"Runs below {shown_name(str(place))}", columns, shown, _cell)
 
 

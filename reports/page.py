@@ -12,7 +12,7 @@ __all__ = ["MACROS", "PAGE", "STYLE"]
 STYLE = """\
 :root { --s0: #1c5fb8; --s1: #d9480f; --s2: #2b8a3e; --s3: #9c36b5; --s4: #c2255c; --s5: #0c8599; --s6: #846358;
   --s7: #5c7cfa; --good: #d3ebd9; }
-@media (prefers-color-scheme: dark) { :root { --s0: #74b0ff; --s1: #ffa94d; --s2: #69db7c; --s3: #da77f2;
+@media screen and (prefers-color-scheme: dark) { :root { --s0: #74b0ff; --s1: #ffa94d; --s2: #69db7c; --s3: #da77f2;
   --s4: #faa2c1; --s5: #66d9e8; --s6: #d0bfae; --s7: #91a7ff; --good: #1f3d2a; } }
 .lead { font-size: 1.15rem; max-width: 60rem; margin: .5rem 0; }
 .wide { overflow-x: auto; }
@@ -65,7 +65,7 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
   th, td { padding: .3rem .4rem; } .bar { width: 5rem; } .matrix td { min-width: 2.6rem; } }
 @media print { body { max-width: none; padding: 0; background: #fff; } nav { display: none; } .gallery { display: none
-  !important; } .card, .chart, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  !important; } .card, .chart, tr { break-inside: avoid; } h2, h3, h2 + p, h3 + p { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 </style>
 </head>

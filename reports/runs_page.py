@@ -14,15 +14,18 @@ from flashtask.trainer.metric_order import direction_of
 
 __all__ = ["runs_page"]
 
+#: Columns of text, which begin at the left.
+_WORDS = ("run", "task", "backbone", "strategy", "stopped")
+
 _PAGE = (
     HEAD
     + STYLE
     + """\
 <body>
 <h1>{{ title }}</h1>
-<p class="soft">{{ "{:,}".format(rows|length) }} runs; the best value of each metric is bold</p>
-<div class="wide"><table><thead><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td class="range">{% if (loop.index0, cell) in best %}<b>{{ cell }}</b>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
+<p class="soft">{{ "{:,}".format(rows|length) }} runs; the best value of each metric of validation is bold, for each task</p>
+<div class="wide"><table><thead><tr>{% for name in columns %}<th{% if name in words %} style="text-align: left"{% endif %}>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in rows %}<tr>{% for cell, is_best in row %}<td class="range"{% if columns[loop.index0] in words %} style="text-align: left"{% endif %}>{% if is_best %}<b>{{ cell }}</b>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 </body>
 </html>
@@ -39,11 +42,25 @@ def runs_page(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, An
         rows: the values of each run.
         text: a value as it is shown.
     """
-    best = {}
-    for place, name in enumerate(columns):
-        known = [value for row in rows if isinstance(value := row.get(name), float) and not math.isnan(value)]
-        if name.startswith("val_") and (mode := direction_of(name)) and len(known) > 1:
-            best[place] = text(max(known) if mode == "max" else min(known))
-    cells = [[text(row.get(name)) for name in columns] for row in rows]
-    page: str = page_template(_PAGE).render(title=title, columns=columns, rows=cells, best=set(best.items()))
+    shown = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
+    best = {(task, name): mark for name in shown for task, mark in _best_of(name, rows).items()}
+    cells = [
+        [
+            (text(value := row.get(name)), value is not None and value == best.get((row.get("task"), name)))
+            for name in shown
+        ]
+        for row in rows
+    ]
+    page: str = page_template(_PAGE).render(title=title, columns=shown, rows=cells, words=_WORDS)
     return page
+
+
+def _best_of(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[Any, float]:
+    """By task, the best value of a metric of validation, where several runs have one."""
+    mode = direction_of(name) if name.startswith("val_") else None
+    known: dict[Any, list[float]] = {}
+    for row in rows if mode else ():
+        value = row.get(name)
+        if isinstance(value, float) and not math.isnan(value):
+            known.setdefault(row.get("task"), []).append(value)
+    return {task: max(own) if mode == "max" else min(own) for task, own in known.items() if len(own) > 1}
