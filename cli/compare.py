@@ -17,13 +17,14 @@ from flashtask.cli.evaluate import below, data_source, data_to_judge
 from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import COMPARE, given
 from flashtask.cli.output import require_writable_file
-from flashtask.core.errors import UsageError
+from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.core.files import atomic_write
 from flashtask.core.names import shown_name
 from flashtask.trainer.text_table import WIDTH, text_table, wrapped
 
 if TYPE_CHECKING:
     from flashtask.reports.comparison import Comparison, Difference
+    from flashtask.tasks.finished_run import FinishedRun
 
 __all__ = ["compare"]
 
@@ -65,7 +66,7 @@ def compare(paths: Sequence[str], params: Mapping[str, Any]) -> None:
 
 
 def _comparison(paths: Sequence[str], params: Mapping[str, Any]) -> Comparison:
-    from flashtask.reports.comparison import compared, settings_that_differ
+    from flashtask.reports.comparison import compared, data_that_differ, settings_that_differ
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.trainer.trainer import Trainer
 
@@ -78,11 +79,25 @@ def _comparison(paths: Sequence[str], params: Mapping[str, Any]) -> Comparison:
     tasks = {run.task.name for run in runs}
     if len(tasks) > 1:
         raise UsageError(f"the runs are of different tasks: {', '.join(sorted(tasks))}", fix="compare runs of one task")
+    data = data_that_differ([_data_of(run) for run in runs])
     if where is not None:
         for finished in runs:
             finished.data = data_to_judge(finished.task, where, part, options)
     evaluations = [run.evaluation(part) for run in runs]
-    return compared(_names(paths), evaluations, settings_that_differ([run.recipe for run in runs]))
+    return compared(_names(paths), evaluations, settings_that_differ([run.recipe for run in runs]), data)
+
+
+def _data_of(run: FinishedRun) -> dict[str, dict[str, str]] | None:
+    """By part, the target of each sample by its name; None if the run does not lead to its data."""
+    try:
+        data = run.data
+    except FlashtaskError:
+        return None
+    return {
+        part: dict(zip(data.samples(part).names(), data.target_words(part), strict=True))
+        for part in data.sizes()
+        if part != "predict"
+    }
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -99,6 +114,10 @@ def _lines(made: Comparison) -> Iterator[str]:
         rows = [[key, *(_short(value) for value in values)] for key, values in made.settings.items()]
         yield ""
         yield text_table(["settings that differ", *made.names], rows).rstrip()
+    if made.data:
+        rows = [[what, *("" if one is None else f"{one:,}" for one in counts)] for what, counts in made.data.items()]
+        yield ""
+        yield text_table(["data that differs", *made.names], rows).rstrip()
     for name, sizes, one in zip(made.names[1:], map(len, made.evaluations[1:]), made.differences, strict=True):
         yield ""
         yield from _difference_lines(made, name, sizes, one)

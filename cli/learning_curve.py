@@ -17,7 +17,7 @@ from flashtask.cli.output import require_writable_file
 from flashtask.cli.parts import build_data
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.core.errors import UsageError
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write, atomic_write_text
 
 __all__ = ["learning_curve"]
 
@@ -32,7 +32,7 @@ def learning_curve(data: str | None, params: Mapping[str, Any]) -> None:
         params: the options of the command.
 
     Raises:
-        UsageError: options that need another one, or data that is not for classification.
+        UsageError: options that need another one, or data with other targets than a label or numbers.
         MissingInputError: data or images that are not there.
         OutputError: a file cannot be written.
     """
@@ -44,7 +44,7 @@ def learning_curve(data: str | None, params: Mapping[str, Any]) -> None:
     recipe = requested_recipe(str(run / "recipe.yaml") if run else data, {**params, "backbone": None})
     require_data(recipe)
     paths = [one.path for one in image_inputs([params["unlabelled"]])] if params["unlabelled"] else []
-    for name in ("output", "picture"):
+    for name in ("output", "picture", "page"):
         if params[name]:
             require_writable_file(Path(params[name]))
     with redirect_stdout(sys.stderr):
@@ -55,6 +55,8 @@ def learning_curve(data: str | None, params: Mapping[str, Any]) -> None:
         chosen = made.next_labels([str(path) for path in paths], params["next"] or _NEXT) if paths else []
     if params["picture"]:
         made.plot(params["picture"])
+    if params["page"]:
+        atomic_write_text(params["page"], made.to_html())
     if params["output"]:
         with atomic_write(params["output"]) as file:
             file.write("".join(f"{path}\n" for path in chosen).encode())

@@ -502,6 +502,7 @@ REPORT = (
         "Output",
     ),
     Option("--output", "", text, "File to write.", "FILE", "report.html in RUN; for other data here", "Output"),
+    Option("--slices", "", names, "Columns that samples are sliced by.", "COLUMN,...", "all", "Selection"),
     *(option for option in EVALUATE if option.flag not in ("--per-class", "--json")),
 )
 
@@ -562,6 +563,7 @@ RUNS = (
         "Selection",
         many=True,
     ),
+    Option("--output", "", text, "Also write a page.", "FILE.html", "none", "Output"),
     _JSON,
 )
 
@@ -706,6 +708,7 @@ LEARNING_CURVE = (
     Option("--next", "", whole(1), "How many of them to name.", "N", "100", "Selection"),
     Option("--output", "", text, "Write their paths to this file, a line each.", "FILE", "printed", "Output"),
     Option("--picture", "", text, "Draw the curve: curve.png, curve.svg, ...", "FILE", group="Output"),
+    Option("--page", "", text, "Write a page with the curve and the table.", "FILE.html", "none", "Output"),
     _JSON,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ def report(path: str, data: str | None, params: Mapping[str, Any]) -> None:
         UsageError: an address in the place of a path, or options that contradict each other.
         OutputError: the file cannot be written.
     """
-    source = Path(checkpoint_source(path))
+    from flashtask.tasks.several_report import are_several_in
+
+    source = Path(path if are_several_in(path) else checkpoint_source(path))
     if "://" in path or not source.exists():
         raise UsageError(f"{path} is not on this machine", fix=f"flashtask pull {path} FOLDER")
     part, said = params["of"] or "val", given(REPORT, params)
@@ -44,7 +46,9 @@ def report(path: str, data: str | None, params: Mapping[str, Any]) -> None:
     place = _place(path, params, is_own_data=data is None)
     require_writable_file(place)
     with redirect_stdout(sys.stderr):
-        made = _report_of(path, where, part if data is not None else params["of"], options)
+        named = params["slices"]
+        slices = [named] if isinstance(named, str) else named
+        made = _report_of(path, where, part if data is not None else params["of"], options, slices)
         made.save(place, params["format"])
     click.echo(str(made))
     if made.remark:
@@ -61,11 +65,22 @@ def _place(path: str, params: Mapping[str, Any], *, is_own_data: bool) -> Path:
     return folder / name if is_own_data and folder.is_dir() else Path(name)
 
 
-def _report_of(path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any]) -> Any:
+def _report_of(
+    path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any], slices: Sequence[str] | None
+) -> Any:
     from flashtask.tasks.finished_run import FinishedRun
+    from flashtask.tasks.several_report import are_several_in, report_of_several
     from flashtask.trainer.trainer import Trainer
 
+    if are_several_in(path):
+
+        def judged_on(run: FinishedRun) -> Any:
+            return data_to_judge(run.task, where or "", part or "val", options)
+
+        other = None if where is None else judged_on
+        trainer = Trainer(**below("trainer.", options))
+        return report_of_several(path, part, slices=slices, trainer=trainer, judged_on=other)
     finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
         finished.data = data_to_judge(finished.task, where, part or "val", options)
-    return finished.report(part)
+    return finished.report(part, slices=slices)

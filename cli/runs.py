@@ -18,8 +18,9 @@ import click
 
 from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import FINETUNE, unset
+from flashtask.cli.output import require_writable_file
 from flashtask.core.errors import FlashtaskError, MissingInputError, UnknownNameError, UsageError
-from flashtask.core.files import missing_file
+from flashtask.core.files import atomic_write_text, missing_file
 from flashtask.core.names import shown_name
 from flashtask.core.plain_json import read_json
 from flashtask.trainer.text_table import WIDTH, text_table, wrapped
@@ -47,6 +48,7 @@ def runs(folder: str | None, params: Mapping[str, Any]) -> None:
     Raises:
         MissingInputError: there is no such folder, or no run in it.
         UnknownNameError: --sort or --where names no column.
+        OutputError: the page cannot be written.
     """
     place = Path(folder or "runs")
     if not place.is_dir():
@@ -63,10 +65,27 @@ def runs(folder: str | None, params: Mapping[str, Any]) -> None:
         if name not in columns:
             raise UnknownNameError("column", name, columns)
         rows = _sorted(rows, name, descending=order.startswith("-"))
+    if params["output"]:
+        require_writable_file(Path(params["output"]))
+        atomic_write_text(Path(params["output"]), _page(rows, place))
     if params["json"]:
         click.echo(json.dumps(rows))
         return
     click.echo("\n".join(_table(rows)) if rows else "no run fits")
+    if params["output"]:
+        click.echo(f"page: {params['output']}")
+
+
+def _page(rows: list[dict[str, Any]], place: Path) -> str:
+    """All columns of the runs as one HTML file."""
+    from flashtask.reports.runs_page import runs_page
+
+    shown = [{**row, "run": f"{row['run']} (mean of {row['mean_of']})"} if "mean_of" in row else row for row in rows]
+    known = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "mean_of"]
+    known = [name for name in known if "_loss_" not in name]  # the parts of a loss
+    first = ("run", "task", "backbone", "strategy")
+    columns = sorted(known, key=lambda name: (name not in first, not name.startswith("val_"), name == "val_loss"))
+    return runs_page(f"Runs below {shown_name(str(place))}", columns, shown, _cell)
 
 
 def _row(place: Path, file: Path) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def train_several(requested: Recipe, params: Mapping[str, Any]) -> None:
 
     click.echo("\n".join(made.lines()))
     click.echo(f"runs: {shown_path(made.folder)}")
+    if (page := made.folder / "report.html").exists():
+        click.echo(f"report: {shown_path(page)}")
 
 
 def _recipe_of(requested: Recipe) -> Path | None:

@@ -49,6 +49,7 @@ from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.shard_index import ShardIndex
 from flashtask.data.shards import read_samples
+from flashtask.data.table_columns import OtherColumns
 from flashtask.data.table_rows import require_columns, rows_of_table, understood
 from flashtask.data.tables import Frame, Table, open_table
 from flashtask.data.targets import LabelReader, LabelsReader, NumberReader, SharesReader, TargetReader
@@ -615,6 +616,8 @@ class ImageData(ImageDataModule):
             **separator,
         }
         made = cls._of_rows(rows, fields, (recipe[0], arguments), options, MemoryImages(images) if images else source)
+        used = {*fields, *(of_columns[name] for name in ("split_field", "weight_field") if name in of_columns)}
+        made.other_columns = OtherColumns(tuple(tables.values()), inputs, frozenset(used), own)
         part = next(iter(tables))
         made._remarks[part] = [understood(tables, rows, inputs, fields, of_columns), *made._remarks.get(part, ())]
         return made

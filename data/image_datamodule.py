@@ -36,6 +36,7 @@ from flashtask.data.samplers import SamplerLike, balanced_sampler, weighted_samp
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.shard_writer import DEFAULT_SHARD_BYTES, require_new_folder, write_shards
 from flashtask.data.spatial import SpatialReader
+from flashtask.data.table_columns import OtherColumns
 from flashtask.data.targets import Source, TargetReader
 from flashtask.data.transforms import Augmentation, AugmentLike, eval_transform, first_steps, train_transform
 from flashtask.data.validation_split import split_off_validation
@@ -111,6 +112,8 @@ class ImageDataModule(DataModule):
         self._said_of_scales: set[str] = set()
         self._cache = DecodedCache()
         self._datasets: dict[str, ImageFileDataset] = {}
+        #: What tables say of the samples beside images and targets; None if the data is not of tables.
+        self.other_columns: OtherColumns | None = None
         self._manifest: tuple[str, ...] = ()
         self._digested: tuple[SampleTable, dict[str, str]] | None = None
         self._against = "the model"

@@ -44,6 +44,7 @@ from flashtask.data.image_source import FILES, ImageSource, MemoryImages
 from flashtask.data.layout import is_yolo_file
 from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, SampleTable
+from flashtask.data.table_columns import OtherColumns
 from flashtask.data.tables import Table, open_table
 
 __all__ = ["ObjectDetectionData"]
@@ -342,7 +343,10 @@ class ObjectDetectionData(ImageData):
             raise UsageError("val_split and split_field both define the validation data", fix="leave one of them out")
         used = {name: value for name, value in (*columns.items(), ("images_root", root)) if value is not None}
         arguments = {**recipe[1], "input_field": inputs, "target_fields": list(fields), **used}
-        return cls._of_found(found, (recipe[0], arguments), options, fields=fields)
+        data = cls._of_found(found, (recipe[0], arguments), options, fields=fields)
+        used_up = frozenset([*fields, *filter(None, [columns.get("split_field")])])
+        data.other_columns = OtherColumns(tuple(tables.values()), inputs, used_up, {"images_root": root})
+        return data
 
     # ---- memory
 

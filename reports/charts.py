@@ -12,7 +12,7 @@ import numpy as np
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.statistics import Calibration, Curve, thinned
 
-__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "number_charts"]
+__all__ = ["Chart", "calibration_chart", "curve_chart", "history_charts", "label_chart", "number_charts", "runs_charts"]
 
 #: Size of the drawing and of its margins, in units of the SVG.
 WIDTH, HEIGHT = 420, 260
@@ -82,33 +82,41 @@ def _chart(
     log: bool = False,
     has_dots: bool = False,
 ) -> Chart | None:
-    """The chart of some series (name, xs, ys, kind); None if there is nothing to draw."""
+    """The chart of some series (name, xs, ys, kind); None if there is nothing to draw.
+
+    A zero lies below the lowest tick of a logarithmic axis, at a tick of its own.
+    """
     points = [(x, y) for _, xs, ys, _ in series for x, y in zip(xs, ys, strict=True) if _is_drawn(x, y, log)]
-    if not points:
+    heights = [y for _, y in points if y or not log]
+    if not heights:
         return None
-    xs, ys = zip(*points, strict=True)
-    x_ends = x_range or (min(xs), max(xs))
-    y_ends = y_range or (min(ys), max(ys))
+    x_ends = x_range or (min(x for x, _ in points), max(x for x, _ in points))
+    y_ends = y_range or (min(heights), max(heights))
     x_ticks = _ticks(*x_ends, whole=across == "epoch")
     y_ticks = _decades(*y_ends) if log else _ticks(*y_ends)
+    floor = y_ticks[0] ** 2 / y_ticks[1] if len(heights) < len(points) else None
+    if floor is not None:
+        y_ticks = [floor, *y_ticks]
     x_ends = (min(x_ends[0], x_ticks[0]), max(x_ends[1], x_ticks[-1]))
     y_ends = (min(y_ends[0], y_ticks[0]), max(y_ends[1], y_ticks[-1]))
     to_x = _scale(x_ends[0], x_ends[1], _LEFT, WIDTH - _RIGHT)
     to_y = _scale(y_ends[0], y_ends[1], HEIGHT - _BOTTOM, _TOP, log=log)
     made = Chart(title, across, upwards, has_dots=has_dots)
     for name, own_xs, own_ys, kind in series:
-        dots = [(to_x(x), to_y(y)) for x, y in zip(own_xs, own_ys, strict=True) if _is_drawn(x, y, log)]
+        dots = [(to_x(x), to_y(y or floor or y)) for x, y in zip(own_xs, own_ys, strict=True) if _is_drawn(x, y, log)]
         if dots:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
             few = dots if has_dots or len(dots) == 1 else []
             made.lines.append(Line(name, path, [(round(x, 1), round(y, 1)) for x, y in few], kind))
     made.x_ticks = [(round(to_x(x), 1), f"{x:,.6g}") for x in x_ticks]
-    made.y_ticks = [(round(to_y(y), 1), f"{y:.0e}".replace("e-0", "e-") if log else f"{y:,.6g}") for y in y_ticks]
+    words = [f"{y:.0e}".replace("e-0", "e-") if log else f"{y:,.6g}" for y in y_ticks]
+    words = words if floor is None else ["0", *words[1:]]
+    made.y_ticks = [(round(to_y(y), 1), text) for y, text in zip(y_ticks, words, strict=True)]
     return made
 
 
 def _is_drawn(x: float, y: float, log: bool) -> bool:
-    return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log)
+    return math.isfinite(x) and math.isfinite(y) and (y >= 0 or not log)
 
 
 def _scale(low: float, high: float, first: float, last: float, *, log: bool = False) -> Callable[[float], float]:
@@ -157,9 +165,7 @@ def history_charts(history: History, metric: str) -> list[Chart]:
 
     losses = series([("training", "train_loss"), ("validation", "val_loss")])
     metrics = series([(metric, metric)]) if metric not in ("val_loss", "train_loss") else []
-    rates = series(
-        [(n.removeprefix("learning_rate_"), n) for n in names if n.startswith("learning_rate")][:_MOST_LINES]
-    )
+    rates = series(_different_rates(history))
     found = [
         _chart("Loss", "epoch", "loss", losses, x_range=ends),
         _chart(metric, "epoch", metric, metrics, x_range=ends) if metrics else None,
@@ -179,6 +185,32 @@ def history_charts(history: History, metric: str) -> list[Chart]:
         for chart in charts:
             chart.bands = bands
     return charts
+
+
+def _different_rates(history: History) -> list[tuple[str, str]]:
+    """Learning rates as (names, column), those that are equal in all epochs once."""
+    found: dict[tuple[float, ...], list[str]] = {}
+    for name in history.columns:
+        if name.startswith("learning_rate"):
+            found.setdefault(tuple(np.nan_to_num(history.column(name), nan=-1.0).tolist()), []).append(name)
+    return [(", ".join(n.removeprefix("learning_rate_") for n in own), own[0]) for own in found.values()][:_MOST_LINES]
+
+
+def runs_charts(histories: Mapping[str, History], metric: str) -> list[Chart]:
+    """The metric that decides and the loss of validation over epochs, a line for each of the first eight runs.
+
+    Args:
+        histories: by the names of the runs.
+        metric: as it is logged, with `val_`.
+    """
+    found = []
+    for name in dict.fromkeys([metric, "val_loss"]):
+        own = {run: one for run, one in [*histories.items()][:_MOST_LINES] if name in one.columns}
+        series = [
+            (run, one.column("epoch"), one.column(name), f"s{number}") for number, (run, one) in enumerate(own.items())
+        ]
+        found.append(_chart(name, "epoch", name, series))
+    return [chart for chart in found if chart is not None]
 
 
 def curve_chart(curves: Sequence[Curve]) -> Chart | None:
@@ -227,3 +259,39 @@ def number_charts(numbers: Sequence[Any]) -> list[Chart]:
             made.lines.insert(0, even.lines[0])
             found.append(made)
     return found
+
+
+def label_chart(
+    points: Sequence[tuple[float, ...]], metric: str, forecast: tuple[float, ...] | None = None
+) -> Chart | None:
+    """A metric over the number of labels, each doubling as wide as the next.
+
+    Args:
+        points: labels, value, lower and upper end of the interval.
+        metric: its name.
+        forecast: the same for more labels.
+    """
+    places = [math.log2(one[0]) for one in points]
+    ends = [one[1:] for one in points]
+    series: list[Series] = [(metric, places, [one[0] for one in ends], "s0")]
+    bounds = [("95 % interval", 1), ("", 2)]
+    series += [(name, places, [one[place] for one in ends], "even") for name, place in bounds]
+    if forecast is not None:
+        series.append(("if a power law goes on", [math.log2(forecast[0])], [forecast[1]], "s1"))
+        for place in (2, 3):
+            series.append(("", [places[-1], math.log2(forecast[0])], [ends[-1][place - 1], forecast[place]], "even"))
+    made = _chart(metric, "labels", metric, series)
+    if made is None:
+        return None
+    (left, first), (right, last) = (
+        (x, float(text.replace(",", ""))) for x, text in (made.x_ticks[0], made.x_ticks[-1])
+    )
+    ticks = [(left + (math.log2(size) - first) / (last - first) * (right - left), size) for size, *_ in points]
+    shown = [ticks[-1]]
+    for one in reversed(ticks[:-1]):
+        if shown[-1][0] - one[0] > 40:
+            shown.append(one)
+    made.x_ticks = [(round(x, 1), f"{size:,.0f}") for x, size in reversed(shown)]
+    line = made.lines[0]
+    made.lines[0] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flashtask.core.plain_json import number_or_null
@@ -12,7 +12,7 @@ from flashtask.reports.evaluation import Evaluation, plain
 from flashtask.reports.judgement import Judged
 from flashtask.reports.statistics import ClassCounts, Interval
 
-__all__ = ["Comparison", "Difference", "Flip", "compared", "mcnemar", "settings_that_differ"]
+__all__ = ["Comparison", "Difference", "Flip", "compared", "data_that_differ", "mcnemar", "settings_that_differ"]
 
 
 class Flip(NamedTuple):
@@ -92,12 +92,14 @@ class Comparison:
         evaluations: of the same part of their data.
         settings: dotted key of the recipe -> its value in each run, where they differ.
         differences: of every run but the first.
+        data: what differs in their data, as `data_that_differ` gives it.
     """
 
     names: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     settings: Mapping[str, tuple[Any, ...]]
     differences: tuple[Difference, ...]
+    data: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, tuple[float, ...]]:
@@ -114,12 +116,16 @@ class Comparison:
             "samples": [len(one) for one in self.evaluations],
             "metrics": {name: [number_or_null(one) for one in values] for name, values in self.metrics.items()},
             "settings": {name: plain(values) for name, values in self.settings.items()},
+            "data": {name: list(values) for name, values in self.data.items()},
             "differences": [one.to_dict() for one in self.differences],
         }
 
 
 def compared(
-    names: Sequence[str], evaluations: Sequence[Evaluation], settings: Mapping[str, Sequence[Any]]
+    names: Sequence[str],
+    evaluations: Sequence[Evaluation],
+    settings: Mapping[str, Sequence[Any]],
+    data: Mapping[str, tuple[int | None, ...]],
 ) -> Comparison:
     """Runs beside the first of them.
 
@@ -127,6 +133,7 @@ def compared(
         names: of the runs.
         evaluations: of the same part, by models of the same task.
         settings: as `settings_that_differ` gives them.
+        data: as `data_that_differ` gives it.
     """
     first, *others = evaluations
     return Comparison(
@@ -134,6 +141,7 @@ def compared(
         tuple(evaluations),
         {name: tuple(values) for name, values in settings.items()},
         tuple(_difference(first, other) for other in others),
+        data,
     )
 
 
@@ -174,6 +182,33 @@ def settings_that_differ(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list
     keys = dict.fromkeys(key for one in flat for key in one)
     found = {key: [one.get(key) for one in flat] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+
+
+def data_that_differ(data: Sequence[Mapping[str, Mapping[str, str]] | None]) -> dict[str, tuple[int | None, ...]]:
+    """How many samples of each part there are in each run, how many also in the first, and how many with its target.
+
+    Args:
+        data: of each run, by part the target of each sample by its name; None where it is not known.
+
+    Returns:
+        By what is counted, the number in each run, for parts that differ; None where it is not known.
+    """
+    found: dict[str, tuple[int | None, ...]] = {}
+    first = data[0]
+    for part in dict.fromkeys(part for own in data for part in own or {}):
+        parts = [None if own is None else own.get(part, {}) for own in data]
+        if first is None or all(own is None or own == parts[0] for own in parts):
+            continue
+        known = first.get(part, {})
+        common = [None if own is None else {name for name in own if name in known} for own in parts]
+        same = [
+            None if own is None or names is None else sum(own[name] == known[name] for name in names)
+            for own, names in zip(parts, common, strict=True)
+        ]
+        found[f"{part} samples"] = tuple(None if own is None else len(own) for own in parts)
+        found[f"{part} samples of the first"] = tuple(None if names is None else len(names) for names in common)
+        found[f"{part} samples of the first, with its target"] = tuple(same)
+    return found
 
 
 def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:

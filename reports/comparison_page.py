@@ -70,6 +70,13 @@ def comparison_page(made: Comparison) -> str:
                 [key, *("" if one is None else str(one) for one in values)] for key, values in made.settings.items()
             ],
         },
+        {
+            "title": "Data that differs",
+            "heads": ["", *made.names],
+            "rows": [
+                [what, *("" if one is None else f"{one:,}" for one in counts)] for what, counts in made.data.items()
+            ],
+        },
     ]
     differences = []
     for name, one in zip(made.names[1:], made.differences, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flashtask.core.errors import UnknownNameError
 from flashtask.core.plain_json import number_or_null
 from flashtask.reports.confidence import chances, cross_fitted, scores_calibration
 from flashtask.reports.judgement import Judged, Pair, Scoring
@@ -68,7 +69,7 @@ class Evaluation:
 
     def mistakes(self, k: int = 12) -> list[Judged]:
         """The samples with the largest errors, the worst first; of classes only those that are wrong."""
-        wrong = [one for one in self.samples if not one.judgement.pairs or one.is_wrong]
+        wrong = [one for one in self.samples if one.is_wrong or (not one.judgement.pairs and one.judgement.error != 0)]
         return sorted(wrong, key=lambda one: -_finite(one.judgement.error))[:k]
 
     def uncertain(self, k: int = 12) -> list[Judged]:
@@ -259,17 +260,32 @@ class Evaluation:
         other = scores_calibration(plain_scores, truth, exclude=exclude)
         return None if other is None else (other, own)
 
-    def slices(self) -> list[Slice]:
-        """The metric of samples that have something in common, with an interval each."""
+    def slices(self, by: Sequence[str] | None = None) -> list[Slice]:
+        """The metric of samples that have something in common, with an interval each.
+
+        Args:
+            by: columns, such as `folder`, `brightness`, or any of the table that the data came from; None means all.
+
+        Raises:
+            UnknownNameError: no sample has such a column.
+        """
+        known = tuple(dict.fromkeys(name for one in self.samples for name in one.columns))
+        if unknown := [name for name in by or () if name not in known]:
+            raise UnknownNameError("column", unknown[0], known)
+        columns = [{name: one.columns[name] for name in by or known if name in one.columns} for one in self.samples]
         found = []
-        for column, slices in sliced([one.columns for one in self.samples]).items():
+        for column, slices in sliced(columns).items():
             for value, rows in slices:
                 of_slice = self.interval(rows, times=200)
                 found.append(Slice(column, value, len(rows), of_slice.value, of_slice.low, of_slice.high))
         return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: metrics, the interval, classes, and each sample with its prediction."""
+    def to_dict(self, slices_by: Sequence[str] | None = None) -> dict[str, Any]:
+        """Plain values for JSON: metrics, the interval, classes, and each sample with its prediction.
+
+        Args:
+            slices_by: as `slices`.
+        """
         result, table, both = self.interval(), self.calibration(), self.calibrations()
         return {
             "part": self.part,
@@ -284,7 +300,7 @@ class Evaluation:
             "temperature": self.temperature,
             "calibration_error_before": None if both is None else number_or_null(both[0].error),
             "calibration_error_after": None if both is None else number_or_null(both[1].error),
-            "slices": [plain(one._asdict()) for one in self.slices()],
+            "slices": [plain(one._asdict()) for one in self.slices(slices_by)],
             "samples": [plain(one.to_dict()) for one in self.samples],
         }
 

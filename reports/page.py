@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from flashtask.data.page_style import HEAD
 
-__all__ = ["PAGE"]
+__all__ = ["MACROS", "PAGE", "STYLE"]
 
-_STYLE = """\
+#: Of charts, tables and galleries; it ends the head of the page.
+STYLE = """\
 :root { --s0: #1c5fb8; --s1: #d9480f; --s2: #2b8a3e; --s3: #9c36b5; --s4: #c2255c; --s5: #0c8599; --s6: #846358;
   --s7: #5c7cfa; --good: #d3ebd9; }
-@media (prefers-color-scheme: dark) { :root { --s0: #74b0ff; --s1: #ffa94d; --s2: #69db7c; --s3: #da77f2;
+@media screen and (prefers-color-scheme: dark) { :root { --s0: #74b0ff; --s1: #ffa94d; --s2: #69db7c; --s3: #da77f2;
   --s4: #faa2c1; --s5: #66d9e8; --s6: #d0bfae; --s7: #91a7ff; --good: #1f3d2a; } }
 .lead { font-size: 1.15rem; max-width: 60rem; margin: .5rem 0; }
 .wide { overflow-x: auto; }
@@ -19,6 +20,7 @@ _STYLE = """\
 .metrics p { margin: 0; padding: .3rem .7rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .75rem;
   margin-top: .75rem; }
+.charts > * { max-width: 38rem; }
 .charts .card { padding: .6rem .6rem .3rem; }
 .charts h3 { margin: 0 0 .2rem .3rem; font-size: .95rem; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; font: 11px system-ui, sans-serif; }
@@ -36,14 +38,15 @@ svg .even { stroke: var(--soft); stroke-dasharray: 4 4; stroke-width: 1; } .lege
 table { border-collapse: collapse; margin-top: .75rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 6rem; }
+.range { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.1rem; margin: .75rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .88rem ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--card); white-space: pre-wrap; overflow-wrap: anywhere; }
 .matrix td { padding: 0; min-width: 3.4rem; border: 1px solid var(--line); background: var(--card); text-align: center; }
-.matrix td:first-child { text-align: center; }
+.matrix td:first-child { text-align: center; } .matrix th:first-child { min-width: 0; }
 .matrix td a, .matrix td span { display: block; padding: .55rem .5rem; color: var(--text); text-decoration: none; }
 .matrix td a { text-decoration: underline; text-decoration-color: var(--soft); text-underline-offset: .2rem; }
 .matrix td a:hover, .matrix td a:focus { outline: 2px solid var(--link); }
@@ -62,13 +65,14 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
   th, td { padding: .3rem .4rem; } .bar { width: 5rem; } .matrix td { min-width: 2.6rem; } }
 @media print { body { max-width: none; padding: 0; background: #fff; } nav { display: none; } .gallery { display: none
-  !important; } .card, .chart, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  !important; } .card, .chart, tr { break-inside: avoid; } h2, h3, h2 + p, h3 + p { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 </style>
 </head>
 """
 
-_MACROS = """\
+#: `chart(one)` draws a `Chart`, `card(one)` and `cards(all)` pictures with words.
+MACROS = """\
 {% macro chart(one) %}
 <div class="card chart"><h3>{{ one.title }}</h3>
 <svg viewBox="0 0 {{ one.width }} {{ one.height }}" role="img" aria-label="{{ one.title }}">
@@ -112,6 +116,7 @@ _BODY = """\
 {% if report.remark %}<p class="soft">{{ report.remark }}</p>{% endif %}
 <nav>
 <a href="#trained">What was trained</a>
+{% if runs %}<a href="#runs">Runs</a>{% endif %}
 {% if history_charts %}<a href="#curves">Curves</a>{% endif %}
 {% if confusion %}<a href="#confusion">Confusion</a><a href="#classes">Classes</a>{% endif %}
 {% if number_charts %}<a href="#numbers">Numbers</a>{% endif %}
@@ -119,7 +124,7 @@ _BODY = """\
 {% if calibration_chart %}<a href="#calibration">Calibration</a>{% endif %}
 {% if report.objects %}<a href="#objects">Errors of objects</a>{% endif %}
 {% if report.worst %}<a href="#worst">Worst</a>{% endif %}
-{% if report.uncertain %}<a href="#uncertain">Uncertain</a>{% endif %}
+{% if report.uncertain %}<a href="#uncertain">{{ "Disputed" if runs else "Uncertain" }}</a>{% endif %}
 {% if slices %}<a href="#slices">Slices</a>{% endif %}
 {% if report.findings %}<a href="#data">Data</a>{% endif %}
 </nav>
@@ -130,6 +135,16 @@ _BODY = """\
 <dl>{% for name, value in report.facts.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {% if report.command %}<p class="soft">This command repeats it:</p><pre>{{ report.command }}</pre>{% endif %}
 </section>
+{% if runs %}
+<section id="runs"><h2>Runs</h2>
+<p class="soft">The {{ report.evaluation.scoring.metric }} of each run with its 95 % interval on other samples like its own; the thin line is the mean of the runs, whose standard deviation is {{ number(runs.deviation) }}.</p>
+<div class="wide"><table><thead><tr><th>Run</th><th>Seed</th><th>Split seed</th><th>Samples</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th><th>Seconds</th></tr></thead><tbody>
+{% for row in runs.rows %}<tr><td>{{ row.run.name }}</td><td>{{ row.run.seed }}</td><td>{{ row.run.split_seed }}</td><td>{{ "{:,}".format(row.count) }}</td><td>{{ number(row.interval.value) }}</td>
+<td class="range">{{ number(row.interval.low) }} to {{ number(row.interval.high) }}</td><td><div class="bar"><u style="left: {{ runs.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td><td>{{ "{:,.1f}".format(row.run.seconds) }}</td></tr>
+{% endfor %}</tbody></table></div>
+<p class="soft">{% if report.several.has_folds %}Everything below is about all folds together: each sample is judged by the run that was not trained on it.{% else %}Everything below is about all runs together: a sample counts once for each run that has judged it.{% endif %} The folder of each run has a page of its own.</p>
+</section>
+{% endif %}
 {% if history_charts %}
 <section id="curves"><h2>Curves</h2>
 <div class="charts">{% for one in history_charts %}{{ chart(one) }}{% endfor %}</div>
@@ -192,25 +207,27 @@ duplicate: an object that was found already; missed: nothing was found; backgrou
 <section id="worst"><h2>Worst samples</h2><p class="soft">Those with the largest error ({{ report.evaluation.scoring.error }}).</p>{{ cards(report.worst) }}</section>
 {% endif %}
 {% if report.uncertain %}
-<section id="uncertain"><h2>Most uncertain samples</h2><p class="soft">Those that the model is least sure of.</p>{{ cards(report.uncertain) }}</section>
+<section id="uncertain">{% if runs %}<h2>Disputed samples</h2><p class="soft">Those that some runs have right and others wrong.</p>{% else %}<h2>Most uncertain samples</h2><p class="soft">Those that the model is least sure of.</p>{% endif %}{{ cards(report.uncertain) }}</section>
 {% endif %}
 {% if slices %}
 <section id="slices"><h2>Slices</h2>
-<p class="soft">{{ report.evaluation.scoring.metric }} of samples that have something in common, with its 95 % interval; the thin line is all samples.</p>
+<p class="soft">The {{ report.evaluation.scoring.metric }} of samples that have something in common, with its 95 % interval; the thin line is all samples.</p>
 <div class="wide"><table><thead><tr><th>Samples with</th><th>Count</th><th>{{ report.evaluation.scoring.metric }}</th><th>Interval</th><th></th></tr></thead><tbody>
 {% for one in slices %}{% for row in one.rows %}<tr><td>{{ one.column }} {{ row.value }}</td><td>{{ "{:,}".format(row.size) }}</td><td>{{ number(row.result) }}</td>
-<td>{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
-</tbody></table></div></section>
+<td class="range">{{ number(row.low) }} to {{ number(row.high) }}</td><td><div class="bar"><u style="left: {{ one.whole|round(1) }}%"></u><i style="left: {{ row.left|round(1) }}%; width: {{ row.width|round(1) }}%"></i><b style="left: {{ row.middle|round(1) }}%"></b></div></td></tr>{% endfor %}{% endfor %}
+</tbody></table></div>
+{% if more_columns %}<p class="soft">Not shown: slices by {{ more_columns|join(", ") }}; <code>flashtask report RUN --slices COLUMN,COLUMN</code> shows those that it names.</p>{% endif %}
+</section>
 {% endif %}
 {% if report.findings %}
 <section id="data"><h2>The data</h2>
 {% for title, count, advice, own in report.findings %}<h3>{{ title }}: {{ "{:,}".format(count) }}</h3><p class="soft">{{ advice }}</p>{{ cards(own) }}{% endfor %}
 </section>
 {% endif %}
-{% if report.evaluation %}<footer>The interval is a {{ report.evaluation.interval().method or "single value" }}. {% if report.has_heat_maps %}Heat maps (HiResCAM) show which places speak for the largest output.{% endif %}</footer>{% endif %}
+{% if report.evaluation %}<footer>The interval is a {{ (report.several.over_samples if runs else report.evaluation.interval()).method or "single value" }}. {{ report.heat_maps }}</footer>{% endif %}
 </body>
 </html>
 """
 
 #: Everything but numbers and pictures; see `Report.to_html`.
-PAGE = HEAD + _STYLE + _MACROS + _BODY
+PAGE = HEAD + STYLE + MACROS + _BODY

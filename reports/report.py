@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.core.files import atomic_write, atomic_write_text
 from flashtask.data.page_style import page_template
-from flashtask.reports.charts import calibration_chart, curve_chart, history_charts, number_charts
+from flashtask.reports.charts import Chart, calibration_chart, curve_chart, history_charts, number_charts, runs_charts
 from flashtask.reports.evaluation import Evaluation, plain
 from flashtask.reports.history import History
 from flashtask.reports.page import PAGE
+from flashtask.reports.several import SeveralRuns
 from flashtask.reports.statistics import Interval
 
 __all__ = ["FORMATS", "Album", "Card", "Report", "sentence_of"]
@@ -24,8 +26,8 @@ __all__ = ["FORMATS", "Album", "Card", "Report", "sentence_of"]
 FORMATS = ("html", "json", "png")
 #: Classes of which the whole matrix is shown; of more, the pairs that are confused most.
 _MOST_CLASSES, _MOST_CONFUSED = 16, 24
-#: Rows of the table of classes, and slices.
-_MOST_ROWS = 60
+#: Rows of the table of classes, and columns of slices unless some are asked for.
+_MOST_ROWS, _MOST_COLUMNS = 60, 12
 
 
 class Card(NamedTuple):
@@ -81,7 +83,9 @@ class Report:
         cells: of the confusion matrix, by truth and prediction.
         objects: errors about objects by kind, with how many there are.
         findings: what is suspicious about the data: title, how many, advice, cards.
-        has_heat_maps: whether pictures of the worst and most uncertain samples have heat maps beside them.
+        heat_maps: what the heat maps beside the worst and most uncertain samples show; empty if there are none.
+        slices_by: columns that samples are sliced by; None means all.
+        several: the runs, if it is the page of several.
     """
 
     title: str
@@ -97,7 +101,9 @@ class Report:
     cells: Mapping[tuple[str, str], Sequence[Card]] = field(default_factory=dict)
     objects: Mapping[str, tuple[int, Sequence[Card]]] = field(default_factory=dict)
     findings: Sequence[tuple[str, int, str, Sequence[Card]]] = ()
-    has_heat_maps: bool = False
+    heat_maps: str = ""
+    slices_by: Sequence[str] | None = None
+    several: SeveralRuns | None = None
 
     def __str__(self) -> str:
         return self.sentence
@@ -105,6 +111,8 @@ class Report:
     @property
     def sentence(self) -> str:
         """The result in one sentence."""
+        if self.several is not None:
+            return self.several.sentence
         if self.evaluation is not None:
             found = self.evaluation
             return sentence_of(found.interval(), found.scoring.title, len(found), found.part)
@@ -121,7 +129,8 @@ class Report:
             "command": self.command or None,
             "metrics": plain(dict(self.metrics)),
             "history": [plain(row) for row in self.history],
-            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            **({} if self.several is None else {"runs": self.several.to_dict()}),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(self.slices_by),
             "findings": [{"kind": title, "count": count} for title, count, _, _ in self.findings],
         }
 
@@ -138,12 +147,14 @@ class Report:
         charts = [] if found is None else number_charts([s.judgement.numbers for s in found.samples])
         best = {one.label: one for one in curves}
         classes = [] if found is None else found.per_class()
+        slices = _slices(found, self.slices_by)
         return str(
             page_template(PAGE).render(
                 title=self.title,
                 report=self,
                 sentence=self.sentence,
-                history_charts=history_charts(self.history, self.monitor),
+                history_charts=_curves(self),
+                runs=_runs(self.several),
                 confusion=confusion,
                 classes=[(one, best.get(one.label)) for one in classes[:_MOST_ROWS]],
                 more_classes=max(0, len(classes) - _MOST_ROWS),
@@ -153,8 +164,9 @@ class Report:
                 calibrations=both,
                 calibration_chart=calibration_chart(tables) if tables else None,
                 number_charts=charts,
-                slices=_slices(found),
-                metrics=_shown_metrics(self.metrics if found is None else found.metrics),
+                slices=slices[: None if self.slices_by else _MOST_COLUMNS],
+                more_columns=[] if self.slices_by else [one["column"] for one in slices[_MOST_COLUMNS:]],
+                metrics=_shown_metrics(found.metrics if found is not None and found.metrics else self.metrics),
                 number=_number,
             )
         )
@@ -192,6 +204,33 @@ class Report:
         return file
 
 
+def _curves(report: Report) -> list[Chart]:
+    """Of the history, or of the histories of several runs."""
+    if report.several is None:
+        return history_charts(report.history, report.monitor)
+    return runs_charts({one.name: one.history for one in report.several.runs}, report.monitor)
+
+
+def _runs(several: SeveralRuns | None) -> dict[str, Any] | None:
+    """The rows of several runs, with bars from the lowest to the highest end of their intervals."""
+    if several is None:
+        return None
+    ends = [value for one in several.intervals for value in one[1:4] if not math.isnan(value)]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    rows = []
+    for run, one in zip(several.runs, several.intervals, strict=True):
+        left, right, middle = (
+            50.0 if math.isnan(value) else 100 * (value - low) / span for value in (one.low, one.high, one.value)
+        )
+        bar = {"left": left, "width": max(0.5, right - left), "middle": middle}
+        rows.append({"run": run, "count": len(run.evaluation), "interval": one, **bar})
+    return {
+        "rows": rows,
+        "whole": 100 * (several.over_runs.value - low) / span,
+        "deviation": statistics.stdev(one.value for one in several.intervals),
+    }
+
+
 def sentence_of(result: Interval, title: str, count: int, part: str) -> str:
     """The result in one sentence, with the interval if there is one."""
     noun = {"val": "validation", "test": "test"}.get(part, part)
@@ -209,9 +248,9 @@ def _number(value: float) -> str:
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Of validation or test, without the parts of the loss."""
-    names = [n for n in metrics if n.startswith(("val_", "test_")) and "_loss_" not in n]
-    return {name: metrics[name] for name in names}
+    """Of validation or test, without the parts of the loss and what could not be measured."""
+    names = [n for n in metrics if n.startswith(("val_", "test_", "mean ")) and "_loss_" not in n]
+    return {name: metrics[name] for name in names if not math.isnan(metrics[name])}
 
 
 def _confusion(found: Evaluation, cells: Mapping[tuple[str, str], Sequence[Card]]) -> dict[str, Any] | None:
@@ -263,9 +302,9 @@ def _confusion(found: Evaluation, cells: Mapping[tuple[str, str], Sequence[Card]
     return {"classes": classes, "rows": rows, "confused": confused, "galleries": galleries, "count": len(classes)}
 
 
-def _slices(found: Evaluation | None) -> list[dict[str, Any]]:
+def _slices(found: Evaluation | None, by: Sequence[str] | None) -> list[dict[str, Any]]:
     """The slices by column, with bars from the lowest to the highest end of all intervals."""
-    slices = [] if found is None else found.slices()
+    slices = [] if found is None else found.slices(by)
     known = [value for one in slices for value in (one.low, one.high, one.result) if not math.isnan(value)]
     if not known or found is None:
         return []

@@ -1,17 +1,18 @@
-"""Where in an image a prediction comes from: heat maps by gradients, for convolutions and transformers alike."""
+"""Where in an image a prediction comes from: heat maps by attention or by gradients."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flashtask.core.errors import UsageError
 from flashtask.data.decoding import Pixels
 from flashtask.data.inputs import Input
 from flashtask.data.transforms import eval_transform
@@ -19,36 +20,133 @@ from flashtask.data.transforms import eval_transform
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
-__all__ = ["heat_maps", "heated"]
+__all__ = ["HEAT_MAPS", "HeatMaps", "heat_maps", "heated"]
 
 #: Images at a time.
 _BATCH = 16
+#: The methods with what they show.
+HEAT_MAPS = {
+    "rollout": "Heat maps (attention rollout) show from which places attention brings something to the features.",
+    "hirescam": "Heat maps (HiResCAM) show which places speak for the largest output.",
+}
 
 
-def heat_maps(task: Task, inputs: Sequence[Input]) -> list[np.ndarray[Any, Any]] | None:
-    """How much each place of an image speaks for its largest output, from 0 to 1, in a map (h, w) over the input.
+class HeatMaps(NamedTuple):
+    """Maps of some pictures.
 
-    It is HiResCAM (Draelos and Carin, 2020): the gradient times the last features that have places, summed over
-    channels. With a mean over the places and a linear head it is the same as Grad-CAM.
+    Args:
+        method: one of `HEAT_MAPS`.
+        maps: (h, w) each, over the whole input, from 0 to 1.
+    """
+
+    method: str
+    maps: list[np.ndarray[Any, Any]]
+
+
+def heat_maps(task: Task, inputs: Sequence[Input], method: str = "auto") -> HeatMaps | None:
+    """Where in pictures their predictions come from.
+
+    `hirescam` (Draelos and Carin, 2020) is the gradient of the largest output times the last features that have places,
+    summed over channels: what speaks for that output. With a mean over the places and a linear head it is the same as
+    Grad-CAM. `rollout` (Abnar and Zuidema, 2020) follows the attention of a transformer through all its blocks, half of
+    it and half the tokens themselves: what the pooled features are made of, whatever the output.
 
     Args:
         task: in eval mode, with outputs (B, K).
         inputs: pictures.
+        method: one of `HEAT_MAPS`, or `auto`: `rollout` for the transformers of timm with attention between all tokens
+            and pooling by mean or class token, else `hirescam`.
 
     Returns:
-        None if the backbone has no features with places, or the outputs are not one row an image.
+        None if the backbone has no features with places, or the outputs are not one row an image; of `rollout` if it
+        is no such transformer.
+
+    Raises:
+        UsageError: another method.
     """
-    transform = eval_transform(task.preprocessing)
-    found: list[np.ndarray[Any, Any]] = []
+    if method not in ("auto", *HEAT_MAPS):
+        raise UsageError(f"there is no heat map {method!r}", fix=f"method is auto, {' or '.join(HEAT_MAPS)}")
     with _frozen(task):
-        place: nn.Module | None = None
-        for start in range(0, len(inputs), _BATCH):
-            own = inputs[start : start + _BATCH]
-            images = torch.stack([transform.rest(one.read(transform.first)) for one in own]).to(task.device)
-            if place is None and (place := _last_with_places(task, images[:1])) is None:
-                return None
-            found += _maps(task, place, images)
+        for name, maps_of in (("rollout", _rolled_out), ("hirescam", _by_gradient)):
+            if method in ("auto", name) and (found := maps_of(task, inputs)) is not None:
+                return HeatMaps(name, found)
+    return None
+
+
+def _batches(task: Task, inputs: Sequence[Input]) -> Iterator[Tensor]:
+    """The pictures as the model gets them."""
+    transform = eval_transform(task.preprocessing)
+    for start in range(0, len(inputs), _BATCH):
+        own = inputs[start : start + _BATCH]
+        yield torch.stack([transform.rest(one.read(transform.first)) for one in own]).to(task.device)
+
+
+def _by_gradient(task: Task, inputs: Sequence[Input]) -> list[np.ndarray[Any, Any]] | None:
+    found: list[np.ndarray[Any, Any]] = []
+    place: nn.Module | None = None
+    for images in _batches(task, inputs):
+        if place is None and (place := _last_with_places(task, images[:1])) is None:
+            return None
+        found += _maps(task, place, images)
     return found
+
+
+# ---- attention rollout
+
+
+def _rolled_out(task: Task, inputs: Sequence[Input]) -> list[np.ndarray[Any, Any]] | None:
+    """Maps by attention rollout; None if the backbone is not a transformer whose attentions can be followed."""
+    model: Any = next((part for part in task.backbone.modules() if _is_transformer(part)), None)
+    if model is None:
+        return None
+    found: list[np.ndarray[Any, Any]] = []
+    for images in _batches(task, inputs):
+        with torch.no_grad():
+            attentions = _attentions(task, model, images)
+        if not attentions or len({tuple(one.shape) for one in attentions}) > 1:
+            return None  # windows, or tokens that are merged on the way
+        grid = _sides(attentions[0].shape[-1] - model.num_prefix_tokens, task)
+        if grid is None:
+            return None
+        rolled = torch.eye(attentions[0].shape[-1], device=images.device)
+        for one in attentions:
+            own = 0.5 * one + 0.5 * torch.eye(one.shape[-1], device=one.device)
+            rolled = own @ rolled  # rows sum to 1, as those of both factors do
+        pooled = rolled[:, 0] if model.global_pool == "token" else rolled[:, model.num_prefix_tokens :].mean(dim=1)
+        maps = pooled[:, model.num_prefix_tokens :]
+        least, most = maps.amin(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)
+        found += [*((maps - least) / (most - least).clamp(min=1e-12)).reshape(-1, *grid).cpu().numpy()]
+    return found
+
+
+def _is_transformer(part: nn.Module) -> bool:
+    """Whether a module is a transformer of timm that pools its tokens by their mean or the class token."""
+    has_parts = all(hasattr(part, name) for name in ("blocks", "num_prefix_tokens"))
+    return has_parts and getattr(part, "global_pool", None) in ("token", "avg")
+
+
+def _attentions(task: Task, model: Any, images: Tensor) -> list[Tensor]:
+    """The attention of each block, the mean over its heads: (B, tokens, tokens); empty if one has none to be seen."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
+            seen.append(output.float().mean(dim=1))
+
+    layers: list[Any] = [part for part in model.blocks.modules() if hasattr(part, "fused_attn")]
+    if len(layers) != len(model.blocks) or not all(hasattr(layer, "attn_drop") for layer in layers):
+        return []
+    with ExitStack() as stack:
+        for layer in layers:
+            # Fused attention never has the matrix in memory.
+            stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
+            layer.fused_attn = False
+            stack.callback(layer.attn_drop.register_forward_hook(keep).remove)
+        task(images)
+    return seen if len(seen) == len(layers) else []
+
+
+# ---- gradients
 
 
 @contextmanager
@@ -109,16 +207,19 @@ def _grid(output: Tensor, task: Task) -> tuple[int, int] | None:
     """(height, width) of the places in features; None if they have none."""
     height, width = task.preprocessing.input_size[1:]
     if output.ndim == 3 and output.shape[2] == task.num_features:
-        for prefix in range(6):
-            rows = math.isqrt((output.shape[1] - prefix) * height // width) if output.shape[1] > prefix else 0
-            if rows > 1 and rows * (rows * width // height) == output.shape[1] - prefix:
-                return rows, rows * width // height
-        return None
+        return next((grid for prefix in range(6) if (grid := _sides(output.shape[1] - prefix, task))), None)
     if output.ndim != 4:
         return None
     sides = output.shape[1:3] if _is_channels_last(output, task) else output.shape[2:]
     is_map = min(sides) > 1 and abs(sides[0] * width - sides[1] * height) <= width + height
     return (sides[0], sides[1]) if is_map else None
+
+
+def _sides(tokens: int, task: Task) -> tuple[int, int] | None:
+    """(height, width) of a grid of so many tokens over the input; None if they make none."""
+    height, width = task.preprocessing.input_size[1:]
+    rows = math.isqrt(max(0, tokens) * height // width)
+    return (rows, rows * width // height) if rows > 1 and rows * (rows * width // height) == tokens else None
 
 
 def _is_channels_last(output: Tensor, task: Task) -> bool:

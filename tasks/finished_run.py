@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,15 +202,20 @@ class FinishedRun:
         """The samples with the largest errors, the worst first."""
         return self.evaluation(part).mistakes(k)
 
-    def report(self, part: str | None = None) -> Report:
+    def report(self, part: str | None = None, *, slices: Sequence[str] | None = None) -> Report:
         """Everything about the run as a page, as JSON or as a picture: `run.report().save("report.html")`.
 
         Args:
             part: `val` or `test`; None means validation data, else test data.
+            slices: columns that the samples are sliced by, such as `folder`, `brightness`, or any column of the table
+                that the data came from; None means all.
+
+        Raises:
+            UnknownNameError: no sample has such a column.
         """
         from flashtask.tasks.run_report import report_of
 
-        return report_of(self, part)
+        return report_of(self, part, slices)
 
     def operate(
         self,
@@ -288,14 +293,15 @@ class FinishedRun:
             self.history, self.task.monitor, None if part is None else self.evaluation(part), self.folder.name
         )
 
-    def explain(self, image: Any) -> Image:
-        """A picture as the model gets it, on which lies what speaks for its prediction: see `heat_maps`.
+    def explain(self, image: Any, method: str = "auto") -> Image:
+        """A picture as the model gets it, on which lies what its prediction comes from: see `heat_maps`.
 
         Args:
             image: as `predict` takes it.
+            method: `rollout` for transformers, `hirescam`, or `auto`: the former where it is possible.
 
         Raises:
-            UsageError: several pictures, or a backbone whose features have no places.
+            UsageError: several pictures, or a backbone that has no such map.
         """
         import PIL.Image
 
@@ -304,10 +310,11 @@ class FinishedRun:
         from flashtask.tasks.explanation import heat_maps, heated
 
         given = input_of(image)
-        maps = heat_maps(self.task, [given])
-        if maps is None:
-            raise UsageError(f"the predictions of {type(self.task).__name__} have no heat map", fix="run.task.predict")
-        return heated(PIL.Image.fromarray(given.read(eval_transform(self.task.preprocessing).first)), maps[0])
+        found = heat_maps(self.task, [given], method)
+        if found is None:
+            which = "" if method == "auto" else f" by {method}"
+            raise UsageError(f"the predictions of {self.path} have no heat map{which}", fix='method="auto"')
+        return heated(PIL.Image.fromarray(given.read(eval_transform(self.task.preprocessing).first)), found.maps[0])
 
     # ---- how it is shown
 

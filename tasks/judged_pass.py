@@ -121,11 +121,14 @@ def _row(prediction: Any) -> Mapping[str, Any]:
 
 
 def _columns(table: SampleTable, data: ImageDataModule) -> Sequence[Mapping[str, Any]]:
-    """What samples may have in common: folder, size, brightness, sharpness."""
+    """What samples may have in common: folder, size, brightness, sharpness, and the other columns of tables."""
+    of_tables: Sequence[Mapping[str, Any]] = [{}] * len(table)
+    if data.other_columns is not None:
+        of_tables = data.other_columns.of(table.inputs.tolist())
     prints = look_at_images(table.inputs.tolist(), data.channels, images=data.images).fingerprints
     found = []
     targets = [None] * len(table) if table.targets is None else table.targets.tolist()
-    for name, path, target in zip(table.names(), table.inputs.tolist(), targets, strict=True):
+    for name, path, target, of_table in zip(table.names(), table.inputs.tolist(), targets, of_tables, strict=True):
         own: dict[str, Any] = {}
         folders = name.split("/")[:-1]
         if folders[:1] == [target]:
@@ -135,5 +138,5 @@ def _columns(table: SampleTable, data: ImageDataModule) -> Sequence[Mapping[str,
         if (seen := prints.get(path)) is not None:
             own |= {"size": f"{seen.width} x {seen.height}", "brightness": seen.mean, "contrast": seen.deviation}
             own["sharpness"] = seen.sharpness
-        found.append(own)
+        found.append({**of_table, **own, **of_table})  # the user's come first, and are meant where names are the same
     return found

@@ -1,10 +1,10 @@
-"""How accuracy grows with the number of labels, and which images to label next, from features computed once."""
+"""How a metric changes with the number of labels, and which images to label next, from features computed once."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,77 +14,107 @@ import torch
 from flashtask.core.errors import UsageError
 from flashtask.core.files import PathLike, atomic_write
 from flashtask.heads import build_head
+from flashtask.reports.evaluation import plain
+from flashtask.reports.label_curve import CurvePoint, Measured, curve_page, measured
 from flashtask.tasks.label_errors import features_of
-from flashtask.trainer.text_table import text_table
+from flashtask.trainer.text_table import WIDTH, text_table, wrapped
 from flashtask.trainer.tuning.learning_rate_curve import check_picture
 
 if TYPE_CHECKING:
     from flashtask.data.image_datamodule import ImageDataModule
     from flashtask.tasks.task import Task
 
-__all__ = ["CurvePoint", "LearningCurve", "learning_curve"]
+__all__ = ["LearningCurve", "learning_curve"]
 
 Array = np.ndarray[Any, Any]
 
-#: Normal quantile of a two-sided interval of 95 %.
-_Z = 1.96
 _MOST_POINTS = 8
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The accuracy with so many labels.
-
-    Args:
-        labels: training images.
-        accuracies: of each draw of these images, 0 to 1.
-        mean: of the draws.
-        low: lower end of the interval of 95 % for one training on such a draw, measured on new data: the spread of the
-            draws and the size of the validation set.
-        high: its upper end.
-    """
-
-    labels: int
-    accuracies: tuple[float, ...]
-    mean: float
-    low: float
-    high: float
+#: Ranges of numbers of which each draw has its share.
+_RANGES = 10
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Accuracy of a ridge head on the features of a frozen backbone, by the number of labels.
+    """Accuracy, or mean absolute error, of a ridge head on the features of a frozen backbone, by the number of labels.
 
     Args:
-        points: in the order of their numbers.
-        classes: names.
+        metric: `accuracy`, or `mae` for numbers.
+        measured: points, gain and forecast.
+        classes: names; empty for numbers.
         validated_on: images of the validation set.
         model: whose features they are.
         features: of the training images, (N, F).
-        targets: class indices of the training images, (N,).
+        targets: class indices of the training images, (N,), or standardised numbers, (N, K).
     """
 
-    points: tuple[CurvePoint, ...]
+    metric: str
+    measured: Measured
     classes: tuple[str, ...]
     validated_on: int
     model: Task = field(repr=False)
     features: Array = field(repr=False)
     targets: Array = field(repr=False)
 
-    def __str__(self) -> str:
-        rows = [
-            (f"{p.labels:,}", f"{p.mean:.4f}", f"{p.low:.4f} to {p.high:.4f}", str(len(p.accuracies)))
+    @property
+    def points(self) -> tuple[CurvePoint, ...]:
+        """The metric at each number of labels, from few to all."""
+        return self.measured.points
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return ("labels", self.metric, "95 % interval", "draws", "deviation")
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                f"{p.labels:,}",
+                f"{p.mean:.4f}",
+                f"{p.low:.4f} to {p.high:.4f}",
+                str(len(p.draws)),
+                "" if math.isnan(p.deviation) else f"{p.deviation:.4f}",
+            )
             for p in self.points
         ]
-        return text_table(("labels", "accuracy", "95 % interval", "draws"), rows)
+
+    def sentences(self) -> Iterator[str]:
+        """What the last labels brought, and what more of them may bring."""
+        _, gain, forecast, why = self.measured
+        if gain is not None:
+            ends = f"95 % interval {gain.low:+.4f} to {gain.high:+.4f}"
+            yield f"from {gain.before:,} to {gain.after:,} labels: {gain.value:+.4f}, {ends}"
+        if forecast is not None:
+            last = self.points[-1]
+            yield (
+                f"{forecast.labels:,} labels: {forecast.value:.4f}, {forecast.low:.4f} to {forecast.high:.4f}, if a "
+                f"power law goes on; fitted without the last point it says {forecast.said:.4f} for {last.labels:,} "
+                f"labels, which have {last.mean:.4f}"
+            )
+        elif why:
+            yield f"no forecast for more labels: {why}"
+
+    def __str__(self) -> str:
+        table = text_table(self._columns, self._rows()).rstrip()
+        return "\n".join([table, *(line for one in self.sentences() for line in wrapped(one, WIDTH))])
 
     def to_dict(self) -> dict[str, Any]:
-        """The points as plain values."""
-        points = [{**vars(point), "accuracies": list(point.accuracies)} for point in self.points]
-        return {"points": points, "classes": list(self.classes), "validated_on": self.validated_on}
+        """The points, the gain and the forecast as plain values."""
+        points = [plain({**point._asdict(), "draws": list(point.draws)}) for point in self.points]
+        gain, forecast = (None if one is None else plain(one._asdict()) for one in self.measured[1:3])
+        about = {"metric": self.metric, "classes": list(self.classes), "validated_on": self.validated_on}
+        return {**about, "points": points, "gain": gain, "forecast": forecast}
+
+    def to_html(self, title: str = "Learning curve") -> str:
+        """One page without scripts and network: the curve, the table and the sentences.
+
+        Args:
+            title: of the page.
+        """
+        about = f"{self.metric} of a ridge head on frozen features, on {self.validated_on:,} validation images"
+        said = [about, *self.sentences()]
+        return curve_page(title, self.metric, self.measured, self._columns, self._rows(), said)
 
     def plot(self, path: PathLike) -> None:
-        """Draw the accuracies with their interval over the number of labels.
+        """Draw the metric with its interval over the number of labels.
 
         Raises:
             UsageError: matplotlib is not installed, or writes no such kind of picture.
@@ -104,7 +134,7 @@ class LearningCurve:
         axes.set_xticks(labels, [f"{size:,}" for size in labels])
         axes.minorticks_off()
         axes.set_xlabel("labels")
-        axes.set_ylabel(f"accuracy on {self.validated_on:,} images")
+        axes.set_ylabel(f"{self.metric} on {self.validated_on:,} images")
         axes.grid(alpha=0.3)
         held = io.BytesIO()
         figure.savefig(held, format=kind)
@@ -122,7 +152,12 @@ class LearningCurve:
             paths: image files.
             count: how many to choose, at the most all.
             seed: of the draws.
+
+        Raises:
+            UsageError: the targets are numbers.
         """
+        if not self.classes:
+            raise UsageError("which images to label next is known for one label an image alone, not for numbers")
         features = _flat(features_of(self.model, list(paths)))
         head = _solved(self.features, self.targets, len(self.classes))
         with torch.no_grad():
@@ -136,45 +171,67 @@ def learning_curve(
 ) -> LearningCurve:
     """Fit a ridge head to more and more of the training images, and measure each on the validation images.
 
-    The backbone sees each image once, or never if a run has left its features in the cache. Classes keep their shares
-    in each draw, with one image at least; larger draws hold the smaller ones.
+    The backbone sees each image once, or never if a run has left its features in the cache. Classes, or ranges of
+    numbers, keep their shares in each draw, with one image of each class at least; larger draws hold the smaller ones.
 
     Args:
         model: a task such as `ImageEmbedder("efficientnet_lite0")`, or a trained one.
-        data: for classification, with validation images.
+        data: with one label or numbers an image, and validation images.
         sizes: numbers of labels; by default all, a half, a quarter, ..., eight at the most.
         draws: of the images of each size; all of them are drawn once.
         seed: of the draws.
 
     Raises:
-        UsageError: the data has no classes or no validation images, or sizes that it does not have.
+        UsageError: the data has other targets or no validation images, or sizes that it does not have.
     """
     data.use_preprocessing(model.preprocessing)
     data.setup("fit")
-    classes = tuple(getattr(data, "labels", None) or ())
-    if not classes or getattr(data, "is_multi_label", False):
-        raise UsageError("a learning curve is drawn for data with one label per image", fix="flashtask sweep RECIPE")
+    if data.targets.get("kind") not in ("label", "number"):
+        raise UsageError("a learning curve is drawn for one label or numbers an image", fix="flashtask sweep RECIPE")
     if "val" not in data.sizes():
         raise UsageError("a learning curve needs validation images", fix="val_split=0.2")
+    classes = tuple(getattr(data, "labels", ())) if data.targets["kind"] == "label" else ()
     features, targets = zip(*(_of_part(model, data, part, classes) for part in ("train", "val")), strict=True)
-    points = []
-    for labels in _checked_sizes(sizes, len(targets[0]), len(classes)):
-        is_all = labels == len(targets[0])
-        accuracies = []
+    chosen = _checked_sizes(sizes, len(targets[0]), max(1, len(classes)))
+    own, spread = targets[0], None
+    if not classes:
+        mean, spread = own.mean(axis=0), own.std(axis=0)
+        spread[spread == 0] = 1
+        own = (own - mean) / spread
+    strata = own if classes else _ranges(own[:, 0], min(_RANGES, chosen[0]))
+    values = {}
+    for labels in chosen:
+        is_all, of_draws = labels == len(own), []
         for draw in range(1 if is_all else draws):
-            rows = slice(None) if is_all else _stratified(targets[0], labels, np.random.default_rng((seed, draw)))
-            head = _solved(features[0][rows], targets[0][rows], len(classes))
+            rows = slice(None) if is_all else _stratified(strata, labels, np.random.default_rng((seed, draw)))
+            head = _solved(features[0][rows], own[rows], len(classes))
             with torch.no_grad():
-                said = head(torch.from_numpy(features[1])).argmax(dim=1).numpy()
-            accuracies.append(float((said == targets[1]).mean()))
-        points.append(_point(labels, accuracies, len(targets[1])))
-    return LearningCurve(tuple(points), classes, len(targets[1]), model, features[0], targets[0])
+                said = head(torch.from_numpy(features[1])).double().numpy()
+            if spread is None:
+                of_draws.append((said.argmax(axis=1) == targets[1]).astype(float))
+            else:
+                of_draws.append(np.abs(said * spread + mean - targets[1]).mean(axis=1))
+        values[labels] = np.stack(of_draws)
+    metric, groups = "accuracy" if classes else "mae", data.samples("val").groups
+    found = measured(values, metric, None if groups is None else groups.tolist())
+    return LearningCurve(metric, found, classes, len(targets[1]), model, features[0], own)
 
 
 def _of_part(model: Task, data: ImageDataModule, part: str, classes: Sequence[str]) -> tuple[Array, Array]:
+    """Features (N, F), and class indices (N,) or numbers (N, K)."""
+    features = _flat(features_of(model, data.samples(part).inputs.tolist(), data.images))
+    if not classes:
+        loader: Any = data.train_dataloader() if part == "train" else data.val_dataloader()
+        return features, np.asarray(loader.dataset.targets, dtype=np.float64).reshape(len(features), -1)
     places = {label: place for place, label in enumerate(classes)}
-    targets = np.array([places[word] for word in data.target_words(part)])
-    return _flat(features_of(model, data.samples(part).inputs.tolist(), data.images)), targets
+    return features, np.array([places[word] for word in data.target_words(part)])
+
+
+def _ranges(values: Array, count: int) -> Array:
+    """Which of so many ranges with equally many values each is in, (N,)."""
+    ranks = values.argsort(kind="stable").argsort(kind="stable")
+    found: Array = ranks * count // len(values)
+    return found
 
 
 def _flat(features: Array) -> Array:
@@ -210,16 +267,10 @@ def _stratified(targets: Array, size: int, random: np.random.Generator) -> Array
 
 
 def _solved(features: Array, targets: Array, classes: int) -> Any:
-    head: Any = build_head("ridge", features.shape[1], classes)
-    head.solve(torch.from_numpy(features), torch.from_numpy(np.asarray(targets, dtype=np.int64)))
+    """A ridge head for class indices (N,), or for numbers (N, K)."""
+    head: Any = build_head("ridge", features.shape[1], classes or targets.shape[1])
+    head.solve(torch.from_numpy(features), torch.from_numpy(targets.astype(np.int64) if classes else targets))
     return head.eval()
-
-
-def _point(labels: int, accuracies: Sequence[float], validated_on: int) -> CurvePoint:
-    mean = float(np.mean(accuracies))
-    of_draws = float(np.var(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-    half = _Z * math.sqrt(of_draws + mean * (1 - mean) / validated_on)
-    return CurvePoint(labels, tuple(accuracies), mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def _diverse(scores: Array, features: Array, count: int, random: np.random.Generator) -> list[int]:

@@ -20,6 +20,7 @@ from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import seed_everything
 from flashtask.reports.evaluation import Evaluation, plain
 from flashtask.reports.judgement import Judged
+from flashtask.reports.several import joined, mean_interval
 from flashtask.tasks.finished_run import FinishedRun
 from flashtask.trainer.checkpoints.newest import checkpoints_in, newest_whole_checkpoint
 from flashtask.trainer.fit_result import shown_path
@@ -30,7 +31,7 @@ __all__ = ["VARIES", "PlannedRun", "RepeatedRuns", "Spread", "planned_runs", "re
 
 #: What differs between repeats: the seed of the training, the split, or both.
 VARIES = ("seed", "split", "both")
-_PREDICTIONS = "predictions.csv"
+_PREDICTIONS, _REPORT = "predictions.csv", "report.html"
 #: Metrics that the table for people has.
 _SHOWN = 4
 
@@ -149,6 +150,10 @@ class RepeatedRuns:
             rows.append([title, *(f"{spread[row]:.4f}" for _, spread in metrics), ""])
         yield text_table(["run", *(name for name, _ in metrics), "seconds"], rows).rstrip()
         yield from wrapped(self._varied(), WIDTH)
+        if self.out_of_fold is None and metrics:
+            one = mean_interval([float(summary["best"][metrics[0][0]]) for summary in self.summaries], metrics[0][0])
+            ends = f"{one.low:.4f} to {one.high:.4f}"
+            yield from wrapped(f"mean of {one.name} over more such runs: 95 % interval {ends}", WIDTH)
         if self.out_of_fold is not None:
             one, count = self.out_of_fold.interval(), len({sample.input for sample in self.out_of_fold.samples})
             ends = "" if math.isnan(one.low) else f", 95 % interval {one.low:.4f} to {one.high:.4f}"
@@ -272,23 +277,37 @@ def run_planned(
         claimed: the folder of all.
         vary: what differs between repeats.
     """
-    summaries, of_folds, parts, always = [], {}, [], 0
+    summaries, of_folds, parts, opened, always = [], {}, [], [], 0
     for run in plan:
         finished = train(run) or FinishedRun(run.folder)
         _require_planned(run, finished)
+        opened.append(finished)
         summaries.append(finished.summary)
         if run.fold is not None:
             parts.append(finished.evaluation("val"))
             of_folds[run.name] = parts[-1].samples
             always = sum(finished.data.sizes().get(part, 0) for part in ("train", "val"))
         print(f"{run.name}: {_best_words(finished.summary)}", file=sys.stderr)
-    joined = _joined(parts, names_count=max(run.repeat for run in plan) > 1)
+    out_of_fold = joined(parts) if parts else None
     covered = len({one.input for samples in of_folds.values() for one in samples})
-    made = RepeatedRuns(claimed.path, tuple(plan), summaries, vary, joined, max(0, always - covered), of_folds)
-    if joined is not None:
+    made = RepeatedRuns(claimed.path, tuple(plan), summaries, vary, out_of_fold, max(0, always - covered), of_folds)
+    if out_of_fold is not None:
         _write_predictions(claimed.path / _PREDICTIONS, [*made.predictions()])
     claimed.write_summary(made.to_dict())
+    if len(plan) > 1 and all((run.folder / _REPORT).exists() for run in plan):
+        _write_report(claimed.path, opened)
     return made
+
+
+def _write_report(folder: Path, finished: Sequence[FinishedRun]) -> None:
+    """The page of all runs; a page that cannot be written makes no training fail."""
+    from flashtask.tasks.several_report import report_of_runs
+
+    try:
+        report_of_runs(folder, finished).save(folder / _REPORT)
+    except Exception as error:
+        what = f"the report was not written: {type(error).__name__}: {error}"
+        print(f"{what}\n  fix: flashtask report {folder}", file=sys.stderr)
 
 
 def _require_planned(run: PlannedRun, finished: FinishedRun) -> None:
@@ -307,19 +326,6 @@ def _require_planned(run: PlannedRun, finished: FinishedRun) -> None:
     for name, (planned, found) in told.items():
         if planned != found and (name != "split_seed" or run.fold is not None or data.get("val_split")):
             raise UsageError(f"{run.folder} was trained with {name} {found!r}, not {planned!r}", fix=fix)
-
-
-def _joined(parts: Sequence[Evaluation], *, names_count: bool) -> Evaluation | None:
-    """The samples of all folds together; those of several repeats are drawn together for intervals."""
-    if not parts:
-        return None
-    samples = tuple(one for part in parts for one in part.samples)
-    groups: list[str] | None = None
-    if all(part.groups is not None for part in parts):
-        groups = [name for part in parts for name in part.groups or ()]
-    elif names_count:
-        groups = [one.input for one in samples]
-    return Evaluation("val", {}, samples, parts[0].labels, parts[0].scoring, groups)
 
 
 def _targets(one: Judged) -> dict[str, Any]:

@@ -23,13 +23,14 @@ from flashtask.reports.evaluation import Evaluation
 from flashtask.reports.history import History, phases_of
 from flashtask.reports.judgement import Judged, Pair
 from flashtask.reports.report import Album, Card, Report
-from flashtask.tasks.explanation import heat_maps, heated
+from flashtask.reports.several import SeveralRuns, Tally
+from flashtask.tasks.explanation import HEAT_MAPS, heat_maps, heated
 
 if TYPE_CHECKING:
     from flashtask.tasks.finished_run import FinishedRun
     from flashtask.tasks.task import Task
 
-__all__ = ["report_of"]
+__all__ = ["Pictures", "duration", "facts_of_run", "report_of"]
 
 #: Pixels of the longer side of pictures: of samples that are looked at one by one, and of those in galleries.
 _SIDE, _SMALL = 256, 128
@@ -41,12 +42,16 @@ _KINDS = ("class", "localisation", "duplicate", "missed", "background")
 _AROUND = 0.5
 
 
-def report_of(run: FinishedRun, part: str | None = None) -> Report:
+def report_of(run: FinishedRun, part: str | None = None, slices: Sequence[str] | None = None) -> Report:
     """Judge the model on its validation data, and choose what the page shows.
 
     Args:
         run: finished.
         part: `val` or `test`; None means validation data, else test data.
+        slices: columns that the samples are sliced by; None means all.
+
+    Raises:
+        UnknownNameError: no sample has such a column.
     """
     task, remark = run.task, ""
     data, evaluation = None, None
@@ -63,13 +68,18 @@ def report_of(run: FinishedRun, part: str | None = None) -> Report:
     except FlashtaskError as error:
         remark = f"The model could not be judged: {error.what}"
     title = f"{run.summary.get('backbone') or task.name}: {run.folder.name if run.is_folder else run.path.name}"
-    made = Report(title, _facts(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark)
+    made = Report(
+        title, facts_of_run(run, data), _command(run), run.history, run.metrics, task.monitor, evaluation, remark
+    )
+    if slices and evaluation is not None:
+        evaluation.slices(slices)
+        made.slices_by = tuple(slices)
     if evaluation is not None and data is not None:
-        _Pictures(task, data, evaluation).fill(made)
+        Pictures(task, data, evaluation).fill(made)
     return made
 
 
-class _Pictures:
+class Pictures:
     """Chooses samples and draws them.
 
     Args:
@@ -80,7 +90,7 @@ class _Pictures:
 
     def __init__(self, task: Task, data: ImageDataModule, evaluation: Evaluation) -> None:
         self.task, self.data, self.evaluation = task, data, evaluation
-        self.album = Album()
+        self.album, self.heat_maps = Album(), ""
         self.rows = {id(one): row for row, one in enumerate(evaluation.samples)}
 
     def fill(self, report: Report) -> None:
@@ -92,8 +102,16 @@ class _Pictures:
         details = [f"error {one.judgement.error:.3f}" for one in worst]
         details += [f"certainty {one.judgement.certainty:.3f}" for one in uncertain]
         cards = self._looked_at([*worst, *uncertain], details)
-        report.has_heat_maps = bool(cards) and not self.data.has_spatial_targets
+        report.heat_maps = self.heat_maps
         report.worst, report.uncertain = cards[: len(worst)], cards[len(worst) :]
+        self._fill_rest(report)
+
+    def fill_of_several(self, report: Report, several: SeveralRuns) -> None:
+        """Give the report of several runs its cards: the samples that most runs have wrong, or that they dispute."""
+        report.worst, report.uncertain = (self._tallied(own) for own in (several.worst(_CELL), several.disputed(_CELL)))
+        self._fill_rest(report)
+
+    def _fill_rest(self, report: Report) -> None:
         report.cells = self._cells()
         report.objects = self._objects()
         report.findings = self._findings()
@@ -127,10 +145,22 @@ class _Pictures:
                 said.draw(given.thumbnail(2 * _SIDE)) if _is_drawn_to_scale(said) else said.draw(_whole(given))
                 for said, given in zip(self.task.predict(inputs), inputs, strict=True)
             ]
-        maps = heat_maps(self.task, inputs)
-        if maps is None:
+        found = heat_maps(self.task, inputs)
+        if found is None:
             return [None] * len(samples)
-        return [heated(picture, heat) for picture, heat in zip(pictures, maps, strict=True)]
+        self.heat_maps = HEAT_MAPS[found.method]
+        return [heated(picture, heat) for picture, heat in zip(pictures, found.maps, strict=True)]
+
+    def _tallied(self, tallies: Sequence[Tally]) -> list[Card]:
+        """Samples with how many of the runs have them wrong."""
+        addresses = in_threads(lambda one: self._small_picture(one.judged, None), tallies)
+        cards = []
+        for one, address in zip(tallies, addresses, strict=True):
+            wrong = f"wrong in {one.wrong} of {one.runs} runs; " if one.judged.judgement.pairs else ""
+            title = " → ".join(filter(None, (one.judged.target, one.judged.said)))
+            detail = f"{wrong}mean error {one.error:.3f}"
+            cards.append(Card((self.album.add(address),), title, shown_name(one.judged.name), detail))
+        return cards
 
     # ---- cells and objects
 
@@ -145,7 +175,8 @@ class _Pictures:
         chosen: dict[tuple[str, str], list[tuple[Judged, Pair]]] = {}
         left = _CELLS
         for key in ordered:
-            own = found.cell(*key)[: min(_CELL, left)]
+            of_cell = {(one.input, pair.box): (one, pair) for one, pair in reversed(found.cell(*key))}
+            own = [*reversed(of_cell.values())][: min(_CELL, left)]  # each picture once, also of several runs
             left -= len(own)
             if own:
                 chosen[key] = own
@@ -173,16 +204,18 @@ class _Pictures:
         for (one, pair), address in zip(chosen, addresses, strict=True):
             score = "" if math.isnan(pair.score) else f"{pair.score:.2f}"
             if pair.box is not None:
-                score = f"{pair.truth or 'nothing'} → {pair.predicted or 'nothing'} {score}"
+                # The object of another class that lies there has been found by another box.
+                truth = pair.truth or ("another class" if pair.kind == "class" else "nothing")
+                score = f"{truth} → {pair.predicted or 'nothing'} {score}"
             elif self.evaluation.scoring.unit == "pixels":
                 score = f"{pair.weight:,.0f} pixels"
             cards.append(Card((self.album.add(address),), score.strip(), shown_name(one.name)))
         return cards
 
-    def _small_picture(self, one: Judged, pair: Pair) -> str:
+    def _small_picture(self, one: Judged, pair: Pair | None) -> str:
         given = self.data.images.input(one.input)
         try:
-            if pair.box is None:
+            if pair is None or pair.box is None:
                 return picture_address(given.thumbnail(_SMALL), _SMALL)
             return picture_address(_crop(_whole(given), pair.box), _SMALL)
         except FlashtaskError:
@@ -219,11 +252,22 @@ class _Pictures:
         found = self.evaluation
         if not found.scoring.classes_exclude or not found.samples:
             return []
-        rows = [one for one in found.samples if len(one.judgement.scores) == len(found.labels)]
-        scores = np.array([[one.judgement.scores[label][0][0] for label in found.labels] for one in rows])
+        of_input: dict[str, list[Judged]] = {}
+        for one in found.samples:
+            if len(one.judgement.scores) == len(found.labels):
+                of_input.setdefault(one.input, []).append(one)
+        rows = [own[0] for own in of_input.values()]
+        whole = [
+            [[one.judgement.scores[label][0][0] for label in found.labels] for one in own] for own in of_input.values()
+        ]
+        scores = np.array([np.mean(own, axis=0) for own in whole])  # of several runs the mean
         targets = np.array([found.labels.index(one.judgement.pairs[0].truth) for one in rows])
         samples = [Sample(found.part, one.name, one.input, one.target) for one in rows]
         return [*label_errors(samples, targets, scores, found.labels)] if rows else []
+
+
+def _scores(one: Judged, labels: Sequence[str]) -> list[float]:
+    return [one.judgement.scores[label][0][0] for label in labels]
 
 
 def _whole(given: Any) -> Image.Image:
@@ -262,14 +306,20 @@ def _crop(picture: Image.Image, box: tuple[float, float, float, float]) -> Image
 # ---- facts
 
 
-def _facts(run: FinishedRun, data: Any) -> dict[str, str]:
-    """What was trained, on what, how long and where."""
+def facts_of_run(run: FinishedRun, data: object) -> dict[str, str]:
+    """What was trained, on what, how long and where: names with values.
+
+    Args:
+        run: finished.
+        data: of it; None if there is none.
+    """
     summary, recipe, task = run.summary, run.recipe, run.task
     model, counts = recipe.get("model", {}), data.sizes() if hasattr(data, "sizes") else {}
     versions = ", ".join(f"{name} {one}" for name, one in (summary.get("versions") or {}).items())
     seconds, speed = summary.get("seconds"), summary.get(f"{task.sample_noun}_per_second")
     where = [summary.get("device"), f"precision {summary['precision']}" if "precision" in summary else None]
-    where += [f"{run.environment[name]} {name}" for name in ("threads",) if name in run.environment]
+    if threads := run.environment.get("threads"):
+        where.append("1 thread" if threads == 1 else f"{threads} threads")
     epochs = f"{summary['epochs']} epochs, {summary['steps']:,} steps" if "epochs" in summary else ""
     best = f"; the model has epoch {run.metrics['epoch']:.0f}" if "epoch" in run.metrics else ""
     stopped = f"; stopped: {summary['stopped']}" if summary.get("stopped") else ""
@@ -282,7 +332,7 @@ def _facts(run: FinishedRun, data: Any) -> dict[str, str]:
         "Data": ", ".join(f"{count:,} {part}" for part, count in counts.items()),
         "Targets": data.describe_targets() if hasattr(data, "describe_targets") else "",
         "Training": f"{epochs}{best}{stopped}",
-        "Time": f"{_duration(seconds)}{f', {speed:,.0f} {task.sample_noun} a second in training' if speed else ''}"
+        "Time": f"{duration(seconds)}{f', {speed:,.0f} {task.sample_noun} a second in training' if speed else ''}"
         if seconds is not None
         else "",
         "Where": ", ".join(str(one) for one in where if one),
@@ -303,7 +353,8 @@ def _phases(history: History, parameters: int | None) -> str:
     return "; ".join(words[:6] + ([f"and {len(words) - 6} more"] if len(words) > 6 else []))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `1 min 12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

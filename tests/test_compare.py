@@ -8,7 +8,7 @@ from browser import needs_browser, opened
 from small import colour_folders
 
 from flashtask.cli import run
-from flashtask.reports.comparison import mcnemar, settings_that_differ
+from flashtask.reports.comparison import data_that_differ, mcnemar, settings_that_differ
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,27 @@ def test_runs_that_were_validated_on_other_samples_are_told_apart(folder, tmp_pa
     assert "they were validated on different samples: 20 and 8" in " ".join(capsys.readouterr().out.split())
     options = ["--data", str(folder / "data"), "--json"]
     assert run(["compare", str(folder / "runs/one"), str(tmp_path / "other"), *options]) == 0
-    assert json.loads(capsys.readouterr().out)["samples"] == [40, 40]
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"] == [40, 40]
+    assert found["data"]["train samples"] == [20, 32]
+    assert found["data"]["val samples"] == [20, 8]
+    common = found["data"]["train samples of the first"]
+    assert common[0] == 20
+    assert 12 <= common[1] <= 20
+    assert found["data"]["train samples of the first, with its target"] == common
+
+
+def test_runs_are_listed_as_a_page(folder, tmp_path, capsys):
+    page = tmp_path / "runs.html"
+    assert run(["runs", str(folder), "--output", str(page)]) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    assert run(["runs", str(folder), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    text = page.read_text()
+    assert all(f">{row['run']}<" in text for row in rows)
+    assert f"<b>{min(row['val_loss'] for row in rows):.4f}</b>" in text
+    assert f"<b>{max(row['val_loss'] for row in rows):.4f}</b>" not in text
+    assert "<script" not in text
 
 
 def test_runs_are_listed_sorted_and_filtered(folder, capsys):
@@ -123,6 +143,17 @@ def test_mcnemars_test():
     assert mcnemar(3, 6) == pytest.approx(260 / 512)
     assert mcnemar(0, 5) == pytest.approx(1 / 16)
     assert mcnemar(0, 0) == mcnemar(4, 4) == 1
+
+
+def test_data_is_compared_by_names_and_targets():
+    one = {"train": {"a": "cat", "b": "dog"}, "val": {"c": "cat"}}
+    two = {"train": {"a": "cat", "b": "cat", "d": "dog"}, "val": {"c": "cat"}}
+    assert data_that_differ([one, two, None]) == {
+        "train samples": (2, 3, None),
+        "train samples of the first": (2, 2, None),
+        "train samples of the first, with its target": (2, 1, None),
+    }
+    assert data_that_differ([one, one]) == {}
 
 
 def test_settings_are_compared_by_their_dotted_keys():

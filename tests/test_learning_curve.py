@@ -6,11 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from small import colour_folders
 
-from flashtask import ImageClassificationData, ImageClassifier, ImageEmbedder, Trainer
+from flashtask import (
+    ImageClassificationData,
+    ImageClassifier,
+    ImageEmbedder,
+    ImageRegressionData,
+    ImageRegressor,
+    Trainer,
+)
 from flashtask.cli import run
 from flashtask.core.errors import UsageError
+from flashtask.reports.label_curve import measured
 from flashtask.tasks.learning_curve import _diverse, _stratified, learning_curve
 
 BACKBONE = "timm/test_resnet"
@@ -44,17 +53,65 @@ def test_the_last_point_is_what_a_run_with_this_head_reaches(folder, curve, tmp_
     model.backbone.load_state_dict(curve.model.backbone.state_dict())
     trainer = Trainer(output_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False)
     result = trainer.finetune(model, datamodule=data_of(folder))
-    assert [(point.labels, len(point.accuracies)) for point in curve.points] == [(6, 3), (12, 3), (36, 1)]
+    assert [(point.labels, len(point.draws)) for point in curve.points] == [(6, 3), (12, 3), (36, 1)]
     assert curve.points[-1].mean == pytest.approx(float(result.metrics["val_accuracy"]), abs=1e-9)
     assert curve.validated_on == 12
 
 
-def test_an_interval_holds_the_spread_of_draws_and_the_size_of_the_validation_set(curve):
-    for point in curve.points:
-        spread = np.var(point.accuracies, ddof=1) if len(point.accuracies) > 1 else 0
-        half = 1.96 * np.sqrt(spread + point.mean * (1 - point.mean) / 12)
-        assert point.high == pytest.approx(min(1, point.mean + half))
-        assert point.low == pytest.approx(max(0, point.mean - half))
+def test_intervals_gain_and_forecast_have_the_right_values():
+    sizes = [10, 20, 50, 100, 200, 400]
+    errors = {size: 0.05 + 0.9 * size**-0.5 for size in sizes}
+    points, gain, forecast, _ = measured({size: np.full((3, 8), error) for size, error in errors.items()}, "mae")
+    for point in points:
+        assert [point.mean, point.low, point.high] == pytest.approx([errors[point.labels]] * 3)
+        assert point.deviation == pytest.approx(0)
+    assert (gain.before, gain.after) == (200, 400)
+    assert [gain.value, gain.low, gain.high] == pytest.approx([errors[400] - errors[200]] * 3)
+    assert forecast.labels == 800
+    assert forecast.value == pytest.approx(0.05 + 0.9 * 800**-0.5, abs=2e-3)
+    assert forecast.said == pytest.approx(errors[400], abs=2e-3)
+
+
+def test_an_interval_is_over_draws_and_samples_and_that_of_the_gain_is_paired():
+    generator = np.random.default_rng(0)
+    few = (generator.random((5, 200)) < 0.8).astype(float)
+    points, gain, forecast, why = measured({10: few, 20: few}, "accuracy")
+    for point in points:
+        assert point.mean == pytest.approx(few.mean())
+        assert point.deviation == pytest.approx(few.mean(axis=1).std(ddof=1))
+        # Of 1,000 independent values in all: the standard error is sqrt(0.8 * 0.2 / 1000), 0.0126, or somewhat more.
+        assert 2 * 1.5 * 0.0126 < point.high - point.low < 2 * 4 * 0.0126
+    # Both points are measured on the same samples, so where the draws are the same nothing is left to chance.
+    assert gain.high > 0 > gain.low
+    assert measured({10: few[:1], 20: few[:1]}, "accuracy").gain[2:] == pytest.approx((0, 0, 0))
+    assert forecast is None
+    assert "needs 5" in why
+    together = measured({10: few}, "accuracy", [str(row // 20) for row in range(200)]).points[0]
+    assert together.high - together.low != pytest.approx(points[0].high - points[0].low)
+
+
+def test_a_law_that_misses_the_largest_size_gives_no_forecast():
+    sizes = [10, 20, 50, 100, 200, 400]
+    values = {size: np.full((2, 4), 0.5 if size < 400 else 0.1) for size in sizes}
+    found = measured(values, "mae")
+    assert found.forecast is None
+    assert "says 0.5000 to 0.5000 for 400 labels, which have 0.1000" in found.why_no_forecast
+
+
+def test_numbers_have_the_error_of_a_run_with_this_head(folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))
+    targets = [3.0 * row + len(file.parent.name) for row, file in enumerate(files)]
+    options = {"train_files": files, "train_targets": targets, "val_split": 0.25, "augment": "none", "num_workers": 0}
+    torch.manual_seed(0)
+    model = ImageRegressor(BACKBONE, head="ridge", pretrained=False)
+    data = ImageRegressionData.from_files(**options)
+    curve = learning_curve(model, data, sizes=[8, 36], draws=2)
+    trainer = Trainer(output_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False)
+    result = trainer.finetune(model, datamodule=ImageRegressionData.from_files(**options))
+    assert curve.metric == "mae"
+    assert curve.points[-1].mean == pytest.approx(float(result.metrics["val_mae"]), rel=1e-4)
+    with pytest.raises(UsageError, match="for one label an image alone"):
+        curve.next_labels([str(files[0])], 1)
 
 
 def test_uncertain_images_that_differ_are_chosen_first_and_no_copy_of_one():
@@ -81,7 +138,20 @@ def test_the_command_draws_a_table_and_a_picture_and_names_images(folder, tmp_pa
     words = ["--backbone", BACKBONE, "--no-pretrained", "--head", "ridge", "--val-split", "0.25", "--no-report"]
     assert run(["finetune", str(folder), *words, "--output-dir", str(trained)]) == 0
     capsys.readouterr()
-    more = ["--sizes", "6,36", "--draws", "2", "--unlabelled", str(folder / "red"), "--next", "3", "--json"]
+    page = tmp_path / "curve.html"
+    more = [
+        "--page",
+        str(page),
+        "--sizes",
+        "6,36",
+        "--draws",
+        "2",
+        "--unlabelled",
+        str(folder / "red"),
+        "--next",
+        "3",
+        "--json",
+    ]
     assert run(["learning-curve", str(trained), *more, "--picture", str(tmp_path / "curve.svg")]) == 0
     found = json.loads(capsys.readouterr().out)
     best = json.loads((trained / "summary.json").read_text())["best"]["val_accuracy"]
@@ -89,6 +159,9 @@ def test_the_command_draws_a_table_and_a_picture_and_names_images(folder, tmp_pa
     assert found["points"][-1]["mean"] == pytest.approx(best, abs=1e-9)
     assert len(set(found["next"])) == 3
     assert all((folder / "red").samefile(path.rpartition("/")[0]) for path in found["next"])
+    assert "<polyline" in page.read_text()
+    assert "from 6 to 36 labels" in page.read_text()
+    assert "http" not in page.read_text().replace("http-equiv", "")
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
     assert run(["learning-curve", str(folder), "--next", "3"]) == 2
     assert "--unlabelled, which is not given" in capsys.readouterr().err

@@ -6,13 +6,13 @@ import json
 import math
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import squares
 import torch
+from browser import needs_browser, opened
 from PIL import Image
 from small import COLOURS, colour_folders, quiet
 from third_task import AngleData, AnglePredictor
@@ -32,15 +32,18 @@ from flashtask import (
 from flashtask.cli import run
 from flashtask.core.errors import FlashtaskError, UsageError
 from flashtask.data.inputs import read_inputs
+from flashtask.data.transforms import eval_transform
+from flashtask.reports.charts import history_charts
 from flashtask.reports.evaluation import Evaluation
+from flashtask.reports.history import History
 from flashtask.reports.judgement import Judged, Judgement, Pair, Scoring
 from flashtask.reports.report import Album
+from flashtask.reports.several import OneRun, SeveralRuns, mean_interval
 from flashtask.reports.statistics import calibration, class_counts, mean_f1, mean_iou, precision_recall, share_right
 from flashtask.tasks.explanation import heat_maps
 from flashtask.tasks.judging import judged_boxes
 
 OPTIONS = "--backbone timm/test_resnet --no-pretrained --epochs 2 --batch-size 8 --num-workers 0 --lr 0.05 --quiet"
-CHROMIUM = shutil.which("chromium")
 
 
 def mixed_folders(root: Path) -> Path:
@@ -65,6 +68,30 @@ def report_of(argv, capsys, file):
     assert run(["report", *map(str, argv), "--format", "json", "--output", str(file)]) == 0
     capsys.readouterr()
     return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def looked_at():
+    """Opens a page on a phone and a desk, in the light and in the dark: no errors, no requests, nothing sticks out."""
+
+    def look(page):
+        for width in (390, 1280):
+            for dark in (False, True):
+                tab.errors.clear()
+                tab.requests.clear()
+                tab.open(page.as_uri(), width=width, dark=dark)
+                assert tab.run("document.documentElement.scrollWidth") <= width
+                back = tab.run("getComputedStyle(document.body).backgroundColor")
+                assert (sum(map(int, re.findall(r"\d+", back))) < 200) is dark
+                assert tab.errors == []
+                assert [one for one in tab.requests if not one.startswith("data:")] == [page.as_uri()]
+        return tab
+
+    if shutil.which("chromium") is None:
+        yield lambda page: None
+        return
+    with opened() as tab:
+        yield look
 
 
 # ---- one number everywhere
@@ -143,7 +170,7 @@ def boxes(root):
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("made", [several_labels, numbers, masks, boxes])
-def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports):
+def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports, looked_at):
     torch.manual_seed(0)
     model, own, metric = made(tmp_path)
     trainer = Trainer(
@@ -174,6 +201,7 @@ def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports):
         kinds = {pair.kind for one in found.samples for pair in one.judgement.pairs}
         assert kinds <= {"", "class", "localisation", "duplicate", "missed", "background"}
         assert any(kind in page for kind in kinds - {""})
+    looked_at(tmp_path / "RUN" / "report.html")
     # Opened again from its folder alone it is the same.
     again = FinishedRun(tmp_path / "RUN").evaluation()
     assert again.metrics == pytest.approx(found.metrics, abs=1e-5, nan_ok=True)
@@ -271,40 +299,17 @@ def test_a_page_that_cannot_be_written_does_not_make_the_run_fail(tmp_path, caps
     assert f"fix: flashtask report {result.run_folder}" in said
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_opens_the_page_and_a_click_on_a_cell_its_pictures(classified, tmp_path):
-    page = (classified / "RUN" / "report.html").read_text()
-    (tmp_path / "page.html").write_text(page)
-    # The page has no script; a copy gets one that clicks.
-    click = """<script>onload = () => {
-      const seen = () => [...document.querySelectorAll(".gallery")].filter(one => one.id &&
-        getComputedStyle(one).display !== "none").map(one => one.id);
-      const before = seen(), links = [...document.querySelectorAll(".matrix a")], after = [];
-      for (const link of links) { link.click(); after.push([link.hash.slice(1), ...seen()]); }
-      const pictures = [...document.images].every(one => one.complete && one.naturalWidth > 0);
-      document.title = JSON.stringify({before, after, wide: document.documentElement.scrollWidth,
-        loaded: performance.getEntriesByType("resource").map(one => one.name),
-        eager: [...document.images].length, pictures});
-    }</script></body>"""
-    open_policy = "default-src 'none'; script-src 'unsafe-inline'"
-    copy = page.replace("default-src 'none'", open_policy).replace(' loading="lazy"', "").replace("</body>", click)
-    (tmp_path / "copy.html").write_text(copy)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=500,900"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
-    for name in ("page.html", "copy.html"):
-        done = subprocess.run(
-            [CHROMIUM, *options, (tmp_path / name).as_uri()], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert "CONSOLE" not in done.stderr, done.stderr
-        assert "Worst samples" in done.stdout
-    title = re.findall(r"<title>(.*?)</title>", done.stdout)[0]  # the lines of charts have titles too
-    found = json.loads(title.replace("&amp;", "&"))
-    assert found["loaded"] == []
-    assert found["pictures"]
-    assert len(found["before"]) == 1
-    assert found["after"]
-    assert all(len(one) == 2 and one[0] == one[1] for one in found["after"])
-    assert found["wide"] <= 500
+@needs_browser
+def test_a_browser_opens_the_page_and_a_click_on_a_cell_its_pictures(classified, looked_at):
+    tab = looked_at(classified / "RUN" / "report.html")
+    seen = """[...document.querySelectorAll(".gallery")].filter(one => one.id &&
+        getComputedStyle(one).display !== "none").map(one => one.id)"""
+    assert len(tab.run(seen)) == 1  # of the first mistake, until a cell is clicked
+    for cell in tab.run("[...document.querySelectorAll('.matrix a')].map(one => one.hash.slice(1))"):
+        tab.run(f"document.querySelector('.matrix a[href=\"#{cell}\"]').click()")
+        tab.wait_for(f"JSON.stringify({seen}) === '[\"{cell}\"]'")
+        of_cell = f"[...document.querySelectorAll('#{cell} img')]"
+        tab.wait_for(f"{of_cell}.length > 0 && {of_cell}.every(one => one.complete && one.naturalWidth > 0)")
 
 
 # ---- a finished run in Python
@@ -341,7 +346,8 @@ def test_a_heat_map_lies_on_what_was_changed(backbone, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     frozen = next(model.backbone.parameters()).requires_grad_(False)
     model.train()
-    (heat,) = heat_maps(model, read_inputs([str(tmp_path / "a.png")])[0])
+    method, (heat,) = heat_maps(model, read_inputs([str(tmp_path / "a.png")])[0])
+    assert method == ("rollout" if backbone == "timm/test_vit" else "hirescam")
     assert heat.ndim == 2
     assert heat.max() == pytest.approx(1)
     assert heat.min() >= 0
@@ -349,6 +355,51 @@ def test_a_heat_map_lies_on_what_was_changed(backbone, tmp_path):
     assert not frozen.requires_grad
     assert all(p.requires_grad for p in model.parameters() if p is not frozen)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("backbone", "pooled_by"), [("timm/test_vit", "token"), ("timm/test_vit2", "avg")])
+def test_the_heat_map_of_a_transformer_is_its_attention_rolled_out(backbone, pooled_by, tmp_path):
+    """Computed here from queries and keys, block by block, as Abnar and Zuidema (2020) do."""
+    torch.manual_seed(0)
+    model = ImageClassifier(backbone, num_classes=2, pretrained=False).eval()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    ((given,), _) = read_inputs([str(tmp_path / "a.png")])
+    vit = next(part for part in model.backbone.modules() if hasattr(part, "blocks"))
+    assert vit.global_pool == pooled_by
+    for block in vit.blocks:  # at first attention is nearly even, and the map nearly flat
+        block.attn.qkv.weight.data *= 20
+    before = [block.attn.fused_attn for block in vit.blocks]
+    rolled, transform = None, eval_transform(model.preprocessing)
+    with torch.no_grad():
+        tokens = vit.norm_pre(
+            vit.patch_drop(vit._pos_embed(vit.patch_embed(transform.rest(given.read(transform.first))[None])))
+        )
+        for block in vit.blocks:
+            one, count = block.attn, tokens.shape[1]
+            parts = one.qkv(block.norm1(tokens)).reshape(1, count, 3, one.num_heads, -1).permute(2, 0, 3, 1, 4)
+            query, key = one.q_norm(parts[0]), one.k_norm(parts[1])
+            attention = (query @ key.transpose(-2, -1) * one.scale).softmax(dim=-1).mean(dim=1)[0]
+            own = 0.5 * attention + 0.5 * torch.eye(count)
+            rolled = own if rolled is None else own @ rolled
+            tokens = block(tokens)
+    row = rolled[0, 1:] if pooled_by == "token" else rolled[1:, 1:].mean(dim=0)
+    wanted = ((row - row.min()) / (row.max() - row.min())).reshape(10, 10).numpy()
+    method, (heat,) = heat_maps(model, [given])
+    assert method == "rollout"
+    assert heat == pytest.approx(wanted, abs=1e-4)
+    assert heat.std() > 0.01
+    assert [block.attn.fused_attn for block in vit.blocks] == before
+    assert heat_maps(model, [given], "hirescam").maps[0] != pytest.approx(heat, abs=1e-2)
+    with pytest.raises(UsageError, match="auto, rollout or hirescam"):
+        heat_maps(model, [given], "lime")
+
+
+def test_a_network_without_attention_has_no_rollout(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    given = read_inputs([str(tmp_path / "a.png")])[0]
+    for backbone in ("timm/test_resnet", "timm/test_vit3"):  # the latter pools by attention
+        model = ImageClassifier(backbone, num_classes=2, pretrained=False)
+        assert heat_maps(model, given, "rollout") is None
 
 
 # ---- statistics
@@ -443,7 +494,141 @@ def test_objects_are_told_apart_by_what_is_wrong_with_them():
     assert sorted(found.scores["cat"])[0] == (pytest.approx(0.1), True)
 
 
+def test_a_learning_rate_of_zero_is_on_the_curve():
+    rates = [1e-3, 1e-4, 0.0]
+    history = History({"epoch": float(row), "learning_rate": rate} for row, rate in enumerate(rates))
+    (chart,) = [one for one in history_charts(history, "val_loss") if one.title == "Learning rate"]
+    assert [text for _, text in chart.y_ticks] == ["0", "1e-4", "1e-3"]
+    heights = [float(point.split(",")[1]) for point in chart.lines[0].path.split()]
+    assert heights == sorted(heights)
+    assert heights[-1] == pytest.approx(chart.bottom)
+    assert len(heights) == 3
+    only = History([{"epoch": 0.0, "learning_rate": 0.0, "train_loss": 1.0}])
+    assert [one.title for one in history_charts(only, "val_loss")] == ["Loss"]
+
+
 def test_pictures_stop_where_the_page_would_be_too_large():
     album = Album(most=10)
     assert [album.add("x" * size) for size in (6, 6, 4)] == ["xxxxxx", "", "xxxx"]
     assert album.left_out == 1
+
+
+# ---- slices
+
+
+def test_samples_are_sliced_by_any_column_of_their_table(tmp_path, capsys):
+    draws, lines = np.random.default_rng(0), ["image,label,camera,hour,note,part"]
+    for number in range(48):
+        label, camera = ("dark", "bright")[number % 2], ("north", "south", "")[number // 2 % 3]
+        value = (40, 200)[number % 2] + int(draws.integers(0, 20))
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(tmp_path / f"{number}.png")
+        # The two rows of an image agree on everything but the note.
+        lines.append(f"{number}.png,{label},{camera},{number % 24},n{number},{'val' if number >= 16 else 'train'}")
+        if number == 20:
+            lines.append(lines[-1].replace("n20", "other"))
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    own = ImageClassificationData.from_csv(
+        "image", "label", train_file=tmp_path / "t.csv", split_field="part", batch_size=8, num_workers=0
+    )
+    result = quiet(tmp_path, logger=True).finetune(
+        ImageClassifier("timm/test_resnet", pretrained=False), datamodule=own
+    )
+    found = FinishedRun(result.run_folder).evaluation()
+    columns = dict.fromkeys(one.column for one in found.slices())
+    assert [*columns][:2] == ["camera", "hour"]
+    assert not {"note", "label", "part", "image"} & set(columns)
+    by_camera = {one.value: one for one in found.slices(by=["camera"])}
+    assert set(by_camera) == {"north", "south", "(empty)"}
+    south = [one for one in found.samples if one.columns["camera"] == "south"]
+    assert by_camera["south"].size == len(south)
+    assert by_camera["south"].result == pytest.approx(sum(not one.is_wrong for one in south) / len(south))
+    assert len(found.slices(by=["hour"])) == 4  # numbers: four ranges
+    assert {one.columns.get("note") for one in found.samples if one.name == "20.png"} == {None}
+    page = tmp_path / "page.html"
+    assert run(["report", str(result.run_folder), "--slices", "camera", "--output", str(page)]) == 0
+    assert "camera south" in page.read_text()
+    assert "brightness" not in page.read_text().partition('id="slices"')[2].partition("</section>")[0]
+    assert run(["report", str(result.run_folder), "--slices", "camara", "--output", str(page)]) == 2
+    assert "did you mean 'camera'" in capsys.readouterr().err
+
+
+def test_an_image_with_several_boxes_has_what_all_its_rows_say(tmp_path):
+    lines = ["image,label,xmin,ymin,xmax,ymax,camera,occluded"]
+    for number in range(3):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+        lines += [f"{number}.png,cat,{x},2,{x + 8},9,{'ab'[number % 2]},{x > 5}" for x in (1, 12)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    own = ObjectDetectionData.from_csv(train_file=tmp_path / "t.csv", num_workers=0)
+    assert own.other_columns.of(own.samples("train").inputs.tolist()) == [
+        {"camera": "a"},
+        {"camera": "b"},
+        {"camera": "a"},
+    ]
+
+
+# ---- several runs
+
+
+def several_runs(root, capsys, *words):
+    root.mkdir()
+    out = root / "out"
+    colour_folders(root / "data", each=12, classes=("blue", "green"), size=32)
+    for number in range(4):  # some that no run can have right
+        (root / "data/blue" / f"{number}.png").rename(root / "data/green" / f"wrong {number}.png")
+    assert run(["finetune", str(root / "data"), *OPTIONS.split(), *words, "--output-dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    return out, printed, (out / "report.html").read_text()
+
+
+def test_runs_with_other_seeds_have_a_page_with_an_interval_over_seeds(tmp_path, capsys, reports, looked_at):
+    out, printed, page = several_runs(tmp_path / "seeds", capsys, "--repeats", "3")
+    values = [FinishedRun(out / f"repeat-{n}").evaluation().interval().value for n in (1, 2, 3)]
+    half = 4.303 * np.std(values, ddof=1) / math.sqrt(3)
+    mean = np.mean(values)
+    assert f"95 % interval {mean - half:.4f} to {mean + half:.4f}" in " ".join(printed.split())
+    found = report_of([out], capsys, tmp_path / "report.json")
+    assert f"is {mean:.3f}, the mean of 3 runs on the same" in found["sentence"]
+    assert f"over more runs the mean would be between {mean - half:.3f} and {mean + half:.3f}" in found["sentence"]
+    assert [one["result"]["value"] for one in found["runs"]] == pytest.approx(values)
+    assert found["sentence"] in page
+    looked_at(out / "report.html")
+    assert "wrong in " in page
+    assert all(f"<td>repeat-{n}</td>" in page for n in (1, 2, 3))
+    assert len(page) < 5_000_000
+
+
+@pytest.mark.long
+def test_folds_have_a_page_of_all_samples_out_of_fold(tmp_path, capsys, reports):
+    out, _, page = several_runs(tmp_path / "folds", capsys, "--folds", "2")
+    found = report_of([out], capsys, tmp_path / "report.json")
+    told = json.loads((out / "summary.json").read_text())["out_of_fold"]
+    assert found["evaluation"]["result"]["value"] == pytest.approx(told["value"])
+    assert len(found["evaluation"]["samples"]) == 24
+    assert "out of fold on 24 samples" in page
+    assert "by the run that was not trained on it" in page
+    assert run(["report", str(out), "--slices", "nothing"]) == 2
+
+
+def test_the_interval_of_a_mean_over_runs_covers_the_truth_as_often_as_it_says():
+    for count in (3, 5, 40):
+        drawn = np.random.default_rng(count).normal(0.8, 0.01, (2000, count))
+        found = [mean_interval(row.tolist()) for row in drawn]
+        assert 0.935 < np.mean([one.low <= 0.8 <= one.high for one in found]) < 0.965
+    assert math.isnan(mean_interval([0.8]).low)
+
+
+def test_other_samples_and_other_runs_both_widen_the_interval():
+    labels, draws = ("a", "b"), np.random.default_rng(0)
+    runs = []
+    for seed in range(4):
+        said = ["a" if draws.random() < 0.7 + 0.05 * seed else "b" for _ in range(100)]
+        runs.append(OneRun(f"run {seed}", seed, 0, None, 1.0, History(), evaluation_of(["a"] * 100, said, labels)))
+    several = SeveralRuns(runs)
+    over_runs, over_samples, alone = several.over_runs, several.over_samples, several.evaluation.interval()
+    assert over_samples.value == over_runs.value == pytest.approx(np.mean([one.value for one in several.intervals]))
+    widths = [one.high - one.low for one in (over_runs, alone, over_samples)]
+    assert widths[2] > max(widths[:2])
+    wrong = [sum(run.evaluation.samples[row].is_wrong for run in runs) for row in range(100)]
+    assert [one.wrong for one in several.tallies] == wrong
+    assert {one.wrong for one in several.disputed(100)} == set(wrong) - {0, 4}
+    assert several.disputed(1)[0].wrong == 2
