@@ -163,6 +163,8 @@ def test_what_contradicts_itself_is_refused_before_anything_is_computed(tmp_path
     (tmp_path / "x.py").write_text("mine")
     with pytest.raises(OutputError, match=r"x\.py'?: there is such a file"):
         task.export(tmp_path / "x.onnx")
+    with pytest.raises(OutputError, match="was not written by an export"):
+        task.export(tmp_path / "x.onnx", overwrite=True)
     assert (tmp_path / "x.py").read_text() == "mine"
 
 
@@ -251,6 +253,7 @@ def test_a_classifier_in_onnx_gives_its_scores_for_pictures_of_any_number_and_si
     assert theirs["score"] == pytest.approx(said.score, abs=1e-5)
     assert command_line(given) == 73
     assert "--overwrite" in capsys.readouterr().err
+    assert command_line([*given, "--overwrite"]) == 0
 
 
 @pytest.mark.long

@@ -78,6 +78,8 @@ def export_task(
     target = Path(path).expanduser()
     script = target.with_suffix(".py") if form == "onnx" else None
     _require_free([target, script, target.with_suffix(".bin") if form == "openvino" else None], overwrite)
+    if script is not None:
+        _require_own_script(script)
     if form == "openvino":
         require_openvino()
     if form != "torch":
@@ -160,6 +162,24 @@ def _require_free(paths: Iterable[Path | None], overwrite: bool) -> None:
         if path.is_dir() or (os.path.lexists(path) and not overwrite):
             what = "a folder" if path.is_dir() else "there is such a file"
             raise OutputError(f"cannot write {str(path)!r}: {what}", fix="another path, or overwrite=True")
+
+
+def _require_own_script(script: Path) -> None:
+    """A script beside the file is replaced only if an export has written it: its name may be that of another one.
+
+    Raises:
+        OutputError: it is another one.
+    """
+    if not script.exists():
+        return
+    first = Path(__file__).with_name("reference_script.py").read_text(encoding="utf-8").partition("\n")[0]
+    with script.open("rb") as file:
+        is_own = file.readline(len(first) + 2).rstrip(b"\r\n") == first.encode()
+    if not is_own:
+        raise OutputError(
+            f"cannot write {str(script)!r}: the file of this name was not written by an export",
+            fix=f"another path than {str(script.with_suffix('.onnx'))!r}, or move the script away",
+        )
 
 
 def _in_eval_mode(
