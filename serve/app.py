@@ -147,6 +147,22 @@ class _Desk:
             raise HTTPException(worst.status_code, detail, worst.headers)
         return served, done
 
+    async def explained(self, name: str | None, source: Input) -> bytes:
+        """A picture with its heat map, as a PNG.
+
+        Raises:
+            HTTPException: 422, the model has no heat maps, or the image cannot be used; 429, too many are waiting.
+        """
+        with self.guard.admitted(1), self.models.lease(name) as served:
+            await asyncio.to_thread(_require_sizes, [source], self.guard.limits)
+            try:
+                made = await asyncio.wrap_future(served.explain(source))
+            except Exception as error:
+                raise refusal(error, source.name) from error
+        if made is None:
+            raise HTTPException(422, f"the answers of {served.name} have no heat maps")
+        return await asyncio.to_thread(_as_png, made)
+
 
 def _requires(api_key: str) -> Callable[[Request], None]:
     """A dependency that refuses requests without the key."""
@@ -209,6 +225,14 @@ def _prediction_routes(desk: _Desk) -> APIRouter:
             raise HTTPException(400, f"one image is drawn at a time, not {len(inputs)}")
         _, (found,) = await desk.predicted(model, inputs)
         return Response(await asyncio.to_thread(_drawn, found, inputs[0]), media_type="image/png")
+
+    @routes.post("/explain", openapi_extra=body)
+    async def explain(request: Request, model: ModelName = None) -> Response:
+        """One image as a PNG with a heat map of the places that speak for its label, for models that have them."""
+        inputs = await desk.uploads(request, model)
+        if len(inputs) != 1:
+            raise HTTPException(400, f"one image is explained at a time, not {len(inputs)}")
+        return Response(await desk.explained(model, inputs[0]), media_type="image/png")
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -287,6 +311,10 @@ def _described(prediction: Any, source: Input, model: ServedModel) -> dict[str, 
 
 
 def _drawn(prediction: Any, source: Input) -> bytes:
+    return _as_png(prediction.draw(source.thumbnail(max(source.size()))))
+
+
+def _as_png(picture: Image.Image) -> bytes:
     made = io.BytesIO()
-    prediction.draw(source.thumbnail(max(source.size()))).save(made, "PNG")
+    picture.save(made, "PNG")
     return made.getvalue()

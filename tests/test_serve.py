@@ -190,6 +190,20 @@ def test_a_drawn_picture_is_the_image_with_words_below_it(server, pictures):
     np.testing.assert_array_equal(np.asarray(drawn)[: image.height], np.asarray(image))
 
 
+def test_a_heat_map_lies_on_the_picture_as_it_is_in_the_file(server, pictures):
+    assert server.get("/models").json()["models"][0]["heat_maps"] is True
+    image = picture(5, (400, 100))  # the centre crop cuts off both sides of it
+    answer = server.post("/explain", files={"files": png(image)})
+    assert answer.headers["content-type"] == "image/png"
+    heated = Image.open(io.BytesIO(answer.content))
+    assert heated.size == (400, 100)
+    changed = np.abs(np.asarray(heated, int) - np.asarray(image.convert("RGB"), int)).max(axis=(0, 2))
+    seen = np.flatnonzero(changed)
+    assert 140 <= seen.min() < seen.max() < 260
+    assert server.post("/explain", files=[("files", SMALL)] * 2).status_code == 400
+    assert server.post("/explain", content=b"hello", headers=OCTETS).status_code == 415
+
+
 # ---- what is wrong with a request
 
 
@@ -479,6 +493,8 @@ def test_the_page_in_a_browser(server, pictures, expected):
         assert page.run("document.querySelector('article h2').textContent") == expected[0].label
         score = page.run("document.querySelector('article .row span:nth-child(2)').textContent")
         assert float(score) == pytest.approx(expected[0].score, abs=6e-4)
+        page.wait_for("document.querySelectorAll('article img').length === 2")
+        page.wait_for("document.querySelectorAll('article img')[1].naturalWidth === 40")
         assert page.run("document.documentElement.scrollWidth") <= 390
         page.run("document.querySelector('.correct button').click()")
         page.wait_for("document.querySelector('.done') !== null")
