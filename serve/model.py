@@ -146,8 +146,8 @@ class ServedModel:
 
         After `flashtask operate` also the temperature of the scores, and whether predictions have a `decision`.
         """
-        about = {"name": self.name, "task": self.task.name, "labels": list(self.labels), "version": self.version}
-        about["heat_maps"] = self.has_heat_maps
+        about: dict[str, Any] = {"name": self.name, "task": self.task.name, "labels": list(self.labels)}
+        about |= {"version": self.version, "heat_maps": self.has_heat_maps}
         points = getattr(self.task, "operating", None)
         return about if points is None else {**about, "temperature": points.temperature, "decides": points.decides}
 
