@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
@@ -106,6 +107,7 @@ def create_app(
             CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"], max_age=600
         )
     app.add_exception_handler(Exception, _of_a_bug)
+    app.add_exception_handler(HTTPException, _of_a_refusal)
     locked = [] if api_key is None else [Depends(_requires(api_key))]
     app.include_router(_open_routes(models))
     app.include_router(_prediction_routes(desk), dependencies=locked)
@@ -178,6 +180,14 @@ def _requires(api_key: str) -> Callable[[Request], None]:
 
 async def _of_a_bug(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+
+
+async def _of_a_refusal(request: Request, error: Exception) -> Response:
+    """The answer to a request that is refused; clients of the Open Inference protocol look for `error`."""
+    assert isinstance(error, HTTPException)
+    if not request.url.path.startswith("/v2"):
+        return await http_exception_handler(request, error)
+    return JSONResponse({"error": error.detail, "detail": error.detail}, error.status_code, headers=error.headers)
 
 
 def _open_routes(models: Models) -> APIRouter:

@@ -181,6 +181,32 @@ def test_the_open_inference_protocol(server, pictures, expected):
     np.testing.assert_allclose(answer["outputs"][1]["data"], known_scores(expected)[0], atol=1e-5)
 
 
+def test_binary_tensors_of_the_open_inference_protocol(server, pictures, expected):
+    def ask(tensor, rest, length=None):
+        head = json.dumps({"inputs": [{"name": "images", "parameters": {"binary_data_size": len(rest)}, **tensor}]})
+        headers = {"Inference-Header-Content-Length": str(len(head) if length is None else length), **OCTETS}
+        return server.post("/v2/models/colours/infer", content=head.encode() + rest, headers=headers)
+
+    files = [path.read_bytes() for path in pictures[:2]]
+    elements = b"".join(struct.pack("<I", len(one)) + one for one in files)
+    answer = ask({"datatype": "BYTES", "shape": [2]}, elements).json()
+    np.testing.assert_allclose(np.reshape(answer["outputs"][1]["data"], (2, 2)), known_scores(expected)[:2], atol=1e-5)
+    pixels = np.asarray(Image.open(pictures[0]).convert("RGB"))
+    answer = ask({"datatype": "UINT8", "shape": [1, *pixels.shape]}, pixels.tobytes()).json()
+    np.testing.assert_allclose(answer["outputs"][1]["data"], known_scores(expected)[0], atol=1e-5)
+    for tensor, rest, length in (
+        ({"datatype": "BYTES", "shape": [1]}, elements, None),
+        ({"datatype": "BYTES", "shape": [2]}, elements[:-1], None),
+        ({"datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 7}}, elements, None),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"12", None),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"123", 10**9),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"123", "x"),
+    ):
+        answer = ask(tensor, rest, length)
+        assert answer.status_code == 400
+        assert answer.json()["error"] == answer.json()["detail"]
+
+
 def test_a_drawn_picture_is_the_image_with_words_below_it(server, pictures):
     answer = server.post("/draw", files={"files": pictures[0].read_bytes()})
     assert answer.headers["content-type"] == "image/png"
@@ -271,7 +297,7 @@ def test_a_bad_request_is_refused_with_its_reason(server, request_of, status, sa
 def test_a_bad_tensor_is_refused(server, tensor):
     answer = server.post("/v2/models/colours/infer", json={"inputs": [tensor]})
     assert answer.status_code == 400
-    assert answer.json()["detail"]
+    assert answer.json()["error"]
 
 
 def test_of_several_images_each_bad_one_is_named_and_none_is_predicted(server):
