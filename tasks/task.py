@@ -988,7 +988,7 @@ class Task(Module):
             dynamic: what may differ from call to call: `batch`, the number of pictures, and `size`, theirs; None means
                 both, or without preprocessing `batch`. Without `size` all pictures have the size of the first of
                 `data`, else of the model's input.
-            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`.
+            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`. Not for `torch`.
             preprocessing: False for normalised inputs (N, C, height, width) of float32 in place of pictures.
             data: a data module with validation images to compare on; None means eight made-up pictures.
             max_loss: how much of the metric `int8` may cost, such as 0.005 of the accuracy; of an error, as a share.

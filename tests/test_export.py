@@ -152,7 +152,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_computed(tmp_path
         task.export(tmp_path / "x.onnx", dynamic=["bach"])
     with pytest.raises(UsageError, match="needs data"):
         task.export(tmp_path / "x.onnx", quantize="int8")
-    with pytest.raises(UsageError, match="is for the format onnx"):
+    with pytest.raises(UsageError, match="is for the formats onnx and openvino"):
         task.export(tmp_path / "x.pt2", format="torch", quantize="int8", data=object())
     with pytest.raises(UsageError, match="`size` is that of pictures"):
         task.export(tmp_path / "x.onnx", preprocessing=False, dynamic=["size"])
@@ -278,6 +278,17 @@ def test_int8_keeps_the_metric_and_is_smaller(trained, tmp_path):
     kinds = [node.op_type for node in onnx.load(made.path).graph.node]
     assert kinds.count("QuantizeLinear") > 10
     assert json.loads(facts_in(made.path)["quantization"]) == {"kind": "int8", "as_float": list(made.as_float)}
+
+
+@pytest.mark.long
+def test_int8_for_openvino_keeps_the_metric_and_is_smaller(trained, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    folder, task = trained
+    data = ImageClassificationData.from_folders(val_folder=folder / "colours", batch_size=6)
+    made = task.export(tmp_path / "q.xml", format="openvino", quantize="int8", data=data)
+    assert made.agreement.loss_of_metric <= 0.005
+    weights = [one for one in openvino.Core().read_model(made.path).get_ops() if one.get_type_name() == "Constant"]
+    assert sum(one.get_element_type() == openvino.Type.i8 for one in weights) > 10
 
 
 @pytest.mark.long

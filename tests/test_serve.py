@@ -230,6 +230,20 @@ def test_a_heat_map_lies_on_the_picture_as_it_is_in_the_file(server, pictures):
     assert server.post("/explain", content=b"hello", headers=OCTETS).status_code == 415
 
 
+def test_heat_maps_change_no_prediction_beside_them(server, pictures, expected):
+    def ask(number):
+        path = pictures[number % len(pictures)]
+        if number % 3 == 0:
+            return server.post("/explain", files={"files": path.read_bytes()}).status_code
+        return server.post("/predict", files={"files": path.read_bytes()}).json()["predictions"][0]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = dict(enumerate(pool.map(ask, range(len(pictures)))))
+    assert {one for number, one in found.items() if number % 3 == 0} == {200}
+    rows = [number for number in found if number % 3]
+    np.testing.assert_allclose(scores_of([found[row] for row in rows]), known_scores(expected)[rows], atol=1e-5)
+
+
 # ---- what is wrong with a request
 
 

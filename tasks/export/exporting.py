@@ -90,7 +90,7 @@ def export_task(
     kept: tuple[str, ...] = ()
     _require_same(agreement)
     if quantize is not None:
-        assert isinstance(made, OnnxFile)
+        assert not isinstance(made, TorchFile)
         made, agreement, kept = _quantized(made, reference, max_loss)
     facts = facts_of(task, outputs, preprocessing, licence)
     facts["agreement"] = agreement.to_dict()
@@ -131,8 +131,10 @@ def _checked(
             "dynamic: `size` is that of pictures, and without preprocessing the input has the size of the model",
             fix='dynamic=["batch"]',
         )
-    if quantize is not None and form != "onnx":
-        raise UsageError(f"quantize={quantize!r} is for the format onnx, not for {form}", fix="leave out quantize")
+    if quantize is not None and form == "torch":
+        raise UsageError(
+            f"quantize={quantize!r} is for the formats onnx and openvino, not for torch", fix="leave out quantize"
+        )
     if quantize is not None and data is None:
         raise UsageError(
             f"quantize={quantize!r} needs data: images for the ranges of activations, and for the metric",
@@ -251,7 +253,9 @@ def _require_same(agreement: Agreement) -> None:
         )
 
 
-def _quantized(made: OnnxFile, reference: Reference, max_loss: float) -> tuple[OnnxFile, Agreement, tuple[str, ...]]:
+def _quantized(
+    made: OnnxFile | OpenVinoFile, reference: Reference, max_loss: float
+) -> tuple[OnnxFile | OpenVinoFile, Agreement, tuple[str, ...]]:
     """The quantized model with as many layers as the metric allows: the first and the last go back to float first.
 
     Raises:
