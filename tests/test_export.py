@@ -169,10 +169,12 @@ def test_what_contradicts_itself_is_refused_before_anything_is_computed(tmp_path
 
 
 def test_other_results_are_refused():
-    _require_same(Agreement(8, True, 0, 0.5, "score"))
+    _require_same(Agreement(8, True, 0, 0.005, "score"))
     with pytest.raises(IntegrityError, match="1 of 8 differ") as caught:
         _require_same(Agreement(8, True, 1, 0.5, "score"))
     assert caught.value.exit_code == 76
+    with pytest.raises(IntegrityError, match=r"other scores than the task: the largest difference is 0\.14"):
+        _require_same(Agreement(8, True, 0, 0.14, "score"))
 
 
 class Layers:
@@ -265,6 +267,8 @@ def test_other_runtimes_give_the_same(trained, tmp_path, form, ending):
     assert made.agreement.largest < 1e-3
     assert made.script is None
     assert {path.name for path in tmp_path.iterdir()} == ({"m.pt2"} if form == "torch" else {"m.xml", "m.bin"})
+    if form == "openvino":  # what a branch gives at its first run is wrong in OpenVINO 2026.4
+        assert 'type="If"' not in (tmp_path / "m.xml").read_text()
 
 
 @pytest.mark.long

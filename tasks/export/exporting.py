@@ -33,6 +33,8 @@ DYNAMIC = ("batch", "size")
 QUANTIZATIONS = ("int8",)
 #: How much of the metric quantization may cost: half a point.
 MOST_LOST = 0.005
+#: How far apart scores in float32 may be although the labels are the same.
+_MOST_APART = 0.01
 #: Images by which the ranges of activations are found, at the most.
 _CALIBRATED = 128
 
@@ -198,7 +200,8 @@ def _in_eval_mode(
             data.setup("validate")
             task.data_is_set_up(data)
         reference = Reference(task, outputs, data, "size" not in axes, has_preprocessing=preprocessing)
-        graph = ExportGraph(task, outputs, preprocessing).eval()
+        # The first time that OpenVINO 2026.4 computes a graph with `If`, its scores are wrong.
+        graph = ExportGraph(task, outputs, preprocessing, may_branch=form != "openvino").eval()
         program = _program(graph, task, axes, preprocessing, reference.size)
     finally:
         task.to(device)
@@ -250,6 +253,12 @@ def _require_same(agreement: Agreement) -> None:
         raise IntegrityError(
             f"the exported model gives other results than the task: {agreement.differing} of {agreement.images} differ",
             why=f"the largest difference is {agreement.largest:.3g} ({agreement.unit}); nothing was written",
+        )
+    if agreement.unit == "score" and agreement.largest > _MOST_APART:
+        raise IntegrityError(
+            f"the exported model gives other scores than the task: the largest difference is {agreement.largest:.3g}",
+            why=f"no label of {agreement.images} differs, but rounding explains no more than {_MOST_APART:g}; "
+            "nothing was written",
         )
 
 
