@@ -68,7 +68,7 @@ def export(ckpt: str, params: Mapping[str, Any]) -> None:
         click.echo(f"next: python {made.script} IMAGE")
     if form == "openvino":
         settings = '{"INFERENCE_PRECISION_HINT": "f32"}'
-        click.echo("On CPUs with bfloat16 OpenVINO rounds by itself, and labels differ; for these results:")
+        click.echo("On a CPU with bfloat16 OpenVINO rounds, and labels differ, unless it is asked:")
         click.echo(f'openvino.Core().compile_model("{made.path}", "CPU", {settings})')
 
 
