@@ -4,6 +4,8 @@
 
 Each client sends one image after the other over a connection of its own. Clients and server share the machine. By hand:
 a route that decodes with Pillow, preprocesses with torchvision and computes in eager mode, in FastAPI's thread pool.
+
+At last `flashtask serve` gets SIGTERM while the most clients ask, and what became of their requests is counted.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -62,8 +65,8 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 
 
 @contextmanager
-def serving(command: list[str], port: int) -> Iterator[str]:
-    """A server that is ready, and its address."""
+def serving(command: list[str], port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server that is ready: its address and its process."""
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -74,7 +77,7 @@ def serving(command: list[str], port: int) -> Iterator[str]:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        yield address
+        yield address, process
     finally:
         process.terminate()
         process.wait()
@@ -102,6 +105,39 @@ def load_of(address: str, images: list[bytes], clients: int, seconds: float) -> 
     return [one for took, _ in results for one in took], sum((statuses for _, statuses in results), Counter())
 
 
+def ended_under_load(address: str, process: subprocess.Popen[bytes], images: list[bytes], clients: int) -> str:
+    """What became of the requests of clients that ask one after the other, when the server gets SIGTERM."""
+    seen: list[tuple[float, str]] = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=address, timeout=120) as client:
+            while True:
+                start = time.perf_counter()
+                try:
+                    status = client.post("/predict", files={"files": images[number % len(images)]}).status_code
+                except httpx.TransportError as error:
+                    seen.append((start, type(error).__name__))
+                    return
+                seen.append((start, str(status)))
+
+    with ThreadPoolExecutor(clients) as pool:
+        for number in range(clients):
+            pool.submit(ask, number)
+        time.sleep(8)
+        answered = len(seen)
+        ended = time.perf_counter()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    before = Counter(outcome for start, outcome in seen[answered:] if start < ended)
+    after = Counter(outcome for start, outcome in seen if start >= ended)
+    said = [", ".join(f"{n} x {one}" for one, n in sorted(part.items())) or "none" for part in (before, after)]
+    took = time.perf_counter() - ended
+    return (
+        f"SIGTERM while {clients} clients ask: of the requests that were in flight {said[0]}; of those that began "
+        f"afterwards {said[1]}; all over after {took:.1f} s; exit code {code}."
+    )
+
+
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser()
@@ -125,7 +161,7 @@ def main() -> None:
     ]
     for clients in options.clients:
         for name, command in arms.items():
-            with serving(command, port) as address:
+            with serving(command, port) as (address, _):
                 load_of(address, images, clients, min(5, options.seconds / 4))
                 took, statuses = load_of(address, images, clients, options.seconds)
             cuts = statistics.quantiles(took, n=100)
@@ -135,12 +171,15 @@ def main() -> None:
                 f"| {clients} | {name} | {speed:.1f} | {cuts[49] * 1e3:.0f} | {cuts[98] * 1e3:.0f} | {answers} |"
             )
             print(lines[-1], flush=True)
+    with serving(arms["flashtask serve"], port) as (address, process):
+        end = ended_under_load(address, process, images, max(options.clients))
+        print(end, flush=True)
     names = ("torch", "fastapi", "uvicorn")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     about = (
         f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
     )
-    text = "\n".join([*lines, "", f"`python benchmarks/serving.py`, {options.seconds:g} s each; {about}."])
+    text = "\n".join([*lines, "", end, "", f"`python benchmarks/serving.py`, {options.seconds:g} s each; {about}."])
     print(text)
     if options.output:
         Path(options.output).write_text(text + "\n", encoding="utf-8")

@@ -391,7 +391,8 @@ def doctor(source: str, **params: Any) -> None:
 def push(model: str, repository: str, **params: Any) -> None:
     """Publish a trained model on the hub as ORG/NAME, in timm's layout and with a model card.
 
-    The model is a checkpoint, a run folder (its best checkpoint), or a folder that save_pretrained wrote.
+    The model is a checkpoint, a run folder (its best checkpoint), or a folder that save_pretrained wrote. With --space
+    an app is published instead, a page on which people try the model.
     """
     from flashtask.cli.own_zoo import use_option
     from flashtask.cli.push import push as run_push

@@ -66,6 +66,10 @@ def export(ckpt: str, params: Mapping[str, Any]) -> None:
         click.echo(f"layers in float, because the metric would have lost too much: {len(made.as_float)}")
     if made.script is not None:
         click.echo(f"next: python {made.script} IMAGE")
+    if form == "openvino":
+        settings = '{"INFERENCE_PRECISION_HINT": "f32"}'
+        click.echo("On a CPU with bfloat16 OpenVINO rounds, and labels differ, unless it is asked:")
+        click.echo(f'openvino.Core().compile_model("{made.path}", "CPU", {settings})')
 
 
 def _place(checkpoint: Path | str, form: str | None, output: str | None) -> tuple[str, Path]:

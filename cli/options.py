@@ -823,6 +823,11 @@ PUSH = (
         "the one in MODEL",
         "Hub",
     ),
+    Option("--onnx", "", None, "Also put the model into the repository as model.onnx.", group="Hub"),
+    Option(
+        "--space", "", None, "Publish a Space in place of a model: an app of Gradio that asks the model.", group="Hub"
+    ),
+    Option("--write", "", text, "With --space: write its files here, and push nothing.", "FOLDER", "push them", "Hub"),
     Option("--dry-run", "", None, "List what would be pushed, without contacting the hub.", group="Hub"),
     _ZOO_FILE,
 )

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
@@ -106,6 +107,7 @@ def create_app(
             CORSMiddleware, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"], max_age=600
         )
     app.add_exception_handler(Exception, _of_a_bug)
+    app.add_exception_handler(HTTPException, _of_a_refusal)
     locked = [] if api_key is None else [Depends(_requires(api_key))]
     app.include_router(_open_routes(models))
     app.include_router(_prediction_routes(desk), dependencies=locked)
@@ -147,6 +149,22 @@ class _Desk:
             raise HTTPException(worst.status_code, detail, worst.headers)
         return served, done
 
+    async def explained(self, name: str | None, source: Input) -> bytes:
+        """A picture with its heat map, as a PNG.
+
+        Raises:
+            HTTPException: 422, the model has no heat maps, or the image cannot be used; 429, too many are waiting.
+        """
+        with self.guard.admitted(1), self.models.lease(name) as served:
+            await asyncio.to_thread(_require_sizes, [source], self.guard.limits)
+            try:
+                made = await asyncio.wrap_future(served.explain(source))
+            except Exception as error:
+                raise refusal(error, source.name) from error
+        if made is None:
+            raise HTTPException(422, f"the answers of {served.name} have no heat maps")
+        return await asyncio.to_thread(_as_png, made)
+
 
 def _requires(api_key: str) -> Callable[[Request], None]:
     """A dependency that refuses requests without the key."""
@@ -162,6 +180,14 @@ def _requires(api_key: str) -> Callable[[Request], None]:
 
 async def _of_a_bug(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+
+
+async def _of_a_refusal(request: Request, error: Exception) -> Response:
+    """The answer to a request that is refused; clients of the Open Inference protocol look for `error`."""
+    assert isinstance(error, HTTPException)
+    if not request.url.path.startswith("/v2"):
+        return await http_exception_handler(request, error)
+    return JSONResponse({"error": error.detail, "detail": error.detail}, error.status_code, headers=error.headers)
 
 
 def _open_routes(models: Models) -> APIRouter:
@@ -209,6 +235,14 @@ def _prediction_routes(desk: _Desk) -> APIRouter:
             raise HTTPException(400, f"one image is drawn at a time, not {len(inputs)}")
         _, (found,) = await desk.predicted(model, inputs)
         return Response(await asyncio.to_thread(_drawn, found, inputs[0]), media_type="image/png")
+
+    @routes.post("/explain", openapi_extra=body)
+    async def explain(request: Request, model: ModelName = None) -> Response:
+        """One image as a PNG with a heat map of the places that speak for its label, for models that have them."""
+        inputs = await desk.uploads(request, model)
+        if len(inputs) != 1:
+            raise HTTPException(400, f"one image is explained at a time, not {len(inputs)}")
+        return Response(await desk.explained(model, inputs[0]), media_type="image/png")
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -287,6 +321,10 @@ def _described(prediction: Any, source: Input, model: ServedModel) -> dict[str, 
 
 
 def _drawn(prediction: Any, source: Input) -> bytes:
+    return _as_png(prediction.draw(source.thumbnail(max(source.size()))))
+
+
+def _as_png(picture: Image.Image) -> bytes:
     made = io.BytesIO()
-    prediction.draw(source.thumbnail(max(source.size()))).save(made, "PNG")
+    picture.save(made, "PNG")
     return made.getvalue()

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from flashtask.core.allocator import keep_freed_memory
 from flashtask.core.worker_threads import THREAD_BATCH, compute_in, fitting_threads
@@ -23,6 +24,7 @@ from flashtask.data.images import prepare_decoders
 from flashtask.data.inputs import Input
 from flashtask.data.threads import num_cores
 from flashtask.data.transforms import eval_transform
+from flashtask.tasks.explanation import heat_maps, heated_whole
 from flashtask.tasks.loading import load
 from flashtask.tasks.prediction import evaluating
 from flashtask.tasks.pretrained.source import find_source
@@ -36,6 +38,8 @@ _WAIT = 0.25
 _MOST_BATCHES = 2
 #: Images at a time on a device that is not a CPU.
 _DEVICE_BATCH = 64
+#: Pixels of the longer side of a picture with a heat map.
+_HEATED_SIDE = 640
 #: The weight of the last batch in the measured seconds of a batch.
 _NEWEST = 0.2
 
@@ -79,6 +83,12 @@ class ServedModel:
         self._computes = ThreadPoolExecutor(max(1, lanes), "flashtask-model")
         self._threads = max(1, torch.get_num_threads() // lanes) if lanes else None
         self._decodes = ThreadPoolExecutor(num_cores(), "flashtask-decode")
+        #: Heat maps one at a time, so that they take little from predictions.
+        self._explains = ThreadPoolExecutor(1, "flashtask-explain")
+        #: Held while the task itself computes, where predictions are not computed by a copy of it.
+        self._task_is_used = threading.Lock()
+        #: Whether there are heat maps of answers; known once the model is warm.
+        self.has_heat_maps = False
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._num_decoding = 0
@@ -103,6 +113,16 @@ class ServedModel:
         self._decodes.submit(self._decode, source, answer)
         return answer
 
+    def explain(self, source: Input) -> Future[Image.Image | None]:
+        """One image with a heat map of the places that speak for its label; None if the model has none.
+
+        The future fails as that of `predict`.
+
+        Args:
+            source: read and decoded in another thread.
+        """
+        return self._explains.submit(self._heated, source)
+
     def warm_up(self) -> None:
         """Predict a grey picture alone and a full batch of them, so that the first client does not wait for it."""
         _, height, width = self.task.preprocessing.input_size
@@ -110,23 +130,38 @@ class ServedModel:
         for count in (1, self.batch_size):
             for answer in [self.predict(grey) for _ in range(count)]:
                 answer.result()
+        self.has_heat_maps = bool(self.labels) and self._explains.submit(self._has_heat, grey).result()
 
     def close(self) -> None:
         """End the threads, after everything that was accepted has been answered."""
         self._decodes.shutdown()
+        self._explains.shutdown()
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         self._computes.shutdown()
 
     def about(self) -> dict[str, Any]:
-        """Name, task, labels, and the weights' SHA-256 (or the hub's commit) as `version`.
+        """Name, task, labels, the weights' SHA-256 (or the hub's commit) as `version`, and whether it has heat maps.
 
         After `flashtask operate` also the temperature of the scores, and whether predictions have a `decision`.
         """
-        about = {"name": self.name, "task": self.task.name, "labels": list(self.labels), "version": self.version}
+        about: dict[str, Any] = {"name": self.name, "task": self.task.name, "labels": list(self.labels)}
+        about |= {"version": self.version, "heat_maps": self.has_heat_maps}
         points = getattr(self.task, "operating", None)
         return about if points is None else {**about, "temperature": points.temperature, "decides": points.decides}
+
+    def _has_heat(self, source: Input) -> bool:
+        with self._alone():
+            return heat_maps(self.task, [source]) is not None
+
+    def _heated(self, source: Input) -> Image.Image | None:
+        with self._alone():
+            return heated_whole(self.task, source, _HEATED_SIDE) if self.has_heat_maps else None
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """While the task itself computes: a heat map hooks its modules, and predictions may be computed by it."""
+        return self._task_is_used if self._network is self.task else nullcontext()
 
     def _decode(self, source: Input, answer: Future[Any]) -> None:
         try:
@@ -182,7 +217,7 @@ class ServedModel:
         images = [job.image for job in jobs]
         batch = torch.cat(images) if self._transform.is_tiled else torch.stack(images)
         batch = batch.to(self.task.device, memory_format=torch.channels_last)
-        with self._inference():
+        with self._alone(), self._inference():
             outputs = self._network.predict_step(self._precision.convert_batch(batch), 0)
         return list(self.task.to_predictions(outputs, [job.source for job in jobs]))
 

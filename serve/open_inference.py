@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2, over HTTP and JSON.
 
 Source: https://github.com/kserve/open-inference-protocol. Images are the input `images`: BYTES with an image file in
-base64 each, or UINT8 of shape (N, H, W, 3).
+base64 each, or UINT8 of shape (N, H, W, 3). Both may follow the JSON as bytes, by the extension for binary tensors that
+Triton's clients use; answers are JSON, which they read too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from flashtask.serve.uploads import base64_bytes, read_json
 
 __all__ = ["open_inference_routes"]
 
+#: The header of a request whose JSON is followed by binary tensors.
+_JSON_LENGTH = "Inference-Header-Content-Length"
+
 Predicted = Callable[[str | None, Sequence[Input]], Awaitable[tuple[ServedModel, list[Any]]]]
 
 
@@ -39,7 +43,7 @@ def open_inference_routes(models: Models, predicted: Predicted, limits: Limits) 
     @routes.get("")
     async def server() -> dict[str, Any]:
         """Name and version of the server."""
-        return {"name": "flashtask", "version": __version__, "extensions": []}
+        return {"name": "flashtask", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     @routes.get("/health/live")
     async def live() -> dict[str, bool]:
@@ -75,8 +79,8 @@ def open_inference_routes(models: Models, predicted: Predicted, limits: Limits) 
     async def infer(name: str, request: Request) -> dict[str, Any]:
         """Predict images."""
         models.get(name)  # an unknown name is answered before the images are read
-        content = read_json(await request.body())
-        inputs = _images_of(content)
+        content, rest = _split(await request.body(), request.headers.get(_JSON_LENGTH))
+        inputs = _images_of(content, rest)
         if len(inputs) > limits.max_images:
             raise HTTPException(413, f"{len(inputs)} images in a request; at most {limits.max_images}")
         served, found = await predicted(name, inputs)
@@ -86,8 +90,52 @@ def open_inference_routes(models: Models, predicted: Predicted, limits: Limits) 
     return routes
 
 
-def _images_of(content: Any) -> list[Input]:
+def _split(body: bytes, length: str | None) -> tuple[Any, bytes]:
+    """The JSON of a request, and the bytes that follow it.
+
+    Args:
+        body: of the request.
+        length: of the JSON, as the request's header says it; None if there is nothing else.
+
+    Raises:
+        HTTPException: 400, the length is none, or what it ends at is not JSON.
+    """
+    if length is None:
+        return read_json(body), b""
+    if not (length.isascii() and length.isdigit()) or int(length) > len(body):
+        raise HTTPException(400, f"{_JSON_LENGTH} is {length[:20]!r}, and the body has {len(body)} bytes")
+    return read_json(body[: int(length)]), body[int(length) :]
+
+
+def _binary_size(tensor: dict[str, Any]) -> int | None:
+    """How many bytes of a tensor follow the JSON; None if its data is in the JSON."""
+    parameters = tensor.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    return size if type(size) is int else None
+
+
+def _texts_of(rest: bytes) -> list[bytes]:
+    """The elements of a binary BYTES tensor: the length of each in four bytes, the lowest first, then the element.
+
+    Raises:
+        HTTPException: 400, the lengths do not add up.
+    """
+    found, place = [], 0
+    while place < len(rest):
+        length = int.from_bytes(rest[place : place + 4], "little")
+        if place + 4 + length > len(rest):
+            raise HTTPException(400, "the elements of the binary tensor are longer than the tensor")
+        found.append(rest[place + 4 : place + 4 + length])
+        place += 4 + length
+    return found
+
+
+def _images_of(content: Any, rest: bytes) -> list[Input]:
     """The pictures of an inference request.
+
+    Args:
+        content: the JSON.
+        rest: what follows it.
 
     Raises:
         HTTPException: 400, it is not one.
@@ -99,8 +147,20 @@ def _images_of(content: Any) -> list[Input]:
     data, shape, kind = tensor.get("data"), tensor.get("shape"), tensor.get("datatype")
     if tensor.get("name") != "images":
         raise HTTPException(400, f"the input is called `images`, not {tensor.get('name')!r}")
-    if not isinstance(data, list) or not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
-        raise HTTPException(400, "the input `images` needs `shape`, a list of integers, and `data`, a list")
+    is_binary = _binary_size(tensor) is not None
+    if is_binary and _binary_size(tensor) != len(rest):
+        raise HTTPException(400, f"{len(rest)} bytes follow the JSON, not {_binary_size(tensor)}")
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+        raise HTTPException(400, "the input `images` needs `shape`, a list of integers")
+    if is_binary and kind == "BYTES":
+        files = _texts_of(rest)
+        if shape != [len(files)]:
+            raise HTTPException(400, f"BYTES of shape {shape} need as many elements, not {len(files)}")
+        return [Input(f"image {n}", file) for n, file in enumerate(files)]
+    if is_binary:
+        data = np.frombuffer(rest, np.uint8)
+    elif not isinstance(data, list):
+        raise HTTPException(400, "the input `images` needs `data`, a list")
     if kind == "BYTES":
         if shape != [len(data)] or not all(isinstance(text, str) for text in data):
             raise HTTPException(400, f"BYTES of shape {shape} need as many base64 texts in `data`")

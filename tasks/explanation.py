@@ -20,7 +20,7 @@ from flashtask.data.transforms import eval_transform
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
 
-__all__ = ["HEAT_MAPS", "HeatMaps", "heat_maps", "heated"]
+__all__ = ["HEAT_MAPS", "HeatMaps", "heat_maps", "heated", "heated_whole"]
 
 #: Images at a time.
 _BATCH = 16
@@ -66,6 +66,8 @@ def heat_maps(task: Task, inputs: Sequence[Input], method: str = "auto") -> Heat
     """
     if method not in ("auto", *HEAT_MAPS):
         raise UsageError(f"there is no heat map {method!r}", fix=f"method is auto, {' or '.join(HEAT_MAPS)}")
+    if eval_transform(task.preprocessing).is_tiled:
+        return None
     with _frozen(task):
         for name, maps_of in (("rollout", _rolled_out), ("hirescam", _by_gradient)):
             if method in ("auto", name) and (found := maps_of(task, inputs)) is not None:
@@ -260,3 +262,30 @@ def heated(picture: Image.Image, heat: np.ndarray[Any, Any]) -> Image.Image:
     pixels: Pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     share = 0.65 * strength
     return Image.fromarray((pixels * (1 - share) + colour * share).round().astype(np.uint8))
+
+
+def heated_whole(task: Task, given: Input, side: int) -> Image.Image | None:
+    """A picture as it is in its file, in mode RGB, with its heat map where the model has looked.
+
+    Args:
+        task: as for `heat_maps`.
+        given: the picture; what the crop cuts off stays as it is.
+        side: pixels that the longer side of the result has at the most.
+
+    Returns:
+        None as for `heat_maps`.
+    """
+    found = heat_maps(task, [given])
+    if found is None:
+        return None
+    picture = given.thumbnail(side)
+    picture.thumbnail((side, side))
+    place = given.placed(task.preprocessing)
+    edges = place.points_in_file(torch.tensor([(0, 0), place.size], dtype=torch.float64))
+    edges = edges * torch.tensor([ours / whole for ours, whole in zip(picture.size, place.whole, strict=True)])
+    left, top, right, bottom = edges.round().long().flatten().tolist()
+    seen = Image.fromarray((found.maps[0] * 255).astype(np.uint8))
+    seen = seen.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
+    heat = Image.new("L", picture.size)
+    heat.paste(seen, (left, top))
+    return heated(picture, np.asarray(heat, dtype=np.float32) / 255)

@@ -1005,7 +1005,7 @@ class Task(Module):
             dynamic: what may differ from call to call: `batch`, the number of pictures, and `size`, theirs; None means
                 both, or without preprocessing `batch`. Without `size` all pictures have the size of the first of
                 `data`, else of the model's input.
-            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`.
+            quantize: `int8`, by static quantization of ONNX Runtime; it needs `data`. Not for `torch`.
             preprocessing: False for normalised inputs (N, C, height, width) of float32 in place of pictures.
             data: a data module with validation images to compare on; None means eight made-up pictures.
             max_loss: how much of the metric `int8` may cost, such as 0.005 of the accuracy; of an error, as a share.
@@ -1192,7 +1192,9 @@ class Task(Module):
     # ---- folders and the hub
 
     @named_arguments
-    def save_pretrained(self, folder: str | os.PathLike[str], *, licence: str | None = None) -> Path:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, licence: str | None = None, onnx: bool = False
+    ) -> Path:
         """Write the task as a folder in timm's layout, with a model card: what `from_pretrained` and the hub take.
 
         A linear head on a timm backbone is written under timm's own names, so plain timm reads the whole:
@@ -1202,6 +1204,7 @@ class Task(Module):
         Args:
             folder: new or empty, or one that was written so before, which is replaced.
             licence: of the weights, as the hub writes it (`apache-2.0`), for the model card.
+            onnx: also write `model.onnx`, as `export` does.
 
         Raises:
             OutputError: the folder holds other things, or cannot be created.
@@ -1210,7 +1213,7 @@ class Task(Module):
         """
         from flashtask.tasks.pretrained.saving import save_pretrained
 
-        return save_pretrained(self, folder, licence)
+        return save_pretrained(self, folder, licence, onnx=onnx)
 
     @classmethod
     def from_pretrained(
@@ -1250,6 +1253,7 @@ class Task(Module):
         revision: str | None = None,
         message: str | None = None,
         licence: str | None = None,
+        onnx: bool = False,
     ) -> str:
         """Write the folder of `save_pretrained` and put it on the hub; gives the address with the commit.
 
@@ -1259,10 +1263,13 @@ class Task(Module):
             revision: a branch, which is created if there is none; the main branch if not given.
             message: of the commit.
             licence: as for `save_pretrained`.
+            onnx: as for `save_pretrained`.
 
         Raises:
             HubError: the hub cannot be reached, or does not allow it.
         """
         from flashtask.tasks.pretrained.pushing import push_task
 
-        return push_task(self, repository, private=private, revision=revision, message=message, licence=licence)
+        return push_task(
+            self, repository, private=private, revision=revision, message=message, licence=licence, onnx=onnx
+        )

@@ -413,6 +413,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.given)
         user = self._user()
         name = f"{asked.get('organization') or user}/{asked['name']}"
+        if asked.get("type") == "space":
+            if asked.get("sdk") not in ("gradio", "docker", "static"):
+                raise _RefusedError(400, "", "No sdk specified")
+            name = f"spaces/{name}"
         if name in self.hub.repositories:
             said = {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}
             self.reply(said, 409, X_Error_Message=said["error"])
@@ -535,23 +539,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 _REPO = r"/([^/]+/[^/]+)"
+#: Behind /api: the repository of a model, or a Space, which is kept under `spaces/org/name`.
+_ANY = r"/(?:models/)?((?:spaces/)?[^/]+/[^/]+)"
 _ROUTES = (
     ("GET", rf"/api/(?:models|datasets){_REPO}", "model_info"),
+    ("GET", r"/api/(spaces/[^/]+/[^/]+)", "model_info"),
     ("GET", rf"/api/(?:models|datasets){_REPO}/revision/([^/]+)", "model_info"),
-    ("GET", rf"/api/models{_REPO}/tree/([^/]+)/?(.*)", "tree"),
-    ("POST", rf"/api/models{_REPO}/paths-info/([^/]+)", "paths_info"),
-    ("GET", rf"/api/models{_REPO}/refs", "refs"),
+    ("GET", rf"/api{_ANY}/tree/([^/]+)/?(.*)", "tree"),
+    ("POST", rf"/api{_ANY}/paths-info/([^/]+)", "paths_info"),
+    ("GET", rf"/api{_ANY}/refs", "refs"),
     ("GET|HEAD", rf"(?:/datasets)?{_REPO}/resolve/([^/]+)/(.+)", "resolve_bytes"),
     ("GET|HEAD", r"/lfs/([0-9a-f]{64})/([0-9a-f]{40})/(.+)", "lfs_bytes"),
     ("POST", r"/api/repos/create", "create_repository"),
     ("DELETE", r"/api/repos/delete", "delete_repository"),
     ("GET", r"/api/whoami-v2", "who"),
-    ("POST", rf"/api/models{_REPO}/branch/([^/]+)", "branch"),
-    ("POST", rf"/api/models{_REPO}/tag/([^/]+)", "tag"),
-    ("POST", rf"/api/models{_REPO}/preupload/([^/]+)", "preupload"),
-    ("POST", rf"{_REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"/api{_ANY}/branch/([^/]+)", "branch"),
+    ("POST", rf"/api{_ANY}/tag/([^/]+)", "tag"),
+    ("POST", rf"/api{_ANY}/preupload/([^/]+)", "preupload"),
+    ("POST", r"/((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_upload"),
-    ("POST", rf"/api/models{_REPO}/commit/([^/]+)", "new_commit"),
+    ("POST", rf"/api{_ANY}/commit/([^/]+)", "new_commit"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("GET", r"/api/agent-harnesses", "survey"),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 
 import hub_server
+import numpy as np
 import pytest
 import timm
 import torch
@@ -106,6 +108,62 @@ def test_push_replaces_what_was_there(hub, trained, tmp_path):
     assert run(["push", str(tmp_path / "other"), "tester/colours"]) == 0
     assert flashtask.load("hf://tester/colours").labels == ("a", "b", "c")
     assert len(hub.repositories["tester/colours"].commits) == 3  # an empty one, and two with a model
+
+
+@pytest.mark.long
+def test_push_with_an_onnx_file_that_gives_the_scores_of_the_model(hub, trained, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    assert run(["push", str(trained), "tester/both", "--onnx"]) == 0
+    files = pushed(hub, "tester/both")
+    assert {*FILES, "model.onnx"} == set(files) - {".gitattributes"}
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 50, 3), dtype=np.uint8)
+    found = runtime.InferenceSession(files["model.onnx"]).run(["scores"], {"images": pixels[None]})[0][0]
+    task = flashtask.load("hf://tester/both")
+    assert found == pytest.approx([task.predict(pixels).probabilities[label] for label in task.labels], abs=1e-5)
+    assert "`model.onnx` is the whole model" in files["README.md"].decode()
+    task.save_pretrained(tmp_path / "model", onnx=True)
+    assert run(["push", str(tmp_path / "model"), "tester/both", "--onnx"]) == 0
+    task.save_pretrained(tmp_path / "model")
+    assert run(["push", str(tmp_path / "model"), "tester/both", "--onnx"]) == 2
+
+
+@pytest.mark.long
+def test_a_space_is_an_app_that_needs_no_flashtask(hub, trained, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    command = ["push", str(trained), "tester/colours", "--space", "--licence", "mit"]
+    assert run([*command, "--message", "app"]) == 0
+    commit = hub.repositories["spaces/tester/colours"].branches["main"]
+    assert f"{hub.url}/spaces/tester/colours/tree/{commit}" in capsys.readouterr().out
+    files = pushed(hub, "spaces/tester/colours")
+    assert set(files) - {".gitattributes"} == {"README.md", "app.py", "model.onnx", "model.py", "requirements.txt"}
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert (front["sdk"], front["app_file"], front["license"]) == ("gradio", "app.py", "mit")
+    assert b"flashtask" not in files["requirements.txt"]
+    assert "tester/colours" not in hub.repositories
+
+    assert run([*command, "--write", str(tmp_path / "space")]) == 0
+    image = next((trained.parent / "colours" / "red").iterdir())
+    said = flashtask.load(trained / "best.ckpt").predict(str(image))
+    if importlib.util.find_spec("gradio") is None:  # then what the app asks of it is kept, and its function called
+        (tmp_path / "gradio.py").write_text(
+            "class Part:\n    def __init__(self, **given): self.__dict__.update(given)\n"
+            "Interface = Image = Label = JSON = AnnotatedImage = Part\nclass Error(Exception): pass\n"
+        )
+    program = (
+        f"import json, sys; sys.path[:0] = [{str(tmp_path / 'space')!r}, {str(tmp_path)!r}]; import app\n"
+        f"print(json.dumps([app.demo.title, *app.demo.fn({str(image)!r})]))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    title, scores, whole = json.loads(done.stdout)
+    assert (title, whole["label"]) == ("colours", said.label)
+    assert scores == pytest.approx(said.probabilities, abs=1e-5)
+
+
+def test_options_of_a_space_that_contradict_each_other_are_refused(hub, trained, capsys):
+    assert run(["push", str(trained), "tester/colours", "--write", "x"]) == 2
+    assert "--write is for the files of a Space" in capsys.readouterr().err
+    assert run(["push", str(trained), "tester/colours", "--space", "--onnx"]) == 2
+    assert hub.requests == []
 
 
 def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(hub, trained, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def test_what_contradicts_itself_is_refused_before_anything_is_computed(tmp_path
         task.export(tmp_path / "x.onnx", dynamic=["bach"])
     with pytest.raises(UsageError, match="needs data"):
         task.export(tmp_path / "x.onnx", quantize="int8")
-    with pytest.raises(UsageError, match="is for the format onnx"):
+    with pytest.raises(UsageError, match="is for the formats onnx and openvino"):
         task.export(tmp_path / "x.pt2", format="torch", quantize="int8", data=object())
     with pytest.raises(UsageError, match="`size` is that of pictures"):
         task.export(tmp_path / "x.onnx", preprocessing=False, dynamic=["size"])
@@ -163,14 +163,18 @@ def test_what_contradicts_itself_is_refused_before_anything_is_computed(tmp_path
     (tmp_path / "x.py").write_text("mine")
     with pytest.raises(OutputError, match=r"x\.py'?: there is such a file"):
         task.export(tmp_path / "x.onnx")
+    with pytest.raises(OutputError, match="was not written by an export"):
+        task.export(tmp_path / "x.onnx", overwrite=True)
     assert (tmp_path / "x.py").read_text() == "mine"
 
 
 def test_other_results_are_refused():
-    _require_same(Agreement(8, True, 0, 0.5, "score"))
+    _require_same(Agreement(8, True, 0, 0.005, "score"))
     with pytest.raises(IntegrityError, match="1 of 8 differ") as caught:
         _require_same(Agreement(8, True, 1, 0.5, "score"))
     assert caught.value.exit_code == 76
+    with pytest.raises(IntegrityError, match=r"other scores than the task: the largest difference is 0\.14"):
+        _require_same(Agreement(8, True, 0, 0.14, "score"))
 
 
 class Layers:
@@ -251,6 +255,7 @@ def test_a_classifier_in_onnx_gives_its_scores_for_pictures_of_any_number_and_si
     assert theirs["score"] == pytest.approx(said.score, abs=1e-5)
     assert command_line(given) == 73
     assert "--overwrite" in capsys.readouterr().err
+    assert command_line([*given, "--overwrite"]) == 0
 
 
 @pytest.mark.long
@@ -262,6 +267,8 @@ def test_other_runtimes_give_the_same(trained, tmp_path, form, ending):
     assert made.agreement.largest < 1e-3
     assert made.script is None
     assert {path.name for path in tmp_path.iterdir()} == ({"m.pt2"} if form == "torch" else {"m.xml", "m.bin"})
+    if form == "openvino":  # what a branch gives at its first run is wrong in OpenVINO 2026.4
+        assert 'type="If"' not in (tmp_path / "m.xml").read_text()
 
 
 @pytest.mark.long
@@ -275,6 +282,17 @@ def test_int8_keeps_the_metric_and_is_smaller(trained, tmp_path):
     kinds = [node.op_type for node in onnx.load(made.path).graph.node]
     assert kinds.count("QuantizeLinear") > 10
     assert json.loads(facts_in(made.path)["quantization"]) == {"kind": "int8", "as_float": list(made.as_float)}
+
+
+@pytest.mark.long
+def test_int8_for_openvino_keeps_the_metric_and_is_smaller(trained, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    folder, task = trained
+    data = ImageClassificationData.from_folders(val_folder=folder / "colours", batch_size=6)
+    made = task.export(tmp_path / "q.xml", format="openvino", quantize="int8", data=data)
+    assert made.agreement.loss_of_metric <= 0.005
+    weights = [one for one in openvino.Core().read_model(made.path).get_ops() if one.get_type_name() == "Constant"]
+    assert sum(one.get_element_type() == openvino.Type.i8 for one in weights) > 10
 
 
 @pytest.mark.long

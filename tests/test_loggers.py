@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import enum
 import json
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import warm
-from small import Net, loaders, net
+from small import Net, colour_folders, loaders, net
 
-from flashtask import Callback, Trainer
+from flashtask import Callback, ImageClassificationData, ImageClassifier, Trainer, load
 from flashtask.core.errors import HubError, OutputError, UnknownNameError, UsageError
 from flashtask.trainer.loggers.csv_logger import CSVLogger
 from flashtask.trainer.loggers.libraries import flat_values, plain_value
@@ -489,6 +490,43 @@ def test_s46_s86_mlflow_writes_a_run_to_a_database_in_the_run_folder(tmp_path, m
     assert [format(point.value, ".6g") for point in points] == [row["step_loss"] for row in steps]
     assert [(p.step, p.value) for p in client.get_metric_history(found.info.run_id, "epoch")] == [(7, 0), (14, 1)]
     assert os.listdir() == []
+
+
+@pytest.mark.long
+@uses_database
+def test_s46_a_task_is_stored_as_a_model_that_mlflow_loads(tmp_path, monkeypatch):
+    pyfunc = pytest.importorskip("mlflow.pyfunc")
+    pandas = pytest.importorskip("pandas")
+    colours = colour_folders(tmp_path / "data", each=4)
+    task = ImageClassifier("timm/test_resnet", pretrained=False)
+    data = ImageClassificationData.from_folders(colours, batch_size=4, num_workers=0)
+    quiet(tmp_path / "run", MLFlowLogger(log_model=True), max_epochs=1).finetune(task, data)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    run_id = json.loads((tmp_path / "run" / "mlflow.json").read_text())["run_id"]
+    (folder,) = (tmp_path / "run" / "mlflow_artifacts").rglob("MLmodel")
+    assert "pickle" not in folder.read_text().lower()
+    found = pyfunc.load_model(f"runs:/{run_id}/model")
+    images = sorted((colours / "red").iterdir())
+    expected = load(tmp_path / "run" / "best.ckpt").predict([str(one) for one in images])
+    data_address = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
+    for given in (
+        pandas.DataFrame({"image": [str(one) for one in images]}),
+        pandas.DataFrame({"image": [one.read_bytes() for one in images]}),
+        [data_address, *map(str, images[1:])],
+    ):
+        said = found.predict(given)
+        assert said["label"].tolist() == [one.label for one in expected]
+        for label in task.labels:
+            assert said[f"score_{label}"].tolist() == pytest.approx([one.probabilities[label] for one in expected])
+
+
+@pytest.mark.long
+@uses_database
+def test_s46_a_plain_module_is_not_stored_as_a_model(tmp_path):
+    quiet(tmp_path / "run", MLFlowLogger(log_model=True), max_epochs=1).fit(stepping(), *loaders())
+    assert not [*(tmp_path / "run").rglob("MLmodel")]
+    with pytest.raises(UsageError, match="log_model='all'"):
+        MLFlowLogger(log_model="all")
 
 
 @pytest.fixture

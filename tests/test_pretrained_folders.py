@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import colour_folders
 
@@ -113,6 +115,26 @@ def test_plain_timm_gives_the_logits_of_a_linear_head(architecture, tmp_path):
     torch.testing.assert_close(outputs(plain, size), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs(ImageClassifier.from_pretrained(folder), size), expected, rtol=0, atol=0)
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["resnet18", "test_vit", "convnext_atto"])
+def test_transformers_reads_the_same_folder_and_gives_the_same_scores(architecture, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    task = ImageClassifier(architecture, labels=LABELS, pretrained=False)
+    task.save_pretrained(tmp_path / "model")
+    found = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
+    assert found.config.label2id == {label: number for number, label in enumerate(LABELS)}
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8))
+    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")(picture)
+    with torch.no_grad():
+        scores = found(**inputs).logits.softmax(1)[0].tolist()
+    expected = task.predict(picture).probabilities
+    assert scores == pytest.approx([expected[label] for label in LABELS], abs=1e-5)
+    several = ImageClassifier(architecture, labels=LABELS, multi_label=True, pretrained=False)
+    several.save_pretrained(tmp_path / "several")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "several")
+    assert config.problem_type == "multi_label_classification"
 
 
 def test_timm_sees_labels_preprocessing_and_its_own_keys(folder):

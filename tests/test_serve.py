@@ -181,6 +181,32 @@ def test_the_open_inference_protocol(server, pictures, expected):
     np.testing.assert_allclose(answer["outputs"][1]["data"], known_scores(expected)[0], atol=1e-5)
 
 
+def test_binary_tensors_of_the_open_inference_protocol(server, pictures, expected):
+    def ask(tensor, rest, length=None):
+        head = json.dumps({"inputs": [{"name": "images", "parameters": {"binary_data_size": len(rest)}, **tensor}]})
+        headers = {"Inference-Header-Content-Length": str(len(head) if length is None else length), **OCTETS}
+        return server.post("/v2/models/colours/infer", content=head.encode() + rest, headers=headers)
+
+    files = [path.read_bytes() for path in pictures[:2]]
+    elements = b"".join(struct.pack("<I", len(one)) + one for one in files)
+    answer = ask({"datatype": "BYTES", "shape": [2]}, elements).json()
+    np.testing.assert_allclose(np.reshape(answer["outputs"][1]["data"], (2, 2)), known_scores(expected)[:2], atol=1e-5)
+    pixels = np.asarray(Image.open(pictures[0]).convert("RGB"))
+    answer = ask({"datatype": "UINT8", "shape": [1, *pixels.shape]}, pixels.tobytes()).json()
+    np.testing.assert_allclose(answer["outputs"][1]["data"], known_scores(expected)[0], atol=1e-5)
+    for tensor, rest, length in (
+        ({"datatype": "BYTES", "shape": [1]}, elements, None),
+        ({"datatype": "BYTES", "shape": [2]}, elements[:-1], None),
+        ({"datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 7}}, elements, None),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"12", None),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"123", 10**9),
+        ({"datatype": "UINT8", "shape": [1, 1, 1, 3]}, b"123", "x"),
+    ):
+        answer = ask(tensor, rest, length)
+        assert answer.status_code == 400
+        assert answer.json()["error"] == answer.json()["detail"]
+
+
 def test_a_drawn_picture_is_the_image_with_words_below_it(server, pictures):
     answer = server.post("/draw", files={"files": pictures[0].read_bytes()})
     assert answer.headers["content-type"] == "image/png"
@@ -188,6 +214,34 @@ def test_a_drawn_picture_is_the_image_with_words_below_it(server, pictures):
     assert drawn.width == image.width
     assert drawn.height > image.height
     np.testing.assert_array_equal(np.asarray(drawn)[: image.height], np.asarray(image))
+
+
+def test_a_heat_map_lies_on_the_picture_as_it_is_in_the_file(server, pictures):
+    assert server.get("/models").json()["models"][0]["heat_maps"] is True
+    image = picture(5, (400, 100))  # the centre crop cuts off both sides of it
+    answer = server.post("/explain", files={"files": png(image)})
+    assert answer.headers["content-type"] == "image/png"
+    heated = Image.open(io.BytesIO(answer.content))
+    assert heated.size == (400, 100)
+    changed = np.abs(np.asarray(heated, int) - np.asarray(image.convert("RGB"), int)).max(axis=(0, 2))
+    seen = np.flatnonzero(changed)
+    assert 140 <= seen.min() < seen.max() < 260
+    assert server.post("/explain", files=[("files", SMALL)] * 2).status_code == 400
+    assert server.post("/explain", content=b"hello", headers=OCTETS).status_code == 415
+
+
+def test_heat_maps_change_no_prediction_beside_them(server, pictures, expected):
+    def ask(number):
+        path = pictures[number % len(pictures)]
+        if number % 3 == 0:
+            return server.post("/explain", files={"files": path.read_bytes()}).status_code
+        return server.post("/predict", files={"files": path.read_bytes()}).json()["predictions"][0]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = dict(enumerate(pool.map(ask, range(len(pictures)))))
+    assert {one for number, one in found.items() if number % 3 == 0} == {200}
+    rows = [number for number in found if number % 3]
+    np.testing.assert_allclose(scores_of([found[row] for row in rows]), known_scores(expected)[rows], atol=1e-5)
 
 
 # ---- what is wrong with a request
@@ -257,7 +311,7 @@ def test_a_bad_request_is_refused_with_its_reason(server, request_of, status, sa
 def test_a_bad_tensor_is_refused(server, tensor):
     answer = server.post("/v2/models/colours/infer", json={"inputs": [tensor]})
     assert answer.status_code == 400
-    assert answer.json()["detail"]
+    assert answer.json()["error"]
 
 
 def test_of_several_images_each_bad_one_is_named_and_none_is_predicted(server):
@@ -479,6 +533,8 @@ def test_the_page_in_a_browser(server, pictures, expected):
         assert page.run("document.querySelector('article h2').textContent") == expected[0].label
         score = page.run("document.querySelector('article .row span:nth-child(2)').textContent")
         assert float(score) == pytest.approx(expected[0].score, abs=6e-4)
+        page.wait_for("document.querySelectorAll('article img').length === 2")
+        page.wait_for("document.querySelectorAll('article img')[1].naturalWidth === 40")
         assert page.run("document.documentElement.scrollWidth") <= 390
         page.run("document.querySelector('.correct button').click()")
         page.wait_for("document.querySelector('.done') !== null")

@@ -34,12 +34,12 @@ class HubAddress:
     Args:
         repository: an owner and a name.
         revision: a branch, tag or commit.
-        kind: `model` or `dataset`; the address of a dataset is `hf://datasets/org/name`.
+        kind: `model` or `dataset`, whose address is `hf://datasets/org/name`; or `space`, which is only written.
     """
 
     repository: str
     revision: str | None = None
-    kind: Literal["model", "dataset"] = "model"
+    kind: Literal["model", "dataset", "space"] = "model"
 
     def __post_init__(self) -> None:
         """Refuse whatever could be read as something else: a path, an option, a part of a web address."""
@@ -82,8 +82,8 @@ class HubAddress:
 
     @property
     def path(self) -> str:
-        """What follows the hub's own address on its pages: `org/name`, `datasets/org/name`."""
-        return f"{_DATASETS if self.kind == 'dataset' else ''}{self.repository}"
+        """What follows the hub's own address on its pages: `org/name`, `datasets/org/name`, `spaces/org/name`."""
+        return self.repository if self.kind == "model" else f"{self.kind}s/{self.repository}"
 
 
 def is_hub_address(text: str) -> bool:

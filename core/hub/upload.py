@@ -35,7 +35,8 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
 
     Args:
         folder: with files only.
-        address: of the repository; its revision is a branch, which is made if it does not exist.
+        address: of the repository or the Space; its revision is a branch, which is made if it does not exist. A new
+            Space is one of Gradio.
         private: a new repository is for its owner alone; an existing public one is refused.
         message: of the commit.
 
@@ -51,24 +52,31 @@ def upload_folder(folder: Path, address: HubAddress, *, private: bool = False, m
     require_login(address)
     api = client()
     with _hub_errors(address), _silent_client():
-        api.create_repo(address.repository, private=private or None, exist_ok=True, repo_type="model")
-        if private and not api.model_info(address.repository).private:
+        api.create_repo(
+            address.repository,
+            private=private or None,
+            exist_ok=True,
+            repo_type=address.kind,
+            space_sdk="gradio" if address.kind == "space" else None,
+        )
+        if private and not api.repo_info(address.repository, repo_type=address.kind).private:
             raise HubError(
                 f"{address.repository} is public, and nothing was pushed to it",
                 why="the repository already exists, and --private is only for a new one",
-                fix=f"make it private at {endpoint()}/{address.repository}/settings, or push without --private",
+                fix=f"make it private at {endpoint()}/{address.path}/settings, or push without --private",
             )
         if address.revision is not None:
-            api.create_branch(address.repository, branch=address.revision, exist_ok=True)
+            api.create_branch(address.repository, branch=address.revision, exist_ok=True, repo_type=address.kind)
         made = api.upload_folder(
             repo_id=address.repository,
             folder_path=folder,
+            repo_type=address.kind,
             revision=address.revision,
             commit_message=message or f"Upload {folder.name} with flashtask {__version__}",
         )
     if not re.fullmatch(r"[0-9a-f]{40}", made.oid or ""):
         raise HubError(f"{hub_host()} named no commit for what was pushed to {address.repository}")
-    return Uploaded(f"{endpoint()}/{address.repository}/tree/{made.oid}", made.oid)
+    return Uploaded(f"{endpoint()}/{address.path}/tree/{made.oid}", made.oid)
 
 
 def require_login(address: HubAddress) -> None:

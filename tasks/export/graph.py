@@ -27,6 +27,7 @@ class ExportGraph(nn.Module):
         task: is not changed.
         outputs: what it gives.
         has_preprocessing: whether it begins with pictures, else with normalised inputs.
+        may_branch: as for `Resize`.
 
     Shape: pictures (N, H, W, C) uint8, or inputs (N, C, h, w) float32, to a tuple of tensors, one for each output.
     """
@@ -34,10 +35,10 @@ class ExportGraph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, task: Task, outputs: Outputs, has_preprocessing: bool) -> None:
+    def __init__(self, task: Task, outputs: Outputs, has_preprocessing: bool, *, may_branch: bool = True) -> None:
         super().__init__()
         preprocessing = task.preprocessing
-        self.resize = Resize(preprocessing) if has_preprocessing else None
+        self.resize = Resize(preprocessing, may_branch=may_branch) if has_preprocessing else None
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(preprocessing, name))[:, None, None])
         self.network = _network(task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +40,7 @@ class OpenVinoFile:
     num_threads: ClassVar[int] = 1
 
     def __init__(self, source: OnnxFile) -> None:
-        self._openvino = require_openvino()
+        self._openvino, self._source = require_openvino(), source
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder, "model.onnx")
             source.write(place, {})
@@ -60,6 +60,15 @@ class OpenVinoFile:
             self._compiled = self._openvino.Core().compile_model(self.model, "CPU", settings)
         found = self._compiled([images])
         return {name: np.asarray(found[place]) for place, name in enumerate(self.names)}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose weights can become whole numbers."""
+        return self._source.layers
+
+    def quantized(self, samples: Iterable[np.ndarray[Any, Any]], as_float: Iterable[str] = ()) -> OpenVinoFile:
+        """As `OnnxFile.quantized`, which finds the ranges; OpenVINO takes them over and computes in 8 bits."""
+        return OpenVinoFile(self._source.quantized(samples, as_float))
 
     def write(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Write `NAME.bin` and then `NAME.xml`, which holds the facts as runtime information below `flashtask`.

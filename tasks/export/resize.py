@@ -84,14 +84,17 @@ class Resize(nn.Module):
 
     Args:
         preprocessing: of the backbone.
+        may_branch: whether the runtime computes a branch of a graph rightly; without, both are computed and one is
+            taken.
 
     Shape: (N, C, H, W) float32 with whole numbers from 0 to 255 to (N, C, h, w) of the same kind, with their `Place`.
     """
 
     fill: Tensor
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, may_branch: bool = True) -> None:
         super().__init__()
+        self.may_branch = may_branch
         self.size = preprocessing.input_size[1:]
         self.mode, self.interpolation = preprocessing.crop_mode, preprocessing.interpolation
         down, across = (math.floor(side / preprocessing.crop_pct) for side in self.size)
@@ -121,6 +124,9 @@ class Resize(nn.Module):
         is_down_first = (lost[0] > 0) & (lost[0] > 2 * lost[1])
         if not torch.compiler.is_exporting():
             return (_down_first if is_down_first else _across_first)(pictures, *weights)
+        if not self.may_branch:
+            both = _down_first(pictures, *weights), _across_first(pictures, *weights)
+            return both[0].where(is_down_first, both[1])
         found: Tensor = torch.cond(is_down_first, _down_first, _across_first, (pictures, *weights))
         return found
 

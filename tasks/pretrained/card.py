@@ -25,16 +25,24 @@ PLACE = "ORG/NAME"
 _MOST_LABELS = 100
 
 
-def model_card(config: Mapping[str, Any], licence: str | None = None) -> str:
+def model_card(config: Mapping[str, Any], licence: str | None = None, *, has_onnx: bool = False) -> str:
     """The text of README.md.
 
     Args:
         config: of `config.json`, with its part `flashtask`.
         licence: of the weights, as the hub writes it (`apache-2.0`); None if nobody has said.
+        has_onnx: whether the model is in the folder for ONNX Runtime too.
     """
     part = config["flashtask"]
     front = yaml.safe_dump(_front_matter(config, part, licence), sort_keys=False, allow_unicode=True)
-    sections = [_title(config, part), *_use(part), *_labels(part), *_data(part), *_metrics(part), *_recipe(part)]
+    sections = [
+        _title(config, part),
+        *_use(part, has_onnx),
+        *_labels(part),
+        *_data(part),
+        *_metrics(part),
+        *_recipe(part),
+    ]
     sections += [*_limits(part), *_weights(config, part, licence), *_versions(part)]
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -80,7 +88,7 @@ def _targets(part: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _use(part: Mapping[str, Any]) -> Iterator[str]:
+def _use(part: Mapping[str, Any], has_onnx: bool) -> Iterator[str]:
     yield "## Use"
     name = _class_name(part)
     lines = [f"from flashtask import {name}", f'model = {name}.from_pretrained("{PLACE}")']
@@ -93,6 +101,14 @@ def _use(part: Mapping[str, Any]) -> Iterator[str]:
     }[part["weights"]["timm"]]
     if part["weights"]["timm"] == "whole" and (outputs := _outputs_of_timm(part)):
         yield outputs
+    if part["weights"]["timm"] == "whole" and _class_name(part) == "ImageClassifier":
+        read = f'AutoModelForImageClassification.from_pretrained("{PLACE}")'
+        yield f"So does transformers, where timm is installed: `{read}`."
+    if has_onnx:
+        yield (
+            "`model.onnx` is the whole model with its preprocessing, for ONNX Runtime: `images`, pictures "
+            "(N, H, W, C) of uint8, are the input, and labels and thresholds are in its metadata."
+        )
     size = part["preprocessing"]["input_size"]
     yield (
         f"Images are {size[0]} x {size[1]} x {size[2]} (channels, height, width); how they are resized, cropped and "

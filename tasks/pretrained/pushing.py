@@ -15,7 +15,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.hub.address import HubAddress, branch_address
 from flashtask.core.hub.upload import upload_folder
 from flashtask.tasks.pretrained.card import PLACE
-from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, HEAD, WEIGHTS, flashtask_part, read_config
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, HEAD, ONNX, WEIGHTS, flashtask_part, read_config
 
 if TYPE_CHECKING:
     from flashtask.tasks.task import Task
@@ -34,12 +34,13 @@ def push_task(
     revision: str | None = None,
     message: str | None = None,
     licence: str | None = None,
+    onnx: bool = False,
 ) -> str:
     """What `Task.push_to_hub` promises."""
     address = branch_address(repository, revision)
     with tempfile.TemporaryDirectory(prefix="flashtask-") as root:
         folder = Path(root) / address.repository.partition("/")[2]
-        task.save_pretrained(folder, licence=licence)
+        task.save_pretrained(folder, licence=licence, onnx=onnx)
         _fill_in_place(folder, address)
         made = upload_folder(folder, address, private=private, message=message or "")
     return f"hf://{address.repository}@{made.commit}"
@@ -47,7 +48,12 @@ def push_task(
 
 @contextmanager
 def prepared_folder(
-    given: Path, address: HubAddress, load: Callable[[Path], Task], licence: str | None = None
+    given: Path,
+    address: HubAddress,
+    load: Callable[[Path], Task],
+    licence: str | None = None,
+    *,
+    onnx: bool = False,
 ) -> Iterator[Path]:
     """The folder that will be pushed.
 
@@ -56,6 +62,7 @@ def prepared_folder(
         address: where it will be pushed.
         load: gives the task that a checkpoint holds.
         licence: of the weights.
+        onnx: whether the folder also holds the model for ONNX Runtime.
 
     Raises:
         MissingInputError: there is nothing of this kind.
@@ -65,9 +72,9 @@ def prepared_folder(
     with tempfile.TemporaryDirectory(prefix="flashtask-") as root:
         folder = Path(root) / address.repository.partition("/")[2]
         if given.is_dir() and (given / CONFIG).is_file():
-            _copy_own(given, folder, licence)
+            _copy_own(given, folder, licence, onnx)
         else:
-            load(given).save_pretrained(folder, licence=licence)
+            load(given).save_pretrained(folder, licence=licence, onnx=onnx)
         _fill_in_place(folder, address)
         yield folder
 
@@ -94,7 +101,7 @@ def pull(address: HubAddress, folder: Path) -> str:
     return source.record["commit"]
 
 
-def _copy_own(given: Path, folder: Path, licence: str | None) -> None:
+def _copy_own(given: Path, folder: Path, licence: str | None, onnx: bool) -> None:
     from flashtask.tasks.pretrained.reading import folder_content
 
     part = flashtask_part(read_config(given), given)
@@ -106,6 +113,11 @@ def _copy_own(given: Path, folder: Path, licence: str | None) -> None:
     if licence is not None:
         raise UsageError(
             "a licence can be given for a checkpoint or a run", fix=f"write `license:` into {given / CARD}"
+        )
+    if onnx and not (given / ONNX).is_file():
+        raise UsageError(
+            f"{given} holds no {ONNX}",
+            fix=f"flashtask.load({str(given)!r}).save_pretrained(folder, onnx=True), and push that",
         )
     others = sorted(file.name for file in given.iterdir() if file.name not in FILES)
     if others:

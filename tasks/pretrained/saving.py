@@ -26,7 +26,7 @@ from flashtask.core.errors import UsageError
 from flashtask.core.zoo import own_file_of
 from flashtask.tasks.pretrained.card import model_card
 from flashtask.tasks.pretrained.paths import without_places
-from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, FORMAT, HEAD, WEIGHTS, config_text, plain
+from flashtask.tasks.pretrained.timm_layout import CARD, CONFIG, FILES, FORMAT, HEAD, ONNX, WEIGHTS, config_text, plain
 from flashtask.tasks.pretrained.timm_names import TimmSource, gives_the_same, join_classifier, linear_layer
 from flashtask.trainer.finetuning.lora import merged_state_dict
 from flashtask.trainer.hyperparameters import hyperparameters_content
@@ -42,7 +42,9 @@ __all__ = ["save_pretrained"]
 _BARE = re.compile(r"((timm|torchvision)/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 
 
-def save_pretrained(task: Task, folder: str | os.PathLike[str], licence: str | None = None) -> Path:
+def save_pretrained(
+    task: Task, folder: str | os.PathLike[str], licence: str | None = None, *, onnx: bool = False
+) -> Path:
     """What `Task.save_pretrained` promises."""
     if not task.name:
         raise UsageError(
@@ -60,7 +62,12 @@ def save_pretrained(task: Task, folder: str | os.PathLike[str], licence: str | N
     try:
         with atomic_folder(folder, FILES) as place:
             config = _write(task, place)
-            (place / CARD).write_text(model_card(config, task.licences.get("weights")), encoding="utf-8")
+            if onnx:
+                made = task.export(place / ONNX)
+                assert made.script is not None
+                made.script.unlink()  # the hub's clients refuse code beside weights
+            card = model_card(config, task.licences.get("weights"), has_onnx=onnx)
+            (place / CARD).write_text(card, encoding="utf-8")
     finally:
         task._licences = stated
     return Path(folder)
@@ -119,6 +126,8 @@ def _timm_config(task: Task, source: TimmSource, num_classes: int) -> dict[str, 
     }
     if num_classes and (labels := getattr(task, "labels", None)):
         config["label_names"] = list(labels)
+        if getattr(task, "multi_label", False):
+            config["problem_type"] = "multi_label_classification"  # transformers' pipelines take sigmoids then
     noted = source.pretrained_cfg(task.preprocessing, num_classes)
     arguments = dict(source.arguments)
     if noted.get("fixed_input_size") and "img_size" not in arguments:

@@ -17,6 +17,7 @@ __all__ = [
     "FILES",
     "FORMAT",
     "HEAD",
+    "ONNX",
     "WEIGHTS",
     "config_text",
     "flashtask_part",
@@ -27,8 +28,10 @@ __all__ = [
 
 FORMAT = 1
 CONFIG, WEIGHTS, HEAD, CARD = "config.json", "model.safetensors", "head.safetensors", "README.md"
+#: The whole model for other runtimes, where it was asked for; flashtask itself does not read it.
+ONNX = "model.onnx"
 #: All that a folder of flashtask's may hold.
-FILES = (CONFIG, WEIGHTS, HEAD, CARD)
+FILES = (CONFIG, WEIGHTS, HEAD, CARD, ONNX)
 
 #: The keys of the part `flashtask`, with what each must be.
 _PART: dict[str, tuple[type, ...]] = {

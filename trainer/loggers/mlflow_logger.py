@@ -6,6 +6,7 @@ import logging
 import os
 import posixpath
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flashtask._version import __version__
 from flashtask.core.errors import OutputError, UsageError
 from flashtask.core.files import atomic_write_text
 from flashtask.core.plain_json import canonical_json, read_json
@@ -25,6 +27,8 @@ _INSTALL = "pip install mlflow-skinny sqlalchemy alembic"
 #: what every MLflow takes at once, and in what length
 _METRICS_AT_ONCE, _PARAMETERS_AT_ONCE = 1000, 100
 _LONGEST_NAME, _LONGEST_VALUE = 250, 500
+#: what a stored model is called in its run
+_MODEL = "model"
 #: seconds after which a server that did not answer is asked again
 _PAUSE = 600
 
@@ -44,6 +48,8 @@ class MLFlowLogger(Logger):
             where that is set, else `mlflow.db` in the run folder.
         run_id: of an MLflow run to continue.
         tags: of the MLflow run.
+        log_model: when a fit of a task ends, store its `best.ckpt` (else its `last.ckpt`) with the MLflow run as the
+            model `model`, which `mlflow.pyfunc.load_model("runs:/<run id>/model")` loads.
 
     Raises:
         UsageError: MLflow is not installed.
@@ -53,7 +59,6 @@ class MLFlowLogger(Logger):
     instead = {
         "save_dir": 'tracking_uri="sqlite:///logs/mlflow.db"',
         "artifact_location": "make the experiment with mlflow.create_experiment(name, artifact_location)",
-        "log_model": 'logger.experiment.log_artifact(logger.version, "best.ckpt") after the fit',
         "prefix": 'self.log("prefix/loss", ...)',
     }
     _alone = 'tracking_uri="sqlite:///mlflow.db"'
@@ -65,10 +70,19 @@ class MLFlowLogger(Logger):
         tracking_uri: str | None = None,
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
+        *,
+        log_model: bool = False,
     ) -> None:
         require_library("mlflow", "MLFlowLogger", _INSTALL)
+        if not isinstance(log_model, bool):
+            raise UsageError(
+                f"MLFlowLogger(log_model={log_model!r}): True or False is needed",
+                fix="log_model=True for the best checkpoint at the end of a fit",
+            )
+        if log_model:
+            require_library("pandas", "MLFlowLogger with log_model=True", "pip install pandas")
         self.experiment_name, self.run_name, self.tracking_uri = experiment_name, run_name, tracking_uri
-        self.run_id, self.tags = run_id, tags
+        self.run_id, self.tags, self.log_model = run_id, tags, log_model
         self._client: Any = None
         #: the file of a run folder that names the MLflow run
         self._record: Path | None = None
@@ -199,9 +213,31 @@ class MLFlowLogger(Logger):
             return
         with self._said_as_warning("are lost"):
             self._send()
+            if self.log_model and error is None:
+                self._store_model()
             self._client.set_terminated(self.run_id_now, status="FINISHED" if error is None else "FAILED")
         self._client = None
         self._mark(False)
+
+    def _store_model(self) -> None:
+        """Log the checkpoint of the fit as a model with the flavour `python_function`; of a plain `Module` nothing."""
+        run = None if self.trainer is None else self.trainer.active_run
+        checkpoint = None if self.trainer is None else self.trainer.checkpoint_callback
+        if checkpoint is None or run is None or run.stage != "fit" or "task" not in run.module.describe():
+            return
+        path = checkpoint.best_model_path or checkpoint.last_model_path
+        if not path:
+            return
+        pyfunc = library("mlflow.pyfunc", "MLFlowLogger with log_model=True", _INSTALL)
+        with tempfile.TemporaryDirectory(prefix="flashtask-") as folder:
+            # The module is named, not pickled; MLflow imports it when it loads the model.
+            pyfunc.save_model(
+                os.path.join(folder, _MODEL),
+                loader_module="flashtask.tasks.mlflow_model",
+                data_path=str(path),
+                pip_requirements=[f"flashtask=={__version__}", "pandas"],
+            )
+            self._client.log_artifacts(self.run_id_now, os.path.join(folder, _MODEL), _MODEL)
 
     def _send(self) -> None:
         while self._waiting:
