@@ -26,8 +26,8 @@ HEAD = """\
 <style>
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --line: #dfe3e8; --text: #1d2430; --soft: #5b6676;
   --bad: #b3261e; --bad-back: #fbe9e7; --link: #1c5fb8; }
-@media screen and (prefers-color-scheme: dark) { :root { --back: #14171c; --card: #1e232b; --line: #333b47; --text: #e6e9ee;
-  --soft: #a3adbb; --bad: #ff9d94; --bad-back: #43211e; --link: #8ab8f5; } }
+@media screen and (prefers-color-scheme: dark) { :root { --back: #14171c; --card: #1e232b; --line: #333b47;
+  --text: #e6e9ee; --soft: #a3adbb; --bad: #ff9d94; --bad-back: #43211e; --link: #8ab8f5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.25rem 1rem 4rem; background: var(--back); color: var(--text);
   font: 1rem/1.45 system-ui, sans-serif; }

@@ -205,6 +205,8 @@ class FinishedRun:
     def report(self, part: str | None = None, *, slices: Sequence[str] | None = None) -> Report:
         """Everything about the run as a page, as JSON or as a picture: `run.report().save("report.html")`.
 
+        Of the folder of several runs, as repeats and folds leave it, it is the page of all.
+
         Args:
             part: `val` or `test`; None means validation data, else test data.
             slices: columns that the samples are sliced by, such as `folder`, `brightness`, or any column of the table
@@ -214,7 +216,10 @@ class FinishedRun:
             UnknownNameError: no sample has such a column.
         """
         from flashtask.tasks.run_report import report_of
+        from flashtask.tasks.several_report import are_several_in, report_of_several
 
+        if self.is_folder and are_several_in(self.path):
+            return report_of_several(self.path, part, slices=slices, trainer=self._trainer)
         return report_of(self, part, slices)
 
     def operate(

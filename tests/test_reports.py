@@ -591,6 +591,7 @@ def test_runs_with_other_seeds_have_a_page_with_an_interval_over_seeds(tmp_path,
     assert f"over more runs the mean would be between {mean - half:.3f} and {mean + half:.3f}" in found["sentence"]
     assert [one["result"]["value"] for one in found["runs"]] == pytest.approx(values)
     assert found["sentence"] in page
+    assert FinishedRun(out).report().sentence == found["sentence"]
     looked_at(out / "report.html")
     assert "wrong in " in page
     assert all(f"<td>repeat-{n}</td>" in page for n in (1, 2, 3))
