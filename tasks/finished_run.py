@@ -98,6 +98,12 @@ class FinishedRun:
         return found
 
     @cached_property
+    def runs(self) -> list[FinishedRun]:
+        """The runs in a folder of several, as repeats and folds leave it; empty for a single run."""
+        told = self.summary.get("runs") or ()
+        return [FinishedRun(self.folder / one["name"], trainer=self._trainer) for one in told]
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """The recipe of the run; empty for a module that has none."""
         file = self.folder / "recipe.yaml"
@@ -216,10 +222,10 @@ class FinishedRun:
             UnknownNameError: no sample has such a column.
         """
         from flashtask.tasks.run_report import report_of
-        from flashtask.tasks.several_report import are_several_in, report_of_several
+        from flashtask.tasks.several_report import report_of_runs
 
-        if self.is_folder and are_several_in(self.path):
-            return report_of_several(self.path, part, slices=slices, trainer=self._trainer)
+        if self.runs:
+            return report_of_runs(self.folder, self.runs, part, slices)
         return report_of(self, part, slices)
 
     def operate(
