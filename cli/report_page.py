@@ -15,6 +15,7 @@ from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import REPORT, given
 from flashtask.cli.output import require_writable_file
 from flashtask.core.errors import UsageError
+from flashtask.core.plain_json import read_json
 
 __all__ = ["report"]
 
@@ -32,9 +33,7 @@ def report(path: str, data: str | None, params: Mapping[str, Any]) -> None:
         UsageError: an address in the place of a path, or options that contradict each other.
         OutputError: the file cannot be written.
     """
-    from flashtask.tasks.several_report import are_several_in
-
-    source = Path(path if are_several_in(path) else checkpoint_source(path))
+    source = Path(path if _are_several_in(path) else checkpoint_source(path))
     if "://" in path or not source.exists():
         raise UsageError(f"{path} is not on this machine", fix=f"flashtask pull {path} FOLDER")
     part, said = params["of"] or "val", given(REPORT, params)
@@ -69,18 +68,16 @@ def _report_of(
     path: str, where: Path | str | None, part: str | None, options: Mapping[str, Any], slices: Sequence[str] | None
 ) -> Any:
     from flashtask.tasks.finished_run import FinishedRun
-    from flashtask.tasks.several_report import are_several_in, report_of_several
     from flashtask.trainer.trainer import Trainer
 
-    if are_several_in(path):
-
-        def judged_on(run: FinishedRun) -> Any:
-            return data_to_judge(run.task, where or "", part or "val", options)
-
-        other = None if where is None else judged_on
-        trainer = Trainer(**below("trainer.", options))
-        return report_of_several(path, part, slices=slices, trainer=trainer, judged_on=other)
     finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
-        finished.data = data_to_judge(finished.task, where, part or "val", options)
+        for run in finished.runs or [finished]:
+            run.data = data_to_judge(run.task, where, part or "val", options)
     return finished.report(part, slices=slices)
+
+
+def _are_several_in(path: str) -> bool:
+    """Whether it is the folder of several runs, as `--repeats` and `--folds` leave it."""
+    file = Path(path).expanduser() / "summary.json"
+    return file.is_file() and "runs" in read_json(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ __all__ = [
     "on_meta",
     "rate_lists",
     "repeated_while",
+    "seen_attentions",
     "set_layer_versions",
     "set_update_count",
     "tensor_tables",
@@ -248,6 +249,30 @@ def extractor_graphs(extractor: nn.Module) -> tuple[Any, Any]:
 def timm_arguments(model: nn.Module) -> Mapping[str, Any] | None:
     """The arguments that a model of timm was built with: `get_model_args` leaves some out and adds others."""
     return getattr(model, "_model_args", None)
+
+
+@contextmanager
+def seen_attentions(blocks: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the attention of each block of a transformer of timm is collected, (B, heads, tokens, tokens) each.
+
+    timm gives none: fused attention never has the matrix in memory, and the other one passes it to its dropout alone.
+    Nothing is collected where a block has another kind of attention.
+    """
+    seen: list[Tensor] = []
+    layers: list[Any] = [part for part in blocks.modules() if hasattr(part, "fused_attn")]
+    count = sum(1 for _ in blocks.children())
+    if len(layers) != count or not all(hasattr(layer, "attn_drop") for layer in layers):
+        layers = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output)
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
+            layer.fused_attn = False
+            stack.callback(layer.attn_drop.register_forward_hook(keep).remove)
+        yield seen
 
 
 def hub_weight_names(filename: str | None) -> Iterator[str]:

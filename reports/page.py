@@ -198,7 +198,7 @@ _BODY = """\
 {% endif %}
 {% if report.objects %}
 <section id="objects"><h2>Errors of objects</h2>
-<p class="soft">At an overlap of one half. class: the wrong class; localisation: the right class at the wrong place;
+<p class="soft">At an overlap of one half (of keypoints: a similarity). class: the wrong class; localisation: the right class at the wrong place;
 duplicate: an object that was found already; missed: nothing was found; background: there is nothing.</p>
 {% for kind, (count, own) in report.objects.items() %}<h3>{{ kind }}: {{ "{:,}".format(count) }}</h3><div class="gallery" style="display: block">{{ cards(own) }}</div>{% endfor %}
 </section>

@@ -216,7 +216,7 @@ def _runs(several: SeveralRuns | None) -> dict[str, Any] | None:
     if several is None:
         return None
     ends = [value for one in several.intervals for value in one[1:4] if not math.isnan(value)]
-    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    low, span = (min(ends), (max(ends) - min(ends)) or 1.0) if ends else (0.0, 1.0)
     rows = []
     for run, one in zip(several.runs, several.intervals, strict=True):
         left, right, middle = (

@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from flashtask.core.errors import UsageError
 
 __all__ = ["COCO_NUMBERS", "ClassScores", "DetectionNumber", "DetectionScores", "as_torchmetrics", "coco_metric"]
-__all__ += ["detection_metrics"]
+__all__ += ["box_overlaps", "detection_metrics"]
 
 #: What torchmetrics calls COCO's numbers; `map` is the average over overlaps from 0.5 to 0.95.
 COCO_NUMBERS: tuple[str, ...] = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -101,7 +101,10 @@ class DetectionScores(Metric):
         sizes = self._whole("counts").long().tolist()
         found = torch.split(self._whole("found"), [one for one, _ in sizes]) if sizes else ()
         true = torch.split(self._whole("true"), [one for _, one in sizes]) if sizes else ()
-        overlaps = [_overlaps(one, two) for one, two in zip(found, true, strict=True)]
+        overlaps = [
+            box_overlaps(one, {"boxes": two[:, :4], "is_crowd": two[:, 5] > 0})
+            for one, two in zip(found, true, strict=True)
+        ]
         self.numbers = {**self._coco(found, true), **self._f1(found, true, overlaps)}
         return torch.tensor(self.numbers["map"])
 
@@ -264,10 +267,15 @@ def _matches(
     return values, torch.cat(hits)[order], total
 
 
-def _overlaps(found: Tensor, true: Tensor) -> Tensor:
-    """Intersection over union of found (n, 6) and true boxes (m, 7); of crowds, the share of each box inside."""
-    shares = _share_inside(found[:, :4], true[:, :4])
-    return torch.where(true[:, 5] > 0, shares, box_iou(found[:, :4], true[:, :4]))
+def box_overlaps(found: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+    """Intersection over union of found (n, 6) and true boxes (m), (n, m); of crowds, the share of each box inside.
+
+    Args:
+        found: left, top, right, bottom, score, class.
+        target: of the image `boxes` (m, 4) and `is_crowd` (m,).
+    """
+    boxes, is_crowd = target["boxes"].cpu().float(), target["is_crowd"].cpu().bool()
+    return torch.where(is_crowd, _share_inside(found[:, :4].float(), boxes), box_iou(found[:, :4].float(), boxes))
 
 
 def _share_inside(boxes: Tensor, regions: Tensor) -> Tensor:

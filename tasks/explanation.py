@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flashtask.core.errors import UsageError
+from flashtask.core.library_internals import seen_attentions
 from flashtask.data.decoding import Pixels
 from flashtask.data.inputs import Input
 from flashtask.data.transforms import eval_transform
@@ -129,23 +130,10 @@ def _is_transformer(part: nn.Module) -> bool:
 
 def _attentions(task: Task, model: Any, images: Tensor) -> list[Tensor]:
     """The attention of each block, the mean over its heads: (B, tokens, tokens); empty if one has none to be seen."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]:
-            seen.append(output.float().mean(dim=1))
-
-    layers: list[Any] = [part for part in model.blocks.modules() if hasattr(part, "fused_attn")]
-    if len(layers) != len(model.blocks) or not all(hasattr(layer, "attn_drop") for layer in layers):
-        return []
-    with ExitStack() as stack:
-        for layer in layers:
-            # Fused attention never has the matrix in memory.
-            stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
-            layer.fused_attn = False
-            stack.callback(layer.attn_drop.register_forward_hook(keep).remove)
+    with seen_attentions(model.blocks) as seen:
         task(images)
-    return seen if len(seen) == len(layers) else []
+    are_whole = len(seen) == len(model.blocks) and all(one.ndim == 4 and one.shape[2] == one.shape[3] for one in seen)
+    return [one.float().mean(dim=1) for one in seen] if are_whole else []
 
 
 # ---- gradients

@@ -98,6 +98,12 @@ class FinishedRun:
         return found
 
     @cached_property
+    def runs(self) -> list[FinishedRun]:
+        """The runs in a folder of several, as repeats and folds leave it; empty for a single run."""
+        told = self.summary.get("runs") or ()
+        return [FinishedRun(self.folder / one["name"], trainer=self._trainer) for one in told]
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """The recipe of the run; empty for a module that has none."""
         file = self.folder / "recipe.yaml"
@@ -205,6 +211,8 @@ class FinishedRun:
     def report(self, part: str | None = None, *, slices: Sequence[str] | None = None) -> Report:
         """Everything about the run as a page, as JSON or as a picture: `run.report().save("report.html")`.
 
+        Of the folder of several runs, as repeats and folds leave it, it is the page of all.
+
         Args:
             part: `val` or `test`; None means validation data, else test data.
             slices: columns that the samples are sliced by, such as `folder`, `brightness`, or any column of the table
@@ -214,7 +222,10 @@ class FinishedRun:
             UnknownNameError: no sample has such a column.
         """
         from flashtask.tasks.run_report import report_of
+        from flashtask.tasks.several_report import report_of_runs
 
+        if self.runs:
+            return report_of_runs(self.folder, self.runs, part, slices)
         return report_of(self, part, slices)
 
     def operate(

@@ -25,7 +25,7 @@ from flashtask.tasks.detection_metrics import (
     coco_metric,
 )
 
-__all__ = ["InstanceClassScores", "InstanceScores", "instance_metrics"]
+__all__ = ["InstanceClassScores", "InstanceScores", "instance_metrics", "mask_overlaps"]
 
 #: Numbers of boxes that are logged beside those of masks, as `box_map`, ...
 _OF_BOXES = ("map", "map_50", "map_75")
@@ -83,11 +83,8 @@ class InstanceScores(DetectionScores):
         sizes = self._whole("counts").long().tolist()
         found, found_masks = self._images("found", [one[0] for one in sizes], sizes)
         true, true_masks = self._images("true", [one[1] for one in sizes], sizes)
-        overlaps = []
-        for own, theirs, one in zip(found_masks, true_masks, true, strict=True):
-            is_crowd = one[:, 5].int().tolist()
-            found_any = np.array(_coco_masks().iou(own, theirs, is_crowd)) if own and theirs else np.zeros(0)
-            overlaps.append(torch.from_numpy(found_any.reshape(len(own), len(theirs))).float())
+        whole = zip(found_masks, true_masks, true, strict=True)
+        overlaps = [_overlaps(own, theirs, one[:, 5].int().tolist()) for own, theirs, one in whole]
         self.numbers = self._numbers_of_both(found, true, found_masks, true_masks)
         self.numbers |= self._f1(found, true, overlaps)
         return torch.tensor(self.numbers["map"])
@@ -146,6 +143,24 @@ def _coco_masks() -> ModuleType:
     """
     coco_metric("segm")  # says which package is missing
     return import_module("faster_coco_eval.core.mask")
+
+
+def mask_overlaps(found: Sequence[str], target: Mapping[str, Any]) -> Tensor:
+    """Intersection over union of found (n) and true masks (m), (n, m); of crowds, the share of each mask inside.
+
+    Args:
+        found: run lengths of each mask.
+        target: of the image `shapes`, `is_crowd` and `size`, as `InstanceScores.update` takes them.
+    """
+    width, height = target["size"].tolist()
+    own = [{"size": [height, width], "counts": text.encode()} for text in found]
+    theirs = [{"size": [height, width], "counts": _run_lengths(text, (width, height))} for text in target["shapes"]]
+    return _overlaps(own, theirs, target["is_crowd"].int().tolist())
+
+
+def _overlaps(own: Sequence[_Rle], theirs: Sequence[_Rle], is_crowd: Sequence[int]) -> Tensor:
+    found = np.array(_coco_masks().iou(list(own), list(theirs), list(is_crowd))) if own and theirs else np.zeros(0)
+    return torch.from_numpy(found.reshape(len(own), len(theirs))).float()
 
 
 def _run_lengths(text: str, size: tuple[int, int]) -> bytes:

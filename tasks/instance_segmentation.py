@@ -94,6 +94,12 @@ class InstanceSegmentation(ObjectDetector):
             found.append((rows, counts))
         return found, true
 
+    def _to_judge(self, found: Any, true: Any) -> tuple[Any, Any, list[torch.Tensor] | None]:
+        from flashtask.tasks.instance_metrics import mask_overlaps
+
+        overlaps = [mask_overlaps(counts, one) for (_, counts), one in zip(found, true, strict=True)]
+        return [rows for rows, _ in found], true, overlaps
+
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """COCO's twelve numbers of masks, three of boxes, and F1, precision and recall of what `predict` gives."""
         from flashtask.tasks.instance_metrics import instance_metrics

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from flashtask.reports.judgement import Judgement, Pair
 from flashtask.reports.statistics import mean_iou
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["FOUND", "judged_boxes", "judged_labels", "judged_masks", "judged_multi_labels", "judged_numbers"]
 
@@ -113,8 +108,9 @@ def judged_boxes(
     targets: Sequence[Mapping[str, Tensor]],
     labels: Sequence[str],
     thresholds: Sequence[float],
+    overlaps: Sequence[Tensor] | None = None,
 ) -> list[Judgement]:
-    """Boxes: pairs are objects, with the kinds of errors of TIDE (Bolya et al., ECCV 2020) at an overlap of one half.
+    """Objects: pairs are objects, with the kinds of errors of TIDE (Bolya et al., ECCV 2020) at an overlap of one half.
 
     The error is 1 less the F1 of the image, the certainty the least distance of a score to its threshold.
 
@@ -123,19 +119,25 @@ def judged_boxes(
         targets: of each image `boxes` (m, 4), `labels` (m,) and `is_crowd` (m,).
         labels: of the classes.
         thresholds: of each class.
+        overlaps: of each image (n, m), of found and true objects; of crowds, the share of each that is found which lies
+            inside. None means those of the boxes.
     """
+    if overlaps is None:
+        from flashtask.tasks.detection_metrics import box_overlaps
+
+        overlaps = [box_overlaps(rows.cpu(), target) for rows, target in zip(found, targets, strict=True)]
     bounds = torch.tensor(thresholds, dtype=torch.float64)
     made = []
-    for rows, target in zip(found, targets, strict=True):
-        rows = rows.cpu()
+    for rows, target, whole in zip((one.cpu() for one in found), targets, overlaps, strict=True):
         is_said = rows[:, 4].double() >= bounds[rows[:, 5].long()]
-        hits = _hits(rows, target)
-        pairs = list(_pairs(rows[is_said], target, labels))
+        hits = _hits(rows, target, whole)
+        pairs = list(_pairs(rows[is_said], target, whole[is_said], labels))
         right = sum(pair.truth == pair.predicted for pair in pairs)
         there, said = (sum(bool(pair[side]) for pair in pairs) for side in (0, 1))
         of_labels: dict[str, list[tuple[float, bool]]] = {}
+        is_on_crowd = _on_crowds(rows, target, whole)
         for row, (_, _, _, _, score, number) in enumerate(rows.tolist()):
-            if row in hits or not _on_crowd(rows[row], target, int(number)):
+            if row in hits or not is_on_crowd[row]:
                 of_labels.setdefault(labels[int(number)], []).append((score, row in hits))
         distances = (rows[:, 4].double() - bounds[rows[:, 5].long()]).abs().tolist()
         error = 1 - 2 * right / (there + said) if there + said else 0.0
@@ -143,55 +145,51 @@ def judged_boxes(
     return made
 
 
-def _hits(rows: Tensor, target: Mapping[str, Tensor]) -> dict[int, tuple[int, float]]:
-    """The box of each object that is found: row of the box -> (place of the object, overlap), the best box first."""
-    found: dict[int, tuple[int, float]] = {}
-    boxes, numbers, is_crowd = target["boxes"].cpu(), target["labels"].cpu(), target["is_crowd"].cpu().bool()
+def _hits(rows: Tensor, target: Mapping[str, Tensor], overlaps: Tensor) -> dict[int, int]:
+    """Which row has found which object, the best row first."""
+    found: dict[int, int] = {}
+    numbers, is_crowd = target["labels"].cpu(), target["is_crowd"].cpu().bool()
     for number in set(rows[:, 5].long().tolist()):
         own = torch.nonzero(rows[:, 5] == number)[:, 0]
         own = own[rows[own, 4].argsort(descending=True, stable=True)]
         objects = torch.nonzero((numbers == number) & ~is_crowd)[:, 0]
         if not len(objects):
             continue
-        overlap = box_iou(rows[own, :4].float(), boxes[objects].float())
+        overlap = overlaps[own][:, objects]
         for place, row in enumerate(own.tolist()):
             most, which = overlap[place].max(dim=0)
             if most >= FOUND:
-                found[row] = (int(objects[which]), float(most))
+                found[row] = int(objects[which])
                 overlap[:, which] = -1
     return found
 
 
-def _on_crowd(row: Tensor, target: Mapping[str, Tensor], number: int) -> bool:
-    """Whether half of a box lies on a region of many objects of its class."""
-    is_own = target["is_crowd"].cpu().bool() & (target["labels"].cpu() == number)
-    regions = target["boxes"].cpu()[is_own].float()
-    if not len(regions):
-        return False
-    shared = torch.minimum(row[2:4], regions[:, 2:]) - torch.maximum(row[:2], regions[:, :2])
-    area = float((row[2:4] - row[:2]).prod().clamp(min=1e-9))
-    return float(shared.clamp(min=0).prod(1).max()) / area >= FOUND
+def _on_crowds(rows: Tensor, target: Mapping[str, Tensor], overlaps: Tensor) -> list[bool]:
+    """Whether half of what is found lies on a region of many objects of its class."""
+    is_own = target["is_crowd"].cpu().bool()[None, :] & (target["labels"].cpu()[None, :] == rows[:, 5:6])
+    found: list[bool] = ((overlaps >= FOUND) & is_own).any(dim=1).tolist()
+    return found
 
 
-def _pairs(rows: Tensor, target: Mapping[str, Tensor], labels: Sequence[str]) -> Iterator[Pair]:
+def _pairs(rows: Tensor, target: Mapping[str, Tensor], overlaps: Tensor, labels: Sequence[str]) -> Iterator[Pair]:
     """The objects of an image that were found, confused, missed, and what was found besides.
 
     Args:
         rows: (n, 6) boxes that are predicted.
         target: of the image.
+        overlaps: (n, m).
         labels: of the classes.
     """
     boxes, numbers, is_crowd = target["boxes"].cpu().float(), target["labels"].tolist(), target["is_crowd"].tolist()
-    hits = _hits(rows, target)
+    hits, is_on_crowd = _hits(rows, target, overlaps), _on_crowds(rows, target, overlaps)
     confused: set[int] = set()
-    found = {place for place, _ in hits.values()}
-    overlaps = box_iou(rows[:, :4].float(), boxes) if len(boxes) else torch.zeros(len(rows), 0)
+    found = set(hits.values())
     for row, (*box, score, number) in enumerate(rows.tolist()):
         label, where = labels[int(number)], tuple(box)
         if row in hits:
             yield Pair(label, label, 1.0, score, where)
             continue
-        if _on_crowd(rows[row], target, int(number)):
+        if is_on_crowd[row]:
             continue
         truth, kind = "", "background"
         ordered = sorted(enumerate(overlaps[row].tolist()), key=lambda one: -one[1])

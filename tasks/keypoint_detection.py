@@ -123,6 +123,13 @@ class KeypointDetector(ObjectDetector):
                 found[row] = _in_file(found[row], fitting.geometry((width, height)))
         return found, true
 
+    def _to_judge(self, found: Any, true: Any) -> tuple[Any, Any, list[torch.Tensor] | None]:
+        from flashtask.tasks.keypoint_metrics import keypoint_overlaps
+
+        both = [keypoint_overlaps(rows, one, self.sigmas) for rows, one in zip(found, true, strict=True)]
+        targets = [{**one, "is_crowd": ignored} for one, (_, ignored) in zip(true, both, strict=True)]
+        return [rows[:, :6] for rows in found], targets, [overlaps for overlaps, _ in both]
+
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """COCO's ten numbers of keypoints, three of boxes, PCK, and F1, precision, recall of what `predict` gives."""
         from flashtask.tasks.keypoint_metrics import keypoint_metrics

@@ -19,6 +19,7 @@ from flashtask.tasks.detection_metrics import ClassScores, DetectionNumber, Dete
 from flashtask.tasks.keypoint_loss import similarity, triples_of
 
 __all__ = ["KEYPOINT_NUMBERS", "KeypointClassScores", "KeypointScores", "keypoint_metrics"]
+__all__ += ["keypoint_overlaps"]
 
 #: COCO's numbers of keypoints in their order; `map` is the average over similarities from 0.5 to 0.95.
 KEYPOINT_NUMBERS: tuple[str, ...] = ("map", "map_50", "map_75", "map_medium", "map_large")
@@ -58,17 +59,7 @@ class KeypointScores(DetectionScores):
                 y and a probability of each keypoint.
             target: as of boxes, with `keypoints` (m, K, 3).
         """
-        rows = [
-            torch.cat(
-                [
-                    one["boxes"].float(),
-                    *(one[name][:, None].float() for name in ("labels", "is_crowd", "areas")),
-                    one["keypoints"].flatten(1).float(),
-                ],
-                dim=1,
-            )
-            for one in target
-        ]
+        rows = [_rows_of(one) for one in target]
         counts = torch.tensor([[len(one), len(two)] for one, two in zip(preds, rows, strict=True)]).reshape(-1, 2)
         batch = {"counts": counts, "found": torch.cat(list(preds)), "true": torch.cat(rows)}
         for name, value in batch.items():
@@ -81,19 +72,11 @@ class KeypointScores(DetectionScores):
         true = torch.split(self._whole("true"), [one for _, one in sizes]) if sizes else ()
         of_boxes = self._coco(found, true)
         ignored = [_without_labelled(one) for one in true]
-        overlaps = [self._similarities(one, two) for one, two in zip(found, ignored, strict=True)]
+        overlaps = [_similarities(one, two, self.sigmas) for one, two in zip(found, ignored, strict=True)]
         self.numbers = {f"box_{name}": of_boxes[name] for name in _OF_BOXES}
         self.numbers |= {**self._of_keypoints(found, true), **self._f1(found, ignored, overlaps)}
         self.numbers["pck"] = self._pck(found, ignored)
         return torch.tensor(self.numbers["map"])
-
-    def _similarities(self, found: Tensor, true: Tensor) -> Tensor:
-        """OKS of found (n) and true objects (m); of those that do not count, the share of each box inside."""
-        own, theirs = triples_of(found[:, None, 6:]), triples_of(true[None, :, 7:])
-        alike = similarity(own[..., :2], theirs, true[None, :, 6], torch.tensor(self.sigmas))
-        shared = torch.minimum(found[:, None, 2:4], true[:, 2:4]) - torch.maximum(found[:, None, :2], true[:, :2])
-        areas = (found[:, 2:4] - found[:, :2]).prod(1, keepdim=True).clamp(min=1e-9)
-        return torch.where(true[:, 5] > 0, shared.clamp(min=0).prod(2) / areas, alike)
 
     def _of_keypoints(self, found: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, Any]:
         """COCO's ten numbers, and the average precision of each class, by faster-coco-eval.
@@ -189,6 +172,34 @@ def keypoint_metrics(num_classes: int, sigmas: Sequence[float]) -> dict[str, Met
     scores = KeypointScores(num_classes, sigmas)
     others = [*KEYPOINT_NUMBERS[1:], *(f"box_{name}" for name in _OF_BOXES), "pck", "f1", "precision", "recall"]
     return {"map": scores, **{name: DetectionNumber(scores, name) for name in others}}
+
+
+def keypoint_overlaps(found: Tensor, target: Mapping[str, Tensor], sigmas: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The similarity (OKS) of found and true objects (n, m); and which of the latter do not count (m,).
+
+    Of those that do not count, crowds and objects without a labelled keypoint, it is the share of each box inside.
+
+    Args:
+        found: (n, 6 + 3 * K), as `KeypointScores.update` takes it.
+        target: of the image, as it takes it.
+        sigmas: of the keypoints.
+    """
+    true = _without_labelled(_rows_of(target)).cpu()
+    return _similarities(found.cpu(), true, sigmas), true[:, 5] > 0
+
+
+def _rows_of(target: Mapping[str, Tensor]) -> Tensor:
+    """(m, 7 + 3 * K): the box, class, whether it is a crowd, area and keypoints of each object."""
+    columns = [target[name][:, None].float() for name in ("labels", "is_crowd", "areas")]
+    return torch.cat([target["boxes"].float(), *columns, target["keypoints"].flatten(1).float()], dim=1)
+
+
+def _similarities(found: Tensor, true: Tensor, sigmas: Sequence[float]) -> Tensor:
+    own, theirs = triples_of(found[:, None, 6:]), triples_of(true[None, :, 7:])
+    alike = similarity(own[..., :2], theirs, true[None, :, 6], torch.tensor(sigmas))
+    shared = torch.minimum(found[:, None, 2:4], true[:, 2:4]) - torch.maximum(found[:, None, :2], true[:, :2])
+    areas = (found[:, 2:4] - found[:, :2]).prod(1, keepdim=True).clamp(min=1e-9)
+    return torch.where(true[:, 5] > 0, shared.clamp(min=0).prod(2) / areas, alike)
 
 
 def _without_labelled(true: Tensor) -> Tensor:

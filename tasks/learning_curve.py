@@ -99,9 +99,13 @@ class LearningCurve:
     def to_dict(self) -> dict[str, Any]:
         """The points, the gain and the forecast as plain values."""
         points = [plain({**point._asdict(), "draws": list(point.draws)}) for point in self.points]
-        gain, forecast = (None if one is None else plain(one._asdict()) for one in self.measured[1:3])
+        _, gain, forecast, _ = self.measured
         about = {"metric": self.metric, "classes": list(self.classes), "validated_on": self.validated_on}
-        return {**about, "points": points, "gain": gain, "forecast": forecast}
+        more = {
+            "gain": None if gain is None else plain(gain._asdict()),
+            "forecast": None if forecast is None else plain(forecast._asdict()),
+        }
+        return {**about, "points": points, **more}
 
     def to_html(self, title: str = "Learning curve") -> str:
         """One page without scripts and network: the curve, the table and the sentences.
@@ -193,7 +197,9 @@ def learning_curve(
     classes = tuple(getattr(data, "labels", ())) if data.targets["kind"] == "label" else ()
     features, targets = zip(*(_of_part(model, data, part, classes) for part in ("train", "val")), strict=True)
     chosen = _checked_sizes(sizes, len(targets[0]), max(1, len(classes)))
-    own, spread = targets[0], None
+    own: Array = targets[0]
+    mean: Any = None
+    spread: Any = None
     if not classes:
         mean, spread = own.mean(axis=0), own.std(axis=0)
         spread[spread == 0] = 1

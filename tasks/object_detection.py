@@ -150,7 +150,12 @@ class ObjectDetector(Task):
         from flashtask.tasks.judging import judged_boxes
 
         labels = self.output_names(self.num_classes or 0)
-        return judged_boxes(*inputs, labels, self._thresholds_of(len(labels)))
+        found, true, overlaps = self._to_judge(*inputs)
+        return judged_boxes(found, true, labels, self._thresholds_of(len(labels)), overlaps)
+
+    def _to_judge(self, found: Any, true: Any) -> tuple[Any, Any, list[torch.Tensor] | None]:
+        """Boxes (n, 6) and targets of each image, and how found and true objects overlap if not by their boxes."""
+        return found, true, None
 
     def make_metrics(self, num_outputs: int) -> Mapping[str, Metric | Accuracy]:
         """COCO's twelve numbers, and F1, precision and recall of the boxes that `predict` gives."""

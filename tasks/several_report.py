@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashtask.core.errors import UsageError
 from flashtask.core.plain_json import read_json
 from flashtask.reports.history import History
 from flashtask.reports.report import Report
 from flashtask.reports.several import OneRun, SeveralRuns
-from flashtask.tasks.finished_run import FinishedRun
 from flashtask.tasks.run_report import Pictures, duration, facts_of_run
 
 if TYPE_CHECKING:
-    from flashtask.trainer.trainer import Trainer
+    from flashtask.tasks.finished_run import FinishedRun
 
-__all__ = ["are_several_in", "report_of_runs", "report_of_several"]
+__all__ = ["report_of_runs"]
 
 _FACTS = ("Task", "Backbone", "Head", "Strategy", "Data", "Targets", "Where", "Versions")
-
-
-def are_several_in(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of several runs, as `--repeats` and `--folds` leave it."""
-    file = Path(path).expanduser() / "summary.json"
-    return file.is_file() and "runs" in read_json(file)
-
-
-def report_of_several(
-    folder: str | os.PathLike[str],
-    part: str | None = None,
-    *,
-    slices: Sequence[str] | None = None,
-    trainer: Trainer | None = None,
-    judged_on: Callable[[FinishedRun], Any] | None = None,
-) -> Report:
-    """Judge the model of each run in a folder on its own validation data.
-
-    Args:
-        folder: of several runs that are finished.
-        part: `val` or `test`; None means validation data.
-        slices: columns that the samples are sliced by; None means all.
-        trainer: whose devices the models are judged on; None means one with the defaults.
-        judged_on: gives other data for a run; None means its own.
-
-    Raises:
-        UsageError: it is not such a folder.
-        UnknownNameError: no sample has such a column.
-    """
-    place = Path(folder).expanduser()
-    if not are_several_in(place):
-        raise UsageError(f"{place} does not hold several runs", fix=f"flashtask report {place}")
-    finished = []
-    for one in read_json(place / "summary.json")["runs"]:
-        finished.append(FinishedRun(place / one["name"], trainer=trainer))
-        if judged_on is not None:
-            finished[-1].data = judged_on(finished[-1])
-    return report_of_runs(place, finished, part, slices)
 
 
 def report_of_runs(

@@ -322,6 +322,23 @@ def value_of_batch():
     assert internals.value_of_batch(metric) == 5
 
 
+def seen_attentions():
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    fused = [block.attn.fused_attn for block in model.blocks]
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad(), internals.seen_attentions(model.blocks) as seen:
+        while_seen = model(images)
+    assert len(seen) == len(model.blocks)
+    assert all(one.shape[2:] == (101, 101) for one in seen)
+    assert all(torch.allclose(one.sum(dim=3), torch.ones(())) for one in seen)
+    assert [block.attn.fused_attn for block in model.blocks] == fused
+    with torch.no_grad():
+        assert torch.allclose(model(images), while_seen, atol=1e-4)
+    assert len(seen) == len(model.blocks)
+    with internals.seen_attentions(timm.create_model("test_resnet").layer1) as none:
+        assert none == []
+
+
 CASES = {name: globals()[name] for name in internals.__all__}
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import marked
 import numpy as np
 import pytest
 import squares
@@ -23,6 +24,10 @@ from flashtask import (
     ImageClassifier,
     ImageRegressionData,
     ImageRegressor,
+    InstanceSegmentation,
+    InstanceSegmentationData,
+    KeypointDetectionData,
+    KeypointDetector,
     ObjectDetectionData,
     ObjectDetector,
     SemanticSegmentation,
@@ -168,14 +173,35 @@ def boxes(root):
     return ObjectDetector("timm/test_resnet", pretrained=False, backbone_learning_rate=4e-3, **options), own, "f1"
 
 
+def instances(root):
+    for name, count, seed in (("train", 40, 0), ("val", 10, 1)):
+        squares.coco(root / name, count, seed, has_masks=True)
+    own = InstanceSegmentationData.from_folders(root / "train", root / "val", batch_size=8, num_workers=0)
+    options = {"head_options": {"width": 32, "depth": 1}, "image_size": 96, "learning_rate": 4e-3}
+    model = InstanceSegmentation("timm/test_resnet", pretrained=False, backbone_learning_rate=4e-3, **options)
+    return model, own, "f1"
+
+
+def keypoints(root):
+    for name, count, seed in (("train", 32, 0), ("val", 8, 1)):
+        marked.coco(root / name, count, seed)
+    own = KeypointDetectionData.from_folders(root / "train", root / "val", batch_size=8, num_workers=0)
+    options = {"head_options": {"width": 32, "depth": 1}, "image_size": 96, "learning_rate": 4e-3}
+    options |= {"sigmas": [0.3, 0.25, 0.2], "backbone_learning_rate": 4e-3}
+    return KeypointDetector("timm/test_resnet", pretrained=False, **options), own, "f1"
+
+
+#: Those that find objects train longer, so that they find some.
+OBJECTS = {boxes: 4, instances: 6, keypoints: 5}
+
+
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("made", [several_labels, numbers, masks, boxes])
+@pytest.mark.parametrize("made", [several_labels, numbers, masks, *OBJECTS])
 def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports, looked_at):
     torch.manual_seed(0)
     model, own, metric = made(tmp_path)
-    trainer = Trainer(
-        max_epochs=4 if made is boxes else 2, seed=1, output_dir=tmp_path / "RUN", enable_progress_bar=False
-    )
+    epochs = OBJECTS.get(made, 2)
+    trainer = Trainer(max_epochs=epochs, seed=1, output_dir=tmp_path / "RUN", enable_progress_bar=False)
     trainer.finetune(model, datamodule=own, strategy="no_freeze")
     page = (tmp_path / "RUN" / "report.html").read_text()
     assert "<title>timm/test_resnet: RUN</title>" in page
@@ -197,7 +223,7 @@ def test_each_task_has_a_page_with_its_own_metric(made, tmp_path, reports, looke
             )
     worst = [one.judgement.error for one in found.mistakes(5)]
     assert worst == sorted(worst, reverse=True)
-    if made is boxes:
+    if made in OBJECTS:
         kinds = {pair.kind for one in found.samples for pair in one.judgement.pairs}
         assert kinds <= {"", "class", "localisation", "duplicate", "missed", "background"}
         assert any(kind in page for kind in kinds - {""})
@@ -591,6 +617,7 @@ def test_runs_with_other_seeds_have_a_page_with_an_interval_over_seeds(tmp_path,
     assert f"over more runs the mean would be between {mean - half:.3f} and {mean + half:.3f}" in found["sentence"]
     assert [one["result"]["value"] for one in found["runs"]] == pytest.approx(values)
     assert found["sentence"] in page
+    assert FinishedRun(out).report().sentence == found["sentence"]
     looked_at(out / "report.html")
     assert "wrong in " in page
     assert all(f"<td>repeat-{n}</td>" in page for n in (1, 2, 3))
