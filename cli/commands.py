@@ -217,10 +217,12 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 
 @flashtask.command(short_help="Compute the metrics of a model on validation data.")
 @click.argument("ckpt", metavar="MODEL")
-@click.argument("data")
+@click.argument("data", required=False)
 @add_options(EVALUATE + EVERYWHERE)
-def validate(ckpt: str, data: str, **params: Any) -> None:
+def validate(ckpt: str, data: str | None, **params: Any) -> None:
     """Compute the metrics of MODEL on DATA/val, or on DATA itself if it has no val/.
+
+    Without DATA, the validation images of the run are taken whose folder MODEL is.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """
@@ -233,10 +235,12 @@ def validate(ckpt: str, data: str, **params: Any) -> None:
 
 @flashtask.command(short_help="Compute the metrics of a model on test data.")
 @click.argument("ckpt", metavar="MODEL")
-@click.argument("data")
+@click.argument("data", required=False)
 @add_options(EVALUATE + EVERYWHERE)
-def test(ckpt: str, data: str, **params: Any) -> None:
+def test(ckpt: str, data: str | None, **params: Any) -> None:
     """Compute the metrics of MODEL on DATA/test, or on DATA itself if it has no test/.
+
+    Without DATA, the test images of the run are taken whose folder MODEL is.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """

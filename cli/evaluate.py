@@ -1,4 +1,4 @@
-"""`flashtask validate` and `flashtask test`: the metrics of a checkpoint on a folder."""
+"""`flashtask validate` and `flashtask test`: the metrics of a checkpoint on a folder, or on the data of its run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flashtask.cli.input_paths import checkpoint_source
 from flashtask.cli.options import CONSTRUCTOR, EVALUATE, OF_TABLES, given
 from flashtask.cli.processes import check_distributed, launched
 from flashtask.cli.request import refuse_columns
+from flashtask.core.errors import UsageError
 from flashtask.core.files import missing_file
 from flashtask.core.plain_json import number_or_null
 from flashtask.data.cached_inputs import brought_here, is_address
@@ -23,28 +24,40 @@ from flashtask.data.layout import existing_folder, is_shards, is_table_name, is_
 
 __all__ = ["below", "data_source", "data_to_judge", "evaluate"]
 
+#: Arguments of data from which a model learns.
+_TRAINED_ON = ("root", "train_folder", "train_file")
 _PARTS = {"validate": "val", "test": "test"}
 
 
-def evaluate(stage: str, ckpt: str, data: str, params: Mapping[str, Any]) -> None:
+def evaluate(stage: str, ckpt: str, data: str | None, params: Mapping[str, Any]) -> None:
     """Run the command.
 
     Args:
         stage: `validate` or `test`.
         ckpt: a checkpoint of a task.
-        data: a folder that holds val/ (test/), or the folder of class folders itself; or a table.
+        data: a folder that holds val/ (test/), or the folder of class folders itself; or a table. None means the data
+            of the run whose folder is given as `ckpt`.
         params: the options of the command.
 
     Raises:
         MissingInputError: the checkpoint or the folder is not there.
         BadDataError: folders that do not match the checkpoint's labels, or images that cannot be read.
+        UsageError: no data, and no run that leads to its own; or options of data that is not given.
     """
     check_distributed(params["distributed"])
-    checkpoint = checkpoint_source(ckpt)
-    source, options = data_source(data, _PARTS[stage], given(EVALUATE, params))
+    checkpoint, said = checkpoint_source(ckpt), given(EVALUATE, params)
+    if data is None:
+        source, options = None, {key: value for key, (_, value) in said.items()}
+        if flags := [flag for key, (flag, _) in said.items() if key.startswith("data.")]:
+            raise UsageError(
+                f"{', '.join(flags)}: no DATA is given, and that of the run is read as its recipe says",
+                fix=f"flashtask {stage} {ckpt} DATA {flags[0]} ...",
+            )
+    else:
+        source, options = data_source(data, _PARTS[stage], said)
     # Standard output is for the metrics alone.
     with redirect_stdout(sys.stderr), launched(below("trainer.", options)) as strategy:
-        metrics = _measure(stage, checkpoint, source, options, strategy, per_class=params["per_class"])
+        metrics = _measure(stage, ckpt, checkpoint, source, options, strategy, per_class=params["per_class"])
     if params["json"]:
         click.echo(json.dumps({name: number_or_null(value) for name, value in metrics.items()}))
         return
@@ -95,24 +108,43 @@ def _place(data: str, part: str) -> Path | str:
 
 def _measure(
     stage: str,
+    given: str,
     checkpoint: Path | str,
-    source: Path | str,
+    source: Path | str | None,
     options: Mapping[str, Any],
     strategy: Any,
     *,
     per_class: bool,
 ) -> dict[str, float]:
     from flashtask import load
+    from flashtask.tasks.finished_run import FinishedRun
     from flashtask.trainer.trainer import Trainer
 
     task = load(checkpoint)
     task.per_class = per_class
-    datamodule = data_to_judge(task, source, _PARTS[stage], options)
+    if source is None:
+        datamodule = FinishedRun(given, task=task).data
+    else:
+        _warn_of_training_data(task, source, f"flashtask {stage} RUN")
+        datamodule = data_to_judge(task, source, _PARTS[stage], options)
     joined = {} if strategy is None else {"strategy": strategy}
     arguments = {**below("trainer.", options), **joined}
     trainer = Trainer(logger=False, enable_checkpointing=False, **arguments)
     (metrics,) = getattr(trainer, stage)(task, datamodule=datamodule, verbose=False)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _warn_of_training_data(task: Any, source: Path | str, otherwise: str) -> None:
+    """Say so where DATA is what the model was trained on, because the metrics then count its training images too."""
+    sections = ((task.provenance or {}).get("recipe") or {}).get("data") or {}
+    trained_on = {
+        os.path.realpath(value)
+        for arguments in sections.values()
+        for name, value in arguments.items()
+        if name in _TRAINED_ON and isinstance(value, str)
+    }
+    if os.path.realpath(source) in trained_on:
+        print(f"{source} is what the model was trained on, so training images count too; {otherwise} leaves them out")
 
 
 def below(section: str, options: Mapping[str, Any]) -> dict[str, Any]:

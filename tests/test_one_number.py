@@ -115,6 +115,27 @@ def test_every_way_to_a_score_gives_the_same_one(strategy, images, tmp_path):
         assert metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+def test_validate_without_data_gives_the_number_of_the_run_and_data_that_was_trained_on_is_named(tmp_path, capsys):
+    folder = str(colour_folders(tmp_path / "colours", each=10))
+    words = ["--backbone", "timm/test_resnet", "--no-pretrained", "--image-size", "32", "--epochs", "1", "--no-report"]
+    assert run(["finetune", folder, *words, "--output-dir", str(tmp_path / "run")]) == 0
+    best = json.loads((tmp_path / "run/summary.json").read_text())["best"]
+    capsys.readouterr()
+    assert run(["validate", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {name: pytest.approx(best[name], abs=1e-6) for name in found}
+    assert "val_accuracy" in found
+    assert run(["validate", str(tmp_path / "run"), folder, "--json"]) == 0
+    assert "is what the model was trained on, so training images count too" in capsys.readouterr().err
+    other = str(colour_folders(tmp_path / "other", each=3))
+    assert run(["validate", str(tmp_path / "run"), other, "--json"]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    assert run(["validate", str(tmp_path / "run/best.ckpt")]) == 2
+    assert "give the run folder" in capsys.readouterr().err
+    assert run(["validate", str(tmp_path / "run"), "--batch-size", "4"]) == 2
+    assert "no DATA is given" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_training_steps_round_only_while_the_backbone_trains(images, tmp_path):
     with_cache = fitted(tmp_path / "a", images)[1]
