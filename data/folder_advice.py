@@ -145,10 +145,14 @@ def require_classes(
         raise BadDataError(
             f"{argument} {str(folder)!r} has {len(empty)} class folder(s) without images: {shown}",
             why=describe_files(ignored),
-            fix="put images into them, or remove them",
+            fix="put images into them, or remove them" + (_OWN_FORMAT if ignored else ""),
         )
     if len(names) < min_classes:
         raise _one_class(folder, argument, names[0])
+
+
+#: What else may be meant by folders that hold other files alone.
+_OWN_FORMAT = "; files of a format of your own are read with load_image=NAME"
 
 
 def describe_files(files: Sequence[str]) -> str:
