@@ -110,7 +110,10 @@ def test_names_in_the_sources_are_those_of_the_libraries():
 
 
 def test_a_mistyped_optimizer_is_refused_before_torch_is_imported(photos):
-    code = "import sys; from flashtask.cli import run; code = run(sys.argv[1:]); assert 'torch' not in sys.modules; exit(code)"
+    code = (
+        "import sys; from flashtask.cli import run; code = run(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
     for verb in ("tune", "finetune", "plan"):
         done = subprocess.run(
             [sys.executable, "-c", code, verb, "photos", "--optimizer", "adamx"], capture_output=True, text=True
