@@ -327,8 +327,10 @@ def check_rows(
 
 
 def _advice_on_missing(one: Rows, missing: Sequence[str], targets: TargetFormat) -> str:
-    """Where nothing exists that the inputs name, the targets may name it: the two columns were exchanged."""
-    if one.targets is not None and one.targets.ndim == 1 and len(missing) == len(one.inputs) and targets.fields:
+    """What to do about inputs that do not exist; if none does but the targets do, the columns were exchanged."""
+    if len(missing) < len(one.inputs):
+        return 'correct these paths, or leave the images out with on_bad_image="skip"'
+    if one.targets is not None and one.targets.ndim == 1 and targets.fields:
         named = [os.path.join(one.root, str(cell)) for cell in one.targets[:2]]
         if all(map(os.path.isfile, named)):
             return f'input_field="{targets.fields[0]}", target_fields="{one.input_field}"'

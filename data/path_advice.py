@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
-from flashtask.data.layout import IMAGE_EXTENSIONS
+from flashtask.data.layout import IMAGE_EXTENSIONS, nearest_existing
 from flashtask.data.problems import OTHER_ROOT
 
 __all__ = ["advice_on_paths"]
@@ -23,6 +24,9 @@ def advice_on_paths(missing: Sequence[str], root: str, field: str) -> str:
         root: the folder that relative paths count from.
         field: the column that names them.
     """
+    if root and not os.path.isdir(root):
+        near = nearest_existing(Path(root), only_folders=True)
+        return f"there is no folder {root!r}" + (f'; images_root="{near}"' if near is not None else "")
     first, last = missing[0], missing[-1]
     if all("\\" in path and os.path.exists(path.replace("\\", "/")) for path in (first, last)):
         return f"write / in place of \\ in the column {field!r}"

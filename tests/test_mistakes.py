@@ -11,7 +11,7 @@ import timm.optim
 import torch
 from PIL import Image
 
-from flashtask import ImageClassificationData
+from flashtask import ImageClassificationData, ObjectDetectionData
 from flashtask.cli import run
 from flashtask.core.errors import BadDataError, UnknownNameError, UsageError
 from flashtask.core.optimizer_names import refuse_unknown
@@ -62,6 +62,22 @@ def test_the_root_that_is_proposed_works(photos):
     assert ImageClassificationData.from_csv("file", "kind", given, images_root=photos / "photos").sizes() == {
         "train": 8
     }
+
+
+def test_single_images_that_are_missing_can_be_left_out(photos):
+    given = table(photos, lambda kind, n: f"photos/{kind}/{kind}{n}.png")
+    given.write_text(given.read_text() + "photos/gone.png,cat\n")
+    assert 'on_bad_image="skip"' in fix_of(given)
+    data = ImageClassificationData.from_csv("file", "kind", given, on_bad_image="skip")
+    data.setup("fit")
+    assert data.sizes() == {"train": 8}
+    assert "there is no folder" in (found := fix_of(given, images_root=photos / "phtos"))
+    assert f'images_root="{photos / "photos"}"' in found
+
+
+def test_load_image_where_it_is_not_taken_says_what_to_do(photos):
+    with pytest.raises(UsageError, match=r"convert other files to PNG, TIFF or \.npy"):
+        ObjectDetectionData.from_coco(train_folder="photos", load_image="raw")
 
 
 def test_exchanged_columns_are_named_in_the_words_of_the_command(photos, capsys):
