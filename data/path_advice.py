@@ -50,7 +50,8 @@ def _is_outside(path: str, root: str) -> bool:
 
 def _found_below(root: str, path: str) -> str:
     """The file of this name below the root; empty if there is none among those that are looked at, or several."""
-    name, seen, found = os.path.basename(path), 0, []
+    name, seen = os.path.basename(path), 0
+    found: list[str] = []
     for folder, folders, files in os.walk(root) if root and name else ():
         seen += len(files) + len(folders)
         if seen > _LOOKED_AT:
