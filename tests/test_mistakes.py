@@ -130,10 +130,8 @@ def test_a_mistyped_optimizer_is_refused_before_torch_is_imported(photos):
         "import sys; from flashtask.cli import run; code = run(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
-    for verb in ("tune", "finetune", "plan"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, verb, "photos", "--optimizer", "adamx"], capture_output=True, text=True
-        )
-        assert done.returncode == 2, done.stderr
-        assert "--optimizer: no optimizer named 'adamx'" in done.stderr
-        assert "did you mean" in done.stderr
+    words = [sys.executable, "-c", code, "tune", "photos", "--optimizer", "adamx"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "--optimizer: no optimizer named 'adamx'" in done.stderr
+    assert "did you mean" in done.stderr
