@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from flashtask.cli.options import TABLES, Option
@@ -39,5 +40,5 @@ def _flag(found: re.Match[str], options: dict[str, Option], command: str) -> str
         is_key = command == "finetune" and OTHER_NAMES.get(name, "").startswith(recipe_key)
         return f"{recipe_key}{value}" if is_key else found[0]
     if option.kind is not None:
-        return f"{option.flag} {value}"
+        return f"{option.flag} {shlex.quote(value)}"
     return option.flag if value == str(option.value) else found[0]

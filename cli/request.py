@@ -67,6 +67,8 @@ def requested_recipe(data: str | None, params: Mapping[str, Any]) -> Recipe:
     if recipe.constructor == OF_THE_HUB:
         options = {_of_the_hub(key): said for key, said in options.items()}
     elif recipe.constructor != OF_TABLES:
+        if data and recipe.constructor == CONSTRUCTOR and os.path.isfile(data):
+            existing_folder(data, "DATA")  # says what to do with a file of its kind
         refuse_columns(flag for key, (flag, _) in options.items() if key.startswith(f"data.{OF_TABLES}."))
     for key, (flag, value) in options.items():
         recipe.set(key, absolute(value, Path.cwd()) if is_path(key) else value, flag)

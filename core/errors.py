@@ -84,6 +84,8 @@ class UnknownNameError(UsageError, LookupError):
         fix = f"did you mean {_one_of(close)}?" if close else ""
         if not close and known and len(known) <= 12:
             fix = f"choose one of: {', '.join(known)}"
+        elif not close and known and not listed_by:
+            fix = f"choose one of {len(known):,}: {', '.join(known[:12])}, ..."
         if listed_by:
             fix = f"{fix} `{listed_by}` lists all {len(known)}".strip()
         super().__init__(f"no {kind} named {name!r}", fix=fix)

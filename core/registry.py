@@ -136,7 +136,10 @@ class Registry(Generic[T]):
         """
         found = self._find(name)
         if found is None:
-            raise UnknownNameError(self.kind, str(name), self._spellings(), listed_by=self._listed_by)
+            error = UnknownNameError(self.kind, str(name), self._spellings(), listed_by=self._listed_by)
+            if not error.fix and self.group:
+                error.fix = f"install a package with an entry point {name!r} in {self.group!r}, or register one"
+            raise error
         return found
 
     def name_of(self, obj: object) -> str | None:

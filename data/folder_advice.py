@@ -145,10 +145,14 @@ def require_classes(
         raise BadDataError(
             f"{argument} {str(folder)!r} has {len(empty)} class folder(s) without images: {shown}",
             why=describe_files(ignored),
-            fix="put images into them, or remove them",
+            fix="put images into them, or remove them" + (_OWN_FORMAT if ignored else ""),
         )
     if len(names) < min_classes:
         raise _one_class(folder, argument, names[0])
+
+
+#: What else may be meant by folders that hold other files alone.
+_OWN_FORMAT = "; files of a format of your own are read with load_image=NAME"
 
 
 def describe_files(files: Sequence[str]) -> str:
@@ -163,7 +167,8 @@ def _no_classes(folder: Path, argument: str) -> BadDataError:
     archive = next((name for name in files if name.lower().endswith(ARCHIVE_ENDINGS)), None)
     fix = f"each class is a folder of images: {folder / 'cat' / '1.jpg'}, {folder / 'dog' / '2.jpg'}, ..."
     if archive is not None:
-        fix = f"in Python: flashtask.download_data({str(folder / archive)!r}, {str(folder)!r}) unpacks {archive!r}"
+        unpack = f'flashtask.download_data({str(folder / archive)!r}, "data")'
+        fix = f'in Python: {unpack} unpacks {archive!r}; then give the folder "data", or the one in it'
     why = describe_files(files) or "the folder is empty"
     return BadDataError(f"{argument} {str(folder)!r} has no class folders", why=why, fix=fix)
 
@@ -180,7 +185,7 @@ def _one_class(folder: Path, argument: str, only: str) -> BadDataError:
         return BadDataError(
             f"{argument} {str(folder)!r} has only one folder, {only!r}",
             why=f"{str(inner)!r} holds {holds}",
-            fix=f'{argument}="{fitting}"' + (f'; on the command line: "{inner}"' if parts else ""),
+            fix=f'{argument}="{fitting}"; on the command line: "{inner}"',
         )
     return BadDataError(
         f"{argument} {str(folder)!r} has only one class: {only!r}",

@@ -12,7 +12,8 @@ import numpy as np
 from flashtask.core.errors import UsageError, did_you_mean
 from flashtask.data.cached_inputs import is_address
 from flashtask.data.layout import part_in_name
-from flashtask.data.problems import OTHER_ROOT, Problems
+from flashtask.data.path_advice import advice_on_paths
+from flashtask.data.problems import Problems
 from flashtask.data.samples import PARTS, Column, SampleTable, as_text
 from flashtask.data.tables import BETWEEN, as_cell
 from flashtask.data.targets import are_shares, number_or_nan
@@ -305,20 +306,49 @@ def check_rows(
     repeated: set[str] = set(names[counts > 1].tolist()) if are_files else set()
     seen: dict[str, tuple[Any, Callable[[int, str], str], int]] = {}
     for one in rows:
+        missing: list[str] = []
         for row, path in enumerate(one.inputs):
             if not path:
                 problems.add("empty cell", f"{one.where(row, one.input_field)} is empty")
             elif are_files and not may_be_missing and not is_address(path) and not os.path.exists(path):
                 place = f"{one.where(row, one.input_field)}: the file does not exist: {_shortened(path)!r}"
-                problems.add("missing image", place, fix=OTHER_ROOT if one.input_field else "")
+                problems.add("missing image", place)
+                missing.append(str(path))
+        if missing and one.input_field:
+            problems.advise("missing image", _advice_on_missing(one, missing, targets))
         if one.targets is None:
             continue
         for row, what in _bad_targets(one, targets, kind):
-            problems.add(*what, fix="" if row >= 0 else "check label_separator")
+            problems.add(*what, fix=_TARGET_FIXES.get(what[0], "") if row >= 0 else _other_separator(one))
         if repeated:
             _find_contradictions(one, repeated, seen, problems)
     if kind == "labels":
         _find_new_labels(rows, table, targets, problems)
+
+
+def _advice_on_missing(one: Rows, missing: Sequence[str], targets: TargetFormat) -> str:
+    """What to do about inputs that do not exist; if none does but the targets do, the columns were exchanged."""
+    if len(missing) < len(one.inputs):
+        return 'correct these paths, or leave the images out with on_bad_image="skip"'
+    if one.targets is not None and one.targets.ndim == 1 and targets.fields:
+        named = [os.path.join(one.root, str(cell)) for cell in one.targets[:2]]
+        if all(map(os.path.isfile, named)):
+            return f'input_field="{targets.fields[0]}", target_fields="{one.input_field}"'
+    return advice_on_paths(missing, one.root, one.input_field)
+
+
+_TARGET_FIXES = {
+    "empty cell": "fill the cells, or remove the rows",
+    "NaN target": "write a target into the cells, or remove the rows",
+    "target that is not a number": "correct the cells, or choose another column: target_fields=...",
+}
+
+
+def _other_separator(one: Rows) -> str:
+    """The separator that occurs in the cells; without any, a cell holds one label."""
+    assert one.targets is not None
+    found = next((sign for sign in "|;,/ " if any(sign in cell for cell in one.targets.ravel().tolist())), None)
+    return f'label_separator="{found}"' if found else "leave out label_separator: each cell holds one label"
 
 
 def _bad_targets(one: Rows, targets: TargetFormat, kind: str) -> Iterator[tuple[int, tuple[str, str]]]:

@@ -80,6 +80,11 @@ class ImageDataModule(DataModule):
 
     #: The kinds of targets that such data may have; the first is the one of folders.
     readers: ClassVar[tuple[type[TargetReader], ...]] = ()
+    #: What to write for arguments that some constructors have and others do not, and for those of a task.
+    instead: ClassVar[Mapping[str, str]] = {
+        "load_image": "this constructor reads image files and .npy alone; convert other files to PNG, TIFF or .npy",
+        "num_classes": "it is an argument of the task, or taken from the data",
+    }
 
     def __init__(
         self,

@@ -225,7 +225,21 @@ def _is_a_file(argument: str, text: str, file: Path) -> UsageError:
     if file.name.lower().endswith(ARCHIVE_ENDINGS):
         what = "an archive"
         fix = f'in Python: flashtask.download_data({text!r}, "data") unpacks it into the folder "data"'
-    elif suffix in (*TABLE_ENDINGS, ".xlsx", ".json"):
+    elif suffix in (".xlsx", ".xls", ".ods"):
+        what, fix = "a spreadsheet", f"save it as CSV, and give that: {file.stem}.csv"
+    elif suffix == ".json":
+        what, fix = (
+            "a JSON file",
+            "give the folder of a COCO data set, or JSON lines, one object a row, in a .jsonl file",
+        )
+    elif suffix in (".txt", ".dat"):
+        what, fix = (
+            "a text file",
+            f"if it is a table: cp {shlex.quote(text)} {shlex.quote(file.stem + '.csv')}, and give that",
+        )
+    elif suffix in (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst"):
+        what, fix = "a packed file", "unpack it, and give the folder; zip and tar files are read as they are"
+    elif suffix in TABLE_ENDINGS:
         what, fix = "a table", "labels are read from the names of folders: data/cat/1.jpg, data/dog/2.jpg"
     elif is_image_name(file.name):
         what, fix = "an image", "give the folder that holds a folder of images for each class"
@@ -374,6 +388,8 @@ def has_annotations(folder: object) -> bool:
     if not isinstance(folder, (str, os.PathLike)):
         return False
     here = Path(folder)
+    if here.is_dir() and not os.listdir(here):
+        return False  # what lies beside an empty folder is not about it
     names = [name for place in (here, here.parent) if place.is_dir() for name in os.listdir(place)]
     return any(
         name.lower() in _ANNOTATION_FOLDERS or name.lower().endswith((".json", ".xml", ".yaml", ".yml"))

@@ -34,6 +34,10 @@ class Problems:
         if fix:
             self._fixes.setdefault(kind, fix)
 
+    def advise(self, kind: str, fix: str) -> None:
+        """Say what to do with all of a kind, once all of it is known."""
+        self._fixes.setdefault(kind, fix)
+
     def take(self, others: Problems) -> None:
         """Add all that others noted."""
         for kind, places in others._found.items():

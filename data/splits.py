@@ -288,7 +288,10 @@ def _counts(sizes: dict[str, int], share: float | int, *, each: bool) -> dict[st
     total = sum(sizes.values())
     splittable = {name: size for name, size in sizes.items() if size >= 2}
     if not splittable:
-        raise BadDataError("val_split: no class has two images, so none can be split", fix="val_folder=...")
+        raise BadDataError(
+            "val_split: no class has two images, so none can be split",
+            fix="val_split=0 to train without validation; if labels are not meant to be unique, choose other targets",
+        )
     least, most = len(splittable) if each else 1, sum(splittable.values()) - len(splittable)
     target = share if isinstance(share, int) else min(max(round(share * total), least), most)
     if not least <= target <= most:

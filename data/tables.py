@@ -204,8 +204,16 @@ class Table:
             noun = f"column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
             raise BadDataError(
                 f"{self.argument} {self.place!r} has no {noun}; there are: {self._shown()}",
-                fix="; ".join(filter(None, (did_you_mean(name, self.fields) for name in missing))),
+                fix="; ".join(filter(None, (did_you_mean(name, self.fields) for name in missing)))
+                or self._first_row_is_no_header(),
             )
+
+    def _first_row_is_no_header(self) -> str:
+        """The line to write above the first, if that holds the path of an image; else empty."""
+        if not any(map(_is_image, self.fields)):
+            return f"one of: {self._shown()}"
+        names = ",".join("file" if _is_image(field) else f"column{at}" for at, field in enumerate(self.fields, 1))
+        return f"the first line must name the columns; write a line above it, such as {names}"
 
     def _shown(self) -> str:
         more = f" and {len(self.fields) - 20} more" if len(self.fields) > 20 else ""
@@ -303,7 +311,9 @@ class CsvTable(_FileTable):
                 self.problems.add(
                     "row of another length",
                     f"{self.path.name}, {what}",
-                    fix=f"close the quotation mark in line {line}" if opened else "",
+                    fix=f"close the quotation mark in line {line}"
+                    if opened
+                    else "give each row as many cells as the header; quote those that hold a separator",
                 )
                 continue
             lines.append(line)

@@ -204,6 +204,7 @@ class LabelReader(TargetReader):
             raise BadDataError(
                 f"{source.called} has one class only: {', '.join(map(repr, found))} ({self.origin})",
                 why="training needs at least two",
+                fix="add samples of a second class, or choose other targets",
             )
         return replace(self, labels=tuple(found))
 

@@ -40,6 +40,8 @@ def choose_task(constructor: str, arguments: Mapping[str, Any]) -> tuple[str, st
     if len(certain) == 1:
         return certain[0], found[certain[0]][1]
     candidates = certain or [name for name, (reading, _) in found.items() if reading == "possible"]
+    if not candidates and constructor == "from_folders":
+        return "image_classification", "no annotations were found"  # its constructor says what is wrong with the folder
     if not candidates:
         raise UsageError(
             "which task is the data for? None of those that were found reads it",

@@ -69,3 +69,33 @@ def test_shards_are_read_and_a_changed_one_is_refused(store, tmp_path, monkeypat
     monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "other"))
     with pytest.raises(IntegrityError, match=r"samples.csv is damaged"):
         ImageClassificationData.from_shards("s3://bucket/shards/shards.json")
+
+
+def test_a_table_its_images_and_shards_are_read_from_motos_s3(store, tmp_path, monkeypatch):
+    moto = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    objects, _ = store
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bucket")
+        rows = "".join(f"s3://bucket/photos/{number}.png,{'ab'[number % 2]}\n" for number in range(8))
+        for name, content in {**objects, "bucket/whole.csv": f"file,kind\n{rows}".encode()}.items():
+            bucket.put_object(Key=name.partition("/")[2], Body=content)
+        (tmp_path / "here.csv").write_text(f"file,kind\n{rows}")
+        for place in ("s3://bucket/all.csv", "s3://bucket/whole.csv", str(tmp_path / "here.csv")):
+            data = ImageClassificationData.from_csv("file", "kind", place, val_split=2)
+            data.setup("fit")
+            assert sum(len(targets) for _, targets in data.train_dataloader()) == 6
+        for file in data.save_shards(tmp_path / "shards").iterdir():
+            bucket.put_object(Key=f"shards/{file.name}", Body=file.read_bytes())
+        read = ImageClassificationData.from_shards("s3://bucket/shards/shards.json")
+        read.setup("fit")
+        assert sum(len(targets) for _, targets in read.train_dataloader()) == 6
+        with pytest.raises(MissingInputError, match=r"no such file: 's3://bucket/none.csv'"):
+            ImageClassificationData.from_csv("file", "kind", "s3://bucket/none.csv")
+    finally:
+        server.stop()

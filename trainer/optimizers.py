@@ -313,7 +313,7 @@ def _optimizer_class(name: str) -> Any:
     if (made := timm_optimizer(name)) is None:
         is_bare = not name.lower().startswith("timm/")
         further = [one if is_bare and one not in _OPTIMIZERS else f"timm/{one}" for one in timm_optimizer_names()]
-        raise UnknownNameError("optimizer", name, sorted([*_OPTIMIZERS, *further]))
+        raise UnknownNameError("optimizer", name, [*sorted(_OPTIMIZERS), *sorted(further)])
     return made
 
 
