@@ -13,7 +13,6 @@ from flashtask.cli.processes import check_distributed
 from flashtask.cli.recipe import MAPPINGS, SECTIONS, Recipe
 from flashtask.core.errors import UsageError, key_fix
 from flashtask.core.keywords import nearest_argument
-from flashtask.core.optimizer_names import refuse_unknown
 from flashtask.trainer.by_name import WATCHING
 
 __all__ = ["check_arguments", "check_names", "check_sections", "check_shape", "check_values", "lost_from"]
@@ -111,7 +110,7 @@ def check_values(recipe: Recipe) -> None:
 
 
 def check_names(recipe: Recipe) -> None:
-    """The task, backbone, head, strategy and optimizer exist. Loads none of them.
+    """The task, backbone, head and strategy exist. Loads none of them.
 
     Raises:
         UnknownNameError: with near matches and where the name stands.
@@ -129,7 +128,6 @@ def check_names(recipe: Recipe) -> None:
         "model.backbone": BACKBONES.entry,
         "model.head": HEADS.entry,
         "finetune.strategy": resolve_finetuning,
-        "model.optimizer": refuse_unknown,
     }
     for key, check in checks.items():
         value = recipe.get(key)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
-import timm.optim
-import torch
 from PIL import Image
 
 from flashtask import ImageClassificationData, ObjectDetectionData
 from flashtask.cli import run
-from flashtask.core.errors import BadDataError, UnknownNameError, UsageError
-from flashtask.core.optimizer_names import refuse_unknown
+from flashtask.core.errors import BadDataError, UsageError
 
 
 @pytest.fixture
@@ -114,24 +109,3 @@ def test_an_empty_folder_is_called_empty(photos, capsys):
     (photos / "x.json").write_text("{}")
     assert run(["finetune", "none"]) == 65
     assert "the folder is empty" in capsys.readouterr().err
-
-
-def test_names_in_the_sources_are_those_of_the_libraries():
-    for name in [*timm.optim.list_optimizers(), "timm/lamb", "AdamW", *map(str.lower, ("SGD", "Adafactor", "Muon"))]:
-        refuse_unknown(name)
-    with pytest.raises(UnknownNameError) as caught:
-        refuse_unknown("nonsense")
-    assert "choose one of" in caught.value.fix
-    assert issubclass(torch.optim.AdamW, torch.optim.Optimizer)
-
-
-def test_a_mistyped_optimizer_is_refused_before_torch_is_imported(photos):
-    code = (
-        "import sys; from flashtask.cli import run; code = run(sys.argv[1:]); "
-        "assert 'torch' not in sys.modules; sys.exit(code)"
-    )
-    words = [sys.executable, "-c", code, "tune", "photos", "--optimizer", "adamx"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "--optimizer: no optimizer named 'adamx'" in done.stderr
-    assert "did you mean" in done.stderr
