@@ -90,9 +90,10 @@ def main() -> None:
             if not path.exists():
                 subprocess.run([sys.executable, *given], check=True, stdout=subprocess.DEVNULL)
             scores = runtime(path, name)
-            found = np.concatenate([scores(np.asarray(Image.open(one).convert("RGB"))[None]) for one in paths])
+            found = np.concatenate([scores(np.array(Image.open(one).convert("RGB"))[None]) for one in paths])
             differing = int((found.argmax(1) != ours.argmax(1)).sum())
-            size = sum(one.stat().st_size for one in {path, path.with_suffix(".bin")} if one.exists()) / 1e6
+            parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+            size = sum(one.stat().st_size for one in parts) / 1e6
             right = (found.argmax(1) == true).mean()
             lines.append(f"| {name} | {differing} | {np.abs(found - ours).max():.2g} | {right:.4f} | {size:.1f} |")
             print(lines[-1], flush=True)
