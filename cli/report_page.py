@@ -72,8 +72,8 @@ def _report_of(
 
     finished = FinishedRun(path, trainer=Trainer(**below("trainer.", options)))
     if where is not None:
-        for run in finished.runs or [finished]:
-            run.data = data_to_judge(run.task, where, part or "val", options)
+        for each in finished.runs or [finished]:
+            each.data = data_to_judge(each.task, where, part or "val", options)
     return finished.report(part, slices=slices)
 
 
