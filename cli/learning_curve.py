@@ -59,7 +59,7 @@ def learning_curve(data: str | None, params: Mapping[str, Any]) -> None:
         atomic_write_text(params["page"], made.to_html())
     if params["output"]:
         with atomic_write(params["output"]) as file:
-            file.write("".join(f"{path}\n" for path in chosen).encode())
+            file.write("".join(f"{path}\n" for path in chosen).encode(errors="surrogateescape"))
     if params["json"]:
         click.echo(json.dumps({**made.to_dict(), **({"next": chosen} if paths else {})}))
         return

@@ -161,7 +161,10 @@ class LearningCurve:
             UsageError: the targets are numbers.
         """
         if not self.classes:
-            raise UsageError("which images to label next is known for one label an image alone, not for numbers")
+            raise UsageError(
+                "images to label next are chosen only for data with one label per image, not for numbers",
+                fix="leave out --unlabelled",
+            )
         features = _flat(features_of(self.model, list(paths)))
         head = _solved(self.features, self.targets, len(self.classes))
         with torch.no_grad():

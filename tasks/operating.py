@@ -1,4 +1,4 @@
-"""What is settled once a classifier is trained: the temperature of its scores, and when its answer is accepted."""
+"""Decisions after the training of a classifier: the temperature of its scores, and which predictions are accepted."""
 
 from __future__ import annotations
 
@@ -176,15 +176,20 @@ def _check(task: ImageClassifier, targets: Sequence[tuple[str, str, float]], cov
         if label not in labels:
             raise UnknownNameError("class", label, labels)
         if not is_number(target) or not 0 < target < 1:
-            raise UsageError(f"{kind} of {label}: a share above 0 and below 1 is needed, not {target!r}")
+            raise UsageError(
+                f"{kind} of {label} must be above 0 and below 1, not {target!r}", fix=f"{kind}={{{label!r}: 0.95}}"
+            )
     names = [label for _, label, _ in targets]
     if twice := [label for label in names if names.count(label) > 1]:
         raise UsageError(f"{twice[0]} has two targets, and a class has one threshold", fix="leave out one of them")
     if coverage is not None and abstain_below is not None:
-        raise UsageError("coverage and abstain_below both set the score below which nothing is accepted")
+        raise UsageError(
+            "coverage and abstain_below both set the score below which nothing is accepted",
+            fix="leave out one of them",
+        )
     for name, value in (("coverage", coverage), ("abstain_below", abstain_below)):
         if value is not None and (not is_number(value) or not 0 < value <= 1):
-            raise UsageError(f"{name} must be above 0 and up to 1, not {value!r}")
+            raise UsageError(f"{name} must be above 0 and up to 1, not {value!r}", fix=f"{name}=0.9")
         if value is not None and task.multi_label:
             raise UsageError(
                 f"{name} is for models with one label an image, and this one has several",
