@@ -1,4 +1,4 @@
-"""How sure one may be: the temperature of scores, thresholds that reach a recall or a precision, and their bounds."""
+"""Calibration of scores by a temperature, thresholds that reach a recall or a precision, and their bounds."""
 
 from __future__ import annotations
 
