@@ -32,7 +32,7 @@ from flashtask.reports.statistics import (
 
 __all__ = ["Evaluation"]
 
-#: The least score of which the logarithm is taken, so far are scores from 0 and 1 that float32 holds.
+#: Scores are kept this far from 0 and 1 before logarithms are taken.
 _LEAST = 1e-12
 
 
