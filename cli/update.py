@@ -24,7 +24,7 @@ from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.trained_run import trained_run
 from flashtask.core.errors import FlashtaskError, UsageError
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write, atomic_write_text
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("path", "label", "part"))
     table.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    atomic_write_text(path, text.getvalue())
 
 
 def _recipe(old: Recipe, checkpoint: Path, output: Path, params: Mapping[str, Any]) -> Recipe:
@@ -199,8 +198,7 @@ def _recipe(old: Recipe, checkpoint: Path, output: Path, params: Mapping[str, An
         "finetune": dict(old.get("finetune") or {}),
     }
     file = output / "update.yaml"
-    with atomic_write(file) as stream:
-        stream.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    atomic_write_text(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     said = {option.name: params[option.name] for option in FINETUNE if option.name in params and option.flag in _PASSED}
     recipe = requested_recipe(None, {**unset(FINETUNE), **said, "config": str(file)})
     recipe.set("trainer.output_dir", str(output.absolute()), "--output-dir")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashtask.core.errors import UsageError
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write_text
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import seed_everything
 from flashtask.reports.evaluation import Evaluation, plain
@@ -350,8 +350,7 @@ def _write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table.writeheader()
     for row in rows:
         table.writerow({name: json.dumps(one) if isinstance(one, (list, dict)) else one for name, one in row.items()})
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    atomic_write_text(path, text.getvalue())
 
 
 def _best_words(summary: Mapping[str, Any]) -> str:
