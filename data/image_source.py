@@ -53,7 +53,7 @@ class ImageSource:
     given: str | Callable[[str], Any] | None = None
 
     def is_image(self, name: str) -> bool:
-        """Whether a folder that is read stands for this file too, by its name."""
+        """Whether the file is read when its folder is given, by its name."""
         return is_image_name(name)
 
     def input(self, name: str) -> Input:

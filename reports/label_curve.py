@@ -67,7 +67,7 @@ class Gain(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """The metric at twice as many labels, by a power law; and what that law said of the largest size.
+    """The metric at twice as many labels, by a power law; and what the law predicted for the largest size.
 
     Args:
         labels: twice as many.

@@ -76,7 +76,7 @@ def record_of(
 
 
 def licences_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in the content of a file; of a file without one what can be said by the names in it."""
+    """The record in the content of a file; of a file without one, what follows from the names in it."""
     found = content.get("licences")
     if isinstance(found, Mapping):
         return dict(found)

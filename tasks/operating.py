@@ -16,11 +16,11 @@ from flashtask.core.number_checks import is_number
 from flashtask.core.plain_json import number_or_null
 from flashtask.reports.confidence import (
     UnreachableError,
-    conformal_place,
+    conformal_rank,
     cross_fitted,
     exact_interval,
     fitted_temperature,
-    least_share,
+    lower_bound,
     scores_calibration,
     threshold_for_coverage,
     threshold_for_precision,
@@ -246,8 +246,8 @@ def _point(
     made["recall"] = _plain(exact_interval("recall", hits, support))
     made["precision"] = _plain(exact_interval("precision", hits, int(says.sum())))
     if kind == "recall":
-        kept = support + 1 - conformal_place(support, target)
-        made["conformal"], made["least_recall"] = kept / (support + 1), least_share(kept, support)
+        kept = support + 1 - conformal_rank(support, target)
+        made["conformal"], made["least_recall"] = kept / (support + 1), lower_bound(kept, support)
     return made
 
 
@@ -289,7 +289,7 @@ def _percent(one: Mapping[str, Any]) -> str:
 
 
 def _promise(one: Mapping[str, Any]) -> str:
-    """What holds of new images, in words."""
+    """What to expect of new images, in words."""
     label = shown_name(one["label"])
     if one["kind"] == "precision":
         return f"{label}: the precision is that of the images it was chosen on, so expect less on new ones"
