@@ -8,7 +8,7 @@ from flashtask.core.zoo import load_zoo
 
 __all__ = ["AUTO", "default_backbone", "installed_backbone"]
 
-#: What stands for no name in arguments; checkpoints and the recipes of runs hold the name that it became.
+#: The name that means "choose one"; checkpoints and the recipes of runs hold the name that it became.
 AUTO = "auto"
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from flashtask import FinishedRun
 from flashtask.reports.confidence import (
-    chances,
-    conformal_place,
+    conformal_rank,
     fitted_temperature,
-    least_share,
+    lower_bound,
+    probabilities,
     scores_calibration,
     threshold_for_recall,
 )
@@ -42,13 +42,13 @@ def main() -> None:
         order = generator.permutation(len(logits))
         first, other = order[: len(order) // 2], order[len(order) // 2 :]
         temperature = fitted_temperature(logits[first], truth[first], exclude=True)
-        plain, scores = (chances(logits / one, exclude=True) for one in (1.0, temperature))
+        plain, scores = (probabilities(logits / one, exclude=True) for one in (1.0, temperature))
         errors = [scores_calibration(one[other], truth[other], exclude=True).error for one in (plain, scores)]
         errors += [-np.log(one[other][truth[other]]).mean() for one in (plain, scores)]
         threshold = threshold_for_recall(scores[first, own], truth[first, own], given.recall)
         support = int(truth[first, own].sum())
-        place = conformal_place(support, given.recall)
-        least = least_share(support + 1 - place, support)
+        place = conformal_rank(support, given.recall)
+        least = lower_bound(support + 1 - place, support)
         says, is_class = scores[other, own] >= threshold, truth[other, own]
         said = scores[other].argmax(axis=1)
         missed = ~says & (said != own) & is_class

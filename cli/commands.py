@@ -222,7 +222,7 @@ def predict(ckpt: str, images: tuple[str, ...], **params: Any) -> None:
 def validate(ckpt: str, data: str | None, **params: Any) -> None:
     """Compute the metrics of MODEL on DATA/val, or on DATA itself if it has no val/.
 
-    Without DATA, the validation images of the run are taken whose folder MODEL is.
+    Without DATA, MODEL is a run folder, and the validation images of that run are used.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """
@@ -240,7 +240,7 @@ def validate(ckpt: str, data: str | None, **params: Any) -> None:
 def test(ckpt: str, data: str | None, **params: Any) -> None:
     """Compute the metrics of MODEL on DATA/test, or on DATA itself if it has no test/.
 
-    Without DATA, the test images of the run are taken whose folder MODEL is.
+    Without DATA, MODEL is a run folder, and the test images of that run are used.
 
     MODEL is a run folder (its best checkpoint), a checkpoint, a folder that save_pretrained wrote, or hf://org/name.
     """
@@ -307,7 +307,7 @@ def update(model: str, data: str, **params: Any) -> None:
     """Train the model of RUN further on DATA and on the images that it was trained on, and compare old classes.
 
     RUN is a run folder or a checkpoint in one; DATA is as for `finetune`, and may have new classes. The exit code is 76
-    if an old class is right less often on the old validation images, by more than --allow; then nothing is replaced.
+    if the recall of an old class on the old validation images falls by more than --allow; then nothing is replaced.
     """
     from flashtask.cli.update import update as run_update
 
@@ -396,7 +396,7 @@ def push(model: str, repository: str, **params: Any) -> None:
     """Publish a trained model on the hub as ORG/NAME, in timm's layout and with a model card.
 
     The model is a checkpoint, a run folder (its best checkpoint), or a folder that save_pretrained wrote. With --space
-    an app is published instead, a page on which people try the model.
+    an app is published instead: a page on which people can try the model.
     """
     from flashtask.cli.own_zoo import use_option
     from flashtask.cli.push import push as run_push

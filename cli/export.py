@@ -68,7 +68,7 @@ def export(ckpt: str, params: Mapping[str, Any]) -> None:
         click.echo(f"next: python {made.script} IMAGE")
     if form == "openvino":
         settings = '{"INFERENCE_PRECISION_HINT": "f32"}'
-        click.echo("On a CPU with bfloat16 OpenVINO rounds, and labels differ, unless it is asked:")
+        click.echo("On a CPU with bfloat16, OpenVINO rounds and labels differ. For float32:")
         click.echo(f'openvino.Core().compile_model("{made.path}", "CPU", {settings})')
 
 

@@ -17,7 +17,7 @@ from flashtask.cli.output import require_writable_file
 from flashtask.cli.parts import build_data
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.core.errors import UsageError
-from flashtask.core.files import atomic_write, atomic_write_text
+from flashtask.core.files import atomic_write_text
 
 __all__ = ["learning_curve"]
 
@@ -58,8 +58,7 @@ def learning_curve(data: str | None, params: Mapping[str, Any]) -> None:
     if params["page"]:
         atomic_write_text(params["page"], made.to_html())
     if params["output"]:
-        with atomic_write(params["output"]) as file:
-            file.write("".join(f"{path}\n" for path in chosen).encode())
+        atomic_write_text(params["output"], "".join(f"{path}\n" for path in chosen))
     if params["json"]:
         click.echo(json.dumps({**made.to_dict(), **({"next": chosen} if paths else {})}))
         return

@@ -237,7 +237,7 @@ def _row(result: Any, params: Mapping[str, Any], columns: Columns) -> Row | None
 
 
 def _is_left_out(result: Any) -> bool:
-    """Whether an image cannot be read; this is told."""
+    """Whether an image cannot be read; if so, it is named on stderr."""
     from flashtask.data.checks import BadImage
 
     if isinstance(result, BadImage):

@@ -68,7 +68,7 @@ def train_several(requested: Recipe, params: Mapping[str, Any]) -> None:
     if are_several(recipe.get("trainer", {})):
         raise UsageError(
             "--repeats and --folds train in one process",
-            why="each run would have to be started in every process anew",
+            why="every process would have to be started again for each run",
             fix="train the folds one by one: --fold 1/5 --distributed ddp, or leave out --devices and --distributed",
         )
     _require_split(recipe)

@@ -13,7 +13,7 @@ __all__ = ["Share", "part_of"]
 
 
 def part_of(count: int, shard: str | None) -> slice:
-    """The images of one of several jobs: a stretch of all, as long as the others or one longer.
+    """The images of one of several jobs: a slice of all, as long as the others or one longer.
 
     Args:
         count: of all images.

@@ -1,4 +1,4 @@
-"""`flashtask update`: train a model further on new data without forgetting the old; else nothing is replaced."""
+"""`flashtask update`: train a model further on new data, and replace the old one only if it has not forgotten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flashtask.cli.recipe import Recipe, read_recipe
 from flashtask.cli.request import requested_recipe, require_data
 from flashtask.cli.trained_run import trained_run
 from flashtask.core.errors import FlashtaskError, UsageError
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write, atomic_write_text
 from flashtask.tasks.arguments import OF_THE_HEAD, OF_THE_WEIGHTS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _ALLOWED = 2.0
 _TABLE = "samples.csv"
 #: Keys of the old run that are about its own length, place and data.
 _NOT_TAKEN = ("max_steps", "output_dir", "default_root_dir", "enable_progress_bar")
-#: Options that are those of `finetune`.
+#: Options that are passed on to `finetune`.
 _PASSED = ("--epochs", "--lr", "--strategy", "--quiet", "--no-report")
 #: Path, label and part.
 Row = tuple[str, str, str]
@@ -110,7 +110,11 @@ def _updated(checkpoint: Path, old: Recipe, new: Recipe, output: Path, params: M
     trains = {path for path, _, part in rows if part == "train"}
     was_validated = {one.input for one in judged.samples}
     if both := trains & was_validated:
-        raise UsageError(f"{len(both)} old validation images are training images of DATA, such as {sorted(both)[0]}")
+        raise UsageError(
+            f"{len(both)} old validation images are training images of DATA, such as {sorted(both)[0]}",
+            why="they would no longer show what the model has forgotten",
+            fix="remove them from the training images of DATA",
+        )
     output.mkdir(parents=True, exist_ok=True)
     _write_table(output / _TABLE, rows)
     recipe = _recipe(old, checkpoint, output, params)
@@ -129,11 +133,19 @@ def _require_labels(run: FinishedRun) -> None:
     if run.task.name != "image_classification" or run.data.targets.get("kind") != "label":
         raise UsageError(f"update is for one label an image, not for {run.task.name}", fix="flashtask finetune --from")
     if "val" not in run.data.sizes():
-        raise UsageError(f"{run.folder} has no validation data, by which it is seen what is forgotten")
+        raise UsageError(
+            f"{run.folder} has no validation data, on which forgetting could be measured",
+            fix=f"flashtask finetune DATA --from {run.folder}",
+        )
 
 
 def _rows(data: Any, replayed: int | None) -> Iterator[Row]:
-    """Path, label and part of training and validation samples; of training so many, with the share of each class."""
+    """Path, label and part of training and validation samples.
+
+    Args:
+        data: of a run, or new.
+        replayed: how many training samples, with the share of each class kept; None for all.
+    """
     from flashtask.data.splits import stratified_split
 
     for part in ("train", "val"):
@@ -142,7 +154,7 @@ def _rows(data: Any, replayed: int | None) -> Iterator[Row]:
         table, labels = data.samples(part), data.target_words(part)
         paths: Sequence[str] = table.inputs.tolist()
         if lost := [path for path in paths if not os.path.isfile(path)]:
-            raise UsageError(f"{lost[0]!r} is no file, so it cannot be trained on again", fix="data in files")
+            raise UsageError(f"{lost[0]!r} is not a file, so it cannot be trained on again", fix="data in files")
         places: Sequence[int] = range(len(paths))
         if part == "train" and replayed is not None and replayed < len(paths):
             _, places = stratified_split(table.names(), labels, replayed)
@@ -163,8 +175,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("path", "label", "part"))
     table.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    atomic_write_text(path, text.getvalue())
 
 
 def _recipe(old: Recipe, checkpoint: Path, output: Path, params: Mapping[str, Any]) -> Recipe:
@@ -187,8 +198,7 @@ def _recipe(old: Recipe, checkpoint: Path, output: Path, params: Mapping[str, An
         "finetune": dict(old.get("finetune") or {}),
     }
     file = output / "update.yaml"
-    with atomic_write(file) as stream:
-        stream.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    atomic_write_text(file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     said = {option.name: params[option.name] for option in FINETUNE if option.name in params and option.flag in _PASSED}
     recipe = requested_recipe(None, {**unset(FINETUNE), **said, "config": str(file)})
     recipe.set("trainer.output_dir", str(output.absolute()), "--output-dir")

@@ -77,7 +77,7 @@ def atomic_write(path: PathLike, *, size: int | None = None) -> Iterator[BinaryI
 
 def atomic_write_text(path: PathLike, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) in one step; errors as `atomic_write`."""
-    data = text.encode()
+    data = text.encode(errors="surrogateescape")  # a file name that is not UTF-8 keeps its bytes
     with atomic_write(path, size=len(data)) as file:
         file.write(data)
 

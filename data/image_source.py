@@ -53,7 +53,7 @@ class ImageSource:
     given: str | Callable[[str], Any] | None = None
 
     def is_image(self, name: str) -> bool:
-        """Whether a folder that is read stands for this file too, by its name."""
+        """Whether the file is read when its folder is given, by its name."""
         return is_image_name(name)
 
     def input(self, name: str) -> Input:
@@ -114,8 +114,8 @@ class LoadedFiles(ImageSource):
 
     Args:
         load: a name in `IMAGE_LOADERS`, or a function from a path to an array (H, W) or (H, W, C), a tensor (C, H, W)
-            or a PIL image. Values other than uint8 are scaled by the value range. A folder stands for the files with
-            its `suffixes`, which it was registered with or has as an attribute; without any, for image files.
+            or a PIL image. Values other than uint8 are scaled by the value range. Of a folder, the files with its
+            `suffixes` are read, which it was registered with or has as an attribute; without any, image files.
 
     Raises:
         UnknownNameError: there is no reader of this name.

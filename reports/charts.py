@@ -36,6 +36,11 @@ class Line(NamedTuple):
     dots: list[tuple[float, float]]
     kind: str
 
+    def with_dots(self) -> Line:
+        """The line with all its points marked."""
+        points = (one.split(",") for one in self.path.split())
+        return self._replace(dots=[(float(x), float(y)) for x, y in points])
+
 
 @dataclass
 class Chart:
@@ -235,8 +240,7 @@ def calibration_chart(tables: Mapping[str, Calibration]) -> Chart | None:
         series.append((name, table.scores[known].tolist(), table.right[known].tolist(), f"s{number}"))
     made = _chart("Calibration", "score", "share that is right", series, x_range=(0, 1), y_range=(0, 1))
     if made is not None:
-        for place, line in enumerate(made.lines[1:], start=1):
-            made.lines[place] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
+        made.lines[1:] = [line.with_dots() for line in made.lines[1:]]
     return made
 
 
@@ -292,6 +296,5 @@ def label_chart(
         if shown[-1][0] - one[0] > 40:
             shown.append(one)
     made.x_ticks = [(round(x, 1), f"{size:,.0f}") for x, size in reversed(shown)]
-    line = made.lines[0]
-    made.lines[0] = line._replace(dots=[tuple(map(float, one.split(","))) for one in line.path.split()])  # type: ignore[misc]
+    made.lines[0] = made.lines[0].with_dots()
     return made

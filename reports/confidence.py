@@ -1,4 +1,4 @@
-"""How sure one may be: the temperature of scores, thresholds that reach a recall or a precision, and their bounds."""
+"""Calibration of scores by a temperature, thresholds that reach a recall or a precision, and their bounds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flashtask.reports.statistics import Calibration, Interval, calibration
 
 __all__ = [
     "UnreachableError",
-    "chances",
-    "conformal_place",
+    "conformal_rank",
     "cross_fitted",
     "exact_interval",
     "fitted_temperature",
-    "least_share",
+    "lower_bound",
+    "probabilities",
     "scores_calibration",
     "threshold_for_coverage",
     "threshold_for_precision",
@@ -46,7 +46,7 @@ class UnreachableError(ValueError):
 # ---- temperature
 
 
-def chances(logits: Array, *, exclude: bool) -> Array:
+def probabilities(logits: Array, *, exclude: bool) -> Array:
     """Probabilities (N, classes) of logits: those of classes that exclude each other sum to 1."""
     if not exclude:
         return np.exp(-np.logaddexp(0, -logits))
@@ -71,7 +71,7 @@ def fitted_temperature(logits: Array, truth: Array, *, exclude: bool) -> float:
 
     def slope(exponent: float) -> float:
         # The cross-entropy is convex in the inverse temperature, so its slope has one zero.
-        return float(((chances(logits * math.exp(exponent), exclude=exclude) - truth) * logits).sum())
+        return float(((probabilities(logits * math.exp(exponent), exclude=exclude) - truth) * logits).sum())
 
     low, high = -math.log(_MOST), -math.log(_LEAST)
     if not len(logits) or slope(low) >= 0 or slope(high) <= 0:
@@ -97,7 +97,7 @@ def cross_fitted(logits: Array, truth: Array, *, exclude: bool, groups: Sequence
     found = np.empty(logits.shape)
     for half in (is_first, ~is_first):
         temperature = fitted_temperature(logits[~half], truth[~half], exclude=exclude)
-        found[half] = chances(logits[half] / temperature, exclude=exclude)
+        found[half] = probabilities(logits[half] / temperature, exclude=exclude)
     return found
 
 
@@ -136,14 +136,14 @@ def threshold_for_recall(scores: Array, is_class: Array, target: float) -> float
         UnreachableError: there are too few samples of the class: with n, at most n / (n + 1) can be promised.
     """
     own = np.sort(scores[is_class])
-    place = conformal_place(len(own), target)
+    place = conformal_rank(len(own), target)
     if place < 1:
         raise UnreachableError(len(own) / (len(own) + 1))
     return _below(scores, float(own[place - 1]))
 
 
-def conformal_place(count: int, target: float) -> int:
-    """Which of the scores of a class, the smallest being 1, is its split-conformal threshold; 0 for none."""
+def conformal_rank(count: int, target: float) -> int:
+    """The rank of the split-conformal threshold among the scores of a class, the smallest being 1; 0 for none."""
     return math.floor((count + 1) * (1 - target) + 1e-9)
 
 
@@ -201,12 +201,12 @@ def exact_interval(name: str, hits: int, count: int) -> Interval:
     if not count:
         return Interval(name, math.nan, math.nan, math.nan)
     tail = (1 - _LEVEL) / 2
-    high = 1 - least_share(count - hits, count, 1 - tail)
-    return Interval(name, hits / count, least_share(hits, count, 1 - tail), high, method="Clopper-Pearson")
+    high = 1 - lower_bound(count - hits, count, 1 - tail)
+    return Interval(name, hits / count, lower_bound(hits, count, 1 - tail), high, method="Clopper-Pearson")
 
 
-def least_share(hits: int, count: int, level: float = _LEVEL) -> float:
-    """The share that lies below the true one with a probability of `level`, by the binomial distribution.
+def lower_bound(hits: int, count: int, level: float = _LEVEL) -> float:
+    """The lower confidence bound of a share (Clopper and Pearson), by the binomial distribution.
 
     For the scores that reach a split-conformal threshold it is the bound on the recall given the validation set (Vovk,
     "Conditional validity of inductive conformal predictors", 2012), which is the same quantile of a beta distribution.
@@ -214,7 +214,7 @@ def least_share(hits: int, count: int, level: float = _LEVEL) -> float:
     Args:
         hits: how many of them.
         count: how many there are.
-        level: the probability.
+        level: the confidence.
     """
     if not hits:
         return 0.0

@@ -14,7 +14,7 @@ import torch
 
 from flashtask.core.errors import UnknownNameError
 from flashtask.core.plain_json import number_or_null
-from flashtask.reports.confidence import chances, cross_fitted, scores_calibration
+from flashtask.reports.confidence import cross_fitted, probabilities, scores_calibration
 from flashtask.reports.judgement import Judged, Pair, Scoring
 from flashtask.reports.statistics import (
     Calibration,
@@ -32,7 +32,7 @@ from flashtask.reports.statistics import (
 
 __all__ = ["Evaluation"]
 
-#: The least score of which the logarithm is taken, so far are scores from 0 and 1 that float32 holds.
+#: Scores are kept this far from 0 and 1 before logarithms are taken.
 _LEAST = 1e-12
 
 
@@ -256,7 +256,7 @@ class Evaluation:
             after = cross_fitted(logits, truth, exclude=exclude, groups=self.groups)
             other = scores_calibration(after, truth, exclude=exclude)
             return None if other is None else (own, other)
-        plain_scores = chances(logits * self.temperature, exclude=exclude)
+        plain_scores = probabilities(logits * self.temperature, exclude=exclude)
         other = scores_calibration(plain_scores, truth, exclude=exclude)
         return None if other is None else (other, own)
 

@@ -19,7 +19,7 @@ from flashtask.reports.statistics import ends_of
 __all__ = ["CurvePoint", "Forecast", "Gain", "Measured", "curve_page", "measured"]
 
 _TIMES, _ROUNDING = 1000, 1e-9
-#: About half of all labels, since which the gain is told.
+#: The gain is counted from the largest size up to this share of all labels: about half of them.
 _HALF = 0.6
 #: Exponents of the power law that are tried, and points that it needs.
 _EXPONENTS = np.linspace(0.05, 1.5, 30)
@@ -67,14 +67,14 @@ class Gain(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """The metric at twice as many labels, by a power law; and what that law said of the largest size.
+    """The metric at twice as many labels, by a power law; and what the law predicted for the largest size.
 
     Args:
         labels: twice as many.
         value: the metric there.
         low: the lower end of the 95 % interval, over other draws and validation samples; not over other laws.
         high: the upper end.
-        said: what the same law, fitted without the largest size, says of that.
+        said: what the same law, fitted without the largest size, predicts for it.
         said_low: the lower end of its interval.
         said_high: the upper end.
     """

@@ -191,7 +191,7 @@ _BODY = """\
 {% if curve_chart %}<section id="thresholds"><h2>Precision and recall</h2>{{ chart(curve_chart) }}
 <p class="soft">In brackets: average precision.</p></section>{% endif %}
 {% if calibration_chart %}<section id="calibration"><h2>Calibration</h2>{{ chart(calibration_chart) }}
-<p class="soft">The expected calibration error is {{ number(calibration.error) }}: so far are scores from the share that is right, on average.
+<p class="soft">The expected calibration error is {{ number(calibration.error) }}, the average distance of scores from the share that is right.
 {% if calibrations and report.evaluation.temperature %}It was {{ number(calibrations[0].error) }} before the temperature of {{ number(report.evaluation.temperature) }} that the checkpoint has; on the images that it was fitted on, this flatters.
 {% elif calibrations %}With a temperature, fitted on the other half of these samples, it would be {{ number(calibrations[1].error) }}; <code>flashtask operate</code> stores one.{% endif %}</p></section>{% endif %}
 </div>

@@ -238,7 +238,7 @@ def _prediction_routes(desk: _Desk) -> APIRouter:
 
     @routes.post("/explain", openapi_extra=body)
     async def explain(request: Request, model: ModelName = None) -> Response:
-        """One image as a PNG with a heat map of the places that speak for its label, for models that have them."""
+        """One image as a PNG with a heat map of where its label comes from, for models that have them."""
         inputs = await desk.uploads(request, model)
         if len(inputs) != 1:
             raise HTTPException(400, f"one image is explained at a time, not {len(inputs)}")

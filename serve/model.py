@@ -114,7 +114,7 @@ class ServedModel:
         return answer
 
     def explain(self, source: Input) -> Future[Image.Image | None]:
-        """One image with a heat map of the places that speak for its label; None if the model has none.
+        """One image with a heat map of where its label comes from; None if the model has none.
 
         The future fails as that of `predict`.
 

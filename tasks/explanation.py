@@ -27,8 +27,8 @@ __all__ = ["HEAT_MAPS", "HeatMaps", "heat_maps", "heated", "heated_whole"]
 _BATCH = 16
 #: The methods with what they show.
 HEAT_MAPS = {
-    "rollout": "Heat maps (attention rollout) show from which places attention brings something to the features.",
-    "hirescam": "Heat maps (HiResCAM) show which places speak for the largest output.",
+    "rollout": "Heat maps (attention rollout) show how much each place contributes to the features through attention.",
+    "hirescam": "Heat maps (HiResCAM) show which places contribute to the largest output.",
 }
 
 

@@ -100,8 +100,8 @@ class FinishedRun:
     @cached_property
     def runs(self) -> list[FinishedRun]:
         """The runs in a folder of several, as repeats and folds leave it; empty for a single run."""
-        told = self.summary.get("runs") or ()
-        return [FinishedRun(self.folder / one["name"], trainer=self._trainer) for one in told]
+        entries = self.summary.get("runs") or ()
+        return [FinishedRun(self.folder / entry["name"], trainer=self._trainer) for entry in entries]
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -305,7 +305,7 @@ class FinishedRun:
         )
 
     def explain(self, image: Any, method: str = "auto") -> Image:
-        """A picture as the model gets it, on which lies what its prediction comes from: see `heat_maps`.
+        """A picture as the model gets it, with a heat map of what its prediction comes from: see `heat_maps`.
 
         Args:
             image: as `predict` takes it.

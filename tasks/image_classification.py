@@ -199,7 +199,7 @@ class ImageClassifier(Task):
         return outputs.sigmoid() if self.multi_label else outputs.softmax(dim=1)
 
     def score_thresholds(self, temperature: float | None) -> tuple[float, ...]:
-        """With several labels: the score from which on each applies, where scores have a temperature."""
+        """With several labels: the score that each must reach to apply, for scores with a temperature."""
         own = self.thresholds or (0.5,) * (self.num_classes or 0)
         return own if temperature is None else tuple(_tempered(bound, temperature) for bound in own)
 

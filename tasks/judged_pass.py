@@ -91,7 +91,10 @@ def measured(
         UsageError: the data does not have the part.
     """
     if part not in data.sizes():
-        raise UsageError(f"there is no {part} data to judge the model on", fix="give DATA: flashtask report RUN DATA")
+        raise UsageError(
+            f"there is no {part} data to judge the model on",
+            fix=f"name data with {part} images after the run: RUN DATA; or another part of its own data",
+        )
     quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -138,5 +141,5 @@ def _columns(table: SampleTable, data: ImageDataModule) -> Sequence[Mapping[str,
         if (seen := prints.get(path)) is not None:
             own |= {"size": f"{seen.width} x {seen.height}", "brightness": seen.mean, "contrast": seen.deviation}
             own["sharpness"] = seen.sharpness
-        found.append({**of_table, **own, **of_table})  # the user's come first, and are meant where names are the same
+        found.append({**of_table, **own, **of_table})  # the user's come first, and win where names are equal
     return found

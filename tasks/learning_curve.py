@@ -161,7 +161,10 @@ class LearningCurve:
             UsageError: the targets are numbers.
         """
         if not self.classes:
-            raise UsageError("which images to label next is known for one label an image alone, not for numbers")
+            raise UsageError(
+                "images to label next are chosen only for data with one label per image, not for numbers",
+                fix="leave out --unlabelled",
+            )
         features = _flat(features_of(self.model, list(paths)))
         head = _solved(self.features, self.targets, len(self.classes))
         with torch.no_grad():
@@ -234,7 +237,7 @@ def _of_part(model: Task, data: ImageDataModule, part: str, classes: Sequence[st
 
 
 def _ranges(values: Array, count: int) -> Array:
-    """Which of so many ranges with equally many values each is in, (N,)."""
+    """The range that each value is in, of `count` ranges with equally many values, (N,)."""
     ranks = values.argsort(kind="stable").argsort(kind="stable")
     found: Array = ranks * count // len(values)
     return found
@@ -260,7 +263,7 @@ def _checked_sizes(sizes: Sequence[int] | None, most: int, classes: int) -> list
 
 
 def _stratified(targets: Array, size: int, random: np.random.Generator) -> Array:
-    """Rows of so many samples, in which each class has its share and one at least."""
+    """Rows of `size` samples, in which each class has its share and at least one."""
     by_class = [random.permutation(np.flatnonzero(targets == label)) for label in np.unique(targets)]
     counts = [1] * len(by_class)
     for _ in range(size - len(by_class)):

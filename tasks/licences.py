@@ -29,7 +29,7 @@ def checked_statements(given: Mapping[str, Any]) -> dict[str, str]:
         if name not in STATED:
             raise UsageError(f"licences has no key {name!r}", fix=key_fix(str(name), STATED))
         if not (isinstance(licence, str) and licence.strip() and len(licence) <= _MOST):
-            raise UsageError(f"licences: {name} must be a licence such as CC-BY-4.0, not {licence!r}")
+            raise UsageError(f"licences: {name} must be a licence, not {licence!r}", fix=f"{name}: CC-BY-4.0")
     return {name: " ".join(licence.split()) for name, licence in given.items()}
 
 
@@ -76,7 +76,7 @@ def record_of(
 
 
 def licences_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in the content of a file; of a file without one what can be said by the names in it."""
+    """The record in the content of a file; of a file without one, what follows from the names in it."""
     found = content.get("licences")
     if isinstance(found, Mapping):
         return dict(found)

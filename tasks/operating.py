@@ -1,4 +1,4 @@
-"""What is settled once a classifier is trained: the temperature of its scores, and when its answer is accepted."""
+"""Decisions after the training of a classifier: the temperature of its scores, and which predictions are accepted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flashtask.core.number_checks import is_number
 from flashtask.core.plain_json import number_or_null
 from flashtask.reports.confidence import (
     UnreachableError,
-    conformal_place,
+    conformal_rank,
     cross_fitted,
     exact_interval,
     fitted_temperature,
-    least_share,
+    lower_bound,
     scores_calibration,
     threshold_for_coverage,
     threshold_for_precision,
@@ -176,15 +176,20 @@ def _check(task: ImageClassifier, targets: Sequence[tuple[str, str, float]], cov
         if label not in labels:
             raise UnknownNameError("class", label, labels)
         if not is_number(target) or not 0 < target < 1:
-            raise UsageError(f"{kind} of {label}: a share above 0 and below 1 is needed, not {target!r}")
+            raise UsageError(
+                f"{kind} of {label} must be above 0 and below 1, not {target!r}", fix=f"{kind}={{{label!r}: 0.95}}"
+            )
     names = [label for _, label, _ in targets]
     if twice := [label for label in names if names.count(label) > 1]:
         raise UsageError(f"{twice[0]} has two targets, and a class has one threshold", fix="leave out one of them")
     if coverage is not None and abstain_below is not None:
-        raise UsageError("coverage and abstain_below both set the score below which nothing is accepted")
+        raise UsageError(
+            "coverage and abstain_below both set the score below which nothing is accepted",
+            fix="leave out one of them",
+        )
     for name, value in (("coverage", coverage), ("abstain_below", abstain_below)):
         if value is not None and (not is_number(value) or not 0 < value <= 1):
-            raise UsageError(f"{name} must be above 0 and up to 1, not {value!r}")
+            raise UsageError(f"{name} must be above 0 and up to 1, not {value!r}", fix=f"{name}=0.9")
         if value is not None and task.multi_label:
             raise UsageError(
                 f"{name} is for models with one label an image, and this one has several",
@@ -241,8 +246,8 @@ def _point(
     made["recall"] = _plain(exact_interval("recall", hits, support))
     made["precision"] = _plain(exact_interval("precision", hits, int(says.sum())))
     if kind == "recall":
-        kept = support + 1 - conformal_place(support, target)
-        made["conformal"], made["least_recall"] = kept / (support + 1), least_share(kept, support)
+        kept = support + 1 - conformal_rank(support, target)
+        made["conformal"], made["least_recall"] = kept / (support + 1), lower_bound(kept, support)
     return made
 
 
@@ -284,7 +289,7 @@ def _percent(one: Mapping[str, Any]) -> str:
 
 
 def _promise(one: Mapping[str, Any]) -> str:
-    """What holds of new images, in words."""
+    """What to expect of new images, in words."""
     label = shown_name(one["label"])
     if one["kind"] == "precision":
         return f"{label}: the precision is that of the images it was chosen on, so expect less on new ones"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashtask.core.errors import UsageError
-from flashtask.core.files import atomic_write
+from flashtask.core.files import atomic_write_text
 from flashtask.core.number_checks import is_whole
 from flashtask.core.seeding import seed_everything
 from flashtask.reports.evaluation import Evaluation, plain
@@ -140,7 +140,7 @@ class RepeatedRuns:
         return found
 
     def lines(self) -> Iterator[str]:
-        """The runs, mean, deviation, least and most as a table of 80 columns, and what lies in the folder."""
+        """The runs with mean, deviation, lowest and highest as a table of 80 columns, and what is in the folder."""
         metrics = [*self.metrics.items()][:_SHOWN]
         rows = []
         for run, summary in zip(self.runs, self.summaries, strict=True):
@@ -269,7 +269,7 @@ def run_planned(
     claimed: RunFolder,
     vary: str = "seed",
 ) -> RepeatedRuns:
-    """Have each run trained that is not finished, sum up, and write `summary.json` and `predictions.csv`.
+    """Train each run that is not finished, sum up, and write `summary.json`, `predictions.csv` and the report.
 
     Args:
         plan: the runs.
@@ -300,7 +300,7 @@ def run_planned(
 
 
 def _write_report(folder: Path, finished: Sequence[FinishedRun]) -> None:
-    """The page of all runs; a page that cannot be written makes no training fail."""
+    """Write the page of all runs; if that fails, the training does not."""
     from flashtask.tasks.several_report import report_of_runs
 
     try:
@@ -321,9 +321,9 @@ def _require_planned(run: PlannedRun, finished: FinishedRun) -> None:
     if not summary or finished.folder.absolute() != run.folder:
         raise UsageError(f"{run.name} left no finished run in {run.folder}", fix=fix)
     data: dict[str, Any] = next(iter((recipe.get("data") or {}).values()), {})
-    told = {"seed": (run.seed, summary.get("seed"))}
-    told |= {name: (value, data[name]) for name, value in run.split.items() if name in data}
-    for name, (planned, found) in told.items():
+    compared = {"seed": (run.seed, summary.get("seed"))}
+    compared |= {name: (value, data[name]) for name, value in run.split.items() if name in data}
+    for name, (planned, found) in compared.items():
         if planned != found and (name != "split_seed" or run.fold is not None or data.get("val_split")):
             raise UsageError(f"{run.folder} was trained with {name} {found!r}, not {planned!r}", fix=fix)
 
@@ -350,8 +350,7 @@ def _write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table.writeheader()
     for row in rows:
         table.writerow({name: json.dumps(one) if isinstance(one, (list, dict)) else one for name, one in row.items()})
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="surrogateescape"))
+    atomic_write_text(path, text.getvalue())
 
 
 def _best_words(summary: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def report_of_runs(
     """
     summary = read_json(folder / "summary.json")
     rows = zip(summary["runs"], finished, strict=True)
-    several = SeveralRuns([_row(told, run, part or "val") for told, run in rows])
+    several = SeveralRuns([_one_run(entry, run, part or "val") for entry, run in rows])
     found, first = several.evaluation, finished[0]
     facts = {name: value for name, value in facts_of_run(first, first.data).items() if name in _FACTS}
     varies = "folds" if several.has_folds and summary["varies"] == "seed" else summary["varies"]
@@ -59,6 +59,6 @@ def report_of_runs(
     return made
 
 
-def _row(told: dict[str, Any], run: FinishedRun, part: str) -> OneRun:
-    facts = (told["name"], told["seed"], told["split_seed"], told["fold"], told.get("seconds") or 0.0)
+def _one_run(entry: dict[str, Any], run: FinishedRun, part: str) -> OneRun:
+    facts = (entry["name"], entry["seed"], entry["split_seed"], entry["fold"], entry.get("seconds") or 0.0)
     return OneRun(*facts, run.history, run.evaluation(part))

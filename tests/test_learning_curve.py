@@ -110,7 +110,7 @@ def test_numbers_have_the_error_of_a_run_with_this_head(folder, tmp_path):
     result = trainer.finetune(model, datamodule=ImageRegressionData.from_files(**options))
     assert curve.metric == "mae"
     assert curve.points[-1].mean == pytest.approx(float(result.metrics["val_mae"]), rel=1e-4)
-    with pytest.raises(UsageError, match="for one label an image alone"):
+    with pytest.raises(UsageError, match="only for data with one label per image"):
         curve.next_labels([str(files[0])], 1)
 
 

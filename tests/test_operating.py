@@ -22,11 +22,11 @@ from flashtask.core.checkpoint import read_checkpoint, write_checkpoint
 from flashtask.core.errors import BadDataError, IntegrityError, UnknownNameError, UsageError
 from flashtask.reports.confidence import (
     UnreachableError,
-    chances,
     cross_fitted,
     exact_interval,
     fitted_temperature,
-    least_share,
+    lower_bound,
+    probabilities,
     threshold_for_coverage,
     threshold_for_precision,
     threshold_for_recall,
@@ -46,7 +46,7 @@ def test_the_temperature_of_logits_that_were_multiplied_by_3_is_3(exclude):
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 1.5, (30_000, 4))
     drawn = generator.random((len(logits), 1 if exclude else 4))
-    shares = chances(logits, exclude=exclude)
+    shares = probabilities(logits, exclude=exclude)
     if exclude:
         truth = np.eye(4, dtype=bool)[(shares.cumsum(axis=1) < drawn).sum(axis=1).clip(max=3)]
     else:
@@ -56,7 +56,7 @@ def test_the_temperature_of_logits_that_were_multiplied_by_3_is_3(exclude):
     assert fitted_temperature(3 * logits, truth, exclude=exclude) == pytest.approx(3 * own, rel=1e-6)
 
     def loss(temperature):
-        known = chances(logits / temperature, exclude=exclude)
+        known = probabilities(logits / temperature, exclude=exclude)
         return -np.log(np.where(truth, known, 1 if exclude else 1 - known)).sum()
 
     assert loss(own) < min(loss(own * 1.01), loss(own / 1.01))
@@ -86,7 +86,7 @@ def test_intervals_are_those_of_clopper_and_pearson():
     assert exact_interval("share", 0, 10)[2:4] == pytest.approx((0, 1 - 0.025**0.1), abs=1e-9)
     assert exact_interval("share", 10, 10)[2:4] == pytest.approx((0.025**0.1, 1), abs=1e-9)
     assert math.isnan(exact_interval("share", 0, 0).value)
-    assert least_share(59, 59) == pytest.approx(0.05 ** (1 / 59))
+    assert lower_bound(59, 59) == pytest.approx(0.05 ** (1 / 59))
 
 
 def test_a_threshold_for_a_recall_is_the_conformal_quantile():
@@ -107,7 +107,7 @@ def test_new_samples_reach_a_threshold_for_a_recall_as_often_as_promised():
         scores = generator.random(count)  # so the share of new ones above a threshold is 1 less the threshold
         found.append(1 - threshold_for_recall(scores, np.ones(count, bool), target))
     assert target <= np.mean(found) <= target + 1.5 / (count + 1)
-    assert 0.94 <= np.mean(np.array(found) >= least_share(count + 1 - 6, count)) <= 0.98
+    assert 0.94 <= np.mean(np.array(found) >= lower_bound(count + 1 - 6, count)) <= 0.98
 
 
 def test_a_threshold_for_a_precision_is_the_lowest_that_reaches_it():

@@ -1,4 +1,4 @@
-"""A time in place of a strategy and a number of epochs: both are chosen from what this machine needs for a step."""
+"""A time budget in place of a strategy and a number of epochs: both are chosen from the measured time of a step."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["RULES", "Budget", "BudgetChoice", "Rule", "choose_within", "seconds_
 #: A length of time as `max_time` takes it, or `"best"`: as long as a rule allows.
 Budget = Duration
 
-#: Of the time: the rest is for start-up, checkpoints and the report.
+#: Share of the time that is planned; the rest is for start-up, checkpoints and the report.
 _SHARE = 0.85
-#: Epochs at the most of a strategy for which no rule says them.
+#: Most epochs of a strategy without a rule.
 _MOST = 30
 
 
@@ -59,7 +59,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class BudgetChoice:
-    """What fits into a time.
+    """What fits into a budget.
 
     Args:
         strategy: the finetuning strategy.
@@ -75,7 +75,7 @@ class BudgetChoice:
 
 
 def seconds_of_budget(budget: Budget) -> float:
-    """Its seconds; infinite for `"best"`.
+    """The seconds of a budget; infinite for `"best"`.
 
     Raises:
         UsageError: it is no length of time, or it is zero.

@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from flashtask.core.errors import OutputError, StorageError
-from flashtask.core.files import atomic_write, atomic_write_text, remove_partials
+from flashtask.core.files import atomic_write_text, remove_partials
 from flashtask.core.plain_json import number_or_null
 from flashtask.trainer.distribution.heartbeat import start_of
 
@@ -182,9 +182,7 @@ class RunFolder:
         empty = content.tell()
         table.writerows(rows)
         if content.tell() > empty:
-            # A name that is not UTF-8 keeps its bytes.
-            with atomic_write(self.path / "split.csv") as file:
-                file.write(content.getvalue().encode(errors="surrogateescape"))
+            atomic_write_text(self.path / "split.csv", content.getvalue())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write how the run ended to `summary.json`."""

@@ -11,7 +11,7 @@ __all__ = ["checkpoints_in", "newest_whole_checkpoint"]
 
 
 def newest_whole_checkpoint(folder: Path) -> Path:
-    """`last.ckpt` if it is undamaged, else the best place there is to continue from; the choice of another is told.
+    """`last.ckpt` if it is undamaged, else the next best checkpoint to continue from, with a warning on stderr.
 
     Raises:
         IntegrityError: there is no undamaged one.
