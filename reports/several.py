@@ -131,7 +131,7 @@ class SeveralRuns:
         more = f"over more runs the mean would be {_between(*over_runs[2:4])}"
         if self.has_same_samples:
             on = f"on the same {count:,} {noun} samples"
-            too = f"on other samples like these too {_between(*over_samples[2:4])} (95% intervals)"
+            too = f"and on other samples as well, {_between(*over_samples[2:4])} (95% intervals)"
             return f"{first} {on}; {more}, {too}; {ends}."
         return f"{first} with {noun} samples of their own; {more} (95% interval); {ends}."
 

@@ -84,7 +84,7 @@ def seconds_of_budget(budget: Budget) -> float:
         return math.inf
     seconds = read_duration(budget).total_seconds()
     if not seconds:
-        raise UsageError("a budget of no time", fix='budget="10min", or "best"')
+        raise UsageError("a budget must be longer than zero", fix='budget="10min", or "best"')
     return seconds
 
 
