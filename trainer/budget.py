@@ -12,7 +12,7 @@ from flashtask.core.errors import UsageError
 from flashtask.trainer.callbacks.timing import Duration, read_duration
 from flashtask.trainer.datamodule import DataModule
 from flashtask.trainer.finetuning.strategies import Finetuning, resolve_finetuning
-from flashtask.trainer.finetuning_plan import PhasePlan, plan
+from flashtask.trainer.finetuning_plan import PhasePlan, Plan, plan
 from flashtask.trainer.module import Module
 from flashtask.trainer.tuning.trials import require_one_process
 
@@ -116,22 +116,37 @@ def choose_within(
     finetuning = strategy or resolve_finetuning(rules[0].strategy)
     planned = plan(trainer.with_changes(max_epochs=rules[0].most), module, data, finetuning)
     left = seconds * _SHARE - (time.perf_counter() - began)
-    for rule in rules:
-        phases = planned.phases if rule is rules[0] else (_longer(planned.phases[0], rule.most),)
-        if rule is not rules[-1] and (planned.batches or 0) * (planned.batch_size or 0) < rule.samples:
-            continue
-        fitting = [epochs for epochs in range(rule.least, rule.most + 1) if _seconds_of(phases, epochs) <= left]
-        if fitting or rule is rules[-1]:
-            break
+    rule, phases, epochs = _fitting(rules, planned, left) or _shortest(rules, planned)
     finetuning = finetuning if rule is rules[0] else resolve_finetuning(rule.strategy)
-    # Further epochs on features that are there cost nothing.
-    epochs = max(fitting) if fitting else rule.most if phases[0].features_once and len(phases) == 1 else rule.least
     spent = _seconds_of(phases, epochs)
-    late = "" if fitting else ", the shortest that there is; the budget has no room for more"
+    late = "" if spent <= left else ", the shortest that there is; the budget has no room for more"
     length = f"{epochs} epoch{'s' if epochs > 1 else ''} in about {_shown(spent)}{late}"
     return BudgetChoice(
         finetuning, epochs, spent, f"budget {_shown(seconds)}: {finetuning.name}, {length} ({rule.why})"
     )
+
+
+def _fitting(rules: Sequence[Rule], planned: Plan, left: float) -> tuple[Rule, Sequence[PhasePlan], int] | None:
+    """The first rule that has enough samples and whose least epochs fit, its phases, and as many epochs as fit."""
+    samples = (planned.batches or 0) * (planned.batch_size or 0)
+    for rule in rules:
+        phases = _phases_of(rule, rules, planned)
+        fitting = [epochs for epochs in range(rule.least, rule.most + 1) if _seconds_of(phases, epochs) <= left]
+        if fitting and (samples >= rule.samples or rule is rules[-1]):
+            return rule, phases, max(fitting)
+    return None
+
+
+def _shortest(rules: Sequence[Rule], planned: Plan) -> tuple[Rule, Sequence[PhasePlan], int]:
+    """The last rule with its least epochs; with its most where further ones, on features that are there, cost nothing."""
+    rule = rules[-1]
+    phases = _phases_of(rule, rules, planned)
+    return rule, phases, rule.most if phases[0].features_once and len(phases) == 1 else rule.least
+
+
+def _phases_of(rule: Rule, rules: Sequence[Rule], planned: Plan) -> Sequence[PhasePlan]:
+    """What is planned of the first rule; every other trains what its first phase does."""
+    return planned.phases if rule is rules[0] else (_longer(planned.phases[0], rule.most),)
 
 
 def _rules_for(module: Module, strategy: Finetuning | None) -> tuple[Rule, ...]:
