@@ -138,7 +138,7 @@ def _fitting(rules: Sequence[Rule], planned: Plan, left: float) -> tuple[Rule, S
 
 
 def _shortest(rules: Sequence[Rule], planned: Plan) -> tuple[Rule, Sequence[PhasePlan], int]:
-    """The last rule with its least epochs; with its most where further ones, on features that are there, cost nothing."""
+    """The last rule, with its least epochs; with its most where features that are there make further ones free."""
     rule = rules[-1]
     phases = _phases_of(rule, rules, planned)
     return rule, phases, rule.most if phases[0].features_once and len(phases) == 1 else rule.least
