@@ -353,7 +353,7 @@ def _forged(name: str, *doors: str, code: int = REFUSED) -> Callable[[Any], Any]
 
 for _key in ("_instantiator", "_target_", "class_path", "trust_remote_code"):
 
-    @_forged(f"a checkpoint with {_key} among its settings", "load", "load_from_checkpoint", code=BAD_USAGE)
+    @_forged(f"a checkpoint with {_key} among its settings", "load", "load_from_checkpoint", code=REFUSED)
     def _(tree: Any, tensors: Any, key: str = _key) -> None:
         _arguments(tree)[key] = "hostile_canary.run"
 
@@ -385,7 +385,7 @@ def _put(node: Any, key: str, value: Any) -> None:
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "an unknown backbone": ({"backbone": "timm/test_resent"}, BAD_USAGE),
+    "an unknown backbone": ({"backbone": "timm/test_resent"}, REFUSED),
     "another backbone": ({"backbone": "timm/test_vit"}, REFUSED),
     "the largest backbone": ({"backbone": "timm/vit_giant_patch14_224"}, REFUSED),
     "a backbone on the hub": ({"backbone": "hf-hub:org/name"}, REFUSED),
@@ -397,7 +397,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
     "labels of another number": ({"labels": ["a", "b", "c"], "num_classes": 3}, BAD_USAGE),
     "labels that are numbers": ({"labels": 5}, REFUSED),
     "a backbone that is a number": ({"backbone": 5}, REFUSED),
-    "an optimizer that is code": ({"optimizer": "os.system"}, BAD_USAGE),
+    "an optimizer that is code": ({"optimizer": "os.system"}, REFUSED),
 }
 for _name, (_changes, _code) in SETTINGS.items():
 
@@ -406,7 +406,7 @@ for _name, (_changes, _code) in SETTINGS.items():
         _arguments(tree).update(changes)
 
 
-@_forged("a checkpoint of an unknown task", "load", "predict", code=BAD_USAGE)
+@_forged("a checkpoint of an unknown task", "load", "predict", code=REFUSED)
 def _(tree: Any, tensors: Any) -> None:
     _put(tree, "task", "image_clasification")
 
