@@ -108,7 +108,7 @@ def _place(data: str, part: str) -> Path | str:
 
 def _measure(
     stage: str,
-    given: str,
+    ckpt: str,
     checkpoint: Path | str,
     source: Path | str | None,
     options: Mapping[str, Any],
@@ -123,7 +123,7 @@ def _measure(
     task = load(checkpoint)
     task.per_class = per_class
     if source is None:
-        datamodule = FinishedRun(given, task=task).data
+        datamodule = FinishedRun(ckpt, task=task).data
     else:
         _warn_of_training_data(task, source, f"flashtask {stage} RUN")
         datamodule = data_to_judge(task, source, _PARTS[stage], options)

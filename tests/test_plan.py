@@ -320,3 +320,13 @@ def test_a_run_that_begins_from_factors_trains_them_on_or_merges_them_and_says_s
 def test_a_strategy_that_cannot_be_meant_is_refused_before_anything_is_measured():
     with pytest.raises(UsageError, match="did you mean 'bitfit'"):
         trainer().plan(net(), *loaders(), strategy="bitfitt")
+
+
+def test_features_that_the_cache_has_from_another_split_take_no_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLASHTASK_CACHE", str(tmp_path / "cache"))
+    folder = str(colour_folders(tmp_path / "colours", each=16))
+    words = [folder, "--backbone", "timm/test_resnet", "--no-pretrained", "--image-size", "32", "--val-split", "16"]
+    assert command(["finetune", *words, "--epochs", "1", "--no-report", "--output-dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert command(["plan", *words, "--set", "data.from_folders.split_seed=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == 0

@@ -180,9 +180,9 @@ class SampleFeatures:
     def estimated_seconds(self) -> float:
         """An estimate of how long the features take that are not in the cache, from a few batches."""
         self.renew()
-        if self.are_known(0):
-            return 0.0
         missing = self.indices[~self._known_rows(0)[1]]
+        if self.are_known(0) or not len(missing):  # other data may have all of them
+            return 0.0
         threads = self._num_threads(len(self.indices))
         some = missing[: _MEASURED * self._batch_size * max(1, threads)]
         began = time.perf_counter()
